@@ -1,0 +1,224 @@
+"""Datasets by name, as normalised image tensors: `digits`, torchvision's, or a folder of images.
+
+A dataset is held whole, `(n, channels, height, width)` in float32 on the device that computes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lsa import factories
+from lsa.errors import InputError
+from lsa.images import Split, image_folder
+
+HELD_OUT = 0.2  # of a dataset that has one split only
+SEED = 0  # of every division and subset, so that they are the same for everyone
+STD_FLOOR = 1.0  # one grey level of 8 bits: a constant channel must not divide by zero
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """A classification dataset in two fixed splits, on one device."""
+
+    x_train: Tensor  # (n, c, h, w) float32, normalised
+    y_train: Tensor  # (n,) int64, 0 … classes − 1
+    x_val: Tensor  # (m, c, h, w) float32, normalised by the statistics of the training split
+    y_val: Tensor  # (m,) int64
+    classes: int
+    hash: str  # SHA-256 of both splits as raw bytes, before normalisation
+
+
+def load(
+    name: str,
+    *,
+    device: torch.device | str = "cpu",
+    train_limit: int | None = None,
+    val_limit: int | None = None,
+    **options: Any,
+) -> Data:
+    """The dataset `name`, every channel with mean 0 and variance 1 over the training split.
+
+    A dataset without a split of its own is divided 80/20, stratified by class and fixed.
+
+    Args:
+        name: `digits` (in scikit-learn, 8×8 grey), `image_folder`, or a class of
+            `torchvision.datasets` such as `CIFAR10`, downloaded on first use.
+        device: Where the tensors go.
+        train_limit: Take only so many training images, a fixed stratified subset.
+        val_limit: The same for the validation images.
+        **options: Of the dataset: `root`, `size`, and what the torchvision class takes.
+
+    Raises:
+        InputError: Unknown name or option, files that cannot be found, fetched or decoded,
+            images of differing sizes, or a limit beyond the size of the split.
+    """
+    label = f"dataset {name}"
+    if name in READERS:
+        reader = READERS[name]
+        parts = reader(**factories.check_options(label, reader, options))
+    else:
+        parts = _torchvision(name, label, options)
+    parts, classes = _relabelled(label, parts)
+    train, val = parts if len(parts) == 2 else _divided(parts[0])
+    train = _limited(train, "train_limit", train_limit)
+    val = _limited(val, "val_limit", val_limit)
+    mean, std = _channel_statistics(train.images)
+
+    def normalised(split: Split) -> Tensor:
+        return split.images.to(device).float().sub_(mean.to(device)).div_(std.to(device))
+
+    return Data(
+        x_train=normalised(train),
+        y_train=train.labels.to(device),
+        x_val=normalised(val),
+        y_val=val.labels.to(device),
+        classes=classes,
+        hash=_hash(train, val),
+    )
+
+
+def batches(n: int, batch_size: int, rng: torch.Generator) -> Iterator[Tensor]:
+    """Indices of one epoch: 0 … n − 1 in random order, in batches; the last may be smaller."""
+    if batch_size < 1:
+        raise InputError(f"batch_size={batch_size} is not positive; choose at least 1.")
+    return iter(torch.randperm(n, generator=rng, device=rng.device).split(batch_size))
+
+
+def augment(x: Tensor, rng: torch.Generator, *, crop: int = 0, flip: bool = False) -> Tensor:
+    """Random crops and mirror images of a batch, every image its own, on the device of `x`.
+
+    Args:
+        x: Images, shape `(n, c, h, w)`. A crop shows zeros beyond the border; in a normalised
+            image zero is the mean colour of the training split.
+        rng: On the device of `x`.
+        crop: Shift by up to so many pixels in each direction, the same as a random crop after
+            zero padding by `crop` (He et al. 2016, §4.2, with 4).
+        flip: Mirror left and right with probability ½.
+
+    Returns:
+        Images, shape `(n, c, h, w)`; `x` itself where nothing is asked for.
+
+    Raises:
+        InputError: A negative crop.
+    """
+    if crop < 0:
+        raise InputError(f"crop={crop} is negative; choose 0 or more pixels.")
+    if not crop and not flip:
+        return x
+    n, c, h, w = x.shape
+    shift = torch.randint(-crop, crop + 1, (2, n, 1), generator=rng, device=x.device)
+    rows = torch.arange(h, device=x.device) + shift[0]  # (n, h), where each row comes from
+    columns = torch.arange(w, device=x.device) + shift[1]  # (n, w)
+    if flip:
+        mirrored = torch.rand(n, 1, generator=rng, device=x.device) < 0.5
+        columns = torch.where(mirrored, columns.flip(1), columns)
+    outside = ~(_within(rows, h)[:, :, None] & _within(columns, w)[:, None, :])
+    pixels = rows.clamp(0, h - 1)[:, :, None] * w + columns.clamp(0, w - 1)[:, None, :]
+    index = pixels.view(n, 1, h * w).expand(n, c, h * w)
+    return x.flatten(2).gather(2, index).view(n, c, h, w).masked_fill_(outside[:, None], 0)
+
+
+def _within(index: Tensor, length: int) -> Tensor:
+    return (index >= 0) & (index < length)
+
+
+def digits() -> list[Split]:
+    """1,797 handwritten digits, 8×8 in 17 grey levels (Alpaydin & Kaynak 1998)."""
+    from sklearn.datasets import load_digits  # slow to import
+
+    images, labels = load_digits(return_X_y=True)
+    images = torch.from_numpy(images.astype(np.uint8)).view(-1, 1, 8, 8)
+    return [Split(images, torch.from_numpy(labels))]
+
+
+def _torchvision(name: str, label: str, options: dict[str, Any]) -> list[Split]:
+    from lsa import torchvision_data  # slow to import
+
+    known = torchvision_data.names()
+    if name not in known:
+        hint = factories.nearest(name, [*READERS, *known])
+        raise InputError(
+            f"unknown dataset {name!r}.{hint} Known are {', '.join(READERS)}, and the classes of "
+            "torchvision.datasets."
+        )
+    read = torchvision_data.read
+    return read(name, **factories.check_options(label, read, options, ["name"]))
+
+
+def _relabelled(label: str, parts: list[Split]) -> tuple[list[Split], int]:
+    """Labels as 0 … classes − 1, by the classes of the first part, and their number."""
+    known = parts[0].labels.unique()
+    for split in parts[1:]:
+        strange = split.labels[~torch.isin(split.labels, known)]
+        if len(strange):
+            raise InputError(
+                f"{label}: the class {int(strange[0])} of the validation split has no training "
+                "images; choose another dataset."
+            )
+    return [Split(x, torch.searchsorted(known, y)) for x, y in parts], len(known)
+
+
+def _stratified(labels: Tensor) -> Tensor:
+    """A fixed random order whose every beginning has the class proportions of the whole.
+
+    The r-th of the m images of a class stands at the quantile (r − ½)/m: Webster's apportionment.
+    """
+    rng = torch.Generator().manual_seed(SEED)
+    shuffled = torch.randperm(len(labels), generator=rng)
+    grouped = shuffled[labels[shuffled].argsort(stable=True)]
+    counts = labels.bincount()
+    starts = (counts.cumsum(0) - counts).repeat_interleave(counts)
+    quantile = (torch.arange(len(labels)) - starts + 0.5) / counts.repeat_interleave(counts)
+    return grouped[quantile.argsort(stable=True)]
+
+
+def _divided(split: Split) -> tuple[Split, Split]:
+    """Training and validation part, each in the order of the original."""
+    order = _stratified(split.labels)
+    held = math.ceil(HELD_OUT * len(order))
+    val, train = order[:held].sort().values, order[held:].sort().values
+    return _subset(split, train), _subset(split, val)
+
+
+def _limited(split: Split, option: str, limit: int | None) -> Split:
+    if limit is None:
+        return split
+    n = len(split.labels)
+    if not isinstance(limit, int) or not 1 <= limit <= n:
+        raise InputError(f"{option}={limit!r} is not among the split's sizes; choose 1 to {n}.")
+    return _subset(split, _stratified(split.labels)[:limit].sort().values)
+
+
+def _subset(split: Split, indices: Tensor) -> Split:
+    return Split(split.images[indices], split.labels[indices])
+
+
+def _channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each channel, `(c, 1, 1)`, exact from a histogram."""
+    levels = torch.arange(256, dtype=torch.float64)
+    channels = [images[:, c].flatten().bincount(minlength=256) for c in range(images.shape[1])]
+    weights = torch.stack(channels).double() / channels[0].sum()  # (c, 256)
+    mean = weights @ levels
+    variance = (weights * (levels - mean[:, None]).square()).sum(1)
+    std = variance.sqrt().clamp_min(STD_FLOOR)
+    return mean.float().view(-1, 1, 1), std.float().view(-1, 1, 1)
+
+
+def _hash(*splits: Split) -> str:
+    digest = hashlib.sha256()
+    for split in splits:
+        for tensor in split:
+            digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.contiguous().view(-1).numpy().data)
+    return digest.hexdigest()
+
+
+READERS: dict[str, Callable[..., list[Split]]] = {"digits": digits, "image_folder": image_folder}

@@ -1,0 +1,149 @@
+"""From a name and options in a project file to a call: what may be imported, what may be passed.
+
+Descriptions of models and optimizers travel with checkpoints, so a name may come from a stranger.
+Names without a colon stand for what `lsa`, torch and torchvision offer. `package.module:attribute`
+runs foreign code on import, so it needs the local user's trust in that package.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Annotated, Any
+
+import pydantic
+
+from lsa.errors import InputError
+
+INSTALLED = ("lsa", "torch", "torchvision")  # importing these runs no code that is not ours anyway
+
+Number = Annotated[int | float, pydantic.Field(allow_inf_nan=False)]
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The known name most like `name`, as ` Did you mean 'x'?`, or an empty string."""
+    by_folded = {candidate.casefold(): candidate for candidate in known}
+    close = difflib.get_close_matches(name.casefold(), by_folded, n=1)
+    return f" Did you mean {by_folded[close[0]]!r}?" if close else ""
+
+
+def load(name: str, base: type, trusted: Collection[str]) -> Callable[..., Any]:
+    """Import `package.module:attribute` under the trust rule.
+
+    A trusted package may offer any callable. Without trust only classes derived from `base` are
+    taken, and only out of `lsa`, torch and torchvision: their other functions could be made to
+    run code (`torch.hub:load` downloads it).
+
+    Args:
+        name: `package.module:attribute`.
+        base: What the attribute makes, for example `torch.nn.Module`.
+        trusted: Top-level packages whose code the local user allows to run.
+
+    Raises:
+        InputError: Not of that form, not trusted, not found, or not allowed.
+    """
+    module_name, _, attribute = name.partition(":")
+    if not all(part.isidentifier() for part in [*module_name.split("."), attribute]):
+        raise InputError(f"{name!r} is not of the form package.module:attribute; write it so.")
+    package = module_name.partition(".")[0]
+    if package not in INSTALLED and package not in trusted:
+        raise InputError(
+            f"{name!r} would run code of the package {package!r}, which is not trusted; allow it "
+            f"with --trust {package}, or run the project file that names it yourself."
+        )
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise InputError(f"{name!r} cannot be imported: {error}; install or correct it.") from error
+    found = getattr(module, attribute, None)
+    if not callable(found):
+        hint = nearest(attribute, vars(module))
+        raise InputError(f"{module_name} has no class or function {attribute!r}.{hint}")
+    if package not in trusted and not (isinstance(found, type) and issubclass(found, base)):
+        raise InputError(
+            f"{name!r} is not a subclass of {base.__name__}; without --trust {package} only those "
+            f"are taken from {package}."
+        )
+    return found
+
+
+def check_options(
+    label: str,
+    function: Callable[..., Any],
+    options: Mapping[str, Any],
+    reserved: Collection[str] = (),
+    *,
+    complete: bool = True,
+) -> dict[str, Any]:
+    """Options that `function` takes, converted to the type its signature asks for.
+
+    Functions of `lsa` are checked against their annotations. Those of torch and torchvision are
+    checked by the type of the default, because their annotations do not say more: a number may be
+    written as text (YAML reads `1e-3` as text), anything else must be of the default's type.
+
+    Args:
+        label: What the message calls the function.
+        function: Whose signature is read.
+        options: As they stand in the project file.
+        reserved: Parameters that the caller fills in, so they are no options.
+        complete: Whether every parameter without default must be among the options.
+
+    Raises:
+        InputError: An unknown or missing option, or a value of the wrong type.
+    """
+    ours = function.__module__.partition(".")[0] == "lsa"
+    signature = inspect.signature(function, eval_str=ours)
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    known = {
+        name: parameter
+        for name, parameter in signature.parameters.items()
+        if parameter.kind in named and name not in reserved
+    }
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
+    listed = f"Its options are: {', '.join(known)}." if known else "It has none."
+    for name in options:
+        if name in reserved or (name not in known and not takes_any):
+            raise InputError(f"{label} has no option {name!r}.{nearest(name, known)} {listed}")
+    missing = [n for n, p in known.items() if p.default is p.empty and n not in options]
+    if missing and complete:
+        raise InputError(f"{label} needs the option {missing[0]!r}. {listed}")
+    return {
+        name: _converted(label, known[name], _expected(known[name], function), value)
+        if name in known
+        else value
+        for name, value in options.items()
+    }
+
+
+def _expected(parameter: inspect.Parameter, function: Callable[..., Any]) -> Any:
+    """The type that a value must have, or Any where nothing is known."""
+    package = function.__module__.partition(".")[0]
+    if package == "lsa":
+        return parameter.annotation
+    if package not in INSTALLED:
+        return Any
+    by_default = {bool: bool, int: Number, float: Number, str: str}
+    if type(parameter.default) is tuple:
+        return tuple[Number | None, ...] if None in parameter.default else tuple[Number, ...]
+    return by_default.get(type(parameter.default), Any)
+
+
+def _converted(label: str, parameter: inspect.Parameter, expected: Any, value: Any) -> Any:
+    default = parameter.default
+    hint = "" if default in (parameter.empty, None) else f"; the default is {default!r}"
+    if isinstance(value, bool) and expected is not bool and type(default) in (int, float):
+        raise InputError(f"{label}: {parameter.name}={value} must be a number{hint}.")
+    try:
+        return pydantic.TypeAdapter(expected).validate_python(value)
+    except pydantic.ValidationError as error:
+        message = error.errors()[-1]["msg"]  # of a union, the widest type
+        rule = message.removeprefix("Input should be ").partition(", unable")[0]
+        rule = rule.replace("valid tuple", "list")
+        raise InputError(f"{label}: {parameter.name}={value!r} must be {rule}{hint}.") from None
+
+
+def one_line(error: BaseException) -> str:
+    """The message of `error` on one line, or its type where it has none."""
+    return " ".join(str(error).split()) or type(error).__name__

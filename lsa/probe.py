@@ -1,0 +1,231 @@
+"""A probe: one function that measures something at one or two checkpoints, declared once.
+
+    @probe(headline=("loss_rise",))
+    def bump(
+        landscape: Landscape, theta: Tensor, rng: torch.Generator,   # inputs, by reserved name
+        *,
+        radius: Annotated[float, "length of the step"] = 0.1,        # options, keyword-only
+    ) -> Result:
+        '''Loss rise after a random step of fixed length (Author 2020, §3).'''
+
+The registry, the command line, the MLproject entry, the study and the logged parameters all read
+this one declaration. The decorated function stays the plain function.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+import inspect
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+
+from lsa.errors import InputError
+
+Report = Callable[..., None]
+"""`report(done, total, text="")`: progress of a long computation; shown, never required."""
+
+INPUTS = {
+    "landscape": "landscape of the training split (a fixed subset of it, by the project)",
+    "validation": "landscape of the held-out split, the same network",
+    "theta": "parameters of the checkpoint",
+    "theta_b": "parameters of the second checkpoint; makes the probe a pair probe",
+    "theta_init": "parameters from which the training run started",
+    "rng": "the probe's own random generator, on the CPU",
+    "report": "progress, `report(done, total, text)`",
+}
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One measured number, with its unit and a standard error per source of error.
+
+    Sources: `data` (which samples), `probes` (random probe vectors), `subspaces`, …; they are
+    different things, so they are kept and logged apart.
+    """
+
+    value: float
+    unit: str = ""
+    errors: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """y against x on a grid that is the same for every checkpoint, so that curves overlay."""
+
+    x: np.ndarray  # (n,)
+    y: np.ndarray  # (n,)
+    x_name: str = "x"
+    error: np.ndarray | None = None  # (n,) standard error of y
+    x_unit: str = ""
+    y_unit: str = ""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a probe measured. Figures are drawn from it, never inside a probe."""
+
+    metrics: Mapping[str, Metric]
+    curves: Mapping[str, Curve] = field(default_factory=dict)
+    arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
+    converged: bool = True
+    notes: tuple[str, ...] = ()  # one plain sentence each; what a reader must know
+
+
+@dataclass(frozen=True)
+class Option:
+    """One keyword-only option of a probe."""
+
+    name: str
+    type: Any  # int, float, str or Literal[…]
+    default: int | float | str
+    help: str
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A probe's declaration, read from its signature and docstring."""
+
+    name: str
+    function: Callable[..., Result]
+    inputs: tuple[str, ...]
+    options: Mapping[str, Option]
+    headline: tuple[str, ...]  # metrics that stand in the comparison table
+
+    @property
+    def pair(self) -> bool:
+        """Whether the probe takes a second checkpoint."""
+        return "theta_b" in self.inputs
+
+    @property
+    def doc(self) -> str:
+        """The docstring."""
+        return inspect.getdoc(self.function) or ""
+
+    @property
+    def summary(self) -> str:
+        """First line of the docstring."""
+        return self.doc.splitlines()[0]
+
+
+PROBES: dict[str, Probe] = {}
+
+
+def probe(*, headline: tuple[str, ...] = ()) -> Callable[[Callable], Callable]:
+    """Register a function as a probe named like the function.
+
+    Args:
+        headline: Names of the metrics that go into the comparison table.
+
+    Raises:
+        TypeError: At import, when the declaration is not a probe's: no docstring, an unknown
+            input, an option without default, help or a plain type, or a name taken elsewhere.
+    """
+
+    def register(function: Callable) -> Callable:
+        declared = _read(function, headline)
+        taken = PROBES.get(declared.name)
+        if taken and taken.function.__module__ != function.__module__:
+            raise TypeError(
+                f"probe {declared.name!r} is declared in both {taken.function.__module__} "
+                f"and {function.__module__}; rename one"
+            )
+        PROBES[declared.name] = declared
+        return function
+
+    return register
+
+
+def _read(function: Callable, headline: tuple[str, ...]) -> Probe:
+    """The declaration in a function's signature, or TypeError."""
+    name = function.__name__
+    if not inspect.getdoc(function):
+        raise TypeError(f"probe {name!r} has no docstring; it is the help text, so write one")
+    hints = typing.get_type_hints(function, include_extras=True)
+    inputs, options = [], {}
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.kind is not parameter.KEYWORD_ONLY:
+            if parameter.name not in INPUTS:
+                raise TypeError(
+                    f"probe {name!r} has the unknown input {parameter.name!r}; inputs are "
+                    f"{', '.join(INPUTS)}, options are keyword-only (after a *)"
+                )
+            inputs.append(parameter.name)
+        else:
+            options[parameter.name] = _option(name, parameter, hints.get(parameter.name))
+    return Probe(name, function, tuple(inputs), options, headline)
+
+
+def _option(name: str, parameter: inspect.Parameter, hint: Any) -> Option:
+    if parameter.default is parameter.empty:
+        raise TypeError(f"probe {name!r}: option {parameter.name!r} needs a default")
+    if typing.get_origin(hint) is not Annotated or not isinstance(hint.__metadata__[0], str):
+        raise TypeError(f'probe {name!r}: write {parameter.name}: Annotated[type, "help"] = …')
+    kind = hint.__origin__
+    # MLflow passes every option as `--name value`: a flag would not parse, so no booleans.
+    if kind not in (int, float, str) and typing.get_origin(kind) is not Literal:
+        raise TypeError(
+            f"probe {name!r}: option {parameter.name!r} is a {kind}; use int, float, str or "
+            "Literal[…] (for yes/no, a Literal)"
+        )
+    return Option(parameter.name, kind, parameter.default, hint.__metadata__[0])
+
+
+# --- finding probes ---------------------------------------------------------------------------------
+
+
+def modules() -> dict[str, str]:
+    """Probe name → module: the files of `lsa/probes`, then entry points of group `lsa.probes`."""
+    folder = Path(__file__).parent / "probes"
+    found = {
+        p.stem: f"lsa.probes.{p.stem}" for p in sorted(folder.glob("*.py")) if p.stem[0] != "_"
+    }
+    for entry in entry_points(group="lsa.probes"):
+        if found.get(entry.name, entry.module) != entry.module:
+            raise InputError(
+                f"probe {entry.name!r} is declared in both {found[entry.name]} and "
+                f"{entry.module}; uninstall one or rename its entry point"
+            )
+        found[entry.name] = entry.module
+    return found
+
+
+def find(name: str) -> Probe:
+    """The probe of that name, its module imported on demand.
+
+    Raises:
+        InputError: There is no such probe.
+    """
+    known = modules()
+    if name not in PROBES:
+        if name not in known:
+            near = get_close_matches(name, known, 1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise InputError(f"unknown probe {name!r}; {hint}known: {', '.join(known)}")
+        importlib.import_module(known[name])
+    if name not in PROBES:
+        raise InputError(f"module {known[name]} declares no probe named {name!r}; mend the package")
+    return PROBES[name]
+
+
+def summaries() -> dict[str, str]:
+    """Probe name → first docstring line, read without importing (and so without torch)."""
+    return {name: _summary(module, name) for name, module in modules().items()}
+
+
+def _summary(module: str, name: str) -> str:
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None:
+        return ""
+    for node in ast.parse(Path(spec.origin).read_text()).body:
+        if isinstance(node, ast.FunctionDef) and node.name == name:
+            return (ast.get_docstring(node) or "").partition("\n")[0]
+    return ""
