@@ -1,0 +1,225 @@
+"""Projects: one experimental setting as a YAML file, and the recipe of one training run in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pydantic
+import yaml
+from pydantic import ConfigDict, Field
+
+from lsa import probe
+from lsa.errors import InputError
+from lsa.factories import nearest, one_line
+
+DEFAULT = "digits"
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+Options = dict[str, Any]  # of a constructor, checked by it
+
+
+class _Section(pydantic.BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Named(_Section):
+    """A constructor by name with its options: dataset, model, optimizer or schedule."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    name: str
+
+    @property
+    def options(self) -> Options:
+        """Everything beside the name."""
+        return dict(self.__pydantic_extra__ or {})
+
+
+class Augment(_Section):
+    """Random crops and flips of the training batches; none by default."""
+
+    crop: Annotated[int, Field(ge=0)] = 0
+    flip: bool = False
+
+
+class Train(_Section):
+    """The training budget, the same for every optimizer of a project."""
+
+    epochs: Annotated[int, Field(ge=1)] = 30
+    batch_size: Annotated[int, Field(ge=1)] = 64
+    schedule: Named = Named(name="constant")
+    augment: Augment = Augment()
+
+
+class Split(_Section):
+    """The part of the training split on which the landscape is measured.
+
+    A subset makes probes affordable and is biased: λ_max up, λ_min down (Jensen), so its size is
+    logged with every number. `all` takes the whole split.
+    """
+
+    samples: Annotated[int, Field(ge=1)] | Literal["all"] = 2048
+
+
+class Recipe(_Section):
+    """Everything that rebuilds one training run and the landscape that it moved in."""
+
+    project: Name
+    optimizer: Name
+    seed: int
+    dataset: Named
+    model: Named
+    train: Train
+    rule: Named  # the optimizer's class and options
+    landscape: Split
+
+
+class Project(_Section):
+    """A project file, validated."""
+
+    name: Name
+    dataset: Named
+    model: Named
+    train: Train = Train()
+    optimizers: dict[Name, Named] = Field(min_length=1)
+    seeds: Annotated[list[int], Field(min_length=1)] = [0]
+    landscape: Split = Split()
+    probes: dict[str, Options | None] = {}
+    pairs: dict[str, Options | None] = {}
+
+    def recipe(self, optimizer: str, seed: int | None = None, **overrides: Any) -> Recipe:
+        """The recipe of one run; `epochs`, `batch_size` and `lr` may be overridden.
+
+        Raises:
+            InputError: An optimizer that the project does not name, or a bad override.
+        """
+        if optimizer not in self.optimizers:
+            raise InputError(
+                f"unknown optimizer {optimizer!r}; project {self.name} names "
+                f"{', '.join(self.optimizers)}.{nearest(optimizer, self.optimizers)} "
+                "Add it under `optimizers:` in the project's file"
+            )
+        rule = self.optimizers[optimizer].model_dump()
+        rule |= {k: v for k, v in overrides.items() if k == "lr" and v is not None}
+        budget = {k: v for k, v in overrides.items() if k != "lr" and v is not None}
+        return _validated(
+            Recipe,
+            f"training of {self.name}/{optimizer}",
+            {
+                "project": self.name,
+                "optimizer": optimizer,
+                "seed": self.seeds[0] if seed is None else seed,
+                "dataset": self.dataset.model_dump(),
+                "model": self.model.model_dump(),
+                "train": self.train.model_dump() | budget,
+                "rule": rule,
+                "landscape": self.landscape.model_dump(),
+            },
+        )
+
+    def options(self, declared: probe.Probe) -> dict[str, Any]:
+        """The project's options for a probe over the declared defaults."""
+        section = self.pairs if declared.pair else self.probes
+        return resolve(declared, section.get(declared.name) or {}, f"project {self.name}")
+
+
+def resolve(declared: probe.Probe, given: Options, where: str) -> dict[str, Any]:
+    """All options of a probe: what is given, checked and converted, then the defaults.
+
+    Raises:
+        InputError: An unknown option or a value of the wrong type.
+    """
+    for key in given:
+        if key not in declared.options:
+            raise InputError(
+                f"{where}: probe {declared.name} has no option {key!r}."
+                f"{nearest(key, declared.options)} Known: {', '.join(declared.options)}"
+            )
+    resolved = {}
+    for option in declared.options.values():
+        value = given.get(option.name, option.default)
+        try:
+            resolved[option.name] = pydantic.TypeAdapter(option.type).validate_python(value)
+        except pydantic.ValidationError as error:
+            rule = error.errors()[0]["msg"].removeprefix("Input should be ")
+            raise InputError(
+                f"{where}: {declared.name}'s {option.name}={value!r} must be {rule}; "
+                f"the default is {option.default!r}"
+            ) from None
+    return resolved
+
+
+def load(name: str = DEFAULT) -> Project:
+    """The project of that name, or of a YAML file's path.
+
+    A name is looked up in `projects/` here, then among the projects that come with lsa.
+
+    Raises:
+        InputError: No such project, or a file that breaks a rule.
+    """
+    path = _locate(name)
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not readable YAML: {one_line(error)}; mend it") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path} must hold sections such as `dataset:`; see projects/digits.yaml")
+    project = _validated(Project, str(path), {"name": path.stem} | content)
+    _check_probes(project, path)
+    return project
+
+
+def _check_probes(project: Project, path: Path) -> None:
+    for section, pair in ((project.probes, False), (project.pairs, True)):
+        for name in section:
+            declared = probe.find(name)
+            if declared.pair != pair:
+                right = "pairs" if declared.pair else "probes"
+                raise InputError(f"{path}: probe {name} belongs under `{right}:`; move it there")
+            project.options(declared)
+
+
+def folders() -> list[Path]:
+    """Where projects are looked up, nearest first."""
+    package = Path(__file__).parent
+    return [Path("projects"), package.parent / "projects", package / "_projects"]
+
+
+def _locate(name: str) -> Path:
+    if name.endswith((".yaml", ".yml")):
+        if Path(name).is_file():
+            return Path(name)
+        raise InputError(f"there is no project file {name}; give a path that exists")
+    for folder in folders():
+        if (folder / f"{name}.yaml").is_file():
+            return folder / f"{name}.yaml"
+    known = sorted({p.stem for folder in folders() for p in folder.glob("*.yaml")})
+    raise InputError(
+        f"unknown project {name!r}; known: {', '.join(known) or 'none'}.{nearest(name, known)} "
+        f"Add projects/{name}.yaml, or give the path of a YAML file"
+    )
+
+
+def _validated(model: type[Any], where: str, content: dict[str, Any]) -> Any:
+    """`content` as `model`, or the first broken rule in one line."""
+    try:
+        return model.model_validate(content)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            known = _fields(model, first["loc"][:-1])
+            key = str(first["loc"][-1])
+            raise InputError(
+                f"{where}: unknown key {place!r}.{nearest(key, known)} Known: {', '.join(known)}"
+            ) from None
+        rule = first["msg"].removeprefix("Input should be ")
+        raise InputError(
+            f"{where}: {place}={first['input']!r} must be {rule}; correct it"
+        ) from None
+
+
+def _fields(model: Any, place: tuple[Any, ...]) -> list[str]:
+    """Keys known at a place inside nested sections."""
+    for part in place:
+        model = model.model_fields[part].annotation
+    return list(model.model_fields)

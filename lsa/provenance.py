@@ -1,0 +1,117 @@
+"""Where a number came from: code version, libraries, machine. No tracking here."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import os
+import platform
+import subprocess
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+PACKAGE = Path(__file__).parent
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computes the numbers."""
+    found = {"python": platform.python_version()}
+    for package in ("lsa", "torch", "torchvision", "numpy", "scipy", "mlflow"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+@lru_cache(maxsize=1)
+def git() -> tuple[dict[str, str], str]:
+    """Tags for commit and dirty flag, and the uncommitted diff, of lsa's own checkout.
+
+    Empty when lsa was installed from a package or git is missing.
+    """
+    commit = _git("rev-parse", "HEAD")
+    if not commit:
+        return {}, ""
+    status = _git("status", "--porcelain")
+    tags = {"lsa.git.commit": commit, "lsa.git.dirty": str(bool(status)).lower()}
+    return tags, _git("diff", "HEAD") if status else ""
+
+
+def _git(*arguments: str) -> str:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(PACKAGE), *arguments],
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def machine(device: str) -> dict[str, str]:
+    """Tags for the device, threads and host that compute."""
+    import torch  # here, because the command line reads versions without torch
+
+    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else _cpu()
+    return {
+        "lsa.device": device,
+        "lsa.device_name": name,
+        "lsa.threads": str(torch.get_num_threads()),
+        "lsa.host": platform.node(),
+        "lsa.pid": str(os.getpid()),
+    }
+
+
+def _cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def code_hash(module: str) -> str:
+    """Hash of a module's source and of every lsa module it imports, directly or not.
+
+    So an edited probe gets a new hash, and a probe that does not use the edited code keeps its.
+    """
+    seen: dict[str, bytes] = {}
+    _collect(module, seen)
+    digest = hashlib.sha256()
+    for name in sorted(seen):
+        digest.update(name.encode() + b"\0" + seen[name] + b"\0")
+    return digest.hexdigest()
+
+
+def _collect(module: str, seen: dict[str, bytes]) -> None:
+    path = _source(module)
+    if module in seen or path is None:
+        return
+    seen[module] = path.read_bytes()
+    for node in ast.walk(ast.parse(seen[module])):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        else:
+            continue
+        for name in names:
+            if name.startswith("lsa."):
+                _collect(name, seen)
+
+
+def _source(module: str) -> Path | None:
+    """Source file of an lsa module, or of a third-party probe's module."""
+    if module.startswith("lsa."):
+        path = PACKAGE.joinpath(*module.split(".")[1:]).with_suffix(".py")
+        return path if path.is_file() else None
+    import importlib.util
+
+    spec = importlib.util.find_spec(module)
+    return Path(spec.origin) if spec and spec.origin else None

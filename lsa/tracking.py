@@ -1,0 +1,433 @@
+"""Everything that talks to MLflow: runs, the model registry, and what is logged where.
+
+MLflow facts that shape this file: `mlflow run` creates the run and logs `-P` values as typed before
+any of our code runs; parameters cannot be changed afterwards; `inf` is stored as 1.8e308; and a
+metric logged with a `model_id` stands on that checkpoint's page as well as on the run's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+from mlflow.entities import (
+    Dataset,
+    DatasetInput,
+    LoggedModelInput,
+    Metric,
+    Param,
+    RunStatus,
+    RunTag,
+)
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model
+
+from lsa import checkpoint as checkpoints
+from lsa import provenance
+from lsa.checkpoint import Checkpoint
+from lsa.errors import InputError
+from lsa.probe import Result
+
+logging.getLogger("mlflow").setLevel(logging.ERROR)
+logging.getLogger("alembic").setLevel(logging.ERROR)
+
+FLAVOR = "lsa"
+BATCH = 900  # metrics per request; the server takes 1000
+
+
+class Killed(BaseException):
+    """A signal asked the process to stop; raised where the work is, so that the run ends KILLED."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.exit_code = 128 + number
+
+
+# --- runs ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Run:
+    """An open MLflow run."""
+
+    id: str
+    attached: bool = False  # `mlflow run` created it
+
+    def params(self, values: Mapping[str, Any]) -> None:
+        """Log parameters that the run does not have yet; what the user typed stays as typed."""
+        present = _client().get_run(self.id).data.params
+        missing = [Param(k, str(v)) for k, v in values.items() if k not in present]
+        _client().log_batch(self.id, params=missing)
+
+    def tags(self, values: Mapping[str, Any]) -> None:
+        """Set tags."""
+        _client().log_batch(self.id, tags=[RunTag(k, str(v)) for k, v in values.items()])
+
+    def metrics(
+        self, values: Mapping[str, float], *, step: int = 0, source: Checkpoint | None = None
+    ) -> None:
+        """Log numbers at a step, on the checkpoint `source` too; not finite ones become tags."""
+        finite = {k: float(v) for k, v in values.items() if np.isfinite(v)}
+        now = int(time.time() * 1000)
+        where = {"model_id": source.model_id, **_dataset_key(source)} if source else {}
+        self._send([Metric(k, v, now, step, **where) for k, v in finite.items()])
+        self.tags({f"lsa.not_finite.{k}": values[k] for k in values.keys() - finite.keys()})
+
+    def curve(self, names: tuple[str, str], x: np.ndarray, y: np.ndarray) -> None:
+        """Log y against x as two metrics at the same steps, so that either can be the axis."""
+        now = int(time.time() * 1000)
+        self._send(
+            [
+                Metric(name, float(value), now, step)
+                for name, values in zip(names, (x, y), strict=True)
+                for step, value in enumerate(values)
+                if np.isfinite(value)
+            ]
+        )
+
+    def _send(self, metrics: Sequence[Metric]) -> None:
+        for i in range(0, len(metrics), BATCH):
+            _client().log_batch(self.id, metrics=metrics[i : i + BATCH])
+
+    def json(self, content: Any, path: str) -> None:
+        """Store a JSON artifact."""
+        _client().log_dict(self.id, content, path)
+
+    def text(self, content: str, path: str) -> None:
+        """Store a text artifact."""
+        _client().log_text(self.id, content, path)
+
+    def array(self, values: np.ndarray, path: str) -> None:
+        """Store an array as an `.npy` artifact."""
+        folder, _, name = path.rpartition("/")
+        with tempfile.TemporaryDirectory() as scratch:
+            np.save(Path(scratch, name), values, allow_pickle=False)
+            _client().log_artifact(self.id, str(Path(scratch, name)), folder or None)
+
+    def figure(self, figure: Any, path: str) -> None:
+        """Store a matplotlib figure."""
+        _client().log_figure(self.id, figure, path)
+
+    def inputs(self, sources: Sequence[Checkpoint]) -> None:
+        """Link the checkpoints that the run measures, and their dataset."""
+        _client().log_inputs(
+            self.id,
+            models=[LoggedModelInput(source.model_id) for source in sources if source.model_id],
+            datasets=[DatasetInput(_dataset(sources[0]))],
+        )
+
+
+@contextlib.contextmanager
+def run(name: str, *, experiment: str, tags: Mapping[str, Any], device: str) -> Iterator[Run]:
+    """Attach to the run that `mlflow run` made, or start one; end it as what happened.
+
+    An error ends it FAILED with the message in the tag `lsa.error`, a signal KILLED.
+    """
+    parent = mlflow.active_run()
+    if "MLFLOW_RUN_ID" in os.environ:
+        active, attached = mlflow.start_run(), True
+    else:
+        where = parent.info.experiment_id if parent else _experiment(experiment)
+        active, attached = mlflow.start_run(experiment_id=where, nested=parent is not None), False
+    opened = Run(active.info.run_id, attached)
+    status = RunStatus.FAILED
+    try:
+        git_tags, diff = provenance.git()
+        found = {f"lsa.version.{k}": v for k, v in provenance.versions().items()}
+        opened.tags(
+            {"mlflow.runName": name, **found, **git_tags, **provenance.machine(device), **tags}
+        )
+        if diff:
+            opened.text(diff, "provenance/uncommitted.diff")
+        yield opened
+        status = RunStatus.FINISHED
+    except (KeyboardInterrupt, Killed):
+        status = RunStatus.KILLED
+        raise
+    except Exception as error:
+        with contextlib.suppress(MlflowException):
+            opened.tags({"lsa.error": str(error)[:5000]})
+        raise
+    finally:
+        mlflow.end_run(RunStatus.to_string(status))
+
+
+def fail_attached(message: str) -> None:
+    """End the run that `mlflow run` made for this process as FAILED, before any step began."""
+    run_id = os.environ.get("MLFLOW_RUN_ID")
+    if run_id:
+        with contextlib.suppress(MlflowException):
+            _client().set_tag(run_id, "lsa.error", message[:5000])
+            _client().set_terminated(run_id, "FAILED")
+
+
+def catch_signals() -> None:
+    """Turn SIGINT and SIGTERM into `Killed`, raised in the main thread."""
+
+    def stop(number: int, _: Any) -> None:
+        raise Killed(number)
+
+    signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGTERM, stop)
+
+
+def store() -> str:
+    """The tracking store's address as MLflow sees it."""
+    return mlflow.get_tracking_uri()
+
+
+def _client() -> mlflow.MlflowClient:
+    return mlflow.MlflowClient()
+
+
+def _experiment(name: str) -> str:
+    """The experiment that `mlflow run` or the user chose, else the project's own."""
+    if "MLFLOW_EXPERIMENT_ID" in os.environ:
+        return os.environ["MLFLOW_EXPERIMENT_ID"]
+    name = os.environ.get("MLFLOW_EXPERIMENT_NAME", name)
+    found = _client().get_experiment_by_name(name)
+    if found and found.lifecycle_stage == "deleted":
+        raise InputError(f"experiment {name!r} is deleted in {store()}; restore or purge it")
+    return found.experiment_id if found else _client().create_experiment(name)
+
+
+def _dataset(source: Checkpoint) -> Dataset:
+    options = source.recipe.dataset.model_dump_json()
+    key = _dataset_key(source)
+    return Dataset(key["dataset_name"], key["dataset_digest"], "lsa", options)
+
+
+def _dataset_key(source: Checkpoint) -> dict[str, str]:
+    return {
+        "dataset_name": source.recipe.dataset.name,
+        "dataset_digest": source.data_hash[:36],
+    }
+
+
+def log_result(opened: Run, probe: str, result: Result, sources: Sequence[Checkpoint]) -> None:
+    """Log everything in a probe's result under `probe/…`."""
+    scalars = {}
+    for name, metric in result.metrics.items():
+        scalars[f"{probe}/{name}"] = metric.value
+        for origin, error in metric.errors.items():
+            scalars[f"{probe}/{name}_se_{origin}"] = error
+    scalars[f"{probe}/converged"] = float(result.converged)
+    opened.metrics(scalars, source=sources[0])
+    for name, curve in result.curves.items():
+        opened.curve((f"{probe}/{curve.x_name}", f"{probe}/{name}"), curve.x, curve.y)
+    for name, values in result.arrays.items():
+        opened.array(values, f"{name}.npy")
+    opened.json(summary(result), f"{probe}.json")
+    opened.tags({f"lsa.note.{i}": note for i, note in enumerate(result.notes)})
+
+
+def summary(result: Result) -> dict[str, Any]:
+    """A result as JSON: all but its arrays."""
+    return {
+        "metrics": {
+            name: {"value": _plain(m.value), "unit": m.unit, "standard_errors": dict(m.errors)}
+            for name, m in result.metrics.items()
+        },
+        "curves": {
+            name: {
+                "x_name": c.x_name,
+                "x_unit": c.x_unit,
+                "y_unit": c.y_unit,
+                "x": [_plain(v) for v in c.x],
+                "y": [_plain(v) for v in c.y],
+                "y_standard_error": None if c.error is None else [_plain(v) for v in c.error],
+            }
+            for name, c in result.curves.items()
+        },
+        "arrays": {name: list(values.shape) for name, values in result.arrays.items()},
+        "converged": result.converged,
+        "notes": list(result.notes),
+    }
+
+
+def _plain(value: float) -> float | str:
+    """A JSON number, or the name of one that JSON does not have."""
+    return float(value) if np.isfinite(value) else str(float(value))
+
+
+# --- the registry ---------------------------------------------------------------------------------
+
+
+class Flavor:
+    """The MLflow flavour of a checkpoint: our files beside an `MLmodel`, nothing to unpickle."""
+
+    @staticmethod
+    def save_model(path: str, mlflow_model: Model, checkpoint: Checkpoint, **_: Any) -> None:
+        """Write the checkpoint where MLflow wants it."""
+        folder = Path(path)
+        folder.mkdir(parents=True, exist_ok=True)
+        checkpoints.save(checkpoint, folder)
+        mlflow_model.add_flavor(FLAVOR, format=checkpoints.FORMAT, config=checkpoints.CONFIG)
+        mlflow_model.save(str(folder / "MLmodel"))
+
+
+def registered_name(project: str, optimizer: str) -> str:
+    """Name of the registered model of a project and optimizer."""
+    return f"{project}.{optimizer}"
+
+
+def register(opened: Run, checkpoint: Checkpoint) -> tuple[str, str]:
+    """Log a checkpoint as a model of the run and register it.
+
+    Returns:
+        The logged model's id and the registered version's address.
+    """
+    recipe = checkpoint.recipe
+    name = registered_name(recipe.project, recipe.optimizer)
+    tags = {
+        "project": recipe.project,
+        "optimizer": recipe.optimizer,
+        "seed": str(recipe.seed),
+        "epoch": str(checkpoint.epoch),
+    }
+    logged = Model.log(
+        artifact_path=None,
+        name="checkpoint",
+        flavor=Flavor,
+        step=checkpoint.epoch,
+        params=tags,
+        tags=tags,
+        model_type="lsa.checkpoint",
+        checkpoint=checkpoint,
+    )
+    with contextlib.suppress(MlflowException):  # it exists
+        _client().create_registered_model(name, tags={k: tags[k] for k in ("project", "optimizer")})
+    source = f"models:/{logged.model_id}"
+    version = _client().create_model_version(
+        name, source, opened.id, tags=tags, model_id=logged.model_id
+    )
+    return logged.model_id, f"models:/{name}/{version.version}"
+
+
+def resolve(reference: str) -> str:
+    """The address of the checkpoint meant by a run ID or any address that MLflow knows.
+
+    Args:
+        reference: Run ID, `runs:/…`, `models:/name/version`, `models:/name@alias`, `models:/m-…`.
+
+    Raises:
+        InputError: Nothing registered under it; says what was looked for.
+    """
+    if reference.startswith(("models:/", "runs:/")):
+        return reference
+    versions = _client().search_model_versions(f"run_id='{_quoted(reference)}'")
+    if versions:
+        newest = max(versions, key=lambda version: int(version.version))
+        return f"models:/{newest.name}/{newest.version}"
+    try:
+        kind = _client().get_run(reference).data.tags.get("lsa.step", "unknown")
+        reason = f"is a run of step {kind} and has registered no checkpoint"
+    except MlflowException:
+        reason = "is no run here"
+    raise InputError(
+        f"no checkpoint {reference!r}: it {reason} in {store()}; give the ID of a training run, "
+        "models:/name/version or models:/name@alias"
+    )
+
+
+def find(project: str, optimizer: str, seed: int) -> str:
+    """The address of the newest registered checkpoint of a project, optimizer and seed.
+
+    Raises:
+        InputError: There is none; says what there is and the command that makes one.
+    """
+    name = registered_name(project, optimizer)
+    criteria = f"name='{_quoted(name)}' and tags.seed='{seed}'"
+    versions = _client().search_model_versions(criteria)
+    if versions:
+        newest = max(versions, key=lambda version: int(version.version))
+        return f"models:/{newest.name}/{newest.version}"
+    others = _client().search_model_versions(f"tags.project='{_quoted(project)}'", max_results=1000)
+    existing = sorted({f"{v.tags['optimizer']} (seed {v.tags['seed']})" for v in others})
+    raise InputError(
+        f"no checkpoint with project={project}, optimizer={optimizer}, seed={seed} in {store()}; "
+        f"there is {', '.join(existing[:12]) or 'none of this project'}; make one with: "
+        f"lsa train --project {project} --optimizer {optimizer} --seed {seed}"
+    )
+
+
+def fetch(address: str, *, device: str = "cpu", trusted: Sequence[str] = ()) -> Checkpoint:
+    """Download a checkpoint by its address and read it.
+
+    Raises:
+        InputError: It is not there, or is not an lsa checkpoint.
+    """
+    try:
+        info = Model.load(address)
+        if FLAVOR not in info.flavors:
+            raise InputError(
+                f"{address} is a model of flavour {', '.join(info.flavors)}, not an lsa "
+                "checkpoint; register one with lsa train"
+            )
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = mlflow.artifacts.download_artifacts(address, dst_path=scratch)
+            return checkpoints.read(
+                Path(folder),
+                device=device,
+                trusted=trusted,
+                model_id=info.model_id or "",
+                run_id=info.run_id or "",
+            )
+    except (MlflowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"no checkpoint at {address} in {store()} ({reason}); list them with "
+            "lsa checkpoints, or make one with lsa train"
+        ) from None
+
+
+def _quoted(value: str) -> str:
+    """A value that cannot leave its quotes in a search filter."""
+    if "'" in value or "\\" in value:
+        raise InputError(f"{value!r} holds a quote or backslash; no name or ID here does")
+    return value
+
+
+# --- memory ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Done:
+    """A finished run, read back."""
+
+    run_id: str
+    metrics: Mapping[str, float]
+    params: Mapping[str, str]
+    tags: Mapping[str, str]
+
+
+def finished(key: str) -> Done | None:
+    """The newest FINISHED run whose step has this key, in any experiment."""
+    experiments = [e.experiment_id for e in _client().search_experiments()]
+    found = _client().search_runs(
+        experiments,
+        f"tags.`lsa.key` = '{key}' and attributes.status = 'FINISHED'",
+        max_results=1,
+        order_by=["attributes.start_time DESC"],
+    )
+    return _done(found[0]) if found else None
+
+
+def read(run_id: str) -> Done:
+    """A run's metrics, parameters and tags."""
+    return _done(_client().get_run(run_id))
+
+
+def _done(found: Any) -> Done:
+    data = found.data
+    return Done(found.info.run_id, dict(data.metrics), dict(data.params), dict(data.tags))

@@ -1,0 +1,203 @@
+"""The training loop: a generator that yields after every epoch, so whoever drives it may log, save
+or stop. Nothing here knows about tracking or files."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lsa import data, models, optimizers
+from lsa.data import Data
+from lsa.landscape import Landscape, flatten
+from lsa.probe import Report
+from lsa.project import Recipe
+
+EVALUATION_CHUNK = 256
+
+
+class Diverged(ArithmeticError):
+    """Training left the finite numbers; the message says when and what to do."""
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One finished epoch: its number (from 1), what was measured, and the state to go on from."""
+
+    number: int
+    metrics: Mapping[str, float]
+    state: Mapping[str, Any]  # storable by lsa.serial; `train(…, state=…)` continues from it
+
+
+def network(recipe: Recipe, split: Data, trusted: Collection[str] = ()) -> nn.Module:
+    """The recipe's network with its initial weights, on the CPU."""
+    return models.build(
+        recipe.model.name,
+        input_shape=tuple(split.x_train.shape[1:]),
+        classes=split.classes,
+        seed=recipe.seed,
+        trusted=trusted,
+        **recipe.model.options,
+    )
+
+
+def train(
+    recipe: Recipe,
+    split: Data,
+    *,
+    trusted: Collection[str] = (),
+    state: Mapping[str, Any] | None = None,
+    report: Report | None = None,
+) -> Iterator[Epoch]:
+    """Train by the recipe, yielding every finished epoch.
+
+    Initial weights, batch order and augmentation follow from the recipe's seed alone, so two runs
+    on one machine and thread count agree bit for bit, also when one was interrupted and went on
+    from a yielded state.
+
+    Args:
+        recipe: Model, optimizer, schedule and budget.
+        split: Data on the device that shall compute.
+        trusted: Packages whose factories may be imported.
+        state: An earlier `Epoch.state`; training continues after it.
+        report: Told the number of finished batches.
+
+    Raises:
+        InputError: The recipe names something that does not exist or does not fit.
+        Diverged: A loss is not finite.
+    """
+    device = split.x_train.device
+    model = network(recipe, split, trusted).to(device)
+    rule = recipe.rule
+    optimizer = optimizers.build(rule.name, model.parameters(), trusted=trusted, **rule.options)
+    rng = torch.Generator().manual_seed(recipe.seed)
+    first = 1
+    if state is not None:
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        rng.set_state(state["rng"])
+        first = state["epoch"] + 1
+    steps = -(-len(split.x_train) // recipe.train.batch_size)
+    factor = optimizers.schedule(
+        recipe.train.schedule.name,
+        epochs=recipe.train.epochs,
+        steps_per_epoch=steps,
+        **recipe.train.schedule.options,
+    )
+    base = [group["lr"] for group in optimizer.param_groups]
+    if state is not None:
+        base = list(state["base_lr"])
+    for number in range(first, recipe.train.epochs + 1):
+        started = time.perf_counter()
+        metrics = _epoch(recipe, split, model, optimizer, rng, factor, base, number, report)
+        metrics["train/seconds"] = time.perf_counter() - started
+        metrics |= _validation(model, split)
+        yield Epoch(
+            number,
+            metrics,
+            {
+                "epoch": number,
+                "model": model.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "rng": rng.get_state(),
+                "base_lr": base,
+            },
+        )
+
+
+def _epoch(
+    recipe: Recipe,
+    split: Data,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    rng: torch.Generator,
+    factor: Any,
+    base: list[float],
+    number: int,
+    report: Report | None,
+) -> dict[str, float]:
+    """One pass over the training split; means of loss, accuracy and gradient norm over it."""
+    model.train()
+    n, device = len(split.x_train), split.x_train.device
+    budget = recipe.train
+    steps = -(-n // budget.batch_size)
+    sums = torch.zeros(3, dtype=torch.float64, device=device)  # loss, correct, gradient norm
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    for i, index in enumerate(data.batches(n, budget.batch_size, rng)):
+        index = index.to(device)
+        x, y = split.x_train[index], split.y_train[index]
+        if budget.augment.crop or budget.augment.flip:
+            x = data.augment(x, rng, crop=budget.augment.crop, flip=budget.augment.flip)
+        step = (number - 1) * steps + i
+        for group, lr in zip(optimizer.param_groups, base, strict=True):
+            group["lr"] = lr * factor(step)
+        _step(model, optimizer, parameters, x, y, sums)
+        if report is not None:
+            report(step + 1, budget.epochs * steps, f"epoch {number}/{budget.epochs}")
+    loss, correct, norm = sums.tolist()
+    if not torch.isfinite(sums).all():
+        raise Diverged(
+            f"training of {recipe.optimizer} diverged in epoch {number} (loss {loss / n:.3g}); "
+            f"lower its learning rate (now {base[0]:g})"
+        )
+    return {
+        "train/loss": loss / n,
+        "train/accuracy": correct / n,
+        "train/gradient_norm": norm / n,
+        "train/weight_norm": flatten(model).double().norm().item(),
+        "train/learning_rate": optimizer.param_groups[0]["lr"],
+    }
+
+
+def _step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    parameters: list[nn.Parameter],
+    x: Tensor,
+    y: Tensor,
+    sums: Tensor,
+) -> None:
+    """One optimizer step; adds the batch's figures, as of its first evaluation, to `sums`."""
+    first = True
+
+    def closure() -> Any:
+        nonlocal first
+        optimizer.zero_grad()
+        outputs = model(x)
+        loss = F.cross_entropy(outputs, y)
+        loss.backward()
+        if first:  # SAM and LBFGS evaluate again elsewhere
+            first = False
+            norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+            correct = (outputs.detach().argmax(1) == y).sum()
+            sums.add_(torch.stack([loss.detach() * len(x), correct, norm * len(x)]))
+        return loss
+
+    optimizer.step(closure)
+
+
+def _validation(model: nn.Module, split: Data) -> dict[str, float]:
+    held_out = Landscape(model, split.x_val, split.y_val, chunk=EVALUATION_CHUNK)
+    found = held_out.evaluate(flatten(model))
+    return {"val/loss": found.loss, "val/accuracy": 1 - found.error}
+
+
+def final_metrics(model: nn.Module, split: Data) -> dict[str, float]:
+    """Loss and accuracy of the trained network on both whole splits, in evaluation mode."""
+    found = {}
+    theta = flatten(model)
+    for name, x, y in (
+        ("train", split.x_train, split.y_train),
+        ("val", split.x_val, split.y_val),
+    ):
+        evaluation = Landscape(model, x, y, chunk=EVALUATION_CHUNK).evaluate(theta)
+        found[f"final/{name}_loss"] = evaluation.loss
+        found[f"final/{name}_accuracy"] = 1 - evaluation.error
+        found[f"final/{name}_loss_se_data"] = evaluation.loss_error
+        found[f"final/{name}_accuracy_se_data"] = evaluation.error_error
+    return found
