@@ -23,6 +23,8 @@ from lsa.errors import InputError
 Matvec = Callable[[Tensor], Tensor]
 """v `(d,)` ↦ A v `(d,)`, A symmetric."""
 
+CLEAR = False
+FIFO = False
 Report = Callable[[int, int, str], None]
 
 
@@ -121,9 +123,9 @@ def lanczos(
         if left == 0 or krylov.done == d or krylov.products == max_products:
             return _extremes(krylov, ritz, good, largest, left == 0 or krylov.done == d)
         krylov.make_room(ritz, largest, smallest)
-        row = 0 if left is None else ritz.loosest
-        if (left == confirm or not krylov.waiting) and krylov.append_random(rng):
-            row = krylov.waiting - 1
+        if left == confirm or not krylov.waiting:
+            krylov.append_random(rng)
+        row = 0 if left in (None, confirm) or FIFO else ritz.loosest
 
 
 def subspace_overlap(U: Tensor, V: Tensor) -> float:
@@ -237,10 +239,21 @@ class _Krylov:
         values, S = torch.linalg.eigh((self.T[:m, :m] + self.T[:m, :m].T) / 2)
         index = torch.arange(m)
         ends = torch.cat([index.flip(0)[:largest], index[:smallest]])
-        R = self.T[:n, :m] @ S[:, ends]
-        R[:m] -= S[:, ends] * values[ends]
-        loosest = int(R[m:].norm(dim=1).argmin()) if n > m else 0
-        return _Ritz(values, S, ends, R.norm(dim=0), loosest, complete=m >= largest + smallest)
+        R = self.T[:n, :m] @ S
+        R[:m] -= S * values
+        loosest = int(R[m:, ends].norm(dim=1).argmin()) if n > m else 0
+        r = R.norm(dim=0)
+        clear=True
+        if m>largest+smallest:
+            rest = slice(smallest, m - largest)
+            t = 1e-3
+            if largest: 
+                k=values[m-largest]
+                clear &= bool(((values+r)[rest] <= k + t*abs(k)).all())
+            if smallest:
+                k=values[smallest-1]
+                clear &= bool(((values-r)[rest] >= k - t*max(abs(k),0.01*float(values.abs().max()))).all())
+        return _Ritz(values, S, ends, r[ends], loosest, complete=m >= largest + smallest and (clear or not CLEAR))
 
     def make_room(self, ritz: _Ritz, largest: int, smallest: int) -> None:
         """Restart from the Ritz vectors of both ends when the next two rows would not fit."""
@@ -266,6 +279,9 @@ class _Krylov:
         for _ in range(2):  # what is left of w is short when the basis nearly spans the space
             w, _ = orthogonalise(w / torch.linalg.vector_norm(w), self.V[: self.count])
         self._append(w / torch.linalg.vector_norm(w))
+        order = [self.count - 1, *range(self.done, self.count - 1)]
+        self.V[self.done : self.count] = self.V[order]
+        self.T[self.done : self.count] = self.T[order]
         return True
 
     def vectors(self, S: Tensor) -> Tensor:

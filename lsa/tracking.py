@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import signal
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ from typing import Any
 
 import mlflow
 import numpy as np
+from mlflow.artifacts import download_artifacts
 from mlflow.entities import (
     Dataset,
     DatasetInput,
@@ -37,20 +37,13 @@ from lsa import provenance
 from lsa.checkpoint import Checkpoint
 from lsa.errors import InputError
 from lsa.probe import Result
+from lsa.signals import Killed
 
 logging.getLogger("mlflow").setLevel(logging.ERROR)
 logging.getLogger("alembic").setLevel(logging.ERROR)
 
 FLAVOR = "lsa"
 BATCH = 900  # metrics per request; the server takes 1000
-
-
-class Killed(BaseException):
-    """A signal asked the process to stop; raised where the work is, so that the run ends KILLED."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(signal.Signals(number).name)
-        self.exit_code = 128 + number
 
 
 # --- runs ---------------------------------------------------------------------------------------
@@ -162,23 +155,13 @@ def run(name: str, *, experiment: str, tags: Mapping[str, Any], device: str) -> 
         mlflow.end_run(RunStatus.to_string(status))
 
 
-def fail_attached(message: str) -> None:
-    """End the run that `mlflow run` made for this process as FAILED, before any step began."""
+def end_attached(status: str, message: str) -> None:
+    """End the run that `mlflow run` made for this process when no step has begun in it."""
     run_id = os.environ.get("MLFLOW_RUN_ID")
     if run_id:
         with contextlib.suppress(MlflowException):
             _client().set_tag(run_id, "lsa.error", message[:5000])
-            _client().set_terminated(run_id, "FAILED")
-
-
-def catch_signals() -> None:
-    """Turn SIGINT and SIGTERM into `Killed`, raised in the main thread."""
-
-    def stop(number: int, _: Any) -> None:
-        raise Killed(number)
-
-    signal.signal(signal.SIGINT, stop)
-    signal.signal(signal.SIGTERM, stop)
+            _client().set_terminated(run_id, status)
 
 
 def store() -> str:
@@ -375,7 +358,7 @@ def fetch(address: str, *, device: str = "cpu", trusted: Sequence[str] = ()) -> 
                 "checkpoint; register one with lsa train"
             )
         with tempfile.TemporaryDirectory() as scratch:
-            folder = mlflow.artifacts.download_artifacts(address, dst_path=scratch)
+            folder = download_artifacts(address, dst_path=scratch)
             return checkpoints.read(
                 Path(folder),
                 device=device,
@@ -398,7 +381,7 @@ def _quoted(value: str) -> str:
     return value
 
 
-# --- memory ------------------------------------------------------------------------------------------
+# --- memory ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

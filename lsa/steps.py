@@ -1,0 +1,363 @@
+"""Steps: one tracked call of `train` or of a probe, each one MLflow run."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lsa import checkpoint as checkpoints
+from lsa import plots, progress, project, provenance, serial, tracking
+from lsa import train as training
+from lsa.checkpoint import Checkpoint
+from lsa.errors import InputError
+from lsa.landscape import Landscape
+from lsa.probe import Probe, Result, find
+from lsa.project import Recipe
+
+SCRATCH = Path(".lsa")  # training states of runs that have not finished, in the working folder
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """The handle of a finished step."""
+
+    run_id: str
+    metrics: Mapping[str, float]
+    address: str = ""  # of the checkpoint that it registered
+    reused: bool = False
+
+
+def device_of(name: str) -> str:
+    """`auto` is the GPU when there is one.
+
+    Raises:
+        InputError: No such device here.
+    """
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError):
+        raise InputError(f"there is no device {name!r} here; use auto, cpu or cuda") from None
+    return name
+
+
+def load(
+    reference: str | None = None,
+    *,
+    project: str | None = None,
+    optimizer: str | None = None,
+    seed: int | None = None,
+    samples: int | None = None,
+    device: str = "auto",
+    trust: Sequence[str] = (),
+) -> Checkpoint:
+    """A registered checkpoint, ready for a probe: `.landscape`, `.theta`, `.validation`.
+
+    Args:
+        reference: ID of the training run, `models:/name/version`, `models:/name@alias`, ….
+        project: Instead of a reference: the project (default `digits`), …
+        optimizer: … the optimizer as the project names it, …
+        seed: … and the seed (default: the project's first). The newest version counts.
+        samples: Size of the landscape's subset, in place of the project's.
+        device: `auto`, `cpu`, `cuda`, ….
+        trust: Packages outside lsa and torch whose model factories may be imported.
+
+    Raises:
+        InputError: Nothing registered there, or not an lsa checkpoint.
+    """
+    address, trusted = locate(reference, project, optimizer, seed)
+    found = tracking.fetch(address, device=device_of(device), trusted=(*trusted, *trust))
+    return _on_subset(found, samples)
+
+
+def locate(
+    reference: str | None, name: str | None, optimizer: str | None, seed: int | None
+) -> tuple[str, tuple[str, ...]]:
+    """The address of the checkpoint meant, and the packages that a local project file trusts."""
+    if reference:
+        if optimizer:
+            raise InputError(
+                f"both checkpoint={reference} and optimizer={optimizer} are given; give one"
+            )
+        return tracking.resolve(reference), ()
+    if not optimizer:
+        raise InputError(
+            "no checkpoint is named; give optimizer=… (and project, seed), or checkpoint=<run ID>"
+        )
+    setting = project.load(name or project.DEFAULT)
+    recipe = setting.recipe(optimizer, seed)
+    return tracking.find(setting.name, optimizer, recipe.seed), trusted_by(recipe)
+
+
+def trusted_by(recipe: Recipe) -> tuple[str, ...]:
+    """Packages that a project file on this machine names: naming them there is trusting them."""
+    names = (recipe.model.name, recipe.rule.name)
+    return tuple(name.partition(".")[0].partition(":")[0] for name in names if ":" in name)
+
+
+def _on_subset(found: Checkpoint, samples: int | None) -> Checkpoint:
+    if samples is None:
+        return found
+    split = project.Split(samples=samples)
+    return dataclasses.replace(found, recipe=found.recipe.model_copy(update={"landscape": split}))
+
+
+def _key(name: str, module: str, content: Mapping[str, Any]) -> str:
+    """What identifies a step's result: its name, inputs, options, code and torch."""
+    whole = {
+        "step": name,
+        "code": provenance.code_hash(module),
+        "torch": provenance.versions()["torch"],
+        **content,
+    }
+    return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
+
+
+# --- train ----------------------------------------------------------------------------------------
+
+
+def train(
+    recipe: Recipe,
+    *,
+    device: str = "auto",
+    reuse: bool = False,
+    resume: bool = True,
+    trusted: Collection[str] = (),
+) -> Step:
+    """Train by a recipe, log every epoch and register the final checkpoint.
+
+    Args:
+        recipe: From `Project.recipe`.
+        device: Where to compute.
+        reuse: Return a finished step with the same key instead of training again.
+        resume: Go on from the last finished epoch of an interrupted run of the same step.
+        trusted: Packages whose factories may be imported.
+    """
+    place = device_of(device)
+    split = checkpoints.load_data(recipe, place)
+    content = {"recipe": recipe.model_dump(), "data": split.hash, "device": place}
+    key = _key("train", "lsa.train", content)
+    if reuse and (done := tracking.finished(key)) and "lsa.checkpoint" in done.tags:
+        return Step(done.run_id, done.metrics, done.tags["lsa.checkpoint"], reused=True)
+    # Wrong options fail here, before anything is tracked as running.
+    training.network(recipe, split, trusted)
+    name = f"train-{recipe.optimizer}-s{recipe.seed}"
+    tags = _tags("train", recipe) | {"lsa.key": key}
+    with (
+        tracking.run(name, experiment=recipe.project, tags=tags, device=place) as opened,
+        progress.bar(name) as report,
+    ):
+        opened.params(_train_params(recipe))
+        opened.json(recipe.model_dump(), "recipe.json")
+        state_file = SCRATCH / "training" / f"{key}.safetensors"
+        history, state = _resumed(state_file, opened) if resume else ([], None)
+        last = None
+        for epoch in training.train(recipe, split, trusted=trusted, state=state, report=report):
+            history.append(dict(epoch.metrics))
+            opened.metrics(epoch.metrics, step=epoch.number)
+            state_file.parent.mkdir(parents=True, exist_ok=True)
+            last = {"state": epoch.state, "history": history, "run": opened.id}
+            _replace(state_file, last)
+        if last is None:  # interrupted after the last epoch, before it was registered
+            last = serial.load(state_file)
+        address = _register(opened, recipe, split, last["state"], place, trusted)
+        state_file.unlink(missing_ok=True)
+    return Step(opened.id, tracking.read(opened.id).metrics, address)
+
+
+def _replace(path: Path, tree: Any) -> None:
+    """Write a file whole or not at all."""
+    scratch = path.with_suffix(".tmp")
+    serial.save(tree, scratch)
+    scratch.replace(path)
+
+
+def _resumed(path: Path, opened: tracking.Run) -> tuple[list[dict[str, float]], Any]:
+    """History and state of an interrupted run of the same step, its epochs logged again."""
+    if not path.exists():
+        return [], None
+    with contextlib.suppress(InputError):  # a damaged state only costs the epochs in it
+        found = serial.load(path)
+        for number, metrics in enumerate(found["history"], 1):
+            opened.metrics(metrics, step=number)
+        opened.tags({"lsa.resumed_from": found["run"], "lsa.resumed_epoch": len(found["history"])})
+        return found["history"], found["state"]
+    return [], None
+
+
+def _register(
+    opened: tracking.Run,
+    recipe: Recipe,
+    split: Any,
+    state: Mapping[str, Any],
+    place: str,
+    trusted: Collection[str],
+) -> str:
+    """Register the final epoch and log its evaluation on the checkpoint."""
+    final = Checkpoint(
+        recipe=recipe,
+        epoch=state["epoch"],
+        weights=state["model"],
+        optimizer_state=state["optimizer"],
+        data_hash=split.hash,
+        versions=provenance.versions(),
+        device=place,
+        trusted=trusted,
+        run_id=opened.id,
+    )
+    model_id, address = tracking.register(opened, final)
+    final = dataclasses.replace(final, model_id=model_id)
+    opened.metrics(training.final_metrics(final.model, split), step=final.epoch, source=final)
+    opened.tags({"lsa.checkpoint": address, "lsa.model_id": model_id})
+    return address
+
+
+def _train_params(recipe: Recipe) -> dict[str, Any]:
+    options = {f"optimizer.{k}": v for k, v in recipe.rule.model_dump().items()}
+    return {
+        "project": recipe.project,
+        "optimizer": recipe.optimizer,
+        "seed": recipe.seed,
+        "epochs": recipe.train.epochs,
+        "batch_size": recipe.train.batch_size,
+        "schedule": recipe.train.schedule.name,
+        "model": recipe.model.name,
+        "dataset": recipe.dataset.name,
+        **options,
+    }
+
+
+def _tags(step: str, recipe: Recipe) -> dict[str, Any]:
+    return {
+        "lsa.step": step,
+        "project": recipe.project,
+        "optimizer": recipe.optimizer,
+        "seed": recipe.seed,
+    }
+
+
+# --- probes -----------------------------------------------------------------------------------------
+
+
+def measure(
+    name: str,
+    *sources: Checkpoint,
+    seed: int = 0,
+    reuse: bool = False,
+    **options: Any,
+) -> Step:
+    """Run a probe on a checkpoint (a pair probe on two) as a tracked step.
+
+    Args:
+        name: The probe.
+        *sources: From `lsa.load`.
+        seed: Of the probe's own randomness; the same for every checkpoint, so that all are
+            measured with the same random vectors.
+        reuse: Return a finished step with the same key instead of measuring again.
+        **options: The probe's options; the rest take their defaults.
+
+    Raises:
+        InputError: Unknown probe or option, or checkpoints that do not fit.
+    """
+    declared = find(name)
+    _check_sources(declared, sources)
+    resolved = project.resolve(declared, options, "options")
+    recipe = sources[0].recipe
+    content = {
+        "options": resolved,
+        "inputs": [source.model_id for source in sources],
+        "samples": recipe.landscape.samples,
+        "seed": seed,
+    }
+    key = _key(name, declared.function.__module__, content)
+    if reuse and (done := tracking.finished(key)):
+        return Step(done.run_id, done.metrics, reused=True)
+    title = "-".join([name, *(f"{s.recipe.optimizer}-s{s.recipe.seed}" for s in sources)])
+    tags = _tags(name, recipe) | {"lsa.key": key}
+    tags |= {f"lsa.input.{i}": s.model_id for i, s in zip("ab", sources, strict=False)}
+    place = sources[0].device
+    with tracking.run(title, experiment=recipe.project, tags=tags, device=place) as opened:
+        opened.params(_probe_params(sources, resolved, seed))
+        opened.inputs(sources)
+        with progress.bar(title) as report:
+            result = _call(declared, sources, seed, report, resolved)
+        tracking.log_result(opened, name, result, sources)
+        for path, figure in plots.figures(name, result, title).items():
+            opened.figure(figure, path)
+    return Step(opened.id, tracking.read(opened.id).metrics)
+
+
+def _check_sources(declared: Probe, sources: Sequence[Checkpoint]) -> None:
+    wanted = 2 if declared.pair else 1
+    if len(sources) != wanted:
+        raise InputError(f"probe {declared.name} takes {wanted} checkpoint(s), not {len(sources)}")
+    a, b = sources[0], sources[-1]
+    if a.recipe.model != b.recipe.model or a.data_hash != b.data_hash:
+        raise InputError(
+            f"the checkpoints are of different models or data ({a.recipe.model.name} on "
+            f"{a.recipe.dataset.name}, {b.recipe.model.name} on {b.recipe.dataset.name}); "
+            "a pair needs two of one architecture and dataset"
+        )
+    for source in sources:
+        if not torch.isfinite(source.theta).all():
+            raise InputError(
+                f"checkpoint {source.model_id} holds weights that are not finite: its training "
+                "diverged; train again with a lower learning rate"
+            )
+
+
+def _call(
+    declared: Probe, sources: Sequence[Checkpoint], seed: int, report: Any, options: dict[str, Any]
+) -> Result:
+    """The probe's result, with what the reader must know about the subset noted."""
+    source = sources[0]
+    available = {
+        "landscape": lambda: source.landscape,
+        "validation": lambda: source.validation,
+        "theta": lambda: source.theta,
+        "theta_b": lambda: sources[1].theta,
+        "theta_init": lambda: source.theta_init,
+        "rng": lambda: torch.Generator().manual_seed(seed),
+        "report": lambda: report,
+    }
+    result = declared.function(*(available[name]() for name in declared.inputs), **options)
+    landscape: Landscape = source.landscape
+    whole = len(source.data.x_train)
+    if landscape.n_samples < whole:
+        note = (
+            f"measured on {landscape.n_samples} of {whole} training samples; "
+            "a subset biases λ_max up and λ_min down"
+        )
+        result = dataclasses.replace(result, notes=(*result.notes, note))
+    return result
+
+
+def _probe_params(
+    sources: Sequence[Checkpoint], resolved: dict[str, Any], seed: int
+) -> dict[str, Any]:
+    recipe = sources[0].recipe
+    found: dict[str, Any] = {
+        "project": recipe.project,
+        "optimizer": recipe.optimizer,
+        "seed": recipe.seed,
+        "model": recipe.model.name,
+        "dataset": recipe.dataset.name,
+        "n_samples": sources[0].landscape.n_samples,
+        "rng_seed": seed,
+        "checkpoint": sources[0].run_id,
+    }
+    if len(sources) > 1:
+        found |= {
+            "optimizer_b": sources[1].recipe.optimizer,
+            "seed_b": sources[1].recipe.seed,
+            "checkpoint_b": sources[1].run_id,
+        }
+    return found | resolved
