@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import matplotlib
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lsa.probe import Curve, Result
@@ -22,7 +23,7 @@ def figures(probe: str, result: Result, title: str) -> dict[str, Figure]:
     }
 
 
-def _axes(title: str) -> tuple[Figure, matplotlib.axes.Axes]:
+def _axes(title: str) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(6.4, 4), layout="constrained", dpi=120)
     axes = figure.subplots()
     axes.set_title(title)

@@ -31,7 +31,13 @@ class Step:
     run_id: str
     metrics: Mapping[str, float]
     address: str = ""  # of the checkpoint that it registered
+    tags: Mapping[str, str] = dataclasses.field(default_factory=dict)
     reused: bool = False
+
+
+def _finished(run_id: str, reused: bool = False) -> Step:
+    done = tracking.read(run_id)
+    return Step(run_id, done.metrics, done.tags.get("lsa.checkpoint", ""), done.tags, reused)
 
 
 def device_of(name: str) -> str:
@@ -146,7 +152,7 @@ def train(
     content = {"recipe": recipe.model_dump(), "data": split.hash, "device": place}
     key = _key("train", "lsa.train", content)
     if reuse and (done := tracking.finished(key)) and "lsa.checkpoint" in done.tags:
-        return Step(done.run_id, done.metrics, done.tags["lsa.checkpoint"], reused=True)
+        return _finished(done.run_id, reused=True)
     # Wrong options fail here, before anything is tracked as running.
     training.network(recipe, split, trusted)
     name = f"train-{recipe.optimizer}-s{recipe.seed}"
@@ -168,9 +174,9 @@ def train(
             _replace(state_file, last)
         if last is None:  # interrupted after the last epoch, before it was registered
             last = serial.load(state_file)
-        address = _register(opened, recipe, split, last["state"], place, trusted)
+        _register(opened, recipe, split, last["state"], place, trusted)
         state_file.unlink(missing_ok=True)
-    return Step(opened.id, tracking.read(opened.id).metrics, address)
+    return _finished(opened.id)
 
 
 def _replace(path: Path, tree: Any) -> None:
@@ -200,7 +206,7 @@ def _register(
     state: Mapping[str, Any],
     place: str,
     trusted: Collection[str],
-) -> str:
+) -> None:
     """Register the final epoch and log its evaluation on the checkpoint."""
     final = Checkpoint(
         recipe=recipe,
@@ -217,7 +223,6 @@ def _register(
     final = dataclasses.replace(final, model_id=model_id)
     opened.metrics(training.final_metrics(final.model, split), step=final.epoch, source=final)
     opened.tags({"lsa.checkpoint": address, "lsa.model_id": model_id})
-    return address
 
 
 def _train_params(recipe: Recipe) -> dict[str, Any]:
@@ -244,7 +249,7 @@ def _tags(step: str, recipe: Recipe) -> dict[str, Any]:
     }
 
 
-# --- probes -----------------------------------------------------------------------------------------
+# --- probes -------------------------------------------------------------------------------------
 
 
 def measure(
@@ -279,7 +284,7 @@ def measure(
     }
     key = _key(name, declared.function.__module__, content)
     if reuse and (done := tracking.finished(key)):
-        return Step(done.run_id, done.metrics, reused=True)
+        return _finished(done.run_id, reused=True)
     title = "-".join([name, *(f"{s.recipe.optimizer}-s{s.recipe.seed}" for s in sources)])
     tags = _tags(name, recipe) | {"lsa.key": key}
     tags |= {f"lsa.input.{i}": s.model_id for i, s in zip("ab", sources, strict=False)}
@@ -292,7 +297,7 @@ def measure(
         tracking.log_result(opened, name, result, sources)
         for path, figure in plots.figures(name, result, title).items():
             opened.figure(figure, path)
-    return Step(opened.id, tracking.read(opened.id).metrics)
+    return _finished(opened.id)
 
 
 def _check_sources(declared: Probe, sources: Sequence[Checkpoint]) -> None:

@@ -381,6 +381,16 @@ def _quoted(value: str) -> str:
     return value
 
 
+def listing() -> list[str]:
+    """One line per registered checkpoint: address, seed, epoch and training run."""
+    versions = _client().search_model_versions("tags.epoch != ''", max_results=1000)
+    return [
+        f"models:/{v.name}/{v.version}  seed {v.tags['seed']}  epoch {v.tags['epoch']}  "
+        f"run {v.run_id}"
+        for v in sorted(versions, key=lambda v: (v.name, int(v.version)))
+    ]
+
+
 # --- memory ------------------------------------------------------------------------------------
 
 

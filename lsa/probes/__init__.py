@@ -1,0 +1,1 @@
+"""The probes, one file each; a file's name is its probe's name."""

@@ -1,0 +1,305 @@
+"""The command line: a loop over the registry of probes.
+
+`lsa --help` imports neither torch nor mlflow: only the command that is called is built in full.
+Options keep MLflow's spelling as well as the shell's (`--max_products` and `--max-products`).
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Optional
+
+import click
+import typer
+
+from lsa import probe, signals
+from lsa.errors import InputError
+
+CONTEXT = {
+    "help_option_names": ["-h", "--help"],
+    "token_normalize_func": lambda token: token.replace("_", "-"),
+}
+STEPS = {
+    "train": "Train by a project's recipe, log every epoch, register the checkpoint.",
+    "study": "Train every optimizer of a project and run every probe; print the table.",
+}
+EXIT_INPUT = 2
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command.
+
+    Returns:
+        The exit code: 0, 2 for bad input (one plain line on stderr), 130 or 143 after a signal.
+    """
+    signals.catch()
+    wanted = next((a for a in arguments if not a.startswith("-")), None)
+    command = typer.main.get_command(application(wanted))
+    try:
+        code = command.main(args=list(arguments), prog_name="lsa", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except click.UsageError as error:
+        return _refused(_usage(error))
+    except InputError as error:
+        return _refused(str(error))
+    except ArithmeticError as error:  # a diverged training or landscape
+        return _refused(str(error))
+    except signals.Killed as stop:
+        _end_attached("KILLED", f"stopped by {stop}")
+        print(f"lsa: stopped by {stop}; the run is marked KILLED", file=sys.stderr)
+        return stop.exit_code
+
+
+def _usage(error: click.UsageError) -> str:
+    """Click's message and where to read more, on one line."""
+    message = " ".join(error.format_message().split()).rstrip(".")
+    path = error.ctx.command_path if error.ctx else "lsa"
+    return f"{message}; see {path} --help"
+
+
+def _refused(message: str) -> int:
+    _end_attached("FAILED", message)
+    print(f"lsa: {message}", file=sys.stderr)
+    return EXIT_INPUT
+
+
+def _end_attached(status: str, message: str) -> None:
+    """Under `mlflow run`, a command that stops before its step began must not stay RUNNING."""
+    if "MLFLOW_RUN_ID" in os.environ:
+        from lsa import tracking
+
+        tracking.end_attached(status, message)
+
+
+def application(wanted: str | None = None) -> typer.Typer:
+    """The application, with the command `wanted` in full and only the summaries of the others."""
+    app = typer.Typer(
+        name="lsa",
+        help="Loss-landscape analysis of optimizers, tracked with MLflow.",
+        context_settings=CONTEXT,
+        no_args_is_help=True,
+        add_completion=True,
+        pretty_exceptions_enable=False,
+    )
+    for name, function in (("train", train), ("study", study)):
+        app.command(name, help=STEPS[name], context_settings=CONTEXT)(function)
+    app.command("probes", context_settings=CONTEXT)(probes)
+    app.command("checkpoints", context_settings=CONTEXT)(checkpoints)
+    app.command("mlproject", hidden=True, context_settings=CONTEXT)(mlproject)
+    for name, summary in probe.summaries().items():
+        function, text = (_command(name), None) if name == wanted else (_stub, summary)
+        app.command(name, help=text, context_settings=CONTEXT, rich_help_panel="Probes")(function)
+    return app
+
+
+def _stub() -> None:
+    """Stands for a command that is listed but not called."""
+
+
+# --- train, study ------------------------------------------------------------------------------
+
+PROJECT = Annotated[
+    Optional[str],  # noqa: UP045 (typer reads it on every Python)
+    typer.Option(help="project: a name in projects/ or a YAML file", show_default="digits"),
+]
+DEVICE = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")]
+
+
+def train(
+    optimizer: Annotated[str, typer.Option(help="optimizer, as the project names it")],
+    project: PROJECT = None,
+    seed: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="of initial weights and batch order", show_default="the project's first"),
+    ] = None,
+    epochs: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="passes over the data", show_default="the project's"),
+    ] = None,
+    batch_size: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="samples per step", show_default="the project's"),
+    ] = None,
+    lr: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(help="learning rate", show_default="the project's"),
+    ] = None,
+    resume: Annotated[
+        str, typer.Option(help="auto: go on where an interrupted run stopped; never: start anew")
+    ] = "auto",
+    device: DEVICE = "auto",
+) -> None:
+    """Train one optimizer."""
+    from lsa import project as projects
+    from lsa import steps
+
+    if resume not in ("auto", "never"):
+        raise InputError(f"resume={resume!r} must be auto or never")
+    setting = projects.load(project or projects.DEFAULT)
+    recipe = setting.recipe(optimizer, seed, epochs=epochs, batch_size=batch_size, lr=lr)
+    done = steps.train(
+        recipe, device=device, resume=resume == "auto", trusted=steps.trusted_by(recipe)
+    )
+    _print_metrics(done.metrics, ("final/", "train/seconds"))
+    print(f"run         {done.run_id}\ncheckpoint  {done.address}")
+
+
+def study(
+    name: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Argument(help="project", show_default="digits", metavar="PROJECT"),
+    ] = None,
+    project: PROJECT = None,
+    device: DEVICE = "auto",
+) -> None:
+    """Run a project's whole study."""
+    from lsa import project as projects
+    from lsa import study as studies
+
+    setting = projects.load(name or project or projects.DEFAULT)
+    outcome = studies.study(setting, device=device, say=lambda line: print(line, flush=True))
+    _print_table(outcome)
+    print(f"{outcome.done} steps done, {outcome.reused} reused. To compare them, open MLflow:")
+    print(f"    {_ui_command()}")
+
+
+def _print_table(outcome: Any) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from lsa import study as studies
+
+    shown = Table("optimizer", "seed", *studies.columns(outcome.rows))
+    for cells in studies.cells(outcome.rows):
+        shown.add_row(*cells)
+    Console().print(shown)
+    print("± is two standard errors over the samples, not over seeds.")
+
+
+def _ui_command() -> str:
+    """The command that opens the UI on the store in use."""
+    from pathlib import Path
+
+    from lsa import tracking
+
+    uri = tracking.store()
+    if uri.startswith("http"):
+        return f"open {uri}"
+    beside = Path(sys.executable).with_name("mlflow")
+    near = beside.is_relative_to(Path.cwd())
+    program = str(beside.relative_to(Path.cwd())) if near else "mlflow"
+    default = f"sqlite:///{Path.cwd() / 'mlflow.db'}"
+    where = "" if uri in (default, "sqlite:///mlflow.db") else f" --backend-store-uri {uri}"
+    return f"{program} ui{where}    # then http://127.0.0.1:5000"
+
+
+def _print_metrics(metrics: Any, prefixes: tuple[str, ...]) -> None:
+    for name, value in sorted(metrics.items()):
+        error = metrics.get(f"{name}_se_data")
+        if name.startswith(prefixes) and "_se_" not in name:
+            print(f"{name:32} {value:.6g}" + (f" ± {error:.2g} (data)" if error else ""))
+
+
+# --- probes ------------------------------------------------------------------------------------
+
+
+def probes() -> None:
+    """List the probes."""
+    for name, summary in probe.summaries().items():
+        print(f"{name:16} {summary}")
+
+
+def checkpoints() -> None:
+    """List the registered checkpoints."""
+    from lsa import tracking
+
+    for line in tracking.listing():
+        print(line)
+
+
+def mlproject() -> None:
+    """Render the MLproject file from the registry."""
+    from lsa import mlproject as rendering
+
+    print(rendering.render(), end="")
+
+
+def _command(name: str) -> Callable[..., None]:
+    """A function that typer can read, made from a probe's declaration."""
+    declared = probe.find(name)
+
+    def command(**given: Any) -> None:
+        _measure(declared, {k: v for k, v in given.items() if v is not None})
+
+    command.__doc__ = declared.doc
+    parameters = [*_selectors(declared.pair), *_options(declared)]
+    command.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportFunctionMemberAccess]
+    command.__annotations__ = {p.name: p.annotation for p in parameters}
+    return command
+
+
+def _measure(declared: probe.Probe, given: dict[str, Any]) -> None:
+    from lsa import project as projects
+    from lsa import steps
+
+    options = {k: given.pop(k) for k in list(given) if k in declared.options}
+    shared: dict[str, Any] = {k: given.get(k) for k in ("project", "samples")}
+    shared["device"] = given.get("device", "auto")
+    shared["trust"] = tuple(filter(None, given.get("trust", "").split(",")))
+    sources = [
+        steps.load(
+            given.get(f"checkpoint{suffix}"),
+            optimizer=given.get(f"optimizer{suffix}"),
+            seed=given.get(f"seed{suffix}"),
+            **shared,
+        )
+        for suffix in (("", "_b") if declared.pair else ("",))
+    ]
+    if "checkpoint" not in given:
+        setting = projects.load(given.get("project", projects.DEFAULT))
+        options = setting.options(declared) | options
+    done = steps.measure(declared.name, *sources, seed=given.get("rng_seed", 0), **options)
+    _print_metrics(done.metrics, (f"{declared.name}/",))
+    for note in (v for k, v in done.tags.items() if k.startswith("lsa.note.")):
+        print(f"note: {note}")
+    print(f"run  {done.run_id}")
+
+
+def _selectors(pair: bool) -> list[inspect.Parameter]:
+    """Options that name the checkpoint or the two checkpoints."""
+    checkpoint = "run ID of the training, models:/name/version, models:/name@alias, …"
+    found = [_parameter("project", str, "project of the checkpoint", "digits")]
+    for suffix, which in (("", ""), ("_b", " of the second checkpoint"))[: 1 + pair]:
+        found += [
+            _parameter(f"optimizer{suffix}", str, f"optimizer{which}: its newest checkpoint", None),
+            _parameter(f"seed{suffix}", int, f"training seed{which}", "the project's first"),
+            _parameter(f"checkpoint{suffix}", str, f"instead{which}: {checkpoint}", None),
+        ]
+    return [
+        *found,
+        _parameter("samples", int, "size of the landscape's subset", "the project's"),
+        _parameter("rng_seed", int, "seed of the probe's own randomness", "0"),
+        _parameter("device", str, "auto, cpu, cuda, cuda:1, …", "auto"),
+        _parameter("trust", str, "packages, comma-separated, whose factories may run", None),
+    ]
+
+
+def _options(declared: probe.Probe) -> list[inspect.Parameter]:
+    return [
+        _parameter(o.name, o.type, o.help, f"the project's, else {o.default}")
+        for o in declared.options.values()
+    ]
+
+
+def _parameter(name: str, kind: Any, text: str, default: str | None) -> inspect.Parameter:
+    """An option that is None unless given, so that project files can set defaults."""
+    shown = typer.Option(f"--{name.replace('_', '-')}", help=text, show_default=default or False)
+    return inspect.Parameter(
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation=Annotated[Optional[kind], shown],  # noqa: UP045
+    )
