@@ -12,7 +12,6 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Optional
 
-import click
 import typer
 
 from lsa import probe, signals
@@ -27,6 +26,8 @@ STEPS = {
     "study": "Train every optimizer of a project and run every probe; print the table.",
 }
 EXIT_INPUT = 2
+# Click's usage error; typer carries its own copy of click, so its own is the one raised.
+UsageError = typer.BadParameter.__bases__[0]
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -41,7 +42,7 @@ def run(arguments: Sequence[str]) -> int:
     try:
         code = command.main(args=list(arguments), prog_name="lsa", standalone_mode=False)
         return code if isinstance(code, int) else 0
-    except click.UsageError as error:
+    except UsageError as error:
         return _refused(_usage(error))
     except InputError as error:
         return _refused(str(error))
@@ -53,7 +54,7 @@ def run(arguments: Sequence[str]) -> int:
         return stop.exit_code
 
 
-def _usage(error: click.UsageError) -> str:
+def _usage(error: Any) -> str:
     """Click's message and where to read more, on one line."""
     message = " ".join(error.format_message().split()).rstrip(".")
     path = error.ctx.command_path if error.ctx else "lsa"

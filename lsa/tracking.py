@@ -39,6 +39,7 @@ from lsa.errors import InputError
 from lsa.probe import Result
 from lsa.signals import Killed
 
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # we draw our own
 logging.getLogger("mlflow").setLevel(logging.ERROR)
 logging.getLogger("alembic").setLevel(logging.ERROR)
 
