@@ -27,7 +27,7 @@ STEPS = {
 }
 EXIT_INPUT = 2
 # Click's usage error; typer carries its own copy of click, so its own is the one raised.
-UsageError = typer.BadParameter.__bases__[0]
+UsageError: Any = typer.BadParameter.__bases__[0]
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -43,7 +43,7 @@ def run(arguments: Sequence[str]) -> int:
         code = command.main(args=list(arguments), prog_name="lsa", standalone_mode=False)
         return code if isinstance(code, int) else 0
     except UsageError as error:
-        return _refused(_usage(error))
+        return _refused(_usage(error, arguments))
     except InputError as error:
         return _refused(str(error))
     except ArithmeticError as error:  # a diverged training or landscape
@@ -54,9 +54,13 @@ def run(arguments: Sequence[str]) -> int:
         return stop.exit_code
 
 
-def _usage(error: Any) -> str:
-    """Click's message and where to read more, on one line."""
+def _usage(error: Any, arguments: Sequence[str]) -> str:
+    """Click's message with the value that it is about and where to read more, on one line."""
     message = " ".join(error.format_message().split()).rstrip(".")
+    for name in getattr(getattr(error, "param", None), "opts", ()):
+        spelled = [a.replace("_", "-") for a in arguments]
+        if name in spelled[:-1]:
+            message += f" (given: {arguments[spelled.index(name) + 1]!r})"
     path = error.ctx.command_path if error.ctx else "lsa"
     return f"{message}; see {path} --help"
 

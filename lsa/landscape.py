@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp, vjp, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lsa.errors import InputError
 
@@ -86,7 +87,7 @@ class Landscape:
         self.x = x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
         self.y = y
 
-    # --- the vector θ -------------------------------------------------------------------------
+    # --- the vector θ ----------------------------------------------------------------------------
 
     @property
     def dimension(self) -> int:
@@ -103,7 +104,7 @@ class Landscape:
         parts = theta.split(self._sizes)
         return {n: p.view(s) for n, p, s in zip(self._names, parts, self._shapes, strict=True)}
 
-    # --- other landscapes of the same network ---------------------------------------------------
+    # --- other landscapes of the same network ----------------------------------------------------
 
     def with_data(self, x: Tensor, y: Tensor) -> Landscape:
         """The same network and loss on other samples."""
@@ -147,11 +148,13 @@ class Landscape:
         other.model = model
         return other
 
-    # --- values ---------------------------------------------------------------------------------
+    # --- values ----------------------------------------------------------------------------------
 
     def outputs(self, theta: Tensor, x: Tensor) -> Tensor:
         """Network outputs f(θ, x)."""
-        return functional_call(self.model, self.unflatten(theta), (x,))
+        # Fused attention has no second derivative; the plain formula has.
+        with sdpa_kernel(SDPBackend.MATH):
+            return functional_call(self.model, self.unflatten(theta), (x,))
 
     def _chunks(self) -> Iterator[tuple[float, Tensor, Tensor]]:
         """Weight, inputs and targets of each chunk; the weights sum to one."""
@@ -162,10 +165,7 @@ class Landscape:
         return self.loss_function(self.outputs(theta, x), y)
 
     def _sample_losses(self, theta: Tensor, x: Tensor, y: Tensor) -> Tensor:
-        def one(output: Tensor, target: Tensor) -> Tensor:
-            return self.loss_function(output.unsqueeze(0), target.unsqueeze(0))
-
-        return vmap(one)(self.outputs(theta, x), y)
+        return self._losses_of(self.outputs(theta, x), y)
 
     @torch.no_grad()
     def loss(self, theta: Tensor) -> float:
@@ -197,7 +197,7 @@ class Landscape:
     def _losses_of(self, outputs: Tensor, y: Tensor) -> Tensor:
         return vmap(lambda o, t: self.loss_function(o.unsqueeze(0), t.unsqueeze(0)))(outputs, y)
 
-    # --- first derivatives ------------------------------------------------------------------------
+    # --- first derivatives -----------------------------------------------------------------------
 
     def loss_and_gradient(self, theta: Tensor) -> tuple[float, Tensor]:
         """L(θ) and ∇L(θ) `(d,)` in one pass."""
@@ -223,7 +223,7 @@ class Landscape:
         for _, x, y in self._chunks():
             yield vmap(grad(one), in_dims=(None, 0, 0))(theta, x, y)
 
-    # --- products -----------------------------------------------------------------------------------
+    # --- products --------------------------------------------------------------------------------
 
     def hessian(self, theta: Tensor) -> Matvec:
         """v ↦ H(θ)v with H = ∇²L, by double backward (Pearlmutter 1994); `(d,)` or `(d, b)`.
@@ -251,8 +251,8 @@ class Landscape:
             total = torch.zeros_like(v, dtype=torch.float64)
             tangent = v.to(theta.dtype)
             for weight, x, y in self._chunks():
-                outputs, pullback = vjp(lambda t, x=x: self.outputs(t, x), theta.detach())
-                _, moved = jvp(lambda t, x=x: self.outputs(t, x), (theta.detach(),), (tangent,))
+                outputs, pullback = vjp(lambda t, x=x: self.outputs(t, x), theta.detach())[:2]
+                moved = _push(lambda t, x=x: self.outputs(t, x), theta, tangent)
                 o = outputs.detach().requires_grad_()
                 (g,) = torch.autograd.grad(self.loss_function(o, y), o, create_graph=True)
                 curved = _pull_back(g, o, moved, False)
@@ -277,8 +277,8 @@ class Landscape:
                 def losses(t: Tensor, x: Tensor = x, y: Tensor = y) -> Tensor:
                     return self._sample_losses(t, x, y)
 
-                _, slopes = jvp(losses, (theta.detach(),), (tangent,))
-                _, pullback = vjp(losses, theta.detach())
+                slopes = _push(losses, theta, tangent)
+                pullback = vjp(losses, theta.detach())[1]
                 total.add_(pullback(slopes / len(x))[0], alpha=weight)
             if mean is not None:
                 total.sub_(mean.double() * (mean.double() @ v.double()))
@@ -297,13 +297,18 @@ class Landscape:
             return jvp(lambda s: self._sample_losses(s, x, y), (t,), (direction,))[1]
 
         parts = [
-            jvp(lambda t, x=x, y=y: slopes(t, x, y), (theta.detach(),), (direction,))[1]
+            _push(lambda t, x=x, y=y: slopes(t, x, y), theta, direction)
             for _, x, y in self._chunks()
         ]
         return torch.cat(parts).detach()
 
 
 _BatchNorm = nn.modules.batchnorm._BatchNorm
+
+
+def _push(function: Callable[[Tensor], Tensor], theta: Tensor, tangent: Tensor) -> Tensor:
+    """Derivative of `function` at θ along a tangent, by forward mode."""
+    return jvp(function, (theta.detach(),), (tangent,))[1]
 
 
 def _pull_back(g: Tensor, at: Tensor, cotangent: Tensor, keep: bool) -> Tensor:

@@ -179,7 +179,7 @@ def _option(name: str, parameter: inspect.Parameter, hint: Any) -> Option:
     return Option(parameter.name, kind, parameter.default, hint.__metadata__[0])
 
 
-# --- finding probes ---------------------------------------------------------------------------------
+# --- finding probes ------------------------------------------------------------------------------
 
 
 def modules() -> dict[str, str]:

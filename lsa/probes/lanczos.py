@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lsa import linalg
+from lsa.errors import InputError
 from lsa.landscape import Landscape
 from lsa.probe import Curve, Metric, Report, Result, probe
 
@@ -34,6 +35,11 @@ def lanczos(
     the spread of the per-sample curvatures vᵀ∇²ℓᵢv over √N (first-order perturbation theory).
     A subset of the data biases λ_max up and λ_min down.
     """
+    if k < 1 or k_min < 1 or k + k_min > landscape.dimension:
+        raise InputError(
+            f"k={k}, k_min={k_min} must be at least 1 and together at most the "
+            f"landscape's dimension d={landscape.dimension}; choose fewer"
+        )
     hessian = landscape.hessian(theta)
     start = torch.randn(len(theta), generator=rng).to(theta)
     found = linalg.lanczos(

@@ -1,0 +1,192 @@
+"""An orthonormal basis grown by products with a symmetric operator A, known only through v ↦ A v.
+
+One relation is kept throughout,
+
+    A V[:done]ᵀ = V[:count]ᵀ T[:count, :done],
+
+with orthonormal rows V, the first `done` of them multiplied and the others waiting, and T the
+coefficients that the orthogonalisation found. It serves blocks (several rows wait; Ruhe 1979),
+restarts (the rows become Ritz vectors; Wu & Simon 2000) and breakdown (a fresh random row) alike,
+and gives the residual of every Ritz pair for no further product: the columns of T S − S Θ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lsa.errors import InputError
+
+Matvec = Callable[[Tensor], Tensor]
+"""v `(d,)` ↦ A v `(d,)`, A symmetric."""
+
+
+def orthogonalise(w: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
+    """w − VᵀVw for orthonormal rows V `(j, d)`, and the coefficients Vw `(j,)`.
+
+    Classical Gram–Schmidt, twice: that is enough (Giraud, Langou & Rozložník 2005).
+    """
+    first = V @ w
+    w = torch.addmv(w, V.T, first, alpha=-1)
+    second = V @ w
+    return torch.addmv(w, V.T, second, alpha=-1), first + second
+
+
+def apply(matvec: Matvec, v: Tensor) -> Tensor:
+    """A v in the dtype of v; refuses a product of another shape."""
+    w = matvec(v).detach()
+    if w.shape != v.shape:
+        raise InputError(f"matvec returned {tuple(w.shape)} for {tuple(v.shape)}; return A v")
+    return w.to(v)
+
+
+def to_host(coefficients: Tensor) -> Tensor:
+    """Coefficients as float64 on the CPU; refuses an operator that overflowed or returned nan."""
+    coefficients = coefficients.double().cpu()
+    if not bool(coefficients.isfinite().all()):
+        raise InputError("the product A v is not finite; the loss has diverged at this θ")
+    return coefficients
+
+
+def negligible(length: float, scale: float, dtype: torch.dtype) -> bool:
+    """Whether what is left of a product is rounding: the basis spans an invariant subspace."""
+    return length <= 10 * torch.finfo(dtype).eps * scale
+
+
+def gram_error(V: Tensor) -> float:
+    """max |V Vᵀ − I|: how far the rows of V are from orthonormal."""
+    gram = (V @ V.T).double().cpu()
+    return float((gram - torch.eye(len(V), dtype=gram.dtype)).abs().max())
+
+
+@dataclass(frozen=True)
+class Ritz:
+    """All Ritz values of the rows multiplied so far, and the residuals of the wanted ones."""
+
+    values: Tensor  # (m,) ascending
+    S: Tensor  # (m, m) eigenvectors of the projected matrix
+    ends: Tensor  # indices of the wanted ones: the upper end descending, then the lower ascending
+    residuals: Tensor  # ‖T s − θ s‖ of the wanted ones
+
+    @property
+    def wanted(self) -> Tensor:
+        """The wanted Ritz values."""
+        return self.values[self.ends]
+
+    def describe(self) -> str:
+        """Progress in one line."""
+        low, high = float(self.values[0]), float(self.values[-1])
+        return f"λ {low:.4g} … {high:.4g}, worst residual {float(self.residuals.max()):.1e}"
+
+
+class Krylov:
+    """The basis V, the coefficients T (float64 on the CPU) and the relation between them.
+
+    Args:
+        start: Start vector `(d,)` or block `(d, b)`.
+        basis: Most rows held.
+    """
+
+    def __init__(self, start: Tensor, basis: int) -> None:
+        columns = start.detach().reshape(len(start), -1)
+        self.d, self.block = columns.shape
+        self.basis = basis
+        self.V = columns.new_empty(min(basis, max(16, 2 * self.block)), self.d)
+        self.T = torch.zeros(basis, basis, dtype=torch.float64)
+        self.done = self.count = self.products = 0
+        self.asymmetry = self.scale = 0.0
+        for column in columns.T:
+            self._append_start(column)
+
+    def multiply(self, matvec: Matvec) -> None:
+        """Multiply the row that has waited longest; append what is new in the product."""
+        j, n = self.done, self.count
+        w, c = orthogonalise(apply(matvec, self.V[j]), self.V[:n])
+        c = to_host(torch.cat([c, torch.linalg.vector_norm(w)[None]]))  # the only synchronisation
+        self.T[:n, j] = c[:n]
+        self.done, self.products = j + 1, self.products + 1
+        self.scale = max(self.scale, float(c.abs().max()))
+        if n < self.d and not negligible(float(c[n]), self.scale, w.dtype):
+            self.T[n, j] = c[n]
+            self._append(w / float(c[n]))
+
+    def ritz(self, wanted: tuple[int, int]) -> Ritz:
+        """Diagonalise the symmetric part of T; what T lacks of symmetry stays in the residuals."""
+        m, n = self.done, self.count
+        values, S = torch.linalg.eigh((self.T[:m, :m] + self.T[:m, :m].T) / 2)
+        index = torch.arange(m)
+        ends = torch.cat([index.flip(0)[: wanted[0]], index[: wanted[1]]])
+        R = self.T[:n, :m] @ S[:, ends]
+        R[:m] -= S[:, ends] * values[ends]
+        return Ritz(values, S, ends, R.norm(dim=0))
+
+    def make_room(self, ritz: Ritz, wanted: tuple[int, int]) -> None:
+        """Restart from the Ritz vectors of both ends when the next two rows would not fit."""
+        m, n = self.done, self.count
+        if self.basis == self.d or n + 2 <= self.basis:
+            return
+        room = min(self.basis // 2, self.basis - 2 - (n - m))  # a half was the best share tried
+        S = ritz.S[:, _both_ends(m, max(room, sum(wanted)), wanted)]
+        k = S.shape[1]
+        self._note_asymmetry()
+        T = torch.zeros_like(self.T)
+        T[:k, :k] = S.T @ self.T[:m, :m] @ S
+        T[k : k + n - m, :k] = self.T[m:n, :m] @ S
+        self.T, self.done, self.count = T, k, k + n - m
+        self.V[: self.count] = torch.cat([S.T.to(self.V) @ self.V[:m], self.V[m:n]])
+
+    def append_random(self, rng: torch.Generator) -> None:
+        """Put a random row first in the queue, unless an earlier one has its chain there."""
+        if self.count == self.d or self.count - self.done > self.block:
+            return
+        w = torch.randn(self.d, generator=rng, device=rng.device).to(self.V)
+        for _ in range(2):  # what is left of w is short when the basis nearly spans the space
+            w, _ = orthogonalise(w / torch.linalg.vector_norm(w), self.V[: self.count])
+        self._append(w / torch.linalg.vector_norm(w))
+        order = [self.count - 1, *range(self.done, self.count - 1)]
+        self.V[self.done : self.count] = self.V[order]
+        self.T[self.done : self.count] = self.T[order]
+
+    def vectors(self, S: Tensor) -> Tensor:
+        """Ritz vectors `(d, k)` of coefficients `(m, k)`."""
+        return self.V[: self.done].T @ S.to(self.V)
+
+    def errors(self) -> tuple[float, float]:
+        """Loss of orthogonality of the basis, and asymmetry of the operator."""
+        self._note_asymmetry()
+        return gram_error(self.V[: self.count]), self.asymmetry
+
+    def _append(self, row: Tensor) -> None:
+        if self.count == len(self.V):
+            more = min(self.basis, 2 * self.count) - self.count
+            self.V = torch.cat([self.V, self.V.new_empty(more, self.d)])
+        self.V[self.count] = row
+        self.count += 1
+
+    def _append_start(self, column: Tensor) -> None:
+        column = column / torch.linalg.vector_norm(column)
+        w, _ = orthogonalise(column, self.V[: self.count])
+        left = torch.linalg.vector_norm(w)
+        if not left > 1e3 * torch.finfo(w.dtype).eps:
+            raise InputError(
+                "start is zero, not finite or has dependent columns; draw it at random"
+            )
+        w, _ = orthogonalise(w / left, self.V[: self.count])
+        self._append(w / torch.linalg.vector_norm(w))
+
+    def _note_asymmetry(self) -> None:
+        T = self.T[: self.done, : self.done]
+        if self.scale > 0:
+            self.asymmetry = max(self.asymmetry, float((T - T.T).abs().max()) / self.scale)
+
+
+def _both_ends(m: int, keep: int, wanted: tuple[int, int]) -> Tensor:
+    """Indices of `keep` out of m ascending values: the wanted ends and their neighbours."""
+    largest, smallest = wanted
+    extra = keep - largest - smallest
+    low = 0 if smallest == 0 else extra if largest == 0 else extra // 2
+    index = torch.arange(m)
+    return torch.cat([index[: smallest + low], index[m - largest - (extra - low) :]])

@@ -1,0 +1,43 @@
+"""Fixtures: an empty folder with its own MLflow store, and a project that trains at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+PROJECT = """
+dataset: {name: digits, train_limit: 200, val_limit: 100}
+model: {name: mlp, hidden: [16]}
+train: {epochs: 2, batch_size: 50}
+optimizers:
+  sgd: {name: SGD, lr: 0.1}
+  adamw: {name: AdamW, lr: 0.01}
+seeds: [0]
+landscape: {samples: 64}
+probes: {lanczos: {k: 2}}
+"""
+
+
+@pytest.fixture(autouse=True)
+def one_generator_state():
+    """The global random state is nobody's: a test fails that changes it."""
+    before = torch.get_rng_state()
+    yield
+    assert torch.equal(before, torch.get_rng_state()), "the global torch RNG was used"
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a tiny project and its own store, as the current folder."""
+    import mlflow
+
+    monkeypatch.chdir(tmp_path)
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "projects").mkdir()
+    (tmp_path / "projects" / "tiny.yaml").write_text(PROJECT)
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
+    mlflow.set_registry_uri(f"sqlite:///{tmp_path}/mlflow.db")
+    return tmp_path

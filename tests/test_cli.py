@@ -1,0 +1,73 @@
+"""The command line: help without heavy imports, errors in one line, MLproject in agreement."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lsa import cli, mlproject, probe
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's and SQLAlchemy's own
+ROOT = Path(__file__).parent.parent
+
+
+def test_help_loads_neither_torch_nor_mlflow():
+    code = (
+        "import sys; from lsa import cli; assert cli.run(['--help']) == 0; "
+        "print({'torch', 'mlflow', 'matplotlib'} & set(sys.modules))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip().endswith("set()")
+    assert "lanczos" in out.stdout and "study" in out.stdout
+
+
+@pytest.mark.parametrize("name", list(probe.modules()))
+def test_every_option_of_a_probe_stands_in_its_help(name, capsys):
+    assert cli.run([name, "--help"]) == 0
+    shown = capsys.readouterr().out
+    for option in probe.find(name).options.values():
+        assert f"--{option.name.replace('_', '-')}" in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "--optimizer", "foo", "--project", "tiny"], "unknown optimizer 'foo'"),
+        (["train", "--optimizer", "sgd", "--project", "nope"], "unknown project 'nope'"),
+        (["train", "--optimizer", "sgd", "--lr", "abc"], "given: 'abc'"),
+        (["train", "--optimizer", "sgd", "--bogus", "1"], "No such option"),
+        (["train"], "Missing option '--optimizer'"),
+        (["lanczos", "--checkpoint", "deadbeef"], "no checkpoint 'deadbeef'"),
+        (["lanczos", "--optimizer", "sgd", "--project", "tiny"], "make one with: lsa train"),
+        (["lanczos", "--max_products", "x"], "given: 'x'"),
+        (["lanzcos"], "Did you mean 'lanczos'"),
+        (["train", "--optimizer", "sgd", "--project", "tiny", "--device", "abacus"], "no device"),
+    ],
+)
+def test_bad_input_gets_one_plain_line(workplace, capsys, arguments, message):
+    assert cli.run(arguments) == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error and error.startswith("lsa: ") and "\n" not in error
+
+
+def test_train_then_probe_from_the_command_line(workplace, capsys):
+    assert cli.run(["train", "--project", "tiny", "--optimizer", "sgd", "--epochs", "1"]) == 0
+    assert "models:/tiny.sgd/1" in capsys.readouterr().out
+    options = ["--project", "tiny", "--optimizer", "sgd", "--k", "1", "--max_products", "300"]
+    assert cli.run(["lanczos", *options]) == 0
+    out = capsys.readouterr().out
+    assert "lanczos/lambda_max " in out and "± " in out and "note: measured on 64 of 200" in out
+    assert cli.run(["checkpoints"]) == 0
+    assert "models:/tiny.sgd/1" in capsys.readouterr().out
+
+
+def test_mlproject_is_the_rendering_of_the_registry():
+    text = (ROOT / "MLproject").read_text()
+    assert text == mlproject.render(), "run `make mlproject`"
+    content = yaml.safe_load(text)
+    assert set(content["entry_points"]) == {"main", "train", *probe.modules()}
+    assert content["conda_env"] == "conda.yaml"

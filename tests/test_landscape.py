@@ -1,0 +1,230 @@
+"""Derivatives of a landscape against closed forms, dense autograd and finite differences."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from lsa.errors import InputError
+from lsa.landscape import Landscape, flatten
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def normal(*shape: int, seed: int = 1) -> torch.Tensor:
+    return torch.randn(*shape, generator=generator(seed), dtype=torch.float64)
+
+
+def seeded(make, seed: int = 0) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return make().double()
+
+
+@pytest.fixture
+def mlp() -> tuple[Landscape, torch.Tensor]:
+    model = seeded(lambda: nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3)))
+    y = torch.randint(0, 3, (23,), generator=generator())
+    return Landscape(model, normal(23, 5), y, chunk=7), flatten(model)
+
+
+def dense(matvec, theta: torch.Tensor) -> torch.Tensor:
+    return torch.stack([matvec(e) for e in torch.eye(len(theta), dtype=theta.dtype)], dim=1)
+
+
+def sample_hessians(landscape: Landscape, theta: torch.Tensor) -> torch.Tensor:
+    return torch.stack(
+        [
+            torch.autograd.functional.hessian(
+                lambda t, x=x, y=y: landscape.loss_function(landscape.outputs(t, x[None]), y[None]),
+                theta,
+            )
+            for x, y in zip(landscape.x, landscape.y, strict=True)
+        ]
+    )
+
+
+def test_linear_regression_has_the_hessian_of_its_closed_form():
+    X, y = normal(31, 4), normal(31, 1, seed=2)
+    model = seeded(lambda: nn.Linear(4, 1, bias=False))
+    landscape = Landscape(model, X, y, F.mse_loss, chunk=8)
+    theta = flatten(model)
+    residual = X @ theta - y[:, 0]
+    assert landscape.loss(theta) == pytest.approx(residual.square().mean().item(), rel=1e-12)
+    assert torch.allclose(landscape.gradient(theta), 2 * X.T @ residual / 31)
+    assert torch.allclose(dense(landscape.hessian(theta), theta), 2 * X.T @ X / 31)
+    assert torch.allclose(dense(landscape.gauss_newton(theta), theta), 2 * X.T @ X / 31)
+
+
+def test_softmax_regression_has_the_hessian_of_its_closed_form():
+    X, y = normal(29, 4), torch.randint(0, 3, (29,), generator=generator())
+    model = seeded(lambda: nn.Linear(4, 3, bias=False))
+    landscape = Landscape(model, X, y, chunk=8)
+    theta = flatten(model)
+    p = (X @ theta.view(3, 4).T).softmax(1)
+    blocks = torch.diag_embed(p) - p[:, :, None] * p[:, None, :]
+    H = torch.einsum("nab,ni,nj->aibj", blocks, X, X).reshape(12, 12) / 29
+    assert torch.allclose(dense(landscape.hessian(theta), theta), H)
+
+
+def test_chunks_of_uneven_size_are_weighted_exactly():
+    """A split of 200 + 56 that unweighted averaging gets wrong by tens of percent."""
+    model = seeded(lambda: nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3)))
+    x = torch.cat([normal(200, 5), 5 + 3 * normal(56, 5, seed=3)])
+    y = torch.randint(0, 3, (256,), generator=generator())
+    theta, v = flatten(model), normal(66)
+    whole, uneven = Landscape(model, x, y, chunk=256), Landscape(model, x, y, chunk=200)
+    assert uneven.loss(theta) == pytest.approx(whole.loss(theta), rel=1e-12)
+    for name in ("hessian", "gauss_newton", "covariance"):
+        a, b = getattr(whole, name)(theta)(v), getattr(uneven, name)(theta)(v)
+        assert torch.allclose(a, b, rtol=1e-10, atol=1e-13), name
+
+
+def test_products_agree_with_dense_matrices(mlp):
+    landscape, theta = mlp
+    hessians = sample_hessians(landscape, theta)
+    H = dense(landscape.hessian(theta), theta)
+    assert torch.allclose(H, hessians.mean(0), atol=1e-12)
+    assert torch.allclose(landscape.hessian(theta)(normal(66, 3)), H @ normal(66, 3), atol=1e-12)
+    G = dense(landscape.gauss_newton(theta), theta)
+    J = torch.stack(
+        [
+            torch.autograd.functional.jacobian(lambda t, x=x: landscape.outputs(t, x[None]), theta)
+            for x in landscape.x
+        ]
+    )[:, 0]
+    p = landscape.outputs(theta, landscape.x).softmax(1)
+    inner = torch.diag_embed(p) - p[:, :, None] * p[:, None, :]
+    assert torch.allclose(G, torch.einsum("nad,nab,nbe->de", J, inner, J) / 23, atol=1e-12)
+    assert torch.linalg.eigvalsh((G + G.T) / 2)[0] > -1e-12  # positive: H − G holds the rest
+
+
+def test_covariance_agrees_with_sample_gradients(mlp):
+    landscape, theta = mlp
+    g = torch.cat(list(landscape.sample_gradients(theta)))
+    centred = g - g.mean(0)
+    C = dense(landscape.covariance(theta), theta)
+    assert torch.allclose(g.mean(0), landscape.gradient(theta), atol=1e-12)
+    assert torch.allclose(C, centred.T @ centred / 23, atol=1e-12)
+    second = dense(landscape.covariance(theta, centred=False), theta)
+    assert torch.allclose(second, g.T @ g / 23, atol=1e-12)
+    identity = g.square().sum(1).mean() - landscape.gradient(theta).square().sum()
+    assert C.trace().item() == pytest.approx(identity.item(), rel=1e-10)
+
+
+def test_sample_curvatures_agree_with_dense_sample_hessians(mlp):
+    landscape, theta = mlp
+    u = normal(66)
+    expected = torch.einsum("i,nij,j->n", u, sample_hessians(landscape, theta), u)
+    assert torch.allclose(landscape.curvatures(theta, u), expected, atol=1e-10)
+
+
+def test_derivatives_agree_with_finite_differences_to_second_order(mlp):
+    landscape, theta = mlp
+    v = normal(66)
+    v /= v.norm()
+
+    def errors(h: float) -> tuple[float, float]:
+        slope = (landscape.loss(theta + h * v) - landscape.loss(theta - h * v)) / (2 * h)
+        g = (landscape.gradient(theta + h * v) - landscape.gradient(theta - h * v)) / (2 * h)
+        first = abs(slope - float(landscape.gradient(theta) @ v))
+        return first, float((g - landscape.hessian(theta)(v)).norm())
+
+    for coarse, fine in zip(errors(1e-2), errors(1e-3), strict=True):
+        assert 80 < coarse / fine < 120  # central differences: error ∝ h²
+
+
+def test_all_products_work_for_tanh_with_squared_error():
+    """Forward-over-reverse differentiation fails on this pair in torch 2.14."""
+    model = seeded(lambda: nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)))
+    landscape = Landscape(model, normal(9, 3), normal(9, 2, seed=2), F.mse_loss, chunk=4)
+    theta, v = flatten(model), normal(26)
+    H = sample_hessians(landscape, theta).mean(0)
+    assert torch.allclose(landscape.hessian(theta)(v), H @ v, atol=1e-12)
+    assert landscape.curvatures(theta, v).mean().item() == pytest.approx(float(v @ H @ v))
+    assert landscape.covariance(theta)(v).isfinite().all()
+    assert float(v @ landscape.gauss_newton(theta)(v)) >= 0
+
+
+def test_batch_norm_and_dropout_make_one_fixed_function():
+    model = seeded(
+        lambda: nn.Sequential(
+            nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
+            nn.Dropout(0.5), nn.Linear(27, 2),
+        )
+    )  # fmt: skip
+    x, y = normal(11, 1, 8, 8), torch.randint(0, 2, (11,), generator=generator())
+    model.train()
+    before = copy.deepcopy(model.state_dict())
+    landscape, theta = Landscape(model, x, y, chunk=4), flatten(model)
+    v = normal(len(theta))
+    assert torch.equal(landscape.hessian(theta)(v), landscape.hessian(theta)(v))
+    assert landscape.loss(theta) == Landscape(model, x, y, chunk=4).loss(theta)
+    assert model.training and all(torch.equal(before[k], s) for k, s in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_recalibration_takes_the_statistics_of_the_data_and_leaves_the_original():
+    model = seeded(lambda: nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 2)))
+    x, y = 3 + normal(50, 4), torch.randint(0, 2, (50,), generator=generator())
+    landscape, theta = Landscape(model, x, y), 2 * flatten(model)
+    again = landscape.recalibrated(theta)
+    hidden = x @ (2 * model[0].weight.detach()).T + 2 * model[0].bias.detach()
+    assert torch.allclose(again.model[1].running_mean, hidden.mean(0))
+    assert torch.allclose(again.model[1].running_var, hidden.var(0))
+    assert torch.equal(landscape.model[1].running_mean, torch.zeros(3).double())
+    plain = Landscape(seeded(lambda: nn.Linear(4, 2)), x, y)
+    assert plain.recalibrated(normal(10)) is plain
+
+
+def test_evaluation_has_the_standard_errors_of_its_means(mlp):
+    landscape, theta = mlp
+    logits = landscape.outputs(theta, landscape.x)
+    losses = F.cross_entropy(logits, landscape.y, reduction="none")
+    wrong = (logits.argmax(1) != landscape.y).double()
+    found = landscape.evaluate(theta)
+    assert found.loss == pytest.approx(losses.mean().item())
+    assert found.loss_error == pytest.approx(losses.std().item() / 23**0.5)
+    assert found.error == pytest.approx(wrong.mean().item())
+    assert found.error_error == pytest.approx(wrong.std().item() / 23**0.5)
+    assert torch.allclose(landscape.losses(theta), losses)
+
+
+def test_a_loss_linear_in_its_parameters_has_no_curvature():
+    model = seeded(lambda: nn.Linear(3, 1))
+    landscape = Landscape(model, normal(5, 3), normal(5, 1), lambda o, y: (o * y).mean())
+    assert torch.equal(landscape.hessian(flatten(model))(normal(4)), torch.zeros(4).double())
+
+
+def test_attention_is_differentiated_twice():
+    layer = seeded(lambda: nn.TransformerEncoderLayer(8, 2, 16, batch_first=True))
+    model = nn.Sequential(layer, nn.Flatten(), seeded(lambda: nn.Linear(24, 2)))
+    x, y = normal(6, 3, 8), torch.randint(0, 2, (6,), generator=generator())
+    landscape, theta = Landscape(model, x, y, chunk=4), flatten(model)
+    v = normal(len(theta))
+    h = 1e-5
+    g = landscape.gradient(theta + h * v) - landscape.gradient(theta - h * v)
+    assert torch.allclose(landscape.hessian(theta)(v), g / (2 * h), rtol=1e-4, atol=1e-6)
+
+
+def test_frozen_parameters_are_not_in_theta():
+    model = seeded(lambda: nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)))
+    model[0].requires_grad_(False)
+    landscape = Landscape(model, normal(5, 3), torch.tensor([0, 1, 0, 1, 1]))
+    assert landscape.dimension == len(flatten(model)) == 10
+    assert landscape.gradient(flatten(model)).shape == (10,)
+
+
+def test_subsets_and_bad_input(mlp):
+    landscape, theta = mlp
+    part = landscape.subset(torch.tensor([3, 1]))
+    assert part.n_samples == 2
+    assert part.loss(theta) == pytest.approx(landscape.losses(theta)[[3, 1]].mean().item())
+    with pytest.raises(InputError, match="3 inputs and 2 targets"):
+        landscape.with_data(normal(3, 5), torch.tensor([0, 1]))

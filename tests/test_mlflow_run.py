@@ -1,0 +1,94 @@
+"""The literal `mlflow run` commands, as real processes against a real store."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parent.parent
+MLFLOW = Path(sys.executable).with_name("mlflow")
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory) -> dict[str, str]:
+    """The README's environment: the virtual environment first on PATH, an own store, no conda."""
+    store = tmp_path_factory.mktemp("store")
+    path = f"{MLFLOW.parent}:{os.environ['PATH']}"
+    dropped = ("MLFLOW_CONDA_HOME", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID")
+    kept = {k: v for k, v in os.environ.items() if k not in dropped}
+    return kept | {"PATH": path, "MLFLOW_TRACKING_URI": f"sqlite:///{store}/mlflow.db"}
+
+
+def statuses(environment: dict[str, str]) -> dict[str, str]:
+    """Run name → status."""
+    database = environment["MLFLOW_TRACKING_URI"].removeprefix("sqlite:///")
+    with sqlite3.connect(database) as connection:
+        return dict(connection.execute("select name, status from runs order by start_time"))
+
+
+def mlflow_run(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess:
+    command = [str(MLFLOW), "run", ".", *arguments]
+    return subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+def test_train_then_lanczos_by_optimizer_and_by_run_id(environment):
+    trained = mlflow_run(environment, "-e", "train", "-P", "optimizer=sgd", "-P", "epochs=1")
+    assert trained.returncode == 0, trained.stderr
+    assert "no conda here; using the current Python" in trained.stderr
+    run_id = re.search(r"^run +(\w+)$", trained.stdout, re.MULTILINE)
+    assert run_id is not None
+    options = ["-P", "k=1", "-P", "samples=64", "-P", "tol=1e-2"]
+    by_name = mlflow_run(environment, "-e", "lanczos", "-P", "optimizer=sgd", *options)
+    assert by_name.returncode == 0, by_name.stderr
+    by_id = mlflow_run(
+        environment, "-e", "lanczos", "-P", f"checkpoint={run_id[1]}", *options,
+        "--env-manager", "local",
+    )  # fmt: skip
+    assert by_id.returncode == 0, by_id.stderr
+    assert set(statuses(environment).values()) == {"FINISHED"}
+    number = r"lanczos/lambda_max +(\S+)"
+    assert re.search(number, by_name.stdout)[1] == re.search(number, by_id.stdout)[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-e", "train", "-P", "optimizer=foo"], "unknown optimizer 'foo'"),
+        (["-e", "train", "-P", "optimizer=sgd", "-P", "lr=abc"], "given: 'abc'"),
+    ],
+)
+def test_bad_input_ends_the_run_failed(environment, arguments, message):
+    done = mlflow_run(environment, *arguments)
+    assert done.returncode != 0
+    assert message in done.stderr and "Traceback" not in done.stderr
+    assert "RUNNING" not in statuses(environment).values()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_mlflow_ends_run_and_child(environment, number):
+    command = [str(MLFLOW), "run", ".", "-e", "train", "-P", "optimizer=sgd", "-P", "epochs=9999"]
+    command += ["-P", f"seed={number}", "-P", "resume=never"]
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
+        name = f"train-sgd-s{int(number)}"
+        deadline = time.monotonic() + 120
+        while name not in statuses(environment) and time.monotonic() < deadline:
+            time.sleep(0.3)
+        process.send_signal(number)
+        assert process.wait(timeout=60) != 0
+    assert statuses(environment)[name] == "KILLED"
+    left = subprocess.run(["pgrep", "-f", f"epochs 9999 --seed {int(number)}"], check=False)
+    assert left.returncode == 1  # no child goes on

@@ -1,0 +1,196 @@
+"""Tracked steps against a real MLflow store: what is logged, registered, found and reused."""
+
+from __future__ import annotations
+
+import json
+
+import mlflow
+import numpy as np
+import pytest
+import torch
+
+import lsa
+from lsa import project, steps, study, tracking
+from lsa import train as training
+from lsa.errors import InputError
+from lsa.landscape import flatten
+from lsa.probe import PROBES, Metric, Result, probe
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's and SQLAlchemy's own
+
+
+@pytest.fixture
+def trained(workplace) -> steps.Step:
+    return steps.train(project.load("tiny").recipe("sgd"))
+
+
+def run(run_id: str):
+    return mlflow.MlflowClient().get_run(run_id)
+
+
+def test_training_logs_and_registers(trained):
+    found = run(trained.run_id)
+    assert found.info.status == "FINISHED"
+    assert found.data.params["optimizer"] == "sgd" and found.data.params["optimizer.lr"] == "0.1"
+    assert len(mlflow.MlflowClient().get_metric_history(trained.run_id, "val/accuracy")) == 2
+    assert {"lsa.threads", "lsa.device", "lsa.version.torch", "lsa.key"} <= found.data.tags.keys()
+    assert trained.address == "models:/tiny.sgd/1"
+    model = mlflow.get_logged_model(found.data.tags["lsa.model_id"])
+    values = {m.key: m.value for m in model.metrics}
+    assert values["final/val_accuracy"] == trained.metrics["final/val_accuracy"]
+
+
+def test_a_checkpoint_is_found_by_every_address(trained):
+    mlflow.MlflowClient().set_registered_model_alias("tiny.sgd", "best", "1")
+    model_id = run(trained.run_id).data.tags["lsa.model_id"]
+    references = [
+        trained.run_id, "models:/tiny.sgd/1", "models:/tiny.sgd@best", f"models:/{model_id}",
+    ]  # fmt: skip
+    thetas = [lsa.load(reference).theta for reference in references]
+    thetas.append(lsa.load(optimizer="sgd", project="tiny").theta)
+    assert all(torch.equal(theta, thetas[0]) for theta in thetas)
+    found = lsa.load(trained.run_id)
+    accuracy = 1 - found.validation.evaluate(found.theta).error
+    assert accuracy == pytest.approx(trained.metrics["final/val_accuracy"])
+    assert found.landscape.n_samples == 64 and found.optimizer_state["param_groups"]
+    initial = training.network(found.recipe, found.data)
+    assert torch.equal(found.theta_init, flatten(initial))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"reference": "nope"}, "no checkpoint 'nope'"),
+        ({"reference": "models:/tiny.sgd/9"}, "no checkpoint at models:/tiny.sgd/9"),
+        ({"optimizer": "adamw", "project": "tiny"}, "make one with: lsa train"),
+        ({"optimizer": "lion", "project": "tiny"}, "unknown optimizer 'lion'"),
+        ({"project": "tiny"}, "no checkpoint is named"),
+        ({"reference": "x", "optimizer": "sgd"}, "give one"),
+        ({"reference": "x' OR '1'='1"}, "holds a quote"),
+    ],
+)
+def test_what_is_not_there_is_said_in_one_line(trained, arguments, message):
+    with pytest.raises(InputError, match=message) as caught:
+        lsa.load(**arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_probe_logs_on_its_run_and_on_the_checkpoint(trained):
+    source = lsa.load(trained.run_id)
+    before = source.theta.clone()
+    done = steps.measure("lanczos", source, k=2)
+    found = run(done.run_id)
+    assert found.data.params["k"] == "2" and found.data.params["n_samples"] == "64"
+    assert found.data.metrics["lanczos/converged"] == 1
+    assert found.data.metrics["lanczos/lambda_max_se_data"] > 0
+    assert any("subset" in v for k, v in found.data.tags.items() if k.startswith("lsa.note"))
+    model = mlflow.get_logged_model(source.model_id)
+    assert "lanczos/lambda_max" in {m.key for m in model.metrics}
+    assert [i.model_id for i in found.inputs.model_inputs] == [source.model_id]
+    folder = mlflow.artifacts.download_artifacts(run_id=done.run_id)
+    content = json.loads(open(f"{folder}/lanczos.json").read())
+    assert content["metrics"]["lambda_max"]["value"] == found.data.metrics["lanczos/lambda_max"]
+    assert np.load(f"{folder}/eigenvectors.npy").shape == (len(before), 3)
+    assert open(f"{folder}/lanczos.png", "rb").read(4) == b"\x89PNG"
+    assert torch.equal(before, source.theta)
+
+
+def test_steps_with_the_same_key_are_reused(trained):
+    recipe = project.load("tiny").recipe("sgd")
+    again = steps.train(recipe, reuse=True)
+    assert again.reused and again.run_id == trained.run_id
+    source = lsa.load(trained.run_id)
+    first = steps.measure("lanczos", source, k=1, reuse=True)
+    assert steps.measure("lanczos", source, k=1, reuse=True).run_id == first.run_id
+    assert not steps.measure("lanczos", source, k=2, reuse=True).reused
+    assert not steps.train(project.load("tiny").recipe("sgd", 1), reuse=True).reused
+
+
+def test_identical_seeds_give_identical_numbers(trained):
+    source = lsa.load(trained.run_id)
+    a, b = (steps.measure("lanczos", source, k=2).metrics for _ in range(2))
+    assert a == b
+
+
+def test_a_killed_training_goes_on_at_its_last_epoch(workplace, monkeypatch):
+    recipe = project.load("tiny").recipe("sgd", epochs=3)
+    original = training.train
+
+    def interrupted(*arguments, **named):
+        for epoch in original(*arguments, **named):
+            yield epoch
+            if epoch.number == 2:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "train", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        steps.train(recipe)
+    monkeypatch.setattr(training, "train", original)
+    resumed = steps.train(recipe)
+    assert run(resumed.run_id).data.tags["lsa.resumed_epoch"] == "2"
+    assert len(mlflow.MlflowClient().get_metric_history(resumed.run_id, "val/loss")) == 3
+    fresh = steps.train(recipe)
+    assert fresh.metrics["final/val_loss"] == resumed.metrics["final/val_loss"]
+    statuses = [r.info.status for r in mlflow.search_runs(
+        search_all_experiments=True, output_format="list")]  # fmt: skip
+    assert sorted(statuses) == ["FINISHED", "FINISHED", "KILLED"]
+
+
+def test_failures_end_the_run_failed_with_the_reason(workplace):
+    with pytest.raises(training.Diverged):
+        steps.train(project.load("tiny").recipe("sgd", lr=1e9))
+    (found,) = mlflow.search_runs(search_all_experiments=True, output_format="list")
+    assert (
+        found.info.status == "FAILED" and "lower its learning rate" in found.data.tags["lsa.error"]
+    )
+
+
+def test_numbers_that_are_not_finite_are_tags_not_metrics(trained):
+    @probe()
+    def infinite(theta) -> Result:
+        """A number that diverged."""
+        return Result({"a": Metric(float("inf")), "b": Metric(1.0)})
+
+    try:
+        done = steps.measure("infinite", lsa.load(trained.run_id))
+    finally:
+        del PROBES["infinite"]
+    found = run(done.run_id)
+    assert "infinite/a" not in found.data.metrics and found.data.metrics["infinite/b"] == 1
+    assert found.data.tags["lsa.not_finite.infinite/a"] == "inf"
+
+
+def test_a_damaged_or_foreign_checkpoint_is_refused(trained, tmp_path):
+    from lsa import checkpoint
+
+    source = lsa.load(trained.run_id)
+    folder = tmp_path / "copy"
+    folder.mkdir()
+    checkpoint.save(source, folder)
+    (folder / "weights.safetensors").write_bytes(b"cut off")
+    with pytest.raises(InputError, match="no whole lsa checkpoint"):
+        checkpoint.read(folder)
+
+
+def test_a_study_runs_everything_once_and_then_nothing(workplace):
+    setting = project.load("tiny")
+    first = study.study(setting, say=lambda line: None)
+    assert (first.done, first.reused, first.failures) == (4, 0, [])
+    assert [row.optimizer for row in first.rows] == ["sgd", "adamw"]
+    assert "lanczos/lambda_max" in first.rows[0].metrics
+    assert "| sgd | 0 | 0." in study.table(first.rows)
+    second = study.study(setting, say=lambda line: None)
+    assert (second.done, second.reused) == (0, 4)
+
+
+def test_a_failing_step_does_not_stop_the_others(workplace):
+    text = (workplace / "projects" / "tiny.yaml").read_text()
+    (workplace / "projects" / "tiny.yaml").write_text(text.replace("lr: 0.1}", "lr: 1.0e+9}"))
+    said: list[str] = []
+    with pytest.raises(InputError, match="1 of the study's steps failed: train sgd"):
+        study.study(project.load("tiny"), say=said.append)
+    assert sum("done" in line for line in said) == 2  # adamw's training and spectrum
+
+
+def test_the_default_store_is_where_mlflow_ui_looks(workplace):
+    assert tracking.store().endswith("mlflow.db")
