@@ -12,7 +12,17 @@ PACKAGE = Path(__file__).parent.parent / "lsa"
 # A module imports only from lines above its own.
 LAYERS = [
     {"errors", "signals"},
-    {"linalg", "paths", "subspaces", "crossing", "units", "factories"},
+    {
+        "krylov",
+        "linalg",
+        "quadrature",
+        "trace",
+        "paths",
+        "subspaces",
+        "crossing",
+        "units",
+        "factories",
+    },
     {
         "neb",
         "curves",

@@ -45,7 +45,8 @@ def test_every_epoch_is_measured_and_training_learns(split, optimizer):
         "train/loss", "train/accuracy", "train/gradient_norm", "train/weight_norm",
         "train/learning_rate", "train/seconds", "val/loss", "val/accuracy",
     } == set(epochs[0].metrics)  # fmt: skip
-    assert epochs[-1].metrics["val/accuracy"] > 0.6
+    assert epochs[-1].metrics["val/loss"] < epochs[0].metrics["val/loss"]
+    assert epochs[-1].metrics["val/accuracy"] > 0.2  # chance is 0.1, and these are 20 steps
     assert epochs[-1].metrics["train/learning_rate"] < epochs[1].metrics["train/learning_rate"]
 
 
