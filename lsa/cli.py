@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Optional
 
@@ -37,6 +38,8 @@ def run(arguments: Sequence[str]) -> int:
         The exit code: 0, 2 for bad input (one plain line on stderr), 130 or 143 after a signal.
     """
     signals.catch()
+    # torch's own forward mode says this to people who cannot do anything about it.
+    warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated")
     wanted = next((a for a in arguments if not a.startswith("-")), None)
     command = typer.main.get_command(application(wanted))
     try:

@@ -143,8 +143,7 @@ class Krylov:
         if self.count == self.d or self.count - self.done > self.block:
             return
         w = torch.randn(self.d, generator=rng, device=rng.device).to(self.V)
-        for _ in range(2):  # what is left of w is short when the basis nearly spans the space
-            w, _ = orthogonalise(w / torch.linalg.vector_norm(w), self.V[: self.count])
+        w, _ = orthogonalise(w, self.V[: self.count])
         self._append(w / torch.linalg.vector_norm(w))
         order = [self.count - 1, *range(self.done, self.count - 1)]
         self.V[self.done : self.count] = self.V[order]
@@ -174,8 +173,7 @@ class Krylov:
             raise InputError(
                 "start is zero, not finite or has dependent columns; draw it at random"
             )
-        w, _ = orthogonalise(w / left, self.V[: self.count])
-        self._append(w / torch.linalg.vector_norm(w))
+        self._append(w / left)
 
     def _note_asymmetry(self) -> None:
         T = self.T[: self.done, : self.done]

@@ -31,7 +31,7 @@ class Extremes:
     largest: Eigenpairs  # algebraically largest, descending
     smallest: Eigenpairs  # algebraically smallest (most negative first), ascending
     products: int  # matrix-vector products spent
-    confirmed: bool  # a second, independent chain of products did not overturn the values
+    confirmed: bool  # the pairs have seen the products of a second, independent chain
     orthogonality: float  # max |V Vᵀ − I| over the final basis
     asymmetry: float  # max |T − Tᵀ| / max |T|: 0 for a symmetric operator in exact arithmetic
 
@@ -79,11 +79,11 @@ def lanczos(
         floor: An eigenvalue below this share of the norm ‖A‖ (the largest |θ| seen) need only be
             as accurate as one of that size; without it the zero end of a positive semidefinite
             matrix would never converge. Tuned here.
-        confirm: After convergence a random direction orthogonal to the basis starts a second
-            chain; the values must stay, to `tol`, while both chains take so many products in all.
-            5 give the new chain 3, enough to expose an eigenvalue that was missed if it stands
-            well clear of the unwanted ones (tuned here: 29 of 30 or better, d = 20,000).
-            0 for a random start and a single pair, where it is not needed.
+        confirm: Once all pairs have converged, a random direction orthogonal to the basis starts
+            a second chain, and both take so many further products in all; what they bring up must
+            converge too. 5 give the new chain 3, enough to expose an eigenvalue that was missed
+            if it stands well clear of the unwanted ones (tuned here: 29 of 30 hidden on purpose
+            or better, d = 20,000). 0 for a random start and a single pair, which do not need it.
         basis: Most vectors held, so memory is `basis` · d numbers. When it is full, restart from
             the Ritz vectors of both ends. Default 100, more if the pairs wanted need it.
         max_products: Give up after so many products; the flags then say what has not converged.
@@ -100,7 +100,7 @@ def lanczos(
     wanted = (largest, smallest)
     _check_options(tol, floor, confirm, max_products, sum(wanted))
     krylov = Krylov(start, _check_sizes(start, wanted, basis))
-    trial, left = None, 0  # converged values on trial, and the products they have yet to survive
+    left = None  # products that the converged pairs have yet to survive; None before that
     while True:
         krylov.multiply(matvec)
         ritz = krylov.ritz(wanted)
@@ -108,17 +108,16 @@ def lanczos(
         good = (ritz.residuals <= allowed) & (krylov.done >= sum(wanted))
         if report:
             report(krylov.products, max_products, ritz.describe())
-        left -= 1
-        if trial is not None and ((ritz.wanted - trial).abs() > allowed).any():
-            trial = None
-        if trial is None and good.all():
-            trial, left = ritz.wanted, confirm
+        if left is not None:
+            left -= 1
+        elif good.all():
+            left = confirm
         complete = krylov.done == krylov.d
-        confirmed = complete or (trial is not None and left <= 0)
+        confirmed = complete or (left is not None and left <= 0)
         if complete or (confirmed and good.all()) or krylov.products == max_products:
             return _extremes(krylov, ritz, good, largest, confirmed)
         krylov.make_room(ritz, wanted)
-        if (trial is not None and left == confirm) or krylov.done == krylov.count:
+        if left == confirm or krylov.done == krylov.count:
             krylov.append_random(rng)
 
 

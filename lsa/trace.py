@@ -122,7 +122,7 @@ def hutchpp_trace(
         raise InputError(f"products={products} is too few for Hutch++; choose at least 6")
     k = min(products // 3, dimension)
     sketch = [apply(matvec, rademacher(dimension, rng, dtype, device)) for _ in range(k)]
-    to_host(torch.stack([w.sum() for w in sketch]))
+    to_host(torch.stack([w.sum() for w in sketch]))  # refuse what QR would turn into nonsense
     Q, _ = torch.linalg.qr(torch.stack(sketch, 1))
     rest = max(2, products - 2 * k)
     return hutchinson_trace(

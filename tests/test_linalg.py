@@ -263,6 +263,7 @@ def test_few_distinct_eigenvalues(spectrum: list[float]) -> None:
         Counting((Q * values) @ Q.T), normal(50), rng=generator(), largest=50, smallest=0
     )
     assert result.converged and result.products == 50
+    assert result.orthogonality < 1e-13
     truth = values.sort(descending=True).values
     assert torch.allclose(result.largest.values, truth, atol=1e-12)
     early = lanczos(
@@ -404,6 +405,9 @@ def test_asymmetric_operator_is_noticed() -> None:
     right = lanczos(Counting(A), normal(200), rng=generator(), max_products=60)
     assert right.asymmetry < 1e-12
     assert wrong.asymmetry > 1e-3
+    for pairs in (wrong.largest, wrong.smallest):
+        residuals = (B @ pairs.vectors - pairs.vectors * pairs.values).norm(dim=0)
+        assert torch.allclose(residuals, pairs.residuals, rtol=1e-8)
     assert not wrong.converged  # the residual contains the skew part
 
 

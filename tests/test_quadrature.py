@@ -262,6 +262,12 @@ def test_no_outliers_in_a_random_matrix(bulk, seed: int, steps: int) -> None:
     assert q.outliers().count == (0, 0, 3)
 
 
+def test_no_outliers_when_nearly_all_eigenvalues_are_resolved() -> None:
+    A = rotated(semicircle(100))
+    q = spectral_density(lambda v: A @ v, 100, rng=generator(), probes=3, **F64)
+    assert q.outliers().count == (0, 0, 3)
+
+
 def test_spikes_beside_a_random_matrix() -> None:
     spectrum = torch.cat([torch.tensor([5.0, 4.5, 4.2]).double(), wishart(400, 800)])
     A = rotated(spectrum)
