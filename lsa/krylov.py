@@ -35,6 +35,11 @@ def orthogonalise(w: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
     return torch.addmv(w, V.T, second, alpha=-1), first + second
 
 
+def length(w: Tensor) -> Tensor:
+    """|w| in the dtype of w, summed in float64: float32 sums lose digits from d = 1e5 on."""
+    return torch.linalg.vector_norm(w, dtype=torch.float64).to(w)
+
+
 def apply(matvec: Matvec, v: Tensor) -> Tensor:
     """A v in the dtype of v; refuses a product of another shape."""
     w = matvec(v).detach()
@@ -51,15 +56,17 @@ def to_host(coefficients: Tensor) -> Tensor:
     return coefficients
 
 
-def negligible(length: float, scale: float, dtype: torch.dtype) -> bool:
+def negligible(rest: float, scale: float, dtype: torch.dtype) -> bool:
     """Whether what is left of a product is rounding: the basis spans an invariant subspace."""
-    return length <= 10 * torch.finfo(dtype).eps * scale
+    return rest <= 10 * torch.finfo(dtype).eps * scale
 
 
 def gram_error(V: Tensor) -> float:
     """max |V Vᵀ − I|: how far the rows of V are from orthonormal."""
-    gram = (V @ V.T).double().cpu()
-    return float((gram - torch.eye(len(V), dtype=gram.dtype)).abs().max())
+    gram = torch.eye(len(V), dtype=torch.float64, device=V.device).neg()
+    for part in V.split(1 << 16, dim=1):  # in pieces: all of V in float64 may not fit
+        gram += part.double() @ part.double().T
+    return float(gram.abs().max())
 
 
 @dataclass(frozen=True)
@@ -105,7 +112,7 @@ class Krylov:
         """Multiply the row that has waited longest; append what is new in the product."""
         j, n = self.done, self.count
         w, c = orthogonalise(apply(matvec, self.V[j]), self.V[:n])
-        c = to_host(torch.cat([c, torch.linalg.vector_norm(w)[None]]))  # the only synchronisation
+        c = to_host(torch.cat([c, length(w)[None]]))  # the only synchronisation
         self.T[:n, j] = c[:n]
         self.done, self.products = j + 1, self.products + 1
         self.scale = max(self.scale, float(c.abs().max()))
@@ -143,8 +150,9 @@ class Krylov:
         if self.count == self.d or self.count - self.done > self.block:
             return
         w = torch.randn(self.d, generator=rng, device=rng.device).to(self.V)
-        w, _ = orthogonalise(w, self.V[: self.count])
-        self._append(w / torch.linalg.vector_norm(w))
+        for _ in range(2):  # little of w is left when the basis nearly spans the space
+            w, _ = orthogonalise(w / length(w), self.V[: self.count])
+        self._append(w / length(w))
         order = [self.count - 1, *range(self.done, self.count - 1)]
         self.V[self.done : self.count] = self.V[order]
         self.T[self.done : self.count] = self.T[order]
@@ -166,14 +174,14 @@ class Krylov:
         self.count += 1
 
     def _append_start(self, column: Tensor) -> None:
-        column = column / torch.linalg.vector_norm(column)
+        column = column / length(column)
         w, _ = orthogonalise(column, self.V[: self.count])
-        left = torch.linalg.vector_norm(w)
-        if not left > 1e3 * torch.finfo(w.dtype).eps:
+        if not length(w) > 1e3 * torch.finfo(w.dtype).eps:
             raise InputError(
                 "start is zero, not finite or has dependent columns; draw it at random"
             )
-        self._append(w / left)
+        w, _ = orthogonalise(w / length(w), self.V[: self.count])
+        self._append(w / length(w))
 
     def _note_asymmetry(self) -> None:
         T = self.T[: self.done, : self.done]

@@ -1,23 +1,32 @@
-"""Makes `mlflow run` of lsa work without conda, and end its run when it is stopped.
+"""Makes `mlflow run` of lsa work without conda, and lets no run of it stay RUNNING for ever.
 
-MLflow imports this module whenever it is imported itself (an `mlflow.run_context_provider`). It
-acts only in a `mlflow run` of this project. Without conda, `conda_env: conda.yaml` would fail and
-leave the run RUNNING for ever, so a stand-in that uses the current Python answers in conda's place.
+MLflow imports this module whenever it is imported itself (an `mlflow.run_context_provider`), so it
+imports neither MLflow nor torch. It acts only in an `mlflow run` of this project:
+
+- Without conda, `conda_env: conda.yaml` would fail; a stand-in that uses the current Python answers
+  in conda's place, says so, and is recorded in the tag `lsa.environment`.
+- MLflow gives a run up when its environment or a parameter is bad, or on SIGTERM: the run stays
+  RUNNING, the child goes on. Here SIGTERM acts as Ctrl-C does, and the run ends with the process.
 """
 
 from __future__ import annotations
 
+import atexit
 import os
 import re
 import shutil
 import signal
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 STAND_IN = Path(__file__).parent / "_conda"
 SWITCH = "LSA_CONDA_STANDIN"
+PYTHON = "LSA_PYTHON"  # read by the stand-in
+
+_stopped_by: list[int] = []
 
 
 class LsaContext:
@@ -32,49 +41,132 @@ class LsaContext:
         return {"lsa.environment": f"current Python {sys.executable}; conda is not installed"}
 
 
+def arguments_of(argv: Sequence[str], original: Sequence[str]) -> list[str]:
+    """The command line with the program's name first.
+
+    While `python -m mlflow` imports MLflow, `sys.argv[0]` is "-m" and only `sys.orig_argv` has it.
+    """
+    if list(argv[:1]) != ["-m"]:
+        return list(argv)
+    return [original[-len(argv)].removeprefix("-m"), *argv[1:]]
+
+
+def _split(words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Positional words, and each option's last value."""
+    takes_value = re.compile(r"-[evPAbc]|--(?!help|build-image)[a-z-]+")
+    positional: list[str] = []
+    options: dict[str, str] = {}
+    rest = iter(words)
+    for word in rest:
+        name, equals, value = word.partition("=")
+        if not word.startswith("-"):
+            positional.append(word)
+        elif takes_value.fullmatch(word):
+            options[word] = next(rest, "")
+        elif word.startswith("--"):
+            options[name] = value if equals else ""
+        else:
+            options[word[:2]] = word[2:]
+    return positional, options
+
+
 def project_of(arguments: Sequence[str]) -> str | None:
-    """The project's address in an `mlflow run` command line, or None for any other command."""
-    program, rest = Path(arguments[0]).name if arguments else "", list(arguments[1:])
-    if program not in ("mlflow", "__main__.py", "mlflow.exe") or rest[:1] != ["run"]:
+    """The project's address in a local `mlflow run` command line; None for any other command."""
+    if not arguments or Path(arguments[0]).name not in ("mlflow", "mlflow.exe", "mlflow.cli"):
         return None
-    takes_value = re.compile(r"-[evPAbckr]|--(?!no-|help|build|skip|quiet)[a-z-]+")
-    words = iter(rest[1:])
-    for word in words:
-        if takes_value.fullmatch(word):
-            next(words, None)
-        elif not word.startswith("-"):
-            return word
-    return None
+    positional, options = _split(arguments[1:])
+    backend = options.get("-b", options.get("--backend", "local"))
+    if positional[:1] != ["run"] or len(positional) < 2 or backend != "local":
+        return None
+    return positional[1]
 
 
-def is_lsa(address: str) -> bool:
-    """Whether the project is lsa. One that is not a local folder is recognised by its address."""
-    project = Path(address) / "MLproject"
-    if project.is_file():
-        return re.search(r"^name: *lsa *$", project.read_text(), re.MULTILINE) is not None
-    return re.search(r"(^|/)lsa(\.git)?(#.*)?$", address) is not None
+def is_lsa(address: str) -> bool | None:
+    """Whether the project is lsa; None for a remote one whose address does not tell."""
+    folder, _, inside = address.partition("#")
+    project = os.path.join(folder, inside, "MLproject")
+    if os.path.isfile(project):
+        with open(project, encoding="utf-8", errors="replace") as text:
+            return re.search(r"^name: *lsa\s*$", text.read(), re.MULTILINE) is not None
+    if re.search(r"(^|/)lsa(\.git)?$", folder):
+        return True
+    return None if re.match(r"[^/]*:", address) else False
 
 
 def needs_stand_in(arguments: Sequence[str], environment: Mapping[str, str]) -> bool:
     """Whether conda would be asked for and is not there."""
-    chosen = any(a.startswith("--env-manager") for a in arguments)
+    chosen = "--env-manager" in _split(arguments[1:])[1]
     has_conda = shutil.which("conda", path=environment.get("PATH")) is not None
     known = {"MLFLOW_CONDA_HOME", "CONDA_EXE"} & environment.keys()
-    return not (chosen or has_conda or known or environment.get(SWITCH) == "off")
+    return os.name == "posix" and not (
+        chosen or has_conda or known or environment.get(SWITCH) == "off"
+    )
 
 
-def _stop(*_: Any) -> None:
-    """On SIGTERM do what MLflow does on Ctrl-C: stop the child and wait for it."""
+def _use_stand_in() -> None:
+    """Point MLflow at the stand-in."""
+    conda = STAND_IN / "bin" / "conda"
+    if not os.access(conda, os.X_OK):  # some archives lose the executable bit
+        with suppress(OSError):
+            conda.chmod(0o755)
+    os.environ["MLFLOW_CONDA_HOME"] = str(STAND_IN)
+    os.environ[PYTHON] = sys.executable
+
+
+def _stop(number: int, _: Any) -> None:
+    """Do what MLflow does on Ctrl-C: stop the child and wait for it."""
+    _stopped_by.append(number)
     raise KeyboardInterrupt
 
 
+def _end(client: Any, run_id: str) -> None:
+    """At exit, end a run that nobody ended: KILLED after a signal, else FAILED."""
+    try:
+        status = client.get_run(run_id).info.status
+        if _stopped_by and status in ("RUNNING", "FAILED"):  # FAILED: MLflow's name for stopped
+            client.set_terminated(run_id, "KILLED")
+        elif status == "RUNNING":
+            client.set_terminated(run_id, "FAILED")
+    except Exception as error:  # the process is ending: there is nobody left to catch it
+        print(f"lsa: could not see to the end of run {run_id}: {error}", file=sys.stderr)
+
+
+class _FollowRun:
+    """Import finder that finds nothing: it learns when MLflow's client is loaded and its run made.
+
+    MLflow hands the run's ID to no plugin, and has not defined its client when it imports this one.
+    """
+
+    def find_spec(self, name: str, *_: Any) -> None:
+        if name == "mlflow.projects":
+            sys.meta_path.remove(self)  # type: ignore[arg-type]
+            client = getattr(sys.modules.get("mlflow.tracking.client"), "MlflowClient", None)
+            if client is not None:
+                self._wrap(client)
+
+    def _wrap(self, client: Any) -> None:
+        create, context = client.create_run, LsaContext()
+
+        def create_run(self: Any, *args: Any, tags: Any = None, **kwargs: Any) -> Any:
+            environment = context.tags() if context.in_context() else {}
+            run = create(self, *args, tags={**(tags or {}), **environment}, **kwargs)
+            atexit.register(_end, self, run.info.run_id)
+            return run
+
+        client.create_run = create_run
+
+
 def _set_up() -> None:
-    address = project_of(sys.argv)
-    if address is None or not is_lsa(address):
-        return
-    signal.signal(signal.SIGTERM, _stop)
-    if needs_stand_in(sys.argv, os.environ):
-        os.environ["MLFLOW_CONDA_HOME"] = str(STAND_IN)
+    arguments = arguments_of(sys.argv, sys.orig_argv)
+    address = project_of(arguments)
+    ours = False if address is None else is_lsa(address)
+    if ours is not False and needs_stand_in(arguments, os.environ):
+        _use_stand_in()  # which serves no project but lsa
+    if ours:
+        sys.meta_path.insert(0, _FollowRun())  # type: ignore[arg-type]
+        signal.signal(signal.SIGTERM, _stop)
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, _stop)
 
 
 _set_up()

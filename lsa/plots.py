@@ -59,7 +59,11 @@ def _spectrum(result: Result, title: str) -> Figure:
         axes.errorbar(position, metric.value, yerr=error, color="black", capsize=4)
         text = f"{metric.value:.3g} ± {error:.2g}"
         axes.annotate(
-            text, (position, metric.value), xytext=(0, 8), textcoords="offset points", ha="center"
+            text,
+            (position, max(metric.value, 0) + error),
+            xytext=(0, 6),
+            textcoords="offset points",
+            ha="center",
         )
     axes.axhline(0, color="black", linewidth=0.8)
     axes.set_xticks(list(positions), [f"λ{_subscript(int(i))}" for i in curve.x])

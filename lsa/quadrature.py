@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lsa.errors import InputError
-from lsa.krylov import Matvec, apply, negligible, orthogonalise, to_host
+from lsa.krylov import Matvec, apply, length, negligible, orthogonalise, to_host
 from lsa.trace import Estimate, mean, rademacher
 
 Report = Callable[[int, int, str], None]
@@ -206,7 +206,7 @@ def tridiagonalise(
         α `(m,)` and β `(m,)` in float64; β[m − 1] couples to the vector that would come next.
     """
     V = start.new_empty(steps, len(start))
-    V[0] = start / torch.linalg.vector_norm(start)
+    V[0] = start / length(start)
     alpha, beta = [], []
     scale = 0.0
     for j in range(steps):
@@ -217,7 +217,7 @@ def tridiagonalise(
         else:
             a = V[j] @ w
             w = w - a * V[j] - (beta[-1] * V[j - 1] if j else 0)
-        pair = to_host(torch.stack([a, torch.linalg.vector_norm(w)]))
+        pair = to_host(torch.stack([a, length(w)]))
         alpha.append(float(pair[0]))
         beta.append(float(pair[1]))
         scale = max(scale, *pair.abs().tolist())

@@ -44,6 +44,7 @@ logging.getLogger("mlflow").setLevel(logging.ERROR)
 logging.getLogger("alembic").setLevel(logging.ERROR)
 
 FLAVOR = "lsa"
+KIND = "custom_model_development"
 BATCH = 900  # metrics per request; the server takes 1000
 
 
@@ -182,7 +183,10 @@ def _experiment(name: str) -> str:
     found = _client().get_experiment_by_name(name)
     if found and found.lifecycle_stage == "deleted":
         raise InputError(f"experiment {name!r} is deleted in {store()}; restore or purge it")
-    return found.experiment_id if found else _client().create_experiment(name)
+    if found:
+        return found.experiment_id
+    # The kind makes the UI open on models and runs, not on its pages for language-model agents.
+    return _client().create_experiment(name, tags={"mlflow.experimentKind": KIND})
 
 
 def _dataset(source: Checkpoint) -> Dataset:
@@ -281,7 +285,7 @@ def register(opened: Run, checkpoint: Checkpoint) -> tuple[str, str]:
     }
     logged = Model.log(
         artifact_path=None,
-        name="checkpoint",
+        name=f"{recipe.optimizer}-s{recipe.seed}",
         flavor=Flavor,
         step=checkpoint.epoch,
         params=tags,

@@ -19,11 +19,11 @@ OUTLIERS = [100.0, 60, 45, 38, 30, 25, 21, 18, 15, 12]
 
 
 def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+    return torch.Generator().manual_seed(1000 + seed)
 
 
 def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.randn(*shape, generator=generator(seed), dtype=dtype)
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
 def rotation(d: int, seed: int = 0) -> Tensor:
@@ -409,6 +409,28 @@ def test_asymmetric_operator_is_noticed() -> None:
         residuals = (B @ pairs.vectors - pairs.vectors * pairs.values).norm(dim=0)
         assert torch.allclose(residuals, pairs.residuals, rtol=1e-8)
     assert not wrong.converged  # the residual contains the skew part
+
+
+def test_fresh_directions_equal_to_the_start() -> None:
+    """The generator that drew the start, seeded alike again: nothing is left of the new row."""
+    spectrum = hessian_like(5000)
+    start = torch.randn(5000, generator=generator(), dtype=torch.float64)
+    result = lanczos(Counting(spectrum), start, rng=generator(), largest=3)
+    assert result.converged and result.orthogonality < 1e-12
+    assert torch.allclose(result.largest.values, spectrum[:3], rtol=1e-5)
+
+
+@pytest.mark.parametrize("d", [3000, 200_000])
+def test_float32_basis_stays_orthonormal(d: int) -> None:
+    spectrum = torch.cat(
+        [torch.rand(d - 4, generator=generator()), torch.tensor([20.0, 30, 50, -9])]
+    )
+    start = normal(d, dtype=torch.float32)
+    result = lanczos(Counting(spectrum), start, rng=generator(), largest=3)
+    assert result.converged
+    # rounding 6e-8 per addition, a random walk over the d/8 additions of one vector lane
+    assert result.orthogonality < 10 * 6e-8 * math.sqrt(d / 8)
+    assert result.asymmetry < 10 * 6e-8 * math.sqrt(d / 8)
 
 
 def test_start_rng_and_block_are_left_alone() -> None:

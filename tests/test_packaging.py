@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import zipfile
 from pathlib import Path
 
+import pytest
 import yaml
 
 ROOT = Path(__file__).parent.parent
@@ -22,8 +24,27 @@ def test_conda_and_pyproject_ask_for_the_same():
     assert conda["name"] == "lsa"
 
 
+def test_other_environment_managers_can_read_conda_yaml():
+    from mlflow.utils.environment import _PythonEnv
+
+    read = _PythonEnv.from_conda_yaml(str(ROOT / "conda.yaml"))
+    assert re.fullmatch(r"3\.\d+", read.python)  # what `--env-manager uv` asks uv for
+    assert "torch>=2.4" in read.dependencies
+
+
 def test_the_stand_in_for_conda_is_executable():
     assert os.access(ROOT / "lsa" / "_conda" / "bin" / "conda", os.X_OK)
+
+
+def test_a_wheel_holds_the_stand_in_and_the_projects(tmp_path, monkeypatch):
+    build = pytest.importorskip("hatchling.build")
+    monkeypatch.chdir(ROOT)
+    with zipfile.ZipFile(tmp_path / build.build_wheel(str(tmp_path))) as wheel:
+        mode = wheel.getinfo("lsa/_conda/bin/conda").external_attr >> 16
+        assert mode & 0o111 == 0o111
+        names = wheel.namelist()
+    assert "lsa/_conda/etc/profile.d/conda.sh" in names
+    assert "lsa/_projects/digits.yaml" in names
 
 
 def test_the_readme_names_commands_that_exist():
