@@ -14,10 +14,10 @@ test: .venv/installed-dev
 check: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 mlproject: .venv/installed
-	$(BIN)/python -m lsa mlproject > MLproject.new
+	$(BIN)/python -m lsa mlproject > MLproject.new || { rm -f MLproject.new; exit 1; }
 	mv MLproject.new MLproject
 
 .venv/bin/python:
