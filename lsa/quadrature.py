@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -36,6 +37,14 @@ class Outliers(NamedTuple):
 
     count: Estimate
     edge: Estimate  # the largest Ritz value of the bulk
+
+
+class Mass(NamedTuple):
+    """Share of the eigenvalues below a threshold."""
+
+    share: Estimate
+    low: float  # the probes' spectral measures have at least this share there, on average
+    high: float  # and at most this
 
 
 @dataclass(frozen=True)
@@ -73,13 +82,16 @@ class Quadrature:
         left_out = self.dimension * first.square() / second / (n - 1)
         return Estimate(value, float(left_out.std()) * (n - 1) / math.sqrt(n), n)
 
-    def mass_below(self, threshold: float = 0.0) -> Estimate:
+    def mass_below(self, threshold: float = 0.0) -> Mass:
         """Share of the eigenvalues below a threshold; of the negative ones by default.
 
-        A node counts as a whole, so eigenvalues nearer to the threshold than the nodes are to each
-        other are assigned by chance: where many are zero up to rounding ask for −ε, not 0.
+        m nodes cannot say where between two of them an eigenvalue lies. The share is read off the
+        distribution function that rises linearly from node to node, through the middle of each
+        step; the bounds are those of the Chebyshev–Markov–Stieltjes inequalities.
         """
-        return mean((self.weights * (self.nodes < threshold)).sum(1))
+        found = [_mass(*rule, threshold) for rule in zip(self.nodes, self.weights, strict=True)]
+        share, low, high = torch.tensor(found, dtype=torch.float64).T
+        return Mass(mean(share), float(low.mean()), float(high.mean()))
 
     def density(
         self,
@@ -237,6 +249,15 @@ def gauss_rule(alpha: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
     T = torch.diag(alpha) + torch.diag(beta[:-1], 1) + torch.diag(beta[:-1], -1)
     nodes, S = torch.linalg.eigh(T)
     return nodes, S[0].square()
+
+
+def _mass(theta: Tensor, w: Tensor, threshold: float) -> tuple[float, float, float]:
+    """Mass of one rule below a threshold, and the bounds on that of the measure behind it."""
+    steps = torch.cat([w.new_zeros(1), w.cumsum(0)])
+    k = int((theta < threshold).sum())
+    middles = (steps[:-1] + steps[1:]) / 2
+    share = np.interp(threshold, theta.numpy(), middles.numpy(), left=0.0, right=1.0)
+    return float(share), float(steps[max(k - 1, 0)]), float(steps[min(k + 1, len(w))])
 
 
 def _bulk_edge(theta: Tensor, mass: Tensor, median: float) -> tuple[int, float]:

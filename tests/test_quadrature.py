@@ -130,12 +130,13 @@ def test_two_clusters_hold_half_the_mass_each() -> None:
     assert near.all()
     assert torch.allclose(q.weights.sum(1), torch.ones(10).double(), atol=1e-12)
     # vᵀPv/d of a random projector P of rank d/2: variance 2(d/2 − ∑Pᵢᵢ²)/d² = 1/(2d)
-    assert q.mass_below(3).value == pytest.approx(0.5, abs=4 * math.sqrt(1 / (2 * d) / 10))
+    mass = float((q.weights * (q.nodes < 3)).sum(1).mean())
+    assert mass == pytest.approx(0.5, abs=4 * math.sqrt(1 / (2 * d) / 10))
     density = q.density()
     total = torch.trapezoid(density.value, density.x)
     lower = torch.trapezoid(density.value * (density.x < 3), density.x)
     assert float(total) == pytest.approx(1, abs=1e-6)
-    assert float(lower) == pytest.approx(q.mass_below(3).value, abs=1e-6)
+    assert float(lower) == pytest.approx(mass, abs=1e-6)
 
 
 def test_density_of_the_semicircle() -> None:
@@ -195,7 +196,7 @@ def test_trace_norm_and_negative_mass_within_their_errors(seed: int) -> None:
         (q.trace, float(spectrum.sum())),
         (q.frobenius_squared, float(spectrum.square().sum())),
         (q.effective_rank, rank),
-        (q.mass_below(), 0.2),
+        (q.mass_below().share, 0.2),
     )
     for estimate, truth in truths:
         low, high = estimate.interval(0.999)
@@ -204,6 +205,35 @@ def test_trace_norm_and_negative_mass_within_their_errors(seed: int) -> None:
     variance = 2 * (spectrum.square().sum() - A.diagonal().square().sum()) / 12
     # a variance from 12 values: relative standard deviation √(2/11) = 0.43 of the square
     assert q.trace.error**2 == pytest.approx(float(variance), rel=1.7)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7, 20, 60])
+def test_bounds_on_the_mass_hold_for_the_measure_of_the_probe(steps: int) -> None:
+    spectrum = torch.cat([semicircle(50), torch.zeros(10).double(), normal(20).exp()]).sort().values
+    A, v = torch.diag(spectrum), normal(80, seed=4)
+    nodes, weights = gauss_rule(*tridiagonalise(lambda x: A @ x, v, steps))
+    q = Quadrature(80, nodes[None], weights[None], steps)
+    measure = v.square() / v.square().sum()
+    for threshold in torch.linspace(-3, 8, 200).tolist():
+        found = q.mass_below(threshold)
+        truth = float(measure[spectrum < threshold].sum())
+        assert found.low - 1e-9 <= truth <= found.high + 1e-9
+        assert found.low - 1e-9 <= found.share.value <= found.high + 1e-9
+
+
+@pytest.mark.parametrize("threshold", [-1.0, 0.0, 0.5])
+def test_mass_within_a_smooth_bulk(threshold: float) -> None:
+    spectrum = semicircle(600)
+    A = rotated(spectrum)
+    found = spectral_density(lambda v: A @ v, 600, rng=generator(), steps=30, **F64).mass_below(
+        threshold
+    )
+    truth = float((spectrum < threshold).double().mean())
+    # vᵀPv/d of a projector on a share p: variance 2p(1 − p)/d
+    deviation = math.sqrt(2 * truth * (1 - truth) / 600 / 10)
+    assert found.share.value == pytest.approx(truth, abs=4 * deviation)
+    assert found.low < truth < found.high
+    assert found.share.error == pytest.approx(deviation, rel=0.7)  # of 10 values: 24 %
 
 
 def test_diagonal_operator_has_no_probe_error() -> None:
