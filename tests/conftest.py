@@ -20,9 +20,9 @@ probes: {lanczos: {k: 2}}
 """
 
 
-@pytest.fixture(autouse=True)
-def one_generator_state():
-    """The global random state is nobody's: a test fails that changes it."""
+@pytest.fixture
+def global_rng_untouched():
+    """The global random state is the caller's: a test fails when lsa changes it."""
     before = torch.get_rng_state()
     yield
     assert torch.equal(before, torch.get_rng_state()), "the global torch RNG was used"

@@ -12,6 +12,8 @@ from torch import nn
 from lsa.errors import InputError
 from lsa.landscape import Landscape, flatten
 
+pytestmark = pytest.mark.usefixtures("global_rng_untouched")
+
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)

@@ -16,7 +16,10 @@ from lsa.errors import InputError
 from lsa.landscape import flatten
 from lsa.probe import PROBES, Metric, Result, probe
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's and SQLAlchemy's own
+pytestmark = [
+    pytest.mark.filterwarnings("ignore"),  # MLflow's and SQLAlchemy's own
+    pytest.mark.usefixtures("global_rng_untouched"),
+]
 
 
 @pytest.fixture

@@ -27,6 +27,8 @@ SETTING = {
     },
 }
 
+pytestmark = pytest.mark.usefixtures("global_rng_untouched")
+
 
 @pytest.fixture(scope="module")
 def split() -> data.Data:
