@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -54,11 +55,12 @@ class Landscape:
             its running statistics, so that L is one fixed function of θ.
         x: Inputs, shape `(N, …)`, on the device where the work shall happen.
         y: Targets, shape `(N, …)`.
-        loss: ℓ as a mean over a batch, `(outputs, targets) -> scalar`.
+        loss: ℓ as an unweighted mean over a batch, `(outputs, targets) -> scalar`.
         chunk: Samples per pass; bounds memory, does not change the result.
 
     Raises:
-        InputError: No samples, or inputs and targets of different number.
+        InputError: No samples, inputs and targets of different number, chunk below 1, or batch
+            norm without running statistics, whose loss depends on the chunk.
     """
 
     def __init__(
@@ -70,6 +72,14 @@ class Landscape:
         *,
         chunk: int | None = None,
     ) -> None:
+        if chunk is not None and chunk < 1:
+            raise InputError(f"chunk={chunk} holds no sample; choose chunk ≥ 1")
+        for name, module in model.named_modules():
+            if isinstance(module, _BatchNorm) and module.running_mean is None:
+                raise InputError(
+                    f"batch norm {name!r} keeps no running statistics, so a sample's loss depends "
+                    "on its batch; build it with track_running_stats=True"
+                )
         self.model = copy.deepcopy(model).to(x.device).eval()
         self.loss_function = loss
         self.chunk = chunk or CHUNK.get(x.device.type, 64)
@@ -140,7 +150,8 @@ class Landscape:
         with torch.no_grad():
             for name, value in self.unflatten(theta).items():
                 model.get_parameter(name).copy_(value)
-            for x in self.x.chunk(max(1, self.n_samples // 128)):
+            # Chunks as even as can be: the average over them is unweighted.
+            for x in self.x.tensor_split(max(1, self.n_samples // 128)):
                 model(x)
         for module in tracking:
             module.eval()
@@ -152,8 +163,7 @@ class Landscape:
 
     def outputs(self, theta: Tensor, x: Tensor) -> Tensor:
         """Network outputs f(θ, x)."""
-        # Fused attention has no second derivative; the plain formula has.
-        with sdpa_kernel(SDPBackend.MATH):
+        with _plain_attention():
             return functional_call(self.model, self.unflatten(theta), (x,))
 
     def _chunks(self) -> Iterator[tuple[float, Tensor, Tensor]]:
@@ -199,6 +209,7 @@ class Landscape:
 
     # --- first derivatives -----------------------------------------------------------------------
 
+    @torch.enable_grad()
     def loss_and_gradient(self, theta: Tensor) -> tuple[float, Tensor]:
         """L(θ) and ∇L(θ) `(d,)` in one pass."""
         loss = torch.zeros((), dtype=torch.float64, device=theta.device)
@@ -221,7 +232,7 @@ class Landscape:
             return self._chunk_loss(t, x.unsqueeze(0), y.unsqueeze(0))
 
         for _, x, y in self._chunks():
-            yield vmap(grad(one), in_dims=(None, 0, 0))(theta, x, y)
+            yield vmap(grad(one), in_dims=(None, 0, 0))(theta.detach(), x, y)
 
     # --- products --------------------------------------------------------------------------------
 
@@ -231,6 +242,7 @@ class Landscape:
         A block of b vectors shares the forward pass and the first backward pass of each chunk.
         """
 
+        @torch.enable_grad()
         def product(v: Tensor) -> Tensor:
             columns = v.to(theta.dtype).reshape(len(v), -1).unbind(1)
             total = torch.zeros(len(columns), len(v), dtype=torch.float64, device=v.device)
@@ -247,6 +259,7 @@ class Landscape:
     def gauss_newton(self, theta: Tensor) -> Matvec:
         """v ↦ G(θ)v with G = 1/N ∑ᵢ Jᵢᵀ ∇²ℓᵢ Jᵢ, the positive part of H (Schraudolph 2002)."""
 
+        @torch.enable_grad()
         def product(v: Tensor) -> Tensor:
             total = torch.zeros_like(v, dtype=torch.float64)
             tangent = v.to(theta.dtype)
@@ -286,24 +299,39 @@ class Landscape:
 
         return product
 
+    @torch.enable_grad()
     def curvatures(self, theta: Tensor, u: Tensor) -> Tensor:
-        """Per-sample curvatures uᵀ∇²ℓᵢ(θ)u, shape `(N,)`, by forward mode applied twice.
+        """Per-sample curvatures uᵀ∇²ℓᵢ(θ)u, shape `(N,)`: d²ℓᵢ(θ + αu)/dα² at α = 0.
 
-        Their mean is uᵀHu; their spread gives its standard error over the data.
+        Their mean is uᵀHu; their spread gives its standard error over the data. Three reverse
+        passes per chunk: two in α of ∑ wᵢℓᵢ, one in w. Forward mode applied twice would be the
+        shorter way, but is silently wrong for layer norm (seen in torch 2.14).
         """
         direction = u.to(theta.dtype)
-
-        def slopes(t: Tensor, x: Tensor, y: Tensor) -> Tensor:
-            return jvp(lambda s: self._sample_losses(s, x, y), (t,), (direction,))[1]
-
-        parts = [
-            _push(lambda t, x=x, y=y: slopes(t, x, y), theta, direction)
-            for _, x, y in self._chunks()
-        ]
-        return torch.cat(parts).detach()
+        parts = []
+        for _, x, y in self._chunks():
+            alpha = theta.new_zeros(()).requires_grad_()
+            w = theta.new_ones(len(x)).requires_grad_()
+            value = w @ self._sample_losses(theta.detach() + alpha * direction, x, y)
+            (slope,) = torch.autograd.grad(value, alpha, create_graph=True)
+            (second,) = torch.autograd.grad(slope, alpha, create_graph=True, materialize_grads=True)
+            parts.append(_pull_back(second, w, torch.ones_like(second), False))
+        return torch.cat(parts)
 
 
 _BatchNorm = nn.modules.batchnorm._BatchNorm
+
+
+@contextmanager
+def _plain_attention() -> Iterator[None]:
+    """Attention by its formula: the fused kernels lack second and forward derivatives."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 def _push(function: Callable[[Tensor], Tensor], theta: Tensor, tangent: Tensor) -> Tensor:

@@ -222,10 +222,13 @@ def summaries() -> dict[str, str]:
 
 
 def _summary(module: str, name: str) -> str:
-    spec = importlib.util.find_spec(module)
+    try:
+        spec = importlib.util.find_spec(module)
+    except ImportError:  # an entry point left behind must not break the list of the others
+        return ""
     if spec is None or spec.origin is None:
         return ""
-    for node in ast.parse(Path(spec.origin).read_text()).body:
+    for node in ast.parse(Path(spec.origin).read_text(encoding="utf-8")).body:
         if isinstance(node, ast.FunctionDef) and node.name == name:
             return (ast.get_docstring(node) or "").partition("\n")[0]
     return ""

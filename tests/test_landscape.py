@@ -76,16 +76,19 @@ def test_softmax_regression_has_the_hessian_of_its_closed_form():
 
 
 def test_chunks_of_uneven_size_are_weighted_exactly():
-    """A split of 200 + 56 that unweighted averaging gets wrong by tens of percent."""
+    """A split of 200 + 56 whose products an unweighted average gets wrong by more than half."""
     model = seeded(lambda: nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3)))
     x = torch.cat([normal(200, 5), 5 + 3 * normal(56, 5, seed=3)])
     y = torch.randint(0, 3, (256,), generator=generator())
     theta, v = flatten(model), normal(66)
     whole, uneven = Landscape(model, x, y, chunk=256), Landscape(model, x, y, chunk=200)
     assert uneven.loss(theta) == pytest.approx(whole.loss(theta), rel=1e-12)
+    parts = [whole.subset(indices) for indices in torch.arange(256).split(200)]
     for name in ("hessian", "gauss_newton", "covariance"):
         a, b = getattr(whole, name)(theta)(v), getattr(uneven, name)(theta)(v)
         assert torch.allclose(a, b, rtol=1e-10, atol=1e-13), name
+        unweighted = sum(getattr(part, name)(theta)(v) for part in parts) / 2
+        assert (unweighted - a).norm() > 0.5 * a.norm(), name  # the mistake would show
 
 
 def test_products_agree_with_dense_matrices(mlp):
@@ -204,15 +207,164 @@ def test_a_loss_linear_in_its_parameters_has_no_curvature():
     assert torch.equal(landscape.hessian(flatten(model))(normal(4)), torch.zeros(4).double())
 
 
-def test_attention_is_differentiated_twice():
-    layer = seeded(lambda: nn.TransformerEncoderLayer(8, 2, 16, batch_first=True))
-    model = nn.Sequential(layer, nn.Flatten(), seeded(lambda: nn.Linear(24, 2)))
+class SelfAttention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x):
+        return self.attention(x, x, x, need_weights=False)[0]
+
+
+@pytest.mark.parametrize(
+    "attention",
+    [
+        lambda: nn.TransformerEncoderLayer(8, 2, 16, batch_first=True),
+        lambda: nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, norm_first=True),
+        SelfAttention,
+    ],
+)
+def test_attention_has_all_products(attention):
+    """In evaluation mode torch takes fused kernels, which lack the derivatives."""
+    model = seeded(lambda: nn.Sequential(attention(), nn.Flatten(), nn.Linear(24, 2)))
     x, y = normal(6, 3, 8), torch.randint(0, 2, (6,), generator=generator())
     landscape, theta = Landscape(model, x, y, chunk=4), flatten(model)
+    v, h = normal(len(theta)), 1e-5
+    Hv = landscape.hessian(theta)(v)
+    moved = landscape.gradient(theta + h * v) - landscape.gradient(theta - h * v)
+    assert torch.allclose(Hv, moved / (2 * h), rtol=1e-4, atol=1e-6)
+    assert landscape.curvatures(theta, v).mean().item() == pytest.approx(float(v @ Hv), rel=1e-9)
+    g = torch.cat(list(landscape.sample_gradients(theta))) - landscape.gradient(theta)
+    assert torch.allclose(landscape.covariance(theta)(v), g.T @ (g @ v) / 6, atol=1e-12)
+    J = torch.autograd.functional.jacobian(lambda t: landscape.outputs(t, x), theta)
+    p = landscape.outputs(theta, x).softmax(1)
+    inner = torch.diag_embed(p) - p[:, :, None] * p[:, None, :]
+    G = torch.einsum("nad,nab,nbe->de", J, inner, J) / 6
+    assert torch.allclose(landscape.gauss_newton(theta)(v), G @ v, atol=1e-10)
+    assert torch.backends.mha.get_fastpath_enabled()  # the caller's setting stays
+
+
+@pytest.mark.parametrize("norm", [nn.LayerNorm(6), nn.GroupNorm(2, 6), nn.RMSNorm(6), nn.GELU()])
+def test_curvatures_of_normalised_networks(norm):
+    """Forward mode applied twice is silently wrong for layer norm (PyTorch issue 196700)."""
+    model = seeded(lambda: nn.Sequential(nn.Linear(4, 6), norm, nn.Linear(6, 3)))
+    y = torch.randint(0, 3, (9,), generator=generator())
+    landscape, theta = Landscape(model, normal(9, 4), y, chunk=4), flatten(model)
+    u, h = normal(len(theta)), 1e-4
+    u /= u.norm()
+    expected = torch.einsum("i,nij,j->n", u, sample_hessians(landscape, theta), u)
+    found = landscape.curvatures(theta, u)
+    assert torch.allclose(found, expected, atol=1e-10)
+    around = [landscape.losses(theta + step * u) for step in (-h, 0, h)]
+    # Rounding of the second difference: about 4 ulp of a loss of order 1, over h²; error ∝ h².
+    assert torch.allclose(found, (around[0] - 2 * around[1] + around[2]) / h**2, atol=1e-5)
+
+
+def test_one_chunk_and_uneven_chunks_agree(mlp):
+    uneven, theta = mlp
+    whole = Landscape(uneven.model, uneven.x, uneven.y, chunk=23)
+    v = normal(66)
+    assert uneven.loss(theta) == pytest.approx(whole.loss(theta), rel=1e-12)
+    assert torch.allclose(uneven.gradient(theta), whole.gradient(theta), rtol=1e-12, atol=1e-14)
+    assert torch.allclose(uneven.curvatures(theta, v), whole.curvatures(theta, v), rtol=1e-12)
+    for name in ("hessian", "gauss_newton", "covariance"):
+        a, b = getattr(whole, name)(theta)(v), getattr(uneven, name)(theta)(v)
+        assert (a - b).norm() <= 1e-12 * a.norm(), name
+
+
+def test_gauss_newton_and_residual_curvature_add_up_to_the_hessian(mlp):
+    landscape, theta = mlp
+    x, y = landscape.x, landscape.y
+    slopes = landscape.outputs(theta, x).softmax(1) - F.one_hot(y, 3)  # ∂ℓ/∂f of cross-entropy
+    R = torch.autograd.functional.hessian(
+        lambda t: (slopes * landscape.outputs(t, x)).sum() / 23, theta
+    )
+    H = dense(landscape.hessian(theta), theta)
+    assert torch.allclose(dense(landscape.gauss_newton(theta), theta) + R, H, atol=1e-12)
+    assert torch.allclose(H, H.T, atol=1e-12)
+
+
+def test_convolutions_in_single_precision_agree_with_double():
+    model = seeded(
+        lambda: nn.Sequential(
+            nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Conv2d(4, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(16, 3),
+        )
+    )  # fmt: skip
+    x, y = normal(10, 2, 8, 8), torch.randint(0, 3, (10,), generator=generator())
+    double, theta = Landscape(model, x, y, chunk=4), flatten(model)
+    single = Landscape(copy.deepcopy(model).float(), x.float(), y, chunk=4)
     v = normal(len(theta))
-    h = 1e-5
-    g = landscape.gradient(theta + h * v) - landscape.gradient(theta - h * v)
-    assert torch.allclose(landscape.hessian(theta)(v), g / (2 * h), rtol=1e-4, atol=1e-6)
+    for name in ("hessian", "gauss_newton", "covariance"):
+        exact = getattr(double, name)(theta)(v)
+        found = getattr(single, name)(theta.float())(v.float())
+        assert found.dtype == torch.float32
+        assert (found - exact).norm() <= 1e-5 * exact.norm(), name
+    # float64 asks the same of the memory layout and of the derivative's other route.
+    rows = Landscape(model, x, y, chunk=4)
+    rows.x = x.contiguous()
+    assert double.x.is_contiguous(memory_format=torch.channels_last)
+    assert torch.allclose(rows.hessian(theta)(v), double.hessian(theta)(v), atol=1e-12)
+    total = float(v @ double.hessian(theta)(v))
+    assert double.curvatures(theta, v).mean().item() == pytest.approx(total, rel=1e-10)
+
+
+def test_tied_parameters_count_once():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+            self.b.weight = self.a.weight
+
+        def forward(self, x):
+            return self.b(torch.tanh(self.a(x)))
+
+    model = seeded(Tied)
+    x, y = normal(7, 4), torch.randint(0, 4, (7,), generator=generator())
+    landscape, theta = Landscape(model, x, y, chunk=3), flatten(model)
+    assert landscape.dimension == len(theta) == 24
+
+    def loss(t):
+        W, a, b = t[:16].view(4, 4), t[16:20], t[20:]
+        return F.cross_entropy(torch.tanh(x @ W.T + a) @ W.T + b, y)
+
+    H = torch.autograd.functional.hessian(loss, theta)
+    assert torch.allclose(dense(landscape.hessian(theta), theta), H, atol=1e-12)
+
+
+def test_the_callers_gradient_mode_and_graph_do_not_matter(mlp):
+    landscape, theta = mlp
+    attached, v = theta.clone().requires_grad_(), normal(66)
+    for name in ("hessian", "gauss_newton", "covariance"):
+        expected = getattr(landscape, name)(theta)(v)
+        with torch.no_grad():
+            assert torch.equal(getattr(landscape, name)(theta)(v), expected), name
+        assert not getattr(landscape, name)(attached)(v).requires_grad
+    with torch.no_grad():
+        assert landscape.gradient(theta).norm() > 0
+        assert landscape.curvatures(theta, v).isfinite().all()
+    assert not landscape.curvatures(attached, v).requires_grad
+    assert not next(landscape.sample_gradients(attached)).requires_grad
+    assert attached.grad is None
+
+
+def test_recalibration_weights_the_samples_evenly():
+    """16 513 samples in chunks of ceil(N/128) would leave a last chunk of one sample."""
+    model = seeded(lambda: nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 2)))
+    x = normal(16513, 4)
+    x[-3:] += 1000
+    landscape = Landscape(model, x, torch.zeros(16513, dtype=torch.long))
+    mean = landscape.recalibrated(flatten(model)).model[1].running_mean
+    with torch.no_grad():
+        exact = model[0](x).mean(0)
+    assert (mean - exact).norm() <= exact.norm() / 128  # chunks of 129 or 128 samples
+
+
+def test_batch_norm_without_statistics_is_refused():
+    norm = nn.BatchNorm1d(4, track_running_stats=False)
+    model = seeded(lambda: nn.Sequential(nn.Linear(3, 4), norm))
+    with pytest.raises(InputError, match="batch norm '1' keeps no running statistics"):
+        Landscape(model, normal(5, 3), torch.zeros(5, dtype=torch.long))
 
 
 def test_frozen_parameters_are_not_in_theta():
@@ -230,3 +382,10 @@ def test_subsets_and_bad_input(mlp):
     assert part.loss(theta) == pytest.approx(landscape.losses(theta)[[3, 1]].mean().item())
     with pytest.raises(InputError, match="3 inputs and 2 targets"):
         landscape.with_data(normal(3, 5), torch.tensor([0, 1]))
+    with pytest.raises(InputError, match="chunk=0"):
+        Landscape(landscape.model, landscape.x, landscape.y, chunk=0)
+    with pytest.raises(InputError, match="0 inputs"):
+        landscape.subset(torch.tensor([], dtype=torch.long))
+    other = landscape.with_data(landscape.x[:4], landscape.y[:4])
+    assert other.n_samples == 4 and landscape.n_samples == 23
+    assert other.loss(theta) == pytest.approx(landscape.losses(theta)[:4].mean().item())

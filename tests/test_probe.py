@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from importlib.metadata import EntryPoint
-from typing import Annotated
+from types import ModuleType
+from typing import Annotated, Literal
 
 import pytest
 
@@ -59,6 +62,16 @@ def boolean(theta, *, a: Annotated[bool, "x"] = True) -> Result:
     ...
 
 
+def keywords(theta, **rest) -> Result:
+    """Doc."""
+    ...
+
+
+def help_not_text(theta, *, a: Annotated[int, 3] = 1) -> Result:
+    """Doc."""
+    ...
+
+
 @pytest.mark.parametrize(
     ("function", "message"),
     [
@@ -67,6 +80,8 @@ def boolean(theta, *, a: Annotated[bool, "x"] = True) -> Result:
         (no_default, "needs a default"),
         (no_help, "Annotated"),
         (boolean, "Literal"),
+        (keywords, "unknown input 'rest'"),
+        (help_not_text, "Annotated"),
     ],
 )
 def test_a_wrong_declaration_is_refused_at_import(function, message):
@@ -93,3 +108,48 @@ def test_third_party_probes_are_found_and_clashes_named(monkeypatch):
     points(EntryPoint("lanczos", "their_package.mine", "lsa.probes"))
     with pytest.raises(InputError, match=r"both lsa\.probes\.lanczos and their_package\.mine"):
         declaration.modules()
+
+
+def test_a_pair_probe_takes_a_second_checkpoint_and_choices():
+    @probe()
+    def between(theta, theta_b, *, kind: Annotated[Literal["line", "arc"], "path"] = "line"):
+        """Loss between two checkpoints."""
+
+    found = declaration.find("between")
+    assert found.pair and found.options["kind"].type == Literal["line", "arc"]
+
+
+def test_one_name_in_two_modules_is_refused():
+    def declared_in(module: str):
+        def twice(theta) -> Result:
+            """Doc."""
+            ...
+
+        twice.__module__ = module
+        return probe()(twice)
+
+    declared_in("first")
+    declared_in("first")  # a reload
+    with pytest.raises(TypeError, match="declared in both first and second"):
+        declared_in("second")
+
+
+def test_a_module_without_its_probe_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "their_package", ModuleType("their_package"))
+    point = EntryPoint("mine", "their_package", "lsa.probes")
+    monkeypatch.setattr(declaration, "entry_points", lambda group: (point,))
+    with pytest.raises(InputError, match="their_package declares no probe named 'mine'"):
+        declaration.find("mine")
+
+
+def test_an_entry_point_left_behind_does_not_hide_the_other_probes(monkeypatch):
+    point = EntryPoint("gone", "uninstalled_package.gone", "lsa.probes")
+    monkeypatch.setattr(declaration, "entry_points", lambda group: (point,))
+    found = declaration.summaries()
+    assert found["gone"] == "" and found["lanczos"]
+
+
+def test_summaries_load_no_torch():
+    code = "import sys, lsa.probe; lsa.probe.summaries(); print('torch' in sys.modules)"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "False"
