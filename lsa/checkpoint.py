@@ -77,13 +77,17 @@ class Checkpoint:
     @functools.cached_property
     def landscape(self) -> Landscape:
         """L(θ) on the project's fixed subset of the training split."""
-        split, samples = self.data, self.recipe.landscape.samples
-        whole = Landscape(self.model, split.x_train, split.y_train)
+        whole, samples = self.training, self.recipe.landscape.samples
         if samples == "all" or samples >= whole.n_samples:
             return whole
         # Seed 0: one subset for all optimizers and seeds, so that they differ by θ alone.
         order = torch.randperm(whole.n_samples, generator=torch.Generator().manual_seed(0))
         return whole.subset(order[:samples].to(self.device))
+
+    @functools.cached_property
+    def training(self) -> Landscape:
+        """L(θ) on the whole training split."""
+        return Landscape(self.model, self.data.x_train, self.data.y_train)
 
     @functools.cached_property
     def validation(self) -> Landscape:

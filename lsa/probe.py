@@ -35,6 +35,7 @@ Report = Callable[..., None]
 
 INPUTS = {
     "landscape": "landscape of the training split (a fixed subset of it, by the project)",
+    "training": "landscape of the whole training split, for probes that train",
     "validation": "landscape of the held-out split, the same network",
     "theta": "parameters of the checkpoint",
     "theta_b": "parameters of the second checkpoint; makes the probe a pair probe",

@@ -326,6 +326,7 @@ def _call(
     source = sources[0]
     available = {
         "landscape": lambda: source.landscape,
+        "training": lambda: source.training,
         "validation": lambda: source.validation,
         "theta": lambda: source.theta,
         "theta_b": lambda: sources[1].theta,

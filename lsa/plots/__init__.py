@@ -1,0 +1,34 @@
+"""Figures, each drawn from a probe's `Result`: `lsa/plots/<probe>.py` where there is one."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+
+from matplotlib.figure import Figure
+
+from lsa.plots.axes import axes, label
+from lsa.probe import Curve, Result
+
+
+def figures(probe: str, result: Result, title: str) -> dict[str, Figure]:
+    """File name → figure: the probe's own drawing, or its curves one by one."""
+    own = f"lsa.plots.{probe}"
+    if importlib.util.find_spec(own):
+        return {f"{probe}.png": importlib.import_module(own).draw(result, title)}
+    return {
+        f"{probe}_{name}.png": _curve(name, curve, f"{title}: {name}")
+        for name, curve in result.curves.items()
+    }
+
+
+def _curve(name: str, curve: Curve, title: str) -> Figure:
+    figure, plot = axes(title)
+    plot.plot(curve.x, curve.y, marker=".")
+    if curve.error is not None:
+        low, high = curve.y - 2 * curve.error, curve.y + 2 * curve.error
+        plot.fill_between(curve.x, low, high, alpha=0.25, label="±2 standard errors")
+        plot.legend(frameon=False)
+    plot.set_xlabel(label(curve.x_name, curve.x_unit))
+    plot.set_ylabel(label(name, curve.y_unit))
+    return figure
