@@ -1,0 +1,321 @@
+"""Loss and error on the straight line through two checkpoints, also after aligning their units."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.func import vmap
+
+from lsa import paths
+from lsa.errors import InputError
+from lsa.landscape import Landscape
+from lsa.permutations import PermutationSpec, apply, permutation_spec, weight_matching
+from lsa.probe import Curve, Metric, Report, Result, probe
+
+BARRIERS = {"barrier": "linear", "barrier_mean": "mean", "barrier_max": "max"}
+RESAMPLES = 200  # of the data; a standard error is then known to 5 %
+
+
+@probe(headline=("barrier", "alpha_min", "barrier_aligned"))
+def interpolation(
+    landscape: Landscape,
+    validation: Landscape,
+    theta: Tensor,
+    theta_b: Tensor,
+    rng: torch.Generator,
+    report: Report,
+    *,
+    points: Annotated[int, "points on [-0.5, 1.5]; 4m + 1, so that both ends are among them"] = 61,
+    align: Annotated[
+        Literal["none", "weights"], "also after matching the hidden units of B to those of A"
+    ] = "weights",
+) -> Result:
+    """Loss and error on the line through two checkpoints: the barrier between them, its slopes.
+
+    θ(α) = (1−α)θ_A + αθ_B for α in [−0.5, 1.5], train and test; 61 points put 31 into [0, 1]
+    (Frankle et al. 2020 use 30). A barrier is the largest height on [0, 1]: above the straight line
+    between both ends (`barrier`, Entezari et al. 2022), their mean (`barrier_mean`, Frankle et al.
+    2020) or the higher of them (`barrier_max`), of the train loss where no other quantity is named.
+    `alpha_min` is where the train loss is lowest; `slope_a` and `slope_b` are dL/dα at α = 0 and 1.
+    Errors over the data are paired, of the same samples at all α: by the bootstrap (Efron 1979),
+    because a largest and a lowest value are no smooth functions of the data.
+
+    Renumbering hidden units moves a network's weights but not its function, so the line to the
+    renumbering of B nearest to A is measured as well, `…_aligned` (Ainsworth et al. 2023): the
+    nearest of several local optima, which another `rng` may change. Batch norm is recalibrated at
+    every α on the training samples, the ends included (Jordan et al. 2023).
+    """
+    _check(landscape, theta, theta_b)
+    alphas = _grid(points)
+    spec, notes = _alignable(landscape) if align == "weights" else (None, [])
+    aligned = _align(landscape, spec, theta, theta_b, rng) if spec else None
+    ends = {"": theta_b} | ({"_aligned": aligned.end} if aligned else {})
+    metrics, curves, line = _sizes(landscape, validation, theta, theta_b), {}, None
+    for i, (suffix, end) in enumerate(ends.items()):
+        if line is None or not torch.equal(end, theta_b):  # else no unit has moved
+            step = _part(report, i * points, len(ends) * points, f"line{suffix.replace('_', ' ')}")
+            line = _line(landscape, validation, theta, end, alphas, step)
+        metrics |= {name + suffix: metric for name, metric in _metrics(line, alphas, rng).items()}
+        metrics["distance" + suffix] = Metric(_norm(end - theta))
+        curves |= {name + suffix: curve for name, curve in _curves(line, alphas).items()}
+    if aligned:
+        metrics["units_moved"] = Metric(aligned.units_moved, "fraction")
+    arrays = {"alpha": alphas.numpy(), **{name: curve.y for name, curve in curves.items()}}
+    notes += [*_notes_on(aligned, landscape), *_notes_on_curves(curves)]
+    converged = aligned is None or aligned.converged
+    return Result(metrics, curves, arrays, converged, tuple(notes))
+
+
+def _part(report: Report, done: int, total: int, text: str) -> Callable[[int], None]:
+    """Progress of one line among several, told how many of its points are measured."""
+    return lambda here: report(done + here, total, text)
+
+
+def _check(landscape: Landscape, theta: Tensor, theta_b: Tensor) -> None:
+    d = landscape.dimension
+    if theta.shape != (d,) or theta_b.shape != (d,):
+        raise InputError(
+            f"theta {tuple(theta.shape)} and theta_b {tuple(theta_b.shape)} must be vectors of "
+            f"d={d} parameters; give two checkpoints of one architecture"
+        )
+    if not (theta.isfinite().all() and theta_b.isfinite().all()):
+        raise InputError("a checkpoint holds weights that are not finite; give one that trained")
+    if torch.equal(theta, theta_b):
+        raise InputError("both checkpoints are the same point; give two that differ")
+
+
+def _grid(points: int) -> Tensor:
+    """α on [−0.5, 1.5], float64, with −0.5, 0, 1 and 1.5 exact."""
+    m, rest = divmod(points - 1, 4)
+    if rest or m < 1:
+        nearest = 4 * max(1, round((points - 1) / 4)) + 1
+        raise InputError(
+            f"points={points} leaves alpha=0 or 1 off the grid on [-0.5, 1.5]; choose 4m + 1 "
+            f"points, the nearest is {nearest}"
+        )
+    return torch.arange(-m, 3 * m + 1, dtype=torch.float64) / (2 * m)
+
+
+# --- one line -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Line:
+    """What was measured on one line."""
+
+    samples: dict[str, Tensor]  # quantity -> its value for each α and sample, (points, N), CPU
+    slopes: tuple[Metric, Metric]  # dL/dα at A and B
+
+
+def _line(
+    landscape: Landscape,
+    validation: Landscape,
+    a: Tensor,
+    b: Tensor,
+    alphas: Tensor,
+    report: Callable[[int], None],
+) -> _Line:
+    rows: dict[str, list[Tensor]] = {}
+    slopes = []
+    for i, alpha in enumerate(alphas.tolist()):
+        theta = torch.lerp(a, b, alpha)  # bitwise a and b at 0 and 1
+        here = landscape.recalibrated(theta)
+        # The held-out samples pass through statistics of the training samples.
+        for split, there in (
+            ("train", here),
+            ("test", here.with_data(validation.x, validation.y)),
+        ):
+            for name, values in _per_sample(there, theta).items():
+                rows.setdefault(f"{split}_{name}", []).append(values.cpu())
+        if alpha in (0, 1):
+            slopes.append(_slope(here, theta, b - a))
+        report(i + 1)
+    # Kept whole: a row of numbers per sample is less than the sample itself.
+    return _Line({name: torch.stack(r) for name, r in rows.items()}, (slopes[0], slopes[1]))
+
+
+@torch.no_grad()
+def _per_sample(landscape: Landscape, theta: Tensor) -> dict[str, Tensor]:
+    """Loss of each sample, and for a classifier whether it is misclassified, in one pass."""
+
+    def loss(output: Tensor, target: Tensor) -> Tensor:
+        return landscape.loss_function(output.unsqueeze(0), target.unsqueeze(0))
+
+    found: dict[str, list[Tensor]] = {"loss": [], "error": []}
+    xs, ys = landscape.x.split(landscape.chunk), landscape.y.split(landscape.chunk)
+    for x, y in zip(xs, ys, strict=True):
+        outputs = landscape.outputs(theta, x)
+        found["loss"].append(vmap(loss)(outputs, y))
+        if outputs.ndim == 2 and y.ndim == 1 and not y.is_floating_point():
+            found["error"].append(outputs.argmax(1) != y)
+    return {name: torch.cat(parts) for name, parts in found.items() if parts}
+
+
+def _slope(landscape: Landscape, theta: Tensor, direction: Tensor) -> Metric:
+    """dL/dα = ∇L·(θ_B − θ_A); its error from the spread vᵀCv of the per-sample slopes."""
+    v, n = direction.double(), landscape.n_samples
+    value = (landscape.gradient(theta).double() @ v).item()
+    if n < 2:
+        return Metric(value, "loss")
+    variance = (landscape.covariance(theta)(direction).double() @ v).clamp(min=0).item()
+    return Metric(value, "loss", _data((variance / (n - 1)) ** 0.5))
+
+
+# --- numbers --------------------------------------------------------------------------------------
+
+
+def _metrics(line: _Line, alphas: Tensor, rng: torch.Generator) -> dict[str, Metric]:
+    means = _means(line.samples, rng)
+    metrics = {}
+    for quantity, rows in means.items():
+        suffix = "" if quantity == "train_loss" else f"_{quantity}"
+        heights = [paths.barriers(row, alphas) for row in rows]
+        for name, definition in BARRIERS.items():
+            values = rows.new_tensor([getattr(height, definition) for height in heights])
+            metrics[name + suffix] = _bootstrapped(values, _unit(quantity))
+    metrics["alpha_min"] = _lowest(means["train_loss"], alphas)
+    return metrics | {"slope_a": line.slopes[0], "slope_b": line.slopes[1]}
+
+
+def _means(samples: dict[str, Tensor], rng: torch.Generator) -> dict[str, Tensor]:
+    """Means over the samples and over each of the bootstrap's, (1 + RESAMPLES, points) a quantity.
+
+    One draw serves all points, so that what is common to them cancels in a difference, and both
+    loss and error of a split.
+    """
+    tables = {name: table.double() for name, table in samples.items()}
+    rows = {name: [table.mean(1)] for name, table in tables.items()}
+    sizes = dict.fromkeys(table.shape[1] for table in tables.values())
+    for _ in range(RESAMPLES):
+        drawn = {n: torch.randint(n, (n,), generator=rng).bincount(minlength=n) for n in sizes}
+        for name, table in tables.items():
+            n = table.shape[1]
+            if n > 1:  # a single sample tells nothing of an error
+                rows[name].append(table @ drawn[n].double() / n)
+    return {name: torch.stack(r) for name, r in rows.items()}
+
+
+def _lowest(means: Tensor, alphas: Tensor) -> Metric:
+    """α of the smallest mean, and the deviation of a number rounded to the grid's step."""
+    finite = means.isfinite()
+    values = alphas[torch.where(finite, means, torch.inf).argmin(1)]
+    if not finite[0].any():
+        return Metric(float("nan"))
+    rounding = (alphas[1] - alphas[0]).item() / 12**0.5
+    found = _bootstrapped(values, "")
+    return Metric(found.value, errors={**found.errors, "grid": rounding})
+
+
+def _bootstrapped(values: Tensor, unit: str) -> Metric:
+    """The first value; the others' deviation is its error."""
+    error = values[1:].std().item() if len(values) > 2 else float("nan")
+    return Metric(values[0].item(), unit, _data(error))
+
+
+def _unit(quantity: str) -> str:
+    return "loss" if quantity.endswith("loss") else "fraction"
+
+
+def _curves(line: _Line, alphas: Tensor) -> dict[str, Curve]:
+    return {name: _curve(name, samples, alphas) for name, samples in line.samples.items()}
+
+
+def _curve(name: str, samples: Tensor, alphas: Tensor) -> Curve:
+    values, n = samples.double(), samples.shape[1]
+    error = (values.std(1) / n**0.5).numpy() if n > 1 else None
+    return Curve(alphas.numpy(), values.mean(1).numpy(), "alpha", error, y_unit=_unit(name))
+
+
+def _data(error: float) -> dict[str, float]:
+    return {"data": error} if np.isfinite(error) else {}
+
+
+def _sizes(landscape: Landscape, validation: Landscape, a: Tensor, b: Tensor) -> dict[str, Metric]:
+    return {
+        "norm_a": Metric(_norm(a)),
+        "norm_b": Metric(_norm(b)),
+        "n_samples": Metric(landscape.n_samples),
+        "n_samples_test": Metric(validation.n_samples),
+    }
+
+
+def _norm(theta: Tensor) -> float:
+    return torch.linalg.vector_norm(theta, dtype=torch.float64).item()
+
+
+# --- alignment ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Aligned:
+    """B with its hidden units renumbered so as to lie near A."""
+
+    end: Tensor  # (d,)
+    units_moved: float  # fraction of the units that have another place
+    converged: bool
+
+
+def _alignable(landscape: Landscape) -> tuple[PermutationSpec | None, list[str]]:
+    """Which units may be renumbered; or None, and why not."""
+    try:
+        spec = permutation_spec(landscape.model)
+    except InputError as error:
+        return None, [f"no aligned line: {error}"]
+    trainable = landscape.unflatten(torch.empty(landscape.dimension)).keys()
+    frozen = [n for n in spec.axes if n not in spec.buffers and n not in trainable]
+    if frozen:  # it would have to be renumbered too, but is no part of θ
+        return None, [f"no aligned line: {frozen[0]} is frozen, so its units keep their order"]
+    return spec, []
+
+
+def _align(
+    landscape: Landscape, spec: PermutationSpec, a: Tensor, b: Tensor, rng: torch.Generator
+) -> _Aligned:
+    tensors = landscape.unflatten(b)
+    matching = weight_matching(spec, landscape.unflatten(a), tensors, rng)
+    moved = apply(spec, matching.permutations, tensors)
+    orders = matching.permutations.values()
+    displaced = sum(int((order != torch.arange(len(order))).sum()) for order in orders)
+    return _Aligned(
+        end=torch.cat([tensor.reshape(-1) for tensor in moved.values()]),
+        units_moved=displaced / max(1, sum(map(len, orders))),
+        converged=matching.converged,
+    )
+
+
+# --- notes ----------------------------------------------------------------------------------------
+
+
+def _notes_on(aligned: _Aligned | None, landscape: Landscape) -> list[str]:
+    notes = []
+    if aligned and not aligned.converged:
+        notes.append("the alignment did not converge: matching one more group would improve it")
+    if any(isinstance(module, _BatchNorm) for module in landscape.model.modules()):
+        notes.append(
+            f"batch norm was recalibrated at every alpha on {landscape.n_samples} training "
+            "samples, so losses at alpha=0 and 1 may differ from the checkpoints' own; the slopes "
+            "hold its statistics fixed"
+        )
+    return notes
+
+
+def _notes_on_curves(curves: dict[str, Curve]) -> list[str]:
+    notes = []
+    for name, curve in curves.items():
+        bad = curve.x[~np.isfinite(curve.y)]
+        if len(bad):
+            notes.append(
+                f"{name} is not finite at {len(bad)} of {len(curve.x)} points, from "
+                f"alpha={bad.min():.3g} to {bad.max():.3g}"
+            )
+        elif name == "train_loss" and curve.y.argmin() in (0, len(curve.y) - 1):
+            notes.append("train_loss is lowest at an end of the grid; its minimum lies beyond")
+    return notes
+
+
+_BatchNorm = torch.nn.modules.batchnorm._BatchNorm
