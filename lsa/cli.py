@@ -151,7 +151,7 @@ def train(
     done = steps.train(
         recipe, device=device, resume=resume == "auto", trusted=steps.trusted_by(recipe)
     )
-    _print_metrics(done.metrics, ("final/", "train/seconds"))
+    _print_metrics(done, ("final/", "train/seconds"))
     print(f"run         {done.run_id}\ncheckpoint  {done.address}")
 
 
@@ -204,11 +204,16 @@ def _ui_command() -> str:
     return f"{program} ui{where}    # then http://127.0.0.1:5000"
 
 
-def _print_metrics(metrics: Any, prefixes: tuple[str, ...]) -> None:
-    for name, value in sorted(metrics.items()):
-        error = metrics.get(f"{name}_se_data")
-        if name.startswith(prefixes) and "_se_" not in name:
-            print(f"{name:32} {value:.6g}" + (f" ± {error:.2g} (data)" if error else ""))
+def _print_metrics(done: Any, prefixes: tuple[str, ...]) -> None:
+    """One line per number with its standard errors; not the last points of curves."""
+    curves = done.tags.get("lsa.curves", "").split()
+    for name, value in sorted(done.metrics.items()):
+        if not name.startswith(prefixes) or "_se_" in name or name in curves:
+            continue
+        start = f"{name}_se_"
+        errors = {k.removeprefix(start): e for k, e in done.metrics.items() if k.startswith(start)}
+        text = "".join(f" ± {error:.2g} ({source})" for source, error in errors.items())
+        print(f"{name:36} {value:.6g}{text}")
 
 
 # --- probes ------------------------------------------------------------------------------------
@@ -270,7 +275,7 @@ def _measure(declared: probe.Probe, given: dict[str, Any]) -> None:
         setting = projects.load(given.get("project", projects.DEFAULT))
         options = setting.options(declared) | options
     done = steps.measure(declared.name, *sources, seed=given.get("rng_seed", 0), **options)
-    _print_metrics(done.metrics, (f"{declared.name}/",))
+    _print_metrics(done, (f"{declared.name}/",))
     for note in (v for k, v in done.tags.items() if k.startswith("lsa.note.")):
         print(f"note: {note}")
     print(f"run  {done.run_id}")

@@ -338,10 +338,9 @@ def _call(
     landscape: Landscape = source.landscape
     whole = len(source.data.x_train)
     if landscape.n_samples < whole:
-        note = (
-            f"measured on {landscape.n_samples} of {whole} training samples; "
-            "a subset biases λ_max up and λ_min down"
-        )
+        note = f"measured on {landscape.n_samples} of {whole} training samples"
+        if any(name.startswith("lambda") for name in result.metrics):
+            note += "; a subset biases λ_max up and λ_min down"
         result = dataclasses.replace(result, notes=(*result.notes, note))
     return result
 

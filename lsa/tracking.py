@@ -78,17 +78,12 @@ class Run:
         self._send([Metric(k, v, now, step, **where) for k, v in finite.items()])
         self.tags({f"lsa.not_finite.{k}": values[k] for k in values.keys() - finite.keys()})
 
-    def curve(self, names: tuple[str, str], x: np.ndarray, y: np.ndarray) -> None:
-        """Log y against x as two metrics at the same steps, so that either can be the axis."""
+    def curve(self, name: str, values: np.ndarray) -> None:
+        """Log one metric at steps 0, 1, …; a curve and its x have equal steps, so either can be
+        the axis of a chart."""
         now = int(time.time() * 1000)
-        self._send(
-            [
-                Metric(name, float(value), now, step)
-                for name, values in zip(names, (x, y), strict=True)
-                for step, value in enumerate(values)
-                if np.isfinite(value)
-            ]
-        )
+        finite = [(i, float(v)) for i, v in enumerate(values) if np.isfinite(v)]
+        self._send([Metric(name, value, now, step) for step, value in finite])
 
     def _send(self, metrics: Sequence[Metric]) -> None:
         for i in range(0, len(metrics), BATCH):
@@ -211,19 +206,26 @@ def log_result(opened: Run, probe: str, result: Result, sources: Sequence[Checkp
             scalars[f"{probe}/{name}_se_{origin}"] = error
     scalars[f"{probe}/converged"] = float(result.converged)
     opened.metrics(scalars, source=sources[0])
-    for name, curve in result.curves.items():
-        opened.curve((f"{probe}/{curve.x_name}", f"{probe}/{name}"), curve.x, curve.y)
+    axes = {curve.x_name: curve.x for curve in result.curves.values()}
+    curves = axes | {name: curve.y for name, curve in result.curves.items()}
+    for name, values in curves.items():
+        opened.curve(f"{probe}/{name}", values)
     for name, values in result.arrays.items():
         opened.array(values, f"{name}.npy")
     opened.json(summary(result), f"{probe}.json")
     opened.tags({f"lsa.note.{i}": note for i, note in enumerate(result.notes)})
+    opened.tags({"lsa.curves": " ".join(f"{probe}/{name}" for name in curves)})
 
 
 def summary(result: Result) -> dict[str, Any]:
     """A result as JSON: all but its arrays."""
     return {
         "metrics": {
-            name: {"value": _plain(m.value), "unit": m.unit, "standard_errors": dict(m.errors)}
+            name: {
+                "value": _plain(m.value),
+                "unit": m.unit,
+                "standard_errors": {source: _plain(e) for source, e in m.errors.items()},
+            }
             for name, m in result.metrics.items()
         },
         "curves": {

@@ -14,7 +14,7 @@ LAYERS = [
     {"errors", "signals", "mlflow_plugin", "provenance"},
     {"krylov", "paths", "subspaces", "crossing", "units", "factories", "serial"},
     {"linalg", "trace", "neb", "permutations", "images"},
-    {"quadrature", "autoneb", "curves", "torchvision_data"},
+    {"quadrature", "moments", "autoneb", "curves", "torchvision_data"},
     {"landscape", "data", "models", "optimizers"},
     {"probe"},
     {"project", "progress", "mlproject", "plots"},

@@ -9,7 +9,6 @@ from typing import Annotated, Literal
 import numpy as np
 import torch
 from torch import Tensor
-from torch.func import vmap
 
 from lsa import paths
 from lsa.errors import InputError
@@ -139,21 +138,9 @@ def _line(
     return _Line({name: torch.stack(r) for name, r in rows.items()}, (slopes[0], slopes[1]))
 
 
-@torch.no_grad()
 def _per_sample(landscape: Landscape, theta: Tensor) -> dict[str, Tensor]:
-    """Loss of each sample, and for a classifier whether it is misclassified, in one pass."""
-
-    def loss(output: Tensor, target: Tensor) -> Tensor:
-        return landscape.loss_function(output.unsqueeze(0), target.unsqueeze(0))
-
-    found: dict[str, list[Tensor]] = {"loss": [], "error": []}
-    xs, ys = landscape.x.split(landscape.chunk), landscape.y.split(landscape.chunk)
-    for x, y in zip(xs, ys, strict=True):
-        outputs = landscape.outputs(theta, x)
-        found["loss"].append(vmap(loss)(outputs, y))
-        if outputs.ndim == 2 and y.ndim == 1 and not y.is_floating_point():
-            found["error"].append(outputs.argmax(1) != y)
-    return {name: torch.cat(parts) for name, parts in found.items() if parts}
+    losses, wrong = landscape.per_sample(theta)
+    return {"loss": losses} if wrong is None else {"loss": losses, "error": wrong}
 
 
 def _slope(landscape: Landscape, theta: Tensor, direction: Tensor) -> Metric:

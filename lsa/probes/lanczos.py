@@ -1,8 +1,8 @@
-"""The ends of the Hessian spectrum."""
+"""The Hessian spectrum: its ends, its density and where its negative part comes from."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -12,9 +12,12 @@ from lsa import linalg
 from lsa.errors import InputError
 from lsa.landscape import Landscape
 from lsa.probe import Curve, Metric, Report, Result, probe
+from lsa.quadrature import Quadrature, spectral_density
+
+GRID = 211  # points of the density, from −1.05 to 1.05 of the largest |λ|
 
 
-@probe(headline=("lambda_max", "lambda_min"))
+@probe(headline=("lambda_max", "lambda_min", "condition_number", "trace", "n_outliers"))
 def lanczos(
     landscape: Landscape,
     theta: Tensor,
@@ -25,26 +28,33 @@ def lanczos(
     k_min: Annotated[int, "eigenvalues wanted at the lower end"] = 1,
     tol: Annotated[float, "residual allowed, relative to the eigenvalue"] = 1e-3,
     max_products: Annotated[int, "Hessian products after which to stop unconverged"] = 500,
+    density_probes: Annotated[int, "random probes of the density; 0 leaves it out"] = 5,
+    density_steps: Annotated[int, "Lanczos steps per probe of the density"] = 40,
+    split: Annotated[Literal["yes", "no"], "ends of the Gauss–Newton part and the rest"] = "yes",
 ) -> Result:
-    """Largest and smallest Hessian eigenvalues by Lanczos, with residuals and data error.
+    """Hessian eigenvalues at both ends by Lanczos, the density, and the Gauss–Newton split.
 
-    Full reorthogonalisation and thick restart (Wu & Simon 2000), run until the residual
+    Ends: full reorthogonalisation and thick restart (Wu & Simon 2000), run until the residual
     ‖Hv − λv‖ is within `tol` at both ends. The condition number is |λ_max/λ_min|, as the
     literature on optimizer comparisons prints it; H is indefinite, so it is a ratio of the two
     ends and not a conditioning of anything. The standard error of an eigenvalue over the data is
     the spread of the per-sample curvatures vᵀ∇²ℓᵢv over √N (first-order perturbation theory).
     A subset of the data biases λ_max up and λ_min down.
+
+    Density: stochastic Lanczos quadrature (Ghorbani, Krishnan & Xiao 2019), which also gives the
+    trace, ‖H‖_F², the effective rank (tr H)²/‖H‖_F² and the number of outliers above the bulk (the
+    rule is that of `Quadrature.outliers`), each with a standard error over the probes. Ghorbani et
+    al. take 10 probes of 90 steps; half as many probes and 40 steps, enough for ten outliers, are
+    a quarter of the products.
+
+    Split: H = G + R, with G the positive semidefinite Gauss–Newton part (Schraudolph 2002) and R
+    the rest, from which all negative curvature comes: λ_min(H) ≥ λ_min(R).
     """
-    if k < 1 or k_min < 1 or k + k_min > landscape.dimension:
-        raise InputError(
-            f"k={k}, k_min={k_min} must be at least 1 and together at most the "
-            f"landscape's dimension d={landscape.dimension}; choose fewer"
-        )
+    _check(landscape, k, k_min, density_probes, density_steps)
     hessian = landscape.hessian(theta)
-    start = torch.randn(len(theta), generator=rng).to(theta)
     found = linalg.lanczos(
         hessian,
-        start,
+        torch.randn(len(theta), generator=rng).to(theta),
         rng=rng,
         largest=k,
         smallest=k_min,
@@ -52,6 +62,45 @@ def lanczos(
         max_products=max_products,
         report=report,
     )
+    metrics, curves, arrays = _ends(landscape, theta, found)
+    notes = [] if found.converged else [_unconverged(found, tol, max_products)]
+    converged = found.converged
+    if split == "yes":
+        metrics |= _split(landscape, theta, rng, tol, max_products, report, notes)
+    if density_probes:
+        rule = spectral_density(
+            hessian,
+            len(theta),
+            rng=rng,
+            probes=density_probes,
+            steps=density_steps,
+            dtype=theta.dtype,
+            device=theta.device,
+            report=report,
+        )
+        metrics |= _moments(rule)
+        curves["density"] = _density(rule)
+        arrays |= {"density_nodes": rule.nodes.numpy(), "density_weights": rule.weights.numpy()}
+    return Result(metrics, curves, arrays, converged, tuple(notes))
+
+
+def _check(landscape: Landscape, k: int, k_min: int, probes: int, steps: int) -> None:
+    if k < 1 or k_min < 1 or k + k_min > landscape.dimension:
+        raise InputError(
+            f"k={k}, k_min={k_min} must be at least 1 and together at most the "
+            f"landscape's dimension d={landscape.dimension}; choose fewer"
+        )
+    if probes < 0 or steps < 1:
+        raise InputError(
+            f"density_probes={probes}, density_steps={steps}: choose 0 or more probes of 1 or more "
+            "steps"
+        )
+
+
+def _ends(
+    landscape: Landscape, theta: Tensor, found: linalg.Extremes
+) -> tuple[dict[str, Metric], dict[str, Curve], dict[str, np.ndarray]]:
+    """Metrics, curve and arrays of the eigenpairs at both ends."""
     upper, lower = found.largest, found.smallest
     gradient = landscape.gradient(theta)
     vectors = torch.cat([upper.vectors, lower.vectors.flip(1)], dim=1)
@@ -71,17 +120,16 @@ def lanczos(
         "orthogonality_error": Metric(found.orthogonality),
         "n_samples": Metric(landscape.n_samples),
     }
-    index = np.concatenate([np.arange(1, k + 1), np.arange(-k_min, 0)])
+    k, k_min = len(upper.values), len(lower.values)
     eigenvalues = Curve(
-        x=index.astype(float),
+        x=np.concatenate([np.arange(1.0, k + 1), np.arange(-k_min, 0.0)]),
         y=values.cpu().numpy(),
         x_name="index",
         error=residuals.cpu().numpy(),
         y_unit="loss",
     )
-    notes = () if found.converged else (_unconverged(found, tol, max_products),)
     arrays = {"eigenvectors": vectors.cpu().numpy(), "eigenvalues": values.cpu().numpy()}
-    return Result(metrics, {"eigenvalue": eigenvalues}, arrays, found.converged, notes)
+    return metrics, {"eigenvalue": eigenvalues}, arrays
 
 
 def _data_error(landscape: Landscape, theta: Tensor, v: Tensor) -> dict[str, float]:
@@ -93,8 +141,75 @@ def _data_error(landscape: Landscape, theta: Tensor, v: Tensor) -> dict[str, flo
 
 
 def _unconverged(found: linalg.Extremes, tol: float, max_products: int) -> str:
-    worst = max(found.largest.residuals.max().item(), found.smallest.residuals.max().item())
+    residuals = torch.cat([found.largest.residuals, found.smallest.residuals])
     return (
-        f"not converged: a residual is still {worst:.3g} after {found.products} products "
+        f"not converged: a residual is still {residuals.max():.3g} after {found.products} products "
         f"(tolerance {tol:g}); raise max_products={max_products} or tol"
+    )
+
+
+def _split(
+    landscape: Landscape,
+    theta: Tensor,
+    rng: torch.Generator,
+    tol: float,
+    max_products: int,
+    report: Report,
+    notes: list[str],
+) -> dict[str, Metric]:
+    """λ_max of the Gauss–Newton part G and λ_min of the remainder R = H − G."""
+    hessian, gauss_newton = landscape.hessian(theta), landscape.gauss_newton(theta)
+
+    def extreme(matvec: linalg.Matvec, largest: int, smallest: int, name: str) -> float:
+        found = linalg.lanczos(
+            matvec,
+            torch.randn(len(theta), generator=rng).to(theta),
+            rng=rng,
+            largest=largest,
+            smallest=smallest,
+            tol=tol,
+            confirm=0,  # one pair from a random start
+            max_products=max_products,
+            report=report,
+        )
+        if not found.converged:
+            notes.append(f"{name} {_unconverged(found, tol, max_products)}")
+        return (found.largest if largest else found.smallest).values[0].item()
+
+    top = extreme(gauss_newton, 1, 0, "λ_max of the Gauss–Newton part:")
+    bottom = extreme(lambda v: hessian(v) - gauss_newton(v), 0, 1, "λ_min of the remainder:")
+    return {
+        "gauss_newton_lambda_max": Metric(top, "loss"),
+        "remainder_lambda_min": Metric(bottom, "loss"),
+    }
+
+
+def _moments(rule: Quadrature) -> dict[str, Metric]:
+    """What the quadrature says of the whole spectrum."""
+    outliers = rule.outliers()
+    below = rule.mass_below(0.0)
+    found = {
+        "trace": (rule.trace, "loss"),
+        "frobenius_squared": (rule.frobenius_squared, "loss²"),
+        "effective_rank": (rule.effective_rank, ""),
+        "n_outliers": (outliers.count, ""),
+        "bulk_edge": (outliers.edge, "loss"),
+        "negative_share": (below.share, ""),
+    }
+    return {
+        name: Metric(e.value, unit, {"probes": e.error} if e.samples > 1 else {})
+        for name, (e, unit) in found.items()
+    }
+
+
+def _density(rule: Quadrature) -> Curve:
+    """Density against λ in units of the largest |λ|: a grid on which all checkpoints overlay."""
+    scale = rule.nodes.abs().max().item() or 1.0
+    width = (rule.nodes.max() - rule.nodes.min()).item() / rule.nodes.shape[1] or 1e-3 * scale
+    found = rule.density(-1.05 * scale, 1.05 * scale, width=width, points=GRID)
+    return Curve(
+        x=(found.x / scale).numpy(),
+        y=(found.value * scale).numpy(),
+        x_name="relative_eigenvalue",
+        error=(found.error * scale).numpy() if len(rule.nodes) > 1 else None,
     )

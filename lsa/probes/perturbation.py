@@ -1,0 +1,192 @@
+"""The loss along the sharpest, the most negative and a random direction."""
+
+from __future__ import annotations
+
+from typing import Annotated, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lsa import linalg
+from lsa.errors import InputError
+from lsa.landscape import Landscape
+from lsa.probe import Curve, Metric, Report, Result, probe
+
+NEAR = 0.05  # of the reach: the step whose finite curvature is reported
+AGREEMENT = 0.01  # relative difference of fitted and computed curvature that is flagged
+PRECISION = 1e-5  # relative rounding error that the fit may have; sets its width
+
+
+class Fit(NamedTuple):
+    """L(θ + εv) − L(θ) ≈ slope ε + curvature ε²/2 for |ε| ≤ half_width."""
+
+    slope: float
+    curvature: float
+    half_width: float
+
+
+@probe(headline=("curvature_fit", "asymmetry", "loss_rise"))
+def perturbation(
+    landscape: Landscape,
+    theta: Tensor,
+    rng: torch.Generator,
+    report: Report,
+    *,
+    points: Annotated[int, "points of the grid, odd so that 0 is one"] = 41,
+    rise: Annotated[float, "loss rise that the quadratic model has at the grid's ends"] = 1.0,
+    tol: Annotated[float, "residual allowed of the eigenvectors, relative"] = 1e-2,
+    max_products: Annotated[int, "Hessian products after which to stop unconverged"] = 500,
+) -> Result:
+    """Loss along ± the top Hessian eigenvector, that of λ_min, and a random direction.
+
+    All three unit vectors share one grid ε ∈ [−ε*, ε*], ε* = √(2·rise/λ_max), on which the
+    quadratic model of the top direction rises by `rise`; the curves of different checkpoints are
+    logged against ε/ε*. Eigenvectors point downhill (gᵀv ≤ 0), which fixes their sign.
+
+    curvature_fit is that of a least-squares polynomial through the loss in float64, on the
+    narrowest interval that rounding allows, and must equal λ_max within 1 %; where it does not, the
+    result says so and is not converged. The narrowness matters: between the kinks of ReLU and
+    max-pooling the loss is smooth, but a longer step crosses many, each of which bends it by what
+    no Hessian holds. curvature_finite is the second difference over a step of 5 % of ε*, such as an
+    optimizer makes; its distance from λ_max is that bending and the higher derivatives.
+
+    loss_rise is the mean rise at ±ε*, which is `rise` for a quadratic; asymmetry is half the
+    difference of the rises at the two ends over that mean. The random direction is the control:
+    its curvature is tr H/d on average. A residual of `tol` changes an eigenvalue by its square.
+    """
+    if points < 5 or points % 2 == 0 or not rise > 0:
+        raise InputError(
+            f"points={points}, rise={rise:g}: choose an odd number of points from 5 and rise > 0"
+        )
+    hessian = landscape.hessian(theta)
+    found = linalg.lanczos(
+        hessian,
+        torch.randn(len(theta), generator=rng).to(theta),
+        rng=rng,
+        tol=tol,
+        max_products=max_products,
+        report=report,
+    )
+    gradient = landscape.gradient(theta)
+    control = torch.randn(len(theta), generator=rng).to(theta)
+    directions = {
+        "top": _downhill(found.largest.vectors[:, 0], gradient),
+        "bottom": _downhill(found.smallest.vectors[:, 0], gradient),
+        "random": _downhill(control / control.norm(), gradient),
+    }
+    lambda_max = found.largest.values[0].item()
+    if not lambda_max > 0:
+        raise InputError(
+            f"λ_max={lambda_max:.3g} is not positive, so no direction of this landscape is sharp "
+            "and the grid has no scale; train further"
+        )
+    reach = (2 * rise / lambda_max) ** 0.5
+    unit = torch.linspace(-1, 1, points, dtype=torch.float64)
+    base, fine = landscape.losses(theta).double(), landscape.double()
+    metrics, curves, notes = {}, {}, []
+    total, arrays = 3 * points, {"eps_list": (reach * unit).numpy()}
+    for i, (name, v) in enumerate(directions.items()):
+        rises, errors = _rises(landscape, theta, v, reach * unit, base, report, i * points, total)
+        curves[f"loss_along_{name}"] = Curve(
+            unit.numpy(), rises.numpy(), "relative_epsilon", errors.numpy(), y_unit="loss"
+        )
+        curvature = (v.double() @ hessian(v).double()).item()
+        fit = _fit(fine, theta.double(), v.double(), curvature)
+        metrics |= _described(name, fit, curvature, (gradient.double() @ v.double()).item())
+        if name == "top":
+            metrics |= _shape(rises, errors) | _finite(fine, theta.double(), v, NEAR * reach)
+            notes += _verdict(fit, lambda_max)
+    arrays["losses"] = base.mean().item() + np.stack([curves[c].y for c in curves])
+    metrics |= {
+        "lambda_max": Metric(lambda_max, "loss"),
+        "lambda_min": Metric(found.smallest.values[0].item(), "loss"),
+        "reach": Metric(reach),
+        "n_samples": Metric(landscape.n_samples),
+    }
+    if not found.converged:
+        notes.append(f"the eigenvectors have not converged in {found.products} products")
+    return Result(metrics, curves, arrays, not notes, tuple(notes))
+
+
+def _downhill(v: Tensor, gradient: Tensor) -> Tensor:
+    return -v if gradient @ v > 0 else v
+
+
+def _rise(landscape: Landscape, theta: Tensor, v: Tensor, eps: float, base: Tensor) -> Tensor:
+    """Per-sample rises ℓᵢ(θ + εv) − ℓᵢ(θ); none at ε = 0, where θ itself is meant."""
+    if eps == 0:
+        return torch.zeros_like(base)
+    return landscape.losses(theta + eps * v).double() - base
+
+
+def _rises(
+    landscape: Landscape,
+    theta: Tensor,
+    v: Tensor,
+    grid: Tensor,
+    base: Tensor,
+    report: Report,
+    done: int,
+    total: int,
+) -> tuple[Tensor, Tensor]:
+    """Mean rises on the grid, and their standard errors over the samples (paired with ε = 0)."""
+    means, errors = [], []
+    for j, eps in enumerate(grid.tolist()):
+        rise = _rise(landscape, theta, v, eps, base)
+        means.append(rise.mean())
+        errors.append(rise.std() / len(rise) ** 0.5)
+        report(done + j + 1, total, "loss along directions")
+    return torch.stack(means).cpu(), torch.stack(errors).cpu()
+
+
+def _fit(landscape: Landscape, theta: Tensor, v: Tensor, curvature: float) -> Fit:
+    """Slope and curvature at 0 by a cubic through 7 points, all in float64."""
+    base = landscape.losses(theta)
+    rounding = torch.finfo(base.dtype).eps * max(1.0, base.mean().item())
+    half = (2 * rounding / PRECISION / max(abs(curvature), rounding)) ** 0.5
+    t = torch.linspace(-1, 1, 7, dtype=torch.float64)
+    powers = torch.stack([t, t**2, t**3], dim=1)
+    rises = [_rise(landscape, theta, v, half * s, base).mean().cpu() for s in t.tolist()]
+    c = torch.linalg.lstsq(powers, torch.stack(rises)[:, None]).solution[:, 0]
+    return Fit(c[0].item() / half, 2 * c[1].item() / half**2, half)
+
+
+def _finite(landscape: Landscape, theta: Tensor, v: Tensor, eps: float) -> dict[str, Metric]:
+    """Second difference of the loss over ±ε, with its error over the samples."""
+    base, v = landscape.losses(theta), v.double()
+    rises = [_rise(landscape, theta, v, sign * eps, base) for sign in (-1, 1)]
+    second = (rises[0] + rises[1]) / eps**2
+    error = (second.std() / len(second) ** 0.5).item()
+    return {"curvature_finite": Metric(second.mean().item(), "loss", {"data": error})}
+
+
+def _described(name: str, fit: Fit, curvature: float, slope: float) -> dict[str, Metric]:
+    suffix = "" if name == "top" else f"_{name}"
+    return {
+        f"curvature_fit{suffix}": Metric(fit.curvature, "loss"),
+        f"curvature{suffix}": Metric(curvature, "loss"),
+        f"slope_fit{suffix}": Metric(fit.slope, "loss"),
+        f"slope{suffix}": Metric(slope, "loss"),
+    }
+
+
+def _shape(rises: Tensor, errors: Tensor) -> dict[str, Metric]:
+    """Mean rise at the grid's two ends, and how unequal they are."""
+    left, right = rises[0].item(), rises[-1].item()
+    mean = (left + right) / 2
+    error = (errors[0] ** 2 + errors[-1] ** 2).sqrt().item() / 2
+    return {
+        "loss_rise": Metric(mean, "loss", {"data": error}),
+        "asymmetry": Metric((right - left) / (2 * mean) if mean else float("nan")),
+    }
+
+
+def _verdict(fit: Fit, lambda_max: float) -> list[str]:
+    off = abs(fit.curvature - lambda_max) / lambda_max
+    if off <= AGREEMENT:
+        return []
+    return [
+        f"the fitted curvature {fit.curvature:.4g} differs from λ_max={lambda_max:.4g} by "
+        f"{off:.1%}: the loss has kinks within ε=±{fit.half_width:.2g}, or λ_max is not converged"
+    ]
