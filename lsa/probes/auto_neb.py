@@ -1,0 +1,413 @@
+"""The minimum-energy path between two checkpoints."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from typing import Annotated, Literal, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import vmap
+
+from lsa import autoneb
+from lsa.autoneb import Cycle, MinimumEnergyPath
+from lsa.curves import train_curve
+from lsa.errors import InputError
+from lsa.landscape import Landscape
+from lsa.neb import EnergyFunction
+from lsa.paths import head_collapse_path, length_ratio, refine, segment_lengths, tangents
+from lsa.probe import Curve, Metric, Report, Result, probe
+
+GRID = np.linspace(0, 1, 61)  # fractions of a path's length, the same for all pairs
+
+
+@probe(headline=("path_loss", "barrier"))
+def auto_neb(
+    landscape: Landscape,
+    training: Landscape,
+    validation: Landscape,
+    theta: Tensor,
+    theta_b: Tensor,
+    rng: torch.Generator,
+    report: Report,
+    *,
+    start: Annotated[Literal["curve", "line"], "path to relax: trained curve or line"] = "curve",
+    method: Annotated[Literal["neb", "string"], "elastic band or string method"] = "neb",
+    curve_steps: Annotated[int, "steps that train the curve, one gradient each"] = 400,
+    pivots: Annotated[int, "pivots at the start, without the endpoints"] = 5,
+    cycles: Annotated[int, "relaxations; pivots are added before all but the first"] = 4,
+    steps: Annotated[int, "steps of a relaxation, one gradient per pivot each"] = 40,
+    lr: Annotated[float, "step size; in the last half of the cycles a tenth of it"] = 0.01,
+    batch_size: Annotated[int, "training samples per step, the same for all pivots"] = 128,
+    between: Annotated[int, "points judged inside every segment of a path"] = 4,
+    tol: Annotated[float, "gradient across the path that ends a relaxation"] = 1e-3,
+) -> Result:
+    """Minimum-energy path between two checkpoints by AutoNEB, and the barrier on it.
+
+    A Bezier curve is trained (Garipov et al. 2018) and relaxed as a nudged elastic band with
+    improved tangents (Henkelman & Jónsson 2000) and redistribution; pivots are added where the
+    loss leaves the straight line between neighbours (Draxler et al. 2018), and in the last cycle
+    the highest one climbs. Every step draws one mini-batch of the training split for all pivots.
+
+    Paths are compared by their dense maximum on the landscape, and the lowest is kept. Among them
+    are the straight line, the curve, and the head-collapse path, which stays below
+    max(L_A, L_B, ln C): no budget ends above these. `barrier` is path_loss − max(L_A, L_B), its
+    error that of per-sample differences at the highest point. `perp_grad_norm` is the gradient
+    across the path there, on the landscape and not on a mini-batch: zero at a saddle.
+
+    Batch norm: every point, endpoints too, is judged with statistics re-estimated there on the
+    landscape's data. Gradients are those under the statistics of the mini-batch itself, as in the
+    code published with both papers, for then they contain how the statistics depend on θ.
+
+    Momentum 0.9, a threshold of 0.1 and two more pivots per cycle are Draxler's, batch_size and 61
+    points on the curves Garipov's. The other defaults were tuned here, on small networks without
+    batch norm: Draxler takes lr 0.1, 16,000 steps and 9 points between, Garipov lr 0.015 to 0.03.
+    """
+    _check(landscape, theta, theta_b, lr, tol)
+    _at_least(1, pivots=pivots, between=between)
+    _at_least(2, batch_size=batch_size)
+    _at_least(0, curve_steps=curve_steps, cycles=cycles, steps=steps)
+    curve_steps = curve_steps if start == "curve" else 0
+    bar = _Progress(report, curve_steps + cycles * steps)
+    dense = _Samples(landscape, landscape, bar)
+    energy = _mini_batches(training, batch_size, rng)
+    line = refine(torch.stack([theta, theta_b]), pivots)
+    collapse = _head_collapse(landscape, theta, theta_b)
+    first, notes = None, []
+    if curve_steps:
+        curve = train_curve(
+            energy, theta, theta_b, steps=curve_steps, lr=lr, rng=rng, report=bar.after(0)
+        )
+        first = curve.at(torch.linspace(0, 1, pivots + 2))
+        if not dense.height(first, between) < dense.height(line, between):
+            first = None
+            notes.append(f"the line was relaxed: the trained curve is higher ({curve.stop_reason})")
+    found = autoneb.auto_neb(
+        energy,
+        dense.energies,
+        theta,
+        theta_b,
+        schedule=[Cycle(steps, lr if 2 * i < cycles else lr / 10) for i in range(cycles)],
+        initial_pivots=pivots,
+        between=between,
+        method=method,
+        tol=tol,
+        start=first,
+        baselines=[] if collapse is None else [collapse],
+        report=bar.after(curve_steps),
+    )
+    path = _Path(refine(found.pivots, between), found.alphas, found.energies, between + 1)
+    line_energies = dense.energies(refine(line, between))
+    held_out = _Samples(landscape, validation, bar)
+    metrics = {
+        **_heights(dense, path),
+        "linear_max": Metric(line_energies.max().item(), "loss"),
+        **(_bound(landscape, path) if collapse is not None else {}),
+        **_held_out(held_out, path),
+        **_slope(landscape, path, batch_size),
+        "length_ratio": Metric(length_ratio(found.pivots)),
+        "distance": Metric(segment_lengths(line[[0, -1]]).item()),
+        "n_pivots": Metric(len(found.pivots)),
+        "grad_evals": Metric(found.grad_evals + curve_steps),
+        "energy_evals": Metric(len(dense.known)),
+        "n_samples": Metric(landscape.n_samples),
+    }
+    notes += _notes(found, collapse is not None)
+    curves = _curves(path, line_energies, held_out)
+    bar.say("done")
+    return Result(metrics, curves, _arrays(path), found.converged, tuple(notes))
+
+
+class _Path(NamedTuple):
+    """The path found, by its dense points."""
+
+    points: Tensor  # (M, d), every `stride`-th one a pivot
+    alphas: Tensor  # (M,) fractions of its length
+    energies: Tensor  # (M,) on the landscape
+    stride: int
+
+    @property
+    def top(self) -> int:
+        """Index of the highest point."""
+        return int(self.energies.argmax())
+
+
+def _check(landscape: Landscape, a: Tensor, b: Tensor, lr: float, tol: float) -> None:
+    d = landscape.dimension
+    if not a.shape == b.shape == (d,):
+        raise InputError(
+            f"the checkpoints have shapes {tuple(a.shape)} and {tuple(b.shape)}, the network has "
+            f"{d} parameters; give two checkpoints of this network"
+        )
+    if torch.equal(a, b):
+        raise InputError("both checkpoints are the same point; a path needs two different ones")
+    if not 0 < lr < math.inf or not tol >= 0:
+        raise InputError(f"lr={lr:g}, tol={tol:g}; need a finite lr > 0 and tol ≥ 0")
+
+
+def _at_least(least: int, **options: int) -> None:
+    for name, value in options.items():
+        if value < least:
+            raise InputError(f"{name}={value} is too small; choose {name} ≥ {least}")
+
+
+class _Progress:
+    """Steps done out of all, and what is being measured between them."""
+
+    def __init__(self, report: Report, total: int) -> None:
+        self.report, self.total, self.done = report, total, 0
+
+    def after(self, before: int) -> Report:
+        """Progress of a part that begins after so many steps."""
+
+        def part(done: int, _: int, text: str) -> None:
+            self.done = before + done
+            self.say(text)
+
+        return part
+
+    def say(self, text: str) -> None:
+        """What happens between two steps."""
+        self.report(self.done, self.total, text)
+
+
+# --- evaluation -----------------------------------------------------------------------------------
+
+
+class _Sampled(NamedTuple):
+    """One point on a split, sample by sample, in float64."""
+
+    losses: Tensor  # (N,)
+    wrong: Tensor | None  # (N,) 0 or 1; None when the task is not classification
+
+
+class _Samples:
+    """Points evaluated on a split, with batch-norm statistics of the landscape at each point.
+
+    Every point is evaluated once: the paths that are compared have many in common, and the errors
+    of their maxima need the single samples again.
+    """
+
+    def __init__(self, landscape: Landscape, split: Landscape, bar: _Progress) -> None:
+        self.landscape, self.split, self.bar = landscape, split, bar
+        self.known: dict[bytes, _Sampled] = {}
+
+    def at(self, theta: Tensor) -> _Sampled:
+        """Losses and mistakes at θ."""
+        key = hashlib.blake2b(theta.cpu().numpy().data, digest_size=16).digest()
+        if key not in self.known:
+            self.bar.say(f"evaluating points: {len(self.known) + 1}")
+            place = self.landscape.recalibrated(theta).with_data(self.split.x, self.split.y)
+            self.known[key] = _sampled(place, theta)
+        return self.known[key]
+
+    def energies(self, points: Tensor) -> Tensor:
+        """Mean loss at points `(M, d)`, shape `(M,)`."""
+        return torch.stack([self.at(point).losses.mean() for point in points])
+
+    def height(self, pivots: Tensor, between: int) -> float:
+        """Largest loss at the dense points of a path."""
+        return self.energies(refine(pivots, between)).max().item()
+
+
+@torch.no_grad()
+def _sampled(place: Landscape, theta: Tensor) -> _Sampled:
+    outputs = torch.cat([place.outputs(theta, x) for x in place.x.split(place.chunk)])
+    losses = vmap(lambda o, t: place.loss_function(o[None], t[None]))(outputs, place.y).double()
+    labels = outputs.ndim == 2 and place.y.ndim == 1 and not place.y.is_floating_point()
+    return _Sampled(losses, (outputs.argmax(1) != place.y).double() if labels else None)
+
+
+def _mini_batches(training: Landscape, batch_size: int, rng: torch.Generator) -> EnergyFunction:
+    """Energies and gradients of points, all on one mini-batch that is drawn anew in each call."""
+    place, n = _on_batch_statistics(training), training.n_samples
+
+    def energy(points: Tensor, _: int) -> tuple[Tensor, Tensor]:
+        batch = place
+        if batch_size < n:
+            chosen = torch.randperm(n, generator=rng)[:batch_size]
+            batch = place.subset(chosen.to(place.x.device))
+        values, gradients = zip(*map(batch.loss_and_gradient, points), strict=True)
+        return torch.tensor(values, dtype=torch.float64, device=points.device), torch.stack(
+            gradients
+        )
+
+    return energy
+
+
+def _on_batch_statistics(place: Landscape) -> Landscape:
+    """The landscape with batch norm on the statistics of the samples that it is evaluated on."""
+    norms = [m for m in place.model.modules() if isinstance(m, _BatchNorm)]
+    if not norms:
+        return place
+    other = place.with_model(place.model)  # a copy
+    for module in other.model.modules():
+        if isinstance(module, _BatchNorm):
+            module.train()
+            module.track_running_stats = False  # they would be written to, and are not read
+    other.chunk = other.n_samples  # a batch in one piece
+    return other
+
+
+_BatchNorm = nn.modules.batchnorm._BatchNorm
+
+
+def _gradient(landscape: Landscape, theta: Tensor, batch_size: int) -> Tensor:
+    """∇L(θ) in float64; under batch norm the mean over mini-batches of the whole landscape."""
+    place = _on_batch_statistics(landscape)
+    if place is landscape:
+        return landscape.gradient(theta).double()
+    n, total = landscape.n_samples, torch.zeros_like(theta, dtype=torch.float64)
+    for part in torch.arange(n, device=theta.device).tensor_split(max(1, n // batch_size)):
+        total.add_(place.subset(part).gradient(theta), alpha=len(part) / n)
+    return total
+
+
+# --- the head-collapse path -----------------------------------------------------------------------
+
+
+def _head_collapse(landscape: Landscape, a: Tensor, b: Tensor) -> Tensor | None:
+    """The path over networks without a head; None where it would not bound the loss by ln C."""
+    few = landscape.subset(torch.arange(min(landscape.n_samples, 64), device=a.device))
+    outputs = few.outputs(a, few.x).detach()
+    if outputs.ndim != 2 or few.y.ndim != 1 or few.y.is_floating_point():
+        return None
+    without = few.loss_function(torch.zeros_like(outputs), few.y).item()
+    if not math.isclose(without, math.log(outputs.shape[1]), abs_tol=1e-5):
+        return None
+    layers = [n for n, m in landscape.model.named_modules() if isinstance(m, nn.Linear)]
+    for name in reversed(layers):
+        head = _mask(landscape, a, f"{name}." if name else "")
+        if head.any() and all(_is_linear_in(few, theta, head) for theta in (a, b)):
+            return head_collapse_path(a, b, head)
+    return None
+
+
+def _mask(landscape: Landscape, theta: Tensor, prefix: str) -> Tensor:
+    """True at the coordinates of the parameters whose names begin so."""
+    named = landscape.unflatten(theta).items()
+    return torch.cat(
+        [torch.full((p.numel(),), n.startswith(prefix), device=theta.device) for n, p in named]
+    )
+
+
+@torch.no_grad()
+def _is_linear_in(few: Landscape, theta: Tensor, head: Tensor) -> bool:
+    """Whether scaling the head scales the logits: by ½, and to exactly zero."""
+    whole, half, none = (
+        few.outputs(torch.where(head, scale * theta, theta), few.x) for scale in (1, 0.5, 0)
+    )
+    slack = 1e-5 * whole.abs().max().item()
+    return torch.allclose(half, whole / 2, rtol=0, atol=slack) and not none.any()
+
+
+# --- what is reported -----------------------------------------------------------------------------
+
+
+def _mean(values: Tensor, unit: str = "") -> Metric:
+    """Mean over the samples with its standard error."""
+    n = len(values)
+    errors = {"data": (values.std() / n**0.5).item()} if n > 1 else {}
+    return Metric(values.mean().item(), unit, errors)
+
+
+def _heights(dense: _Samples, path: _Path) -> dict[str, Metric]:
+    """The highest point of the path, and its height above the higher endpoint."""
+    top = dense.at(path.points[path.top])
+    higher = max((dense.at(path.points[end]) for end in (0, -1)), key=lambda s: s.losses.mean())
+    metrics = {
+        "path_loss": _mean(top.losses, "loss"),
+        "barrier": _mean(top.losses - higher.losses, "loss"),
+    }
+    if top.wrong is not None:
+        metrics["saddle_train_error"] = _mean(top.wrong)
+    return metrics
+
+
+def _held_out(held_out: _Samples, path: _Path) -> dict[str, Metric]:
+    """The highest point on the held-out split, and how many more mistakes than at the endpoints."""
+    top = held_out.at(path.points[path.top])
+    metrics = {"saddle_test_loss": _mean(top.losses, "loss")}
+    if top.wrong is not None:
+        ends = [held_out.at(path.points[end]).wrong for end in (0, -1)]
+        worse = max((wrong for wrong in ends if wrong is not None), key=lambda w: w.mean())
+        metrics["saddle_test_error"] = _mean(top.wrong)
+        metrics["test_error_rise"] = _mean(top.wrong - worse)
+    return metrics
+
+
+def _bound(landscape: Landscape, path: _Path) -> dict[str, Metric]:
+    log_classes = math.log(landscape.outputs(path.points[0], landscape.x[:1]).shape[1])
+    bound = max(log_classes, path.energies[0].item(), path.energies[-1].item())
+    return {
+        "log_classes": Metric(log_classes, "loss"),
+        "bound_margin": Metric(bound - path.energies.max().item(), "loss"),
+    }
+
+
+def _slope(landscape: Landscape, path: _Path, batch_size: int) -> dict[str, Metric]:
+    """The gradient at the highest point, across the path, and its cosine with the path."""
+    around = slice(max(path.top - 1, 0), path.top + 2)
+    near = path.points[around].double()
+    if len(near) == 3:
+        tau = tangents(near, path.energies[around])[0]
+    else:  # an endpoint
+        tau = F.normalize(near[1] - near[0], dim=0)
+    gradient = _gradient(landscape, path.points[path.top], batch_size)
+    along = gradient @ tau
+    return {
+        "perp_grad_norm": Metric((gradient - along * tau).norm().item(), "loss"),
+        "cosine": Metric((along.abs() / gradient.norm()).item()),
+    }
+
+
+def _curves(path: _Path, line_energies: Tensor, held_out: _Samples) -> dict[str, Curve]:
+    """Profiles at common fractions; the held-out split is evaluated at pivots and the maximum."""
+    rows = sorted({*range(0, len(path.points), path.stride), path.top})
+    tested = [held_out.at(path.points[row]) for row in rows]
+    alphas = path.alphas.cpu().numpy()
+
+    def profile(x: np.ndarray, y: Tensor, unit: str = "") -> Curve:
+        return Curve(GRID, np.interp(GRID, x, y.cpu().numpy()), "fraction", y_unit=unit)
+
+    def mean(values: list[Tensor]) -> Tensor:
+        return torch.stack(values).mean(1)
+
+    curves = {
+        "train_loss": profile(alphas, path.energies, "loss"),
+        "linear_loss": profile(np.linspace(0, 1, len(line_energies)), line_energies, "loss"),
+        "test_loss": profile(alphas[rows], mean([s.losses for s in tested]), "loss"),
+    }
+    wrong = [s.wrong for s in tested if s.wrong is not None]
+    if wrong:
+        curves["test_error"] = profile(alphas[rows], mean(wrong))
+    return curves
+
+
+def _arrays(path: _Path) -> dict[str, np.ndarray]:
+    nodes = path.points[:: path.stride].float().cpu().numpy()
+    return {
+        **{f"node_{i:02}": node for i, node in enumerate(nodes)},
+        "alphas": path.alphas.cpu().numpy(),
+        "energies": path.energies.cpu().numpy(),
+    }
+
+
+def _notes(found: MinimumEnergyPath, bounded: bool) -> list[str]:
+    notes = [f"the search ended in {found.stop_reason}"]
+    better = "the search found nothing lower with its budget; raise curve_steps, cycles or steps"
+    if found.origin.startswith("baseline"):
+        notes.append(f"the path is the head-collapse baseline, of height ln C: {better}")
+    elif found.origin == "straight line":
+        notes.append(f"the path is the straight line: {better}")
+    elif found.origin == "start":
+        notes.append("the path is the trained curve: no relaxed band is lower")
+    if not bounded:
+        notes.append(
+            "no head-collapse baseline and no ln C bound: they need cross-entropy and logits that "
+            "a last linear layer gives"
+        )
+    return notes
