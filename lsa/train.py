@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from lsa import data, models, optimizers
 from lsa.data import Data
-from lsa.landscape import Landscape, flatten
+from lsa.landscape import Landscape, cache_size, flatten
 from lsa.probe import Report
 from lsa.project import Recipe
 
-EVALUATION_CHUNK = 256
+_BatchNorm = nn.modules.batchnorm._BatchNorm
 
 
 class Diverged(ArithmeticError):
@@ -164,26 +164,40 @@ def _step(
 ) -> None:
     """One optimizer step; adds the batch's figures, as of its first evaluation, to `sums`."""
     first = True
+    size = _pass_size(model, x)
 
     def closure() -> Any:
         nonlocal first
         optimizer.zero_grad()
-        outputs = model(x)
-        loss = F.cross_entropy(outputs, y)
-        loss.backward()
+        loss, correct = x.new_zeros(()), x.new_zeros(())
+        for inputs, targets in zip(x.split(size), y.split(size), strict=True):
+            outputs = model(inputs)
+            part = F.cross_entropy(outputs, targets, reduction="sum") / len(x)
+            part.backward()
+            loss += part.detach()
+            correct += (outputs.detach().argmax(1) == targets).sum()
         if first:  # SAM and LBFGS evaluate again elsewhere
             first = False
             norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-            correct = (outputs.detach().argmax(1) == y).sum()
-            sums.add_(torch.stack([loss.detach() * len(x), correct, norm * len(x)]))
+            sums.add_(torch.stack([loss * len(x), correct, norm * len(x)]))
         return loss
 
     optimizer.step(closure)
 
 
+def _pass_size(model: nn.Module, x: Tensor) -> int:
+    """Samples per pass: the whole batch, or on a CPU parts of it that stay in the cache.
+
+    Parts of 32 CIFAR images measured 1.4 times faster than a batch of 128 at once. With batch norm
+    the samples of a batch depend on each other, so it is not divided.
+    """
+    if x.device.type != "cpu" or any(isinstance(m, _BatchNorm) for m in model.modules()):
+        return len(x)
+    return min(len(x), cache_size(x))
+
+
 def _validation(model: nn.Module, split: Data) -> dict[str, float]:
-    held_out = Landscape(model, split.x_val, split.y_val, chunk=EVALUATION_CHUNK)
-    found = held_out.evaluate(flatten(model))
+    found = Landscape(model, split.x_val, split.y_val).evaluate(flatten(model))
     return {"val/loss": found.loss, "val/accuracy": 1 - found.error}
 
 
@@ -195,7 +209,7 @@ def final_metrics(model: nn.Module, split: Data) -> dict[str, float]:
         ("train", split.x_train, split.y_train),
         ("val", split.x_val, split.y_val),
     ):
-        evaluation = Landscape(model, x, y, chunk=EVALUATION_CHUNK).evaluate(theta)
+        evaluation = Landscape(model, x, y).evaluate(theta)
         found[f"final/{name}_loss"] = evaluation.loss
         found[f"final/{name}_accuracy"] = 1 - evaluation.error
         found[f"final/{name}_loss_se_data"] = evaluation.loss_error

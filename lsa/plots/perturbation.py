@@ -27,7 +27,7 @@ def draw(result: Result, title: str) -> Figure:
             if curve.error is not None:
                 low, high = curve.y - 2 * curve.error, curve.y + 2 * curve.error
                 panel.fill_between(eps, low, high, color=colour, alpha=0.2, linewidth=0)
-    near = 0.25 * eps.max()
+    near = max(0.25 * eps.max(), 2 * (eps[1] - eps[0]))
     fine = np.linspace(eps.min(), eps.max(), 201)
     model = values["slope"] * fine + values["lambda_max"] * fine**2 / 2
     for panel in panels:

@@ -208,7 +208,7 @@ def _density(rule: Quadrature) -> Curve:
     width = (rule.nodes.max() - rule.nodes.min()).item() / rule.nodes.shape[1] or 1e-3 * scale
     found = rule.density(-1.05 * scale, 1.05 * scale, width=width, points=GRID)
     return Curve(
-        x=(found.x / scale).numpy(),
+        x=np.linspace(-1.05, 1.05, GRID),
         y=(found.value * scale).numpy(),
         x_name="relative_eigenvalue",
         error=(found.error * scale).numpy() if len(rule.nodes) > 1 else None,

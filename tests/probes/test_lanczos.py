@@ -1,0 +1,133 @@
+"""The spectrum of small networks against dense eigenvalues."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lsa.errors import InputError
+from lsa.landscape import Landscape, flatten
+from lsa.plots.lanczos import draw
+from lsa.probe import Result
+from lsa.probes.lanczos import lanczos
+
+pytestmark = pytest.mark.usefixtures("global_rng_untouched")
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture(scope="module")
+def net() -> tuple[Landscape, Tensor]:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 4)).double()
+    x = torch.randn(60, 6, generator=generator(1), dtype=torch.float64)
+    y = torch.randint(0, 4, (60,), generator=generator(2))
+    return Landscape(model, x, y, chunk=32), flatten(model)
+
+
+def dense(matvec: Any, d: int) -> Tensor:
+    return torch.stack([matvec(e) for e in torch.eye(d, dtype=torch.float64)], dim=1)
+
+
+def measure(landscape: Landscape, theta: Tensor, seed: int = 0, **options: Any) -> Result:
+    return lanczos(landscape, theta, generator(seed), lambda *_: None, **options)
+
+
+def test_every_number_agrees_with_the_dense_hessian(net):
+    landscape, theta = net
+    H = dense(landscape.hessian(theta), len(theta))
+    G = dense(landscape.gauss_newton(theta), len(theta))
+    eigenvalues = torch.linalg.eigvalsh(H)
+    found = measure(landscape, theta, k=4, k_min=2, tol=1e-8, density_probes=30)
+    value = {name: metric.value for name, metric in found.metrics.items()}
+    assert value["lambda_max"] == pytest.approx(eigenvalues[-1].item(), rel=1e-10)
+    assert value["lambda_min"] == pytest.approx(eigenvalues[0].item(), rel=1e-10)
+    expected = torch.cat([eigenvalues[-4:].flip(0), eigenvalues[:2].flip(0)])
+    assert found.curves["eigenvalue"].y == pytest.approx(expected.numpy(), rel=1e-9)
+    assert value["condition_number"] == pytest.approx(abs(eigenvalues[-1] / eigenvalues[0]).item())
+    top, bottom = torch.linalg.eigvalsh(G)[-1].item(), torch.linalg.eigvalsh(H - G)[0].item()
+    assert value["gauss_newton_lambda_max"] == pytest.approx(top, rel=1e-8)
+    assert value["remainder_lambda_min"] == pytest.approx(bottom, rel=1e-8)
+    assert value["lambda_min"] >= value["remainder_lambda_min"]
+    for name, truth in (("trace", H.trace()), ("frobenius_squared", H.square().sum())):
+        metric = found.metrics[name]
+        assert metric.errors["probes"] > 0
+        assert metric.value == pytest.approx(truth.item(), abs=4 * metric.errors["probes"])
+    negative = (eigenvalues < 0).double().mean().item()
+    assert value["negative_share"] == pytest.approx(negative, abs=0.1)
+    assert found.converged and not found.notes
+
+
+def test_the_error_over_the_data_is_the_spread_of_sample_curvatures(net):
+    landscape, theta = net
+    found = measure(landscape, theta, density_probes=0, split="no", tol=1e-8)
+    v = torch.from_numpy(found.arrays["eigenvectors"][:, 0])
+    curvatures = torch.stack(
+        [v @ landscape.subset(torch.tensor([i])).hessian(theta)(v) for i in range(60)]
+    )
+    assert curvatures.mean().item() == pytest.approx(found.metrics["lambda_max"].value)
+    expected = (curvatures.std() / 60**0.5).item()
+    assert found.metrics["lambda_max"].errors["data"] == pytest.approx(expected)
+    assert "density" not in found.curves and "trace" not in found.metrics
+
+
+def test_the_density_integrates_to_one_on_a_grid_common_to_all_checkpoints(net):
+    landscape, theta = net
+    one, two = (measure(landscape, t, split="no").curves["density"] for t in (theta, 3 * theta))
+    assert (one.x == two.x).all() and one.x_name == "relative_eigenvalue"
+    for curve in (one, two):
+        integral = torch.trapezoid(torch.from_numpy(curve.y), torch.from_numpy(curve.x)).item()
+        assert integral == pytest.approx(1, abs=0.02)  # the kernels' tails leave the grid
+        assert curve.error is not None and (curve.error >= 0).all()
+
+
+@pytest.mark.parametrize("size", [10, 20, 30])
+def test_subsets_have_sharper_and_more_negative_ends_on_average(net, size):
+    """Jensen's inequality, exact for the parts of a partition: λ_max is convex in the matrix."""
+    landscape, theta = net
+    options: dict[str, Any] = {"density_probes": 0, "split": "no", "tol": 1e-6}
+    whole = measure(landscape, theta, **options).metrics
+    order = torch.randperm(60, generator=generator(3))
+    parts = [measure(landscape.subset(i), theta, **options).metrics for i in order.split(size)]
+    mean = {
+        name: sum(part[name].value for part in parts) / len(parts)
+        for name in ("lambda_max", "lambda_min")
+    }
+    assert mean["lambda_max"] > whole["lambda_max"].value
+    assert mean["lambda_min"] < whole["lambda_min"].value
+
+
+def test_eigenvectors_point_downhill_and_figures_are_drawn(net):
+    landscape, theta = net
+    found = measure(landscape, theta)
+    gradient = landscape.gradient(theta).numpy()
+    assert (gradient @ found.arrays["eigenvectors"] <= 0).all()
+    assert len(draw(found, "title").axes) == 2
+    assert len(draw(measure(landscape, theta, density_probes=0), "title").axes) == 1
+
+
+def test_a_budget_that_is_too_small_is_said(net):
+    landscape, theta = net
+    found = measure(landscape, theta, max_products=5, density_probes=0, split="no")
+    assert not found.converged
+    assert found.metrics["products"].value == 5 and "max_products=5" in found.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"k": 0}, "k=0"),
+        ({"k": 92}, "d=92"),
+        ({"density_probes": -1}, "density_probes=-1"),
+        ({"density_steps": 0}, "density_steps=0"),
+    ],
+)
+def test_refusals(net, options, message):
+    with pytest.raises(InputError, match=message):
+        measure(*net, **options)
