@@ -17,7 +17,7 @@ LAYERS = [
     {"quadrature", "moments", "autoneb", "curves", "torchvision_data"},
     {"landscape", "data", "models", "optimizers"},
     {"probe"},
-    {"project", "progress", "mlproject", "plots"},
+    {"project", "progress", "mlproject", "plots", "subspace_training"},
     {"probes", "train"},
     {"checkpoint"},
     {"tracking"},

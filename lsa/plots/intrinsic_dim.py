@@ -17,12 +17,11 @@ def draw(result: Result, title: str) -> Figure:
     figure, plot = axes(f"{title}: accuracy in random subspaces")
     d, accuracies = result.arrays["dimensions"], result.arrays["accuracies"]
     runs = len(accuracies)
-    plot.plot(np.tile(d, runs), accuracies.ravel(), ".", color=A, alpha=0.4, label="one subspace")
+    flat = accuracies.ravel()
+    plot.plot(np.tile(d, runs), flat, "o", color=A, alpha=0.3, mew=0, label="one subspace")
     if runs > 1:
-        error = 2 * accuracies.std(0, ddof=1) / math.sqrt(runs)
-        plot.errorbar(
-            d, accuracies.mean(0), error, fmt="o", color=A, capsize=3, label="mean ± 2 s.e."
-        )
+        mean, error = accuracies.mean(0), 2 * accuracies.std(0, ddof=1) / math.sqrt(runs)
+        plot.errorbar(d, mean, error, fmt="_", color=A, capsize=3, label="mean ± 2 s.e.")
     if len(d) > 1:
         plot.plot(d, result.arrays["monotone_fit"], color=A, linewidth=1, label="monotone fit")
     _interval(plot, result, d)
@@ -30,9 +29,9 @@ def draw(result: Result, title: str) -> Figure:
     plot.set_xscale("log")
     plot.set_xlabel(f"dimension d of the subspace, of {result.metrics['parameters'].value:,.0f}")
     plot.set_ylabel("validation accuracy")
-    plot.set_ylim(bottom=0)
-    plot.margins(x=0.08)
-    plot.legend(frameon=False, loc="lower right")
+    plot.margins(x=0.08, y=0.08)
+    plot.set_ylim(bottom=0)  # after the margin
+    plot.legend(edgecolor="none", framealpha=0.9, loc="lower right")
     return figure
 
 

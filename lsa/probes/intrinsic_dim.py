@@ -1,0 +1,222 @@
+"""How many random directions suffice to train the network."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lsa.crossing import crossing, isotonic, search
+from lsa.errors import InputError
+from lsa.landscape import Landscape
+from lsa.probe import Curve, Metric, Report, Result, probe
+from lsa.subspace_training import Budget, SubspaceTrainer, Trained
+
+SMALLEST, RATIO = 8, 4  # the grid of dimensions: 8, 32, 128, … (tuned here)
+
+
+@probe(headline=("d90", "accuracy_at_d"))
+def intrinsic_dim(
+    training: Landscape,
+    validation: Landscape,
+    theta: Tensor,
+    theta_init: Tensor,
+    rng: torch.Generator,
+    report: Report,
+    *,
+    d: Annotated[int, "train at this dimension only; 0: search for d90"] = 0,
+    share: Annotated[float, "of the baseline accuracy that must be reached"] = 0.9,
+    baseline: Annotated[float, "global baseline accuracy; 0: the checkpoint's own (local)"] = 0.0,
+    subspaces: Annotated[int, "random subspaces per dimension"] = 3,
+    epochs: Annotated[int, "of each training"] = 10,
+    batch_size: Annotated[int, "of each training"] = 64,
+    lr: Annotated[float, "Adam's first rate in the whole space; × √(D/d) in a subspace"] = 0.01,
+    largest: Annotated[int, "dimension at which the search gives up"] = 10_000,
+    tolerance: Annotated[float, "bisect until the bracket is narrower than this times d"] = 0.2,
+    kind: Annotated[Literal["fastfood", "sparse", "dense"], "random projection"] = "fastfood",
+) -> Result:
+    """Intrinsic dimension: how many random directions training needs for 90 % of an accuracy.
+
+    The network is trained from θ₀ in random affine subspaces θ₀ + P z (Li, Farkhoor, Liu &
+    Yosinski 2018, arXiv 1804.08838). Accuracies at d = 8, 32, 128, … until the threshold is passed,
+    and at bisections, are made monotone in d; d90 is where they reach `share` × baseline, with a
+    95 % t interval over the subspaces (`lsa.crossing`). The local baseline is the validation
+    accuracy of the checkpoint, which enters by this and by its start alone: checkpoints of one
+    start have the same accuracies at every d.
+
+    Training is Adam at a rate that falls to zero (`lsa.subspace_training`), and the accuracy after
+    the last epoch counts, as it does for the checkpoint. Li et al. train for 100 epochs at a
+    constant rate and count the best epoch, which is biased upwards. Fewer epochs give a larger d90.
+    Cost: number of d (4 or 5 on the grid and about 3 more) × subspaces × epochs of training.
+    """
+    D = training.dimension
+    _check(D, d, share, baseline, largest, subspaces, epochs, batch_size, lr, tolerance)
+    own = validation.evaluate(theta)
+    if math.isnan(own.error):
+        raise InputError("the targets are not classes, so there is no accuracy; use a classifier")
+    local = Metric(1 - own.error, errors={"data": own.error_error})
+    reference = baseline or local.value
+    largest = min(largest, D)
+    budget = Budget(epochs, batch_size, lr)
+    trainer = SubspaceTrainer(training, validation, theta_init, kind, budget)
+    seeds = torch.randint(2**62, (subspaces,), generator=rng).tolist()
+    expected = subspaces * (1 if d else _most_dimensions(largest, tolerance))
+    trained: dict[int, list[Trained]] = {}
+
+    def accuracies_of(size: int) -> list[float]:
+        runs = trained[size] = []
+        for j, seed in enumerate(seeds):
+            before = (len(trained) - 1) * subspaces + j
+            text = f"d={size}, subspace {j + 1}/{subspaces}"
+            # The seed of d and j is the same in every search, and so is the training.
+            runs.append(trainer.train(size, seed + size, _part(report, before, expected, text)))
+        return [run.accuracy for run in runs]
+
+    if d:
+        accuracies = torch.tensor([accuracies_of(d)], dtype=torch.float64).T
+        tried = torch.tensor([d])
+    else:
+        grid = {"smallest": SMALLEST, "ratio": RATIO, "tolerance": tolerance}
+        tried, accuracies = search(accuracies_of, share * reference, largest, **grid)
+    start = trainer.accuracy(theta_init)
+    metrics = {
+        "baseline_local": local,
+        **({"baseline_global": Metric(baseline)} if baseline else {}),
+        "threshold": Metric(share * reference),
+        "accuracy_at_start": Metric(start),
+        "trainings": Metric(accuracies.numel()),
+        "parameters": Metric(D),
+    }
+    notes = _notes(baseline, local.value, share, start, trained)
+    if d:
+        accuracy = _accuracy(accuracies[:, 0], validation.n_samples)
+        found = {
+            "accuracy_at_d": accuracy,
+            "share_of_baseline": Metric(accuracy.value / reference if reference else math.nan),
+        }
+        arrays = _arrays(tried, accuracies, trainer, trained[d])
+        return Result(found | metrics, arrays=arrays, notes=notes)
+    limit = crossing(tried, accuracies, share * reference)
+    found = {
+        "d90": Metric(limit.dimension),
+        "d90_low": Metric(limit.low),
+        "d90_high": Metric(limit.high),
+        "d90_share": Metric(limit.dimension / D),
+    }
+    at = next((size for size in tried.tolist() if size >= limit.dimension), int(tried[-1]))
+    return Result(
+        found | metrics,
+        {"accuracy": _curve(tried, accuracies, largest)},
+        _arrays(tried, accuracies, trainer, trained[at]),
+        converged=math.isfinite(limit.dimension),
+        notes=notes + limit.notes,
+    )
+
+
+def _check(
+    D: int,
+    d: int,
+    share: float,
+    baseline: float,
+    largest: int,
+    subspaces: int,
+    epochs: int,
+    batch_size: int,
+    lr: float,
+    tolerance: float,
+) -> None:
+    if not 0 <= d <= D:
+        raise InputError(f"d={d} is outside 1…{D}, the number of parameters; 0 searches for d90")
+    if not 0 < share <= 1:
+        raise InputError(f"share={share:g} is outside (0, 1]; the usual share is 0.9")
+    if not 0 <= baseline <= 1:
+        raise InputError(
+            f"baseline={baseline:g} is no accuracy; give one in (0, 1], or 0 for local"
+        )
+    counts = {"subspaces": subspaces, "epochs": epochs, "batch_size": batch_size}
+    for name, value in (counts | {"largest": largest}).items():
+        if value < 1:
+            raise InputError(f"{name}={value} must be at least 1")
+    if not (lr > 0 and tolerance >= 0):
+        raise InputError(f"lr={lr:g} must be above 0 and tolerance={tolerance:g} not below 0")
+
+
+def _grid(largest: int) -> list[int]:
+    """The dimensions that every search climbs, as far as it must."""
+    sizes = [min(SMALLEST, largest)]
+    while sizes[-1] < largest:
+        sizes.append(min(largest, sizes[-1] * RATIO))
+    return sizes
+
+
+def _most_dimensions(largest: int, tolerance: float) -> int:
+    """About how many dimensions a search tries at most, for the progress bar."""
+    narrow = max(math.log1p(tolerance), 1 / largest)
+    return len(_grid(largest)) + max(0, math.ceil(math.log2(math.log(RATIO) / narrow)))
+
+
+def _part(report: Report, before: int, expected: int, text: str) -> Report:
+    """Progress of one training as progress of them all."""
+
+    def told(done: int, total: int, _: str = "") -> None:
+        report(before * total + done, max(expected, before + 1) * total, text)
+
+    return told
+
+
+def _accuracy(accuracies: Tensor, samples: int) -> Metric:
+    """Mean over subspaces; the binomial error over the data is an upper bound for a mean."""
+    p, runs = accuracies.mean().item(), len(accuracies)
+    errors = {"data": math.sqrt(p * (1 - p) / samples)}
+    if runs > 1:
+        errors["subspaces"] = accuracies.std().item() / math.sqrt(runs)
+    return Metric(p, errors=errors)
+
+
+def _curve(tried: Tensor, accuracies: Tensor, largest: int) -> Curve:
+    """Mean accuracy on the grid alone: bisected dimensions differ between checkpoints."""
+    common = torch.isin(tried, torch.tensor(_grid(largest)))
+    y, runs = accuracies[:, common], len(accuracies)
+    error = (y.std(0) / math.sqrt(runs)).numpy() if runs > 1 else None
+    return Curve(tried[common].double().numpy(), y.mean(0).numpy(), "d", error)
+
+
+def _arrays(
+    tried: Tensor, accuracies: Tensor, trainer: SubspaceTrainer, runs: list[Trained]
+) -> dict[str, np.ndarray]:
+    """All accuracies, and the best of `runs`: z, the seed that gives its P again, and its θ."""
+    best = max(runs, key=lambda run: run.accuracy)
+    return {
+        "dimensions": tried.numpy(),
+        "accuracies": accuracies.numpy(),  # one row per subspace
+        "monotone_fit": isotonic(accuracies.mean(0)).numpy(),
+        "z": best.z.cpu().numpy(),
+        "z_seed": np.array(best.seed),
+        "theta_subspace": trainer.point(best).cpu().numpy(),
+    }
+
+
+def _notes(
+    baseline: float, local: float, share: float, start: float, trained: dict[int, list[Trained]]
+) -> tuple[str, ...]:
+    threshold = share * (baseline or local)
+    name = "global" if baseline else "local"
+    whose = "given by the user" if baseline else "the checkpoint's own"
+    notes = [
+        f"{name} baseline: accuracy {baseline or local:.4g}, {whose}; threshold {threshold:.4g}",
+        "the checkpoint enters by its start and its accuracy alone; checkpoints of one start "
+        "share the accuracy at every d",
+    ]
+    if start >= threshold:
+        notes.append(f"the start reaches the threshold untrained (accuracy {start:.4g})")
+    runs = [run for several in trained.values() for run in several]
+    lost = [run.accuracy for run in runs if run.diverged]
+    if lost:
+        notes.append(
+            f"{len(lost)} of {len(runs)} trainings diverged and count as chance level "
+            f"{lost[0]:.3g}; lower lr"
+        )
+    return tuple(notes)
