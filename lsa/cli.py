@@ -169,22 +169,28 @@ def study(
 
     setting = projects.load(name or project or projects.DEFAULT)
     outcome = studies.study(setting, device=device, say=lambda line: print(line, flush=True))
-    _print_table(outcome)
+    _print_tables(outcome)
     print(f"{outcome.done} steps done, {outcome.reused} reused. To compare them, open MLflow:")
     print(f"    {_ui_command()}")
 
 
-def _print_table(outcome: Any) -> None:
+def _print_tables(outcome: Any) -> None:
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
     from lsa import study as studies
 
-    shown = Table("optimizer", "seed", *studies.columns(outcome.rows))
-    for cells in studies.cells(outcome.rows):
-        shown.add_row(*cells)
-    Console().print(shown)
-    print("± is two standard errors over the samples, not over seeds.")
+    # A pipe or a file has no width; a terminal's own breaks long headings instead of cutting them.
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    for table in studies.tables(outcome):
+        shown = Table(title=table.title, title_justify="left", box=box.SIMPLE_HEAD)
+        for heading in table.headings:
+            shown.add_column(heading, overflow="fold")
+        for cells in table.cells:
+            shown.add_row(*cells)
+        console.print(shown)
+    print("± is two standard errors, over the samples, probe vectors or subspaces; not over seeds.")
 
 
 def _ui_command() -> str:

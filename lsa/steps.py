@@ -337,7 +337,7 @@ def _call(
     result = declared.function(*(available[name]() for name in declared.inputs), **options)
     landscape: Landscape = source.landscape
     whole = len(source.data.x_train)
-    if landscape.n_samples < whole:
+    if "landscape" in declared.inputs and landscape.n_samples < whole:
         note = f"measured on {landscape.n_samples} of {whole} training samples"
         if any(name.startswith("lambda") for name in result.metrics):
             note += "; a subset biases λ_max up and λ_min down"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
@@ -17,9 +16,9 @@ from lsa.train import Diverged
 
 @dataclass
 class Row:
-    """What was measured on one checkpoint."""
+    """What was measured on one checkpoint, or on a pair of them."""
 
-    optimizer: str
+    optimizer: str  # of a pair: both
     seed: int
     metrics: dict[str, float] = field(default_factory=dict)
 
@@ -29,6 +28,7 @@ class Outcome:
     """All rows of a study, and what failed."""
 
     rows: list[Row] = field(default_factory=list)
+    pairs: list[Row] = field(default_factory=list)
     done: int = 0
     reused: int = 0
     failures: list[str] = field(default_factory=list)
@@ -55,7 +55,7 @@ def study(setting: Project, *, device: str = "auto", say: Any = print) -> Outcom
         points = _train_all(setting, place, outcome, say)
         _measure_all(setting, points, outcome, say)
         _pair_all(setting, points, outcome, say)
-        opened.text(table(outcome.rows), "table.md")
+        opened.text("\n".join(table.markdown() for table in tables(outcome)), "table.md")
         opened.metrics({"steps_done": outcome.done, "steps_reused": outcome.reused})
         if outcome.failures:
             failed = len(outcome.failures)
@@ -105,17 +105,20 @@ def _pair_all(
     setting: Project, points: list[tuple[Row, Checkpoint]], outcome: Outcome, say: Any
 ) -> None:
     """Every pair of optimizers at the same seed."""
+    same = [(a, b) for a, b in combinations(points, 2) if a[0].seed == b[0].seed]
+    rows = [Row(f"{a.optimizer} – {b.optimizer}", a.seed) for (a, _), (b, _) in same]
     for name in setting.pairs:
         options = setting.options(probe.find(name))
-        for (row_a, a), (row_b, b) in combinations(points, 2):
-            if row_a.seed != row_b.seed:
-                continue
-            label = f"{name} {row_a.optimizer}–{row_b.optimizer} seed {row_a.seed}"
+        for row, ((_, a), (_, b)) in zip(rows, same, strict=True):
+            label = f"{name} {row.optimizer} seed {row.seed}"
 
             def step(name: Any = name, a: Any = a, b: Any = b, options: Any = options) -> Step:
                 return steps.measure(name, a, b, reuse=True, **options)
 
-            _attempt(label, step, outcome, say)
+            done = _attempt(label, step, outcome, say)
+            if done:
+                row.metrics.update(done.metrics)
+    outcome.pairs += [row for row in rows if row.metrics]
 
 
 def _attempt(label: str, step: Any, outcome: Outcome, say: Any) -> Step | None:
@@ -132,38 +135,49 @@ def _attempt(label: str, step: Any, outcome: Outcome, say: Any) -> Step | None:
     return done
 
 
-def columns(rows: list[Row]) -> dict[str, str]:
-    """Heading → metric of the comparison table: accuracy, then the probes' headline numbers."""
-    found = {"val accuracy": "final/val_accuracy"}
+@dataclass(frozen=True)
+class Table:
+    """The headline numbers of one probe (or of the training), one row per checkpoint or pair."""
+
+    title: str
+    headings: list[str]
+    cells: list[list[str]]
+
+    def markdown(self) -> str:
+        """The table in Markdown."""
+        lines = [self.headings, ["---"] * len(self.headings), *self.cells]
+        rows = "".join("| " + " | ".join(line) + " |\n" for line in lines)
+        return f"### {self.title}\n\n{rows}"
+
+
+def tables(outcome: Outcome) -> list[Table]:
+    """Accuracy, then each probe's headline numbers; ± is two standard errors of each source."""
+    accuracy = {"val accuracy": "final/val_accuracy", "train loss": "final/train_loss"}
+    found = [_table("training", accuracy, outcome.rows)]
     for name in probe.modules():
         declared = probe.find(name)
-        for metric in declared.headline:
-            key = f"{name}/{metric}"
-            if any(key in row.metrics for row in rows):
-                found[metric] = key
-    return found
+        rows = outcome.pairs if declared.pair else outcome.rows
+        keys = {metric: f"{name}/{metric}" for metric in declared.headline}
+        known = {h: k for h, k in keys.items() if any(k in row.metrics for row in rows)}
+        if known:
+            found.append(_table(name, known, rows))
+    return [table for table in found if table.cells]
 
 
-def cells(rows: list[Row]) -> Iterator[list[str]]:
-    """The table's cells, one list per row; a number has two standard errors where it has one."""
-    headings = columns(rows)
-    for row in rows:
-        yield [
-            row.optimizer,
-            str(row.seed),
-            *(_number(row.metrics, key) for key in headings.values()),
-        ]
+def _table(title: str, keys: dict[str, str], rows: list[Row]) -> Table:
+    cells = [
+        [row.optimizer, str(row.seed), *(_number(row.metrics, key) for key in keys.values())]
+        for row in rows
+    ]
+    return Table(title, ["optimizer", "seed", *keys], cells)
 
 
 def _number(metrics: dict[str, float], key: str) -> str:
+    """A metric with its interval where it has one, else two standard errors of each source."""
     if key not in metrics:
         return "–"
-    error = metrics.get(f"{key}_se_data")
-    return f"{metrics[key]:.4g}" + (f" ± {2 * error:.2g}" if error is not None else "")
-
-
-def table(rows: list[Row]) -> str:
-    """The comparison table in Markdown; ± is two standard errors over the samples."""
-    headings = ["optimizer", "seed", *columns(rows)]
-    lines = [headings, ["---"] * len(headings), *cells(rows)]
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+    low, high = metrics.get(f"{key}_low"), metrics.get(f"{key}_high")
+    if low is not None or high is not None:
+        return f"{metrics[key]:.4g} ({low or 0:.4g} … {'' if high is None else f'{high:.4g}'})"
+    errors = [value for name, value in metrics.items() if name.startswith(f"{key}_se_")]
+    return f"{metrics[key]:.4g}" + "".join(f" ± {2 * error:.2g}" for error in errors)

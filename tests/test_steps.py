@@ -181,7 +181,9 @@ def test_a_study_runs_everything_once_and_then_nothing(workplace):
     assert (first.done, first.reused, first.failures) == (4, 0, [])
     assert [row.optimizer for row in first.rows] == ["sgd", "adamw"]
     assert "lanczos/lambda_max" in first.rows[0].metrics
-    assert "| sgd | 0 | 0." in study.table(first.rows)
+    training, spectrum = study.tables(first)
+    assert training.cells[0][:2] == ["sgd", "0"] and training.cells[0][2].startswith("0.")
+    assert spectrum.title == "lanczos" and "| lambda_max |" in spectrum.markdown()
     second = study.study(setting, say=lambda line: None)
     assert (second.done, second.reused) == (0, 4)
 

@@ -79,6 +79,8 @@ def lanczos(
             report=report,
         )
         metrics |= _moments(rule)
+        if metrics["n_outliers"].value == 0:
+            notes.append("no outliers: no gap separates the top eigenvalues from the rest")
         curves["density"] = _density(rule)
         arrays |= {"density_nodes": rule.nodes.numpy(), "density_weights": rule.weights.numpy()}
     return Result(metrics, curves, arrays, converged, tuple(notes))

@@ -1,0 +1,106 @@
+"""What every probe keeps, whoever wrote it: one run of each on a small trained network."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from lsa import data, models, plots, probe
+from lsa.landscape import Landscape, flatten
+from lsa.project import resolve
+from lsa.tracking import summary
+
+pytestmark = pytest.mark.usefixtures("global_rng_untouched")
+
+# Smaller than the defaults, so that each takes about a second.
+SMALL: dict[str, dict[str, Any]] = {
+    "lanczos": {"density_probes": 2, "density_steps": 15},
+    "sgd_noise": {"k": 2, "probes": 2},
+    "perturbation": {"points": 9},
+    "interpolation": {"points": 9},
+    "auto_neb": {"curve_steps": 10, "cycles": 1, "steps": 3},
+    "intrinsic_dim": {"d": 5, "subspaces": 2, "epochs": 1},
+}
+
+
+@pytest.fixture(scope="module")
+def inputs() -> dict[str, Any]:
+    """Everything that a probe may ask for, by its reserved name."""
+    split = data.load("digits", train_limit=200, val_limit=80)
+    model = models.build("mlp", input_shape=(1, 8, 8), classes=10, seed=0, hidden=[12])
+    training = Landscape(model, split.x_train, split.y_train)
+    start = flatten(model)
+
+    def descend(lr: float) -> torch.Tensor:
+        theta = start
+        for _ in range(60):
+            theta = theta - lr * training.gradient(theta)
+        return theta
+
+    return {
+        "training": training,
+        "landscape": training.subset(torch.arange(100)),
+        "validation": training.with_data(split.x_val, split.y_val),
+        "theta": descend(0.5),
+        "theta_b": descend(0.1),
+        "theta_init": start,
+        "report": lambda done, total, text="": None,
+    }
+
+
+def run(name: str, inputs: dict[str, Any], seed: int = 0) -> probe.Result:
+    declared = probe.find(name)
+    options = resolve(declared, SMALL.get(name, {}), "test")
+    given = inputs | {"rng": torch.Generator().manual_seed(seed)}
+    return declared.function(*(given[key] for key in declared.inputs), **options)
+
+
+def frozen(inputs: dict[str, Any]) -> list[torch.Tensor]:
+    """Copies of all that a probe must not change."""
+    thetas = [inputs[name].clone() for name in ("theta", "theta_b", "theta_init")]
+    for name in ("training", "landscape", "validation"):
+        place = inputs[name]
+        thetas += [t.clone() for t in (*place.model.state_dict().values(), place.x, place.y)]
+        thetas.append(torch.tensor([module.training for module in place.model.modules()]))
+    return thetas
+
+
+@pytest.mark.parametrize("name", sorted(probe.modules()))
+def test_a_probe_keeps_the_contract(name, inputs):
+    before = frozen(inputs)
+    result = run(name, inputs)
+    assert all(map(torch.equal, before, frozen(inputs))), "an input was changed"
+
+    again = run(name, inputs)
+    assert json.dumps(summary(result)) == json.dumps(summary(again)), "not reproducible"
+    for key, values in result.arrays.items():
+        assert np.array_equal(values, again.arrays[key], equal_nan=True)
+        assert values.dtype != object
+
+    missing = set(probe.find(name).headline) - set(result.metrics)
+    assert not missing or result.notes, f"no {missing}, and no word about it"
+    axes = {curve.x_name for curve in result.curves.values()}
+    names = [*result.metrics, *result.curves, *axes]
+    assert len(names) == len(set(names)), "a curve would overwrite a metric"
+    assert not any("_se_" in key or "/" in key for key in names)
+    for curve in result.curves.values():
+        assert curve.x.ndim == 1 and curve.x.shape == curve.y.shape
+        assert curve.error is None or curve.error.shape == curve.x.shape
+    for metric in result.metrics.values():
+        assert all(error >= 0 or np.isnan(error) for error in metric.errors.values())
+    assert all(note and "\n" not in note for note in result.notes)
+    json.dumps(summary(result), allow_nan=False)
+
+    drawn = plots.figures(name, result, "title")
+    assert drawn and all(figure.axes for figure in drawn.values())
+    for figure in drawn.values():
+        figure.canvas.draw()
+
+
+def test_the_registry_has_the_six_probes():
+    six = {"lanczos", "sgd_noise", "perturbation", "intrinsic_dim", "interpolation", "auto_neb"}
+    assert six <= set(probe.modules())
