@@ -268,6 +268,11 @@ def _measure(declared: probe.Probe, given: dict[str, Any]) -> None:
     shared: dict[str, Any] = {k: given.get(k) for k in ("project", "samples")}
     shared["device"] = given.get("device", "auto")
     shared["trust"] = tuple(filter(None, given.get("trust", "").split(",")))
+    if declared.pair and not ("checkpoint_b" in given or "optimizer_b" in given):
+        raise InputError(
+            f"{declared.name} takes two checkpoints; name the second by optimizer_b=… or "
+            "checkpoint_b=…"
+        )
     sources = [
         steps.load(
             given.get(f"checkpoint{suffix}"),

@@ -2,10 +2,11 @@
 
 Only z `(d,)` is trained, from zero (Li, Farkhoor, Liu & Yosinski 2018). Adam moves every coordinate
 by about its rate, so a step moves θ by rate · √d: the rate here is lr √(D/d), which moves θ as far
-as Adam at `lr` in the whole space. Measured on digits (mlp, simple_cnn; d = 8 … 512), the best lr
-is then the same for every d, about 0.01, where the best unscaled rates differ by a factor of 8. The
-rate falls linearly to zero: the last epoch is then within 0.01 of the best one (within 0.04 at a
-constant rate), so that nothing need be selected on the validation data.
+as Adam at `lr` in the whole space. Measured on digits (mlp, simple_cnn; d = 8 … 8192), one lr then
+serves every d, where the best unscaled rates differ by a factor of 10. The rate falls linearly to
+zero: the last epoch is then within 0.01 of the best one (within 0.04 at a constant rate), so that
+nothing need be selected on the validation data. It rises over the first tenth, without which large
+subspaces of a convolutional network fail on short budgets (0.60 against 0.93 at d = 8192).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from lsa.landscape import Landscape
 from lsa.probe import Report
 from lsa.subspaces import Projection, make_projection
 
+WARM_UP = 0.1  # of the steps (tuned here)
 CALIBRATION = 2048  # training samples that settle batch-norm statistics (tuned here)
 
 
@@ -31,7 +33,7 @@ class Budget:
 
     epochs: int
     batch_size: int
-    lr: float  # Adam's first rate, per coordinate of the whole space
+    lr: float  # Adam's highest rate, per coordinate of the whole space
 
 
 @dataclass(frozen=True)
@@ -129,11 +131,16 @@ def train_in_subspace(
         for step, batch in enumerate(order.tensor_split(steps), epoch * steps):
             g = _gradient(landscape, network, start + projection.expand(z), batch)
             z.grad = projection.restrict(g)
-            optimizer.param_groups[0]["lr"] = rate * (1 - step / total)
+            optimizer.param_groups[0]["lr"] = rate * _factor(step / total, 1 / total)
             optimizer.step()
             if report:
                 report(step + 1, total)
     return z
+
+
+def _factor(done: float, step: float) -> float:
+    """Of the rate, when a fraction `done` of the training lies behind: up, then down to zero."""
+    return min((done + step) / WARM_UP, 1 - done)
 
 
 def _training_network(landscape: Landscape) -> nn.Module:

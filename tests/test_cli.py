@@ -44,6 +44,7 @@ def test_every_option_of_a_probe_stands_in_its_help(name, capsys):
         (["lanczos", "--checkpoint", "deadbeef"], "no checkpoint 'deadbeef'"),
         (["lanczos", "--optimizer", "sgd", "--project", "tiny"], "make one with: lsa train"),
         (["lanczos", "--max_products", "x"], "given: 'x'"),
+        (["interpolation", "--optimizer", "sgd"], "takes two checkpoints"),
         (["lanzcos"], "Did you mean 'lanczos'"),
         (["train", "--optimizer", "sgd", "--project", "tiny", "--device", "abacus"], "no device"),
     ],

@@ -188,6 +188,21 @@ def test_a_study_runs_everything_once_and_then_nothing(workplace):
     assert (second.done, second.reused) == (0, 4)
 
 
+def test_a_study_measures_every_pair_of_optimizers_and_links_both(workplace):
+    file = workplace / "projects" / "tiny.yaml"
+    file.write_text(file.read_text() + "pairs: {interpolation: {points: 5}}\n")
+    outcome = study.study(project.load("tiny"), say=lambda line: None)
+    (pair,) = outcome.pairs
+    assert pair.optimizer == "sgd – adamw" and "interpolation/barrier" in pair.metrics
+    table = next(t for t in study.tables(outcome) if t.title == "interpolation")
+    assert table.headings[2:] == ["barrier", "alpha_min", "barrier_aligned"]
+    assert "±" in table.cells[0][2]
+    a, b = (lsa.load(project="tiny", optimizer=name) for name in ("sgd", "adamw"))
+    done = lsa.measure("interpolation", a, b, reuse=True, points=5)
+    assert done.reused
+    assert (done.tags["lsa.input.a"], done.tags["lsa.input.b"]) == (a.model_id, b.model_id)
+
+
 def test_a_failing_step_does_not_stop_the_others(workplace):
     text = (workplace / "projects" / "tiny.yaml").read_text()
     (workplace / "projects" / "tiny.yaml").write_text(text.replace("lr: 0.1}", "lr: 1.0e+30}"))

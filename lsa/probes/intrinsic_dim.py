@@ -33,7 +33,7 @@ def intrinsic_dim(
     subspaces: Annotated[int, "random subspaces per dimension"] = 3,
     epochs: Annotated[int, "of each training"] = 10,
     batch_size: Annotated[int, "of each training"] = 64,
-    lr: Annotated[float, "Adam's first rate in the whole space; × √(D/d) in a subspace"] = 0.01,
+    lr: Annotated[float, "Adam's highest rate in the whole space; × √(D/d) in a subspace"] = 0.01,
     largest: Annotated[int, "dimension at which the search gives up"] = 10_000,
     tolerance: Annotated[float, "bisect until the bracket is narrower than this times d"] = 0.2,
     kind: Annotated[Literal["fastfood", "sparse", "dense"], "random projection"] = "fastfood",
@@ -47,7 +47,7 @@ def intrinsic_dim(
     accuracy of the checkpoint, which enters by this and by its start alone: checkpoints of one
     start have the same accuracies at every d.
 
-    Training is Adam at a rate that falls to zero (`lsa.subspace_training`), and the accuracy after
+    Training is Adam at a rate that rises and falls (`lsa.subspace_training`), and the accuracy after
     the last epoch counts, as it does for the checkpoint. Li et al. train for 100 epochs at a
     constant rate and count the best epoch, which is biased upwards. Fewer epochs give a larger d90.
     Cost: number of d (4 or 5 on the grid and about 3 more) × subspaces × epochs of training.
