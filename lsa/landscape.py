@@ -177,6 +177,23 @@ class Landscape:
         other.model = model
         return other
 
+    def on_batch_statistics(self) -> Landscape:
+        """This landscape with batch norm on the statistics of the samples in hand, one chunk.
+
+        For mini-batches: the gradient then contains how the statistics depend on θ. Returns self
+        when there is no batch norm.
+        """
+        if not any(isinstance(module, _BatchNorm) for module in self.model.modules()):
+            return self
+        other = copy.copy(self)
+        other.model = copy.deepcopy(self.model)
+        for module in other.model.modules():
+            if isinstance(module, _BatchNorm):
+                module.train()
+                module.track_running_stats = False  # they would be written to, and are not read
+        other._chunk = other.chunk = self.n_samples
+        return other
+
     # --- values ----------------------------------------------------------------------------------
 
     def outputs(self, theta: Tensor, x: Tensor) -> Tensor:

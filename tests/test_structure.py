@@ -16,7 +16,7 @@ LAYERS = [
     {"linalg", "trace", "neb", "permutations", "images"},
     {"quadrature", "moments", "autoneb", "curves", "torchvision_data"},
     {"landscape", "data", "models", "optimizers"},
-    {"probe"},
+    {"probe", "heads"},
     {"project", "progress", "mlproject", "plots", "subspace_training"},
     {"probes", "train"},
     {"checkpoint"},

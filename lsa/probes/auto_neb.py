@@ -9,13 +9,13 @@ from typing import Annotated, Literal, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.func import vmap
+from torch import Tensor
 
 from lsa import autoneb
 from lsa.autoneb import Cycle, MinimumEnergyPath
 from lsa.curves import train_curve
 from lsa.errors import InputError
+from lsa.heads import find_head
 from lsa.landscape import Landscape
 from lsa.neb import EnergyFunction
 from lsa.paths import head_collapse_path, length_ratio, refine, segment_lengths, tangents
@@ -75,7 +75,8 @@ def auto_neb(
     dense = _Samples(landscape, landscape, bar)
     energy = _mini_batches(training, batch_size, rng)
     line = refine(torch.stack([theta, theta_b]), pivots)
-    collapse = _head_collapse(landscape, theta, theta_b)
+    head = find_head(landscape, theta, theta_b)
+    collapse = [] if head is None else [head_collapse_path(theta, theta_b, head)]
     first, notes = None, []
     if curve_steps:
         curve = train_curve(
@@ -96,7 +97,7 @@ def auto_neb(
         method=method,
         tol=tol,
         start=first,
-        baselines=[] if collapse is None else [collapse],
+        baselines=collapse,
         report=bar.after(curve_steps),
     )
     path = _Path(refine(found.pivots, between), found.alphas, found.energies, between + 1)
@@ -105,7 +106,7 @@ def auto_neb(
     metrics = {
         **_heights(dense, path),
         "linear_max": Metric(line_energies.max().item(), "loss"),
-        **(_bound(landscape, path) if collapse is not None else {}),
+        **(_bound(landscape, path) if collapse else {}),
         **_held_out(held_out, path),
         **_slope(landscape, path, batch_size),
         "length_ratio": Metric(length_ratio(found.pivots)),
@@ -115,7 +116,7 @@ def auto_neb(
         "energy_evals": Metric(len(dense.known)),
         "n_samples": Metric(landscape.n_samples),
     }
-    notes += _notes(found, collapse is not None)
+    notes += _notes(found, bool(collapse))
     curves = _curves(path, line_energies, held_out)
     bar.say("done")
     return Result(metrics, curves, _arrays(path), found.converged, tuple(notes))
@@ -201,7 +202,8 @@ class _Samples:
         if key not in self.known:
             self.bar.say(f"evaluating points: {len(self.known) + 1}")
             place = self.landscape.recalibrated(theta).with_data(self.split.x, self.split.y)
-            self.known[key] = _sampled(place, theta)
+            losses, wrong = place.per_sample(theta)
+            self.known[key] = _Sampled(losses.double(), None if wrong is None else wrong.double())
         return self.known[key]
 
     def energies(self, points: Tensor) -> Tensor:
@@ -213,17 +215,9 @@ class _Samples:
         return self.energies(refine(pivots, between)).max().item()
 
 
-@torch.no_grad()
-def _sampled(place: Landscape, theta: Tensor) -> _Sampled:
-    outputs = torch.cat([place.outputs(theta, x) for x in place.x.split(place.chunk)])
-    losses = vmap(lambda o, t: place.loss_function(o[None], t[None]))(outputs, place.y).double()
-    labels = outputs.ndim == 2 and place.y.ndim == 1 and not place.y.is_floating_point()
-    return _Sampled(losses, (outputs.argmax(1) != place.y).double() if labels else None)
-
-
 def _mini_batches(training: Landscape, batch_size: int, rng: torch.Generator) -> EnergyFunction:
     """Energies and gradients of points, all on one mini-batch that is drawn anew in each call."""
-    place, n = _on_batch_statistics(training), training.n_samples
+    place, n = training.on_batch_statistics(), training.n_samples
 
     def energy(points: Tensor, _: int) -> tuple[Tensor, Tensor]:
         batch = place
@@ -238,70 +232,15 @@ def _mini_batches(training: Landscape, batch_size: int, rng: torch.Generator) ->
     return energy
 
 
-def _on_batch_statistics(place: Landscape) -> Landscape:
-    """The landscape with batch norm on the statistics of the samples that it is evaluated on."""
-    norms = [m for m in place.model.modules() if isinstance(m, _BatchNorm)]
-    if not norms:
-        return place
-    other = place.with_model(place.model)  # a copy
-    for module in other.model.modules():
-        if isinstance(module, _BatchNorm):
-            module.train()
-            module.track_running_stats = False  # they would be written to, and are not read
-    other.chunk = other.n_samples  # a batch in one piece
-    return other
-
-
-_BatchNorm = nn.modules.batchnorm._BatchNorm
-
-
 def _gradient(landscape: Landscape, theta: Tensor, batch_size: int) -> Tensor:
     """∇L(θ) in float64; under batch norm the mean over mini-batches of the whole landscape."""
-    place = _on_batch_statistics(landscape)
+    place = landscape.on_batch_statistics()
     if place is landscape:
         return landscape.gradient(theta).double()
     n, total = landscape.n_samples, torch.zeros_like(theta, dtype=torch.float64)
     for part in torch.arange(n, device=theta.device).tensor_split(max(1, n // batch_size)):
         total.add_(place.subset(part).gradient(theta), alpha=len(part) / n)
     return total
-
-
-# --- the head-collapse path -----------------------------------------------------------------------
-
-
-def _head_collapse(landscape: Landscape, a: Tensor, b: Tensor) -> Tensor | None:
-    """The path over networks without a head; None where it would not bound the loss by ln C."""
-    few = landscape.subset(torch.arange(min(landscape.n_samples, 64), device=a.device))
-    outputs = few.outputs(a, few.x).detach()
-    if outputs.ndim != 2 or few.y.ndim != 1 or few.y.is_floating_point():
-        return None
-    without = few.loss_function(torch.zeros_like(outputs), few.y).item()
-    if not math.isclose(without, math.log(outputs.shape[1]), abs_tol=1e-5):
-        return None
-    layers = [n for n, m in landscape.model.named_modules() if isinstance(m, nn.Linear)]
-    for name in reversed(layers):
-        head = _mask(landscape, a, f"{name}." if name else "")
-        if head.any() and all(_is_linear_in(few, theta, head) for theta in (a, b)):
-            return head_collapse_path(a, b, head)
-    return None
-
-
-def _mask(landscape: Landscape, theta: Tensor, prefix: str) -> Tensor:
-    """True at the coordinates of the parameters whose names begin so."""
-    named = landscape.unflatten(theta).items()
-    return torch.cat(
-        [torch.full((p.numel(),), n.startswith(prefix), device=theta.device) for n, p in named]
-    )
-
-
-@torch.no_grad()
-def _is_linear_in(few: Landscape, theta: Tensor, head: Tensor) -> bool:
-    """Whether scaling the head scales the logits: by ½, and to exactly zero."""
-    whole, half, none = (
-        few.outputs(torch.where(head, scale * theta, theta), few.x) for scale in (1, 0.5, 0)
-    )
-    slack = 1e-5 * whole.abs().max().item()
-    return torch.allclose(half, whole / 2, rtol=0, atol=slack) and not none.any()
 
 
 # --- what is reported -----------------------------------------------------------------------------
