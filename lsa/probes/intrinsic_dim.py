@@ -16,6 +16,7 @@ from lsa.probe import Curve, Metric, Report, Result, probe
 from lsa.subspace_training import Budget, SubspaceTrainer, Trained
 
 SMALLEST, RATIO = 8, 4  # the grid of dimensions: 8, 32, 128, … (tuned here)
+FALL = 0.05  # of the mean accuracy towards larger d that no chance explains (tuned here)
 
 
 @probe(headline=("d90", "accuracy_at_d"))
@@ -33,7 +34,7 @@ def intrinsic_dim(
     subspaces: Annotated[int, "random subspaces per dimension"] = 3,
     epochs: Annotated[int, "of each training"] = 10,
     batch_size: Annotated[int, "of each training"] = 64,
-    lr: Annotated[float, "Adam's highest rate in the whole space; × √(D/d) in a subspace"] = 0.01,
+    lr: Annotated[float, "Adam's highest rate in the whole space; × √(D/d) in a subspace"] = 0.005,
     largest: Annotated[int, "dimension at which the search gives up"] = 10_000,
     tolerance: Annotated[float, "bisect until the bracket is narrower than this times d"] = 0.2,
     kind: Annotated[Literal["fastfood", "sparse", "dense"], "random projection"] = "fastfood",
@@ -47,7 +48,7 @@ def intrinsic_dim(
     accuracy of the checkpoint, which enters by this and by its start alone: checkpoints of one
     start have the same accuracies at every d.
 
-    Training is Adam at a rate that rises and falls (`lsa.subspace_training`), and the accuracy after
+    Training is Adam at a rate that rises and falls (`lsa.subspace_training`). The accuracy after
     the last epoch counts, as it does for the checkpoint. Li et al. train for 100 epochs at a
     constant rate and count the best epoch, which is biased upwards. Fewer epochs give a larger d90.
     Cost: number of d (4 or 5 on the grid and about 3 more) × subspaces × epochs of training.
@@ -112,7 +113,7 @@ def intrinsic_dim(
         {"accuracy": _curve(tried, accuracies, largest)},
         _arrays(tried, accuracies, trainer, trained[at]),
         converged=math.isfinite(limit.dimension),
-        notes=notes + limit.notes,
+        notes=(*notes, *limit.notes, *_falling(tried, accuracies)),
     )
 
 
@@ -197,6 +198,19 @@ def _arrays(
         "z_seed": np.array(best.seed),
         "theta_subspace": trainer.point(best).cpu().numpy(),
     }
+
+
+def _falling(tried: Tensor, accuracies: Tensor) -> list[str]:
+    """More directions cannot hurt a training that works: a fall with d says that it does not."""
+    means = accuracies.mean(0)
+    fall = means.cummax(0).values - means
+    worst = int(fall.argmax())
+    if fall[worst] <= FALL:
+        return []
+    return [
+        f"accuracy falls by {fall[worst]:.2g} towards d={tried[worst]}, so training fails there "
+        "and d90 may be too large; lower lr"
+    ]
 
 
 def _notes(

@@ -18,12 +18,12 @@ from lsa.errors import InputError
 from lsa.landscape import Landscape, flatten
 from lsa.plots.intrinsic_dim import draw
 from lsa.probe import Result
-from lsa.probes.intrinsic_dim import intrinsic_dim
+from lsa.probes.intrinsic_dim import _falling, _part, intrinsic_dim
 from lsa.subspaces import make_projection
 
 pytestmark = pytest.mark.usefixtures("global_rng_untouched")
 
-QUICK: dict[str, Any] = {"subspaces": 2, "epochs": 4, "batch_size": 32}
+QUICK: dict[str, Any] = {"subspaces": 2, "epochs": 4, "batch_size": 32, "lr": 0.01}
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -140,6 +140,14 @@ def test_a_limit_beyond_the_parameters_is_the_parameters(net):
     assert max(means(result)) == 64 * 24 + 24 + 24 * 10 + 10
 
 
+def test_accuracy_that_falls_with_the_dimension_is_said():
+    tried, y = torch.tensor([8, 32, 128]), torch.tensor([[0.2, 0.71, 0.6], [0.2, 0.69, 0.64]])
+    (note,) = _falling(tried, y)
+    assert "falls by 0.08 towards d=128" in note
+    assert not _falling(tried[:2], y[:, :2])
+    assert not _falling(tried, y + torch.tensor([0, 0, 0.05]))  # by 0.03: noise
+
+
 # --- what a checkpoint and a baseline change ------------------------------------------------------
 
 
@@ -233,6 +241,8 @@ def test_progress_never_falls_and_never_passes_its_total(net):
     told.clear()
     measure(net, epochs=1, d=4, report=lambda *a: told.append(a))
     assert told[-1][:2] == (38, 38)
+    _part(lambda *a: told.append(a), 5, 3, "longer than expected")(1, 10)
+    assert told[-1] == (51, 60, "longer than expected")
 
 
 def test_the_figure_says_the_dimension_and_the_baseline(net, found):
