@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lsa.landscape import Landscape, flatten
-from lsa.subspace_training import Budget, SubspaceTrainer, _gradient, _training_network
+from lsa.subspace_training import Budget, SubspaceTrainer, _factor, _gradient, _training_network
 from lsa.subspaces import KINDS, Projection, make_projection
 
 pytestmark = pytest.mark.usefixtures("global_rng_untouched")
@@ -119,6 +119,12 @@ def test_a_first_step_moves_as_far_in_every_dimension(d: int) -> None:
     run = trainer(landscape, flatten(model), lr=0.02).train(d, seed=0)
     # Adam's first step is its rate in every coordinate: |z| = lr √(D/d) √d, up to its ε.
     assert run.z.norm().item() == pytest.approx(0.02 * math.sqrt(30), rel=1e-4)
+
+
+def test_the_rate_rises_for_a_tenth_and_falls_to_zero() -> None:
+    factors = [_factor(i / 40, 1 / 40) for i in range(40)]
+    assert factors[:4] == pytest.approx([0.25, 0.5, 0.75, 0.925])
+    assert factors[4:] == pytest.approx([1 - i / 40 for i in range(4, 40)])
 
 
 @pytest.mark.parametrize("kind", KINDS)
