@@ -76,7 +76,7 @@ class Result:
 
     metrics: Mapping[str, Metric]
     curves: Mapping[str, Curve] = field(default_factory=dict)
-    arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
+    arrays: Mapping[str, np.ndarray] = field(default_factory=dict)  # "file.name" share file.npz
     converged: bool = True
     notes: tuple[str, ...] = ()  # one plain sentence each; what a reader must know
 

@@ -37,7 +37,8 @@ class Step:
 
 def _finished(run_id: str, reused: bool = False) -> Step:
     done = tracking.read(run_id)
-    return Step(run_id, done.metrics, done.tags.get("lsa.checkpoint", ""), done.tags, reused)
+    metrics = {**done.metrics, **tracking.not_finite(done.tags)}
+    return Step(run_id, metrics, done.tags.get("lsa.checkpoint", ""), done.tags, reused)
 
 
 def device_of(name: str) -> str:

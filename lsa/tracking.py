@@ -45,6 +45,7 @@ logging.getLogger("alembic").setLevel(logging.ERROR)
 
 FLAVOR = "lsa"
 KIND = "custom_model_development"
+NOT_FINITE = "lsa.not_finite."  # + name of the metric: a tag that holds its value
 BATCH = 900  # metrics per request; the server takes 1000
 
 
@@ -76,7 +77,7 @@ class Run:
         now = int(time.time() * 1000)
         where = {"model_id": source.model_id, **_dataset_key(source)} if source else {}
         self._send([Metric(k, v, now, step, **where) for k, v in finite.items()])
-        self.tags({f"lsa.not_finite.{k}": values[k] for k in values.keys() - finite.keys()})
+        self.tags({NOT_FINITE + k: values[k] for k in values.keys() - finite.keys()})
 
     def curve(self, name: str, values: np.ndarray) -> None:
         """Log one metric at steps 0, 1, …; a curve and its x have equal steps, so either can be
@@ -97,12 +98,19 @@ class Run:
         """Store a text artifact."""
         _client().log_text(self.id, content, path)
 
-    def array(self, values: np.ndarray, path: str) -> None:
-        """Store an array as an `.npy` artifact."""
-        folder, _, name = path.rpartition("/")
+    def arrays(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Store arrays: `name` as `name.npy`, `file.name` with all others of its file as `.npz`."""
+        packed: dict[str, dict[str, np.ndarray]] = {}
         with tempfile.TemporaryDirectory() as scratch:
-            np.save(Path(scratch, name), values, allow_pickle=False)
-            _client().log_artifact(self.id, str(Path(scratch, name)), folder or None)
+            for name, values in arrays.items():
+                file, _, key = name.partition(".")
+                if key:
+                    packed.setdefault(file, {})[key] = values
+                else:
+                    np.save(Path(scratch, f"{name}.npy"), values, allow_pickle=False)
+            for file, together in packed.items():
+                np.savez(Path(scratch, f"{file}.npz"), **together)  # pyright: ignore[reportArgumentType]
+            _client().log_artifacts(self.id, scratch)
 
     def figure(self, figure: Any, path: str) -> None:
         """Store a matplotlib figure."""
@@ -210,8 +218,7 @@ def log_result(opened: Run, probe: str, result: Result, sources: Sequence[Checkp
     curves = axes | {name: curve.y for name, curve in result.curves.items()}
     for name, values in curves.items():
         opened.curve(f"{probe}/{name}", values)
-    for name, values in result.arrays.items():
-        opened.array(values, f"{name}.npy")
+    opened.arrays(result.arrays)
     opened.json(summary(result), f"{probe}.json")
     opened.tags({f"lsa.note.{i}": note for i, note in enumerate(result.notes)})
     opened.tags({"lsa.curves": " ".join(f"{probe}/{name}" for name in curves)})
@@ -421,6 +428,13 @@ def finished(key: str) -> Done | None:
         order_by=["attributes.start_time DESC"],
     )
     return _done(found[0]) if found else None
+
+
+def not_finite(tags: Mapping[str, str]) -> dict[str, float]:
+    """Metrics that were not finite: MLflow would store another number, so they are tags."""
+    return {
+        k.removeprefix(NOT_FINITE): float(v) for k, v in tags.items() if k.startswith(NOT_FINITE)
+    }
 
 
 def read(run_id: str) -> Done:

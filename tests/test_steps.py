@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import mlflow
 import numpy as np
@@ -201,6 +202,16 @@ def test_a_study_measures_every_pair_of_optimizers_and_links_both(workplace):
     done = lsa.measure("interpolation", a, b, reuse=True, points=5)
     assert done.reused
     assert (done.tags["lsa.input.a"], done.tags["lsa.input.b"]) == (a.model_id, b.model_id)
+    folder = Path(mlflow.artifacts.download_artifacts(run_id=done.run_id))
+    with np.load(folder / "interp_data.npz") as stored:
+        assert stored["alpha"].tolist() == [-0.5, 0, 0.5, 1, 1.5] and len(stored["train_loss"]) == 5
+    assert {"interpolation.png", "interpolation.json"} <= {path.name for path in folder.iterdir()}
+
+
+def test_a_number_that_is_not_finite_comes_back_as_it_was(workplace, trained):
+    done = lsa.measure("intrinsic_dim", lsa.load(trained.run_id), largest=8, epochs=1, subspaces=2)
+    assert done.metrics["intrinsic_dim/d90"] == float("inf")
+    assert done.tags["lsa.not_finite.intrinsic_dim/d90"] == "inf"
 
 
 def test_a_failing_step_does_not_stop_the_others(workplace):

@@ -64,7 +64,8 @@ def interpolation(
         curves |= {name + suffix: curve for name, curve in _curves(line, alphas).items()}
     if aligned:
         metrics["units_moved"] = Metric(aligned.units_moved, "fraction")
-    arrays = {"alpha": alphas.numpy(), **{name: curve.y for name, curve in curves.items()}}
+    table = {"alpha": alphas.numpy(), **{name: curve.y for name, curve in curves.items()}}
+    arrays = {f"interp_data.{name}": values for name, values in table.items()}
     notes += [*_notes_on(aligned, landscape), *_notes_on_curves(curves)]
     converged = aligned is None or aligned.converged
     return Result(metrics, curves, arrays, converged, tuple(notes))

@@ -432,7 +432,7 @@ def test_names_do_not_collide(pair: Pair) -> None:
     assert set(declared.headline) <= set(result.metrics)
     names = [*result.metrics, *result.curves, "alpha", "converged"]
     assert len(names) == len(set(names))
-    assert set(result.arrays) == {"alpha", *result.curves}
+    assert set(result.arrays) == {f"interp_data.{name}" for name in ("alpha", *result.curves)}
     assert {curve.x_name for curve in result.curves.values()} == {"alpha"}
 
 
