@@ -295,7 +295,7 @@ def measure(
         opened.inputs(sources)
         with progress.bar(title) as report:
             result = _call(declared, sources, seed, report, resolved)
-        tracking.log_result(opened, name, result, sources)
+        tracking.log_result(opened, declared, result, sources)
         for path, figure in plots.figures(name, result, title).items():
             opened.figure(figure, path)
     return _finished(opened.id)

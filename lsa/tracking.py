@@ -36,7 +36,7 @@ from lsa import checkpoint as checkpoints
 from lsa import provenance
 from lsa.checkpoint import Checkpoint
 from lsa.errors import InputError
-from lsa.probe import Result
+from lsa.probe import Probe, Result
 from lsa.signals import Killed
 
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # we draw our own
@@ -84,7 +84,8 @@ class Run:
         the axis of a chart."""
         now = int(time.time() * 1000)
         finite = [(i, float(v)) for i, v in enumerate(values) if np.isfinite(v)]
-        self._send([Metric(name, value, now, step) for step, value in finite])
+        # A millisecond per step: the UI's default axis, relative time, then shows a curve too.
+        self._send([Metric(name, value, now + step, step) for step, value in finite])
 
     def _send(self, metrics: Sequence[Metric]) -> None:
         for i in range(0, len(metrics), BATCH):
@@ -205,23 +206,33 @@ def _dataset_key(source: Checkpoint) -> dict[str, str]:
     }
 
 
-def log_result(opened: Run, probe: str, result: Result, sources: Sequence[Checkpoint]) -> None:
-    """Log everything in a probe's result under `probe/…`."""
-    scalars = {}
-    for name, metric in result.metrics.items():
-        scalars[f"{probe}/{name}"] = metric.value
+def log_result(opened: Run, probe: Probe, result: Result, sources: Sequence[Checkpoint]) -> None:
+    """Log everything in a probe's result under `probe/…`.
+
+    The headline numbers of one checkpoint and their errors are logged on that checkpoint too: they
+    are its row in the UI's table of models, which would drown in all of them. Those of a pair are
+    not, since they are no property of either.
+    """
+    name = probe.name
+    groups: dict[bool, dict[str, float]] = {
+        True: {},
+        False: {f"{name}/converged": result.converged},
+    }
+    for key, metric in result.metrics.items():
+        values = groups[key in probe.headline and not probe.pair]
+        values[f"{name}/{key}"] = metric.value
         for origin, error in metric.errors.items():
-            scalars[f"{probe}/{name}_se_{origin}"] = error
-    scalars[f"{probe}/converged"] = float(result.converged)
-    opened.metrics(scalars, source=sources[0])
+            values[f"{name}/{key}_se_{origin}"] = error
+    opened.metrics(of_checkpoint, source=sources[0])
+    opened.metrics(of_run)
     axes = {curve.x_name: curve.x for curve in result.curves.values()}
     curves = axes | {name: curve.y for name, curve in result.curves.items()}
-    for name, values in curves.items():
-        opened.curve(f"{probe}/{name}", values)
+    for key, values in curves.items():
+        opened.curve(f"{name}/{key}", values)
     opened.arrays(result.arrays)
-    opened.json(summary(result), f"{probe}.json")
+    opened.json(summary(result), f"{name}.json")
     opened.tags({f"lsa.note.{i}": note for i, note in enumerate(result.notes)})
-    opened.tags({"lsa.curves": " ".join(f"{probe}/{name}" for name in curves)})
+    opened.tags({"lsa.curves": " ".join(f"{name}/{key}" for key in curves)})
 
 
 def summary(result: Result) -> dict[str, Any]:

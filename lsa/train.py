@@ -206,12 +206,12 @@ def final_metrics(model: nn.Module, split: Data) -> dict[str, float]:
     found = {}
     theta = flatten(model)
     for name, x, y in (
-        ("train", split.x_train, split.y_train),
         ("val", split.x_val, split.y_val),
+        ("train", split.x_train, split.y_train),
     ):
         evaluation = Landscape(model, x, y).evaluate(theta)
-        found[f"final/{name}_loss"] = evaluation.loss
         found[f"final/{name}_accuracy"] = 1 - evaluation.error
-        found[f"final/{name}_loss_se_data"] = evaluation.loss_error
         found[f"final/{name}_accuracy_se_data"] = evaluation.error_error
+        found[f"final/{name}_loss"] = evaluation.loss
+        found[f"final/{name}_loss_se_data"] = evaluation.loss_error
     return found

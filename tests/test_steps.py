@@ -89,7 +89,9 @@ def test_a_probe_logs_on_its_run_and_on_the_checkpoint(trained):
     assert found.data.metrics["lanczos/lambda_max_se_data"] > 0
     assert any("subset" in v for k, v in found.data.tags.items() if k.startswith("lsa.note"))
     model = mlflow.get_logged_model(source.model_id)
-    assert "lanczos/lambda_max" in {m.key for m in model.metrics}
+    known = {m.key for m in model.metrics}
+    assert {"lanczos/lambda_max", "lanczos/lambda_max_se_data"} <= known
+    assert "lanczos/products" not in known  # a row of the UI's table holds the headline only
     assert [i.model_id for i in found.inputs.model_inputs] == [source.model_id]
     folder = mlflow.artifacts.download_artifacts(run_id=done.run_id)
     content = json.loads(open(f"{folder}/lanczos.json").read())
@@ -202,6 +204,8 @@ def test_a_study_measures_every_pair_of_optimizers_and_links_both(workplace):
     done = lsa.measure("interpolation", a, b, reuse=True, points=5)
     assert done.reused
     assert (done.tags["lsa.input.a"], done.tags["lsa.input.b"]) == (a.model_id, b.model_id)
+    model = mlflow.get_logged_model(a.model_id)
+    assert not any(m.key.startswith("interpolation/") for m in model.metrics)
     folder = Path(mlflow.artifacts.download_artifacts(run_id=done.run_id))
     with np.load(folder / "interp_data.npz") as stored:
         assert stored["alpha"].tolist() == [-0.5, 0, 0.5, 1, 1.5] and len(stored["train_loss"]) == 5
