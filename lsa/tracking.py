@@ -214,12 +214,10 @@ def log_result(opened: Run, probe: Probe, result: Result, sources: Sequence[Chec
     not, since they are no property of either.
     """
     name = probe.name
-    groups: dict[bool, dict[str, float]] = {
-        True: {},
-        False: {f"{name}/converged": result.converged},
-    }
+    of_checkpoint: dict[str, float] = {}
+    of_run: dict[str, float] = {f"{name}/converged": result.converged}
     for key, metric in result.metrics.items():
-        values = groups[key in probe.headline and not probe.pair]
+        values = of_checkpoint if key in probe.headline and not probe.pair else of_run
         values[f"{name}/{key}"] = metric.value
         for origin, error in metric.errors.items():
             values[f"{name}/{key}_se_{origin}"] = error
