@@ -233,9 +233,9 @@ def probes() -> None:
 
 def checkpoints() -> None:
     """List the registered checkpoints."""
-    from lsa import tracking
+    from lsa import registry
 
-    for line in tracking.listing():
+    for line in registry.listing():
         print(line)
 
 

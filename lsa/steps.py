@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from lsa import checkpoint as checkpoints
-from lsa import plots, progress, project, provenance, serial, tracking
+from lsa import plots, progress, project, provenance, registry, serial, tracking
 from lsa import train as training
 from lsa.checkpoint import Checkpoint
 from lsa.errors import InputError
@@ -81,7 +81,7 @@ def load(
         InputError: Nothing registered there, or not an lsa checkpoint.
     """
     address, trusted = locate(reference, project, optimizer, seed)
-    found = tracking.fetch(address, device=device_of(device), trusted=(*trusted, *trust))
+    found = registry.fetch(address, device=device_of(device), trusted=(*trusted, *trust))
     return _on_subset(found, samples)
 
 
@@ -94,14 +94,14 @@ def locate(
             raise InputError(
                 f"both checkpoint={reference} and optimizer={optimizer} are given; give one"
             )
-        return tracking.resolve(reference), ()
+        return registry.resolve(reference), ()
     if not optimizer:
         raise InputError(
             "no checkpoint is named; give optimizer=… (and project, seed), or checkpoint=<run ID>"
         )
     setting = project.load(name or project.DEFAULT)
     recipe = setting.recipe(optimizer, seed)
-    return tracking.find(setting.name, optimizer, recipe.seed), trusted_by(recipe)
+    return registry.find(setting.name, optimizer, recipe.seed), trusted_by(recipe)
 
 
 def trusted_by(recipe: Recipe) -> tuple[str, ...]:
@@ -220,7 +220,7 @@ def _register(
         trusted=trusted,
         run_id=opened.id,
     )
-    model_id, address = tracking.register(opened, final)
+    model_id, address = registry.register(opened, final)
     final = dataclasses.replace(final, model_id=model_id)
     opened.metrics(training.final_metrics(final.model, split), step=final.epoch, source=final)
     opened.tags({"lsa.checkpoint": address, "lsa.model_id": model_id})

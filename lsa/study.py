@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
 
-from lsa import probe, steps, tracking
+from lsa import probe, registry, steps, tracking
 from lsa.checkpoint import Checkpoint
 from lsa.errors import InputError
 from lsa.project import Project
@@ -80,7 +80,7 @@ def _train_all(
             if done:
                 row = Row(optimizer, seed, dict(done.metrics))
                 outcome.rows.append(row)
-                found = tracking.fetch(done.address, device=place, trusted=trusted)
+                found = registry.fetch(done.address, device=place, trusted=trusted)
                 points.append((row, found))
     return points
 

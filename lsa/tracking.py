@@ -1,4 +1,4 @@
-"""Everything that talks to MLflow: runs, the model registry, and what is logged where.
+"""Runs in MLflow: what is logged where, and what finished before.
 
 MLflow facts that shape this file: `mlflow run` creates the run and logs `-P` values as typed before
 any of our code runs; parameters cannot be changed afterwards; `inf` is stored as 1.8e308; and a
@@ -19,7 +19,6 @@ from typing import Any
 
 import mlflow
 import numpy as np
-from mlflow.artifacts import download_artifacts
 from mlflow.entities import (
     Dataset,
     DatasetInput,
@@ -30,9 +29,7 @@ from mlflow.entities import (
     RunTag,
 )
 from mlflow.exceptions import MlflowException
-from mlflow.models import Model
 
-from lsa import checkpoint as checkpoints
 from lsa import provenance
 from lsa.checkpoint import Checkpoint
 from lsa.errors import InputError
@@ -43,7 +40,6 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # we dra
 logging.getLogger("mlflow").setLevel(logging.ERROR)
 logging.getLogger("alembic").setLevel(logging.ERROR)
 
-FLAVOR = "lsa"
 KIND = "custom_model_development"
 NOT_FINITE = "lsa.not_finite."  # + name of the metric: a tag that holds its value
 BATCH = 900  # metrics per request; the server takes 1000
@@ -61,13 +57,13 @@ class Run:
 
     def params(self, values: Mapping[str, Any]) -> None:
         """Log parameters that the run does not have yet; what the user typed stays as typed."""
-        present = _client().get_run(self.id).data.params
+        present = client().get_run(self.id).data.params
         missing = [Param(k, str(v)) for k, v in values.items() if k not in present]
-        _client().log_batch(self.id, params=missing)
+        client().log_batch(self.id, params=missing)
 
     def tags(self, values: Mapping[str, Any]) -> None:
         """Set tags."""
-        _client().log_batch(self.id, tags=[RunTag(k, str(v)) for k, v in values.items()])
+        client().log_batch(self.id, tags=[RunTag(k, str(v)) for k, v in values.items()])
 
     def metrics(
         self, values: Mapping[str, float], *, step: int = 0, source: Checkpoint | None = None
@@ -89,15 +85,15 @@ class Run:
 
     def _send(self, metrics: Sequence[Metric]) -> None:
         for i in range(0, len(metrics), BATCH):
-            _client().log_batch(self.id, metrics=metrics[i : i + BATCH])
+            client().log_batch(self.id, metrics=metrics[i : i + BATCH])
 
     def json(self, content: Any, path: str) -> None:
         """Store a JSON artifact."""
-        _client().log_dict(self.id, content, path)
+        client().log_dict(self.id, content, path)
 
     def text(self, content: str, path: str) -> None:
         """Store a text artifact."""
-        _client().log_text(self.id, content, path)
+        client().log_text(self.id, content, path)
 
     def arrays(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Store arrays: `name` as `name.npy`, `file.name` with all others of its file as `.npz`."""
@@ -111,15 +107,15 @@ class Run:
                     np.save(Path(scratch, f"{name}.npy"), values, allow_pickle=False)
             for file, together in packed.items():
                 np.savez(Path(scratch, f"{file}.npz"), **together)  # pyright: ignore[reportArgumentType]
-            _client().log_artifacts(self.id, scratch)
+            client().log_artifacts(self.id, scratch)
 
     def figure(self, figure: Any, path: str) -> None:
         """Store a matplotlib figure."""
-        _client().log_figure(self.id, figure, path)
+        client().log_figure(self.id, figure, path)
 
     def inputs(self, sources: Sequence[Checkpoint]) -> None:
         """Link the checkpoints that the run measures, and their dataset."""
-        _client().log_inputs(
+        client().log_inputs(
             self.id,
             models=[LoggedModelInput(source.model_id) for source in sources if source.model_id],
             datasets=[DatasetInput(_dataset(sources[0]))],
@@ -166,8 +162,8 @@ def end_attached(status: str, message: str) -> None:
     run_id = os.environ.get("MLFLOW_RUN_ID")
     if run_id:
         with contextlib.suppress(MlflowException):
-            _client().set_tag(run_id, "lsa.error", message[:5000])
-            _client().set_terminated(run_id, status)
+            client().set_tag(run_id, "lsa.error", message[:5000])
+            client().set_terminated(run_id, status)
 
 
 def store() -> str:
@@ -175,7 +171,8 @@ def store() -> str:
     return mlflow.get_tracking_uri()
 
 
-def _client() -> mlflow.MlflowClient:
+def client() -> mlflow.MlflowClient:
+    """A client of the store in use."""
     return mlflow.MlflowClient()
 
 
@@ -184,13 +181,13 @@ def _experiment(name: str) -> str:
     if "MLFLOW_EXPERIMENT_ID" in os.environ:
         return os.environ["MLFLOW_EXPERIMENT_ID"]
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME", name)
-    found = _client().get_experiment_by_name(name)
+    found = client().get_experiment_by_name(name)
     if found and found.lifecycle_stage == "deleted":
         raise InputError(f"experiment {name!r} is deleted in {store()}; restore or purge it")
     if found:
         return found.experiment_id
     # The kind makes the UI open on models and runs, not on its pages for language-model agents.
-    return _client().create_experiment(name, tags={"mlflow.experimentKind": KIND})
+    return client().create_experiment(name, tags={"mlflow.experimentKind": KIND})
 
 
 def _dataset(source: Checkpoint) -> Dataset:
@@ -266,154 +263,6 @@ def _plain(value: float) -> float | str:
     return float(value) if np.isfinite(value) else str(float(value))
 
 
-# --- the registry ---------------------------------------------------------------------------------
-
-
-class Flavor:
-    """The MLflow flavour of a checkpoint: our files beside an `MLmodel`, nothing to unpickle."""
-
-    @staticmethod
-    def save_model(path: str, mlflow_model: Model, checkpoint: Checkpoint, **_: Any) -> None:
-        """Write the checkpoint where MLflow wants it."""
-        folder = Path(path)
-        folder.mkdir(parents=True, exist_ok=True)
-        checkpoints.save(checkpoint, folder)
-        mlflow_model.add_flavor(FLAVOR, format=checkpoints.FORMAT, config=checkpoints.CONFIG)
-        mlflow_model.save(str(folder / "MLmodel"))
-
-
-def registered_name(project: str, optimizer: str) -> str:
-    """Name of the registered model of a project and optimizer."""
-    return f"{project}.{optimizer}"
-
-
-def register(opened: Run, checkpoint: Checkpoint) -> tuple[str, str]:
-    """Log a checkpoint as a model of the run and register it.
-
-    Returns:
-        The logged model's id and the registered version's address.
-    """
-    recipe = checkpoint.recipe
-    name = registered_name(recipe.project, recipe.optimizer)
-    tags = {
-        "project": recipe.project,
-        "optimizer": recipe.optimizer,
-        "seed": str(recipe.seed),
-        "epoch": str(checkpoint.epoch),
-    }
-    logged = Model.log(
-        artifact_path=None,
-        name=f"{recipe.optimizer}-s{recipe.seed}",
-        flavor=Flavor,
-        step=checkpoint.epoch,
-        params=tags,
-        tags=tags,
-        model_type="lsa.checkpoint",
-        checkpoint=checkpoint,
-    )
-    with contextlib.suppress(MlflowException):  # it exists
-        _client().create_registered_model(name, tags={k: tags[k] for k in ("project", "optimizer")})
-    source = f"models:/{logged.model_id}"
-    version = _client().create_model_version(
-        name, source, opened.id, tags=tags, model_id=logged.model_id
-    )
-    return logged.model_id, f"models:/{name}/{version.version}"
-
-
-def resolve(reference: str) -> str:
-    """The address of the checkpoint meant by a run ID or any address that MLflow knows.
-
-    Args:
-        reference: Run ID, `runs:/…`, `models:/name/version`, `models:/name@alias`, `models:/m-…`.
-
-    Raises:
-        InputError: Nothing registered under it; says what was looked for.
-    """
-    if reference.startswith(("models:/", "runs:/")):
-        return reference
-    versions = _client().search_model_versions(f"run_id='{_quoted(reference)}'")
-    if versions:
-        newest = max(versions, key=lambda version: int(version.version))
-        return f"models:/{newest.name}/{newest.version}"
-    try:
-        kind = _client().get_run(reference).data.tags.get("lsa.step", "unknown")
-        reason = f"is a run of step {kind} and has registered no checkpoint"
-    except MlflowException:
-        reason = "is no run here"
-    raise InputError(
-        f"no checkpoint {reference!r}: it {reason} in {store()}; give the ID of a training run, "
-        "models:/name/version or models:/name@alias"
-    )
-
-
-def find(project: str, optimizer: str, seed: int) -> str:
-    """The address of the newest registered checkpoint of a project, optimizer and seed.
-
-    Raises:
-        InputError: There is none; says what there is and the command that makes one.
-    """
-    name = registered_name(project, optimizer)
-    criteria = f"name='{_quoted(name)}' and tags.seed='{seed}'"
-    versions = _client().search_model_versions(criteria)
-    if versions:
-        newest = max(versions, key=lambda version: int(version.version))
-        return f"models:/{newest.name}/{newest.version}"
-    others = _client().search_model_versions(f"tags.project='{_quoted(project)}'", max_results=1000)
-    existing = sorted({f"{v.tags['optimizer']} (seed {v.tags['seed']})" for v in others})
-    raise InputError(
-        f"no checkpoint with project={project}, optimizer={optimizer}, seed={seed} in {store()}; "
-        f"there is {', '.join(existing[:12]) or 'none of this project'}; make one with: "
-        f"lsa train --project {project} --optimizer {optimizer} --seed {seed}"
-    )
-
-
-def fetch(address: str, *, device: str = "cpu", trusted: Sequence[str] = ()) -> Checkpoint:
-    """Download a checkpoint by its address and read it.
-
-    Raises:
-        InputError: It is not there, or is not an lsa checkpoint.
-    """
-    try:
-        info = Model.load(address)
-        if FLAVOR not in info.flavors:
-            raise InputError(
-                f"{address} is a model of flavour {', '.join(info.flavors)}, not an lsa "
-                "checkpoint; register one with lsa train"
-            )
-        with tempfile.TemporaryDirectory() as scratch:
-            folder = download_artifacts(address, dst_path=scratch)
-            return checkpoints.read(
-                Path(folder),
-                device=device,
-                trusted=trusted,
-                model_id=info.model_id or "",
-                run_id=info.run_id or "",
-            )
-    except (MlflowException, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(
-            f"no checkpoint at {address} in {store()} ({reason}); list them with "
-            "lsa checkpoints, or make one with lsa train"
-        ) from None
-
-
-def _quoted(value: str) -> str:
-    """A value that cannot leave its quotes in a search filter."""
-    if "'" in value or "\\" in value:
-        raise InputError(f"{value!r} holds a quote or backslash; no name or ID here does")
-    return value
-
-
-def listing() -> list[str]:
-    """One line per registered checkpoint: address, seed, epoch and training run."""
-    versions = _client().search_model_versions("tags.epoch != ''", max_results=1000)
-    return [
-        f"models:/{v.name}/{v.version}  seed {v.tags['seed']}  epoch {v.tags['epoch']}  "
-        f"run {v.run_id}"
-        for v in sorted(versions, key=lambda v: (v.name, int(v.version)))
-    ]
-
-
 # --- memory ------------------------------------------------------------------------------------
 
 
@@ -429,8 +278,8 @@ class Done:
 
 def finished(key: str) -> Done | None:
     """The newest FINISHED run whose step has this key, in any experiment."""
-    experiments = [e.experiment_id for e in _client().search_experiments()]
-    found = _client().search_runs(
+    experiments = [e.experiment_id for e in client().search_experiments()]
+    found = client().search_runs(
         experiments,
         f"tags.`lsa.key` = '{key}' and attributes.status = 'FINISHED'",
         max_results=1,
@@ -448,7 +297,7 @@ def not_finite(tags: Mapping[str, str]) -> dict[str, float]:
 
 def read(run_id: str) -> Done:
     """A run's metrics, parameters and tags."""
-    return _done(_client().get_run(run_id))
+    return _done(client().get_run(run_id))
 
 
 def _done(found: Any) -> Done:

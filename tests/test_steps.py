@@ -42,6 +42,8 @@ def test_training_logs_and_registers(trained):
     model = mlflow.get_logged_model(found.data.tags["lsa.model_id"])
     values = {m.key: m.value for m in model.metrics}
     assert values["final/val_accuracy"] == trained.metrics["final/val_accuracy"]
+    link = json.loads(model.tags["mlflow.modelVersions"])  # the UI's column "Registered models"
+    assert [(v["name"], int(v["version"])) for v in link] == [("tiny.sgd", 1)]
 
 
 def test_a_checkpoint_is_found_by_every_address(trained):

@@ -21,6 +21,7 @@ LAYERS = [
     {"probes", "train"},
     {"checkpoint"},
     {"tracking"},
+    {"registry"},
     {"steps"},
     {"study"},
     {"__init__"},
@@ -28,7 +29,7 @@ LAYERS = [
     {"__main__"},
 ]
 ALLOWED = {
-    "mlflow": {"tracking"},
+    "mlflow": {"tracking", "registry"},
     "typer": {"cli"},
     "matplotlib": {"plots"},
 }

@@ -1,0 +1,169 @@
+"""Checkpoints in MLflow's model registry: registered, found and fetched."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mlflow.artifacts import download_artifacts
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model
+from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
+
+from lsa import checkpoint as checkpoints
+from lsa.checkpoint import Checkpoint
+from lsa.errors import InputError
+from lsa.tracking import Run, client, store
+
+FLAVOR = "lsa"
+
+
+class Flavor:
+    """The MLflow flavour of a checkpoint: our files beside an `MLmodel`, nothing to unpickle."""
+
+    @staticmethod
+    def save_model(path: str, mlflow_model: Model, checkpoint: Checkpoint, **_: Any) -> None:
+        """Write the checkpoint where MLflow wants it."""
+        folder = Path(path)
+        folder.mkdir(parents=True, exist_ok=True)
+        checkpoints.save(checkpoint, folder)
+        mlflow_model.add_flavor(FLAVOR, format=checkpoints.FORMAT, config=checkpoints.CONFIG)
+        mlflow_model.save(str(folder / "MLmodel"))
+
+
+def registered_name(project: str, optimizer: str) -> str:
+    """Name of the registered model of a project and optimizer."""
+    return f"{project}.{optimizer}"
+
+
+def register(opened: Run, checkpoint: Checkpoint) -> tuple[str, str]:
+    """Log a checkpoint as a model of the run and register it.
+
+    Returns:
+        The logged model's id and the registered version's address.
+    """
+    recipe = checkpoint.recipe
+    name = registered_name(recipe.project, recipe.optimizer)
+    tags = {
+        "project": recipe.project,
+        "optimizer": recipe.optimizer,
+        "seed": str(recipe.seed),
+        "epoch": str(checkpoint.epoch),
+    }
+    logged = Model.log(
+        artifact_path=None,
+        name=f"{recipe.optimizer}-s{recipe.seed}",
+        flavor=Flavor,
+        step=checkpoint.epoch,
+        params=tags,
+        tags=tags,
+        model_type="lsa.checkpoint",
+        checkpoint=checkpoint,
+    )
+    with contextlib.suppress(MlflowException):  # it exists
+        client().create_registered_model(name, tags={k: tags[k] for k in ("project", "optimizer")})
+    source = f"models:/{logged.model_id}"
+    version = client().create_model_version(
+        name, source, opened.id, tags=tags, model_id=logged.model_id
+    )
+    link = json.dumps([{"name": name, "version": version.version}])  # what the UI's table reads
+    client().set_logged_model_tags(logged.model_id, {MLFLOW_MODEL_VERSIONS: link})
+    return logged.model_id, f"models:/{name}/{version.version}"
+
+
+def resolve(reference: str) -> str:
+    """The address of the checkpoint meant by a run ID or any address that MLflow knows.
+
+    Args:
+        reference: Run ID, `runs:/…`, `models:/name/version`, `models:/name@alias`, `models:/m-…`.
+
+    Raises:
+        InputError: Nothing registered under it; says what was looked for.
+    """
+    if reference.startswith(("models:/", "runs:/")):
+        return reference
+    versions = client().search_model_versions(f"run_id='{_quoted(reference)}'")
+    if versions:
+        newest = max(versions, key=lambda version: int(version.version))
+        return f"models:/{newest.name}/{newest.version}"
+    try:
+        kind = client().get_run(reference).data.tags.get("lsa.step", "unknown")
+        reason = f"is a run of step {kind} and has registered no checkpoint"
+    except MlflowException:
+        reason = "is no run here"
+    raise InputError(
+        f"no checkpoint {reference!r}: it {reason} in {store()}; give the ID of a training run, "
+        "models:/name/version or models:/name@alias"
+    )
+
+
+def find(project: str, optimizer: str, seed: int) -> str:
+    """The address of the newest registered checkpoint of a project, optimizer and seed.
+
+    Raises:
+        InputError: There is none; says what there is and the command that makes one.
+    """
+    name = registered_name(project, optimizer)
+    criteria = f"name='{_quoted(name)}' and tags.seed='{seed}'"
+    versions = client().search_model_versions(criteria)
+    if versions:
+        newest = max(versions, key=lambda version: int(version.version))
+        return f"models:/{newest.name}/{newest.version}"
+    others = client().search_model_versions(f"tags.project='{_quoted(project)}'", max_results=1000)
+    existing = sorted({f"{v.tags['optimizer']} (seed {v.tags['seed']})" for v in others})
+    raise InputError(
+        f"no checkpoint with project={project}, optimizer={optimizer}, seed={seed} in {store()}; "
+        f"there is {', '.join(existing[:12]) or 'none of this project'}; make one with: "
+        f"lsa train --project {project} --optimizer {optimizer} --seed {seed}"
+    )
+
+
+def fetch(address: str, *, device: str = "cpu", trusted: Sequence[str] = ()) -> Checkpoint:
+    """Download a checkpoint by its address and read it.
+
+    Raises:
+        InputError: It is not there, or is not an lsa checkpoint.
+    """
+    try:
+        info = Model.load(address)
+        if FLAVOR not in info.flavors:
+            raise InputError(
+                f"{address} is a model of flavour {', '.join(info.flavors)}, not an lsa "
+                "checkpoint; register one with lsa train"
+            )
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = download_artifacts(address, dst_path=scratch)
+            return checkpoints.read(
+                Path(folder),
+                device=device,
+                trusted=trusted,
+                model_id=info.model_id or "",
+                run_id=info.run_id or "",
+            )
+    except (MlflowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"no checkpoint at {address} in {store()} ({reason}); list them with "
+            "lsa checkpoints, or make one with lsa train"
+        ) from None
+
+
+def _quoted(value: str) -> str:
+    """A value that cannot leave its quotes in a search filter."""
+    if "'" in value or "\\" in value:
+        raise InputError(f"{value!r} holds a quote or backslash; no name or ID here does")
+    return value
+
+
+def listing() -> list[str]:
+    """One line per registered checkpoint: address, seed, epoch and training run."""
+    versions = client().search_model_versions("tags.epoch != ''", max_results=1000)
+    return [
+        f"models:/{v.name}/{v.version}  seed {v.tags['seed']}  epoch {v.tags['epoch']}  "
+        f"run {v.run_id}"
+        for v in sorted(versions, key=lambda v: (v.name, int(v.version)))
+    ]
