@@ -94,6 +94,7 @@ def application(wanted: str | None = None) -> typer.Typer:
     )
     for name, function in (("train", train), ("study", study)):
         app.command(name, help=STEPS[name], context_settings=CONTEXT)(function)
+    app.command("compare", context_settings=CONTEXT)(compare)
     app.command("probes", context_settings=CONTEXT)(probes)
     app.command("checkpoints", context_settings=CONTEXT)(checkpoints)
     app.command("mlproject", hidden=True, context_settings=CONTEXT)(mlproject)
@@ -220,6 +221,34 @@ def _print_metrics(done: Any, prefixes: tuple[str, ...]) -> None:
         errors = {k.removeprefix(start): e for k, e in done.metrics.items() if k.startswith(start)}
         text = "".join(f" ± {error:.2g} ({source})" for source, error in errors.items())
         print(f"{name:36} {value:.6g}{text}")
+
+
+def compare(
+    name: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Argument(help="project", show_default="digits", metavar="PROJECT"),
+    ] = None,
+    project: PROJECT = None,
+) -> None:
+    """Compare a project's optimizers over its seeds; say which differences are established."""
+    from lsa import findings as found
+    from lsa import project as projects
+    from lsa.comparison import seeds_needed
+
+    setting = projects.load(name or project or projects.DEFAULT)
+    metric = ""
+    for finding in found.findings(setting):
+        if finding.metric != metric:
+            metric = finding.metric
+            print(metric)
+        print(f"    {finding.comparison.verdict}")
+    n = len(setting.optimizers)
+    pairs = n * (n - 1) // 2
+    print(
+        f"Paired by seed; exact sign-flip p, Holm-adjusted over {pairs} pair(s). With fewer than "
+        f"{seeds_needed(pairs)} seeds nothing can be established; the project has "
+        f"{len(setting.seeds)}."
+    )
 
 
 # --- probes ------------------------------------------------------------------------------------

@@ -288,6 +288,27 @@ def finished(key: str) -> Done | None:
     return _done(found[0]) if found else None
 
 
+def finished_steps(project: str) -> Iterator[Done]:
+    """Every FINISHED step of a project, newest first, in any experiment."""
+    if "'" in project or "\\" in project:
+        raise InputError(f"{project!r} holds a quote or backslash; no project's name does")
+    experiments = [e.experiment_id for e in client().search_experiments()]
+    criteria = f"tags.project = '{project}' and attributes.status = 'FINISHED'"
+    token = None
+    while True:
+        page = client().search_runs(
+            experiments,
+            criteria,
+            max_results=1000,
+            order_by=["attributes.start_time DESC"],
+            page_token=token,
+        )
+        yield from map(_done, page)
+        token = page.token
+        if not token:
+            return
+
+
 def not_finite(tags: Mapping[str, str]) -> dict[str, float]:
     """Metrics that were not finite: MLflow would store another number, so they are tags."""
     return {

@@ -23,7 +23,7 @@ LAYERS = [
     {"tracking"},
     {"registry"},
     {"steps"},
-    {"study"},
+    {"study", "findings"},
     {"__init__"},
     {"cli"},
     {"__main__"},
