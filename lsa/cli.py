@@ -95,6 +95,7 @@ def application(wanted: str | None = None) -> typer.Typer:
     for name, function in (("train", train), ("study", study)):
         app.command(name, help=STEPS[name], context_settings=CONTEXT)(function)
     app.command("compare", context_settings=CONTEXT)(compare)
+    app.command("report", context_settings=CONTEXT)(report)
     app.command("probes", context_settings=CONTEXT)(probes)
     app.command("checkpoints", context_settings=CONTEXT)(checkpoints)
     app.command("mlproject", hidden=True, context_settings=CONTEXT)(mlproject)
@@ -232,12 +233,13 @@ def compare(
 ) -> None:
     """Compare a project's optimizers over its seeds; say which differences are established."""
     from lsa import findings as found
+    from lsa import measurements
     from lsa import project as projects
     from lsa.comparison import seeds_needed
 
     setting = projects.load(name or project or projects.DEFAULT)
     metric = ""
-    for finding in found.findings(setting):
+    for finding in found.findings(measurements.measured(setting)):
         if finding.metric != metric:
             metric = finding.metric
             print(metric)
@@ -249,6 +251,38 @@ def compare(
         f"{seeds_needed(pairs)} seeds nothing can be established; the project has "
         f"{len(setting.seeds)}."
     )
+
+
+def report(
+    name: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Argument(help="project", show_default="digits", metavar="PROJECT"),
+    ] = None,
+    project: PROJECT = None,
+    out: Annotated[str, typer.Option(help="folder to write into, beside MLflow")] = ".",
+) -> None:
+    """Write a project's report as HTML, Markdown and JSON, from the tracking store alone."""
+    import json
+    from pathlib import Path
+
+    from lsa import project as projects
+    from lsa import report as reports
+    from lsa import tracking
+
+    setting = projects.load(name or project or projects.DEFAULT)
+    found = reports.report(setting)
+    folder = Path(out)
+    if not folder.is_dir():
+        raise InputError(f"there is no folder {out}; make it, or give out=… another")
+    tags = {"lsa.step": "report", "project": setting.name}
+    title = f"report-{setting.name}"
+    with tracking.run(title, experiment=setting.name, tags=tags, device="cpu") as opened:
+        reports.log(opened, found)
+    page = folder / f"{title}.html"
+    page.write_text(found.html, encoding="utf-8")
+    page.with_suffix(".md").write_text(found.markdown, encoding="utf-8")
+    page.with_suffix(".json").write_text(json.dumps(found.content, indent=1), encoding="utf-8")
+    print(f"{page}\nrun  {opened.id}")
 
 
 # --- probes ------------------------------------------------------------------------------------

@@ -7,8 +7,10 @@ from itertools import combinations
 from typing import Any
 
 from lsa import probe, registry, steps, tracking
+from lsa import report as reports
 from lsa.checkpoint import Checkpoint
 from lsa.errors import InputError
+from lsa.measurements import written
 from lsa.project import Project
 from lsa.steps import Step
 from lsa.train import Diverged
@@ -55,7 +57,8 @@ def study(setting: Project, *, device: str = "auto", say: Any = print) -> Outcom
         points = _train_all(setting, place, outcome, say)
         _measure_all(setting, points, outcome, say)
         _pair_all(setting, points, outcome, say)
-        opened.text("\n".join(table.markdown() for table in tables(outcome)), "table.md")
+        if outcome.rows:
+            reports.log(opened, reports.report(setting))
         opened.metrics({"steps_done": outcome.done, "steps_reused": outcome.reused})
         if outcome.failures:
             failed = len(outcome.failures)
@@ -143,12 +146,6 @@ class Table:
     headings: list[str]
     cells: list[list[str]]
 
-    def markdown(self) -> str:
-        """The table in Markdown."""
-        lines = [self.headings, ["---"] * len(self.headings), *self.cells]
-        rows = "".join("| " + " | ".join(line) + " |\n" for line in lines)
-        return f"### {self.title}\n\n{rows}"
-
 
 def tables(outcome: Outcome) -> list[Table]:
     """Accuracy, then each probe's headline numbers; ± is two standard errors of each source."""
@@ -166,18 +163,7 @@ def tables(outcome: Outcome) -> list[Table]:
 
 def _table(title: str, keys: dict[str, str], rows: list[Row]) -> Table:
     cells = [
-        [row.optimizer, str(row.seed), *(_number(row.metrics, key) for key in keys.values())]
+        [row.optimizer, str(row.seed), *(written([row.metrics], key) for key in keys.values())]
         for row in rows
     ]
     return Table(title, ["optimizer", "seed", *keys], cells)
-
-
-def _number(metrics: dict[str, float], key: str) -> str:
-    """A metric with its interval where it has one, else two standard errors of each source."""
-    if key not in metrics:
-        return "–"
-    low, high = metrics.get(f"{key}_low"), metrics.get(f"{key}_high")
-    if low is not None or high is not None:
-        return f"{metrics[key]:.4g} ({low or 0:.4g} … {'' if high is None else f'{high:.4g}'})"
-    errors = [value for name, value in metrics.items() if name.startswith(f"{key}_se_")]
-    return f"{metrics[key]:.4g}" + "".join(f" ± {2 * error:.2g}" for error in errors)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -169,6 +170,16 @@ def end_attached(status: str, message: str) -> None:
 def store() -> str:
     """The tracking store's address as MLflow sees it."""
     return mlflow.get_tracking_uri()
+
+
+def shown(uri: str) -> str:
+    """The address without the password that it may hold."""
+    return re.sub(r"(://[^:/@]*):[^@/]*@", r"\1:***@", uri)
+
+
+def artifact(run_id: str, path: str) -> Any:
+    """A JSON artifact of a run."""
+    return mlflow.artifacts.load_dict(f"runs:/{run_id}/{path}")
 
 
 def client() -> mlflow.MlflowClient:

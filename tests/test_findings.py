@@ -8,6 +8,7 @@ import pytest
 from lsa import cli, project
 from lsa.errors import InputError
 from lsa.findings import findings
+from lsa.measurements import measured
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's and SQLAlchemy's own
 
@@ -34,7 +35,7 @@ def seven_seeds(workplace):
 
 
 def test_what_every_seed_shows_is_established_and_chance_is_not(seven_seeds, capsys):
-    found = {f.metric: f.comparison for f in findings(seven_seeds)}
+    found = {f.metric: f.comparison for f in findings(measured(seven_seeds))}
     sharpness, accuracy = found["lanczos/lambda_max"], found["final/val_accuracy"]
     assert sharpness.established and sharpness.effect == pytest.approx(2)
     assert (sharpness.a, sharpness.b, sharpness.seeds) == ("sgd", "adamw", 7)
@@ -47,14 +48,14 @@ def test_what_every_seed_shows_is_established_and_chance_is_not(seven_seeds, cap
 def test_the_newest_measurement_of_a_checkpoint_counts(seven_seeds):
     for seed in range(7):
         log("lanczos", "sgd", seed, {"lanczos/lambda_max": 5.0 + seed}, k=2)
-    found = {f.metric: f.comparison for f in findings(seven_seeds)}
+    found = {f.metric: f.comparison for f in findings(measured(seven_seeds))}
     assert found["lanczos/lambda_max"].effect == pytest.approx(1)
 
 
 def test_measurements_with_other_options_are_not_compared(seven_seeds):
     log("lanczos", "sgd", 0, {"lanczos/lambda_max": 10.0}, k=5)
     with pytest.raises(InputError, match="lanczos was measured with k=5 and with k=2"):
-        findings(seven_seeds)
+        findings(measured(seven_seeds))
 
 
 def test_nothing_measured_is_said(workplace, capsys):

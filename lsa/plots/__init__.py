@@ -8,7 +8,10 @@ import importlib.util
 from matplotlib.figure import Figure
 
 from lsa.plots.axes import axes, label
+from lsa.plots.overlay import overlay
 from lsa.probe import Curve, Result
+
+__all__ = ["figures", "overlay"]
 
 
 def figures(probe: str, result: Result, title: str) -> dict[str, Figure]:
