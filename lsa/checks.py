@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from scipy import stats
+
 from lsa.measurements import Measurement
 
 Numbers = dict[str, float]
@@ -27,7 +29,9 @@ def checks(measurements: list[Measurement]) -> list[Check]:
     for m in measurements:
         known = groups.setdefault((m.subject, m.seed), {})
         known.update(m.numbers)
-        known[f"{m.step}/samples"] = float(m.done.params.get("n_samples", math.nan))
+        params = m.done.params
+        known[f"{m.step}/samples"] = float(params.get("n_samples", math.nan))
+        known[f"{m.step}/probes"] = float(params.get("density_probes", params.get("probes", 0)))
     for (subject, seed), known in groups.items():
         for text, holds in _agreements(known):
             found.append(Check(subject, seed, text, holds))
@@ -42,11 +46,7 @@ def _agreements(n: Numbers) -> list[tuple[str, bool]]:
             text = f"λ_max {a:.4g} (lanczos) = {b:.4g} ({name}) within 1 %"
             found.append((text, abs(a - b) <= 0.01 * abs(a)))
     if _together(n, "lanczos/trace", "sgd_noise/trace_h"):
-        a, b = n["lanczos/trace"], n["sgd_noise/trace_h"]
-        errors = [n.get(f"{k}_se_probes", math.nan) for k in ("lanczos/trace", "sgd_noise/trace_h")]
-        allowed = 4 * math.hypot(*errors)
-        text = f"tr H {a:.4g} (density) = {b:.4g} (noise) within 4 standard errors, {allowed:.2g}"
-        found.append((text, abs(a - b) <= allowed))
+        found.append(_same_trace(n))
     if {"lanczos/lambda_min", "lanczos/remainder_lambda_min"} <= n.keys():
         a, b = n["lanczos/lambda_min"], n["lanczos/remainder_lambda_min"]
         found.append((f"λ_min(H) {a:.4g} ≥ λ_min(H − G) {b:.4g}", a >= b - 0.01 * abs(b)))
@@ -58,6 +58,22 @@ def _agreements(n: Numbers) -> list[tuple[str, bool]]:
         a, b = n["auto_neb/path_loss"], n["auto_neb/linear_max"]
         found.append((f"path loss {a:.4g} ≤ straight line {b:.4g}", a <= b + 1e-6))
     return found
+
+
+def _same_trace(n: Numbers) -> tuple[str, bool]:
+    """Two estimates of tr H from independent probe vectors, by Student's t at 99 %.
+
+    The degrees of freedom are those of the estimate with fewer probes: with three of them, four
+    standard errors are no rarity.
+    """
+    a, b = n["lanczos/trace"], n["sgd_noise/trace_h"]
+    errors = [n.get(f"{k}_se_probes", math.nan) for k in ("lanczos/trace", "sgd_noise/trace_h")]
+    fewest = min(n["lanczos/probes"], n["sgd_noise/probes"])
+    allowed = float(stats.t.ppf(0.995, max(1, fewest - 1))) * math.hypot(*errors)
+    text = (
+        f"tr H {a:.4g} (density) = {b:.4g} (noise) within {allowed:.2g}, 99 % of {fewest:g} probes"
+    )
+    return text, abs(a - b) <= allowed
 
 
 def _together(n: Numbers, a: str, b: str) -> bool:

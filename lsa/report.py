@@ -138,20 +138,20 @@ def _figures(measurements: list[Measurement]) -> Iterator[Section]:
     """The main curve of every probe, all checkpoints or pairs in one figure."""
     for step in dict.fromkeys(m.step for m in measurements if m.step != "train"):
         lines: dict[str, list[Any]] = {}
-        labels = ("", "")
+        x_name = y_name = ""
         for m in (m for m in measurements if m.step == step):
             curves = tracking.artifact(m.done.run_id, f"{step}.json")["curves"]
             if not curves:
                 continue
-            name = CURVES.get(step, next(iter(curves)))
-            curve = curves.get(name) or next(iter(curves.values()))
-            points = [[float(v) for v in curve[axis]] for axis in ("x", "y")]
-            lines.setdefault(m.subject, []).append(tuple(points))
-            labels = (curve["x_name"].replace("_", " "), name.replace("_", " "))
+            y_name = CURVES[step] if CURVES.get(step) in curves else next(iter(curves))
+            x_name = curves[y_name]["x_name"]
+            x, y = ([float(v) for v in curves[y_name][axis]] for axis in ("x", "y"))
+            lines.setdefault(m.subject, []).append((x, y))
         if lines:
+            title = f"{step}: {y_name}".replace("_", " ")
             drawn = io.BytesIO()
-            plots.overlay(f"{step}: {labels[1]}", *labels, lines).savefig(drawn, format="png")
-            yield Section(f"{step}: {labels[1]}", figure=drawn.getvalue())
+            plots.overlay(title, x_name, y_name, lines).savefig(drawn, format="png")
+            yield Section(title, figure=drawn.getvalue())
 
 
 def _check_section(agreed: list[Check]) -> Section:

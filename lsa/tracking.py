@@ -20,6 +20,7 @@ from typing import Any
 
 import mlflow
 import numpy as np
+from mlflow.artifacts import load_dict
 from mlflow.entities import (
     Dataset,
     DatasetInput,
@@ -179,7 +180,7 @@ def shown(uri: str) -> str:
 
 def artifact(run_id: str, path: str) -> Any:
     """A JSON artifact of a run."""
-    return mlflow.artifacts.load_dict(f"runs:/{run_id}/{path}")
+    return load_dict(f"runs:/{run_id}/{path}")
 
 
 def client() -> mlflow.MlflowClient:

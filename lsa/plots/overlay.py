@@ -22,13 +22,14 @@ def overlay(title: str, x_name: str, y_name: str, lines: Mapping[str, Sequence[P
     points = [np.asarray(values, float) for many in lines.values() for values in many]
     across = np.concatenate([xy[0] for xy in points])
     heights = np.concatenate([xy[1] for xy in points])
-    if _spans_decades(across):
+    if across.min() > 0 and across.max() > 100 * across.min():
         plot.set_xscale("log")
     if _spans_decades(heights):
         plot.set_yscale("log")
-        plot.set_ylim(bottom=max(heights[heights > 0].min(), DECADES * heights.max()))
-    plot.set_xlabel(x_name)
-    plot.set_ylabel(y_name)
+        lowest = max(heights[heights > 0].min(), DECADES * heights.max())
+        plot.set_ylim(lowest / 2, 2 * heights.max())
+    plot.set_xlabel(x_name.replace("_", " "))
+    plot.set_ylabel(y_name.replace("_", " "))
     plot.legend(frameon=False)
     return figure
 
