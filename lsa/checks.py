@@ -31,7 +31,7 @@ def checks(measurements: list[Measurement]) -> list[Check]:
         known.update(m.numbers)
         params = m.done.params
         known[f"{m.step}/samples"] = float(params.get("n_samples", math.nan))
-        known[f"{m.step}/probes"] = float(params.get("density_probes", params.get("probes", 0)))
+        known[f"{m.step}/probes"] = float(params.get("probes", 0))
     for (subject, seed), known in groups.items():
         for text, holds in _agreements(known):
             found.append(Check(subject, seed, text, holds))
@@ -63,16 +63,13 @@ def _agreements(n: Numbers) -> list[tuple[str, bool]]:
 def _same_trace(n: Numbers) -> tuple[str, bool]:
     """Two estimates of tr H from independent probe vectors, by Student's t at 99 %.
 
-    The degrees of freedom are those of the estimate with fewer probes: with three of them, four
-    standard errors are no rarity.
+    The error of the density's is a bound; that of the noise's is the spread of its few probes,
+    which sets the degrees of freedom.
     """
     a, b = n["lanczos/trace"], n["sgd_noise/trace_h"]
     errors = [n.get(f"{k}_se_probes", math.nan) for k in ("lanczos/trace", "sgd_noise/trace_h")]
-    fewest = min(n["lanczos/probes"], n["sgd_noise/probes"])
-    allowed = float(stats.t.ppf(0.995, max(1, fewest - 1))) * math.hypot(*errors)
-    text = (
-        f"tr H {a:.4g} (density) = {b:.4g} (noise) within {allowed:.2g}, 99 % of {fewest:g} probes"
-    )
+    allowed = float(stats.t.ppf(0.995, max(1, n["sgd_noise/probes"] - 1))) * math.hypot(*errors)
+    text = f"tr H {a:.4g} (density) = {b:.4g} (noise) within {allowed:.2g} (99 %)"
     return text, abs(a - b) <= allowed
 
 

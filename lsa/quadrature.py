@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -55,16 +55,35 @@ class Quadrature:
     nodes: Tensor  # (probes, m) ascending, float64 on the CPU
     weights: Tensor  # (probes, m), each row sums to 1
     products: int  # matrix-vector products spent
+    known: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
+    """`(k,)` eigenvalues found exactly elsewhere, of eigenvectors q."""
+    shares: Tensor | None = None  # (probes, k) of each probe: (vᵀq)², |v|² = d
 
     @property
     def trace(self) -> Estimate:
-        """tr A = d ∑ₖ wₖ θₖ; each probe gives what Hutchinson's estimator would."""
-        return mean(self.dimension * self._moments(1))
+        """tr A = d ∑ₖ wₖ θₖ, of which the known eigenvalues are exact.
+
+        The standard error is Hutchinson's, √(2 tr A²/n) over the n probes and the unknown
+        eigenvalues: an upper bound (the diagonal of A adds nothing), and far better than the spread
+        of a few probes, which three of them may well underestimate tenfold.
+        """
+        return self._trace_of_power(1)
 
     @property
     def frobenius_squared(self) -> Estimate:
-        """‖A‖_F² = tr A² = d ∑ₖ wₖ θₖ²."""
-        return mean(self.dimension * self._moments(2))
+        """‖A‖_F² = tr A² = d ∑ₖ wₖ θₖ², with its error as that of the trace."""
+        return self._trace_of_power(2)
+
+    def _trace_of_power(self, power: int) -> Estimate:
+        value = float((self.known**power).sum() + self._rest(power).mean())
+        n = len(self.nodes)
+        variance = 2 * max(0.0, float(self._rest(2 * power).mean())) / n
+        return Estimate(value, math.sqrt(variance), n)
+
+    def _rest(self, power: int) -> Tensor:
+        """vᵀ Aᵖ v without the known eigenvectors, one per probe."""
+        whole = self.dimension * self._moments(power)
+        return whole if self.shares is None else whole - self.shares @ self.known**power
 
     @property
     def effective_rank(self) -> Estimate:
@@ -73,13 +92,13 @@ class Quadrature:
         The standard error is the jackknife's, since both parts come from the same probes. nan for
         the zero operator.
         """
-        first, second = self._moments(1), self._moments(2)
+        first, second = (self._rest(p) + (self.known**p).sum() for p in (1, 2))
         n = len(first)
-        value = float(self.dimension * first.mean().square() / second.mean())
+        value = float(first.mean().square() / second.mean())
         if n == 1:
             return Estimate(value, math.nan, n)
         first, second = first.sum() - first, second.sum() - second  # each probe left out once
-        left_out = self.dimension * first.square() / second / (n - 1)
+        left_out = first.square() / second / (n - 1)
         return Estimate(value, float(left_out.std()) * (n - 1) / math.sqrt(n), n)
 
     def mass_below(self, threshold: float = 0.0) -> Mass:
@@ -164,6 +183,7 @@ def spectral_density(
     rng: torch.Generator,
     probes: int = 10,
     steps: int = 90,
+    known: tuple[Tensor, Tensor] | None = None,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     report: Report | None = None,
@@ -178,6 +198,8 @@ def spectral_density(
         rng: Source of the probes, which are random signs.
         probes: Number of probes; 10 as in Ghorbani et al. (2019).
         steps: Lanczos steps per probe, no more than d; 90 as in Ghorbani et al. (2019).
+        known: Eigenvalues `(k,)` and orthonormal eigenvectors `(d, k)` found elsewhere; what they
+            contribute to the traces is then exact.
         dtype: Floating type of the vectors; nodes and weights are float64 in any case.
         device: Device of the vectors.
         report: Called as `report(done, probes, text)` after every probe.
@@ -190,16 +212,20 @@ def spectral_density(
     m = min(steps, dimension)
     nodes = torch.empty(probes, m, dtype=torch.float64)
     weights = torch.zeros(probes, m, dtype=torch.float64)
+    values, vectors = known or (torch.zeros(0), torch.zeros(dimension, 0))
+    values, vectors = values.double().cpu(), vectors.to(dtype=dtype, device=device)
+    shares = torch.zeros(probes, len(values), dtype=torch.float64)
     products = 0
     for i in range(probes):
         v = rademacher(dimension, rng, dtype, device)
+        shares[i] = (vectors.T @ v).double().square().cpu()
         theta, w = gauss_rule(*tridiagonalise(matvec, v, m))
         n = len(theta)  # fewer than m after a breakdown: repeat the last node with no weight
         nodes[i, :n], nodes[i, n:], weights[i, :n] = theta, theta[-1], w
         products += n
         if report:
             report(i + 1, probes, f"λ {float(theta[0]):.4g} … {float(theta[-1]):.4g}")
-    return Quadrature(dimension, nodes, weights, products)
+    return Quadrature(dimension, nodes, weights, products, values, shares)
 
 
 def tridiagonalise(

@@ -175,9 +175,10 @@ def test_density_of_a_multiple_of_the_identity() -> None:
     assert (density.error == 0).all()
 
 
-def test_a_single_probe_has_no_error() -> None:
+def test_a_single_probe_has_no_spread_but_a_bound() -> None:
     q = spectral_density(lambda v: v, 20, rng=generator(), probes=1, **F64)
-    assert math.isnan(q.trace.error) and math.isnan(q.effective_rank.error)
+    assert q.trace.error == pytest.approx(math.sqrt(2 * 20))
+    assert math.isnan(q.effective_rank.error)
     assert q.density().error.isnan().all()
     assert q.trace.interval() == (-math.inf, math.inf)
 
@@ -203,8 +204,7 @@ def test_trace_norm_and_negative_mass_within_their_errors(seed: int) -> None:
         assert low < truth < high
         assert 0 < estimate.error < 0.1 * truth
     variance = 2 * (spectrum.square().sum() - A.diagonal().square().sum()) / 12
-    # a variance from 12 values: relative standard deviation √(2/11) = 0.43 of the square
-    assert q.trace.error**2 == pytest.approx(float(variance), rel=1.7)
+    assert variance < q.trace.error**2 < 1.6 * variance  # a bound, which the diagonal makes loose
 
 
 @pytest.mark.parametrize("steps", [1, 2, 7, 20, 60])
@@ -236,11 +236,33 @@ def test_mass_within_a_smooth_bulk(threshold: float) -> None:
     assert found.share.error == pytest.approx(deviation, rel=0.7)  # of 10 values: 24 %
 
 
+@pytest.mark.parametrize("k", [0, 5, 10])
+def test_the_errors_of_three_probes_cover_and_known_eigenvectors_shrink_them(k: int) -> None:
+    spectrum = planted(300)
+    Q = torch.linalg.qr(normal(300, 300, seed=3)).Q
+    A = (Q * spectrum) @ Q.T
+    known = (spectrum[:k], Q[:, :k])
+    inside: dict[int, list[bool]] = {1: [], 2: []}
+    errors = []
+    for seed in range(100):
+        q = spectral_density(
+            lambda v: A @ v, 300, rng=generator(seed), probes=3, steps=20, known=known, **F64
+        )
+        for estimate, power in ((q.trace, 1), (q.frobenius_squared, 2)):
+            truth = float((spectrum**power).sum())
+            inside[power].append(abs(estimate.value - truth) <= 2 * estimate.error)
+        errors.append(q.trace.error)
+    # ±2 cover 95 % of normal sums; here few eigenvalues dominate, and 88 to 99 % were seen. The
+    # spread of three probes would cover 82 % (Student's t with 2 degrees of freedom).
+    assert min(sum(inside[1]), sum(inside[2])) > 83
+    rest = float(spectrum[k:].square().sum())
+    assert sum(errors) / 100 == pytest.approx(math.sqrt(2 * rest / 3), rel=0.15)
+
+
 def test_diagonal_operator_has_no_probe_error() -> None:
     spectrum = planted(200, [5.0])
     q = spectral_density(lambda v: spectrum * v, 200, rng=generator(), probes=3, steps=5, **F64)
     assert q.trace.value == pytest.approx(float(spectrum.sum()))
-    assert q.trace.error == pytest.approx(0, abs=1e-10)
     assert q.frobenius_squared.value == pytest.approx(float(spectrum.square().sum()))
 
 

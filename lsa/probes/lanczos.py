@@ -74,6 +74,7 @@ def lanczos(
             rng=rng,
             probes=density_probes,
             steps=density_steps,
+            known=_pairs(found),
             dtype=theta.dtype,
             device=theta.device,
             report=report,
@@ -97,6 +98,15 @@ def _check(landscape: Landscape, k: int, k_min: int, probes: int, steps: int) ->
             f"density_probes={probes}, density_steps={steps}: choose 0 or more probes of 1 or more "
             "steps"
         )
+
+
+def _pairs(found: linalg.Extremes) -> tuple[Tensor, Tensor]:
+    """The eigenpairs that have converged."""
+    both = (found.largest, found.smallest)
+    good = torch.cat([pairs.converged for pairs in both])
+    values = torch.cat([pairs.values for pairs in both])
+    vectors = torch.cat([pairs.vectors for pairs in both], dim=1)
+    return values[good], vectors[:, good.to(vectors.device)]
 
 
 def _ends(
