@@ -164,12 +164,27 @@ def study(
     ] = None,
     project: PROJECT = None,
     device: DEVICE = "auto",
+    only: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="run these probes alone: lanczos,sgd_noise", show_default="all"),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="say what would run and why, and run nothing")
+    ] = False,
 ) -> None:
     """Run a project's whole study."""
     from lsa import project as projects
     from lsa import study as studies
 
     setting = projects.load(name or project or projects.DEFAULT)
+    if only is not None:
+        setting = studies.only(setting, only.split(","))
+    if dry_run:
+        found = studies.plan(setting, device=device)
+        for label, what in found:
+            print(f"{what:22} {label}")
+        print(f"{sum(what != 'reused' for _, what in found)} of {len(found)} steps would run")
+        return
     outcome = studies.study(setting, device=device, say=lambda line: print(line, flush=True))
     _print_tables(outcome)
     print(f"{outcome.done} steps done, {outcome.reused} reused. To compare them, open MLflow:")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,7 +38,7 @@ def measured(setting: Project) -> list[Measurement]:
     Raises:
         InputError: There is none.
     """
-    found = _newest(setting, tracking.finished_steps(setting.name))
+    found = newest(setting)
     if not found:
         raise InputError(
             f"nothing of project {setting.name} is measured in {tracking.store()}; run lsa study "
@@ -47,10 +47,11 @@ def measured(setting: Project) -> list[Measurement]:
     return found
 
 
-def _newest(setting: Project, runs: Iterable[Done]) -> list[Measurement]:
+def newest(setting: Project) -> list[Measurement]:
+    """The same, or nothing."""
     order = list(setting.optimizers)
     found: dict[tuple[int, ...], dict[tuple[str, int], Measurement]] = {}
-    for done in runs:
+    for done in tracking.finished_steps(setting.name):
         tags, params = done.tags, done.params
         names = [tags.get("optimizer", "")]
         if "lsa.input.b" in tags:

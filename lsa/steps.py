@@ -128,6 +128,24 @@ def _key(name: str, module: str, content: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
 
 
+def train_key(recipe: Recipe, data_hash: str, device: str) -> str:
+    """Key of a training run."""
+    content = {"recipe": recipe.model_dump(), "data": data_hash, "device": device}
+    return _key("train", "lsa.train", content)
+
+
+def probe_key(
+    declared: Probe,
+    options: Mapping[str, Any],
+    models: Sequence[str],
+    samples: int | str,
+    seed: int = 0,
+) -> str:
+    """Key of a probe on registered models, by their ids, with all its options."""
+    content = {"options": options, "inputs": list(models), "samples": samples, "seed": seed}
+    return _key(declared.name, declared.function.__module__, content)
+
+
 # --- train ----------------------------------------------------------------------------------------
 
 
@@ -150,8 +168,7 @@ def train(
     """
     place = device_of(device)
     split = checkpoints.load_data(recipe, place)
-    content = {"recipe": recipe.model_dump(), "data": split.hash, "device": place}
-    key = _key("train", "lsa.train", content)
+    key = train_key(recipe, split.hash, place)
     if reuse and (done := tracking.finished(key)) and "lsa.checkpoint" in done.tags:
         return _finished(done.run_id, reused=True)
     # Wrong options fail here, before anything is tracked as running.
@@ -277,13 +294,8 @@ def measure(
     _check_sources(declared, sources)
     resolved = project.resolve(declared, options, "options")
     recipe = sources[0].recipe
-    content = {
-        "options": resolved,
-        "inputs": [source.model_id for source in sources],
-        "samples": recipe.landscape.samples,
-        "seed": seed,
-    }
-    key = _key(name, declared.function.__module__, content)
+    models = [source.model_id for source in sources]
+    key = probe_key(declared, resolved, models, recipe.landscape.samples, seed)
     if reuse and (done := tracking.finished(key)):
         return _finished(done.run_id, reused=True)
     title = "-".join([name, *(f"{s.recipe.optimizer}-s{s.recipe.seed}" for s in sources)])

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
 
 from lsa import probe, registry, steps, tracking
 from lsa import report as reports
-from lsa.checkpoint import Checkpoint
+from lsa.checkpoint import Checkpoint, load_data
 from lsa.errors import InputError
-from lsa.measurements import written
+from lsa.factories import nearest
+from lsa.measurements import newest, written
 from lsa.project import Project
 from lsa.steps import Step
 from lsa.train import Diverged
@@ -34,6 +36,70 @@ class Outcome:
     done: int = 0
     reused: int = 0
     failures: list[str] = field(default_factory=list)
+
+
+def only(setting: Project, names: Collection[str]) -> Project:
+    """The project with those of its probes alone.
+
+    Raises:
+        InputError: A name that is no probe of the project.
+    """
+    known = [*setting.probes, *setting.pairs]
+    for name in names:
+        if name not in known:
+            raise InputError(
+                f"project {setting.name} has no probe {name!r}.{nearest(name, known)} "
+                f"It has {', '.join(known)}"
+            )
+    chosen = {
+        section: {k: v for k, v in getattr(setting, section).items() if k in names}
+        for section in ("probes", "pairs")
+    }
+    return setting.model_copy(update=chosen)
+
+
+def plan(setting: Project, *, device: str = "auto") -> list[tuple[str, str]]:
+    """Every step of a study and what would become of it, without running any.
+
+    `reused`: it has finished with the same options, inputs, data and code. `changed`: it has
+    finished, but one of them differs. `new`: it has not. A step whose checkpoint is to be trained
+    again follows it.
+    """
+    place = steps.device_of(device)
+    before = {(m.step, m.subject, m.seed) for m in newest(setting)}
+    models: dict[tuple[str, int], str] = {}
+    found = []
+
+    def state(
+        step: str, subject: str, seed: int, key: str | None
+    ) -> tuple[str, tracking.Done | None]:
+        done = tracking.finished(key) if key else None
+        if done:
+            return "reused", done
+        return "changed" if (step, subject, seed) in before else "new", None
+
+    for seed in setting.seeds:
+        for optimizer in setting.optimizers:
+            recipe = setting.recipe(optimizer, seed)
+            key = steps.train_key(recipe, load_data(recipe, place).hash, place)
+            what, done = state("train", optimizer, seed, key)
+            if done:
+                models[optimizer, seed] = done.tags["lsa.model_id"]
+            found.append((f"train {optimizer} seed {seed}", what))
+    for name in [*setting.probes, *setting.pairs]:
+        declared = probe.find(name)
+        options = setting.options(declared)
+        for seed in setting.seeds:
+            for subject in combinations(setting.optimizers, 1 + declared.pair):
+                inputs = [models[o, seed] for o in subject if (o, seed) in models]
+                ready = len(inputs) == len(subject)
+                samples = setting.landscape.samples
+                key = steps.probe_key(declared, options, inputs, samples) if ready else None
+                label = " – ".join(subject)
+                what, _ = state(name, label, seed, key)
+                after = "" if ready else ", after its training"
+                found.append((f"{name} {label} seed {seed}", what + after))
+    return found
 
 
 def study(setting: Project, *, device: str = "auto", say: Any = print) -> Outcome:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import lsa
-from lsa import project, steps, study, tracking
+from lsa import project, provenance, steps, study, tracking
 from lsa import train as training
 from lsa.errors import InputError
 from lsa.landscape import flatten
@@ -191,6 +191,29 @@ def test_a_study_runs_everything_once_and_then_nothing(workplace):
     assert spectrum.title == "lanczos" and spectrum.headings[2] == "lambda_max"
     second = study.study(setting, say=lambda line: None)
     assert (second.done, second.reused) == (0, 4)
+
+
+def test_a_plan_says_what_would_run_and_why(workplace, monkeypatch):
+    file = workplace / "projects" / "tiny.yaml"
+    file.write_text(file.read_text() + "pairs: {interpolation: {points: 5}}\n")
+    setting = project.load("tiny")
+    assert [what for _, what in study.plan(setting)] == ["new"] * 2 + [
+        "new, after its training"
+    ] * 3
+    study.study(study.only(setting, ["lanczos"]), say=lambda line: None)
+    expected = ["reused"] * 4 + ["new"]
+    assert [what for _, what in study.plan(setting)] == expected
+    # An edited probe: another hash of the code that computes it.
+    code_hash = provenance.code_hash
+    edited = lambda module: code_hash(module) + "!" * (module == "lsa.probes.lanczos")  # noqa: E731
+    monkeypatch.setattr(provenance, "code_hash", edited)
+    states = dict(study.plan(setting))
+    assert {label for label, what in states.items() if what == "changed"} == {
+        "lanczos sgd seed 0",
+        "lanczos adamw seed 0",
+    }
+    with pytest.raises(InputError, match=r"no probe 'lanzcos'\. Did you mean 'lanczos'"):
+        study.only(setting, ["lanzcos"])
 
 
 def test_a_study_measures_every_pair_of_optimizers_and_links_both(workplace):
