@@ -43,9 +43,10 @@ def lanczos(
 
     Density: stochastic Lanczos quadrature (Ghorbani, Krishnan & Xiao 2019), which also gives the
     trace, ‖H‖_F², the effective rank (tr H)²/‖H‖_F² and the number of outliers above the bulk (the
-    rule is that of `Quadrature.outliers`), each with a standard error over the probes. Ghorbani et
-    al. take 10 probes of 90 steps; half as many probes and 40 steps, enough for ten outliers, are
-    a quarter of the products.
+    rule is that of `Quadrature.outliers`), each with a standard error over the probes; trace and
+    norm are exact on the eigenvectors found above, and their error is Hutchinson's bound. Ghorbani
+    et al. take 10 probes of 90 steps; half as many probes and 40 steps, enough for ten outliers,
+    are a quarter of the products.
 
     Split: H = G + R, with G the positive semidefinite Gauss–Newton part (Schraudolph 2002) and R
     the rest, from which all negative curvature comes: λ_min(H) ≥ λ_min(R).
