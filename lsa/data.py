@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +42,8 @@ def load(
     device: torch.device | str = "cpu",
     train_limit: int | None = None,
     val_limit: int | None = None,
+    mean: float | Sequence[float] | None = None,
+    std: float | Sequence[float] | None = None,
     **options: Any,
 ) -> Data:
     """The dataset `name`, every channel with mean 0 and variance 1 over the training split.
@@ -54,11 +56,14 @@ def load(
         device: Where the tensors go.
         train_limit: Take only so many training images, a fixed stratified subset.
         val_limit: The same for the validation images.
+        mean: Subtract this instead, of pixels between 0 and 1; one number, or one per channel.
+        std: Divide by this, the same way; with mean=std=0.5 pixels lie between −1 and 1. The scale
+            of the inputs scales first-layer gradients, so it decides which rates are stable.
         **options: Of the dataset: `root`, `size`, and what the torchvision class takes.
 
     Raises:
         InputError: Unknown name or option, files that cannot be found, fetched or decoded,
-            images of differing sizes, or a limit beyond the size of the split.
+            images of differing sizes, a limit beyond the size of the split, or a mean without std.
     """
     label = f"dataset {name}"
     if name in READERS:
@@ -70,10 +75,10 @@ def load(
     train, val = parts if len(parts) == 2 else _divided(parts[0])
     train = _limited(train, "train_limit", train_limit)
     val = _limited(val, "val_limit", val_limit)
-    mean, std = _channel_statistics(train.images)
+    shift, scale = _normalisation(label, train.images, mean, std)
 
     def normalised(split: Split) -> Tensor:
-        images = split.images.to(device).float().sub_(mean.to(device)).div_(std.to(device))
+        images = split.images.to(device).float().sub_(shift.to(device)).div_(scale.to(device))
         # The layout in which convolutions are fastest; 1.3 times in training on a CPU.
         return images.contiguous(memory_format=torch.channels_last)
 
@@ -201,6 +206,29 @@ def _limited(split: Split, option: str, limit: int | None) -> Split:
 
 def _subset(split: Split, indices: Tensor) -> Split:
     return Split(split.images[indices], split.labels[indices])
+
+
+def _normalisation(
+    label: str,
+    images: Tensor,
+    mean: float | Sequence[float] | None,
+    std: float | Sequence[float] | None,
+) -> tuple[Tensor, Tensor]:
+    """What is subtracted and divided by, in grey levels: the data's own or what was asked for."""
+    if mean is None and std is None:
+        return _channel_statistics(images)
+    channels = images.shape[1]
+    found = []
+    for name, value in (("mean", mean), ("std", std)):
+        given = value if isinstance(value, Sequence) else [value] * channels
+        values = [v for v in given if isinstance(v, int | float) and math.isfinite(v)]
+        if not len(values) == len(given) == channels or (name == "std" and min(values) <= 0):
+            raise InputError(
+                f"{label}: {name}={value!r} must be a number, or one for each of the {channels} "
+                "channel(s), of pixels between 0 and 1, with std above 0; give both or neither."
+            )
+        found.append(255 * torch.tensor(values, dtype=torch.float32).view(-1, 1, 1))
+    return found[0], found[1]
 
 
 def _channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:

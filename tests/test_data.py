@@ -233,3 +233,28 @@ def test_augment_is_reproducible_and_can_do_nothing():
     assert data.augment(x, torch.Generator()) is x
     with pytest.raises(InputError, match="crop=-1 is negative"):
         data.augment(x, torch.Generator(), crop=-1)
+
+
+def test_a_normalisation_that_is_asked_for_is_that_of_the_pixels() -> None:
+    own, asked = data.load("digits"), data.load("digits", mean=0.5, std=0.5)
+    levels = torch.from_numpy(load_digits().images).float() / 255
+    assert asked.x_train.min() == -1
+    assert asked.x_train.max().item() == pytest.approx((levels.max().item() - 0.5) / 0.5)
+    assert asked.hash == own.hash  # of the images, not of their scale
+    per_channel = data.load("digits", mean=[0.5], std=[0.5])
+    assert torch.equal(per_channel.x_val, asked.x_val)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"mean": 0.5},
+        {"std": 0.5},
+        {"mean": 0.5, "std": 0},
+        {"mean": [0.5, 0.5], "std": 1.0},
+        {"mean": "half", "std": 1.0},
+    ],
+)
+def test_a_normalisation_that_is_none_is_refused(options: dict) -> None:
+    with pytest.raises(InputError, match="of pixels between 0 and 1"):
+        data.load("digits", **options)
