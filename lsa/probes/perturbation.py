@@ -15,7 +15,7 @@ from lsa.probe import Curve, Metric, Report, Result, probe
 
 NEAR = 0.05  # of the reach: the step whose finite curvature is reported
 AGREEMENT = 0.01  # relative difference of fitted and computed curvature that is flagged
-PRECISION = 1e-5  # relative rounding error that the fit may have; sets its width
+PRECISION = 1e-8  # relative rounding error that the fit may have; sets its width
 
 
 class Fit(NamedTuple):
@@ -44,12 +44,13 @@ def perturbation(
     quadratic model of the top direction rises by `rise`; the curves of different checkpoints are
     logged against ε/ε*. Eigenvectors point downhill (gᵀv ≤ 0), which fixes their sign.
 
-    curvature_fit is that of a least-squares polynomial through the loss in float64, on the
-    narrowest interval that rounding allows, and must equal λ_max within 1 %; where it does not, the
-    result says so and is not converged. The narrowness matters: between the kinks of ReLU and
-    max-pooling the loss is smooth, but a longer step crosses many, each of which bends it by what
-    no Hessian holds. curvature_finite is the second difference over a step of 5 % of ε*, such as an
-    optimizer makes; its distance from λ_max is that bending and the higher derivatives.
+    curvature_fit is that of the parabola with the slopes of the loss at both ends of the narrowest
+    interval that rounding in float64 allows, and must equal λ_max within 1 %; where it does not,
+    the result says so and is not converged. The narrowness matters: between the kinks of ReLU and
+    max-pooling the loss is smooth, but a network has millions of them, and a step of 10⁻⁶ crosses
+    many, each of which bends the loss by what no Hessian holds. curvature_finite is the second
+    difference over a step of 5 % of ε*, such as an optimizer makes; its distance from λ_max is
+    that bending and the higher derivatives.
 
     loss_rise is the mean rise at ±ε*, which is `rise` for a quadratic; asymmetry is half the
     difference of the rises at the two ends over that mean. The random direction is the control:
@@ -92,7 +93,7 @@ def perturbation(
             unit.numpy(), rises.numpy(), "relative_epsilon", errors.numpy(), y_unit="loss"
         )
         curvature = (v.double() @ hessian(v).double()).item()
-        fit = _fit(fine, theta.double(), v.double(), curvature)
+        fit = _fit(fine, theta.double(), v.double(), lambda_max)
         metrics |= _described(name, fit, curvature, (gradient.double() @ v.double()).item())
         if name == "top":
             metrics |= _shape(rises, errors) | _finite(fine, theta.double(), v, NEAR * reach)
@@ -140,16 +141,16 @@ def _rises(
     return torch.stack(means).cpu(), torch.stack(errors).cpu()
 
 
-def _fit(landscape: Landscape, theta: Tensor, v: Tensor, curvature: float) -> Fit:
-    """Slope and curvature at 0 by a cubic through 7 points, all in float64."""
-    base = landscape.losses(theta)
-    rounding = torch.finfo(base.dtype).eps * max(1.0, base.mean().item())
-    half = (2 * rounding / PRECISION / max(abs(curvature), rounding)) ** 0.5
-    t = torch.linspace(-1, 1, 7, dtype=torch.float64)
-    powers = torch.stack([t, t**2, t**3], dim=1)
-    rises = [_rise(landscape, theta, v, half * s, base).mean().cpu() for s in t.tolist()]
-    c = torch.linalg.lstsq(powers, torch.stack(rises)[:, None]).solution[:, 0]
-    return Fit(c[0].item() / half, 2 * c[1].item() / half**2, half)
+def _fit(landscape: Landscape, theta: Tensor, v: Tensor, lambda_max: float) -> Fit:
+    """Slope and curvature at 0 of the parabola that has the loss's slopes at ±half_width."""
+
+    def slope(eps: float) -> float:
+        return (landscape.gradient(theta + eps * v) @ v).item()
+
+    rounding = torch.finfo(theta.dtype).eps * max(1.0, abs(slope(0.0)))
+    half = rounding / PRECISION / lambda_max
+    left, right = slope(-half), slope(half)
+    return Fit((left + right) / 2, (right - left) / (2 * half), half)
 
 
 def _finite(landscape: Landscape, theta: Tensor, v: Tensor, eps: float) -> dict[str, Metric]:
