@@ -93,7 +93,10 @@ def _files(cls: Any) -> str:
     """The files a torchvision dataset looks for, as far as its class says so."""
     own = vars(cls)
     if isinstance(resources := own.get("resources"), list):
-        return ", ".join(f"{cls.__name__}/raw/{name}" for name, _ in resources)
+        names = [f"{cls.__name__}/raw/{name}" for name, _ in resources]
+        # torchvision takes an archive by its checksum only, and the unpacked file as it is.
+        unpacked = " (unpacked, without .gz, where another mirror packed them)"
+        return ", ".join(names) + unpacked * names[0].endswith(".gz")
     if splits := own.get("split_list"):
         return ", ".join(splits[split][1] for split in ("train", "test"))
     return own.get("filename") or f"the files that torchvision's page on {cls.__name__} names"
