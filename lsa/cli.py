@@ -27,6 +27,8 @@ STEPS = {
     "study": "Train every optimizer of a project and run every probe; print the table.",
 }
 EXIT_INPUT = 2
+# Module that a tracking store's address asks for -> what to install.
+DRIVERS = {"psycopg": "psycopg[binary]", "psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}
 # Click's usage error; typer carries its own copy of click, so its own is the one raised.
 UsageError: Any = typer.BadParameter.__bases__[0]
 
@@ -51,6 +53,12 @@ def run(arguments: Sequence[str]) -> int:
         return _refused(str(error))
     except ArithmeticError as error:  # a diverged training or landscape
         return _refused(str(error))
+    except ModuleNotFoundError as error:
+        if error.name not in DRIVERS:
+            raise
+        line = f"the store's database driver is missing; pip install '{DRIVERS[error.name]}'"
+        print(f"lsa: {line}", file=sys.stderr)
+        return EXIT_INPUT
     except signals.Killed as stop:
         _end_attached("KILLED", f"stopped by {stop}")
         print(f"lsa: stopped by {stop}; the run is marked KILLED", file=sys.stderr)
@@ -115,6 +123,10 @@ PROJECT = Annotated[
     Optional[str],  # noqa: UP045 (typer reads it on every Python)
     typer.Option(help="project: a name in projects/ or a YAML file", show_default="digits"),
 ]
+NAME = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Argument(help="project", show_default="digits", metavar="PROJECT"),
+]
 DEVICE = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")]
 
 
@@ -158,10 +170,7 @@ def train(
 
 
 def study(
-    name: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Argument(help="project", show_default="digits", metavar="PROJECT"),
-    ] = None,
+    name: NAME = None,
     project: PROJECT = None,
     device: DEVICE = "auto",
     only: Annotated[
@@ -240,10 +249,7 @@ def _print_metrics(done: Any, prefixes: tuple[str, ...]) -> None:
 
 
 def compare(
-    name: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Argument(help="project", show_default="digits", metavar="PROJECT"),
-    ] = None,
+    name: NAME = None,
     project: PROJECT = None,
 ) -> None:
     """Compare a project's optimizers over its seeds; say which differences are established."""
@@ -269,10 +275,7 @@ def compare(
 
 
 def report(
-    name: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Argument(help="project", show_default="digits", metavar="PROJECT"),
-    ] = None,
+    name: NAME = None,
     project: PROJECT = None,
     out: Annotated[str, typer.Option(help="folder to write into, beside MLflow")] = ".",
 ) -> None:

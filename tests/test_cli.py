@@ -55,6 +55,15 @@ def test_bad_input_gets_one_plain_line(workplace, capsys, arguments, message):
     assert message in error and error.startswith("lsa: ") and "\n" not in error
 
 
+def test_a_missing_database_driver_is_named(workplace, capsys, monkeypatch):
+    def without_driver(*_: object) -> None:
+        raise ModuleNotFoundError("No module named 'psycopg'", name="psycopg")
+
+    monkeypatch.setattr("lsa.registry.listing", without_driver)
+    assert cli.run(["checkpoints"]) == 2
+    assert "pip install 'psycopg[binary]'" in capsys.readouterr().err
+
+
 def test_train_then_probe_from_the_command_line(workplace, capsys):
     assert cli.run(["train", "--project", "tiny", "--optimizer", "sgd", "--epochs", "1"]) == 0
     assert "models:/tiny.sgd/1" in capsys.readouterr().out
