@@ -65,9 +65,9 @@ def lanczos(
     )
     metrics, curves, arrays = _ends(landscape, theta, found)
     notes = [] if found.converged else [_unconverged(found, tol, max_products)]
-    converged = found.converged
     if split == "yes":
         metrics |= _split(landscape, theta, rng, tol, max_products, report, notes)
+    converged = not notes
     if density_probes:
         rule = spectral_density(
             hessian,

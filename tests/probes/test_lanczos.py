@@ -119,6 +119,16 @@ def test_a_budget_that_is_too_small_is_said(net):
     assert found.metrics["products"].value == 5 and "max_products=5" in found.notes[0]
 
 
+def test_a_part_of_the_split_that_has_not_converged_is_no_converged_result(net):
+    landscape, theta = net
+    budget = int(measure(landscape, theta, density_probes=0, split="no").metrics["products"].value)
+    results = [
+        measure(landscape, theta, density_probes=0, max_products=n) for n in range(5, budget + 1)
+    ]
+    assert all(result.converged == (not result.notes) for result in results)
+    assert any("remainder" in note for result in results for note in result.notes)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
