@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import os
 import platform
 import subprocess
+import sys
+from collections.abc import Mapping
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+import psutil
 
 PACKAGE = Path(__file__).parent
 
@@ -63,8 +66,28 @@ def machine(device: str) -> dict[str, str]:
         "lsa.device_name": name,
         "lsa.threads": str(torch.get_num_threads()),
         "lsa.host": platform.node(),
-        "lsa.pid": str(os.getpid()),
+        "lsa.process": _identity(psutil.Process()),
     }
+
+
+def _identity(process: psutil.Process) -> str:
+    """A process as no later one can be named: process numbers are used again."""
+    return f"{process.pid}@{process.create_time():.2f}"
+
+
+def gone(tags: Mapping[str, str]) -> bool:
+    """Whether the process that `machine` described ran here and has ended.
+
+    False for what ran on another host: nothing can be said of it from here.
+    """
+    found = tags.get("lsa.process", "")
+    if tags.get("lsa.host") != platform.node() or not found:
+        return False
+    try:
+        process = psutil.Process(int(found.partition("@")[0]))
+        return _identity(process) != found or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def _cpu() -> str:
@@ -91,6 +114,8 @@ def code_hash(module: str) -> str:
 
 def _collect(module: str, seen: dict[str, bytes]) -> None:
     path = _source(module)
+    # A script that a worker process has imported again is still the same script.
+    module = "__main__" if module == "__mp_main__" else module
     if module in seen or path is None:
         return
     seen[module] = path.read_bytes()
@@ -113,5 +138,8 @@ def _source(module: str) -> Path | None:
         return path if path.is_file() else None
     import importlib.util
 
+    if module in sys.modules:  # __main__ too, which has no specification
+        file = getattr(sys.modules[module], "__file__", None)
+        return Path(file) if file else None
     spec = importlib.util.find_spec(module)
     return Path(spec.origin) if spec and spec.origin else None

@@ -17,7 +17,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 from lsa import checkpoint as checkpoints
 from lsa.checkpoint import Checkpoint
 from lsa.errors import InputError
-from lsa.tracking import Run, client, store
+from lsa.tracking import Run, client, quoted, store
 
 FLAVOR = "lsa"
 
@@ -86,7 +86,7 @@ def resolve(reference: str) -> str:
     """
     if reference.startswith(("models:/", "runs:/")):
         return reference
-    versions = client().search_model_versions(f"run_id='{_quoted(reference)}'")
+    versions = client().search_model_versions(f"run_id='{quoted(reference)}'")
     if versions:
         newest = max(versions, key=lambda version: int(version.version))
         return f"models:/{newest.name}/{newest.version}"
@@ -108,12 +108,12 @@ def find(project: str, optimizer: str, seed: int) -> str:
         InputError: There is none; says what there is and the command that makes one.
     """
     name = registered_name(project, optimizer)
-    criteria = f"name='{_quoted(name)}' and tags.seed='{seed}'"
+    criteria = f"name='{quoted(name)}' and tags.seed='{seed}'"
     versions = client().search_model_versions(criteria)
     if versions:
         newest = max(versions, key=lambda version: int(version.version))
         return f"models:/{newest.name}/{newest.version}"
-    others = client().search_model_versions(f"tags.project='{_quoted(project)}'", max_results=1000)
+    others = client().search_model_versions(f"tags.project='{quoted(project)}'", max_results=1000)
     existing = sorted({f"{v.tags['optimizer']} (seed {v.tags['seed']})" for v in others})
     raise InputError(
         f"no checkpoint with project={project}, optimizer={optimizer}, seed={seed} in {store()}; "
@@ -150,13 +150,6 @@ def fetch(address: str, *, device: str = "cpu", trusted: Sequence[str] = ()) -> 
             f"no checkpoint at {address} in {store()} ({reason}); list them with "
             "lsa checkpoints, or make one with lsa train"
         ) from None
-
-
-def _quoted(value: str) -> str:
-    """A value that cannot leave its quotes in a search filter."""
-    if "'" in value or "\\" in value:
-        raise InputError(f"{value!r} holds a quote or backslash; no name or ID here does")
-    return value
 
 
 def listing() -> list[str]:

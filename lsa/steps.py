@@ -13,9 +13,10 @@ from typing import Any
 import torch
 
 from lsa import checkpoint as checkpoints
-from lsa import plots, progress, project, provenance, registry, serial, tracking
+from lsa import claims, plots, progress, project, provenance, registry, serial, tracking
 from lsa import train as training
 from lsa.checkpoint import Checkpoint
+from lsa.data import Data
 from lsa.errors import InputError
 from lsa.landscape import Landscape
 from lsa.probe import Probe, Result, find
@@ -169,10 +170,17 @@ def train(
     place = device_of(device)
     split = checkpoints.load_data(recipe, place)
     key = train_key(recipe, split.hash, place)
-    if reuse and (done := tracking.finished(key)) and "lsa.checkpoint" in done.tags:
-        return _finished(done.run_id, reused=True)
     # Wrong options fail here, before anything is tracked as running.
     training.network(recipe, split, trusted)
+    with claims.claim(tracking.store(), key):
+        if reuse and (done := tracking.finished(key)) and "lsa.checkpoint" in done.tags:
+            return _finished(done.run_id, reused=True)
+        return _train(recipe, split, key, place, resume, trusted)
+
+
+def _train(
+    recipe: Recipe, split: Data, key: str, place: str, resume: bool, trusted: Collection[str]
+) -> Step:
     name = f"train-{recipe.optimizer}-s{recipe.seed}"
     tags = _tags("train", recipe) | {"lsa.key": key}
     with (
@@ -220,7 +228,7 @@ def _resumed(path: Path, opened: tracking.Run) -> tuple[list[dict[str, float]], 
 def _register(
     opened: tracking.Run,
     recipe: Recipe,
-    split: Any,
+    split: Data,
     state: Mapping[str, Any],
     place: str,
     trusted: Collection[str],
@@ -296,8 +304,18 @@ def measure(
     recipe = sources[0].recipe
     models = [source.model_id for source in sources]
     key = probe_key(declared, resolved, models, recipe.landscape.samples, seed)
-    if reuse and (done := tracking.finished(key)):
-        return _finished(done.run_id, reused=True)
+    if not reuse:
+        return _measure(declared, sources, seed, key, resolved)
+    with claims.claim(tracking.store(), key):
+        if done := tracking.finished(key):
+            return _finished(done.run_id, reused=True)
+        return _measure(declared, sources, seed, key, resolved)
+
+
+def _measure(
+    declared: Probe, sources: Sequence[Checkpoint], seed: int, key: str, resolved: dict[str, Any]
+) -> Step:
+    name, recipe = declared.name, sources[0].recipe
     title = "-".join([name, *(f"{s.recipe.optimizer}-s{s.recipe.seed}" for s in sources)])
     tags = _tags(name, recipe) | {"lsa.key": key}
     tags |= {f"lsa.input.{i}": s.model_id for i, s in zip("ab", sources, strict=False)}

@@ -8,12 +8,15 @@ metric logged with a `model_id` stands on that checkpoint's page as well as on t
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import re
 import tempfile
 import time
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +35,7 @@ from mlflow.entities import (
 )
 from mlflow.exceptions import MlflowException
 
-from lsa import provenance
+from lsa import claims, provenance
 from lsa.checkpoint import Checkpoint
 from lsa.errors import InputError
 from lsa.probe import Probe, Result
@@ -44,6 +47,7 @@ logging.getLogger("alembic").setLevel(logging.ERROR)
 
 KIND = "custom_model_development"
 NOT_FINITE = "lsa.not_finite."  # + name of the metric: a tag that holds its value
+_PARENT: ContextVar[str | None] = ContextVar("parent", default=None)
 BATCH = 900  # metrics per request; the server takes 1000
 
 
@@ -128,22 +132,33 @@ class Run:
 def run(name: str, *, experiment: str, tags: Mapping[str, Any], device: str) -> Iterator[Run]:
     """Attach to the run that `mlflow run` made, or start one; end it as what happened.
 
-    An error ends it FAILED with the message in the tag `lsa.error`, a signal KILLED.
+    An error ends it FAILED with the message in the tag `lsa.error` (and, where it is nobody's
+    input, the traceback as an artifact), a signal KILLED. Its tags are set as it is made, so that
+    `end_stale` knows it however early its process dies.
     """
-    parent = mlflow.active_run()
-    if "MLFLOW_RUN_ID" in os.environ:
-        active, attached = mlflow.start_run(), True
+    client()  # the store is there
+    git_tags, diff = provenance.git()
+    versions = {f"lsa.version.{k}": v for k, v in provenance.versions().items()}
+    found = {**versions, **git_tags, **provenance.machine(device), **tags}
+    whole = {k: str(v) for k, v in found.items()}
+    attached = "MLFLOW_RUN_ID" in os.environ
+    if attached:
+        active = mlflow.start_run()
+        Run(active.info.run_id).tags({"mlflow.runName": name, **whole})
     else:
-        where = parent.info.experiment_id if parent else _experiment(experiment)
-        active, attached = mlflow.start_run(experiment_id=where, nested=parent is not None), False
+        above = mlflow.active_run()
+        parent = above.info.run_id if above else _PARENT.get()
+        where = above.info.experiment_id if above else _experiment(experiment)
+        active = mlflow.start_run(
+            experiment_id=where,
+            run_name=name,
+            nested=above is not None,
+            parent_run_id=parent,
+            tags=whole,
+        )
     opened = Run(active.info.run_id, attached)
     status = RunStatus.FAILED
     try:
-        git_tags, diff = provenance.git()
-        found = {f"lsa.version.{k}": v for k, v in provenance.versions().items()}
-        opened.tags(
-            {"mlflow.runName": name, **found, **git_tags, **provenance.machine(device), **tags}
-        )
         if diff:
             opened.text(diff, "provenance/uncommitted.diff")
         yield opened
@@ -154,9 +169,32 @@ def run(name: str, *, experiment: str, tags: Mapping[str, Any], device: str) -> 
     except Exception as error:
         with contextlib.suppress(MlflowException):
             opened.tags({"lsa.error": str(error)[:5000]})
+            if not isinstance(error, (InputError, ArithmeticError)):
+                opened.text(traceback.format_exc(), "traceback.txt")
         raise
     finally:
         mlflow.end_run(RunStatus.to_string(status))
+
+
+def adopt(parent: str) -> None:
+    """From here on, runs of this process are children of a run that another process holds."""
+    _PARENT.set(parent)
+
+
+def end_stale(project: str) -> list[str]:
+    """End the runs of a project that are RUNNING although their process here has died.
+
+    Returns:
+        Their names.
+    """
+    criteria = f"tags.project = '{quoted(project)}' and attributes.status = 'RUNNING'"
+    ended = []
+    for found in client().search_runs(_experiments(), criteria):
+        if provenance.gone(found.data.tags):
+            ended.append(found.info.run_name)
+            client().set_tag(found.info.run_id, "lsa.error", "its process died without ending it")
+            client().set_terminated(found.info.run_id, "KILLED")
+    return ended
 
 
 def end_attached(status: str, message: str) -> None:
@@ -185,7 +223,27 @@ def artifact(run_id: str, path: str) -> Any:
 
 def client() -> mlflow.MlflowClient:
     """A client of the store in use."""
+    _prepare(store())
     return mlflow.MlflowClient()
+
+
+@functools.lru_cache(maxsize=4)
+def _prepare(uri: str) -> None:
+    """Make a new database's tables, one process at a time: MLflow's own two would collide."""
+    if not uri.startswith(("http", "databricks")):
+        with claims.claim(uri, "tables"):
+            mlflow.MlflowClient().search_experiments(max_results=1)
+
+
+def _experiments() -> list[str]:
+    return [e.experiment_id for e in client().search_experiments()]
+
+
+def quoted(value: str) -> str:
+    """A value that cannot leave its quotes in a search filter."""
+    if "'" in value or "\\" in value:
+        raise InputError(f"{value!r} holds a quote or backslash; no name or ID here does")
+    return value
 
 
 def _experiment(name: str) -> str:
@@ -286,13 +344,13 @@ class Done:
     metrics: Mapping[str, float]
     params: Mapping[str, str]
     tags: Mapping[str, str]
+    seconds: float = 0.0  # from its start to its end
 
 
 def finished(key: str) -> Done | None:
     """The newest FINISHED run whose step has this key, in any experiment."""
-    experiments = [e.experiment_id for e in client().search_experiments()]
     found = client().search_runs(
-        experiments,
+        _experiments(),
         f"tags.`lsa.key` = '{key}' and attributes.status = 'FINISHED'",
         max_results=1,
         order_by=["attributes.start_time DESC"],
@@ -302,10 +360,8 @@ def finished(key: str) -> Done | None:
 
 def finished_steps(project: str) -> Iterator[Done]:
     """Every FINISHED step of a project, newest first, in any experiment."""
-    if "'" in project or "\\" in project:
-        raise InputError(f"{project!r} holds a quote or backslash; no project's name does")
-    experiments = [e.experiment_id for e in client().search_experiments()]
-    criteria = f"tags.project = '{project}' and attributes.status = 'FINISHED'"
+    experiments = _experiments()
+    criteria = f"tags.project = '{quoted(project)}' and attributes.status = 'FINISHED'"
     token = None
     while True:
         page = client().search_runs(
@@ -334,5 +390,6 @@ def read(run_id: str) -> Done:
 
 
 def _done(found: Any) -> Done:
-    data = found.data
-    return Done(found.info.run_id, dict(data.metrics), dict(data.params), dict(data.tags))
+    data, info = found.data, found.info
+    seconds = ((info.end_time or info.start_time) - info.start_time) / 1000
+    return Done(info.run_id, dict(data.metrics), dict(data.params), dict(data.tags), seconds)

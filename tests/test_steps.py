@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import mlflow
@@ -254,3 +257,32 @@ def test_a_failing_step_does_not_stop_the_others(workplace):
 
 def test_the_default_store_is_where_mlflow_ui_looks(workplace):
     assert tracking.store().endswith("mlflow.db")
+
+
+def test_runs_whose_process_died_are_ended(workplace):
+    with tracking.run("old", experiment="tiny", tags={"project": "tiny"}, device="cpu") as old:
+        pass
+    client = mlflow.MlflowClient()
+    client.update_run(old.id, status="RUNNING")
+    assert tracking.end_stale("tiny") == []  # this very process holds it
+    pid = provenance.machine("cpu")["lsa.process"].partition("@")[0]
+    client.set_tag(old.id, "lsa.process", f"{pid}@1.00")
+    assert tracking.end_stale("other") == []
+    assert tracking.end_stale("tiny") == ["old"]
+    assert run(old.id).info.status == "KILLED" and "died" in run(old.id).data.tags["lsa.error"]
+
+
+def test_an_error_that_is_no_ones_input_leaves_its_traceback(workplace):
+    with (
+        pytest.raises(KeyError),
+        tracking.run("bad", experiment="tiny", tags={}, device="cpu") as opened,
+    ):
+        raise KeyError("missing")
+    assert "KeyError" in mlflow.artifacts.load_text(f"runs:/{opened.id}/traceback.txt")
+
+
+def test_processes_may_open_a_new_store_at_once(workplace):
+    code = "from lsa import tracking; tracking.client().search_experiments()"
+    environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{workplace}/new.db"}
+    both = [subprocess.Popen([sys.executable, "-c", code], env=environment) for _ in range(2)]
+    assert [process.wait() for process in both] == [0, 0]

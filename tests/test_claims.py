@@ -1,0 +1,49 @@
+"""Claims between real processes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+
+from lsa import claims, provenance
+
+HOLD = """
+import sys, time
+from lsa import claims
+with claims.claim(sys.argv[1], "step"):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def holder(store: str) -> subprocess.Popen:
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, store], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None and process.stdout.readline() == "held\n"
+    return process
+
+
+def test_a_claim_waits_for_its_holder_and_survives_its_death(tmp_path):
+    store = str(tmp_path)
+    with holder(store) as process:
+        with claims.claim(store, "another step"), claims.claim(store + "2", "step"):
+            pass  # neither is what the other process holds
+        began = time.monotonic()
+        killer = subprocess.Popen(["sh", "-c", f"sleep 1; kill -9 {process.pid}"])
+        with claims.claim(store, "step"):
+            assert time.monotonic() - began > 0.9
+        killer.wait()
+
+
+def test_a_process_is_known_to_be_gone(tmp_path):
+    assert not provenance.gone(provenance.machine("cpu"))
+    code = "from lsa import provenance; print(provenance.machine('cpu')['lsa.process'])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    here = provenance.machine("cpu")
+    assert provenance.gone(here | {"lsa.process": done.stdout.strip()})
+    pid = here["lsa.process"].partition("@")[0]
+    assert provenance.gone(here | {"lsa.process": f"{pid}@1.00"})  # its number, used again
+    assert not provenance.gone(here | {"lsa.host": "elsewhere", "lsa.process": "1@1.00"})
+    assert not provenance.gone({})
