@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from lsa.landscape import Landscape
     from lsa.probe import PROBES, Curve, Metric, Result
     from lsa.steps import load, measure
+    from lsa.studies import step, study
 
 _HOMES = {
     "Checkpoint": "lsa.checkpoint",
@@ -25,6 +26,8 @@ _HOMES = {
     "Result": "lsa.probe",
     "load": "lsa.steps",
     "measure": "lsa.steps",
+    "step": "lsa.studies",
+    "study": "lsa.studies",
 }
 
 __all__ = [
@@ -37,6 +40,8 @@ __all__ = [
     "Result",
     "load",
     "measure",
+    "step",
+    "study",
 ]
 
 

@@ -16,15 +16,12 @@ from typing import Annotated, Any, Optional
 import typer
 
 from lsa import probe, signals
+from lsa.cli_study import DEVICE, PROJECT, compare, report, study
 from lsa.errors import InputError
 
 CONTEXT = {
     "help_option_names": ["-h", "--help"],
     "token_normalize_func": lambda token: token.replace("_", "-"),
-}
-STEPS = {
-    "train": "Train by a project's recipe, log every epoch, register the checkpoint.",
-    "study": "Train every optimizer of a project and run every probe; print the table.",
 }
 EXIT_INPUT = 2
 # Module that a tracking store's address asks for -> what to install.
@@ -100,12 +97,8 @@ def application(wanted: str | None = None) -> typer.Typer:
         add_completion=True,
         pretty_exceptions_enable=False,
     )
-    for name, function in (("train", train), ("study", study)):
-        app.command(name, help=STEPS[name], context_settings=CONTEXT)(function)
-    app.command("compare", context_settings=CONTEXT)(compare)
-    app.command("report", context_settings=CONTEXT)(report)
-    app.command("probes", context_settings=CONTEXT)(probes)
-    app.command("checkpoints", context_settings=CONTEXT)(checkpoints)
+    for function in (train, study, compare, report, probes, checkpoints):
+        app.command(context_settings=CONTEXT)(function)
     app.command("mlproject", hidden=True, context_settings=CONTEXT)(mlproject)
     for name, summary in probe.summaries().items():
         function, text = (_command(name), None) if name == wanted else (_stub, summary)
@@ -117,17 +110,7 @@ def _stub() -> None:
     """Stands for a command that is listed but not called."""
 
 
-# --- train, study ------------------------------------------------------------------------------
-
-PROJECT = Annotated[
-    Optional[str],  # noqa: UP045 (typer reads it on every Python)
-    typer.Option(help="project: a name in projects/ or a YAML file", show_default="digits"),
-]
-NAME = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Argument(help="project", show_default="digits", metavar="PROJECT"),
-]
-DEVICE = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")]
+# --- train ------------------------------------------------------------------------------
 
 
 def train(
@@ -154,7 +137,7 @@ def train(
     ] = "auto",
     device: DEVICE = "auto",
 ) -> None:
-    """Train one optimizer."""
+    """Train by a project's recipe, log every epoch, register the checkpoint."""
     from lsa import project as projects
     from lsa import steps
 
@@ -169,73 +152,6 @@ def train(
     print(f"run         {done.run_id}\ncheckpoint  {done.address}")
 
 
-def study(
-    name: NAME = None,
-    project: PROJECT = None,
-    device: DEVICE = "auto",
-    only: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(help="run these probes alone: lanczos,sgd_noise", show_default="all"),
-    ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="say what would run and why, and run nothing")
-    ] = False,
-) -> None:
-    """Run a project's whole study."""
-    from lsa import project as projects
-    from lsa import study as studies
-
-    setting = projects.load(name or project or projects.DEFAULT)
-    if only is not None:
-        setting = studies.only(setting, only.split(","))
-    if dry_run:
-        found = studies.plan(setting, device=device)
-        for label, what in found:
-            print(f"{what:22} {label}")
-        print(f"{sum(what != 'reused' for _, what in found)} of {len(found)} steps would run")
-        return
-    outcome = studies.study(setting, device=device, say=lambda line: print(line, flush=True))
-    _print_tables(outcome)
-    print(f"{outcome.done} steps done, {outcome.reused} reused. To compare them, open MLflow:")
-    print(f"    {_ui_command()}")
-
-
-def _print_tables(outcome: Any) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    from lsa import study as studies
-
-    # A pipe or a file has no width; a terminal's own breaks long headings instead of cutting them.
-    console = Console(width=None if sys.stdout.isatty() else 120)
-    for table in studies.tables(outcome):
-        shown = Table(title=table.title, title_justify="left", box=box.SIMPLE_HEAD)
-        for heading in table.headings:
-            shown.add_column(heading, overflow="fold")
-        for cells in table.cells:
-            shown.add_row(*cells)
-        console.print(shown)
-    print("± is two standard errors, over the samples, probe vectors or subspaces; not over seeds.")
-
-
-def _ui_command() -> str:
-    """The command that opens the UI on the store in use."""
-    from pathlib import Path
-
-    from lsa import tracking
-
-    uri = tracking.store()
-    if uri.startswith("http"):
-        return f"open {uri}"
-    beside = Path(sys.executable).with_name("mlflow")
-    near = beside.is_relative_to(Path.cwd())
-    program = str(beside.relative_to(Path.cwd())) if near else "mlflow"
-    default = f"sqlite:///{Path.cwd() / 'mlflow.db'}"
-    where = "" if uri in (default, "sqlite:///mlflow.db") else f" --backend-store-uri {uri}"
-    return f"{program} ui{where}    # then http://127.0.0.1:5000"
-
-
 def _print_metrics(done: Any, prefixes: tuple[str, ...]) -> None:
     """One line per number with its standard errors; not the last points of curves."""
     curves = done.tags.get("lsa.curves", "").split()
@@ -246,61 +162,6 @@ def _print_metrics(done: Any, prefixes: tuple[str, ...]) -> None:
         errors = {k.removeprefix(start): e for k, e in done.metrics.items() if k.startswith(start)}
         text = "".join(f" ± {error:.2g} ({source})" for source, error in errors.items())
         print(f"{name:36} {value:.6g}{text}")
-
-
-def compare(
-    name: NAME = None,
-    project: PROJECT = None,
-) -> None:
-    """Compare a project's optimizers over its seeds; say which differences are established."""
-    from lsa import findings as found
-    from lsa import measurements
-    from lsa import project as projects
-    from lsa.comparison import seeds_needed
-
-    setting = projects.load(name or project or projects.DEFAULT)
-    metric = ""
-    for finding in found.findings(measurements.measured(setting)):
-        if finding.metric != metric:
-            metric = finding.metric
-            print(metric)
-        print(f"    {finding.comparison.verdict}")
-    n = len(setting.optimizers)
-    pairs = n * (n - 1) // 2
-    print(
-        f"Paired by seed; exact sign-flip p, Holm-adjusted over {pairs} pair(s). With fewer than "
-        f"{seeds_needed(pairs)} seeds nothing can be established; the project has "
-        f"{len(setting.seeds)}."
-    )
-
-
-def report(
-    name: NAME = None,
-    project: PROJECT = None,
-    out: Annotated[str, typer.Option(help="folder to write into, beside MLflow")] = ".",
-) -> None:
-    """Write a project's report as HTML, Markdown and JSON, from the tracking store alone."""
-    import json
-    from pathlib import Path
-
-    from lsa import project as projects
-    from lsa import report as reports
-    from lsa import tracking
-
-    setting = projects.load(name or project or projects.DEFAULT)
-    found = reports.report(setting)
-    folder = Path(out)
-    if not folder.is_dir():
-        raise InputError(f"there is no folder {out}; make it, or give out=… another")
-    tags = {"lsa.step": "report", "project": setting.name}
-    title = f"report-{setting.name}"
-    with tracking.run(title, experiment=setting.name, tags=tags, device="cpu") as opened:
-        reports.log(opened, found)
-    page = folder / f"{title}.html"
-    page.write_text(found.html, encoding="utf-8")
-    page.with_suffix(".md").write_text(found.markdown, encoding="utf-8")
-    page.with_suffix(".json").write_text(json.dumps(found.content, indent=1), encoding="utf-8")
-    print(f"{page}\nrun  {opened.id}")
 
 
 # --- probes ------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,11 +47,11 @@ def measured(setting: Project) -> list[Measurement]:
     return found
 
 
-def newest(setting: Project) -> list[Measurement]:
-    """The same, or nothing."""
+def newest(setting: Project, finished: Iterable[Done] | None = None) -> list[Measurement]:
+    """The same, or nothing; of finished runs, newest first, where those were read before."""
     order = list(setting.optimizers)
     found: dict[tuple[int, ...], dict[tuple[str, int], Measurement]] = {}
-    for done in tracking.finished_steps(setting.name):
+    for done in tracking.finished_steps(setting.name) if finished is None else finished:
         tags, params = done.tags, done.params
         names = [tags.get("optimizer", "")]
         if "lsa.input.b" in tags:

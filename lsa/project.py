@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 import yaml
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, PrivateAttr
 
 from lsa import probe
 from lsa.errors import InputError
@@ -85,6 +85,12 @@ class Project(_Section):
     landscape: Split = Split()
     probes: dict[str, Options | None] = {}
     pairs: dict[str, Options | None] = {}
+    _source: str = PrivateAttr("")  # the file's path, where it was given by one
+
+    @property
+    def reference(self) -> str:
+        """What names the project on a command line."""
+        return self._source or self.name
 
     def recipe(self, optimizer: str, seed: int | None = None, **overrides: Any) -> Recipe:
         """The recipe of one run; `epochs`, `batch_size` and `lr` may be overridden.
@@ -165,6 +171,8 @@ def load(name: str = DEFAULT) -> Project:
         raise InputError(f"{path} must hold sections such as `dataset:`; see projects/digits.yaml")
     project = _validated(Project, str(path), {"name": path.stem} | content)
     _check_probes(project, path)
+    if name.endswith((".yaml", ".yml")):
+        project._source = name
     return project
 
 

@@ -83,7 +83,7 @@ def load(
     """
     address, trusted = locate(reference, project, optimizer, seed)
     found = registry.fetch(address, device=device_of(device), trusted=(*trusted, *trust))
-    return _on_subset(found, samples)
+    return on_subset(found, samples)
 
 
 def locate(
@@ -111,10 +111,11 @@ def trusted_by(recipe: Recipe) -> tuple[str, ...]:
     return tuple(name.partition(".")[0].partition(":")[0] for name in names if ":" in name)
 
 
-def _on_subset(found: Checkpoint, samples: int | None) -> Checkpoint:
+def on_subset(found: Checkpoint, samples: int | str | None) -> Checkpoint:
+    """The checkpoint with its landscape on another number of samples."""
     if samples is None:
         return found
-    split = project.Split(samples=samples)
+    split = project.Split.model_validate({"samples": samples})
     return dataclasses.replace(found, recipe=found.recipe.model_copy(update={"landscape": split}))
 
 
@@ -187,7 +188,7 @@ def _train(
         tracking.run(name, experiment=recipe.project, tags=tags, device=place) as opened,
         progress.bar(name) as report,
     ):
-        opened.params(_train_params(recipe))
+        opened.params(train_params(recipe))
         opened.json(recipe.model_dump(), "recipe.json")
         state_file = SCRATCH / "training" / f"{key}.safetensors"
         history, state = _resumed(state_file, opened) if resume else ([], None)
@@ -251,7 +252,8 @@ def _register(
     opened.tags({"lsa.checkpoint": address, "lsa.model_id": model_id})
 
 
-def _train_params(recipe: Recipe) -> dict[str, Any]:
+def train_params(recipe: Recipe) -> dict[str, Any]:
+    """The parameters that a training run logs."""
     options = {f"optimizer.{k}": v for k, v in recipe.rule.model_dump().items()}
     return {
         "project": recipe.project,

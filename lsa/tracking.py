@@ -211,6 +211,17 @@ def store() -> str:
     return mlflow.get_tracking_uri()
 
 
+def addresses() -> tuple[str, str]:
+    """Addresses of the tracking store and of the model registry, for another process."""
+    return store(), mlflow.get_registry_uri()
+
+
+def use(tracking_store: str, registry: str) -> None:
+    """Use these from here on."""
+    mlflow.set_tracking_uri(tracking_store)
+    mlflow.set_registry_uri(registry)
+
+
 def shown(uri: str) -> str:
     """The address without the password that it may hold."""
     return re.sub(r"(://[^:/@]*):[^@/]*@", r"\1:***@", uri)

@@ -7,7 +7,7 @@ import json
 import mlflow
 import pytest
 
-from lsa import cli, project, study
+from lsa import cli, plan, project, study
 from lsa.checks import checks
 from lsa.measurements import Measurement, measured, written
 from lsa.report import report
@@ -22,7 +22,8 @@ def studied(workplace):
     text = file.read_text().replace("{lanczos: {k: 2}}", "{lanczos: {k: 2, density_steps: 9}}")
     file.write_text(text + "pairs: {interpolation: {points: 5}}\n")
     setting = project.load("tiny")
-    study.study(setting, say=lambda line: None)
+    with study(setting) as running:
+        plan.run(setting, running)
     return setting
 
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import lsa
-from lsa import project, provenance, steps, study, tracking
+from lsa import project, provenance, steps, tracking
 from lsa import train as training
 from lsa.errors import InputError
 from lsa.landscape import flatten
@@ -183,54 +183,10 @@ def test_a_damaged_or_foreign_checkpoint_is_refused(trained, tmp_path):
         checkpoint.read(folder)
 
 
-def test_a_study_runs_everything_once_and_then_nothing(workplace):
-    setting = project.load("tiny")
-    first = study.study(setting, say=lambda line: None)
-    assert (first.done, first.reused, first.failures) == (4, 0, [])
-    assert [row.optimizer for row in first.rows] == ["sgd", "adamw"]
-    assert "lanczos/lambda_max" in first.rows[0].metrics
-    training, spectrum = study.tables(first)
-    assert training.cells[0][:2] == ["sgd", "0"] and training.cells[0][2].startswith("0.")
-    assert spectrum.title == "lanczos" and spectrum.headings[2] == "lambda_max"
-    second = study.study(setting, say=lambda line: None)
-    assert (second.done, second.reused) == (0, 4)
-
-
-def test_a_plan_says_what_would_run_and_why(workplace, monkeypatch):
-    file = workplace / "projects" / "tiny.yaml"
-    file.write_text(file.read_text() + "pairs: {interpolation: {points: 5}}\n")
-    setting = project.load("tiny")
-    assert [what for _, what in study.plan(setting)] == ["new"] * 2 + [
-        "new, after its training"
-    ] * 3
-    study.study(study.only(setting, ["lanczos"]), say=lambda line: None)
-    expected = ["reused"] * 4 + ["new"]
-    assert [what for _, what in study.plan(setting)] == expected
-    # An edited probe: another hash of the code that computes it.
-    code_hash = provenance.code_hash
-    edited = lambda module: code_hash(module) + "!" * (module == "lsa.probes.lanczos")  # noqa: E731
-    monkeypatch.setattr(provenance, "code_hash", edited)
-    states = dict(study.plan(setting))
-    assert {label for label, what in states.items() if what == "changed"} == {
-        "lanczos sgd seed 0",
-        "lanczos adamw seed 0",
-    }
-    with pytest.raises(InputError, match=r"no probe 'lanzcos'\. Did you mean 'lanczos'"):
-        study.only(setting, ["lanzcos"])
-
-
-def test_a_study_measures_every_pair_of_optimizers_and_links_both(workplace):
-    file = workplace / "projects" / "tiny.yaml"
-    file.write_text(file.read_text() + "pairs: {interpolation: {points: 5}}\n")
-    outcome = study.study(project.load("tiny"), say=lambda line: None)
-    (pair,) = outcome.pairs
-    assert pair.optimizer == "sgd – adamw" and "interpolation/barrier" in pair.metrics
-    table = next(t for t in study.tables(outcome) if t.title == "interpolation")
-    assert table.headings[2:] == ["barrier", "alpha_min", "barrier_aligned"]
-    assert "±" in table.cells[0][2]
+def test_a_pair_probe_links_both_checkpoints(trained):
+    steps.train(project.load("tiny").recipe("adamw"))
     a, b = (lsa.load(project="tiny", optimizer=name) for name in ("sgd", "adamw"))
-    done = lsa.measure("interpolation", a, b, reuse=True, points=5)
-    assert done.reused
+    done = lsa.measure("interpolation", a, b, points=5)
     assert (done.tags["lsa.input.a"], done.tags["lsa.input.b"]) == (a.model_id, b.model_id)
     model = mlflow.get_logged_model(a.model_id)
     assert not any(m.key.startswith("interpolation/") for m in model.metrics)
@@ -244,15 +200,6 @@ def test_a_number_that_is_not_finite_comes_back_as_it_was(workplace, trained):
     done = lsa.measure("intrinsic_dim", lsa.load(trained.run_id), largest=8, epochs=1, subspaces=2)
     assert done.metrics["intrinsic_dim/d90"] == float("inf")
     assert done.tags["lsa.not_finite.intrinsic_dim/d90"] == "inf"
-
-
-def test_a_failing_step_does_not_stop_the_others(workplace):
-    text = (workplace / "projects" / "tiny.yaml").read_text()
-    (workplace / "projects" / "tiny.yaml").write_text(text.replace("lr: 0.1}", "lr: 1.0e+30}"))
-    said: list[str] = []
-    with pytest.raises(InputError, match="1 of the study's steps failed: train sgd"):
-        study.study(project.load("tiny"), say=said.append)
-    assert sum("done" in line for line in said) == 2  # adamw's training and spectrum
 
 
 def test_the_default_store_is_where_mlflow_ui_looks(workplace):

@@ -25,15 +25,17 @@ LAYERS = [
     {"steps"},
     {"measurements"},
     {"findings", "checks"},
-    {"report"},
-    {"study"},
+    {"report", "calls", "engines", "view"},
+    {"studies"},
+    {"plan"},
     {"__init__"},
+    {"cli_study"},
     {"cli"},
     {"__main__"},
 ]
 ALLOWED = {
     "mlflow": {"tracking", "registry"},
-    "typer": {"cli"},
+    "typer": {"cli", "cli_study"},
     "matplotlib": {"plots"},
 }
 

@@ -1,0 +1,84 @@
+"""A step by names alone, so that it can travel to another process and be repeated by hand."""
+
+from __future__ import annotations
+
+import functools
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from lsa import probe, progress, registry, steps, tracking
+from lsa.checkpoint import Checkpoint
+from lsa.project import Project
+from lsa.steps import Step
+
+TRAIN = "train"
+
+
+@dataclass(frozen=True)
+class Call:
+    """One step: `train`, a probe, or a probe along the training (`trajectory.<probe>`)."""
+
+    step: str
+    setting: Project
+    optimizers: tuple[str, ...]  # of the training, or of the probe's checkpoints
+    seed: int
+    options: Mapping[str, Any] = field(default_factory=dict)  # all of the probe's; what is given
+    device: str = "auto"
+
+    @property
+    def label(self) -> str:
+        """What it is called in lists and messages."""
+        given = [f"{k}={v}" for k, v in self.options.items()] if self.step == TRAIN else []
+        return " ".join([self.step, " – ".join(self.optimizers), f"seed {self.seed}", *given])
+
+    @property
+    def command(self) -> str:
+        """The command that repeats it."""
+        name = self.step.removeprefix("trajectory.")
+        words = ["lsa", name, "--project", self.setting.reference]
+        for suffix, optimizer in zip(("", "_b"), self.optimizers, strict=False):
+            words += [f"--optimizer{suffix}", optimizer, f"--seed{suffix}", str(self.seed)]
+        options = self.options
+        if self.step != TRAIN:
+            usual = self.setting.options(probe.find(name))
+            options = {k: v for k, v in options.items() if usual.get(k) != v}
+        for key, value in options.items():
+            words += [f"--{key}", str(value)]
+        if name != self.step:
+            words += ["--epochs", "all"]
+        return shlex.join(words)
+
+
+def perform(call: Call, addresses: tuple[str, ...]) -> Step:
+    """Run a call, or find that it has been run.
+
+    Args:
+        call: What to run.
+        addresses: Of the checkpoints that a probe takes.
+    """
+    with progress.titled(call.label):
+        return _perform(call, addresses)
+
+
+def _perform(call: Call, addresses: tuple[str, ...]) -> Step:
+    overrides = call.options if call.step == TRAIN else {}
+    recipe = call.setting.recipe(call.optimizers[0], call.seed, **overrides)
+    trusted = steps.trusted_by(recipe)
+    if call.step == TRAIN:
+        return steps.train(recipe, device=call.device, reuse=True, trusted=trusted)
+    place = steps.device_of(call.device)
+    samples = call.setting.landscape.samples
+    store = tracking.store()
+    sources = [_checkpoint(store, address, place, trusted, samples) for address in addresses]
+    return steps.measure(call.step, *sources, reuse=True, **call.options)
+
+
+@functools.lru_cache(maxsize=4)
+def _checkpoint(
+    store: str, address: str, device: str, trusted: tuple[str, ...], samples: Any
+) -> Checkpoint:
+    """Fetched once for the probes that follow each other on it; a version of a store is fixed."""
+    found = registry.fetch(address, device=device, trusted=trusted)
+    return steps.on_subset(found, samples)

@@ -1,0 +1,180 @@
+"""The commands about a whole project: study, compare, report."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any, Optional
+
+import typer
+
+from lsa.errors import InputError
+
+PROJECT = Annotated[
+    Optional[str],  # noqa: UP045 (typer reads it on every Python)
+    typer.Option(help="project: a name in projects/ or a YAML file", show_default="digits"),
+]
+NAME = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Argument(help="project", show_default="digits", metavar="PROJECT"),
+]
+DEVICE = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")]
+
+
+def study(
+    name: NAME = None,
+    project: PROJECT = None,
+    device: DEVICE = "auto",
+    workers: Annotated[int, typer.Option(help="processes that run steps side by side")] = 1,
+    only: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="run these probes alone: lanczos,sgd_noise", show_default="all"),
+    ] = None,
+    keep_going: Annotated[
+        bool,
+        typer.Option(
+            "--keep-going/--stop",
+            help="after a failed step, go on with those that do not need it, or stop",
+        ),
+    ] = True,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="say what would run and why, and run nothing")
+    ] = False,
+) -> None:
+    """Train every optimizer of a project and run every probe; print the table."""
+    from lsa import plan, studies, tracking
+    from lsa import project as projects
+
+    setting = projects.load(name or project or projects.DEFAULT)
+    if only is not None:
+        setting = plan.only(setting, only.split(","))
+    tracking.end_stale(setting.name)
+    outlook = plan.outlook(setting, device=device)
+    if dry_run:
+        for one in outlook:
+            why = f"  ({one.why})" if one.why else ""
+            print(f"{one.state:8} {one.planned.label}{why}")
+        print(f"{sum(o.state != 'reused' for o in outlook)} of {len(outlook)} steps would run")
+        return
+    failed = None
+    with _view(len(outlook), workers) as view:
+        try:
+            with studies.study(
+                setting, workers=workers, device=device, keep_going=keep_going, view=view
+            ) as running:
+                plan.run(setting, running)
+        except studies.Failed as error:
+            failed = error
+    _print_tables(setting)
+    states = [handle.state for handle in running.handles]
+    counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+    print(f"{len(states)} steps: {counts}. To compare them, open MLflow:\n    {_ui_command()}")
+    if failed:
+        for handle in running.failures:
+            print(f"{handle.call.label}: {handle.error}\n    {handle.call.command}")
+        raise failed
+
+
+def _view(total: int, workers: int) -> Any:
+    """A live table on a terminal, lines elsewhere."""
+    import contextlib
+
+    from lsa.view import Lines, Screen
+
+    if sys.stderr.isatty():
+        return Screen({}, total, workers)
+    return contextlib.nullcontext(Lines(lambda line: print(line, flush=True), total))
+
+
+def _print_tables(setting: Any) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    from lsa import measurements
+    from lsa.report import _tables
+
+    # A pipe or a file has no width; a terminal's own breaks long headings instead of cutting them.
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    for table in _tables(measurements.measured(setting)):
+        shown = Table(title=table.title, title_justify="left", box=box.SIMPLE_HEAD)
+        for heading in table.headings:
+            shown.add_column(heading, overflow="fold")
+        for row in table.rows:
+            shown.add_row(*row)
+        console.print(shown)
+    print(
+        "± is half a 95 % interval over the seeds; of one seed, two standard errors over the "
+        "samples, probe vectors or subspaces."
+    )
+
+
+def _ui_command() -> str:
+    """The command that opens the UI on the store in use."""
+    from pathlib import Path
+
+    from lsa import tracking
+
+    uri = tracking.store()
+    if uri.startswith("http"):
+        return f"open {uri}"
+    beside = Path(sys.executable).with_name("mlflow")
+    near = beside.is_relative_to(Path.cwd())
+    program = str(beside.relative_to(Path.cwd())) if near else "mlflow"
+    default = f"sqlite:///{Path.cwd() / 'mlflow.db'}"
+    where = "" if uri in (default, "sqlite:///mlflow.db") else f" --backend-store-uri {uri}"
+    return f"{program} ui{where}    # then http://127.0.0.1:5000"
+
+
+def compare(
+    name: NAME = None,
+    project: PROJECT = None,
+) -> None:
+    """Compare a project's optimizers over its seeds; say which differences are established."""
+    from lsa import findings as found
+    from lsa import measurements
+    from lsa import project as projects
+    from lsa.comparison import seeds_needed
+
+    setting = projects.load(name or project or projects.DEFAULT)
+    metric = ""
+    for finding in found.findings(measurements.measured(setting)):
+        if finding.metric != metric:
+            metric = finding.metric
+            print(metric)
+        print(f"    {finding.comparison.verdict}")
+    n = len(setting.optimizers)
+    pairs = n * (n - 1) // 2
+    print(
+        f"Paired by seed; exact sign-flip p, Holm-adjusted over {pairs} pair(s). With fewer than "
+        f"{seeds_needed(pairs)} seeds nothing can be established; the project has "
+        f"{len(setting.seeds)}."
+    )
+
+
+def report(
+    name: NAME = None,
+    project: PROJECT = None,
+    out: Annotated[str, typer.Option(help="folder to write into, beside MLflow")] = ".",
+) -> None:
+    """Write a project's report as HTML, Markdown and JSON, from the tracking store alone."""
+    import json
+    from pathlib import Path
+
+    from lsa import project as projects
+    from lsa import report as reports
+    from lsa import tracking
+
+    setting = projects.load(name or project or projects.DEFAULT)
+    found = reports.report(setting)
+    folder = Path(out)
+    if not folder.is_dir():
+        raise InputError(f"there is no folder {out}; make it, or give out=… another")
+    tags = {"lsa.step": "report", "project": setting.name}
+    title = f"report-{setting.name}"
+    with tracking.run(title, experiment=setting.name, tags=tags, device="cpu") as opened:
+        reports.log(opened, found)
+    page = folder / f"{title}.html"
+    page.write_text(found.html, encoding="utf-8")
+    page.with_suffix(".md").write_text(found.markdown, encoding="utf-8")
+    page.with_suffix(".json").write_text(json.dumps(found.content, indent=1), encoding="utf-8")
+    print(f"{page}\nrun  {opened.id}")

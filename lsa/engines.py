@@ -1,0 +1,125 @@
+"""Where the steps of a study run: in this process, or in several that share its cores."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from typing import Any
+
+from lsa import progress, signals, tracking
+
+NEWS = 0.2  # seconds between two reports of a worker's progress
+PATIENCE = 20.0  # seconds that a stopped worker has for ending its run
+
+
+class Inline(Executor):
+    """Runs each call at once, in this process."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future:
+        """Run the call and return its finished future."""
+        done: Future = Future()
+        try:
+            done.set_result(fn(*args, **kwargs))
+        except Exception as error:
+            done.set_exception(error)
+        return done
+
+
+class Processes:
+    """A pool of worker processes, made again when one of them dies.
+
+    Workers are started afresh (`spawn`), told the store's address and the study's run, and given
+    an equal share of the threads. They end when this process does, however it does.
+    """
+
+    def __init__(self, workers: int, parent: str | None) -> None:
+        import torch
+
+        self._workers = workers
+        self._arguments = (
+            *tracking.addresses(),
+            parent,
+            max(1, torch.get_num_threads() // workers),
+        )
+        self._start()
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._news = context.SimpleQueue()
+        self._pool = ProcessPoolExecutor(
+            self._workers, context, _begin, (*self._arguments, self._news)
+        )
+
+    def submit(self, function: Callable[..., Any], *arguments: Any) -> Future:
+        """The call's future."""
+        return self._pool.submit(_work, function, *arguments)
+
+    def restart(self) -> None:
+        """A new pool in place of a broken one, whose workers are gone."""
+        self._pool.shutdown(cancel_futures=True)
+        self._start()
+
+    def news(self) -> Iterator[tuple[str, int, int, str]]:
+        """Progress that the workers have reported since the last call."""
+        while not self._news.empty():
+            yield self._news.get()
+
+    def shutdown(self) -> None:
+        """End the workers; what they have not finished ends as killed."""
+        children = multiprocessing.active_children()
+        for child in children:
+            child.terminate()
+        deadline = time.monotonic() + PATIENCE
+        for child in children:
+            child.join(max(0.0, deadline - time.monotonic()))
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _begin(store: str, registry: str, parent: str | None, threads: int, news: Any) -> None:
+    """Make a fresh process a worker."""
+    import torch
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)  # idle, it has nothing to end
+    os.environ.pop("MLFLOW_RUN_ID", None)  # that is the study's
+    warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated")
+    torch.set_num_threads(threads)
+    tracking.use(store, registry)
+    if parent:
+        tracking.adopt(parent)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    last = 0.0
+
+    def tell(title: str, done: int, total: int, text: str) -> None:
+        nonlocal last
+        if time.monotonic() - last > NEWS:
+            last = time.monotonic()
+            news.put((title, done, total, text))
+
+    progress.redirect(tell)
+
+
+def _end_with_parent() -> None:
+    """A worker whose study was killed must not go on alone."""
+    parent = multiprocessing.parent_process()
+    if parent:
+        parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _work(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Run a call; a signal ends its run as killed, then the process."""
+    signals.catch()
+    try:
+        return function(*arguments)
+    except signals.Killed as stop:
+        os._exit(stop.exit_code)
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)

@@ -1,0 +1,157 @@
+"""The study of a project: which steps it has, which of them would run and why, and running them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any, Literal
+
+from lsa import measurements, probe, provenance, steps, tracking
+from lsa import report as reports
+from lsa.checkpoint import load_data
+from lsa.errors import InputError
+from lsa.factories import nearest
+from lsa.project import Project
+from lsa.studies import Handle, Study
+from lsa.tracking import Done
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One step of a project's study."""
+
+    step: str  # `train` or the probe
+    optimizers: tuple[str, ...]  # two for a pair probe
+    seed: int
+
+    @property
+    def label(self) -> str:
+        """What it is called in lists."""
+        return f"{self.step} {' – '.join(self.optimizers)} seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What would become of a planned step."""
+
+    planned: Planned
+    state: Literal["new", "changed", "reused"]
+    why: str = ""  # of a changed one: what differs from the finished run
+
+
+def planned(setting: Project) -> Iterator[Planned]:
+    """Every training, then the probes on each checkpoint, then the pairs of each seed."""
+    runs = [(optimizer, seed) for seed in setting.seeds for optimizer in setting.optimizers]
+    for optimizer, seed in runs:
+        yield Planned("train", (optimizer,), seed)
+    for optimizer, seed in runs:
+        for name in setting.probes:
+            yield Planned(name, (optimizer,), seed)
+    for seed in setting.seeds:
+        for pair in combinations(setting.optimizers, 2):
+            for name in setting.pairs:
+                yield Planned(name, pair, seed)
+
+
+def only(setting: Project, names: Collection[str]) -> Project:
+    """The project with those of its probes alone.
+
+    Raises:
+        InputError: A name that is no probe of the project.
+    """
+    known = [*setting.probes, *setting.pairs]
+    for name in names:
+        if name not in known:
+            raise InputError(
+                f"project {setting.name} has no probe {name!r}.{nearest(name, known)} "
+                f"It has {', '.join(known)}"
+            )
+    chosen = {
+        section: {k: v for k, v in getattr(setting, section).items() if k in names}
+        for section in ("probes", "pairs")
+    }
+    return setting.model_copy(update=chosen)
+
+
+def run(setting: Project, study: Study) -> None:
+    """Run every step of the project in a study, and log the report of what is measured then."""
+    trained: dict[tuple[str, int], Handle] = {}
+    for one in planned(setting):
+        if one.step == "train":
+            (optimizer,) = one.optimizers
+            trained[optimizer, one.seed] = study.step("train", optimizer=optimizer, seed=one.seed)
+        else:
+            study.step(one.step, *(trained[optimizer, one.seed] for optimizer in one.optimizers))
+    study.advance()
+    if study.opened and any(handle.state in ("done", "reused") for handle in study.handles):
+        reports.log(study.opened, reports.report(setting))
+
+
+# --- what would run -----------------------------------------------------------------------------
+
+
+def outlook(setting: Project, *, device: str = "auto") -> list[Outlook]:
+    """Every step of a study and what would become of it, without running any.
+
+    `reused`: it has finished with the same options, inputs, data and code. `changed`: it has
+    finished, but one of them differs, which is named. `new`: it has not. A step whose checkpoint
+    is to be trained again follows it.
+    """
+    place = steps.device_of(device)
+    done = list(tracking.finished_steps(setting.name))
+    by_key = {run.tags["lsa.key"]: run for run in reversed(done) if "lsa.key" in run.tags}
+    before = {(m.step, m.subject, m.seed): m.done for m in measurements.newest(setting, done)}
+    models: dict[tuple[str, int], str] = {}
+    found = []
+    for one in planned(setting):
+        subject = " – ".join(one.optimizers)
+        old = before.get((one.step, subject, one.seed))
+        if one.step == "train":
+            key, params = _training(setting, one, place)
+            if key in by_key:
+                models[subject, one.seed] = by_key[key].tags["lsa.model_id"]
+            inputs: list[str] = []
+        else:
+            inputs = [models.get((optimizer, one.seed), "") for optimizer in one.optimizers]
+            key, params = _probe(setting, one, inputs)
+        if key in by_key and all(inputs):
+            found.append(Outlook(one, "reused"))
+        elif old is None:
+            found.append(Outlook(one, "new"))
+        else:
+            found.append(Outlook(one, "changed", _difference(old, params, inputs)))
+    return found
+
+
+def _training(setting: Project, one: Planned, device: str) -> tuple[str, dict[str, Any]]:
+    """Key and parameters of a training."""
+    recipe = setting.recipe(one.optimizers[0], one.seed)
+    key = steps.train_key(recipe, load_data(recipe, device).hash, device)
+    return key, steps.train_params(recipe)
+
+
+def _probe(setting: Project, one: Planned, inputs: list[str]) -> tuple[str, dict[str, Any]]:
+    """Key and options of a probe on its input models."""
+    declared = probe.find(one.step)
+    options = setting.options(declared)
+    key = steps.probe_key(declared, options, inputs, setting.landscape.samples)
+    return key, options
+
+
+def _difference(old: Done, params: Mapping[str, Any], inputs: list[str]) -> str:
+    """Why a finished run does not count any more."""
+    known = [old.tags.get(f"lsa.input.{i}", "") for i, _ in zip("ab", inputs, strict=False)]
+    changed = [
+        f"{name}: {old.params[name]} → {value}"
+        for name, value in params.items()
+        if name in old.params and old.params[name] != str(value)
+    ]
+    torch = provenance.versions()["torch"]
+    if changed:
+        return ", ".join(changed)
+    if known != inputs:
+        return "its checkpoint is trained again" if not all(inputs) else "another checkpoint"
+    if old.tags.get("lsa.version.torch") != torch:
+        return f"torch {old.tags.get('lsa.version.torch')} → {torch}"
+    return "code, data or samples"

@@ -1,0 +1,303 @@
+"""Studies: steps as plain Python, each run once, on one engine.
+
+    from lsa import step, study
+
+    with study("digits", workers=2):
+        for lr in (0.02, 0.1):
+            trained = step("train", optimizer="sgd", lr=lr)
+            sharp = step("lanczos", trained, k=1)
+            if sharp.metrics["lanczos/lambda_max"] > 20:  # waits for the number
+                step("sgd_noise", trained)
+
+Passing one step's handle to another is the edge between them. A step that has finished before with
+the same options, inputs, data and code is not run again, so a study goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Collection, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from lsa import calls, probe, progress, project, tracking
+from lsa.calls import TRAIN, Call
+from lsa.engines import Inline, Processes
+from lsa.errors import InputError
+from lsa.project import Project
+from lsa.steps import Step
+from lsa.view import View, quiet
+
+State = Literal["waiting", "running", "done", "reused", "failed", "skipped"]
+BUDGET = ("epochs", "batch_size", "lr")  # what a training may override
+TRIES = 2  # of a step whose process dies under it
+POLL = 0.2  # seconds between two looks at the workers' progress
+
+
+class Failed(InputError):
+    """Steps of a study have failed; the others are done."""
+
+
+@dataclass(eq=False)
+class Handle:
+    """A step of a study: waited for when its numbers are asked for."""
+
+    call: Call
+    needs: tuple[Handle, ...]
+    study: Study
+    state: State = "waiting"
+    tries: int = 0
+    error: str = ""
+    _step: Step | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether it will change no more."""
+        return self.state not in ("waiting", "running")
+
+    @property
+    def step(self) -> Step:
+        """The finished step.
+
+        Raises:
+            InputError: It has failed, or a step that it needs has.
+        """
+        self.study.advance(until=self)
+        if self._step is None:
+            raise InputError(f"{self.call.label}: {self.error}")
+        return self._step
+
+    @property
+    def metrics(self) -> Mapping[str, float]:
+        """Its numbers."""
+        return self.step.metrics
+
+    @property
+    def run_id(self) -> str:
+        """Its run."""
+        return self.step.run_id
+
+
+class Study:
+    """The steps of a study in the order in which they were asked for."""
+
+    def __init__(
+        self,
+        setting: Project,
+        engine: Inline | Processes,
+        opened: tracking.Run | None = None,
+        *,
+        workers: int = 1,
+        device: str = "auto",
+        keep_going: bool = True,
+        view: View | None = None,
+    ) -> None:
+        self.setting = setting
+        self.opened = opened  # the run whose children the steps are
+        self.handles: list[Handle] = []
+        self._engine = engine
+        self._workers = workers
+        self._device = device
+        self._keep_going = keep_going
+        self._view = view or quiet()
+        self._running: dict[Future, Handle] = {}
+
+    def step(self, name: str, *inputs: Handle, **options: Any) -> Handle:
+        """Ask for a step; it starts when its inputs are there and a worker is free.
+
+        Args:
+            name: `train`, a probe, or `trajectory.<probe>`.
+            *inputs: The training whose checkpoint a probe takes; two for a pair probe.
+            **options: Of the step: a probe's own; for `train` `optimizer`, `seed`, and `epochs`,
+                `batch_size`, `lr` to override the project's. The rest are the project's.
+
+        Raises:
+            InputError: An unknown step, option or optimizer, or inputs that do not fit.
+        """
+        call = self._training(options) if name == TRAIN else self._probe(name, inputs, options)
+        handle = Handle(call, inputs, self)
+        self.handles.append(handle)
+        if isinstance(self._engine, Processes):
+            self._start()  # beside what the caller does next
+        return handle
+
+    def _training(self, options: dict[str, Any]) -> Call:
+        if "optimizer" not in options:
+            raise InputError("train needs optimizer=…, as the project names it")
+        rest = {k: v for k, v in options.items() if k not in ("optimizer", "seed")}
+        for name in rest:
+            if name not in BUDGET:
+                raise InputError(
+                    f"train has no option {name!r}; it takes optimizer, seed, {', '.join(BUDGET)}"
+                )
+        recipe = self.setting.recipe(options["optimizer"], options.get("seed"), **rest)
+        return Call(TRAIN, self.setting, (recipe.optimizer,), recipe.seed, rest, self._device)
+
+    def _probe(self, name: str, inputs: tuple[Handle, ...], options: dict[str, Any]) -> Call:
+        declared = probe.find(name.removeprefix("trajectory."))
+        wanted = 1 + declared.pair
+        if len(inputs) != wanted or any(i.call.step != TRAIN for i in inputs):
+            raise InputError(
+                f"{name} takes {wanted} training(s) as its input(s): step({name!r}, …)"
+            )
+        usual = self.setting.options(declared)
+        resolved = project.resolve(declared, usual | options, f"step {name}")
+        optimizers = tuple(i.call.optimizers[0] for i in inputs)
+        return Call(name, self.setting, optimizers, inputs[0].call.seed, resolved, self._device)
+
+    # --- running ----------------------------------------------------------------------------------
+
+    def advance(self, until: Handle | None = None) -> None:
+        """Run until a handle has finished, or all have."""
+        while not (until.finished if until else all(h.finished for h in self.handles)):
+            self._start()
+            if not self._running:
+                continue
+            done, _ = wait(self._running, POLL, FIRST_COMPLETED)
+            if isinstance(self._engine, Processes):
+                for news in self._engine.news():
+                    self._view.progress(*news)
+            self._collect(done)
+            self._view.refresh(self.handles)
+
+    def _start(self) -> None:
+        """Start what can start; skip what cannot any more."""
+        for handle in self.handles:
+            if handle.state != "waiting":
+                continue
+            failed = [need for need in handle.needs if need.state in ("failed", "skipped")]
+            if failed or self._stopped():
+                handle.state = "skipped"
+                handle.error = f"not run: {failed[0].call.label} failed" if failed else "not run"
+            elif len(self._running) >= self._workers:
+                return
+            elif all(need.finished for need in handle.needs):
+                self._submit(handle)
+
+    def _submit(self, handle: Handle) -> None:
+        handle.state, handle.tries = "running", handle.tries + 1
+        self._view.refresh(self.handles)
+        addresses = tuple(need.step.address for need in handle.needs)
+        future = self._engine.submit(calls.perform, handle.call, addresses)
+        self._running[future] = handle
+        if future.done():  # inline
+            self._collect({future})
+
+    def _stopped(self) -> bool:
+        return not self._keep_going and any(h.state == "failed" for h in self.handles)
+
+    def _collect(self, futures: Collection[Future]) -> None:
+        broken = False
+        for future in futures:
+            handle = self._running.pop(future)
+            try:
+                done = future.result()
+                handle._step, handle.state = done, "reused" if done.reused else "done"
+            except BrokenProcessPool:
+                broken = True
+                handle.state, handle.error = "waiting", "its process died (out of memory?)"
+                if handle.tries >= TRIES:
+                    handle.state = "failed"
+            except Exception as error:
+                handle.state = "failed"
+                handle.error = _line(error)
+            if handle.finished:
+                self._view.finished(handle)
+        if broken and isinstance(self._engine, Processes):
+            self._collect(list(self._running))  # they broke with it
+            tracking.end_stale(self.setting.name)
+            self._engine.restart()
+
+    @property
+    def failures(self) -> list[Handle]:
+        """What failed, without what was skipped because of it."""
+        return [handle for handle in self.handles if handle.state == "failed"]
+
+
+def _line(error: Exception) -> str:
+    """An error in one line; the whole of an unforeseen one is in its run's traceback."""
+    first = (str(error).splitlines() or [""])[0]
+    foreseen = isinstance(error, (InputError, ArithmeticError))
+    return first if foreseen else f"{type(error).__name__}: {first}"
+
+
+_current: ContextVar[Study | None] = ContextVar("study", default=None)
+
+
+@contextlib.contextmanager
+def study(
+    setting: Project | str = project.DEFAULT,
+    *,
+    workers: int = 1,
+    device: str = "auto",
+    keep_going: bool = True,
+    view: View | None = None,
+) -> Iterator[Study]:
+    """A study: the steps asked for inside, run by the end of the block, as children of one run.
+
+    Args:
+        setting: A project or its name.
+        workers: Processes that run steps side by side, sharing the threads.
+        device: Where to compute.
+        keep_going: After a failed step, go on with those that do not need it.
+        view: Shown what happens.
+
+    Raises:
+        Failed: At the end of the block: steps have failed; the first is named.
+    """
+    if workers < 1:
+        raise InputError(f"workers={workers} must be at least 1; 1 runs steps in this process")
+    setting = project.load(setting) if isinstance(setting, str) else setting
+    tracking.end_stale(setting.name)
+    tags = {"lsa.step": "study", "project": setting.name}
+    name = f"study-{setting.name}"
+    with tracking.run(name, experiment=setting.name, tags=tags, device="cpu") as opened:
+        opened.params({"project": setting.name, "workers": workers})
+        opened.json(setting.model_dump(), "project.json")
+        engine = Processes(workers, opened.id) if workers > 1 else Inline()
+        running = Study(
+            setting,
+            engine,
+            opened,
+            workers=workers,
+            device=device,
+            keep_going=keep_going,
+            view=view,
+        )
+        token = _current.set(running)
+        if view is not None:
+            progress.redirect(view.progress)
+        try:
+            yield running
+            running.advance()
+        finally:
+            progress.redirect(None)
+            _current.reset(token)
+            engine.shutdown()
+        states = [handle.state for handle in running.handles]
+        opened.metrics({f"steps_{state}": states.count(state) for state in set(states)})
+        if running.failures:
+            first = running.failures[0]
+            raise Failed(
+                f"{len(running.failures)} of the study's {len(states)} steps failed: "
+                f"{first.call.label}: {first.error}; repeat it with: {first.call.command}"
+            )
+
+
+def step(name: str, *inputs: Handle, **options: Any) -> Handle:
+    """Ask the study around for a step; without one, run it here at once.
+
+    Args and errors are those of `Study.step`; outside a study, `project` names the project, and
+    what fails raises.
+    """
+    around = _current.get()
+    if around is not None:
+        return around.step(name, *inputs, **options)
+    setting = inputs[0].study.setting if inputs else project.load(options.pop("project", "digits"))
+    alone = Study(setting, Inline())
+    handle = alone.step(name, *inputs, **options)
+    _ = handle.step  # raises what failed
+    return handle

@@ -1,0 +1,130 @@
+"""What a study shows while it runs: one line per step, or a live table on a terminal."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+
+class View(Protocol):
+    """Told what happens in a study."""
+
+    def progress(self, title: str, done: int, total: int, text: str) -> None:
+        """A running step has come so far."""
+        ...
+
+    def refresh(self, handles: Sequence[Any]) -> None:
+        """Steps were started or finished."""
+        ...
+
+    def finished(self, handle: Any) -> None:
+        """A step has finished, been reused or failed."""
+        ...
+
+
+class Lines:
+    """A line for every step that ends."""
+
+    def __init__(self, say: Callable[[str], None], total: int = 0) -> None:
+        self._say, self._total, self._count = say, total, 0
+
+    def progress(self, title: str, done: int, total: int, text: str) -> None:
+        """Nothing: a log is not a terminal."""
+
+    def refresh(self, handles: Sequence[Any]) -> None:
+        """Nothing."""
+
+    def finished(self, handle: Any) -> None:
+        """The line."""
+        self._count += 1
+        of = f"/{self._total}" if self._total else ""
+        end = handle.error if handle.state == "failed" else f"run {handle.run_id}"
+        self._say(f"[{self._count}{of}] {handle.call.label}: {handle.state} ({end})")
+
+
+def quiet() -> View:
+    """Shows nothing."""
+    return Lines(lambda line: None)
+
+
+class Screen(Lines):
+    """A live table of the running steps under a bar of all, with the time left."""
+
+    def __init__(self, expected: Mapping[str, float], total: int, workers: int) -> None:
+        from rich.console import Console
+        from rich.live import Live
+
+        self._console = Console(stderr=True)
+        super().__init__(lambda line: self._console.print(line, highlight=False), total)
+        self._expected = dict(expected)  # seconds of a step, by its kind
+        self._took: dict[str, list[float]] = {}
+        self._workers = workers
+        self._began: dict[int, float] = {}  # running handle → when it was started
+        self._news: dict[str, str] = {}  # label → how far it is
+        self._handles: Sequence[Any] = ()
+        self._live = Live(get_renderable=self._table, console=self._console, transient=True)
+
+    def __enter__(self) -> Screen:
+        self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._live.stop()
+
+    def progress(self, title: str, done: int, total: int, text: str) -> None:
+        """Kept for the next drawing."""
+        self._news[title] = f"{text} {done}/{total}" if total else text
+
+    def refresh(self, handles: Sequence[Any]) -> None:
+        """Note which steps run since when."""
+        self._handles = list(handles)
+        for handle in handles:
+            if handle.state == "running":
+                self._began.setdefault(id(handle), time.monotonic())
+
+    def finished(self, handle: Any) -> None:
+        """The line, and how long the step took."""
+        began = self._began.pop(id(handle), None)
+        if handle.state == "done" and began is not None:
+            self._took.setdefault(handle.call.step, []).append(time.monotonic() - began)
+        super().finished(handle)
+
+    def seconds_left(self) -> float:
+        """Expected time of what has not finished, shared by the workers."""
+        now = time.monotonic()
+        left = 0.0
+        for handle in self._handles:
+            if not handle.finished:
+                spent = now - self._began.get(id(handle), now)
+                left += max(0.0, self._seconds(handle.call.step) - spent)
+        return left / self._workers
+
+    def _seconds(self, step: str) -> float:
+        took = self._took.get(step)
+        return sum(took) / len(took) if took else self._expected.get(step, 0.0)
+
+    def _table(self) -> Any:
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+
+        table = Table.grid(padding=(0, 2))
+        done = sum(handle.finished for handle in self._handles)
+        total = max(self._total, len(self._handles), 1)
+        left = f"about {duration(self.seconds_left())} left"
+        table.add_row(f"{done}/{total} steps", ProgressBar(total, done, width=40), left)
+        now = time.monotonic()
+        for handle in self._handles:
+            if handle.state == "running":
+                spent = duration(now - self._began.get(id(handle), now))
+                table.add_row(handle.call.label, self._news.get(handle.call.label, ""), spent)
+        return table
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

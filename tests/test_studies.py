@@ -1,0 +1,206 @@
+"""Studies on a real store: what runs, what is reused, what happens when steps or workers die."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import mlflow
+import psutil
+import pytest
+
+from lsa import plan, project, provenance, step, studies, study, tracking
+from lsa.errors import InputError
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's and SQLAlchemy's own
+
+PAIRS = "pairs: {interpolation: {points: 5}}\n"
+
+
+@pytest.fixture
+def tiny(workplace):
+    file = workplace / "projects" / "tiny.yaml"
+    file.write_text(file.read_text() + PAIRS)
+    return project.load("tiny")
+
+
+def runs(**tags: str) -> list:
+    """Runs of the store with these tags."""
+    found = mlflow.search_runs(search_all_experiments=True, output_format="list")
+    return [r for r in found if tags.items() <= r.data.tags.items()]
+
+
+def numbers(found: list) -> dict[str, dict[str, float]]:
+    """Run name → what is reproducible of its metrics."""
+    timings = ("seconds", "system/")
+    return {
+        r.info.run_name: {
+            k: v for k, v in r.data.metrics.items() if not any(t in k for t in timings)
+        }
+        for r in found
+        if "lsa.key" in r.data.tags and r.info.status == "FINISHED"
+    }
+
+
+def states(of: studies.Study) -> list[str]:
+    return [handle.state for handle in of.handles]
+
+
+def test_a_project_runs_everything_once_and_then_nothing(tiny):
+    with study(tiny) as first:
+        plan.run(tiny, first)
+    assert states(first) == ["done"] * 5
+    assert [h.call.label for h in first.handles[2:]] == [
+        "lanczos sgd seed 0", "lanczos adamw seed 0", "interpolation sgd – adamw seed 0",
+    ]  # fmt: skip
+    assert first.handles[2].metrics["lanczos/lambda_max"] > 0
+    with study(tiny) as second:
+        plan.run(tiny, second)
+    assert states(second) == ["reused"] * 5
+    (parent, _) = runs(**{"lsa.step": "study"})[::-1]
+    children = runs(**{"mlflow.parentRunId": parent.info.run_id})
+    assert len(children) == 5 and {r.info.status for r in children} == {"FINISHED"}
+    assert "lanczos" in mlflow.artifacts.load_text(f"runs:/{parent.info.run_id}/report.html")
+
+
+def test_a_study_is_plain_python(workplace):
+    with study("tiny") as running:
+        for lr in (0.02, 0.1):
+            trained = step("train", optimizer="sgd", lr=lr, epochs=1)
+            sharp = step("lanczos", trained, k=1)
+            if sharp.metrics["lanczos/lambda_max"] > 0 and lr > 0.05:
+                step("perturbation", trained, points=5)
+    assert [h.call.step for h in running.handles] == ["train", "lanczos"] * 2 + ["perturbation"]
+    assert states(running) == ["done"] * 5
+    again = step("train", project="tiny", optimizer="sgd", lr=0.1, epochs=1)  # without a study
+    assert again.state == "reused" and again.run_id == running.handles[2].run_id
+    assert step("lanczos", again, k=1).state == "reused"
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda t: step("train"), "train needs optimizer"),
+        (lambda t: step("train", optimizer="sdg"), "unknown optimizer 'sdg'"),
+        (lambda t: step("train", optimizer="sgd", lrr=1), "no option 'lrr'"),
+        (lambda t: step("lanczos"), r"takes 1 training\(s\)"),
+        (lambda t: step("lanczos", t, kk=1), "no option 'kk'"),
+        (lambda t: step("interpolation", t), r"takes 2 training\(s\)"),
+        (lambda t: step("lanzcos", t), "did you mean 'lanczos'"),
+    ],
+)
+def test_a_step_asked_for_wrongly_is_refused_when_asked_for(workplace, call, message):
+    with study("tiny"), pytest.raises(InputError, match=message):
+        call(step("train", optimizer="sgd"))
+
+
+def test_workers_compute_what_one_process_computes(tiny, monkeypatch):
+    """Bit for bit, since both use one thread per step."""
+    with study(tiny) as alone:
+        plan.run(tiny, alone)
+    expected = numbers(runs())
+    other = f"sqlite:///{os.getcwd()}/other.db"
+    tracking.use(other, other)
+    with study(tiny, workers=2) as running:
+        plan.run(tiny, running)
+    assert states(running) == ["done"] * 5
+    assert numbers(runs()) == expected and len(expected) == 5
+    (parent,) = runs(**{"lsa.step": "study"})
+    assert len(runs(**{"mlflow.parentRunId": parent.info.run_id})) == 5
+
+
+def test_a_failing_step_does_not_stop_the_others(workplace):
+    file = workplace / "projects" / "tiny.yaml"
+    file.write_text(file.read_text().replace("lr: 0.1}", "lr: 1.0e+30}") + PAIRS)
+    setting = project.load("tiny")
+    with pytest.raises(
+        studies.Failed, match="1 of the study's 5 steps failed: train sgd"
+    ) as caught:
+        with study(setting) as running:
+            plan.run(setting, running)
+    assert "lsa train --project tiny --optimizer sgd --seed 0" in str(caught.value)
+    assert states(running) == ["failed", "done", "skipped", "done", "skipped"]
+    with pytest.raises(InputError, match="lanczos sgd seed 0: not run: train sgd seed 0 failed"):
+        _ = running.handles[2].metrics
+    with pytest.raises(studies.Failed), study(setting, keep_going=False) as running:
+        plan.run(setting, running)
+    assert states(running) == ["failed"] + ["skipped"] * 4
+
+
+def test_a_worker_that_dies_costs_its_step_one_more_try(tiny):
+    with study(tiny, workers=2) as running:
+        step("train", optimizer="sgd", epochs=300)
+        deadline = time.monotonic() + 60
+        while not runs(optimizer="sgd") and time.monotonic() < deadline:
+            time.sleep(0.1)
+        (busy,) = runs(optimizer="sgd")
+        os.kill(int(busy.data.tags["lsa.process"].partition("@")[0]), signal.SIGKILL)
+    assert states(running) == ["done"]
+    assert sorted(r.info.status for r in runs(optimizer="sgd")) == ["FINISHED", "KILLED"]
+
+
+@pytest.mark.slow
+def test_a_study_that_is_killed_leaves_no_process_and_is_taken_up_again(tiny, workplace):
+    code = """
+    from lsa import step, study
+    if __name__ == "__main__":
+        with study("tiny", workers=2):
+            step("train", optimizer="sgd", epochs=2000)
+            step("train", optimizer="adamw", epochs=2000)
+    """
+    script = workplace / "mine.py"
+    script.write_text(textwrap.dedent(code))
+    environment = os.environ | {"MLFLOW_TRACKING_URI": tracking.store()}
+    with subprocess.Popen([sys.executable, script], env=environment) as process:
+        deadline = time.monotonic() + 60
+        while len(runs(**{"lsa.step": "train"})) < 2 and time.monotonic() < deadline:
+            time.sleep(0.1)
+        workers = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
+    _, alive = psutil.wait_procs(workers, timeout=20)
+    assert not alive
+    assert {r.info.status for r in runs(**{"lsa.step": "train"})} == {"KILLED"}  # told to stop
+    with study("tiny") as running:
+        step("train", optimizer="sgd", epochs=2)
+    assert states(running) == ["done"]
+    assert "RUNNING" not in {r.info.status for r in runs()}
+
+
+@pytest.mark.slow
+def test_two_studies_at_once_share_their_steps(tiny):
+    code = "from lsa import cli; raise SystemExit(cli.run(['study', 'tiny']))"
+    environment = os.environ | {"MLFLOW_TRACKING_URI": tracking.store()}
+    both = [subprocess.Popen([sys.executable, "-c", code], env=environment) for _ in range(2)]
+    assert [process.wait() for process in both] == [0, 0]
+    keys = [r.data.tags["lsa.key"] for r in runs() if "lsa.key" in r.data.tags]
+    assert len(keys) == len(set(keys)) == 5  # no step twice
+
+
+def test_an_outlook_says_what_would_run_and_why(tiny, monkeypatch):
+    def outlook() -> dict[str, str]:
+        return {o.planned.label: f"{o.state} {o.why}".strip() for o in plan.outlook(tiny)}
+
+    assert set(outlook().values()) == {"new"}
+    small = plan.only(tiny, ["lanczos"])
+    with study(small) as running:
+        plan.run(small, running)
+    labels = [h.call.label for h in running.handles]
+    pair = "interpolation sgd – adamw seed 0"
+    assert outlook() == dict.fromkeys(labels, "reused") | {pair: "new"}
+    # An edited probe: another hash of the code that computes it.
+    code_hash = provenance.code_hash
+    edited = lambda module: code_hash(module) + "!" * (module == "lsa.probes.lanczos")  # noqa: E731
+    monkeypatch.setattr(provenance, "code_hash", edited)
+    found = outlook()
+    assert {k for k, v in found.items() if v == "changed code, data or samples"} == {
+        "lanczos sgd seed 0", "lanczos adamw seed 0",
+    }  # fmt: skip
+    monkeypatch.undo()
+    tiny.probes["lanczos"]["k"] = 1
+    assert outlook()["lanczos sgd seed 0"] == "changed k: 2 → 1"
+    with pytest.raises(InputError, match=r"no probe 'lanzcos'\. Did you mean 'lanczos'"):
+        plan.only(tiny, ["lanzcos"])
