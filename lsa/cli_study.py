@@ -53,10 +53,12 @@ def study(
         for one in outlook:
             why = f"  ({one.why})" if one.why else ""
             print(f"{one.state:8} {one.planned.label}{why}")
-        print(f"{sum(o.state != 'reused' for o in outlook)} of {len(outlook)} steps would run")
+    forecast = plan.forecast(setting, outlook, device=device)
+    _print_forecast(outlook, forecast, workers)
+    if dry_run:
         return
     failed = None
-    with _view(len(outlook), workers) as view:
+    with _view(forecast.seconds, len(outlook), workers) as view:
         try:
             with studies.study(
                 setting, workers=workers, device=device, keep_going=keep_going, view=view
@@ -74,14 +76,36 @@ def study(
         raise failed
 
 
-def _view(total: int, workers: int) -> Any:
+def _print_forecast(outlook: Any, forecast: Any, workers: int) -> None:
+    """The plan in two lines: steps, time and memory."""
+    import psutil
+
+    from lsa.view import duration
+
+    due = sum(one.state != "reused" for one in outlook)
+    line = f"{due} of {len(outlook)} steps to run"
+    if due:
+        per = f" each in {workers} processes" if workers > 1 else ""
+        line += (
+            f": about {duration(forecast.total / workers)}, peak memory about "
+            f"{forecast.memory / 1e9:.1f} GB{per}"
+        )
+    if forecast.unknown:
+        line += f"; without {', '.join(forecast.unknown)}, which declare no work"
+    print(line, flush=True)
+    free = psutil.virtual_memory().available
+    if workers * forecast.memory > free:
+        print(f"note: only {free / 1e9:.1f} GB of memory are free; take fewer workers", flush=True)
+
+
+def _view(seconds: dict[str, float], total: int, workers: int) -> Any:
     """A live table on a terminal, lines elsewhere."""
     import contextlib
 
     from lsa.view import Lines, Screen
 
     if sys.stderr.isatty():
-        return Screen({}, total, workers)
+        return Screen(seconds, total, workers)
     return contextlib.nullcontext(Lines(lambda line: print(line, flush=True), total))
 
 

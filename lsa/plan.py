@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, Literal
 
-from lsa import measurements, probe, provenance, steps, tracking
+from lsa import cost, measurements, probe, provenance, steps, tracking
 from lsa import report as reports
 from lsa.checkpoint import load_data
 from lsa.errors import InputError
@@ -88,7 +88,7 @@ def run(setting: Project, study: Study) -> None:
         reports.log(study.opened, reports.report(setting))
 
 
-# --- what would run -----------------------------------------------------------------------------
+# --- what would run, and what it costs ----------------------------------------------------------
 
 
 def outlook(setting: Project, *, device: str = "auto") -> list[Outlook]:
@@ -155,3 +155,52 @@ def _difference(old: Done, params: Mapping[str, Any], inputs: list[str]) -> str:
     if old.tags.get("lsa.version.torch") != torch:
         return f"torch {old.tags.get('lsa.version.torch')} → {torch}"
     return "code, data or samples"
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What the steps that would run cost on this machine."""
+
+    seconds: dict[str, float]  # of one step, by its kind
+    total: float  # seconds of them all, one after the other
+    memory: int  # bytes of one process at its peak
+    unknown: list[str]  # kinds that say nothing of their work
+
+
+def forecast(setting: Project, found: list[Outlook], *, device: str = "auto") -> Forecast:
+    """The cost of all that an outlook would run, from a gradient measured here and now.
+
+    Kinds of steps that the project has run on this host before cost what they took then.
+    """
+    kinds = dict.fromkeys(o.planned.step for o in found if o.state != "reused")
+    if not kinds:
+        return Forecast({}, 0.0, 0, [])
+    recipe = setting.recipe(next(iter(setting.optimizers)))
+    rates = cost.rates(setting, recipe, steps.device_of(device), steps.trusted_by(recipe))
+    seconds, unknown, memory = {}, [], rates.memory
+    took = _took(setting)
+    for kind in kinds:
+        if kind == "train":
+            estimate = cost.training(recipe, rates)
+        else:
+            declared = probe.find(kind)
+            estimate = cost.probing(declared, setting.options(declared), rates)
+        if kind in took:
+            seconds[kind] = took[kind]
+        elif estimate:
+            seconds[kind] = estimate.seconds
+        else:
+            unknown.append(kind)
+        memory = max(memory, estimate.memory if estimate else 0)
+    total = sum(seconds.get(o.planned.step, 0.0) for o in found if o.state != "reused")
+    return Forecast(seconds, total, memory, unknown)
+
+
+def _took(setting: Project) -> dict[str, float]:
+    """Mean seconds of the project's finished steps on this host, by their kind."""
+    seconds: dict[str, list[float]] = {}
+    host = provenance.host()
+    for m in measurements.newest(setting):
+        if m.done.tags.get("lsa.host") == host:
+            seconds.setdefault(m.step, []).append(m.done.seconds)
+    return {kind: sum(values) / len(values) for kind, values in seconds.items()}

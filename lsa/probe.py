@@ -92,6 +92,26 @@ class Option:
 
 
 @dataclass(frozen=True)
+class Sizes:
+    """How large a problem is, for saying what a probe will cost."""
+
+    dimension: int  # parameters
+    samples: int  # of the landscape
+    training: int  # samples of the whole training split
+    validation: int
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a probe will compute, in evaluations of one sample each."""
+
+    losses: float = 0.0
+    gradients: float = 0.0
+    products: float = 0.0  # of the Hessian, Gauss–Newton matrix or covariance with a vector
+    vectors: int = 0  # of length d held at once
+
+
+@dataclass(frozen=True)
 class Probe:
     """A probe's declaration, read from its signature and docstring."""
 
@@ -100,6 +120,7 @@ class Probe:
     inputs: tuple[str, ...]
     options: Mapping[str, Option]
     headline: tuple[str, ...]  # metrics that stand in the comparison table
+    work: Callable[..., Work] | None = None  # `work(sizes, **options)`: about what it will compute
 
     @property
     def pair(self) -> bool:
@@ -120,11 +141,14 @@ class Probe:
 PROBES: dict[str, Probe] = {}
 
 
-def probe(*, headline: tuple[str, ...] = ()) -> Callable[[Callable], Callable]:
+def probe(
+    *, headline: tuple[str, ...] = (), work: Callable[..., Work] | None = None
+) -> Callable[[Callable], Callable]:
     """Register a function as a probe named like the function.
 
     Args:
         headline: Names of the metrics that go into the comparison table.
+        work: `work(sizes, **options)`: about what it will compute, for the plan of a study.
 
     Raises:
         TypeError: At import, when the declaration is not a probe's: no docstring, an unknown
@@ -132,7 +156,7 @@ def probe(*, headline: tuple[str, ...] = ()) -> Callable[[Callable], Callable]:
     """
 
     def register(function: Callable) -> Callable:
-        declared = _read(function, headline)
+        declared = _read(function, headline, work)
         taken = PROBES.get(declared.name)
         if taken and taken.function.__module__ != function.__module__:
             raise TypeError(
@@ -145,7 +169,7 @@ def probe(*, headline: tuple[str, ...] = ()) -> Callable[[Callable], Callable]:
     return register
 
 
-def _read(function: Callable, headline: tuple[str, ...]) -> Probe:
+def _read(function: Callable, headline: tuple[str, ...], work: Callable[..., Work] | None) -> Probe:
     """The declaration in a function's signature, or TypeError."""
     name = function.__name__
     if not inspect.getdoc(function):
@@ -162,7 +186,7 @@ def _read(function: Callable, headline: tuple[str, ...]) -> Probe:
             inputs.append(parameter.name)
         else:
             options[parameter.name] = _option(name, parameter, hints.get(parameter.name))
-    return Probe(name, function, tuple(inputs), options, headline)
+    return Probe(name, function, tuple(inputs), options, headline, work)
 
 
 def _option(name: str, parameter: inspect.Parameter, hint: Any) -> Option:

@@ -65,9 +65,14 @@ def machine(device: str) -> dict[str, str]:
         "lsa.device": device,
         "lsa.device_name": name,
         "lsa.threads": str(torch.get_num_threads()),
-        "lsa.host": platform.node(),
+        "lsa.host": host(),
         "lsa.process": _identity(psutil.Process()),
     }
+
+
+def host() -> str:
+    """This machine's name."""
+    return platform.node()
 
 
 def _identity(process: psutil.Process) -> str:
@@ -81,7 +86,7 @@ def gone(tags: Mapping[str, str]) -> bool:
     False for what ran on another host: nothing can be said of it from here.
     """
     found = tags.get("lsa.process", "")
-    if tags.get("lsa.host") != platform.node() or not found:
+    if tags.get("lsa.host") != host() or not found:
         return False
     try:
         process = psutil.Process(int(found.partition("@")[0]))

@@ -109,10 +109,12 @@ class Screen(Lines):
         from rich.table import Table
 
         table = Table.grid(padding=(0, 2))
+        for _ in range(3):
+            table.add_column(no_wrap=True, overflow="ellipsis")
         done = sum(handle.finished for handle in self._handles)
         total = max(self._total, len(self._handles), 1)
         left = f"about {duration(self.seconds_left())} left"
-        table.add_row(f"{done}/{total} steps", ProgressBar(total, done, width=40), left)
+        table.add_row(f"{done}/{total} steps", ProgressBar(total, done, width=20), left)
         now = time.monotonic()
         for handle in self._handles:
             if handle.state == "running":

@@ -25,7 +25,7 @@ LAYERS = [
     {"steps"},
     {"measurements"},
     {"findings", "checks"},
-    {"report", "calls", "engines", "view"},
+    {"report", "calls", "engines", "view", "cost"},
     {"studies"},
     {"plan"},
     {"__init__"},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -19,12 +19,33 @@ from lsa.heads import find_head
 from lsa.landscape import Landscape
 from lsa.neb import EnergyFunction
 from lsa.paths import head_collapse_path, length_ratio, refine, segment_lengths, tangents
-from lsa.probe import Curve, Metric, Report, Result, probe
+from lsa.probe import Curve, Metric, Report, Result, Sizes, Work, probe
 
 GRID = np.linspace(0, 1, 61)  # fractions of a path's length, the same for all pairs
 
 
-@probe(headline=("path_loss", "barrier"))
+def _work(
+    at: Sizes,
+    *,
+    curve_steps: int,
+    pivots: int,
+    cycles: int,
+    steps: int,
+    batch_size: int,
+    between: int,
+    **_: Any,
+) -> Work:
+    """The band at its full number of pivots, two more per cycle; every new path judged densely."""
+    most = pivots + 2 * max(0, cycles - 1)
+    dense = (most + 1) * (between + 1)
+    return Work(
+        losses=dense * ((cycles + 4) * at.samples + at.validation),
+        gradients=float((curve_steps + cycles * steps * (pivots + most) / 2) * batch_size),
+        vectors=4 * most + dense,
+    )
+
+
+@probe(headline=("path_loss", "barrier"), work=_work)
 def auto_neb(
     landscape: Landscape,
     training: Landscape,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -14,13 +14,23 @@ from lsa import paths
 from lsa.errors import InputError
 from lsa.landscape import Landscape
 from lsa.permutations import PermutationSpec, apply, permutation_spec, weight_matching
-from lsa.probe import Curve, Metric, Report, Result, probe
+from lsa.probe import Curve, Metric, Report, Result, Sizes, Work, probe
 
 BARRIERS = {"barrier": "linear", "barrier_mean": "mean", "barrier_max": "max"}
 RESAMPLES = 200  # of the data; a standard error is then known to 5 %
 
 
-@probe(headline=("barrier", "alpha_min", "barrier_aligned"))
+def _work(at: Sizes, *, points: int, align: str, **_: Any) -> Work:
+    """Both splits at every point of one or two lines."""
+    lines = 2 if align == "weights" else 1
+    return Work(
+        losses=lines * points * (at.samples + at.validation),
+        gradients=4.0 * lines * at.samples,
+        vectors=4,
+    )
+
+
+@probe(headline=("barrier", "alpha_min", "barrier_aligned"), work=_work)
 def interpolation(
     landscape: Landscape,
     validation: Landscape,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -12,14 +12,27 @@ from torch import Tensor
 from lsa.crossing import crossing, isotonic, search
 from lsa.errors import InputError
 from lsa.landscape import Landscape
-from lsa.probe import Curve, Metric, Report, Result, probe
+from lsa.probe import Curve, Metric, Report, Result, Sizes, Work, probe
 from lsa.subspace_training import Budget, SubspaceTrainer, Trained
 
 SMALLEST, RATIO = 8, 4  # the grid of dimensions: 8, 32, 128, … (tuned here)
 FALL = 0.05  # of the mean accuracy towards larger d that no chance explains (tuned here)
 
 
-@probe(headline=("d90", "accuracy_at_d"))
+def _work(
+    at: Sizes, *, d: int, subspaces: int, epochs: int, largest: int, tolerance: float, **_: Any
+) -> Work:
+    """As many trainings as a search makes at most."""
+    sizes = 1 if d else _most_dimensions(min(largest, at.dimension), tolerance)
+    trainings = sizes * subspaces
+    return Work(
+        losses=trainings * at.validation,
+        gradients=float(trainings * epochs * at.training),
+        vectors=8,
+    )
+
+
+@probe(headline=("d90", "accuracy_at_d"), work=_work)
 def intrinsic_dim(
     training: Landscape,
     validation: Landscape,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -11,13 +11,24 @@ from torch import Tensor
 from lsa import linalg
 from lsa.errors import InputError
 from lsa.landscape import Landscape
-from lsa.probe import Curve, Metric, Report, Result, probe
+from lsa.probe import Curve, Metric, Report, Result, Sizes, Work, probe
 from lsa.quadrature import Quadrature, spectral_density
 
 GRID = 211  # points of the density, from −1.05 to 1.05 of the largest |λ|
+PRODUCTS = 40  # of one Lanczos run to both ends, for the estimate of the cost
 
 
-@probe(headline=("lambda_max", "lambda_min", "condition_number", "trace", "n_outliers"))
+def _work(
+    at: Sizes, *, k: int, k_min: int, density_probes: int, density_steps: int, split: str, **_: Any
+) -> Work:
+    """Products until both ends converge vary; these are typical of trained networks."""
+    ends = PRODUCTS * (3 if split == "yes" else 1) + 1  # the split has two ends of its own
+    density = density_probes * density_steps
+    vectors = 2 * (PRODUCTS + k + k_min) + (density_steps if density else 0)
+    return Work(gradients=2.0 * at.samples, products=(ends + density) * at.samples, vectors=vectors)
+
+
+@probe(headline=("lambda_max", "lambda_min", "condition_number", "trace", "n_outliers"), work=_work)
 def lanczos(
     landscape: Landscape,
     theta: Tensor,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from lsa import linalg
 from lsa.errors import InputError
 from lsa.landscape import Landscape
-from lsa.probe import Curve, Metric, Report, Result, probe
+from lsa.probe import Curve, Metric, Report, Result, Sizes, Work, probe
 
 NEAR = 0.05  # of the reach: the step whose finite curvature is reported
 AGREEMENT = 0.01  # relative difference of fitted and computed curvature that is flagged
@@ -26,7 +26,20 @@ class Fit(NamedTuple):
     half_width: float
 
 
-@probe(headline=("curvature_fit", "asymmetry", "loss_rise"))
+PRODUCTS = 30  # of one Lanczos run to both ends, for the estimate of the cost
+
+
+def _work(at: Sizes, *, points: int, **_: Any) -> Work:
+    """Lanczos to both ends, three lines of points, and slopes in float64 (twice the price)."""
+    return Work(
+        losses=(3 * points + 6) * at.samples,
+        gradients=20.0 * at.samples,
+        products=(PRODUCTS + 3) * at.samples,
+        vectors=2 * PRODUCTS,
+    )
+
+
+@probe(headline=("curvature_fit", "asymmetry", "loss_rise"), work=_work)
 def perturbation(
     landscape: Landscape,
     theta: Tensor,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -12,12 +12,19 @@ from lsa import linalg
 from lsa.errors import InputError
 from lsa.landscape import Landscape
 from lsa.moments import ProductMoments, product_moments
-from lsa.probe import Curve, Metric, Report, Result, probe
+from lsa.probe import Curve, Metric, Report, Result, Sizes, Work, probe
 
 BRACKET = 0.1  # width of the bracket of λ_C, relative, above which a note says so
+PRODUCTS = 15  # of one Lanczos run to the upper end, for the estimate of the cost
 
 
-@probe(headline=("lambda_h", "lambda_c", "noise_ratio"))
+def _work(at: Sizes, *, k: int, probes: int, **_: Any) -> Work:
+    """Lanczos on H, on C and on two halves of C, then two products per probe and basis vector."""
+    products = 2 * PRODUCTS + PRODUCTS + 2 * (2 * k + probes)
+    return Work(gradients=8.0 * at.samples, products=products * at.samples, vectors=4 * PRODUCTS)
+
+
+@probe(headline=("lambda_h", "lambda_c", "noise_ratio"), work=_work)
 def sgd_noise(
     landscape: Landscape,
     theta: Tensor,

@@ -1,0 +1,99 @@
+"""What a step will cost on this machine, from a gradient measured here and now."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+import torch
+
+from lsa.checkpoint import load_data
+from lsa.landscape import Landscape, flatten
+from lsa.probe import Probe, Sizes
+from lsa.project import Project, Recipe
+from lsa.train import network
+
+SAMPLES = 256  # on which the rates are measured
+STEP = 2.0  # seconds of a step beside its arithmetic: checkpoint, logging, figure
+LONG = 2.0  # seconds
+BYTES = 4  # of a number in float32
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Seconds per sample of the three things that everything here is made of."""
+
+    loss: float
+    gradient: float
+    product: float  # Hessian times vector
+    memory: int  # bytes of this process with the data and one product
+    sizes: Sizes
+
+
+@dataclass(frozen=True)
+class Cost:
+    """An estimate, not a promise: how long Lanczos takes depends on the spectrum."""
+
+    seconds: float
+    memory: int  # bytes of the process at its peak
+
+
+def rates(setting: Project, recipe: Recipe, device: str, trusted: tuple[str, ...] = ()) -> Rates:
+    """Measure loss, gradient and Hessian product at the initial weights of a recipe's network."""
+    split = load_data(recipe, device)
+    model = network(recipe, split, trusted).to(device)
+    n = min(SAMPLES, len(split.x_train))
+    landscape = Landscape(model, split.x_train[:n], split.y_train[:n])
+    theta = flatten(model)
+    v = torch.randn(len(theta), generator=torch.Generator().manual_seed(0)).to(theta)
+    wanted = setting.landscape.samples
+    training = len(split.x_train)
+    sizes = Sizes(
+        dimension=len(theta),
+        samples=training if wanted == "all" else min(wanted, training),
+        training=training,
+        validation=len(split.x_val),
+    )
+    hessian = landscape.hessian(theta)
+    return Rates(
+        loss=_time(lambda: landscape.loss(theta)) / n,
+        gradient=_time(lambda: landscape.gradient(theta)[0].item()) / n,
+        product=_time(lambda: hessian(v)[0].item()) / n,
+        memory=psutil.Process().memory_info().rss,
+        sizes=sizes,
+    )
+
+
+def _time(work: Callable[[], Any]) -> float:
+    """Seconds of the fastest of three runs, the first of which warms up; of one if that is long."""
+    took: list[float] = []
+    while len(took) < 3 and sum(took) < LONG:
+        began = time.perf_counter()
+        work()
+        took.append(time.perf_counter() - began)
+    return min(took)
+
+
+def training(recipe: Recipe, measured: Rates) -> Cost:
+    """Of a training run: a gradient of every sample per epoch, and the validation split."""
+    at = measured.sizes
+    epoch = at.training * measured.gradient + at.validation * measured.loss
+    final = at.training * measured.loss
+    return Cost(STEP + recipe.train.epochs * epoch + final, measured.memory)
+
+
+def probing(declared: Probe, options: Mapping[str, Any], measured: Rates) -> Cost | None:
+    """Of a probe; None when it does not declare its work."""
+    if declared.work is None:
+        return None
+    work = declared.work(measured.sizes, **options)
+    seconds = (
+        work.losses * measured.loss
+        + work.gradients * measured.gradient
+        + work.products * measured.product
+    )
+    memory = measured.memory + work.vectors * measured.sizes.dimension * BYTES
+    return Cost(STEP + seconds, memory)
