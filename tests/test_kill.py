@@ -126,3 +126,5 @@ def test_kills_change_nothing(folders):
     assert len(finished) == 10  # 4 trainings, 4 spectra, 2 lines
     assert max(collections.Counter(key for key, _ in finished).values()) == 1  # no step twice
     assert query(war, "select name from runs where status = 'RUNNING'") == []
+    study = "select status, count(*) from runs where name = 'study-tiny' group by status"
+    assert query(war, study) == [("FINISHED", 1)]  # one run, however often it was killed
