@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +15,7 @@ from lsa.errors import InputError
 from lsa.project import Project
 from lsa.tracking import Done
 
+FETCHERS = 8  # artifacts asked for at once
 # What tells two measurements of one kind apart although they may be compared.
 IDENTITY = {"optimizer", "seed", "checkpoint", "optimizer_b", "seed_b", "checkpoint_b"}
 
@@ -66,6 +69,95 @@ def newest(setting: Project) -> list[Measurement]:
     return [group[key] for _, group in sorted(found.items()) for key in sorted(group)]
 
 
+def values(measurements: Sequence[Measurement], metric: str) -> dict[str, dict[int, float]]:
+    """Subject → seed → one number, of the step that its name says."""
+    step = "train" if metric.startswith("final/") else metric.partition("/")[0]
+    found: dict[str, dict[int, float]] = {}
+    for m in measurements:
+        if m.step == step and metric in m.numbers:
+            found.setdefault(m.subject, {})[m.seed] = m.numbers[metric]
+    return found
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """A probe along one training run: `trajectory.json` of a step `trajectory.<probe>`."""
+
+    probe: str
+    subject: str
+    seed: int
+    epochs: list[float]
+    train_loss: list[float]
+    metrics: Mapping[str, list[float]]  # one value per epoch
+    threshold: float = math.nan  # λ_max above which training is unstable, where there is one
+    formula: str = ""  # of the threshold
+
+
+def trajectories(measurements: Sequence[Measurement]) -> list[Trajectory]:
+    """Every trajectory that the project has measured."""
+    steps = [m for m in measurements if m.step.startswith("trajectory.")]
+    found = artifacts([(m.done.run_id, "trajectory.json") for m in steps])
+    return [_trajectory(m, stored) for m, stored in zip(steps, found, strict=True)]
+
+
+def _trajectory(m: Measurement, stored: dict) -> Trajectory:
+    threshold = stored.get("threshold") or {}
+    return Trajectory(
+        probe=m.step.partition(".")[2],
+        subject=m.subject,
+        seed=m.seed,
+        epochs=[float(v) for v in stored["epochs"]],
+        train_loss=[float(v) for v in stored["train_loss"]],
+        metrics={k: [float(v) for v in s["value"]] for k, s in stored["metrics"].items()},
+        threshold=float(threshold.get("value", math.nan)),
+        formula=str(threshold.get("formula", "")),
+    )
+
+
+def artifacts(wanted: Sequence[tuple[str, str]]) -> list:
+    """JSON artifacts by run and path, fetched several at a time: a server answers each slowly."""
+    with ThreadPoolExecutor(FETCHERS) as pool:
+        return list(pool.map(lambda one: tracking.artifact(*one), wanted))
+
+
+def histories(
+    measurements: Sequence[Measurement], metric: str
+) -> dict[str, dict[int, list[tuple[int, float]]]]:
+    """Optimizer → seed → (epoch, value) of a number that training logs every epoch."""
+    runs = [m for m in measurements if m.step == "train"]
+    found: dict[str, dict[int, list[tuple[int, float]]]] = {}
+    for m in runs:
+        logged = tracking.client().get_metric_history(m.done.run_id, metric)
+        by_epoch = {one.step: one.value for one in logged}
+        found.setdefault(m.subject, {})[m.seed] = sorted(by_epoch.items())
+    return found
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a run stands in the store, and the data that it measured."""
+
+    experiment: str
+    data: str  # digest; empty where the run names none
+
+
+def origins(setting: Project) -> dict[str, Origin]:
+    """Run → origin, of every finished run of the project."""
+    client = tracking.client()
+    experiments = [one.experiment_id for one in client.search_experiments()]
+    criteria = f"tags.project = '{setting.name}' and attributes.status = 'FINISHED'"
+    found, token = {}, None
+    while True:
+        page = client.search_runs(experiments, criteria, max_results=1000, page_token=token)
+        for run in page:
+            inputs = run.inputs.dataset_inputs if run.inputs else []
+            data = ", ".join(dict.fromkeys(one.dataset.digest for one in inputs))
+            found[run.info.run_id] = Origin(run.info.experiment_id, data)
+        token = page.token
+        if not token:
+            return found
+
+
 def check_alike(step: str, runs: list[Done]) -> None:
     """Refuse to compare what was measured in different ways.
 
@@ -91,13 +183,16 @@ def check_alike(step: str, runs: list[Done]) -> None:
 def written(runs: Sequence[Mapping[str, float]], name: str) -> str:
     """A number of one checkpoint or pair, over its seeds, with what is known of its error.
 
-    Mean ± half the 95 % t interval over several seeds; of one seed, its own interval where it has
-    one, else ± two standard errors of each source.
+    Mean ± half the 95 % t interval over several seeds, or their median where not all are finite; of
+    one seed, its own interval where it has one, else ± two standard errors of each source.
     """
     values = [run[name] for run in runs if name in run]
     if not values:
         return "–"
     if len(values) > 1:
+        finite = int(np.isfinite(values).sum())
+        if finite < len(values):
+            return f"median {np.median(values):.4g} ({finite} of {len(values)} finite)"
         half = float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
         return f"{np.mean(values):.4g} ± {half:.2g}"
     low, high = (runs[0].get(f"{name}_{end}") for end in ("low", "high"))
