@@ -41,7 +41,7 @@ class Comparison:
     p_adjusted: float = math.nan  # Holm over all pairs
     family: int = 1  # number of those pairs
     established: bool = False
-    test: str = "exact sign-flip p"
+    test: str = "exact p"
     note: str = ""  # why the pair was not compared, or what limits the comparison
 
     @property
@@ -61,16 +61,22 @@ class Comparison:
         if len(self.seeds) < 2:
             return f"{name} = {self.effect:.3g}, {listed(self.seeds)} alone"
         numbers = f"{name} = {self.effect:.3g} (95 %: {self.low:.3g} … {self.high:.3g})"
-        adjusted = f", {self.p_adjusted:.2g} adjusted over {self.family}" if self.family > 1 else ""
+        adjusted = f" ({self.p_adjusted:.2g} adjusted)" if self.family > 1 else ""
         note = f"; {self.note}" if self.note else ""
         return f"{numbers}, {self.test} = {self.p:.2g}{adjusted}, {listed(self.seeds)}{note}"
 
     @property
     def verdict(self) -> str:
         """The numbers and what they establish."""
-        verdict = "established" if self.established else "not established"
+        return f"{self.statement}: {self.finding}"
+
+    @property
+    def finding(self) -> str:
+        """What the numbers establish, in a few words."""
+        if self.established:
+            return f"established, larger for {self.larger}"
         reason = " (one seed tells no difference)" if len(self.seeds) == 1 else ""
-        return f"{self.statement}: {verdict}{reason}"
+        return f"not established{reason}"
 
 
 def listed(seeds: Sequence[int]) -> str:

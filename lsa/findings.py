@@ -7,14 +7,18 @@ from dataclasses import dataclass
 
 from lsa.comparison import FEWEST, Comparison, Scale, compare
 from lsa.levels import Level, levels
-from lsa.matching import TEST, ancova, at_common_loss
+from lsa.matching import ancova, at_common_loss
 from lsa.measurements import Measurement, Trajectory, check_alike, trajectories, values
 from lsa.tables import TRAINING, headline
 
 # What changes while training goes on, so that optimizers are compared at equal train loss as well.
 CURVATURE = {
     "lanczos/lambda_max",
+    "lanczos/lambda_min",
+    "lanczos/condition_number",
     "lanczos/trace",
+    "perturbation/curvature_fit",
+    "perturbation/loss_rise",
     "sgd_noise/lambda_h",
     "sgd_noise/lambda_c",
     "sgd_noise/noise_ratio",
@@ -25,9 +29,15 @@ CURVATURE = {
 class Matched:
     """Pairs of optimizers on one number at equal train loss."""
 
-    method: str  # "trajectories", "ANCOVA", or empty: not matched
-    text: str  # how, or why not
+    method: str  # "along the trajectories", "by ANCOVA", or empty: not matched
+    text: str = ""  # what was left out, or why there is none
     comparisons: tuple[Comparison, ...] = ()
+
+    def said(self, matched: Comparison | None) -> str:
+        """One of its pairs in words."""
+        if matched is None:
+            return f"not matched: {self.text}"
+        return f"{self.method}: {matched.statement}{'; ' if self.text else ''}{self.text}"
 
     def of(self, a: str, b: str) -> Comparison | None:
         """The comparison of one pair."""
@@ -60,28 +70,33 @@ class Finding:
     @property
     def verdict(self) -> str:
         """What the seeds establish, in a few words."""
-        c = self.comparison
+        c, matched = self.comparison, self.matched
         if self.established:
             return f"established: larger for {c.larger}"
-        if len(c.seeds) < 2:
+        if len(c.seeds) == 1:
             return "not established (one seed tells no difference)"
-        if self.matching is not None and c.established:
-            return f"not established: larger for {c.larger} at the last epoch only"
-        return "not established"
+        ways = [
+            f"larger for {one.larger} {where}"
+            for one, where in ((c, "at the last epoch"), (matched, "at equal train loss"))
+            if one and one.established
+        ]
+        only = " only" if len(ways) == 1 else ""
+        return f"not established: {', '.join(ways)}{only}" if ways else "not established"
 
     @property
     def at_equal_loss(self) -> str:
         """The comparison at equal train loss, or that there is none."""
         if self.matching is None:
             return ""
-        matched = self.matched
-        return f"{self.matching.text}: {matched.statement}" if matched else self.matching.text
+        return self.matching.said(self.matched)
 
     @property
     def sentence(self) -> str:
         """Everything in one plain line."""
-        beside = f"; {self.at_equal_loss}" if self.matching else ""
-        return f"{self.comparison.statement}{beside}: {self.verdict}"
+        if not self.matching:
+            return f"{self.comparison.statement}: {self.verdict}"
+        beside = f"at the last epoch; at equal train loss, {self.at_equal_loss}"
+        return f"{self.comparison.statement} {beside}: {self.verdict}"
 
 
 def findings(
@@ -132,23 +147,17 @@ def match(
             losses.setdefault(course.subject, {})[course.seed] = course.train_loss
             numbers.setdefault(course.subject, {})[course.seed] = course.metrics[short]
         found, left_out = at_common_loss(losses, numbers)
-        text = "at equal train loss (along the trajectories)"
-        if left_out:
-            text += f", without {'; '.join(left_out)}"
+        text = f"without {'; '.join(left_out)}" if left_out else ""
         pairs = {name: found.get(name, {}) for name in names}
-        return Matched("trajectories", text, tuple(compare(pairs)))
+        return Matched("along the trajectories", text, tuple(compare(pairs)))
     if scale_of(metric, of) != "ratio":
-        return Matched("", "not matched for train loss: the number changes sign")
+        return Matched("", "it is not positive")
     shared = min((len(by_seed) for by_seed in of.values()), default=0)
     losses_at_end = values(measurements, "final/train_loss")
     if shared < FEWEST or not all(name in losses_at_end for name in of):
-        return Matched(
-            "",
-            f"not matched for train loss: no trajectories, and fewer than {FEWEST} seeds with a "
-            "train loss",
-        )
+        return Matched("", f"no trajectories, and fewer than {FEWEST} seeds with a train loss")
     found = ancova(of, {name: losses_at_end[name] for name in of})
-    return Matched("ANCOVA", f"adjusted for train loss ({TEST.split()[0]})", tuple(found))
+    return Matched("by ANCOVA", comparisons=tuple(found))
 
 
 def scale_of(metric: str, of: dict[str, dict[int, float]]) -> Scale:

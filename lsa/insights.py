@@ -162,8 +162,11 @@ def momentum_flattens(
     for c in pairs:
         matching = match("lanczos/lambda_max", [c.a, c.b], measurements, courses)
         matched = matching.of(c.a, c.b)
-        said = f": {matched.verdict}" if matched else ""
-        evidence += [f"λ_max at the last epoch: {c.verdict}", f"λ_max {matching.text}{said}"]
+        verdict = "" if matched is None else f": {matched.finding}"
+        evidence += [
+            f"λ_max at the last epoch: {c.verdict}",
+            f"λ_max at equal train loss, {matching.said(matched)}{verdict}",
+        ]
         holds = holds and matched is not None and matched.established and matched.larger == c.a
     return Insight(name, claim, tuple(evidence), holds)
 
@@ -198,8 +201,9 @@ def early_convergence(of: Mapping[str, Kind], accuracy: BySeed, history: Histori
     """Epochs to a common accuracy, every adaptive optimizer against every SGD."""
     name = "Early convergence"
     claim = (
-        f"Every optimizer with adaptive rates needs fewer epochs than every SGD to reach "
-        f"{SHARE:.0%} of the lowest final validation accuracy among the optimizers at that seed."
+        "Every optimizer with adaptive rates needs fewer epochs than every SGD to reach "
+        f"{100 * SHARE:.0f} % of the lowest final validation accuracy among the optimizers of "
+        "that seed."
     )
     adaptive = _measured(of, {"adaptive"}, history)
     others = _measured(of, {"momentum", "plain"}, history)

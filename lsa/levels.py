@@ -48,7 +48,7 @@ class Level:
             text = f"{self.subject}: mean {self.mean:.3g} (95 %: {self.low:.3g} … {self.high:.3g})"
         if self.side:
             text += f", {self.side} beyond its error at {self.beyond} of {n} seeds"
-            adjusted = f", {self.p_adjusted:.2g} adjusted" if self.family > 1 else ""
+            adjusted = f" ({self.p_adjusted:.2g} adjusted)" if self.family > 1 else ""
             text += f", sign test p = {self.p:.2g}{adjusted}" if n > 1 else ""
         return text if n < 2 else f"{text}, {listed(self.seeds)}"
 

@@ -18,7 +18,7 @@ from scipy import stats
 
 from lsa.comparison import FEWEST, LEVEL, Comparison, holm, paired
 
-TEST = "ANCOVA t-test p"
+TEST = "t-test p"
 BySeed = Mapping[str, Mapping[int, float]]  # optimizer → seed → value
 Courses = Mapping[str, Mapping[int, Sequence[float]]]  # optimizer → seed → value per epoch
 

@@ -8,10 +8,10 @@ import re
 from dataclasses import dataclass, field
 
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 66rem; margin: 2rem auto; padding: 0 1rem; }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem; }
 table { border-collapse: collapse; margin: 1rem 0; } img { max-width: 100%; }
 th, td { border-bottom: 1px solid #ddd; padding: .3rem .8rem .3rem 0; text-align: left;
-  vertical-align: top; }
+  vertical-align: top; } td:first-child { white-space: nowrap; }
 figure { margin: 1.5rem 0; } figcaption { color: #444; } h2 { margin-top: 2.5rem; }
 .wide { overflow-x: auto; } .bad { color: #b00020; font-weight: 600; }
 .good { color: #1b6e2c; font-weight: 600; }

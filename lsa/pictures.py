@@ -15,6 +15,8 @@ from lsa.plots import inside
 
 # The curve of each probe that tells checkpoints apart; of another probe, its first.
 CURVES = {"lanczos": "density", "perturbation": "loss_along_top"}
+# The numbers of each probe that are drawn during training; of another probe, its first.
+DURING = {"lanczos": ("lambda_max",), "sgd_noise": ("lambda_c", "noise_ratio")}
 WAYS = {  # what a panel of a pair shows: probe, curve → name of the way
     ("interpolation", "train_loss"): "straight line",
     ("interpolation", "train_loss_aligned"): "straight line, units aligned",
@@ -64,20 +66,22 @@ def pictures(
     measurements: Sequence[Measurement], courses: Sequence[Trajectory]
 ) -> Iterator[Picture]:
     """Training first, then each probe, then the pairs."""
-    probes = [m for m in measurements if m.step in probe.modules()]
+    known, between = probe.modules(), {step for step, _ in WAYS}
+    probes = [m for m in measurements if m.step in known]
     results = artifacts([(m.done.run_id, f"{m.step}.json") for m in probes])
     stored: dict[str, list[tuple[Measurement, dict[str, Any]]]] = {}
     for m, result in zip(probes, results, strict=True):
         if result["curves"]:
             stored.setdefault(m.step, []).append((m, result["curves"]))
-    for name in dict.fromkeys((c.probe, metric) for c in courses for metric in c.metrics):
-        picture = _trajectory(*name, courses)
-        if picture:
-            yield picture
+    for step in dict.fromkeys(course.probe for course in courses):
+        for metric in DURING.get(step, probe.find(step).headline[:1]):
+            picture = _trajectory(step, metric, courses)
+            if picture:
+                yield picture
     for step, curves in stored.items():
-        if not any(step == one for one, _ in WAYS):
+        if step not in between:
             yield _overlay(step, curves, measurements)
-    pairs = [one for step, curves in stored.items() for one in curves if step in dict(WAYS)]
+    pairs = [one for step, curves in stored.items() for one in curves if step in between]
     if pairs:
         yield _profiles(pairs, measurements)
     yield from _barriers(measurements)

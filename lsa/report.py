@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -120,23 +120,38 @@ def _claims(
         "of, by that pair's own test."
     )
     yield Section("Insights", text, ("claim", "evidence", "verdict"), rows, level=3)
-    rows = [(f.metric, f.comparison.statement, f.at_equal_loss or "–", f.verdict) for f in found]
+    rows = _named(
+        (f.metric, f.comparison.statement, f.at_equal_loss or "–", f.verdict) for f in found
+    )
     text = (
         "Curvature falls and rises with the train loss, so it is compared at the last epoch and at "
-        "equal train loss, and a difference counts only where both are established the same way. "
-        "Eigenvalues and traces of the Hessian are not invariant when layers are rescaled without "
-        "changing the network's function: a lower λ_max alone is no flatter minimum."
+        "equal train loss: along the trajectories, at the largest final loss among the optimizers "
+        "of a seed, or else by an analysis of covariance over the seeds. A difference counts only "
+        "where both are established the same way. Eigenvalues and traces of the Hessian are not "
+        "invariant when layers are rescaled without changing the network's function: a lower λ_max "
+        "alone is no flatter minimum."
     )
     headings = ("number", "at the last epoch", "at equal train loss", "verdict")
     if rows:
         yield Section("Every pair of optimizers", text, headings, rows, level=3)
-    rows = [(p.metric, p.level.statement, p.level.verdict or "–") for p in pairs]
+    rows = _named((p.metric, p.level.statement, p.level.verdict or "–") for p in pairs)
     text = (
         "A barrier is a largest height and never below 0; there is one where it exceeds 0 by two "
-        "standard errors over the samples, at more seeds than chance explains."
+        "standard errors over the samples, at more seeds than chance explains. That of a path is "
+        "of the lowest path found: it bounds the barrier between the minima from above."
     )
     if rows:
         yield Section("Between the optimizers", text, ("number", "pair", "verdict"), rows, level=3)
+
+
+def _named(rows: Iterable[tuple[str, ...]]) -> list[tuple[Cell, ...]]:
+    """Rows that do not repeat the number's name."""
+    found: list[tuple[Cell, ...]] = []
+    before = ""
+    for name, *rest in rows:
+        found.append(("" if name == before else name, *rest))
+        before = name
+    return found
 
 
 def _figures(drawn: Sequence[Picture]) -> Iterator[Section]:

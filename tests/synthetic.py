@@ -118,7 +118,7 @@ def _checkpoint(
         "final/train_loss": float(losses[-1]),
     }
     history = {"train/loss": losses, "val/accuracy": accuracies}
-    budget = {"epochs": EPOCHS, "batch_size": 64}
+    budget: dict[str, Any] = {"epochs": EPOCHS, "batch_size": 64}
     store.log("train", [name], seed, final, history=history, **budget)
     results = {
         "lanczos": _spectrum(float(sharpness[-1]), rng),

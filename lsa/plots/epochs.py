@@ -35,6 +35,7 @@ def epochs(
     heights = [np.array([[xy[0].min()], [level]]) for xy in shown[:1] for level, _ in
                thresholds.values()]  # fmt: skip
     scale_axes(left, [*shown, *heights])
+    left.set_xscale("linear")
     left.set_xlabel("epoch")
     left.set_ylabel(y_name)
     left.legend(frameon=False, fontsize=9)

@@ -64,11 +64,13 @@ def draw_seeds(
 def draw_levels(
     plot: Any, subjects: Sequence[str], levels: Mapping[str, tuple[float, str]]
 ) -> None:
-    """Dashed lines in the subjects' colours; equal ones stand in the legend once each."""
+    """Dashed lines in the subjects' colours, shifted so that two equal ones are both seen."""
     for i, subject in enumerate(subjects):
         if subject in levels:
             height, text = levels[subject]
-            plot.axhline(height, color=f"C{i}", linestyle="--", linewidth=1.2, label=text)
+            plot.axhline(
+                height, color=f"C{i}", linestyle=(5 * i, (5, 5)), linewidth=1.2, label=text
+            )
 
 
 def scale_axes(plot: Any, points: Sequence[np.ndarray]) -> None:
@@ -76,7 +78,7 @@ def scale_axes(plot: Any, points: Sequence[np.ndarray]) -> None:
     across = np.concatenate([xy[0] for xy in points])
     heights = np.concatenate([xy[1] for xy in points])
     heights = heights[np.isfinite(heights)]
-    if across.min() > 0 and across.max() > 100 * across.min():
+    if across.min() > 0 and across.max() > 30 * across.min():
         plot.set_xscale("log")
     if len(heights) and _spans_decades(heights):
         plot.set_yscale("log")
