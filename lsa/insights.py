@@ -227,7 +227,8 @@ def indefinite_hessians(lambda_min: BySeed, errors: BySeed, residuals: BySeed) -
     name = "Indefinite Hessians"
     claim = (
         "At the end of training the Hessian has a negative eigenvalue at every checkpoint: λ_min, "
-        "two standard errors over the data and the Lanczos residual together are below 0."
+        "two standard errors over the data and the Lanczos residual together are below 0. "
+        "(On a subset of the data λ_min is biased down.)"
     )
     if not lambda_min:
         return Insight(name, claim, missing="it has no measured λ_min")

@@ -224,9 +224,14 @@ def written(runs: Sequence[Mapping[str, float]], name: str) -> str:
         if finite < len(values):
             return f"median {np.median(values):.4g} ({finite} of {len(values)} finite)"
         half = float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
-        return f"{np.mean(values):.4g} ± {half:.2g}"
+        return f"{np.mean(values):.4g} ± {_rounded(half)}"
     low, high = (runs[0].get(f"{name}_{end}") for end in ("low", "high"))
     if low is not None and high is not None:
         return f"{values[0]:.4g} ({low:.4g} … {high:.4g})"
     errors = [error for key, error in runs[0].items() if key.startswith(f"{name}_se_")]
-    return f"{values[0]:.4g}" + "".join(f" ± {2 * error:.2g}" for error in errors)
+    return f"{values[0]:.4g}" + "".join(f" ± {_rounded(2 * error)}" for error in errors)
+
+
+def _rounded(error: float) -> str:
+    """Two digits, without an exponent where a reader would not write one."""
+    return f"{float(f'{error:.2g}'):g}"

@@ -58,7 +58,8 @@ def _table(measurements: Sequence[Measurement], step: str, names: list[str]) -> 
     ]
     pair = step != "train" and probe.find(step).pair
     first = "optimizers" if pair else "optimizer"
-    short = [name.rpartition("/")[2].replace("_", " ") for name in names]
     training = step == "train"
+    short = [name.rpartition("/")[2] for name in names]
+    short = [name.replace("_", " ") for name in short] if training else short
     text = "The last epoch, on the whole splits." if training else probe.find(step).summary
     return Table("training" if training else step, text, [first, "seeds", *short], cells)

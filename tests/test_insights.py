@@ -29,9 +29,9 @@ SEEDS = range(8)
 
 def project(**optimizers: Named) -> Project:
     rules = optimizers or {
-        "sgd": Named(name="SGD", lr=0.1),  # pyright: ignore[reportCallIssue]
-        "heavy": Named(name="SGD", lr=0.01, momentum=0.9),  # pyright: ignore[reportCallIssue]
-        "adamw": Named(name="AdamW", lr=0.001),  # pyright: ignore[reportCallIssue]
+        "sgd": Named(name="SGD", lr=0.1),
+        "heavy": Named(name="SGD", lr=0.01, momentum=0.9),
+        "adamw": Named(name="AdamW", lr=0.001),
     }
     named = {"dataset": Named(name="digits"), "model": Named(name="mlp")}
     return Project(name="synthetic", optimizers=rules, seeds=list(SEEDS), **named)
@@ -58,8 +58,8 @@ def measurements(metric: str, step: str, of: dict[str, dict[int, float]]) -> lis
         (Named(name="RMSprop"), "adaptive"),
         (Named(name="NAdam"), "adaptive"),
         (Named(name="SGD"), "plain"),
-        (Named(name="SGD", momentum=0.0), "plain"),  # pyright: ignore[reportCallIssue]
-        (Named(name="SGD", momentum=0.9, nesterov=True), "momentum"),  # pyright: ignore[reportCallIssue]
+        (Named(name="SGD", momentum=0.0), "plain"),
+        (Named(name="SGD", momentum=0.9, nesterov=True), "momentum"),
         (Named(name="SAM"), "other"),
         (Named(name="my.optim:Adam"), "other"),
     ],

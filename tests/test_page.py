@@ -46,6 +46,6 @@ def test_a_markdown_table_keeps_its_columns():
 
 def test_verdicts_stand_out():
     rows = [("established: larger for a",), ("not established",), ("DOES NOT HOLD",)]
-    page = Reader(as_html("t", [Section("s", "", ("verdict",), rows)]))  # pyright: ignore[reportArgumentType]
+    page = Reader(as_html("t", [Section("s", "", ("verdict",), rows)]))
     classes = [attributes.get("class") for tag, attributes in page.tags if tag == "td"]
     assert classes == ["good", None, "bad"]

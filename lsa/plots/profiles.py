@@ -11,10 +11,11 @@ from lsa.plots.overlay import Numbers, Points, draw_seeds
 
 COLUMNS = 3
 PANEL = (4.2, 3.2)  # inches
+DECADE = 10  # of losses, from which on their axis is logarithmic
 LINES = {
-    "straight line": "tab:gray",
-    "straight line, units aligned": "tab:orange",
-    "minimum-energy path": "tab:blue",
+    "straight line": ("tab:gray", "-"),
+    "straight line, units aligned": ("tab:orange", "--"),
+    "minimum-energy path": ("tab:blue", "-"),
 }
 
 
@@ -36,12 +37,16 @@ def profiles(
     for panel in panels.flat[len(pairs) :]:
         panel.remove()
     for panel, (pair, ways) in zip(panels.flat, pairs.items(), strict=False):
-        for way, colour in LINES.items():
-            draw_seeds(panel, ways.get(way, ()), colour, way)
+        for way, (colour, style) in LINES.items():
+            draw_seeds(panel, ways.get(way, ()), colour, way, style)
         if bound is not None:
             panel.axhline(bound, color="black", linestyle="--", linewidth=0.8, label="ln C")
         panel.set_title(pair, fontsize=10)
-        panel.set_yscale("log")
+    heights = np.concatenate(
+        [y for ways in pairs.values() for many in ways.values() for _, y in many]
+    )
+    if heights.min() > 0 and heights.max() > DECADE * heights.min():
+        panels[0, 0].set_yscale("log")  # of all, since they share the axis
     for panel in panels[:, 0]:
         panel.set_ylabel("train loss")
     figure.supxlabel("fraction of the way from the first to the second", fontsize=10)
