@@ -48,6 +48,12 @@ class Train(_Section):
     batch_size: Annotated[int, Field(ge=1)] = 64
     schedule: Named = Named(name="constant")
     augment: Augment = Augment()
+    checkpoint_every: Annotated[int, Field(ge=0)] = 0  # epochs; 0 keeps the final one alone
+
+    def keeps(self, epoch: int) -> bool:
+        """Whether an epoch's checkpoint is kept; 0 is before training, the last always is."""
+        every = self.checkpoint_every
+        return epoch == self.epochs or (every > 0 and epoch % every == 0)
 
 
 class Split(_Section):

@@ -192,16 +192,26 @@ def _train(
         opened.json(recipe.model_dump(), "recipe.json")
         state_file = SCRATCH / "training" / f"{key}.safetensors"
         history, state = _resumed(state_file, opened) if resume else ([], None)
+        kept = {epoch for epoch, _ in registry.trajectory(key)}
+
+        def keep(state: Mapping[str, Any]) -> None:
+            """Log a checkpoint on the way, unless this training has logged it before."""
+            if recipe.train.keeps(epoch := state["epoch"]) and epoch not in kept:
+                _log(opened, _checkpoint(recipe, split, state, place, trusted, opened.id), key)
+
+        keep(training.initial(recipe, split, trusted))
         last = None
         for epoch in training.train(recipe, split, trusted=trusted, state=state, report=report):
             history.append(dict(epoch.metrics))
             opened.metrics(epoch.metrics, step=epoch.number)
             state_file.parent.mkdir(parents=True, exist_ok=True)
             last = {"state": epoch.state, "history": history, "run": opened.id}
+            if epoch.number < recipe.train.epochs:
+                keep(epoch.state)
             _replace(state_file, last)
         if last is None:  # interrupted after the last epoch, before it was registered
             last = serial.load(state_file)
-        _register(opened, recipe, split, last["state"], place, trusted)
+        _register(opened, _checkpoint(recipe, split, last["state"], place, trusted, opened.id), key)
         state_file.unlink(missing_ok=True)
     return _finished(opened.id)
 
@@ -226,16 +236,16 @@ def _resumed(path: Path, opened: tracking.Run) -> tuple[list[dict[str, float]], 
     return [], None
 
 
-def _register(
-    opened: tracking.Run,
+def _checkpoint(
     recipe: Recipe,
     split: Data,
     state: Mapping[str, Any],
     place: str,
     trusted: Collection[str],
-) -> None:
-    """Register the final epoch and log its evaluation on the checkpoint."""
-    final = Checkpoint(
+    run_id: str,
+) -> Checkpoint:
+    """The checkpoint of a training's state."""
+    return Checkpoint(
         recipe=recipe,
         epoch=state["epoch"],
         weights=state["model"],
@@ -244,12 +254,26 @@ def _register(
         versions=provenance.versions(),
         device=place,
         trusted=trusted,
-        run_id=opened.id,
+        run_id=run_id,
     )
+
+
+def _log(opened: tracking.Run, source: Checkpoint, key: str) -> None:
+    """Log a checkpoint on the way, with its evaluation, as part of the training's trajectory."""
+    _evaluate(opened, dataclasses.replace(source, model_id=registry.log(source)), key)
+
+
+def _register(opened: tracking.Run, final: Checkpoint, key: str) -> None:
+    """Register the final epoch and log its evaluation on the checkpoint."""
     model_id, address = registry.register(opened, final)
-    final = dataclasses.replace(final, model_id=model_id)
-    opened.metrics(training.final_metrics(final.model, split), step=final.epoch, source=final)
+    _evaluate(opened, dataclasses.replace(final, model_id=model_id), key)
     opened.tags({"lsa.checkpoint": address, "lsa.model_id": model_id})
+
+
+def _evaluate(opened: tracking.Run, source: Checkpoint, key: str) -> None:
+    found = training.final_metrics(source.model, source.data)
+    opened.metrics(found, step=source.epoch, source=source)
+    registry.seal(source.model_id, key)
 
 
 def train_params(recipe: Recipe) -> dict[str, Any]:

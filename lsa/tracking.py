@@ -189,7 +189,7 @@ def end_stale(project: str) -> list[str]:
     """
     criteria = f"tags.project = '{quoted(project)}' and attributes.status = 'RUNNING'"
     ended = []
-    for found in client().search_runs(_experiments(), criteria):
+    for found in client().search_runs(experiments(), criteria):
         if provenance.gone(found.data.tags):
             ended.append(found.info.run_name)
             client().set_tag(found.info.run_id, "lsa.error", "its process died without ending it")
@@ -246,7 +246,8 @@ def _prepare(uri: str) -> None:
             mlflow.MlflowClient().search_experiments(max_results=1)
 
 
-def _experiments() -> list[str]:
+def experiments() -> list[str]:
+    """Ids of all experiments."""
     return [e.experiment_id for e in client().search_experiments()]
 
 
@@ -361,7 +362,7 @@ class Done:
 def finished(key: str) -> Done | None:
     """The newest FINISHED run whose step has this key, in any experiment."""
     found = client().search_runs(
-        _experiments(),
+        experiments(),
         f"tags.`lsa.key` = '{key}' and attributes.status = 'FINISHED'",
         max_results=1,
         order_by=["attributes.start_time DESC"],
@@ -371,12 +372,12 @@ def finished(key: str) -> Done | None:
 
 def finished_steps(project: str) -> Iterator[Done]:
     """Every FINISHED step of a project, newest first, in any experiment."""
-    experiments = _experiments()
+    everywhere = experiments()
     criteria = f"tags.project = '{quoted(project)}' and attributes.status = 'FINISHED'"
     token = None
     while True:
         page = client().search_runs(
-            experiments,
+            everywhere,
             criteria,
             max_results=1000,
             order_by=["attributes.start_time DESC"],
