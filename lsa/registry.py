@@ -117,6 +117,11 @@ def trajectory(key: str) -> list[tuple[int, str]]:
             return sorted(models.items())
 
 
+def key(model_id: str) -> str:
+    """Key of the training that kept a checkpoint; empty for one made before there were any."""
+    return client().get_logged_model(model_id).tags.get("lsa.key", "")
+
+
 def numbers(model_id: str) -> dict[str, float]:
     """The newest value of every metric that was logged on a checkpoint."""
     found = client().get_logged_model(model_id).metrics or []

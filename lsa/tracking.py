@@ -317,9 +317,9 @@ def summary(result: Result) -> dict[str, Any]:
     return {
         "metrics": {
             name: {
-                "value": _plain(m.value),
+                "value": plain(m.value),
                 "unit": m.unit,
-                "standard_errors": {source: _plain(e) for source, e in m.errors.items()},
+                "standard_errors": {source: plain(e) for source, e in m.errors.items()},
             }
             for name, m in result.metrics.items()
         },
@@ -328,9 +328,9 @@ def summary(result: Result) -> dict[str, Any]:
                 "x_name": c.x_name,
                 "x_unit": c.x_unit,
                 "y_unit": c.y_unit,
-                "x": [_plain(v) for v in c.x],
-                "y": [_plain(v) for v in c.y],
-                "y_standard_error": None if c.error is None else [_plain(v) for v in c.error],
+                "x": [plain(v) for v in c.x],
+                "y": [plain(v) for v in c.y],
+                "y_standard_error": None if c.error is None else [plain(v) for v in c.error],
             }
             for name, c in result.curves.items()
         },
@@ -340,7 +340,7 @@ def summary(result: Result) -> dict[str, Any]:
     }
 
 
-def _plain(value: float) -> float | str:
+def plain(value: float) -> float | str:
     """A JSON number, or the name of one that JSON does not have."""
     return float(value) if np.isfinite(value) else str(float(value))
 

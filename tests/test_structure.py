@@ -23,6 +23,7 @@ LAYERS = [
     {"tracking"},
     {"registry"},
     {"steps"},
+    {"trajectory"},
     {"measurements"},
     {"findings", "checks"},
     {"report", "calls", "engines", "view", "cost"},
