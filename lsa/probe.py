@@ -129,6 +129,11 @@ class Probe:
         return "theta_b" in self.inputs
 
     @property
+    def along(self) -> bool:
+        """Whether it can follow a training: on one checkpoint, and not training by itself."""
+        return not self.pair and "theta_init" not in self.inputs
+
+    @property
     def doc(self) -> str:
         """The docstring."""
         return inspect.getdoc(self.function) or ""

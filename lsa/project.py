@@ -194,25 +194,27 @@ def _check_probes(project: Project, path: Path) -> None:
             project.options(declared)
     for name in project.trajectory:
         declared = probe.find(name)
-        check_along(declared, f"{path}: trajectory")
+        check_along(declared, f"{path}: trajectory", project.train)
         project.options(declared, along=True)
-    if project.trajectory and not project.train.checkpoint_every:
-        raise InputError(
-            f"{path}: trajectory needs checkpoints on the way; set train.checkpoint_every"
-        )
 
 
-def check_along(declared: probe.Probe, where: str) -> None:
+def check_along(declared: probe.Probe, where: str, budget: Train | None = None) -> None:
     """Refuse a probe that cannot follow a training.
 
     Raises:
-        InputError: It takes two checkpoints, or trains by itself from the initial weights.
+        InputError: It takes two checkpoints, or trains by itself from the initial weights; or the
+            budget keeps no checkpoints on the way.
     """
-    if declared.pair or "theta_init" in declared.inputs:
+    if not declared.along:
         reason = "takes two checkpoints" if declared.pair else "trains from the initial weights"
         raise InputError(
             f"{where}: probe {declared.name} {reason}, so it cannot follow one training; choose "
             "another, such as lanczos"
+        )
+    if budget is not None and not budget.checkpoint_every:
+        raise InputError(
+            f"{where}: {declared.name} needs checkpoints on the way; set train.checkpoint_every in "
+            "the project"
         )
 
 
