@@ -18,7 +18,7 @@ from lsa.train import network
 
 SAMPLES = 256  # on which the rates are measured
 STEP = 2.0  # seconds of a step beside its arithmetic: checkpoint, logging, figure
-LONG = 2.0  # seconds
+LONG = 1.0  # seconds of measuring after which one more is not worth it
 BYTES = 4  # of a number in float32
 
 
@@ -68,9 +68,10 @@ def rates(setting: Project, recipe: Recipe, device: str, trusted: tuple[str, ...
 
 
 def _time(work: Callable[[], Any]) -> float:
-    """Seconds of the fastest of three runs, the first of which warms up; of one if that is long."""
+    """Seconds of the fastest of some runs, after one that warms up and may import much."""
+    work()
     took: list[float] = []
-    while len(took) < 3 and sum(took) < LONG:
+    while not took or (len(took) < 5 and sum(took) < LONG):
         began = time.perf_counter()
         work()
         took.append(time.perf_counter() - began)

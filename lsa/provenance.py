@@ -17,7 +17,8 @@ import psutil
 PACKAGE = Path(__file__).parent
 
 
-def versions() -> dict[str, str]:
+@lru_cache(maxsize=1)
+def versions() -> Mapping[str, str]:
     """Versions of what computes the numbers."""
     found = {"python": platform.python_version()}
     for package in ("lsa", "torch", "torchvision", "numpy", "scipy", "mlflow"):
@@ -123,17 +124,26 @@ def _collect(module: str, seen: dict[str, bytes]) -> None:
     module = "__main__" if module == "__mp_main__" else module
     if module in seen or path is None:
         return
-    seen[module] = path.read_bytes()
-    for node in ast.walk(ast.parse(seen[module])):
+    status = path.stat()
+    seen[module], names = _read(path, status.st_mtime_ns, status.st_size)
+    for name in names:
+        _collect(name, seen)
+
+
+@lru_cache(maxsize=256)
+def _read(path: Path, modified: int, size: int) -> tuple[bytes, tuple[str, ...]]:
+    """Source of a file as last modified, and the lsa modules that it imports."""
+    source = path.read_bytes()
+    found: dict[str, None] = {}
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
             names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
         else:
             continue
-        for name in names:
-            if name.startswith("lsa."):
-                _collect(name, seen)
+        found.update(dict.fromkeys(name for name in names if name.startswith("lsa.")))
+    return source, tuple(found)
 
 
 def _source(module: str) -> Path | None:

@@ -33,6 +33,7 @@ from lsa.view import View, quiet
 
 State = Literal["waiting", "running", "done", "reused", "failed", "skipped"]
 BUDGET = ("epochs", "batch_size", "lr")  # what a training may override
+ENDS: tuple[State, ...] = ("done", "reused", "failed", "skipped")
 TRIES = 2  # of a step whose process dies under it
 POLL = 0.2  # seconds between two looks at the workers' progress
 
@@ -234,6 +235,7 @@ _current: ContextVar[Study | None] = ContextVar("study", default=None)
 def study(
     setting: Project | str = project.DEFAULT,
     *,
+    name: str = "",
     workers: int = 1,
     device: str = "auto",
     keep_going: bool = True,
@@ -241,8 +243,12 @@ def study(
 ) -> Iterator[Study]:
     """A study: the steps asked for inside, run by the end of the block, as children of one run.
 
+    That run is the study's for good: when it is started again, it goes on in the same run, so that
+    the UI shows one group of steps however often it was stopped.
+
     Args:
         setting: A project or its name.
+        name: Of the study's run; `study-<project>` by default.
         workers: Processes that run steps side by side, sharing the threads.
         device: Where to compute.
         keep_going: After a failed step, go on with those that do not need it.
@@ -256,9 +262,15 @@ def study(
     setting = project.load(setting) if isinstance(setting, str) else setting
     tracking.end_stale(setting.name)
     tags = {"lsa.step": "study", "project": setting.name}
-    name = f"study-{setting.name}"
-    with tracking.run(name, experiment=setting.name, tags=tags, device="cpu") as opened:
-        opened.params({"project": setting.name, "workers": workers})
+    name = name or f"study-{setting.name}"
+    with tracking.run(
+        name,
+        experiment=setting.name,
+        tags=tags,
+        device="cpu",
+        again=tracking.ended(name, tags),
+    ) as opened:
+        opened.params({"project": setting.name})
         opened.json(setting.model_dump(), "project.json")
         engine = Processes(workers, opened.id) if workers > 1 else Inline()
         running = Study(
@@ -281,7 +293,7 @@ def study(
             _current.reset(token)
             engine.shutdown()
         states = [handle.state for handle in running.handles]
-        opened.metrics({f"steps_{state}": states.count(state) for state in set(states)})
+        opened.metrics({f"steps_{state}": states.count(state) for state in ENDS})
         if running.failures:
             first = running.failures[0]
             raise Failed(

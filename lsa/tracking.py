@@ -129,8 +129,17 @@ class Run:
 
 
 @contextlib.contextmanager
-def run(name: str, *, experiment: str, tags: Mapping[str, Any], device: str) -> Iterator[Run]:
+def run(
+    name: str,
+    *,
+    experiment: str,
+    tags: Mapping[str, Any],
+    device: str,
+    again: str | None = None,
+) -> Iterator[Run]:
     """Attach to the run that `mlflow run` made, or start one; end it as what happened.
+
+    `again` is a run to take up again instead of a new one.
 
     An error ends it FAILED with the message in the tag `lsa.error` (and, where it is nobody's
     input, the traceback as an artifact), a signal KILLED. Its tags are set as it is made, so that
@@ -145,6 +154,11 @@ def run(name: str, *, experiment: str, tags: Mapping[str, Any], device: str) -> 
     if attached:
         active = mlflow.start_run()
         Run(active.info.run_id).tags({"mlflow.runName": name, **whole})
+    elif again:
+        active = mlflow.start_run(run_id=again)
+        with contextlib.suppress(MlflowException):  # it may have ended well
+            client().delete_tag(again, "lsa.error")
+        Run(again).tags(whole)
     else:
         above = mlflow.active_run()
         parent = above.info.run_id if above else _PARENT.get()
@@ -179,6 +193,16 @@ def run(name: str, *, experiment: str, tags: Mapping[str, Any], device: str) -> 
 def adopt(parent: str) -> None:
     """From here on, runs of this process are children of a run that another process holds."""
     _PARENT.set(parent)
+
+
+def ended(name: str, tags: Mapping[str, str]) -> str | None:
+    """The newest run of that name and tags that is not RUNNING, to be taken up again."""
+    criteria = f"attributes.run_name = '{quoted(name)}' and attributes.status != 'RUNNING'"
+    for key, value in tags.items():
+        criteria += f" and tags.`{key}` = '{quoted(value)}'"
+    order = ["attributes.start_time DESC"]
+    found = client().search_runs(_experiments(), criteria, max_results=1, order_by=order)
+    return found[0].info.run_id if found else None
 
 
 def end_stale(project: str) -> list[str]:

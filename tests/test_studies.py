@@ -61,7 +61,9 @@ def test_a_project_runs_everything_once_and_then_nothing(tiny):
     with study(tiny) as second:
         plan.run(tiny, second)
     assert states(second) == ["reused"] * 5
-    (parent, _) = runs(**{"lsa.step": "study"})[::-1]
+    (parent,) = runs(**{"lsa.step": "study"})  # the same run, taken up again
+    assert parent.info.status == "FINISHED"
+    assert parent.data.metrics["steps_reused"] == 5 and parent.data.metrics["steps_done"] == 0
     children = runs(**{"mlflow.parentRunId": parent.info.run_id})
     assert len(children) == 5 and {r.info.status for r in children} == {"FINISHED"}
     assert "lanczos" in mlflow.artifacts.load_text(f"runs:/{parent.info.run_id}/report.html")

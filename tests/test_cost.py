@@ -1,0 +1,74 @@
+"""The forecast of a study against what its steps then do."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lsa import cost, plan, probe, project, studies
+from lsa.landscape import Landscape
+from lsa.probe import Sizes, Work
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's and SQLAlchemy's own
+AT = Sizes(dimension=1000, samples=100, training=800, validation=200)
+
+
+@pytest.mark.parametrize("name", list(probe.modules()))
+def test_every_probe_says_what_it_will_compute(name):
+    declared = probe.find(name)
+    assert declared.work is not None
+    options = {option.name: option.default for option in declared.options.values()}
+    work = declared.work(AT, **options)
+    assert work.vectors > 0 and work.losses + work.gradients + work.products > 0
+
+
+def test_the_work_of_a_line_is_what_it_evaluates(workplace, monkeypatch):
+    """Interpolation is deterministic, so its count can be held against the calls themselves."""
+    declared = probe.find("interpolation")
+    seen = 0
+    per_sample = Landscape.per_sample
+
+    def counted(self, theta):
+        nonlocal seen
+        seen += self.n_samples
+        return per_sample(self, theta)
+
+    with studies.study("tiny"):
+        ends = [studies.step("train", optimizer=name) for name in ("sgd", "adamw")]
+        assert all(end.metrics for end in ends)  # trained before anything is counted
+        monkeypatch.setattr(Landscape, "per_sample", counted)
+        studies.step("interpolation", *ends, points=9, align="none")
+    at = Sizes(dimension=1, samples=64, training=200, validation=100)
+    assert declared.work(at, points=9, align="none").losses == seen == 9 * (64 + 100)
+
+
+def test_costs_are_work_times_rates():
+    rates = cost.Rates(loss=1.0, gradient=3.0, product=10.0, memory=500, sizes=AT)
+    declared = probe.Probe(
+        "p", lambda: None, (), {}, (), lambda at, k: Work(1, 2, k * at.samples, 7)
+    )
+    found = cost.probing(declared, {"k": 2}, rates)
+    assert found.seconds == cost.STEP + 1 + 6 + 2000 and found.memory == 500 + 7 * 1000 * 4
+    silent = probe.Probe("p", lambda: None, (), {}, ())
+    assert cost.probing(silent, {}, rates) is None
+
+
+def test_a_forecast_prices_what_would_run_and_nothing_else(workplace):
+    setting = project.load("tiny")
+    outlook = plan.outlook(setting)
+    before = plan.forecast(setting, outlook)
+    assert before.seconds.keys() == {"train", "lanczos"} and before.unknown == []
+    assert before.total == pytest.approx(2 * sum(before.seconds.values()))
+    with studies.study(setting) as running:
+        plan.run(setting, running)
+    assert plan.forecast(setting, plan.outlook(setting)) == plan.Forecast({}, 0.0, 0, [])
+    again = setting.model_copy(update={"seeds": [1]})
+    assert plan.forecast(again, plan.outlook(again)).seconds.keys() == {"train", "lanczos"}
+
+
+def test_rates_are_positive_and_a_product_costs_more_than_a_loss():
+    setting = project.load("digits")
+    rates = cost.rates(setting, setting.recipe("sgd"), "cpu")
+    assert 0 < rates.loss < rates.product and 0 < rates.gradient
+    assert rates.sizes.samples == 512 and rates.sizes.dimension > 1000
+    assert torch.get_num_threads() >= 1
