@@ -201,7 +201,7 @@ def ended(name: str, tags: Mapping[str, str]) -> str | None:
     for key, value in tags.items():
         criteria += f" and tags.`{key}` = '{quoted(value)}'"
     order = ["attributes.start_time DESC"]
-    found = client().search_runs(_experiments(), criteria, max_results=1, order_by=order)
+    found = client().search_runs(experiments(), criteria, max_results=1, order_by=order)
     return found[0].info.run_id if found else None
 
 

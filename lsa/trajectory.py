@@ -108,7 +108,9 @@ def _follow(
         content = _content(declared, recipe, kept, results)
         opened.json(content, ARTIFACT)
         opened.tags({f"lsa.note.{i}": note for i, note in enumerate(content["notes"])})
-        for path, figure in plots.figures("trajectory", _drawn(declared, content), title).items():
+        drawn = _drawn(declared, content)
+        opened.json(tracking.summary(drawn), f"{step}.json")  # where any step's curves are
+        for path, figure in plots.figures("trajectory", drawn, title).items():
             opened.figure(figure, path)
     return steps.finished_step(opened.id)
 

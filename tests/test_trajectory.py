@@ -7,6 +7,7 @@ import json
 import mlflow
 import numpy as np
 import pytest
+import torch
 
 import lsa
 from lsa import project, registry, steps, tracking
@@ -107,3 +108,30 @@ def test_what_cannot_be_followed_is_refused_in_one_line(workplace, final):
     with pytest.raises(InputError, match=r"set train\.checkpoint_every") as caught:
         lsa.follow("lanczos", alone, **OPTIONS)
     assert "\n" not in str(caught.value)
+
+
+def test_warm_starts_find_what_cold_ones_do_in_fewer_products(setting):
+    """On neighbouring checkpoints of a trained network."""
+    from lsa.probes.lanczos import lanczos
+
+    trained = steps.train(setting.recipe("sgd", epochs=12))
+    (_, before), (_, after) = registry.trajectory(trained.tags["lsa.key"])[-3:-1]
+    a, b = (registry.fetch(f"models:/{model_id}") for model_id in (before, after))
+
+    def found(source: lsa.Checkpoint, seed: int, start: torch.Tensor | None = None) -> Result:
+        rng = torch.Generator().manual_seed(seed)
+        return lanczos(
+            source.training, source.theta, rng, lambda *_: None, start,
+            k=1, density_probes=0, split="no",
+        )  # fmt: skip
+
+    products = {"cold": 0.0, "warm": 0.0}
+    for seed in range(3):
+        near = torch.from_numpy(found(a, seed).arrays["eigenvectors"]).sum(1)
+        cold, warm = found(b, seed), found(b, seed, near)
+        for end in ("lambda_max", "lambda_min"):
+            residual = sum(r.metrics[f"{end}_residual"].value for r in (cold, warm))
+            assert abs(cold.metrics[end].value - warm.metrics[end].value) <= residual
+        products["cold"] += cold.metrics["products"].value
+        products["warm"] += warm.metrics["products"].value
+    assert products["warm"] < products["cold"]
