@@ -257,7 +257,7 @@ def stability_threshold(name: str, options: Mapping[str, Any]) -> tuple[float, s
     """Largest curvature at which full-batch steps on a quadratic do not diverge, and its formula.
 
     Gradient descent 2/η, heavy ball 2(1+β)/η, Nesterov 2(1+β)/(η(1+2β)), each less the L2 penalty
-    that torch's `weight_decay` adds to the curvature (Cohen et al. 2021, §2, for torch's forms).
+    that torch's `weight_decay` adds to the curvature (Cohen et al. 2021).
 
     A diagnostic, never a criterion: full-batch training hovers about it, mini-batch training keeps
     the full-batch λ_max below it, and neither is wrong.

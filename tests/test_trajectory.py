@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import lsa
-from lsa import project, registry, steps, tracking
+from lsa import cli, project, registry, steps, tracking
 from lsa.errors import InputError
 from lsa.probe import PROBES, Metric, Result, probe
 
@@ -135,3 +135,18 @@ def test_warm_starts_find_what_cold_ones_do_in_fewer_products(setting):
         products["cold"] += cold.metrics["products"].value
         products["warm"] += warm.metrics["products"].value
     assert products["warm"] < products["cold"]
+
+
+def test_the_command_line_follows_with_the_projects_options(workplace, final, capsys):
+    file = workplace / "projects" / "tiny.yaml"
+    file.write_text(file.read_text() + "trajectory: {lanczos: {k: 1, density_probes: 0}}\n")
+    arguments = ["lanczos", "--project", "tiny", "--optimizer", "sgd", "--split", "no"]
+    assert cli.run([*arguments, "--epochs", "all"]) == 0
+    shown = capsys.readouterr().out
+    assert "trajectory.lanczos/lambda_max " in shown
+    done = tracking.read(shown.split()[-1])
+    assert done.tags["lsa.step"] == "trajectory.lanczos"
+    wanted = {"k": "1", "density_probes": "0", "split": "no"}
+    assert wanted.items() <= done.params.items()
+    assert cli.run(["intrinsic_dim", "--project", "tiny", "--optimizer", "sgd", "--epochs", "all"])
+    assert "epochs" in capsys.readouterr().err  # its own option, a number
