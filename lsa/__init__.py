@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from lsa.probe import PROBES, Curve, Metric, Result
     from lsa.steps import load, measure
     from lsa.studies import step, study
+    from lsa.trajectory import follow
 
 _HOMES = {
     "Checkpoint": "lsa.checkpoint",
@@ -24,6 +25,7 @@ _HOMES = {
     "Metric": "lsa.probe",
     "PROBES": "lsa.probe",
     "Result": "lsa.probe",
+    "follow": "lsa.trajectory",
     "load": "lsa.steps",
     "measure": "lsa.steps",
     "step": "lsa.studies",
@@ -38,6 +40,7 @@ __all__ = [
     "Landscape",
     "Metric",
     "Result",
+    "follow",
     "load",
     "measure",
     "step",

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from lsa import probe, progress, registry, steps, tracking
+from lsa import probe, progress, registry, steps, tracking, trajectory
 from lsa.checkpoint import Checkpoint
-from lsa.project import Project
+from lsa.project import ALONG, Project
 from lsa.steps import Step
 
 TRAIN = "train"
@@ -36,13 +36,13 @@ class Call:
     @property
     def command(self) -> str:
         """The command that repeats it."""
-        name = self.step.removeprefix("trajectory.")
+        name = self.step.removeprefix(ALONG)
         words = ["lsa", name, "--project", self.setting.reference]
         for suffix, optimizer in zip(("", "_b"), self.optimizers, strict=False):
             words += [f"--optimizer{suffix}", optimizer, f"--seed{suffix}", str(self.seed)]
         options = self.options
         if self.step != TRAIN:
-            usual = self.setting.options(probe.find(name))
+            usual = self.setting.options(probe.find(name), along=name != self.step)
             options = {k: v for k, v in options.items() if usual.get(k) != v}
         for key, value in options.items():
             words += [f"--{key}", str(value)]
@@ -72,6 +72,9 @@ def _perform(call: Call, addresses: tuple[str, ...]) -> Step:
     samples = call.setting.landscape.samples
     store = tracking.store()
     sources = [_checkpoint(store, address, place, trusted, samples) for address in addresses]
+    if call.step.startswith(ALONG):
+        (final,) = sources
+        return trajectory.follow(call.step.removeprefix(ALONG), final, reuse=True, **call.options)
     return steps.measure(call.step, *sources, reuse=True, **call.options)
 
 

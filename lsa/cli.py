@@ -11,7 +11,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any, Literal, Optional
 
 import typer
 
@@ -196,7 +196,7 @@ def _command(name: str) -> Callable[..., None]:
         _measure(declared, {k: v for k, v in given.items() if v is not None})
 
     command.__doc__ = declared.doc
-    parameters = [*_selectors(declared.pair), *_options(declared)]
+    parameters = [*_selectors(declared), *_options(declared)]
     command.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportFunctionMemberAccess]
     command.__annotations__ = {p.name: p.annotation for p in parameters}
     return command
@@ -204,9 +204,10 @@ def _command(name: str) -> Callable[..., None]:
 
 def _measure(declared: probe.Probe, given: dict[str, Any]) -> None:
     from lsa import project as projects
-    from lsa import steps
+    from lsa import steps, trajectory
 
     options = {k: given.pop(k) for k in list(given) if k in declared.options}
+    along = given.get("epochs", "final") == "all"
     shared: dict[str, Any] = {k: given.get(k) for k in ("project", "samples")}
     shared["device"] = given.get("device", "auto")
     shared["trust"] = tuple(filter(None, given.get("trust", "").split(",")))
@@ -226,16 +227,20 @@ def _measure(declared: probe.Probe, given: dict[str, Any]) -> None:
     ]
     if "checkpoint" not in given:
         setting = projects.load(given.get("project", projects.DEFAULT))
-        options = setting.options(declared) | options
-    done = steps.measure(declared.name, *sources, seed=given.get("rng_seed", 0), **options)
-    _print_metrics(done, (f"{declared.name}/",))
+        options = setting.options(declared, along=along) | options
+    step, measure = declared.name, steps.measure
+    if along:
+        step, measure = projects.ALONG + step, trajectory.follow
+    done = measure(declared.name, *sources, seed=given.get("rng_seed", 0), **options)
+    _print_metrics(done, (f"{step}/",))
     for note in (v for k, v in done.tags.items() if k.startswith("lsa.note.")):
         print(f"note: {note}")
     print(f"run  {done.run_id}")
 
 
-def _selectors(pair: bool) -> list[inspect.Parameter]:
+def _selectors(declared: probe.Probe) -> list[inspect.Parameter]:
     """Options that name the checkpoint or the two checkpoints."""
+    pair = declared.pair
     checkpoint = "run ID of the training, models:/name/version, models:/name@alias, …"
     found = [_parameter("project", str, "project of the checkpoint", "digits")]
     for suffix, which in (("", ""), ("_b", " of the second checkpoint"))[: 1 + pair]:
@@ -244,6 +249,9 @@ def _selectors(pair: bool) -> list[inspect.Parameter]:
             _parameter(f"seed{suffix}", int, f"training seed{which}", "the project's first"),
             _parameter(f"checkpoint{suffix}", str, f"instead{which}: {checkpoint}", None),
         ]
+    if declared.along:
+        text = "final: that checkpoint; all: every one that its training kept, as one run"
+        found.append(_parameter("epochs", Literal["final", "all"], text, "final"))
     return [
         *found,
         _parameter("samples", int, "size of the landscape's subset", "the project's"),

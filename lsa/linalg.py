@@ -121,6 +121,34 @@ def lanczos(
             krylov.append_random(rng)
 
 
+def start_vector(like: Tensor, rng: torch.Generator, near: Tensor | None = None) -> Tensor:
+    """Start vector `(d,)` for `lanczos`: random, or a direction plus a random vector as long.
+
+    The random half makes a warm start as safe as a cold one but for a factor √2: an eigenvector
+    orthogonal to the direction has its usual share of it. A smaller half saves no products (tuned
+    here); between checkpoints five epochs apart a warm start saves about a tenth of them, more
+    where the eigenvectors have settled, none right after the initial weights.
+
+    Args:
+        like: Any vector `(d,)` of the dtype and device wanted.
+        rng: On the CPU; both kinds draw the same numbers.
+        near: Direction `(d,)` such as a sum of the eigenvectors of a matrix nearby.
+
+    Raises:
+        InputError: A direction of another shape, zero or not finite.
+    """
+    random = torch.randn(len(like), generator=rng).to(like)
+    if near is None:
+        return random
+    length = float(near.norm())
+    if near.shape != like.shape or not 0 < length < float("inf"):
+        raise InputError(
+            f"the direction to start from has shape {tuple(near.shape)} and length {length:g}; "
+            f"give a finite one of shape {tuple(like.shape)}, or none"
+        )
+    return random / random.norm() + near.to(like) / length
+
+
 def subspace_overlap(U: Tensor, V: Tensor) -> float:
     """‖Uᵀ V‖_F² / k: mean squared cosine of the principal angles between two subspaces.
 

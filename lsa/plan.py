@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, Literal
 
-from lsa import cost, measurements, probe, provenance, steps, tracking
+from lsa import cost, measurements, probe, provenance, registry, steps, tracking, trajectory
 from lsa import report as reports
 from lsa.checkpoint import load_data
 from lsa.errors import InputError
 from lsa.factories import nearest
-from lsa.project import Project
+from lsa.project import ALONG, Project
 from lsa.studies import Handle, Study
 from lsa.tracking import Done
 
@@ -21,7 +21,7 @@ from lsa.tracking import Done
 class Planned:
     """One step of a project's study."""
 
-    step: str  # `train` or the probe
+    step: str  # `train`, the probe, or `trajectory.<probe>`
     optimizers: tuple[str, ...]  # two for a pair probe
     seed: int
 
@@ -41,13 +41,15 @@ class Outlook:
 
 
 def planned(setting: Project) -> Iterator[Planned]:
-    """Every training, then the probes on each checkpoint, then the pairs of each seed."""
+    """Every training, the probes on each checkpoint and along its training, each seed's pairs."""
     runs = [(optimizer, seed) for seed in setting.seeds for optimizer in setting.optimizers]
     for optimizer, seed in runs:
         yield Planned("train", (optimizer,), seed)
     for optimizer, seed in runs:
         for name in setting.probes:
             yield Planned(name, (optimizer,), seed)
+        for name in setting.trajectory:
+            yield Planned(ALONG + name, (optimizer,), seed)
     for seed in setting.seeds:
         for pair in combinations(setting.optimizers, 2):
             for name in setting.pairs:
@@ -60,7 +62,7 @@ def only(setting: Project, names: Collection[str]) -> Project:
     Raises:
         InputError: A name that is no probe of the project.
     """
-    known = [*setting.probes, *setting.pairs]
+    known = [*setting.probes, *(ALONG + name for name in setting.trajectory), *setting.pairs]
     for name in names:
         if name not in known:
             raise InputError(
@@ -68,8 +70,8 @@ def only(setting: Project, names: Collection[str]) -> Project:
                 f"It has {', '.join(known)}"
             )
     chosen = {
-        section: {k: v for k, v in getattr(setting, section).items() if k in names}
-        for section in ("probes", "pairs")
+        section: {k: v for k, v in getattr(setting, section).items() if prefix + k in names}
+        for section, prefix in (("probes", ""), ("trajectory", ALONG), ("pairs", ""))
     }
     return setting.model_copy(update=chosen)
 
@@ -132,11 +134,16 @@ def _training(setting: Project, one: Planned, device: str) -> tuple[str, dict[st
 
 
 def _probe(setting: Project, one: Planned, inputs: list[str]) -> tuple[str, dict[str, Any]]:
-    """Key and options of a probe on its input models."""
-    declared = probe.find(one.step)
-    options = setting.options(declared)
-    key = steps.probe_key(declared, options, inputs, setting.landscape.samples)
-    return key, options
+    """Key and options of a probe on its input models, or along the training of the one."""
+    name = one.step.removeprefix(ALONG)
+    declared, samples = probe.find(name), setting.landscape.samples
+    options = setting.options(declared, along=name != one.step)
+    if name == one.step:
+        return steps.probe_key(declared, options, inputs, samples), options
+    (final,) = inputs
+    kept = trajectory.models(registry.key(final), setting.train.epochs, final) if final else []
+    ids = [model_id for _, model_id in kept]
+    return trajectory.trajectory_key(declared, options, ids, samples), options
 
 
 def _difference(old: Done, params: Mapping[str, Any], inputs: list[str]) -> str:
@@ -183,8 +190,7 @@ def forecast(setting: Project, found: list[Outlook], *, device: str = "auto") ->
         if kind == "train":
             estimate = cost.training(recipe, rates)
         else:
-            declared = probe.find(kind)
-            estimate = cost.probing(declared, setting.options(declared), rates)
+            estimate = _probing(setting, kind, rates)
         if kind in took:
             seconds[kind] = took[kind]
         elif estimate:
@@ -194,6 +200,17 @@ def forecast(setting: Project, found: list[Outlook], *, device: str = "auto") ->
         memory = max(memory, estimate.memory if estimate else 0)
     total = sum(seconds.get(o.planned.step, 0.0) for o in found if o.state != "reused")
     return Forecast(seconds, total, memory, unknown)
+
+
+def _probing(setting: Project, kind: str, rates: cost.Rates) -> cost.Cost | None:
+    """Of a probe, on one checkpoint or on all that a training keeps."""
+    name = kind.removeprefix(ALONG)
+    declared = probe.find(name)
+    estimate = cost.probing(declared, setting.options(declared, along=name != kind), rates)
+    if estimate is None or name == kind:
+        return estimate
+    kept = sum(map(setting.train.keeps, range(setting.train.epochs + 1)))
+    return cost.Cost(kept * estimate.seconds, estimate.memory)
 
 
 def _took(setting: Project) -> dict[str, float]:

@@ -40,6 +40,7 @@ INPUTS = {
     "theta": "parameters of the checkpoint",
     "theta_b": "parameters of the second checkpoint; makes the probe a pair probe",
     "theta_init": "parameters from which the training run started",
+    "start": "a direction to start an eigensolver from, or None: what the last checkpoint found",
     "rng": "the probe's own random generator, on the CPU",
     "report": "progress, `report(done, total, text)`",
 }
@@ -126,6 +127,11 @@ class Probe:
     def pair(self) -> bool:
         """Whether the probe takes a second checkpoint."""
         return "theta_b" in self.inputs
+
+    @property
+    def along(self) -> bool:
+        """Whether it can follow a training: on one checkpoint, and not training by itself."""
+        return not self.pair and "theta_init" not in self.inputs
 
     @property
     def doc(self) -> str:

@@ -14,6 +14,7 @@ from lsa.errors import InputError
 from lsa.factories import nearest, one_line
 
 DEFAULT = "digits"
+ALONG = "trajectory."  # + name of a probe: the step that runs it along a training
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 Options = dict[str, Any]  # of a constructor, checked by it
 
@@ -48,6 +49,12 @@ class Train(_Section):
     batch_size: Annotated[int, Field(ge=1)] = 64
     schedule: Named = Named(name="constant")
     augment: Augment = Augment()
+    checkpoint_every: Annotated[int, Field(ge=0)] = 0  # epochs; 0 keeps the final one alone
+
+    def keeps(self, epoch: int) -> bool:
+        """Whether an epoch's checkpoint is kept; 0 is before training, the last always is."""
+        every = self.checkpoint_every
+        return epoch == self.epochs or (every > 0 and epoch % every == 0)
 
 
 class Split(_Section):
@@ -85,6 +92,7 @@ class Project(_Section):
     landscape: Split = Split()
     probes: dict[str, Options | None] = {}
     pairs: dict[str, Options | None] = {}
+    trajectory: dict[str, Options | None] = {}  # probes along each training
     _source: str = PrivateAttr("")  # the file's path, where it was given by one
 
     @property
@@ -122,9 +130,9 @@ class Project(_Section):
             },
         )
 
-    def options(self, declared: probe.Probe) -> dict[str, Any]:
-        """The project's options for a probe over the declared defaults."""
-        section = self.pairs if declared.pair else self.probes
+    def options(self, declared: probe.Probe, *, along: bool = False) -> dict[str, Any]:
+        """The project's options for a probe, or for it along trainings, over the defaults."""
+        section = self.trajectory if along else self.pairs if declared.pair else self.probes
         return resolve(declared, section.get(declared.name) or {}, f"project {self.name}")
 
 
@@ -184,6 +192,30 @@ def _check_probes(project: Project, path: Path) -> None:
                 right = "pairs" if declared.pair else "probes"
                 raise InputError(f"{path}: probe {name} belongs under `{right}:`; move it there")
             project.options(declared)
+    for name in project.trajectory:
+        declared = probe.find(name)
+        check_along(declared, f"{path}: trajectory", project.train)
+        project.options(declared, along=True)
+
+
+def check_along(declared: probe.Probe, where: str, budget: Train | None = None) -> None:
+    """Refuse a probe that cannot follow a training.
+
+    Raises:
+        InputError: It takes two checkpoints, or trains by itself from the initial weights; or the
+            budget keeps no checkpoints on the way.
+    """
+    if not declared.along:
+        reason = "takes two checkpoints" if declared.pair else "trains from the initial weights"
+        raise InputError(
+            f"{where}: probe {declared.name} {reason}, so it cannot follow one training; choose "
+            "another, such as lanczos"
+        )
+    if budget is not None and not budget.checkpoint_every:
+        raise InputError(
+            f"{where}: {declared.name} needs checkpoints on the way; set train.checkpoint_every in "
+            "the project"
+        )
 
 
 def folders() -> list[Path]:

@@ -17,7 +17,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 from lsa import checkpoint as checkpoints
 from lsa.checkpoint import Checkpoint
 from lsa.errors import InputError
-from lsa.tracking import Run, client, quoted, store
+from lsa.tracking import Run, client, experiments, quoted, store
 
 FLAVOR = "lsa"
 
@@ -40,20 +40,13 @@ def registered_name(project: str, optimizer: str) -> str:
     return f"{project}.{optimizer}"
 
 
-def register(opened: Run, checkpoint: Checkpoint) -> tuple[str, str]:
-    """Log a checkpoint as a model of the run and register it.
+def log(checkpoint: Checkpoint) -> str:
+    """Log a checkpoint as a model of the run that is open.
 
     Returns:
-        The logged model's id and the registered version's address.
+        The logged model's id.
     """
-    recipe = checkpoint.recipe
-    name = registered_name(recipe.project, recipe.optimizer)
-    tags = {
-        "project": recipe.project,
-        "optimizer": recipe.optimizer,
-        "seed": str(recipe.seed),
-        "epoch": str(checkpoint.epoch),
-    }
+    recipe, tags = checkpoint.recipe, _tags(checkpoint)
     logged = Model.log(
         artifact_path=None,
         name=f"{recipe.optimizer}-s{recipe.seed}",
@@ -64,15 +57,75 @@ def register(opened: Run, checkpoint: Checkpoint) -> tuple[str, str]:
         model_type="lsa.checkpoint",
         checkpoint=checkpoint,
     )
+    return logged.model_id
+
+
+def register(opened: Run, checkpoint: Checkpoint) -> tuple[str, str]:
+    """Log a checkpoint as a model of the run and register it.
+
+    Returns:
+        The logged model's id and the registered version's address.
+    """
+    recipe, tags = checkpoint.recipe, _tags(checkpoint)
+    name = registered_name(recipe.project, recipe.optimizer)
+    model_id = log(checkpoint)
     with contextlib.suppress(MlflowException):  # it exists
         client().create_registered_model(name, tags={k: tags[k] for k in ("project", "optimizer")})
-    source = f"models:/{logged.model_id}"
-    version = client().create_model_version(
-        name, source, opened.id, tags=tags, model_id=logged.model_id
-    )
+    source = f"models:/{model_id}"
+    version = client().create_model_version(name, source, opened.id, tags=tags, model_id=model_id)
     link = json.dumps([{"name": name, "version": version.version}])  # what the UI's table reads
-    client().set_logged_model_tags(logged.model_id, {MLFLOW_MODEL_VERSIONS: link})
-    return logged.model_id, f"models:/{name}/{version.version}"
+    client().set_logged_model_tags(model_id, {MLFLOW_MODEL_VERSIONS: link})
+    return model_id, f"models:/{name}/{version.version}"
+
+
+def _tags(checkpoint: Checkpoint) -> dict[str, str]:
+    recipe = checkpoint.recipe
+    return {
+        "project": recipe.project,
+        "optimizer": recipe.optimizer,
+        "seed": str(recipe.seed),
+        "epoch": str(checkpoint.epoch),
+    }
+
+
+def seal(model_id: str, key: str) -> None:
+    """Make a checkpoint part of the trajectory of the training with that key.
+
+    Called once its files and numbers are stored: what a killed process leaves half done is in no
+    trajectory.
+    """
+    client().set_logged_model_tags(model_id, {"lsa.key": key})
+
+
+def trajectory(key: str) -> list[tuple[int, str]]:
+    """Epoch and model id of every checkpoint kept of the training with that key, in order.
+
+    Of a training that was repeated, each epoch's newest counts.
+    """
+    models: dict[int, str] = {}
+    token = None
+    while True:
+        page = client().search_logged_models(
+            experiments(),
+            f"tags.`lsa.key` = '{quoted(key)}'",
+            order_by=[{"field_name": "creation_timestamp", "ascending": True}],
+            page_token=token,
+        )
+        models |= {int(model.tags["epoch"]): model.model_id for model in page}
+        token = page.token
+        if not token:
+            return sorted(models.items())
+
+
+def key(model_id: str) -> str:
+    """Key of the training that kept a checkpoint; empty for one made before there were any."""
+    return client().get_logged_model(model_id).tags.get("lsa.key", "")
+
+
+def numbers(model_id: str) -> dict[str, float]:
+    """The newest value of every metric that was logged on a checkpoint."""
+    found = client().get_logged_model(model_id).metrics or []
+    return {m.key: m.value for m in sorted(found, key=lambda m: m.timestamp)}
 
 
 def resolve(reference: str) -> str:

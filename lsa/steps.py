@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from lsa import checkpoint as checkpoints
 from lsa import claims, plots, progress, project, provenance, registry, serial, tracking
@@ -36,7 +37,8 @@ class Step:
     reused: bool = False
 
 
-def _finished(run_id: str, reused: bool = False) -> Step:
+def finished_step(run_id: str, reused: bool = False) -> Step:
+    """The handle of a run that has finished."""
     done = tracking.read(run_id)
     metrics = {**done.metrics, **tracking.not_finite(done.tags)}
     return Step(run_id, metrics, done.tags.get("lsa.checkpoint", ""), done.tags, reused)
@@ -175,7 +177,7 @@ def train(
     training.network(recipe, split, trusted)
     with claims.claim(tracking.store(), key):
         if reuse and (done := tracking.finished(key)) and "lsa.checkpoint" in done.tags:
-            return _finished(done.run_id, reused=True)
+            return finished_step(done.run_id, reused=True)
         return _train(recipe, split, key, place, resume, trusted)
 
 
@@ -183,7 +185,7 @@ def _train(
     recipe: Recipe, split: Data, key: str, place: str, resume: bool, trusted: Collection[str]
 ) -> Step:
     name = f"train-{recipe.optimizer}-s{recipe.seed}"
-    tags = _tags("train", recipe) | {"lsa.key": key}
+    tags = step_tags("train", recipe) | {"lsa.key": key}
     with (
         tracking.run(name, experiment=recipe.project, tags=tags, device=place) as opened,
         progress.bar(name) as report,
@@ -192,18 +194,28 @@ def _train(
         opened.json(recipe.model_dump(), "recipe.json")
         state_file = SCRATCH / "training" / f"{key}.safetensors"
         history, state = _resumed(state_file, opened) if resume else ([], None)
+        kept = {epoch for epoch, _ in registry.trajectory(key)}
+
+        def keep(state: Mapping[str, Any]) -> None:
+            """Log a checkpoint on the way, unless this training has logged it before."""
+            if recipe.train.keeps(epoch := state["epoch"]) and epoch not in kept:
+                _log(opened, _checkpoint(recipe, split, state, place, trusted, opened.id), key)
+
+        keep(training.initial(recipe, split, trusted))
         last = None
         for epoch in training.train(recipe, split, trusted=trusted, state=state, report=report):
             history.append(dict(epoch.metrics))
             opened.metrics(epoch.metrics, step=epoch.number)
             state_file.parent.mkdir(parents=True, exist_ok=True)
             last = {"state": epoch.state, "history": history, "run": opened.id}
+            if epoch.number < recipe.train.epochs:
+                keep(epoch.state)
             _replace(state_file, last)
         if last is None:  # interrupted after the last epoch, before it was registered
             last = serial.load(state_file)
-        _register(opened, recipe, split, last["state"], place, trusted)
+        _register(opened, _checkpoint(recipe, split, last["state"], place, trusted, opened.id), key)
         state_file.unlink(missing_ok=True)
-    return _finished(opened.id)
+    return finished_step(opened.id)
 
 
 def _replace(path: Path, tree: Any) -> None:
@@ -226,16 +238,16 @@ def _resumed(path: Path, opened: tracking.Run) -> tuple[list[dict[str, float]], 
     return [], None
 
 
-def _register(
-    opened: tracking.Run,
+def _checkpoint(
     recipe: Recipe,
     split: Data,
     state: Mapping[str, Any],
     place: str,
     trusted: Collection[str],
-) -> None:
-    """Register the final epoch and log its evaluation on the checkpoint."""
-    final = Checkpoint(
+    run_id: str,
+) -> Checkpoint:
+    """The checkpoint of a training's state."""
+    return Checkpoint(
         recipe=recipe,
         epoch=state["epoch"],
         weights=state["model"],
@@ -244,12 +256,26 @@ def _register(
         versions=provenance.versions(),
         device=place,
         trusted=trusted,
-        run_id=opened.id,
+        run_id=run_id,
     )
+
+
+def _log(opened: tracking.Run, source: Checkpoint, key: str) -> None:
+    """Log a checkpoint on the way, with its evaluation, as part of the training's trajectory."""
+    _evaluate(opened, dataclasses.replace(source, model_id=registry.log(source)), key)
+
+
+def _register(opened: tracking.Run, final: Checkpoint, key: str) -> None:
+    """Register the final epoch and log its evaluation on the checkpoint."""
     model_id, address = registry.register(opened, final)
-    final = dataclasses.replace(final, model_id=model_id)
-    opened.metrics(training.final_metrics(final.model, split), step=final.epoch, source=final)
+    _evaluate(opened, dataclasses.replace(final, model_id=model_id), key)
     opened.tags({"lsa.checkpoint": address, "lsa.model_id": model_id})
+
+
+def _evaluate(opened: tracking.Run, source: Checkpoint, key: str) -> None:
+    found = training.final_metrics(source.model, source.data)
+    opened.metrics(found, step=source.epoch, source=source)
+    registry.seal(source.model_id, key)
 
 
 def train_params(recipe: Recipe) -> dict[str, Any]:
@@ -268,7 +294,8 @@ def train_params(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def _tags(step: str, recipe: Recipe) -> dict[str, Any]:
+def step_tags(step: str, recipe: Recipe) -> dict[str, Any]:
+    """What a step's run is found by."""
     return {
         "lsa.step": step,
         "project": recipe.project,
@@ -301,7 +328,7 @@ def measure(
         InputError: Unknown probe or option, or checkpoints that do not fit.
     """
     declared = find(name)
-    _check_sources(declared, sources)
+    check_sources(declared, sources)
     resolved = project.resolve(declared, options, "options")
     recipe = sources[0].recipe
     models = [source.model_id for source in sources]
@@ -310,7 +337,7 @@ def measure(
         return _measure(declared, sources, seed, key, resolved)
     with claims.claim(tracking.store(), key):
         if done := tracking.finished(key):
-            return _finished(done.run_id, reused=True)
+            return finished_step(done.run_id, reused=True)
         return _measure(declared, sources, seed, key, resolved)
 
 
@@ -319,21 +346,26 @@ def _measure(
 ) -> Step:
     name, recipe = declared.name, sources[0].recipe
     title = "-".join([name, *(f"{s.recipe.optimizer}-s{s.recipe.seed}" for s in sources)])
-    tags = _tags(name, recipe) | {"lsa.key": key}
+    tags = step_tags(name, recipe) | {"lsa.key": key}
     tags |= {f"lsa.input.{i}": s.model_id for i, s in zip("ab", sources, strict=False)}
     place = sources[0].device
     with tracking.run(title, experiment=recipe.project, tags=tags, device=place) as opened:
-        opened.params(_probe_params(sources, resolved, seed))
+        opened.params(probe_params(sources, resolved, seed))
         opened.inputs(sources)
         with progress.bar(title) as report:
-            result = _call(declared, sources, seed, report, resolved)
+            result = call_probe(declared, sources, seed, report, resolved)
         tracking.log_result(opened, declared, result, sources)
         for path, figure in plots.figures(name, result, title).items():
             opened.figure(figure, path)
-    return _finished(opened.id)
+    return finished_step(opened.id)
 
 
-def _check_sources(declared: Probe, sources: Sequence[Checkpoint]) -> None:
+def check_sources(declared: Probe, sources: Sequence[Checkpoint]) -> None:
+    """Refuse checkpoints that a probe cannot take.
+
+    Raises:
+        InputError: Too few or many, of different models or data, or not finite.
+    """
     wanted = 2 if declared.pair else 1
     if len(sources) != wanted:
         raise InputError(f"probe {declared.name} takes {wanted} checkpoint(s), not {len(sources)}")
@@ -352,10 +384,24 @@ def _check_sources(declared: Probe, sources: Sequence[Checkpoint]) -> None:
             )
 
 
-def _call(
-    declared: Probe, sources: Sequence[Checkpoint], seed: int, report: Any, options: dict[str, Any]
+def call_probe(
+    declared: Probe,
+    sources: Sequence[Checkpoint],
+    seed: int,
+    report: Any,
+    options: dict[str, Any],
+    start: Tensor | None = None,
 ) -> Result:
-    """The probe's result, with what the reader must know about the subset noted."""
+    """The probe's result, with what the reader must know about the subset noted.
+
+    Args:
+        declared: The probe.
+        sources: Its checkpoint, or two.
+        seed: Of its randomness.
+        report: Told its progress.
+        options: All of them.
+        start: Direction `(d,)` from which an eigensolver may start.
+    """
     source = sources[0]
     available = {
         "landscape": lambda: source.landscape,
@@ -364,6 +410,7 @@ def _call(
         "theta": lambda: source.theta,
         "theta_b": lambda: sources[1].theta,
         "theta_init": lambda: source.theta_init,
+        "start": lambda: start,
         "rng": lambda: torch.Generator().manual_seed(seed),
         "report": lambda: report,
     }
@@ -378,9 +425,10 @@ def _call(
     return result
 
 
-def _probe_params(
+def probe_params(
     sources: Sequence[Checkpoint], resolved: dict[str, Any], seed: int
 ) -> dict[str, Any]:
+    """The parameters that a probe's run logs."""
     recipe = sources[0].recipe
     found: dict[str, Any] = {
         "project": recipe.project,

@@ -27,7 +27,7 @@ from lsa import calls, probe, progress, project, tracking
 from lsa.calls import TRAIN, Call
 from lsa.engines import Inline, Processes
 from lsa.errors import InputError
-from lsa.project import Project
+from lsa.project import ALONG, Project
 from lsa.steps import Step
 from lsa.view import View, quiet
 
@@ -138,13 +138,16 @@ class Study:
         return Call(TRAIN, self.setting, (recipe.optimizer,), recipe.seed, rest, self._device)
 
     def _probe(self, name: str, inputs: tuple[Handle, ...], options: dict[str, Any]) -> Call:
-        declared = probe.find(name.removeprefix("trajectory."))
+        declared = probe.find(name.removeprefix(ALONG))
+        along = name != declared.name
+        if along:
+            project.check_along(declared, f"step {name}", self.setting.train)
         wanted = 1 + declared.pair
         if len(inputs) != wanted or any(i.call.step != TRAIN for i in inputs):
             raise InputError(
                 f"{name} takes {wanted} training(s) as its input(s): step({name!r}, …)"
             )
-        usual = self.setting.options(declared)
+        usual = self.setting.options(declared, along=along)
         resolved = project.resolve(declared, usual | options, f"step {name}")
         optimizers = tuple(i.call.optimizers[0] for i in inputs)
         return Call(name, self.setting, optimizers, inputs[0].call.seed, resolved, self._device)

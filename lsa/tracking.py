@@ -201,7 +201,7 @@ def ended(name: str, tags: Mapping[str, str]) -> str | None:
     for key, value in tags.items():
         criteria += f" and tags.`{key}` = '{quoted(value)}'"
     order = ["attributes.start_time DESC"]
-    found = client().search_runs(_experiments(), criteria, max_results=1, order_by=order)
+    found = client().search_runs(experiments(), criteria, max_results=1, order_by=order)
     return found[0].info.run_id if found else None
 
 
@@ -213,7 +213,7 @@ def end_stale(project: str) -> list[str]:
     """
     criteria = f"tags.project = '{quoted(project)}' and attributes.status = 'RUNNING'"
     ended = []
-    for found in client().search_runs(_experiments(), criteria):
+    for found in client().search_runs(experiments(), criteria):
         if provenance.gone(found.data.tags):
             ended.append(found.info.run_name)
             client().set_tag(found.info.run_id, "lsa.error", "its process died without ending it")
@@ -270,7 +270,8 @@ def _prepare(uri: str) -> None:
             mlflow.MlflowClient().search_experiments(max_results=1)
 
 
-def _experiments() -> list[str]:
+def experiments() -> list[str]:
+    """Ids of all experiments."""
     return [e.experiment_id for e in client().search_experiments()]
 
 
@@ -340,9 +341,9 @@ def summary(result: Result) -> dict[str, Any]:
     return {
         "metrics": {
             name: {
-                "value": _plain(m.value),
+                "value": plain(m.value),
                 "unit": m.unit,
-                "standard_errors": {source: _plain(e) for source, e in m.errors.items()},
+                "standard_errors": {source: plain(e) for source, e in m.errors.items()},
             }
             for name, m in result.metrics.items()
         },
@@ -351,9 +352,9 @@ def summary(result: Result) -> dict[str, Any]:
                 "x_name": c.x_name,
                 "x_unit": c.x_unit,
                 "y_unit": c.y_unit,
-                "x": [_plain(v) for v in c.x],
-                "y": [_plain(v) for v in c.y],
-                "y_standard_error": None if c.error is None else [_plain(v) for v in c.error],
+                "x": [plain(v) for v in c.x],
+                "y": [plain(v) for v in c.y],
+                "y_standard_error": None if c.error is None else [plain(v) for v in c.error],
             }
             for name, c in result.curves.items()
         },
@@ -363,7 +364,7 @@ def summary(result: Result) -> dict[str, Any]:
     }
 
 
-def _plain(value: float) -> float | str:
+def plain(value: float) -> float | str:
     """A JSON number, or the name of one that JSON does not have."""
     return float(value) if np.isfinite(value) else str(float(value))
 
@@ -385,7 +386,7 @@ class Done:
 def finished(key: str) -> Done | None:
     """The newest FINISHED run whose step has this key, in any experiment."""
     found = client().search_runs(
-        _experiments(),
+        experiments(),
         f"tags.`lsa.key` = '{key}' and attributes.status = 'FINISHED'",
         max_results=1,
         order_by=["attributes.start_time DESC"],
@@ -395,12 +396,12 @@ def finished(key: str) -> Done | None:
 
 def finished_steps(project: str) -> Iterator[Done]:
     """Every FINISHED step of a project, newest first, in any experiment."""
-    experiments = _experiments()
+    everywhere = experiments()
     criteria = f"tags.project = '{quoted(project)}' and attributes.status = 'FINISHED'"
     token = None
     while True:
         page = client().search_runs(
-            experiments,
+            everywhere,
             criteria,
             max_results=1000,
             order_by=["attributes.start_time DESC"],

@@ -46,6 +46,14 @@ def network(recipe: Recipe, split: Data, trusted: Collection[str] = ()) -> nn.Mo
     )
 
 
+def initial(recipe: Recipe, split: Data, trusted: Collection[str] = ()) -> dict[str, Any]:
+    """Epoch, weights and optimizer state before the first step, as `Epoch.state` names them."""
+    model = network(recipe, split, trusted)
+    rule = recipe.rule
+    optimizer = optimizers.build(rule.name, model.parameters(), trusted=trusted, **rule.options)
+    return {"epoch": 0, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
+
+
 def train(
     recipe: Recipe,
     split: Data,
@@ -202,7 +210,7 @@ def _validation(model: nn.Module, split: Data) -> dict[str, float]:
 
 
 def final_metrics(model: nn.Module, split: Data) -> dict[str, float]:
-    """Loss and accuracy of the trained network on both whole splits, in evaluation mode."""
+    """Loss and accuracy of a network on both whole splits, in evaluation mode."""
     found = {}
     theta = flatten(model)
     for name, x, y in (

@@ -13,7 +13,7 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor
 
 from lsa.errors import InputError
-from lsa.linalg import Extremes, lanczos, subspace_overlap
+from lsa.linalg import Extremes, lanczos, start_vector, subspace_overlap
 
 OUTLIERS = [100.0, 60, 45, 38, 30, 25, 21, 18, 15, 12]
 
@@ -549,3 +549,34 @@ def test_subspace_shapes(U: tuple[int, ...], V: tuple[int, ...]) -> None:
 def test_subspace_must_be_orthonormal() -> None:
     with pytest.raises(InputError, match="orthonormal"):
         subspace_overlap(torch.eye(4)[:, :2], torch.ones(4, 2))
+
+
+def test_a_warm_start_finds_a_new_top_eigenvector_orthogonal_to_the_old() -> None:
+    """The old top is the second now, and the new one has no share of the direction given."""
+    A = hessian_like(2000, outliers=[100.0, 60])
+    old = torch.zeros(len(A), dtype=A.dtype)
+    old[1] = old[-1] = 1  # the old largest and the smallest
+    for seed in range(5):
+        rng = generator(seed)
+        start = start_vector(A, rng, old)
+        found = lanczos(Counting(A), start, rng=rng, confirm=0)
+        check_pairs(torch.diag(A), found, 1e-3)
+        assert found.largest.values[0].item() == pytest.approx(100, rel=1e-3)
+
+
+def test_a_cold_start_is_the_random_vector_and_a_warm_one_draws_the_same() -> None:
+    like, near = torch.zeros(50), torch.full((50,), 3.0)
+    cold = start_vector(like, generator())
+    assert torch.equal(cold, torch.randn(50, generator=generator()))
+    rng = generator()
+    warm = start_vector(like, rng, near)
+    assert torch.allclose(warm - near / near.norm(), cold / cold.norm())
+    after = generator()
+    torch.randn(50, generator=after)
+    assert torch.equal(rng.get_state(), after.get_state())
+
+
+@pytest.mark.parametrize("near", [torch.zeros(5), torch.ones(4), torch.full((5,), math.nan)])
+def test_a_direction_to_start_from_must_fit(near: Tensor) -> None:
+    with pytest.raises(InputError, match="direction to start from"):
+        start_vector(torch.zeros(5), generator(), near)

@@ -373,3 +373,50 @@ def test_schedule_is_a_function_of_the_step_alone():
 def test_bad_schedules_are_refused(name, options, message):
     with pytest.raises(InputError, match=message):
         optimizers.schedule(name, epochs=12, steps_per_epoch=5, **options)
+
+
+def diverges(curvature: float, options: dict) -> bool:
+    """Whether 2000 steps of torch's SGD on ½ λ x² lead away from 0."""
+    x = nn.Parameter(torch.ones((), dtype=torch.float64))
+    optimizer = optimizers.build("SGD", [x], **options)
+    for _ in range(2000):
+        x.grad = curvature * x.detach()
+        optimizer.step()
+    return not x.abs().item() < 1  # nan has overflowed
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"lr": 0.1, "momentum": 0.9},
+        {"lr": 0.1, "momentum": 0.9, "nesterov": True},
+        {"lr": 0.1, "weight_decay": 3.0},
+        {"lr": 0.1, "momentum": 0.5, "weight_decay": 3.0},
+        {"lr": 0.1, "momentum": 0.5, "nesterov": True, "weight_decay": 3.0},
+    ],
+)
+def test_the_stability_threshold_is_found_by_bisection_on_a_quadratic(options):
+    found = optimizers.stability_threshold("SGD", options)
+    assert found is not None
+    low, high = 0.5 * found[0], 1.5 * found[0]
+    while high - low > 2e-4 * found[0]:
+        middle = (low + high) / 2
+        low, high = (low, middle) if diverges(middle, options) else (middle, high)
+    assert found[0] == pytest.approx((low + high) / 2, rel=1e-3)
+    assert found[1].endswith("weight decay") == ("weight_decay" in options)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("AdamW", {"lr": 0.1}),
+        ("SAM", {"lr": 0.1}),
+        ("SGD", {"lr": 0.1, "momentum": 0.9, "dampening": 0.1}),
+        ("SGD", {"lr": 0.1, "maximize": True}),
+        ("SGD", {"lr": 0.0}),
+        ("SGD", {"lr": 0.1, "momentum": 1.0}),
+    ],
+)
+def test_what_has_no_threshold_of_the_raw_hessian_gets_none(name, options):
+    assert optimizers.stability_threshold(name, options) is None

@@ -8,6 +8,7 @@ from lsa import project
 from lsa.errors import InputError
 
 BASE = "dataset: {name: digits}\nmodel: {name: mlp}\noptimizers: {sgd: {name: SGD, lr: 0.1}}\n"
+KEEPING = "train: {checkpoint_every: 2}\n"
 
 
 @pytest.fixture
@@ -51,6 +52,11 @@ def test_overrides_reach_the_recipe_and_no_others(written):
         (BASE + "probes: {lanczo: {}}", "unknown probe 'lanczo'; did you mean 'lanczos'"),
         (BASE + "probes: {lanczos: {kk: 3}}", "no option 'kk'. Did you mean 'k'"),
         (BASE + "probes: {lanczos: {k: abc}}", "k='abc' must be"),
+        (BASE + "train: {checkpoint_every: -1}", "train.checkpoint_every=-1 must be"),
+        (BASE + "trajectory: {lanczos: {}}", "set train.checkpoint_every"),
+        (BASE + KEEPING + "trajectory: {lanczos: {kk: 3}}", "no option 'kk'"),
+        (BASE + KEEPING + "trajectory: {interpolation: {}}", "takes two checkpoints"),
+        (BASE + KEEPING + "trajectory: {intrinsic_dim: {}}", "trains from the initial weights"),
         (BASE + "pairs: {lanczos: {}}", "belongs under `probes:`"),
         ("model: {name: mlp}", "dataset"),
         ("- 1", "must hold sections"),
@@ -69,3 +75,19 @@ def test_unknown_names_are_answered_with_the_nearest(written):
         project.load("cifar")
     with pytest.raises(InputError, match="names sgd"):
         written(BASE).recipe("sdg")
+
+
+def test_kept_epochs_are_the_first_every_nth_and_the_last(written):
+    def kept(every: int) -> list[int]:
+        budget = written(BASE + f"train: {{epochs: 7, checkpoint_every: {every}}}").train
+        return [epoch for epoch in range(8) if budget.keeps(epoch)]
+
+    assert (kept(0), kept(3), kept(7), kept(9)) == ([7], [0, 3, 6, 7], [0, 7], [0, 7])
+
+
+def test_a_trajectory_has_options_of_its_own(written):
+    found = written(BASE + KEEPING + "probes: {lanczos: {k: 5}}\ntrajectory: {lanczos: {tol: 0.1}}")
+    declared = project.probe.find("lanczos")
+    assert found.options(declared)["k"] == 5
+    along = found.options(declared, along=True)
+    assert (along["k"], along["tol"]) == (declared.options["k"].default, 0.1)

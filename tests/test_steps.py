@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import lsa
-from lsa import project, provenance, steps, tracking
+from lsa import project, provenance, registry, steps, tracking
 from lsa import train as training
 from lsa.errors import InputError
 from lsa.landscape import flatten
@@ -233,3 +233,63 @@ def test_processes_may_open_a_new_store_at_once(workplace):
     environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{workplace}/new.db"}
     both = [subprocess.Popen([sys.executable, "-c", code], env=environment) for _ in range(2)]
     assert [process.wait() for process in both] == [0, 0]
+
+
+def kept(step: steps.Step) -> list[tuple[int, str]]:
+    return registry.trajectory(step.tags["lsa.key"])
+
+
+@pytest.fixture
+def every_second(workplace) -> project.Project:
+    """Five epochs, of which 0, 2, 4 and the last are kept."""
+    file = workplace / "projects" / "tiny.yaml"
+    budget = "train: {epochs: 5, batch_size: 50, checkpoint_every: 2}"
+    file.write_text(file.read_text().replace("train: {epochs: 2, batch_size: 50}", budget))
+    return project.load("tiny")
+
+
+def test_checkpoints_on_the_way_are_kept_and_fetched(every_second):
+    recipe = every_second.recipe("sgd")
+    trained = steps.train(recipe)
+    assert [epoch for epoch, _ in kept(trained)] == [0, 2, 4, 5]
+    assert kept(trained)[-1][1] == trained.tags["lsa.model_id"]
+    assert len(mlflow.MlflowClient().search_model_versions("name='tiny.sgd'")) == 1
+    found = [registry.fetch(f"models:/{model_id}") for _, model_id in kept(trained)]
+    assert [source.epoch for source in found] == [0, 2, 4, 5]
+    assert torch.equal(found[0].theta, found[0].theta_init)
+    assert torch.equal(found[-1].theta, lsa.load(trained.address).theta)
+    for source in found:
+        own = source.training.evaluate(source.theta).loss
+        assert registry.numbers(source.model_id)["final/train_loss"] == pytest.approx(own)
+    assert trained.metrics["final/train_loss"] == pytest.approx(own)  # of the run: the last one
+    before = kept(trained)
+    again = steps.train(recipe)  # not reused: of the same training, only the last is another
+    assert kept(again)[:-1] == before[:-1]
+    assert kept(again)[-1] == (5, again.tags["lsa.model_id"]) != before[-1]
+
+
+def test_without_checkpoint_every_only_the_final_one_is_kept(trained):
+    assert kept(trained) == [(2, trained.tags["lsa.model_id"])]
+
+
+@pytest.mark.parametrize("stage", ["log", "seal"])
+def test_a_resumed_training_keeps_every_epoch_once(every_second, monkeypatch, stage):
+    """Also when it dies between a checkpoint's files and its numbers."""
+    original = getattr(registry, stage)
+    calls = []
+
+    def interrupted(*arguments):
+        calls.append(arguments)
+        if len(calls) == 2:  # at epoch 2
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    monkeypatch.setattr(registry, stage, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        steps.train(every_second.recipe("sgd"))
+    resumed = steps.train(every_second.recipe("sgd"))
+    assert resumed.tags["lsa.resumed_epoch"] == "1"
+    assert [epoch for epoch, _ in kept(resumed)] == [0, 2, 4, 5]
+    models = mlflow.MlflowClient().search_logged_models(tracking.experiments())
+    whole = [int(model.tags["epoch"]) for model in models if "lsa.key" in model.tags]
+    assert sorted(whole) == [0, 2, 4, 5]

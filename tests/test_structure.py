@@ -23,6 +23,7 @@ LAYERS = [
     {"tracking"},
     {"registry"},
     {"steps"},
+    {"trajectory"},
     {"measurements"},
     {"tables", "pictures", "checks"},
     {"findings"},

@@ -206,3 +206,39 @@ def test_an_outlook_says_what_would_run_and_why(tiny, monkeypatch):
     assert outlook()["lanczos sgd seed 0"] == "changed k: 2 → 1"
     with pytest.raises(InputError, match=r"no probe 'lanzcos'\. Did you mean 'lanczos'"):
         plan.only(tiny, ["lanzcos"])
+
+
+def test_probes_along_trainings_are_steps_like_the_others(workplace):
+    file = workplace / "projects" / "tiny.yaml"
+    text = file.read_text().replace("batch_size: 50}", "batch_size: 50, checkpoint_every: 1}")
+    file.write_text(text + "trajectory: {lanczos: {k: 1, density_probes: 0, split: 'no'}}\n")
+    setting = project.load("tiny")
+    small = plan.only(setting, ["trajectory.lanczos"])
+    assert not small.probes and {o.state for o in plan.outlook(small)} == {"new"}
+    with study(small) as running:
+        plan.run(small, running)
+    assert [h.call.label for h in running.handles[2:]] == [
+        "trajectory.lanczos sgd seed 0", "trajectory.lanczos adamw seed 0",
+    ]  # fmt: skip
+    assert running.handles[2].call.command == (
+        "lsa lanczos --project tiny --optimizer sgd --seed 0 --epochs all"
+    )
+    assert running.handles[2].metrics["trajectory.lanczos/lambda_max"] > 0
+    found = plan.outlook(small)
+    assert {o.state for o in found} == {"reused"}
+    with study(small) as again:
+        plan.run(small, again)
+    assert states(again) == ["reused"] * 4
+    setting.trajectory["lanczos"]["k"] = 2
+    assert "k: 1 → 2" in [o.why for o in plan.outlook(setting)]
+    cost = plan.forecast(setting, plan.outlook(setting))
+    assert cost.seconds["trajectory.lanczos"] > 0 and not cost.unknown
+
+
+def test_a_trajectory_without_checkpoints_is_refused_when_asked_for(workplace):
+    with study("tiny"):
+        trained = step("train", optimizer="sgd")
+        with pytest.raises(InputError, match=r"set train\.checkpoint_every"):
+            step("trajectory.lanczos", trained)
+        with pytest.raises(InputError, match="takes two checkpoints"):
+            step("trajectory.interpolation", trained)

@@ -34,6 +34,7 @@ def lanczos(
     theta: Tensor,
     rng: torch.Generator,
     report: Report,
+    start: Tensor | None = None,
     *,
     k: Annotated[int, "eigenvalues wanted at the upper end"] = 3,
     k_min: Annotated[int, "eigenvalues wanted at the lower end"] = 1,
@@ -66,7 +67,7 @@ def lanczos(
     hessian = landscape.hessian(theta)
     found = linalg.lanczos(
         hessian,
-        torch.randn(len(theta), generator=rng).to(theta),
+        linalg.start_vector(theta, rng, start),
         rng=rng,
         largest=k,
         smallest=k_min,
@@ -187,7 +188,7 @@ def _split(
     def extreme(matvec: linalg.Matvec, largest: int, smallest: int, name: str) -> float:
         found = linalg.lanczos(
             matvec,
-            torch.randn(len(theta), generator=rng).to(theta),
+            linalg.start_vector(theta, rng),
             rng=rng,
             largest=largest,
             smallest=smallest,

@@ -76,7 +76,7 @@ def perturbation(
     hessian = landscape.hessian(theta)
     found = linalg.lanczos(
         hessian,
-        torch.randn(len(theta), generator=rng).to(theta),
+        linalg.start_vector(theta, rng),
         rng=rng,
         tol=tol,
         max_products=max_products,

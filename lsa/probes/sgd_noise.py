@@ -30,6 +30,7 @@ def sgd_noise(
     theta: Tensor,
     rng: torch.Generator,
     report: Report,
+    start: Tensor | None = None,
     *,
     k: Annotated[int, "top eigenvectors of each operator to find and compare"] = 5,
     tol: Annotated[float, "residual allowed, relative to the eigenvalue"] = 1e-3,
@@ -61,10 +62,12 @@ def sgd_noise(
         )
     notes: list[str] = []
 
-    def top(matvec: linalg.Matvec, pairs: int, name: str) -> linalg.Eigenpairs:
+    def top(
+        matvec: linalg.Matvec, pairs: int, name: str, near: Tensor | None = None
+    ) -> linalg.Eigenpairs:
         found = linalg.lanczos(
             matvec,
-            torch.randn(len(theta), generator=rng).to(theta),
+            linalg.start_vector(theta, rng, near),
             rng=rng,
             largest=pairs,
             smallest=0,
@@ -77,7 +80,7 @@ def sgd_noise(
         return found.largest
 
     hessian, covariance = landscape.hessian(theta), landscape.covariance(theta)
-    H, C = top(hessian, k, "Hessian"), top(covariance, k, "covariance")
+    H, C = top(hessian, k, "Hessian", start), top(covariance, k, "covariance", start)
     converged = not notes
     basis = torch.linalg.qr(torch.cat([H.vectors, C.vectors], dim=1))[0]
     moments = product_moments(hessian, covariance, basis, rng=rng, probes=probes, report=report)

@@ -1,0 +1,252 @@
+"""A probe along a training: one tracked step over all checkpoints that the training kept."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lsa import claims, optimizers, plots, progress, project, registry, steps, tracking
+from lsa.checkpoint import Checkpoint
+from lsa.errors import InputError
+from lsa.probe import Curve, Metric, Probe, Result, find
+from lsa.project import Recipe
+from lsa.steps import Step
+
+STEP = project.ALONG  # + name of the probe: the step's name
+ARTIFACT = "trajectory.json"
+SHARPNESS = ("lambda_max", "lambda_h")  # metrics that are λ_max of the raw Hessian
+
+
+def follow(
+    name: str, final: Checkpoint, *, seed: int = 0, reuse: bool = False, **options: Any
+) -> Step:
+    """Run a probe on every checkpoint that a training kept, as one tracked step.
+
+    Each number is logged at step = epoch. `trajectory.json` holds them all, with the loss of the
+    training split and the validation accuracy, both in evaluation mode, and λ_max's stability
+    threshold where the optimizer has one. Eigensolvers start from what the checkpoint before had.
+
+    Args:
+        name: A probe of one checkpoint.
+        final: The training's final checkpoint.
+        seed: Of the probe's randomness, the same at every checkpoint.
+        reuse: Return a finished step with the same key instead of measuring again.
+        **options: The probe's options; the rest take their defaults.
+
+    Raises:
+        InputError: An unknown probe or option, a pair probe, or a training that kept its final
+            checkpoint alone.
+    """
+    declared = find(name)
+    project.check_along(declared, "a trajectory")
+    steps.check_sources(declared, [final])
+    resolved = project.resolve(declared, options, "options")
+    kept = models(registry.key(final.model_id), final.epoch, final.model_id)
+    if len(kept) < 2:
+        recipe = final.recipe
+        raise InputError(
+            f"the training of {recipe.optimizer} (seed {recipe.seed}) kept its final checkpoint "
+            "alone; set train.checkpoint_every in the project and train again"
+        )
+    ids = [model_id for _, model_id in kept]
+    key = trajectory_key(declared, resolved, ids, final.recipe.landscape.samples, seed)
+    if not reuse:
+        return _follow(declared, final, kept, seed, key, resolved)
+    with claims.claim(tracking.store(), key):
+        if done := tracking.finished(key):
+            return steps.finished_step(done.run_id, reused=True)
+        return _follow(declared, final, kept, seed, key, resolved)
+
+
+def models(key: str, epoch: int, final: str) -> list[tuple[int, str]]:
+    """Epoch and model id of the checkpoints kept of a training that ended in the model `final`."""
+    on_the_way = registry.trajectory(key) if key else []
+    return sorted({**dict(on_the_way), epoch: final}.items())
+
+
+def trajectory_key(
+    declared: Probe,
+    options: Mapping[str, Any],
+    ids: Sequence[str],
+    samples: int | str,
+    seed: int = 0,
+) -> str:
+    """Key of a probe along a trajectory of models, by their ids, with all its options."""
+    along = dataclasses.replace(declared, name=STEP + declared.name)
+    return steps.probe_key(along, options, ids, samples, seed)
+
+
+def _follow(
+    declared: Probe,
+    final: Checkpoint,
+    kept: Sequence[tuple[int, str]],
+    seed: int,
+    key: str,
+    resolved: dict[str, Any],
+) -> Step:
+    step, recipe = STEP + declared.name, final.recipe
+    title = f"{declared.name}-along-{recipe.optimizer}-s{recipe.seed}"
+    tags = steps.step_tags(step, recipe) | {"lsa.key": key, "lsa.input.a": final.model_id}
+    with tracking.run(title, experiment=recipe.project, tags=tags, device=final.device) as opened:
+        opened.params(steps.probe_params([final], resolved, seed))
+        opened.inputs([dataclasses.replace(final, model_id=model_id) for _, model_id in kept])
+        results: list[Result] = []
+        near = None
+        with progress.bar(title) as report:
+            for epoch, model_id in kept:
+                source = _source(final, model_id)
+                part = _part(report, len(results), len(kept), epoch)
+                result = _at(declared, source, epoch, seed, part, resolved, near)
+                near = _directions(result, source.theta)
+                _log(opened, step, epoch, result, last=epoch == kept[-1][0])
+                results.append(dataclasses.replace(result, arrays={}))  # θ-sized, and not kept
+        content = _content(declared, recipe, kept, results)
+        opened.json(content, ARTIFACT)
+        opened.tags({f"lsa.note.{i}": note for i, note in enumerate(content["notes"])})
+        drawn = _drawn(declared, content)
+        opened.json(tracking.summary(drawn), f"{step}.json")  # where any step's curves are
+        for path, figure in plots.figures("trajectory", drawn, title).items():
+            opened.figure(figure, path)
+    return steps.finished_step(opened.id)
+
+
+def _source(final: Checkpoint, model_id: str) -> Checkpoint:
+    """A checkpoint on the way, on the device and samples of the final one."""
+    if model_id == final.model_id:
+        return final
+    address = f"models:/{model_id}"
+    found = registry.fetch(address, device=final.device, trusted=tuple(final.trusted))
+    return steps.on_subset(found, final.recipe.landscape.samples)
+
+
+def _at(
+    declared: Probe,
+    source: Checkpoint,
+    epoch: int,
+    seed: int,
+    report: Any,
+    options: dict[str, Any],
+    near: Tensor | None,
+) -> Result:
+    """The probe's result at one checkpoint; what it refuses is told with the epoch."""
+    try:
+        steps.check_sources(declared, [source])
+        return steps.call_probe(declared, [source], seed, report, options, near)
+    except InputError as error:
+        raise InputError(f"at epoch {epoch}: {error}") from None
+
+
+def _part(report: Any, done: int, parts: int, epoch: int) -> Any:
+    """Progress of one checkpoint as a part of all."""
+
+    def told(i: int, total: int, text: str = "") -> None:
+        report(done * total + i, parts * total, f"epoch {epoch}: {text}")
+
+    return told
+
+
+def _directions(result: Result, theta: Tensor) -> Tensor | None:
+    """Sum `(d,)` of the eigenvectors found, the columns of the arrays named `…vectors`."""
+    found = [v for k, v in result.arrays.items() if k.endswith("vectors") and len(v) == len(theta)]
+    total = torch.from_numpy(np.concatenate(found, axis=1)).sum(1) if found else None
+    return total.to(theta) if total is not None and total.norm() > 0 else None
+
+
+def _log(opened: tracking.Run, step: str, epoch: int, result: Result, *, last: bool) -> None:
+    """The numbers at one epoch. One that is not finite is a tag, which knows no epoch: the last's.
+
+    Not on the checkpoints: there they would stand beside the probe's own, with other options.
+    """
+    values: dict[str, float] = {f"{step}/converged": float(result.converged)}
+    for name, metric in result.metrics.items():
+        values[f"{step}/{name}"] = metric.value
+        values |= {f"{step}/{name}_se_{source}": e for source, e in metric.errors.items()}
+    if not last:
+        values = {name: value for name, value in values.items() if np.isfinite(value)}
+    opened.metrics(values, step=epoch)
+
+
+# --- what is stored and drawn --------------------------------------------------------------------
+
+
+def _content(
+    declared: Probe, recipe: Recipe, kept: Sequence[tuple[int, str]], results: Sequence[Result]
+) -> dict[str, Any]:
+    """The whole trajectory as JSON; null where an epoch has no such number."""
+    known = [registry.numbers(model_id) for _, model_id in kept]
+    names = list(dict.fromkeys(name for result in results for name in result.metrics))
+    measured: dict[str, Any] = {}
+    for name in names:
+        column = [result.metrics.get(name) for result in results]
+        errors = dict.fromkeys(source for m in column if m for source in m.errors)
+        measured[name] = {
+            "unit": next(m.unit for m in column if m),
+            "value": [m and tracking.plain(m.value) for m in column],
+            "standard_errors": {
+                source: [
+                    tracking.plain(m.errors[source]) if m and source in m.errors else None
+                    for m in column
+                ]
+                for source in errors
+            },
+        }
+    limit, notes = threshold(recipe, names)
+    for (epoch, _), result in zip(kept, results, strict=True):
+        notes += [f"epoch {epoch}: {n}" for n in result.notes if n not in _shared(results)]
+    return {
+        "probe": declared.name,
+        "epochs": [epoch for epoch, _ in kept],
+        "train_loss": [numbers.get("final/train_loss") for numbers in known],
+        "val_accuracy": [numbers.get("final/val_accuracy") for numbers in known],
+        "metrics": measured,
+        "converged": [result.converged for result in results],
+        "threshold": limit,
+        "notes": [*_shared(results), *notes],
+    }
+
+
+def _shared(results: Sequence[Result]) -> list[str]:
+    """Notes that stand at every epoch."""
+    return [note for note in results[0].notes if all(note in r.notes for r in results)]
+
+
+def threshold(recipe: Recipe, names: Sequence[str]) -> tuple[dict[str, Any] | None, list[str]]:
+    """The curvature at which the optimizer would leave a quadratic, or why none is given."""
+    if not any(name in names for name in SHARPNESS):
+        return None, []
+    schedule = recipe.train.schedule
+    if schedule.name != "constant" or schedule.options.get("warmup_epochs"):
+        return None, ["no stability threshold: the learning rate changes during training"]
+    found = optimizers.stabilitythreshold(recipe.rule.name, recipe.rule.options)
+    if found is None:
+        return None, [
+            f"no stability threshold of raw λ_max for {recipe.rule.name} with these options: an "
+            "adaptive method's holds for the preconditioned Hessian"
+        ]
+    return {"value": found[0], "formula": found[1]}, []
+
+
+def _drawn(declared: Probe, content: Mapping[str, Any]) -> Result:
+    """What the figure shows: the first headline numbers against the epoch, and the threshold."""
+    shown = [name for name in declared.headline if name in content["metrics"]]
+    shown = (shown or list(content["metrics"]))[:2]
+    threshold = content["threshold"]
+    lines = {threshold["formula"]: Metric(threshold["value"], "loss")} if threshold else {}
+    epochs = np.array(content["epochs"], float)
+    curves = {}
+    for name in shown:
+        column = content["metrics"][name]
+        variances = [_numbers(e) ** 2 for e in column["standard_errors"].values()]
+        error = np.sqrt(sum(variances[1:], variances[0])) if variances else None
+        values = _numbers(column["value"])
+        curves[name] = Curve(epochs, values, "epoch", error, y_unit=column["unit"])
+    return Result(lines, curves)
+
+
+def _numbers(column: Sequence[float | str | None]) -> np.ndarray:
+    return np.array([np.nan if v is None else float(v) for v in column])

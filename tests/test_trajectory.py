@@ -1,0 +1,173 @@
+"""A probe along a training, on a real store: what is logged, stored, reused and refused."""
+
+from __future__ import annotations
+
+import json
+
+import mlflow
+import numpy as np
+import pytest
+import torch
+
+import lsa
+from lsa import cli, project, registry, steps, tracking, trajectory
+from lsa.errors import InputError
+from lsa.probe import PROBES, Metric, Result, probe
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore"),  # MLflow's and SQLAlchemy's own
+    pytest.mark.usefixtures("global_rng_untouched"),
+]
+OPTIONS = {"k": 1, "density_probes": 0, "split": "no"}
+
+
+@pytest.fixture
+def setting(workplace) -> project.Project:
+    file = workplace / "projects" / "tiny.yaml"
+    budget = "train: {epochs: 3, batch_size: 50, checkpoint_every: 2}"
+    file.write_text(file.read_text().replace("train: {epochs: 2, batch_size: 50}", budget))
+    return project.load("tiny")
+
+
+@pytest.fixture
+def final(setting) -> lsa.Checkpoint:
+    return lsa.load(steps.train(setting.recipe("sgd")).address)
+
+
+def test_a_probe_follows_a_training(final):
+    done = lsa.follow("lanczos", final, reuse=True, **OPTIONS)
+    client = mlflow.MlflowClient()
+    found = client.get_run(done.run_id)
+    assert found.info.run_name == "lanczos-along-sgd-s0"
+    assert found.data.tags["lsa.step"] == "trajectory.lanczos"
+    assert found.data.tags["optimizer"] == "sgd" and found.data.params["k"] == "1"
+    assert len(found.inputs.model_inputs) == 3
+    history = client.get_metric_history(done.run_id, "trajectory.lanczos/lambda_max")
+    assert [m.step for m in history] == [0, 2, 3]
+    folder = mlflow.artifacts.download_artifacts(run_id=done.run_id)
+    content = json.loads(open(f"{folder}/trajectory.json").read())
+    assert open(f"{folder}/trajectory.png", "rb").read(4) == b"\x89PNG"
+    assert content["probe"] == "lanczos" and content["epochs"] == [0, 2, 3]
+    column = content["metrics"]["lambda_max"]
+    assert column["value"] == [m.value for m in history] and column["unit"] == "loss"
+    errors = client.get_metric_history(done.run_id, "trajectory.lanczos/lambda_max_se_data")
+    assert column["standard_errors"]["data"] == [m.value for m in errors]
+    assert content["threshold"] == {"value": 20.0, "formula": "2/η"}
+    kept = [model for _, model in registry.trajectory(registry.key(final.model_id))]
+    for i, model_id in enumerate(kept):  # against the probe on each by itself, from a cold start
+        source = registry.fetch(f"models:/{model_id}")
+        alone = steps.measure("lanczos", source, **OPTIONS).metrics
+        residual = alone["lanczos/lambda_max_residual"]
+        residual += content["metrics"]["lambda_max_residual"]["value"][i]
+        assert abs(alone["lanczos/lambda_max"] - column["value"][i]) <= residual
+        evaluated = source.training.evaluate(source.theta)
+        assert content["train_loss"][i] == pytest.approx(evaluated.loss)
+    whole = tracking.read(final.run_id).metrics
+    assert content["val_accuracy"][-1] == whole["final/val_accuracy"]
+    assert content["train_loss"][0] > content["train_loss"][-1]
+    assert sum("subset" in note for note in content["notes"]) == 1  # said once for all epochs
+    again = lsa.follow("lanczos", final, reuse=True, **OPTIONS)
+    assert again.reused and again.run_id == done.run_id
+    assert not lsa.follow("lanczos", final, reuse=True, **OPTIONS | {"k": 2}).reused
+
+
+def test_noise_is_followed_too_and_adam_has_no_threshold(setting):
+    final = lsa.load(steps.train(setting.recipe("adamw")).address)
+    done = lsa.follow("sgd_noise", final, k=1, probes=2)
+    content = tracking.artifact(done.run_id, "trajectory.json")
+    assert np.all(np.array(content["metrics"]["noise_ratio"]["value"]) > 0)
+    assert content["threshold"] is None
+    assert any("preconditioned Hessian" in note for note in content["notes"])
+
+
+def test_a_number_that_is_not_finite_at_first_does_not_hide_the_last(final):
+    @probe()
+    def inverse(theta) -> Result:
+        """Infinite at the first of its calls."""
+        calls.append(theta)
+        return Result({"a": Metric(float("inf") if len(calls) == 1 else 2.0)})
+
+    calls = []
+    try:
+        done = lsa.follow("inverse", final)
+    finally:
+        del PROBES["inverse"]
+    assert done.metrics["trajectory.inverse/a"] == 2
+    values = tracking.artifact(done.run_id, "trajectory.json")["metrics"]["a"]["value"]
+    assert values == ["inf", 2, 2]
+
+
+def test_what_cannot_be_followed_is_refused_in_one_line(workplace, final):
+    with pytest.raises(InputError, match="takes two checkpoints"):
+        lsa.follow("interpolation", final)
+    with pytest.raises(InputError, match="trains from the initial weights"):
+        lsa.follow("intrinsic_dim", final)
+    file = workplace / "projects" / "tiny.yaml"
+    file.write_text(file.read_text().replace("checkpoint_every: 2", "checkpoint_every: 0"))
+    alone = lsa.load(steps.train(project.load("tiny").recipe("sgd")).address)
+    with pytest.raises(InputError, match=r"set train\.checkpoint_every") as caught:
+        lsa.follow("lanczos", alone, **OPTIONS)
+    assert "\n" not in str(caught.value)
+
+
+def test_warm_starts_find_what_cold_ones_do_in_fewer_products(setting):
+    """On neighbouring checkpoints of a trained network."""
+    from lsa.probes.lanczos import lanczos
+
+    trained = steps.train(setting.recipe("sgd", epochs=12))
+    (_, before), (_, after) = registry.trajectory(trained.tags["lsa.key"])[-3:-1]
+    a, b = (registry.fetch(f"models:/{model_id}") for model_id in (before, after))
+
+    def found(source: lsa.Checkpoint, seed: int, start: torch.Tensor | None = None) -> Result:
+        rng = torch.Generator().manual_seed(seed)
+        return lanczos(
+            source.training, source.theta, rng, lambda *_: None, start,
+            k=1, density_probes=0, split="no",
+        )  # fmt: skip
+
+    products = {"cold": 0.0, "warm": 0.0}
+    for seed in range(3):
+        near = torch.from_numpy(found(a, seed).arrays["eigenvectors"]).sum(1)
+        cold, warm = found(b, seed), found(b, seed, near)
+        for end in ("lambda_max", "lambda_min"):
+            residual = sum(r.metrics[f"{end}_residual"].value for r in (cold, warm))
+            assert abs(cold.metrics[end].value - warm.metrics[end].value) <= residual
+        products["cold"] += cold.metrics["products"].value
+        products["warm"] += warm.metrics["products"].value
+    assert products["warm"] < products["cold"]
+
+
+def test_the_command_line_follows_with_the_projects_options(workplace, final, capsys):
+    file = workplace / "projects" / "tiny.yaml"
+    file.write_text(file.read_text() + "trajectory: {lanczos: {k: 1, density_probes: 0}}\n")
+    arguments = ["lanczos", "--project", "tiny", "--optimizer", "sgd", "--split", "no"]
+    assert cli.run([*arguments, "--epochs", "all"]) == 0
+    shown = capsys.readouterr().out
+    assert "trajectory.lanczos/lambda_max " in shown
+    done = tracking.read(shown.split()[-1])
+    assert done.tags["lsa.step"] == "trajectory.lanczos"
+    wanted = {"k": "1", "density_probes": "0", "split": "no"}
+    assert wanted.items() <= done.params.items()
+    assert cli.run(["intrinsic_dim", "--project", "tiny", "--optimizer", "sgd", "--epochs", "all"])
+    assert "epochs" in capsys.readouterr().err  # its own option, a number
+
+
+@pytest.mark.parametrize(
+    ("schedule", "options", "expected"),
+    [
+        ({"name": "constant"}, {"lr": 0.1}, {"value": 20.0, "formula": "2/η"}),
+        ({"name": "cosine"}, {"lr": 0.1}, "learning rate changes"),
+        ({"name": "constant", "warmup_epochs": 1}, {"lr": 0.1}, "learning rate changes"),
+        ({"name": "constant"}, {"lr": 0.1, "maximize": True}, "preconditioned Hessian"),
+    ],
+)
+def test_a_threshold_is_given_only_where_it_holds(setting, schedule, options, expected):
+    budget = setting.train.model_copy(update={"schedule": project.Named(**schedule)})
+    rule = project.Named(name="SGD", **options)
+    recipe = setting.recipe("sgd").model_copy(update={"train": budget, "rule": rule})
+    found, notes = trajectory.threshold(recipe, ["lambda_max"])
+    if isinstance(expected, str):
+        assert found is None and expected in notes[0]
+    else:
+        assert (found, notes) == (expected, [])
+    assert trajectory.threshold(recipe, ["trace"]) == (None, [])  # nothing to hold against it
