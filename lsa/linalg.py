@@ -125,7 +125,9 @@ def start_vector(like: Tensor, rng: torch.Generator, near: Tensor | None = None)
     """Start vector `(d,)` for `lanczos`: random, or a direction plus a random vector as long.
 
     The random half makes a warm start as safe as a cold one but for a factor √2: an eigenvector
-    orthogonal to the direction has its usual share of it.
+    orthogonal to the direction has its usual share of it. A smaller half saves no products (tuned
+    here); between checkpoints five epochs apart a warm start saves about a tenth of them, more
+    where the eigenvectors have settled, none right after the initial weights.
 
     Args:
         like: Any vector `(d,)` of the dtype and device wanted.

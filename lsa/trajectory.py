@@ -195,7 +195,7 @@ def _content(
                 for source in errors
             },
         }
-    threshold, notes = _threshold(recipe, names)
+    limit, notes = threshold(recipe, names)
     for (epoch, _), result in zip(kept, results, strict=True):
         notes += [f"epoch {epoch}: {n}" for n in result.notes if n not in _shared(results)]
     return {
@@ -205,7 +205,7 @@ def _content(
         "val_accuracy": [numbers.get("final/val_accuracy") for numbers in known],
         "metrics": measured,
         "converged": [result.converged for result in results],
-        "threshold": threshold,
+        "threshold": limit,
         "notes": [*_shared(results), *notes],
     }
 
@@ -215,7 +215,7 @@ def _shared(results: Sequence[Result]) -> list[str]:
     return [note for note in results[0].notes if all(note in r.notes for r in results)]
 
 
-def _threshold(recipe: Recipe, names: Sequence[str]) -> tuple[dict[str, Any] | None, list[str]]:
+def threshold(recipe: Recipe, names: Sequence[str]) -> tuple[dict[str, Any] | None, list[str]]:
     """The curvature at which the optimizer would leave a quadratic, or why none is given."""
     if not any(name in names for name in SHARPNESS):
         return None, []
@@ -225,8 +225,8 @@ def _threshold(recipe: Recipe, names: Sequence[str]) -> tuple[dict[str, Any] | N
     found = optimizers.stability_threshold(recipe.rule.name, recipe.rule.options)
     if found is None:
         return None, [
-            f"no stability threshold for {recipe.rule.name}: an adaptive method's holds for the "
-            "preconditioned Hessian, not for raw λ_max"
+            f"no stability threshold of raw λ_max for {recipe.rule.name} with these options: an "
+            "adaptive method's holds for the preconditioned Hessian"
         ]
     return {"value": found[0], "formula": found[1]}, []
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import lsa
-from lsa import cli, project, registry, steps, tracking
+from lsa import cli, project, registry, steps, tracking, trajectory
 from lsa.errors import InputError
 from lsa.probe import PROBES, Metric, Result, probe
 
@@ -150,3 +150,24 @@ def test_the_command_line_follows_with_the_projects_options(workplace, final, ca
     assert wanted.items() <= done.params.items()
     assert cli.run(["intrinsic_dim", "--project", "tiny", "--optimizer", "sgd", "--epochs", "all"])
     assert "epochs" in capsys.readouterr().err  # its own option, a number
+
+
+@pytest.mark.parametrize(
+    ("schedule", "options", "expected"),
+    [
+        ({"name": "constant"}, {"lr": 0.1}, {"value": 20.0, "formula": "2/η"}),
+        ({"name": "cosine"}, {"lr": 0.1}, "learning rate changes"),
+        ({"name": "constant", "warmup_epochs": 1}, {"lr": 0.1}, "learning rate changes"),
+        ({"name": "constant"}, {"lr": 0.1, "maximize": True}, "preconditioned Hessian"),
+    ],
+)
+def test_a_threshold_is_given_only_where_it_holds(setting, schedule, options, expected):
+    budget = setting.train.model_copy(update={"schedule": project.Named(**schedule)})
+    rule = project.Named(name="SGD", **options)
+    recipe = setting.recipe("sgd").model_copy(update={"train": budget, "rule": rule})
+    found, notes = trajectory.threshold(recipe, ["lambda_max"])
+    if isinstance(expected, str):
+        assert found is None and expected in notes[0]
+    else:
+        assert (found, notes) == (expected, [])
+    assert trajectory.threshold(recipe, ["trace"]) == (None, [])  # nothing to hold against it
