@@ -114,17 +114,16 @@ def _print_tables(setting: Any) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from lsa import measurements
-    from lsa.report import _tables
+    from lsa import measurements, tables
 
     # A pipe or a file has no width; a terminal's own breaks long headings instead of cutting them.
     console = Console(width=None if sys.stdout.isatty() else 120)
-    for table in _tables(measurements.measured(setting)):
+    for table in tables.tables(measurements.measured(setting)):
         shown = Table(title=table.title, title_justify="left", box=box.SIMPLE_HEAD)
         for heading in table.headings:
             shown.add_column(heading, overflow="fold")
-        for row in table.rows:
-            shown.add_row(*row)
+        for cells in table.cells:
+            shown.add_row(*cells)
         console.print(shown)
     print(
         "± is half a 95 % interval over the seeds; of one seed, two standard errors over the "

@@ -33,23 +33,59 @@ class Comparison:
     a: str
     b: str
     scale: Scale
-    seeds: int
-    effect: float  # geometric mean of a/b over the seeds, or mean of a − b
-    low: float  # 95 % t interval of the effect; nan with fewer than two seeds
-    high: float
-    p: float  # exact two-sided sign-flip p; nan with fewer than two seeds
-    p_adjusted: float  # Holm over all pairs
-    established: bool
+    seeds: tuple[int, ...]
+    effect: float = math.nan  # geometric mean of a/b over the seeds, or mean of a − b
+    low: float = math.nan  # 95 % t interval of the effect; nan with fewer than two seeds
+    high: float = math.nan
+    p: float = math.nan  # two-sided p of the test; nan with fewer than two seeds
+    p_adjusted: float = math.nan  # Holm over all pairs
+    family: int = 1  # number of those pairs
+    established: bool = False
+    test: str = "exact p"
+    note: str = ""  # why the pair was not compared, or what limits the comparison
+
+    @property
+    def larger(self) -> str:
+        """The optimizer with the larger value; none when they are equal or not compared."""
+        neutral = 1.0 if self.scale == "ratio" else 0.0
+        if self.effect == neutral or math.isnan(self.effect):
+            return ""
+        return self.a if self.effect > neutral else self.b
+
+    @property
+    def statement(self) -> str:
+        """The numbers in one plain line."""
+        name = f"{self.a}/{self.b}" if self.scale == "ratio" else f"{self.a} − {self.b}"
+        if math.isnan(self.effect):
+            return f"{name} not compared: {self.note}"
+        if len(self.seeds) < 2:
+            return f"{name} = {self.effect:.3g}, {listed(self.seeds)} alone"
+        numbers = f"{name} = {self.effect:.3g} (95 %: {self.low:.3g} … {self.high:.3g})"
+        adjusted = f" ({self.p_adjusted:.2g} adjusted)" if self.family > 1 else ""
+        note = f"; {self.note}" if self.note else ""
+        return f"{numbers}, {self.test} = {self.p:.2g}{adjusted}, {listed(self.seeds)}{note}"
 
     @property
     def verdict(self) -> str:
-        """One plain sentence."""
-        name = f"{self.a}/{self.b} = " if self.scale == "ratio" else f"{self.a} − {self.b} = "
-        if self.seeds < 2:
-            return f"{name}{self.effect:.3g}: not established (one seed tells no difference)"
-        numbers = f"{name}{self.effect:.3g} (95 %: {self.low:.3g} … {self.high:.3g})"
-        test = f"p = {self.p_adjusted:.2g} adjusted, {self.seeds} seeds"
-        return f"{numbers}: {'established' if self.established else 'not established'} ({test})"
+        """The numbers and what they establish."""
+        return f"{self.statement}: {self.finding}"
+
+    @property
+    def finding(self) -> str:
+        """What the numbers establish, in a few words."""
+        if self.established:
+            return f"established, larger for {self.larger}"
+        reason = " (one seed tells no difference)" if len(self.seeds) == 1 else ""
+        return f"not established{reason}"
+
+
+def listed(seeds: Sequence[int]) -> str:
+    """Seeds as a reader wants them: `seed 3`, `seeds 0–9`, `seeds 0, 2, 5`."""
+    if len(seeds) == 1:
+        return f"seed {seeds[0]}"
+    if len(seeds) > 2 and list(seeds) == list(range(seeds[0], seeds[-1] + 1)):
+        return f"seeds {seeds[0]}–{seeds[-1]}"
+    return f"seeds {', '.join(map(str, seeds))}"
 
 
 def compare(
@@ -62,6 +98,10 @@ def compare(
     most `level`. The interval is Student's t of the paired differences: a percentile bootstrap
     covers too little at these sizes (84 % for 95 % at n = 5, simulated).
 
+    A pair without a common seed, or with a value that is not finite (a search that ended without
+    its number), is not compared: leaving out such seeds would favour one of the two. It still
+    counts in the adjustment.
+
     Args:
         values: Optimizer → seed → value.
         scale: "ratio" for positive quantities that differ by factors (λ_max): differences of
@@ -69,37 +109,46 @@ def compare(
         level: Of the family.
 
     Raises:
-        InputError: Fewer than two optimizers, no common seed, or a value that the scale excludes.
+        InputError: Fewer than two optimizers, or a value that is not positive has no ratio.
     """
     if len(values) < 2:
         raise InputError(f"{len(values)} optimizer(s) measured; a comparison needs two")
-    pairs = [_paired(values, a, b, scale) for a, b in combinations(values, 2)]
-    adjusted = holm([p for *_, p in pairs])
+    pairs = [(a, b, *paired(values, a, b, scale)) for a, b in combinations(values, 2)]
+    tests = [math.nan if note else sign_flip_p(d) for *_, d, note in pairs]
+    adjusted = holm(tests)
     found = []
-    for (a, b, d, p), p_adjusted in zip(pairs, adjusted, strict=True):
-        effect, low, high = _interval(d)
+    for (a, b, seeds, d, note), p, p_adjusted in zip(pairs, tests, adjusted, strict=True):
+        effect, low, high = (math.nan,) * 3 if note else interval(d)
         if scale == "ratio":
             effect, low, high = math.exp(effect), math.exp(low), math.exp(high)
-        established = len(d) >= FEWEST and p_adjusted <= level
-        found.append(Comparison(a, b, scale, len(d), effect, low, high, p, p_adjusted, established))
+        established = len(seeds) >= FEWEST and p_adjusted <= level
+        numbers = (effect, low, high, p, p_adjusted, len(pairs), established)
+        found.append(Comparison(a, b, scale, seeds, *numbers, note=note))
     return found
 
 
-def _paired(
+def paired(
     values: Mapping[str, Mapping[int, float]], a: str, b: str, scale: Scale
-) -> tuple[str, str, np.ndarray, float]:
-    """Names, paired differences over the common seeds, and their sign-flip p."""
-    seeds = sorted(values[a].keys() & values[b].keys())
+) -> tuple[tuple[int, ...], np.ndarray, str]:
+    """Common seeds, paired differences (of logarithms for a ratio), and why there are none.
+
+    Raises:
+        InputError: A value that is not positive has no ratio.
+    """
+    seeds = tuple(sorted(values[a].keys() & values[b].keys()))
     if not seeds:
-        raise InputError(f"{a} and {b} have no seed in common; train both with the same seeds")
+        return seeds, np.zeros(0), "they have no seed in common"
+    for name in (a, b):
+        for seed in seeds:
+            value = values[name][seed]
+            if not math.isfinite(value):
+                return seeds, np.zeros(0), f"{name} has the value {value:g} at seed {seed}"
+            if scale == "ratio" and value <= 0:
+                raise InputError(
+                    f"{name} has the value {value:g}; it must be positive to have a ratio"
+                )
     x, y = (np.array([values[name][seed] for seed in seeds], dtype=float) for name in (a, b))
-    for name, v in ((a, x), (b, y)):
-        bad = ~np.isfinite(v) if scale == "difference" else ~(np.isfinite(v) & (v > 0))
-        if bad.any():
-            rule = "finite" if scale == "difference" else "positive and finite to have a ratio"
-            raise InputError(f"{name} has the value {v[bad][0]:g}; it must be {rule}")
-    d = np.log(x) - np.log(y) if scale == "ratio" else x - y
-    return a, b, d, sign_flip_p(d)
+    return seeds, np.log(x) - np.log(y) if scale == "ratio" else x - y, ""
 
 
 def sign_flip_p(differences: Sequence[float] | np.ndarray) -> float:
@@ -140,8 +189,8 @@ def seeds_needed(pairs: int, level: float = LEVEL) -> int:
     return max(FEWEST, math.ceil(1 + math.log2(pairs / level)))
 
 
-def _interval(d: np.ndarray, confidence: float = 0.95) -> tuple[float, float, float]:
-    """Mean of the differences and Student's t interval."""
+def interval(d: np.ndarray, confidence: float = 0.95) -> tuple[float, float, float]:
+    """Mean and Student's t interval of it; nan for fewer than two values."""
     n, mean = len(d), float(d.mean())
     if n < 2:
         return mean, math.nan, math.nan

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy import stats
 
-from lsa import tracking
+from lsa import steps, tracking
 from lsa.errors import InputError
 from lsa.project import Project
 from lsa.tracking import Done
 
+FETCHERS = 8  # artifacts asked for at once
 # What tells two measurements of one kind apart although they may be compared.
 IDENTITY = {"optimizer", "seed", "checkpoint", "optimizer_b", "seed_b", "checkpoint_b"}
 
@@ -48,22 +52,140 @@ def measured(setting: Project) -> list[Measurement]:
 
 
 def newest(setting: Project, finished: Iterable[Done] | None = None) -> list[Measurement]:
-    """The same, or nothing; of finished runs, newest first, where those were read before."""
-    order = list(setting.optimizers)
-    found: dict[tuple[int, ...], dict[tuple[str, int], Measurement]] = {}
-    for done in tracking.finished_steps(setting.name) if finished is None else finished:
-        tags, params = done.tags, done.params
-        names = [tags.get("optimizer", "")]
-        if "lsa.input.b" in tags:
-            names.append(params.get("optimizer_b", ""))
-            if params.get("seed_b") != tags.get("seed"):
-                continue  # not one of a study's pairs
-        if not all(name in order for name in names) or int(tags["seed"]) not in setting.seeds:
-            continue
-        step, seed = tags["lsa.step"], int(tags["seed"])
-        one = Measurement(step, " – ".join(names), seed, done)
-        found.setdefault(tuple(map(order.index, names)), {}).setdefault((step, seed), one)
-    return [group[key] for _, group in sorted(found.items()) for key in sorted(group)]
+    """The same, or nothing; of finished runs, newest first, where those were read before.
+
+    A training counts when its options are the project's, and a probe when it measured a training
+    that counts: what somebody tried by hand with another rate is no part of a comparison.
+    """
+    done = list(tracking.finished_steps(setting.name) if finished is None else finished)
+    trainings: dict[tuple[str, int], Measurement] = {}
+    for run in done:
+        if run.tags["lsa.step"] == "train" and _of_project(setting, run):
+            optimizer, seed = run.tags["optimizer"], int(run.tags["seed"])
+            one = Measurement("train", optimizer, seed, run)
+            trainings.setdefault((optimizer, seed), one)
+    checkpoints = {m.done.run_id: (m.subject, m.seed) for m in trainings.values()}
+    found = {(m.subject, m.seed, "train"): m for m in trainings.values()}
+    for run in done:
+        ids = [run.params[k] for k in ("checkpoint", "checkpoint_b") if k in run.params]
+        inputs = [checkpoints[one] for one in ids if one in checkpoints]
+        if ids and len(inputs) == len(ids) and len({seed for _, seed in inputs}) == 1:
+            step, subject = run.tags["lsa.step"], " – ".join(name for name, _ in inputs)
+            one = Measurement(step, subject, inputs[0][1], run)
+            found.setdefault((subject, one.seed, step), one)
+    order = {name: i for i, name in enumerate(setting.optimizers)}
+
+    def place(key: tuple[str, int, str]) -> tuple[Any, ...]:
+        subject, seed, step = key
+        return [order[name] for name in subject.split(" – ")], step, seed
+
+    return [found[key] for key in sorted(found, key=place)]
+
+
+def _of_project(setting: Project, run: Done) -> bool:
+    """Whether a training has the options that the project gives now."""
+    optimizer, seed = run.tags.get("optimizer", ""), int(run.tags.get("seed", "-1"))
+    if optimizer not in setting.optimizers or seed not in setting.seeds:
+        return False
+    wanted = steps.train_params(setting.recipe(optimizer, seed))
+    return all(_same(run.params[k], v) for k, v in wanted.items() if k in run.params)
+
+
+def _same(logged: str, value: object) -> bool:
+    """Equal as text or as numbers: `mlflow run` logs what was typed."""
+    try:
+        return logged == str(value) or float(logged) == float(str(value))
+    except ValueError:
+        return False
+
+
+def values(measurements: Sequence[Measurement], metric: str) -> dict[str, dict[int, float]]:
+    """Subject → seed → one number, of the step that its name says."""
+    step = "train" if metric.startswith("final/") else metric.partition("/")[0]
+    found: dict[str, dict[int, float]] = {}
+    for m in measurements:
+        if m.step == step and metric in m.numbers:
+            found.setdefault(m.subject, {})[m.seed] = m.numbers[metric]
+    return found
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """A probe along one training run: `trajectory.json` of a step `trajectory.<probe>`."""
+
+    probe: str
+    subject: str
+    seed: int
+    epochs: list[float]
+    train_loss: list[float]
+    metrics: Mapping[str, list[float]]  # one value per epoch
+    threshold: float = math.nan  # λ_max above which training is unstable, where there is one
+    formula: str = ""  # of the threshold
+
+
+def trajectories(measurements: Sequence[Measurement]) -> list[Trajectory]:
+    """Every trajectory that the project has measured."""
+    steps = [m for m in measurements if m.step.startswith("trajectory.")]
+    found = artifacts([(m.done.run_id, "trajectory.json") for m in steps])
+    return [_trajectory(m, stored) for m, stored in zip(steps, found, strict=True)]
+
+
+def _trajectory(m: Measurement, stored: dict) -> Trajectory:
+    threshold = stored.get("threshold") or {}
+    return Trajectory(
+        probe=m.step.partition(".")[2],
+        subject=m.subject,
+        seed=m.seed,
+        epochs=[float(v) for v in stored["epochs"]],
+        train_loss=[float(v) for v in stored["train_loss"]],
+        metrics={k: [float(v) for v in s["value"]] for k, s in stored["metrics"].items()},
+        threshold=float(threshold.get("value", math.nan)),
+        formula=str(threshold.get("formula", "")),
+    )
+
+
+def artifacts(wanted: Sequence[tuple[str, str]]) -> list:
+    """JSON artifacts by run and path, fetched several at a time: a server answers each slowly."""
+    with ThreadPoolExecutor(FETCHERS) as pool:
+        return list(pool.map(lambda one: tracking.artifact(*one), wanted))
+
+
+def histories(
+    measurements: Sequence[Measurement], metric: str
+) -> dict[str, dict[int, list[tuple[int, float]]]]:
+    """Optimizer → seed → (epoch, value) of a number that training logs every epoch."""
+    runs = [m for m in measurements if m.step == "train"]
+    found: dict[str, dict[int, list[tuple[int, float]]]] = {}
+    for m in runs:
+        logged = tracking.client().get_metric_history(m.done.run_id, metric)
+        by_epoch = {one.step: one.value for one in logged}
+        found.setdefault(m.subject, {})[m.seed] = sorted(by_epoch.items())
+    return found
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a run stands in the store, and the data that it measured."""
+
+    experiment: str
+    data: str  # digest; empty where the run names none
+
+
+def origins(setting: Project) -> dict[str, Origin]:
+    """Run → origin, of every finished run of the project."""
+    client = tracking.client()
+    experiments = [one.experiment_id for one in client.search_experiments()]
+    criteria = f"tags.project = '{setting.name}' and attributes.status = 'FINISHED'"
+    found, token = {}, None
+    while True:
+        page = client.search_runs(experiments, criteria, max_results=1000, page_token=token)
+        for run in page:
+            inputs = run.inputs.dataset_inputs if run.inputs else []
+            data = ", ".join(dict.fromkeys(one.dataset.digest for one in inputs))
+            found[run.info.run_id] = Origin(run.info.experiment_id, data)
+        token = page.token
+        if not token:
+            return found
 
 
 def check_alike(step: str, runs: list[Done]) -> None:
@@ -91,17 +213,25 @@ def check_alike(step: str, runs: list[Done]) -> None:
 def written(runs: Sequence[Mapping[str, float]], name: str) -> str:
     """A number of one checkpoint or pair, over its seeds, with what is known of its error.
 
-    Mean ± half the 95 % t interval over several seeds; of one seed, its own interval where it has
-    one, else ± two standard errors of each source.
+    Mean ± half the 95 % t interval over several seeds, or their median where not all are finite; of
+    one seed, its own interval where it has one, else ± two standard errors of each source.
     """
     values = [run[name] for run in runs if name in run]
     if not values:
         return "–"
     if len(values) > 1:
+        finite = int(np.isfinite(values).sum())
+        if finite < len(values):
+            return f"median {np.median(values):.4g} ({finite} of {len(values)} finite)"
         half = float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
-        return f"{np.mean(values):.4g} ± {half:.2g}"
+        return f"{np.mean(values):.4g} ± {_rounded(half)}"
     low, high = (runs[0].get(f"{name}_{end}") for end in ("low", "high"))
     if low is not None and high is not None:
         return f"{values[0]:.4g} ({low:.4g} … {high:.4g})"
     errors = [error for key, error in runs[0].items() if key.startswith(f"{name}_se_")]
-    return f"{values[0]:.4g}" + "".join(f" ± {2 * error:.2g}" for error in errors)
+    return f"{values[0]:.4g}" + "".join(f" ± {_rounded(2 * error)}" for error in errors)
+
+
+def _rounded(error: float) -> str:
+    """Two digits, without an exponent where a reader would not write one."""
+    return f"{float(f'{error:.2g}'):g}"

@@ -7,42 +7,23 @@ that must agree do, and where everything came from.
 
 from __future__ import annotations
 
-import base64
-import html
-import io
 import json
 import math
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
-from lsa import plots, probe, tracking
+from lsa import tracking
 from lsa.checks import Check, checks
 from lsa.comparison import seeds_needed
-from lsa.findings import TRAINING, Finding, findings, headline
-from lsa.measurements import Measurement, measured, written
+from lsa.findings import Finding, PairFinding, findings, pair_findings
+from lsa.insights import Insight, insights
+from lsa.measurements import Measurement, Origin, histories, measured, origins, trajectories
+from lsa.page import Cell, Link, Section, as_html, as_markdown
+from lsa.pictures import Picture, pictures
 from lsa.project import Project
-
-# The curve of each probe that tells checkpoints apart; of another probe, its first.
-CURVES = {"lanczos": "density", "perturbation": "loss_along_top", "interpolation": "train_loss"}
-
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
-table { border-collapse: collapse; margin: 1rem 0; } img { max-width: 100%; }
-th, td { border-bottom: 1px solid #ddd; padding: .3rem .8rem .3rem 0; text-align: left; }
-.wide { overflow-x: auto; } .bad { color: #b00020; font-weight: 600; }
-"""
-
-
-@dataclass(frozen=True)
-class Section:
-    """A heading, text, a table and a figure, each of which may be missing."""
-
-    title: str
-    text: str = ""
-    headings: tuple[str, ...] = ()
-    rows: list[tuple[str, ...]] = field(default_factory=list)
-    figure: bytes = b""  # PNG
+from lsa.tables import Table, tables
 
 
 @dataclass(frozen=True)
@@ -60,30 +41,38 @@ def report(setting: Project) -> Report:
     Raises:
         InputError: Nothing measured, or measurements that are not alike.
     """
-    all_of_it = measured(setting)
-    found, agreed = findings(all_of_it), checks(all_of_it)
+    everything = measured(setting)
+    courses = trajectories(everything)
+    headline = tables(everything)
+    claims = insights(setting, everything, courses, histories(everything, "val/accuracy"))
+    found, pairs = findings(everything, courses), pair_findings(everything)
+    drawn, agreed = list(pictures(everything, courses)), checks(everything)
+    origin_of = origins(setting)
+    runs = [_run(m, origin_of) for m in everything]
     sections = [
-        *_tables(all_of_it),
-        _finding_section(setting, found),
-        *_figures(all_of_it),
+        *_key_results(headline),
+        *_claims(setting, claims, found, pairs),
+        *_figures(drawn),
         _check_section(agreed),
-        _provenance(all_of_it),
+        _provenance(runs),
     ]
     title = f"lsa: {setting.name}"
     content = {
         "project": setting.name,
-        "findings": [
-            {"metric": f.metric, **asdict(f.comparison), "verdict": f.comparison.verdict}
-            for f in found
+        "tables": [asdict(table) for table in headline],
+        "insights": [asdict(one) | {"verdict": one.verdict} for one in claims],
+        "findings": [_finding_content(one) for one in found],
+        "pairs": [
+            {"metric": one.metric, **asdict(one.level), "verdict": one.level.verdict}
+            for one in pairs
         ],
+        "figures": [{"title": one.title, "caption": one.caption} for one in drawn],
         "checks": [asdict(check) for check in agreed],
         "measurements": [
-            {"step": m.step, "subject": m.subject, "seed": m.seed, "run": m.done.run_id}
-            | {"numbers": m.numbers}
-            for m in all_of_it
+            run | {"numbers": m.numbers} for run, m in zip(runs, everything, strict=True)
         ],
     }
-    return Report(_html(title, sections), _markdown(title, sections), _storable(content))
+    return Report(as_html(title, sections), as_markdown(title, sections), _storable(content))
 
 
 def log(opened: tracking.Run, found: Report) -> None:
@@ -96,138 +85,155 @@ def log(opened: tracking.Run, found: Report) -> None:
 # --- sections -------------------------------------------------------------------------------------
 
 
-def _tables(measurements: list[Measurement]) -> Iterator[Section]:
-    """Accuracy and the headline numbers of each probe, one row per optimizer or pair."""
-    groups: dict[str, list[str]] = {}
-    for pairs in (False, True):
-        for name in headline(measurements, pairs=pairs):
-            step = "train" if name in TRAINING else name.partition("/")[0]
-            groups.setdefault(step, []).append(name)
-    for step, names in groups.items():
-        mine = [m for m in measurements if m.step == step]
-        subjects = dict.fromkeys(m.subject for m in mine)
-        rows = []
-        for subject in subjects:
-            runs = [m for m in mine if m.subject == subject]
-            cells = (written([m.numbers for m in runs], name) for name in names)
-            rows.append((subject, str(len(runs)), *cells))
-        short = (name.rpartition("/")[2] for name in names)
-        yield Section(
-            "Training" if step == "train" else step,
-            "" if step == "train" else probe.find(step).summary,
-            ("optimizer", "seeds", *short),
-            rows,
-        )
-
-
-def _finding_section(setting: Project, found: list[Finding]) -> Section:
-    n = len(setting.optimizers)
-    pairs = n * (n - 1) // 2
+def _key_results(headline: Sequence[Table]) -> Iterator[Section]:
     text = (
-        "Optimizers are paired by seed: geometric mean of the ratio, or mean difference, with its "
-        "95 % t interval, exact sign-flip p, adjusted by Holm over the pairs. With fewer than "
-        f"{seeds_needed(pairs)} seeds nothing can be established; the project has "
-        f"{len(setting.seeds)}. Read the sharpness beside the train loss: optimizers that stopped "
-        "at different losses differ in curvature for that reason alone."
+        "Mean over the training seeds ± half its 95 % t interval. Of one seed: ± two standard "
+        "errors of each source, over the samples, probe vectors or subspaces, which tell nothing "
+        "of another seed."
     )
-    rows = [(f.metric, f.comparison.verdict) for f in found if f.comparison.seeds > 1]
-    return Section("Findings", text, ("number", "verdict") if rows else (), rows)
+    yield Section("Key results", text)
+    for table in headline:
+        rows: list[tuple[Cell, ...]] = [tuple(cells) for cells in table.cells]
+        yield Section(table.title, table.text, tuple(table.headings), rows, level=3)
 
 
-def _figures(measurements: list[Measurement]) -> Iterator[Section]:
-    """The main curve of every probe, all checkpoints or pairs in one figure."""
-    for step in dict.fromkeys(m.step for m in measurements if m.step != "train"):
-        lines: dict[str, list[Any]] = {}
-        x_name = y_name = ""
-        for m in (m for m in measurements if m.step == step):
-            curves = tracking.artifact(m.done.run_id, f"{step}.json")["curves"]
-            if not curves:
-                continue
-            y_name = CURVES[step] if CURVES.get(step) in curves else next(iter(curves))
-            x_name = curves[y_name]["x_name"]
-            x, y = ([float(v) for v in curves[y_name][axis]] for axis in ("x", "y"))
-            lines.setdefault(m.subject, []).append((x, y))
-        if lines:
-            title = f"{step}: {y_name}".replace("_", " ")
-            drawn = io.BytesIO()
-            plots.overlay(title, x_name, y_name, lines).savefig(drawn, format="png")
-            yield Section(title, figure=drawn.getvalue())
+def _claims(
+    setting: Project,
+    claims: Sequence[Insight],
+    found: Sequence[Finding],
+    pairs: Sequence[PairFinding],
+) -> Iterator[Section]:
+    n = len(setting.optimizers)
+    family = max(1, n * (n - 1) // 2)
+    text = (
+        "Optimizers are paired by training seed: geometric mean of the ratio, or mean difference, "
+        "with its 95 % t interval and exact sign-flip p, adjusted by Holm over the pairs of a "
+        f"number. Each number is a family of its own. With fewer than {seeds_needed(family)} seeds "
+        f"no pair can be established; the project has {len(setting.seeds)}."
+    )
+    yield Section("Findings", text)
+    rows: list[tuple[Cell, ...]] = [
+        (one.name, "\n".join((one.claim, *one.evidence)), one.verdict) for one in claims
+    ]
+    text = (
+        "Claims of the literature, each established only if it holds for every pair that it speaks "
+        "of, by that pair's own test."
+    )
+    yield Section("Insights", text, ("claim", "evidence", "verdict"), rows, level=3)
+    rows = _named(
+        (f.metric, f.comparison.statement, f.at_equal_loss or "–", f.verdict) for f in found
+    )
+    text = (
+        "Curvature falls and rises with the train loss, so it is compared at the last epoch and at "
+        "equal train loss: along the trajectories, at the largest final loss among the optimizers "
+        "of a seed, or else by an analysis of covariance over the seeds. A difference counts only "
+        "where both are established the same way. Eigenvalues and traces of the Hessian are not "
+        "invariant when layers are rescaled without changing the network's function: a lower λ_max "
+        "alone is no flatter minimum."
+    )
+    headings = ("number", "at the last epoch", "at equal train loss", "verdict")
+    if rows:
+        yield Section("Every pair of optimizers", text, headings, rows, level=3)
+    rows = _named((p.metric, p.level.statement, p.level.verdict or "–") for p in pairs)
+    text = (
+        "A barrier is a largest height and never below 0; there is one where it exceeds 0 by two "
+        "standard errors over the samples, at more seeds than chance explains. That of a path is "
+        "of the lowest path found: it bounds the barrier between the minima from above."
+    )
+    if rows:
+        yield Section("Between the optimizers", text, ("number", "pair", "verdict"), rows, level=3)
 
 
-def _check_section(agreed: list[Check]) -> Section:
+def _named(rows: Iterable[tuple[str, ...]]) -> list[tuple[Cell, ...]]:
+    """Rows that do not repeat the number's name."""
+    found: list[tuple[Cell, ...]] = []
+    before = ""
+    for name, *rest in rows:
+        found.append(("" if name == before else name, *rest))
+        before = name
+    return found
+
+
+def _figures(drawn: Sequence[Picture]) -> Iterator[Section]:
+    if drawn:
+        yield Section("Figures")
+    for one in drawn:
+        yield Section(one.title, one.caption, figure=one.png, level=3)
+
+
+def _check_section(agreed: Sequence[Check]) -> Section:
     broken = sum(not check.holds for check in agreed)
-    rows = [
+    rows: list[tuple[Cell, ...]] = [
         (check.subject, str(check.seed), check.text, "holds" if check.holds else "DOES NOT HOLD")
         for check in sorted(agreed, key=lambda check: check.holds)
     ]
     text = f"{len(agreed)} agreements checked, {broken} do not hold."
-    return Section("Cross-checks", text, ("optimizer", "seed", "check", "verdict"), rows)
+    headings = ("optimizer", "seed", "check", "verdict") if rows else ()
+    return Section("Cross-checks", text, headings, rows)
 
 
-def _provenance(measurements: list[Measurement]) -> Section:
-    rows = []
-    for m in measurements:
-        tags = m.done.tags
-        commit = tags.get("lsa.git.commit", "–")[:10]
-        dirty = " (changed)" if tags.get("lsa.git.dirty") == "true" else ""
-        version = f"lsa {tags.get('lsa.version.lsa')}, torch {tags.get('lsa.version.torch')}"
-        place = f"{tags.get('lsa.device')}, {tags.get('lsa.threads')} thread(s)"
-        row = (m.step, m.subject, str(m.seed), m.done.run_id, commit + dirty, version, place)
-        rows.append(row)
-    headings = ("step", "optimizer", "seed", "run", "commit", "versions", "device")
-    return Section("Provenance", f"Store: {tracking.shown(tracking.store())}", headings, rows)
+def _provenance(runs: Sequence[dict[str, Any]]) -> Section:
+    rows: list[tuple[Cell, ...]] = []
+    for run in runs:
+        link = Link(run["run"], run["link"]) if _served() else f"{run['run']} ({run['link']})"
+        names = ("step", "subject", "seed", "commit", "versions", "device", "data")
+        step, subject, seed, *rest = (str(run[name]) for name in names)
+        rows.append((step, subject, seed, link, *rest))
+    headings = ("step", "optimizer", "seed", "run", "commit", "versions", "device", "data")
+    text = f"Store: {tracking.shown(tracking.store())}"
+    if not _served():
+        text += "; a run's address continues that of the MLflow UI, such as 127.0.0.1:5000/"
+    return Section("Provenance", text, headings, rows)
 
 
-# --- renderings -----------------------------------------------------------------------------------
+# --- content --------------------------------------------------------------------------------------
 
 
-def _markdown(title: str, sections: list[Section]) -> str:
-    parts = [f"# {title}\n"]
-    for section in sections:
-        parts.append(f"## {section.title}\n")
-        if section.text:
-            parts.append(section.text + "\n")
-        if section.headings:
-            lines = [section.headings, ("---",) * len(section.headings), *section.rows]
-            cells = ([cell.replace("|", "\\|") for cell in line] for line in lines)
-            parts.append("".join("| " + " | ".join(line) + " |\n" for line in cells))
-        if section.figure:
-            parts.append("(figure: see the HTML page)\n")
-    return "\n".join(parts)
+def _run(m: Measurement, origin_of: dict[str, Origin]) -> dict[str, Any]:
+    """Where one measurement came from."""
+    tags, origin = m.done.tags, origin_of.get(m.done.run_id, Origin("", ""))
+    dirty = " (changed)" if tags.get("lsa.git.dirty") == "true" else ""
+    route = f"#/experiments/{origin.experiment}/runs/{m.done.run_id}"
+    return {
+        "step": m.step,
+        "subject": m.subject,
+        "seed": m.seed,
+        "run": m.done.run_id,
+        "link": f"{_address()}/{route}" if _served() else route,
+        "commit": tags.get("lsa.git.commit", "–")[:10] + dirty,
+        "versions": f"lsa {tags.get('lsa.version.lsa')}, torch {tags.get('lsa.version.torch')}",
+        "device": f"{tags.get('lsa.device')}, {tags.get('lsa.threads')} thread(s)",
+        "data": origin.data or "–",
+    }
 
 
-def _html(title: str, sections: list[Section]) -> str:
-    """One self-contained page; every text is escaped."""
-    parts = [
-        f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{html.escape(title)}</title>",
-        f"<style>{STYLE}</style><h1>{html.escape(title)}</h1>",
-    ]
-    for section in sections:
-        if section.figure:
-            data = base64.b64encode(section.figure).decode()
-            parts.append(
-                f"<img alt='{html.escape(section.title)}' src='data:image/png;base64,{data}'>"
-            )
-            continue
-        parts.append(f"<h2>{html.escape(section.title)}</h2><p>{html.escape(section.text)}</p>")
-        if not section.headings:
-            continue
-        head = "".join(f"<th>{html.escape(cell)}</th>" for cell in section.headings)
-        body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in section.rows)
-        parts.append(f"<div class='wide'><table><tr>{head}</tr>{body}</table></div>")
-    return "\n".join(parts) + "</html>\n"
+def _served() -> bool:
+    """Whether the store is a server, with a page for every run."""
+    return urlsplit(tracking.store()).scheme in ("http", "https")
 
 
-def _cell(text: str) -> str:
-    mark = " class='bad'" if text == "DOES NOT HOLD" else ""
-    return f"<td{mark}>{html.escape(text)}</td>"
+def _address() -> str:
+    """The server's address without user and password."""
+    parts = urlsplit(tracking.store())
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl().rstrip("/")
+
+
+def _finding_content(found: Finding) -> dict[str, Any]:
+    matched = found.matched
+    return {
+        "metric": found.metric,
+        **asdict(found.comparison),
+        "at_equal_loss": asdict(matched) if matched else None,
+        "verdict": found.verdict,
+        "sentence": found.sentence,
+    }
 
 
 def _storable(content: Any) -> Any:
     """The same with the names of numbers that JSON does not have."""
     if isinstance(content, dict):
         return {key: _storable(value) for key, value in content.items()}
-    if isinstance(content, list):
+    if isinstance(content, list | tuple):
         return [_storable(value) for value in content]
     if isinstance(content, float) and not math.isfinite(content):
         return str(content)

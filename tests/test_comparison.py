@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from lsa.comparison import Comparison, compare, holm, seeds_needed, sign_flip_p
+from lsa.comparison import Comparison, compare, holm, listed, seeds_needed, sign_flip_p
 from lsa.errors import InputError
 
 
@@ -46,7 +46,7 @@ def test_holm_against_a_worked_example():
 
 def test_a_ratio_is_a_geometric_mean_with_its_interval():
     (found,) = compare({"a": {0: 2.0, 1: 8.0, 2: 4.0}, "b": {0: 1.0, 1: 2.0, 3: 9.0}})
-    assert (found.a, found.b, found.seeds) == ("a", "b", 2)
+    assert (found.a, found.b, found.seeds) == ("a", "b", (0, 1))
     assert found.effect == pytest.approx(math.sqrt(2 * 4))
     d = np.log([2, 4])
     low, high = stats.t.interval(0.95, 1, d.mean(), stats.sem(d))
@@ -91,13 +91,52 @@ def test_a_large_difference_is_established_with_ten_seeds():
     assert right >= 0.8 * 500
 
 
+def test_the_interval_covers_the_true_ratio_in_95_percent_of_studies():
+    rng = np.random.default_rng(2)
+    found = [established(rng, 10, 0.7, False)[0] for _ in range(2000)]
+    covered = sum(c.low <= math.exp(0.7) <= c.high for c in found)
+    assert abs(covered - 1900) <= 3 * math.sqrt(2000 * 0.05 * 0.95)
+
+
+def test_what_cannot_be_compared_is_said_and_counts_in_the_adjustment():
+    """Dropping a seed whose search ended without a number would favour one of the two."""
+    same = {seed: float(seed) for seed in range(7)}
+    shifted = {seed: seed + 1.0 for seed in range(7)}
+    values = {"a": same, "b": shifted, "c": same | {3: math.inf}, "d": {9: 1.0}}
+    found = {(c.a, c.b): c for c in compare(values, scale="difference")}
+    assert "c has the value inf at seed 3" in found["a", "c"].verdict
+    assert "no seed in common" in found["a", "d"].verdict
+    assert not found["a", "c"].established and math.isnan(found["a", "c"].p)
+    assert found["a", "b"].p_adjusted == pytest.approx(6 * 2**-6)
+
+
+def test_a_verdict_names_the_seeds_the_interval_and_the_larger_one():
+    (found,) = compare({"a": dict.fromkeys(range(6), 1.0), "b": dict.fromkeys(range(6), 2.0)})
+    assert found.larger == "b"
+    expected = "a/b = 0.5 (95 %: 0.5 … 0.5), exact p = 0.031, seeds 0–5: established, larger for b"
+    assert found.verdict == expected
+    (equal,) = compare({"a": {0: 1.0, 1: 1.0}, "b": {0: 1.0, 1: 1.0}})
+    assert equal.larger == "" and equal.verdict.endswith("not established")
+
+
+@pytest.mark.parametrize(
+    ("seeds", "text"),
+    [
+        ((3,), "seed 3"),
+        ((0, 1), "seeds 0, 1"),
+        ((0, 1, 2), "seeds 0–2"),
+        ((0, 2, 3), "seeds 0, 2, 3"),
+    ],
+)
+def test_seeds_are_listed(seeds, text):
+    assert listed(seeds) == text
+
+
 @pytest.mark.parametrize(
     ("values", "scale", "message"),
     [
         ({"a": {0: 1.0}}, "ratio", "needs two"),
-        ({"a": {0: 1.0}, "b": {1: 1.0}}, "ratio", "no seed in common"),
         ({"a": {0: -1.0}, "b": {0: 1.0}}, "ratio", "a has the value -1; it must be positive"),
-        ({"a": {0: 1.0}, "b": {0: math.inf}}, "difference", "b has the value inf"),
     ],
 )
 def test_refusals(values, scale, message):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import mlflow
+import numpy as np
 import pytest
 
 from lsa import cli, project
 from lsa.errors import InputError
-from lsa.findings import findings
-from lsa.measurements import measured
+from lsa.findings import Finding, findings, pair_findings
+from lsa.measurements import Measurement, Trajectory, measured
+from lsa.tracking import Done
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's and SQLAlchemy's own
 
@@ -38,11 +40,97 @@ def test_what_every_seed_shows_is_established_and_chance_is_not(seven_seeds, cap
     found = {f.metric: f.comparison for f in findings(measured(seven_seeds))}
     sharpness, accuracy = found["lanczos/lambda_max"], found["final/val_accuracy"]
     assert sharpness.established and sharpness.effect == pytest.approx(2)
-    assert (sharpness.a, sharpness.b, sharpness.seeds) == ("sgd", "adamw", 7)
+    assert (sharpness.a, sharpness.b) == ("sgd", "adamw")
+    assert sharpness.seeds == tuple(range(7))
     assert accuracy.scale == "difference" and not accuracy.established
     assert cli.run(["compare", "tiny"]) == 0
     out = capsys.readouterr().out
     assert "sgd/adamw = 2" in out and "the project has 7" in out
+
+
+def twice() -> list[Measurement]:
+    """sgd's λ_max is twice adamw's at every seed, their train losses are equal."""
+    return [
+        Measurement(step, name, seed, Done("", numbers, {}, {}))
+        for name, factor in (("sgd", 2.0), ("adamw", 1.0))
+        for seed in range(7)
+        for step, numbers in (
+            ("train", {"final/train_loss": 0.1}),
+            ("lanczos", {"lanczos/lambda_max": factor * (5 + seed)}),
+        )
+    ]
+
+
+def sharpness_of(runs: list[Measurement], courses: list[Trajectory]) -> Finding:
+    (found,) = [f for f in findings(runs, courses) if f.metric == "lanczos/lambda_max"]
+    return found
+
+
+def test_curvature_that_differs_at_the_last_epoch_only_is_no_finding():
+    found = sharpness_of(twice(), [])
+    assert found.comparison.established and not found.established
+    assert found.verdict == "not established: larger for sgd at the last epoch only"
+    assert "the ratio of their train losses is the same at every seed" in found.sentence
+
+
+def test_curvature_of_few_seeds_is_not_matched():
+    found = sharpness_of([m for m in twice() if m.seed < 3], [])
+    assert "not matched: no trajectories, and fewer than 6 seeds" in found.sentence
+
+
+def course(name: str, seed: int, last: float, scale: float) -> Trajectory:
+    loss = np.geomspace(2, last, 9)
+    values = {"lambda_max": (scale * np.sqrt(loss) * (5 + seed)).tolist()}
+    return Trajectory("lanczos", name, seed, list(range(9)), loss.tolist(), values)
+
+
+@pytest.mark.parametrize(
+    ("scale", "verdict"),
+    [
+        (2.0, "established: larger for sgd"),
+        (1.0, "not established: larger for sgd at the last epoch only"),
+        (
+            0.5,
+            "not established: larger for sgd at the last epoch, larger for adamw at equal train "
+            "loss",
+        ),
+    ],
+)
+def test_curvature_is_compared_along_the_trajectories(scale, verdict):
+    courses = [course("sgd", s, 0.5, scale) for s in range(7)]
+    courses += [course("adamw", s, 0.1, 1.0) for s in range(7)]
+    sharpness = sharpness_of(twice(), courses)
+    assert sharpness.matched is not None
+    assert sharpness.matched.effect == pytest.approx(scale) and sharpness.verdict == verdict
+    assert sharpness.sentence.endswith(verdict) and "along the trajectories" in sharpness.sentence
+
+
+def test_a_value_that_is_not_finite_does_not_stop_the_others(seven_seeds):
+    log("lanczos", "sgd", 3, {}, k=2)
+    run = measured(seven_seeds)
+    victim = next(m for m in run if m.step == "lanczos" and m.subject == "sgd" and m.seed == 3)
+    tag = "lsa.not_finite.lanczos/lambda_max"
+    mlflow.MlflowClient().set_tag(victim.done.run_id, tag, "inf")
+    found = {f.metric: f for f in findings(measured(seven_seeds))}
+    assert "sgd has the value inf at seed 3" in found["lanczos/lambda_max"].sentence
+    assert "final/val_accuracy" in found
+
+
+def test_a_barrier_counts_only_beyond_its_error():
+    numbers = {"interpolation/barrier": 1.0, "interpolation/alpha_min": 0.5}
+    wide = {"interpolation/barrier_se_data": 0.6}
+    narrow = {"interpolation/barrier_se_data": 0.4}
+    pairs = {"a – b": narrow, "a – c": wide}
+    runs = [
+        Measurement("interpolation", pair, seed, Done("", numbers | errors, {}, {}))
+        for pair, errors in pairs.items()
+        for seed in range(8)
+    ]
+    found = {(f.metric, f.level.subject): f.level for f in pair_findings(runs)}
+    assert found["interpolation/barrier", "a – b"].established
+    assert found["interpolation/barrier", "a – c"].beyond == 0
+    assert found["interpolation/alpha_min", "a – b"].verdict == ""
+    assert found["interpolation/alpha_min", "a – b"].mean == 0.5
 
 
 def test_the_newest_measurement_of_a_checkpoint_counts(seven_seeds):

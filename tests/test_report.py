@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
 
 import mlflow
 import pytest
+import synthetic
 
-from lsa import cli, plan, project, study
+from lsa import cli, plan, project, step, study
 from lsa.checks import checks
 from lsa.measurements import Measurement, measured, written
 from lsa.report import report
@@ -35,8 +45,8 @@ def test_the_report_holds_every_number_of_the_study(studied, workplace, capsys):
     value = sgd["numbers"]["lanczos/lambda_max"]
     assert f"{value:.4g} ± " in found.html
     assert "sgd – adamw" in found.markdown and "the project has 1" in found.markdown
-    assert found.html.count("data:image/png;base64,") == 2  # density, interpolation
-    assert "http" not in found.html.replace("https", "http").partition("<style>")[0]
+    assert found.html.count("data:image/png;base64,") == 3  # density, pair, barriers
+    assert not re.search(r"(src|href)='(?!data:)", found.html)  # nothing to load from elsewhere
     json.dumps(found.content, allow_nan=False)
 
     assert cli.run(["report", "tiny"]) == 0
@@ -53,12 +63,133 @@ def test_a_study_logs_its_report(studied):
     assert "lanczos" in mlflow.artifacts.load_text(f"runs:/{of_study.info.run_id}/report.html")
 
 
+def test_what_was_tried_by_hand_is_no_part_of_the_comparison(studied):
+    before = {m.done.run_id for m in measured(studied)}
+    with study("tiny"):
+        other = step("train", optimizer="sgd", lr=0.3)
+        step("lanczos", other, k=1)
+        assert other.run_id not in before
+    assert {m.done.run_id for m in measured(studied)} == before
+    with study("tiny", name="again"):  # as the project gives it, but with another option
+        again = step("lanczos", step("train", optimizer="sgd"), k=1)
+    assert again.run_id in {m.done.run_id for m in measured(studied)} - before
+
+
 def test_text_from_the_store_cannot_become_markup(studied):
     client = mlflow.MlflowClient()
     victim = measured(studied)[0].done.run_id
     client.set_tag(victim, "lsa.version.torch", "<script>alert(1)</script>")
     page = report(studied).html
     assert "<script>" not in page and "&lt;script&gt;" in page
+
+
+@pytest.fixture
+def imagined(workplace):
+    """A store of known numbers: three optimizers, seven seeds, every probe but two."""
+    text = synthetic.PROJECT.replace("SEEDS", str(list(range(7))))
+    (workplace / "projects" / "imagined.yaml").write_text(text)
+    steps = ("lanczos", "trajectory", "intrinsic_dim", "interpolation", "auto_neb")
+    synthetic.study("imagined", range(7), steps=steps)
+    return project.load("imagined")
+
+
+@pytest.mark.slow
+def test_a_known_study_is_told_as_it_is(imagined):
+    found = report(imagined)
+    verdicts = {one["name"]: one["verdict"] for one in found.content["insights"]}
+    assert verdicts["Adaptive rates win"] == verdicts["Early convergence"] == "established"
+    assert verdicts["Momentum flattens"] == verdicts["Indefinite Hessians"] == "established"
+    missing = "cannot be asked of this project: it has no measured λ_C of plain SGD"
+    assert verdicts["SGD is noisiest by λ_C"].startswith(missing)
+    # λ = c·L^½ with c = 40 of sgd and 20 of heavy, so 2 at equal loss whatever the last epoch says.
+    sharp = [f for f in found.content["findings"] if f["metric"] == "lanczos/lambda_max"]
+    (pair,) = [f for f in sharp if (f["a"], f["b"]) == ("sgd", "heavy")]
+    matched = pair["at_equal_loss"]
+    assert matched["low"] < 2 < matched["high"] < pair["low"]
+    assert pair["seeds"] == list(range(7)) and "seeds 0–6" in pair["sentence"]
+    titles = [one["title"] for one in found.content["figures"]]
+    assert titles[0] == "lanczos during training: lambda max" and titles[-1] == "barriers"
+    assert found.html.count("data:image/png;base64,") == len(titles) == 5
+    order = ["Key results", "Insights", "Every pair", "Figures", "Cross-checks", "Provenance"]
+    for text in (found.html, found.markdown):
+        places = [text.index(f"{heading}") for heading in order]
+        assert places == sorted(places)
+        assert "median" in text and "(6 of 7 finite)" in text  # a search that ended without d90
+    for sentence in (pair["sentence"].partition(" at the last epoch")[0], pair["verdict"]):
+        assert sentence in found.html and sentence in found.markdown
+    assert len(found.html) < 2e6
+    assert "not compared: sgd has the value inf at seed 3" in found.markdown
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("optimizers", "seeds"), [(("sgd",), 1), (("sgd", "adamw"), 1)])
+def test_a_small_study_is_reported_and_establishes_nothing(workplace, optimizers, seeds):
+    text = synthetic.PROJECT.replace("SEEDS", str(list(range(seeds))))
+    (workplace / "projects" / "imagined.yaml").write_text(text)
+    synthetic.study("imagined", range(seeds), optimizers=optimizers)
+    found = report(project.load("imagined"))
+    everything = found.content["insights"] + found.content["findings"] + found.content["pairs"]
+    assert not any(one["established"] for one in everything)
+    assert "the project has 1" in found.markdown
+
+
+@pytest.mark.slow
+def test_the_report_comes_over_http_into_another_folder(workplace, tmp_path_factory):
+    """A study through a real server; its report where nothing but the project's file is known."""
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    address = f"http://127.0.0.1:{port}"
+    mlflow_command = Path(sys.executable).with_name("mlflow")
+    arguments = ["server", "--port", str(port), "--backend-store-uri", "sqlite:///served.db"]
+    arguments += ["--artifacts-destination", "./served", "--workers", "1"]
+    file = workplace / "projects" / "tiny.yaml"
+    text = file.read_text().replace("{lanczos: {k: 2}}", "{lanczos: {k: 1, density_steps: 5}}")
+    file.write_text(text + "pairs: {interpolation: {points: 5}}\n")
+    environment = os.environ | {"MLFLOW_TRACKING_URI": address}
+    with subprocess.Popen(
+        [mlflow_command, *arguments],
+        cwd=workplace,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    ) as server:
+        try:
+            _wait_for(f"{address}/health")
+
+            def lsa(*command: str, cwd: Path) -> str:
+                whole = [sys.executable, "-m", "lsa", *command]
+                return subprocess.run(
+                    whole, cwd=cwd, env=environment, capture_output=True, text=True, check=True
+                ).stdout
+
+            lsa("study", "tiny", cwd=workplace)
+            lsa("report", "--project", str(file), cwd=elsewhere)
+        finally:
+            os.killpg(server.pid, signal.SIGTERM)
+    page = (elsewhere / "report-tiny.html").read_text()
+    content = json.loads((elsewhere / "report-tiny.json").read_text())
+    assert not (elsewhere / "mlflow.db").exists()
+    assert page.count("data:image/png;base64,") == 3
+    runs = content["measurements"]
+    assert len(runs) == 5
+    for run in runs:
+        assert run["link"].startswith(f"{address}/#/experiments/") and run["link"] in page
+        assert run["link"].endswith(f"/runs/{run['run']}")
+    hashes = {run["data"] for run in runs if run["step"] != "train"}
+    assert len(hashes) == 1 and hashes != {"–"}
+
+
+def _wait_for(address: str) -> None:
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            urllib.request.urlopen(address, timeout=5).close()
+            return
+        except OSError:
+            assert time.monotonic() < deadline, f"no answer from {address}"
+            time.sleep(0.3)
 
 
 def numbers(step: str, values: dict[str, float]) -> Measurement:
@@ -74,6 +205,26 @@ def test_numbers_that_must_agree_and_do_not_are_flagged():
     path = {"auto_neb/path_loss": 3.0, "auto_neb/log_classes": 2.303, "auto_neb/linear_max": 4.0}
     above = numbers("auto_neb", path | {"auto_neb/bound_margin": -0.7})
     assert [check.holds for check in checks([above])] == [False, True]
+
+
+def trained(run: str, epochs: int, subject: str = "sgd") -> Measurement:
+    return Measurement("train", subject, 0, Done(run, {}, {"epochs": str(epochs)}, {}))
+
+
+def test_a_probe_of_an_older_checkpoint_is_flagged():
+    newest, old = trained("new", 5), {"checkpoint": "old"}
+    stale = Measurement("lanczos", "sgd", 0, Done("id", {}, old, {}))
+    fresh = Measurement("lanczos", "sgd", 0, Done("id", {}, {"checkpoint": "new"}, {}))
+    assert checks([newest, fresh]) == []
+    (found,) = checks([newest, stale])
+    assert not found.holds and "newest training" in found.text
+
+
+def test_a_training_of_another_length_is_flagged():
+    runs = [trained("a", 5), trained("b", 5, "adamw"), trained("c", 1, "heavy")]
+    (found,) = checks(runs)
+    assert (found.subject, found.holds) == ("heavy", False) and "epochs 1" in found.text
+    assert checks(runs[:2]) == []
 
 
 def test_numbers_are_written_with_their_errors():

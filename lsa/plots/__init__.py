@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import io
 
 from matplotlib.figure import Figure
 
 from lsa.plots.axes import axes, label
+from lsa.plots.barriers import barriers
+from lsa.plots.epochs import epochs
 from lsa.plots.overlay import overlay
+from lsa.plots.profiles import inside, profiles
 from lsa.probe import Curve, Result
 
-__all__ = ["figures", "overlay"]
+__all__ = ["barriers", "epochs", "figures", "inside", "overlay", "png", "profiles"]
 
 
 def figures(probe: str, result: Result, title: str) -> dict[str, Figure]:
@@ -23,6 +27,13 @@ def figures(probe: str, result: Result, title: str) -> dict[str, Figure]:
         f"{probe}_{name}.png": _curve(name, curve, f"{title}: {name}")
         for name, curve in result.curves.items()
     }
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as a PNG file."""
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png")
+    return drawn.getvalue()
 
 
 def _curve(name: str, curve: Curve, title: str) -> Figure:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -10,28 +11,88 @@ from matplotlib.figure import Figure
 from lsa.plots.axes import axes
 
 DECADES = 1e-7  # of the largest value, the smallest that a log axis shows
-Points = tuple[Sequence[float], Sequence[float]]  # x, y
+Numbers = Sequence[float] | np.ndarray
+Points = tuple[Numbers, Numbers]  # x, y
 
 
-def overlay(title: str, x_name: str, y_name: str, lines: Mapping[str, Sequence[Points]]) -> Figure:
-    """A colour per subject, a line per seed."""
+def overlay(
+    title: str,
+    x_name: str,
+    y_name: str,
+    lines: Mapping[str, Sequence[Points]],
+    levels: Mapping[str, tuple[float, str]] | None = None,
+) -> Figure:
+    """A colour per subject: a thin line per seed, a bold one through their medians.
+
+    Args:
+        title: Of the figure.
+        x_name: Of the horizontal axis.
+        y_name: Of the vertical axis.
+        lines: Subject → the x and y of each seed.
+        levels: Subject → a height and what it is, dashed in the subject's colour.
+    """
     figure, plot = axes(title)
-    for i, (subject, many) in enumerate(lines.items()):
-        for j, (x, y) in enumerate(many):
-            plot.plot(x, y, color=f"C{i}", linewidth=1.2, label=subject if j == 0 else None)
+    draw_lines(plot, lines)
+    draw_levels(plot, list(lines), levels or {})
     points = [np.asarray(values, float) for many in lines.values() for values in many]
-    across = np.concatenate([xy[0] for xy in points])
-    heights = np.concatenate([xy[1] for xy in points])
-    if across.min() > 0 and across.max() > 100 * across.min():
-        plot.set_xscale("log")
-    if _spans_decades(heights):
-        plot.set_yscale("log")
-        lowest = max(heights[heights > 0].min(), DECADES * heights.max())
-        plot.set_ylim(lowest / 2, 2 * heights.max())
+    scale_axes(plot, points)
     plot.set_xlabel(x_name.replace("_", " "))
     plot.set_ylabel(y_name.replace("_", " "))
     plot.legend(frameon=False)
     return figure
+
+
+def draw_lines(plot: Any, lines: Mapping[str, Sequence[Points]], style: str = "-") -> None:
+    """Every subject's seeds and their median, in the colours C0, C1, …"""
+    for i, (subject, many) in enumerate(lines.items()):
+        draw_seeds(plot, many, f"C{i}", subject, style)
+
+
+def draw_seeds(
+    plot: Any, many: Sequence[Points], colour: str, label: str, style: str = "-"
+) -> None:
+    """A thin line per seed and a bold one through their medians; of one seed, its line."""
+    many = [(x, y) for x, y in many if len(x)]
+    if len(many) > 1:
+        for x, y in many:
+            plot.plot(x, y, color=colour, linewidth=0.7, alpha=0.3, linestyle=style)
+    if many:
+        x, y = _median(many)
+        plot.plot(x, y, color=colour, linewidth=2, linestyle=style, label=label)
+
+
+def draw_levels(
+    plot: Any, subjects: Sequence[str], levels: Mapping[str, tuple[float, str]]
+) -> None:
+    """Dashed lines in the subjects' colours, shifted so that two equal ones are both seen."""
+    for i, subject in enumerate(subjects):
+        if subject in levels:
+            height, text = levels[subject]
+            plot.axhline(
+                height, color=f"C{i}", linestyle=(5 * i, (5, 5)), linewidth=1.2, label=text
+            )
+
+
+def scale_axes(plot: Any, points: Sequence[np.ndarray]) -> None:
+    """Logarithmic axes where the points, each (2, n), span decades."""
+    across = np.concatenate([xy[0] for xy in points])
+    heights = np.concatenate([xy[1] for xy in points])
+    heights = heights[np.isfinite(heights)]
+    if across.min() > 0 and across.max() > 30 * across.min():
+        plot.set_xscale("log")
+    if len(heights) and _spans_decades(heights):
+        plot.set_yscale("log")
+        lowest = max(heights[heights > 0].min(), DECADES * heights.max())
+        plot.set_ylim(lowest / 2, 2 * heights.max())
+
+
+def _median(many: Sequence[Points]) -> tuple[np.ndarray, np.ndarray]:
+    """The median over the seeds, at every x that all of them reach."""
+    arrays = [(np.asarray(x, float), np.asarray(y, float)) for x, y in many]
+    low, high = max(x.min() for x, _ in arrays), min(x.max() for x, _ in arrays)
+    grid = np.unique(np.concatenate([x for x, _ in arrays]))
+    grid = grid[(grid >= low) & (grid <= high)]
+    return grid, np.median([np.interp(grid, x, y) for x, y in arrays], axis=0)
 
 
 def _spans_decades(values: np.ndarray) -> bool:

@@ -1,0 +1,71 @@
+"""The figures of a report: what is drawn where."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_rgba
+
+from lsa import plots
+
+
+def seeds(slope: float, n: int = 5) -> list[tuple[np.ndarray, np.ndarray]]:
+    x = np.linspace(0, 1, 11)
+    return [(x, slope * x + i) for i in range(n)]
+
+
+def test_an_overlay_has_a_colour_per_subject_thin_seeds_and_a_bold_median():
+    figure = plots.overlay("t", "x", "y", {"a": seeds(1), "b": seeds(2)}, {"b": (0.5, "enough")})
+    (plot,) = figure.axes
+    *_, bold_b, level = plot.lines
+    assert len(plot.lines) == 13  # five seeds and a median of each, one level
+    assert np.allclose(bold_b.get_ydata(), seeds(2)[2][1])
+    assert bold_b.get_linewidth() > 2 * plot.lines[0].get_linewidth()
+    assert to_rgba(level.get_color()) == to_rgba(bold_b.get_color()) == to_rgba("C1")
+    texts = [text.get_text() for text in plot.get_legend().get_texts()]
+    assert texts == ["a", "b", "enough"]
+
+
+def test_a_single_seed_is_its_own_line():
+    (plot,) = plots.overlay("t", "x", "y", {"a": seeds(1, 1)}).axes
+    assert len(plot.lines) == 1
+
+
+def test_the_median_covers_what_all_seeds_reach():
+    long, short = np.array([1.0, 2, 4, 8]), np.array([1.0, 2, 4])
+    lines = {"a": [(long, long), (short, 3 * short), (long, long)]}
+    (plot,) = plots.overlay("t", "d", "y", lines).axes
+    assert plot.lines[-1].get_xdata().tolist() == [1, 2, 4]
+    assert plot.lines[-1].get_ydata().tolist() == [1, 2, 4]
+
+
+def test_thresholds_are_dashed_in_the_optimizers_colour():
+    course = {"a": seeds(1), "b": seeds(2)}
+    figure = plots.epochs("t", "λ", course, course, {"b": (50.0, "b: 2/η = 50")})
+    left, right = figure.axes
+    dashed = [line for line in left.lines if line.get_linestyle() != "-"]
+    assert [line.get_color() for line in dashed] == ["C1"]
+    assert list(dashed[0].get_ydata()) == [50, 50]
+    assert left.get_ylim() == right.get_ylim()
+
+
+def test_barriers_stand_in_their_triangle():
+    line, path = {("a", "b"): 1.5, ("a", "c"): 2.5}, {("a", "b"): 0.25, ("b", "c"): 0.0}
+    figure = plots.barriers(["a", "b", "c"], line, path, ("line", "path"))
+    found = {tuple(map(int, t.get_position()[::-1])): t.get_text() for t in figure.axes[0].texts}
+    assert found == {(0, 1): "1.5", (0, 2): "2.5", (1, 0): "0.25", (2, 1): "0"}
+
+
+def test_every_pair_has_a_panel_with_its_ways():
+    ways = {"straight line": seeds(1), "minimum-energy path": seeds(2)}
+    figure = plots.profiles({f"a – {i}": ways for i in range(4)}, bound=2.3)
+    assert [plot.get_title() for plot in figure.axes] == [f"a – {i}" for i in range(4)]
+    assert len(figure.axes[0].lines) == 13  # five seeds and a median of each, ln C
+    texts = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert texts == ["straight line", "minimum-energy path", "ln C"]
+
+
+@pytest.mark.parametrize("outside", [-0.5, 1.5])
+def test_only_what_lies_between_the_checkpoints_is_shown(outside):
+    x, y = plots.inside([outside, 0, 0.5, 1], [9, 1, np.inf, 2])
+    assert (list(x), list(y)) == ([0, 1], [1, 2])
