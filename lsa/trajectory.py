@@ -222,7 +222,7 @@ def threshold(recipe: Recipe, names: Sequence[str]) -> tuple[dict[str, Any] | No
     schedule = recipe.train.schedule
     if schedule.name != "constant" or schedule.options.get("warmup_epochs"):
         return None, ["no stability threshold: the learning rate changes during training"]
-    found = optimizers.stabilitythreshold(recipe.rule.name, recipe.rule.options)
+    found = optimizers.stability_threshold(recipe.rule.name, recipe.rule.options)
     if found is None:
         return None, [
             f"no stability threshold of raw λ_max for {recipe.rule.name} with these options: an "
