@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -37,35 +36,6 @@ def checks(measurements: Sequence[Measurement]) -> list[Check]:
     for (subject, seed), known in groups.items():
         for text, holds in _agreements(known):
             found.append(Check(subject, seed, text, holds))
-    return found + _of_newest(measurements) + _same_budget(measurements)
-
-
-def _of_newest(measurements: Sequence[Measurement]) -> list[Check]:
-    """A probe's checkpoint is that of the newest training, whose accuracy stands beside it."""
-    trained = {(m.subject, m.seed): m.done.run_id for m in measurements if m.step == "train"}
-    found = []
-    for m in (m for m in measurements if m.step != "train"):
-        inputs = [m.done.params.get(key) for key in ("checkpoint", "checkpoint_b")]
-        known = [trained.get((name, m.seed)) for name in m.subject.split(" – ")]
-        pairs = [(a, b) for a, b in zip(inputs, known, strict=False) if a and b]
-        if any(a != b for a, b in pairs):
-            text = f"{m.step} was measured on the newest training; run lsa study again"
-            found.append(Check(m.subject, m.seed, text, False))
-    return found
-
-
-def _same_budget(measurements: Sequence[Measurement]) -> list[Check]:
-    """Optimizers are compared at the same epoch, so all were trained for as many."""
-    found = []
-    runs = [m for m in measurements if m.step == "train"]
-    for key in ("epochs", "batch_size"):
-        counts = Counter(m.done.params[key] for m in runs if key in m.done.params)
-        usual = counts.most_common(1)[0][0] if counts else ""
-        for m in runs:
-            value = m.done.params.get(key, usual)
-            if value != usual:
-                text = f"{key} {value} in the training is that of the others, {usual}"
-                found.append(Check(m.subject, m.seed, text, False))
     return found
 
 

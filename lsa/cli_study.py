@@ -159,12 +159,18 @@ def compare(
     from lsa.comparison import seeds_needed
 
     setting = projects.load(name or project or projects.DEFAULT)
+    measured = measurements.measured(setting)
     metric = ""
-    for finding in found.findings(measurements.measured(setting)):
+    for finding in found.findings(measured):
         if finding.metric != metric:
             metric = finding.metric
             print(metric)
-        print(f"    {finding.comparison.verdict}")
+        print(f"    {finding.sentence}")
+    for pair in found.pair_findings(measured):
+        if pair.metric != metric:
+            metric = pair.metric
+            print(metric)
+        print(f"    {pair.level.verdict}")
     n = len(setting.optimizers)
     pairs = n * (n - 1) // 2
     print(

@@ -163,31 +163,6 @@ def histories(
     return found
 
 
-@dataclass(frozen=True)
-class Origin:
-    """Where a run stands in the store, and the data that it measured."""
-
-    experiment: str
-    data: str  # digest; empty where the run names none
-
-
-def origins(setting: Project) -> dict[str, Origin]:
-    """Run → origin, of every finished run of the project."""
-    client = tracking.client()
-    experiments = [one.experiment_id for one in client.search_experiments()]
-    criteria = f"tags.project = '{setting.name}' and attributes.status = 'FINISHED'"
-    found, token = {}, None
-    while True:
-        page = client.search_runs(experiments, criteria, max_results=1000, page_token=token)
-        for run in page:
-            inputs = run.inputs.dataset_inputs if run.inputs else []
-            data = ", ".join(dict.fromkeys(one.dataset.digest for one in inputs))
-            found[run.info.run_id] = Origin(run.info.experiment_id, data)
-        token = page.token
-        if not token:
-            return found
-
-
 def check_alike(step: str, runs: list[Done]) -> None:
     """Refuse to compare what was measured in different ways.
 

@@ -19,7 +19,7 @@ from lsa.checks import Check, checks
 from lsa.comparison import seeds_needed
 from lsa.findings import Finding, PairFinding, findings, pair_findings
 from lsa.insights import Insight, insights
-from lsa.measurements import Measurement, Origin, histories, measured, origins, trajectories
+from lsa.measurements import Measurement, histories, measured, trajectories
 from lsa.page import Cell, Link, Section, as_html, as_markdown
 from lsa.pictures import Picture, pictures
 from lsa.project import Project
@@ -47,8 +47,7 @@ def report(setting: Project) -> Report:
     claims = insights(setting, everything, courses, histories(everything, "val/accuracy"))
     found, pairs = findings(everything, courses), pair_findings(everything)
     drawn, agreed = list(pictures(everything, courses)), checks(everything)
-    origin_of = origins(setting)
-    runs = [_run(m, origin_of) for m in everything]
+    runs = [_run(m) for m in everything]
     sections = [
         *_key_results(headline),
         *_claims(setting, claims, found, pairs),
@@ -189,11 +188,11 @@ def _provenance(runs: Sequence[dict[str, Any]]) -> Section:
 # --- content --------------------------------------------------------------------------------------
 
 
-def _run(m: Measurement, origin_of: dict[str, Origin]) -> dict[str, Any]:
+def _run(m: Measurement) -> dict[str, Any]:
     """Where one measurement came from."""
-    tags, origin = m.done.tags, origin_of.get(m.done.run_id, Origin("", ""))
+    tags = m.done.tags
     dirty = " (changed)" if tags.get("lsa.git.dirty") == "true" else ""
-    route = f"#/experiments/{origin.experiment}/runs/{m.done.run_id}"
+    route = f"#/experiments/{m.done.experiment}/runs/{m.done.run_id}"
     return {
         "step": m.step,
         "subject": m.subject,
@@ -203,7 +202,7 @@ def _run(m: Measurement, origin_of: dict[str, Origin]) -> dict[str, Any]:
         "commit": tags.get("lsa.git.commit", "–")[:10] + dirty,
         "versions": f"lsa {tags.get('lsa.version.lsa')}, torch {tags.get('lsa.version.torch')}",
         "device": f"{tags.get('lsa.device')}, {tags.get('lsa.threads')} thread(s)",
-        "data": origin.data or "–",
+        "data": m.done.data or "–",
     }
 
 

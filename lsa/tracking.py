@@ -381,6 +381,8 @@ class Done:
     params: Mapping[str, str]
     tags: Mapping[str, str]
     seconds: float = 0.0  # from its start to its end
+    experiment: str = ""
+    data: str = ""  # digest of the dataset that it measured
 
 
 def finished(key: str) -> Done | None:
@@ -427,5 +429,13 @@ def read(run_id: str) -> Done:
 
 def _done(found: Any) -> Done:
     data, info = found.data, found.info
-    seconds = ((info.end_time or info.start_time) - info.start_time) / 1000
-    return Done(info.run_id, dict(data.metrics), dict(data.params), dict(data.tags), seconds)
+    inputs = found.inputs.dataset_inputs if found.inputs else []
+    return Done(
+        run_id=info.run_id,
+        metrics=dict(data.metrics),
+        params=dict(data.params),
+        tags=dict(data.tags),
+        seconds=((info.end_time or info.start_time) - info.start_time) / 1000,
+        experiment=info.experiment_id,
+        data=", ".join(dict.fromkeys(one.dataset.digest for one in inputs)),
+    )

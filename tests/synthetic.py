@@ -36,6 +36,7 @@ class Store:
         found = client.get_experiment_by_name(project)
         self.project = project
         self.experiment = found.experiment_id if found else client.create_experiment(project)
+        self.trained: dict[tuple[str, int], str] = {}  # optimizer, seed -> its training run
 
     def log(
         self,
@@ -60,7 +61,10 @@ class Store:
             "lsa.device": "cpu",
             "lsa.threads": "1",
         }
+        if step != "train":
+            params["checkpoint"] = self.trained[names[0], seed]
         if len(names) > 1:
+            params["checkpoint_b"] = self.trained[names[1], seed]
             tags["lsa.input.b"] = "m-b"
             params |= {"optimizer_b": names[1], "seed_b": seed}
         with mlflow.start_run(experiment_id=self.experiment, tags=tags) as run:
@@ -119,7 +123,7 @@ def _checkpoint(
     }
     history = {"train/loss": losses, "val/accuracy": accuracies}
     budget: dict[str, Any] = {"epochs": EPOCHS, "batch_size": 64}
-    store.log("train", [name], seed, final, history=history, **budget)
+    store.trained[name, seed] = store.log("train", [name], seed, final, history=history, **budget)
     results = {
         "lanczos": _spectrum(float(sharpness[-1]), rng),
         "sgd_noise": _noise(float(sharpness[-1]), noise * math.exp(rng.normal(0, 0.05))),

@@ -207,26 +207,6 @@ def test_numbers_that_must_agree_and_do_not_are_flagged():
     assert [check.holds for check in checks([above])] == [False, True]
 
 
-def trained(run: str, epochs: int, subject: str = "sgd") -> Measurement:
-    return Measurement("train", subject, 0, Done(run, {}, {"epochs": str(epochs)}, {}))
-
-
-def test_a_probe_of_an_older_checkpoint_is_flagged():
-    newest, old = trained("new", 5), {"checkpoint": "old"}
-    stale = Measurement("lanczos", "sgd", 0, Done("id", {}, old, {}))
-    fresh = Measurement("lanczos", "sgd", 0, Done("id", {}, {"checkpoint": "new"}, {}))
-    assert checks([newest, fresh]) == []
-    (found,) = checks([newest, stale])
-    assert not found.holds and "newest training" in found.text
-
-
-def test_a_training_of_another_length_is_flagged():
-    runs = [trained("a", 5), trained("b", 5, "adamw"), trained("c", 1, "heavy")]
-    (found,) = checks(runs)
-    assert (found.subject, found.holds) == ("heavy", False) and "epochs 1" in found.text
-    assert checks(runs[:2]) == []
-
-
 def test_numbers_are_written_with_their_errors():
     one = {"a": 1.0, "a_se_data": 0.1, "b": 7.0, "b_low": 5.0, "b_high": float("inf")}
     assert written([one], "a") == "1 ± 0.2" and written([one], "b") == "7 (5 … inf)"
