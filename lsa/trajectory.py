@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -109,7 +109,6 @@ def _follow(
         opened.json(content, ARTIFACT)
         opened.tags({f"lsa.note.{i}": note for i, note in enumerate(content["notes"])})
         drawn = _drawn(declared, content)
-        opened.json(tracking.summary(drawn), f"{step}.json")  # where any step's curves are
         for path, figure in plots.figures("trajectory", drawn, title).items():
             opened.figure(figure, path)
     return steps.finished_step(opened.id)
@@ -177,42 +176,41 @@ def _log(opened: tracking.Run, step: str, epoch: int, result: Result, *, last: b
 def _content(
     declared: Probe, recipe: Recipe, kept: Sequence[tuple[int, str]], results: Sequence[Result]
 ) -> dict[str, Any]:
-    """The whole trajectory as JSON; null where an epoch has no such number."""
-    known = [registry.numbers(model_id) for _, model_id in kept]
+    """The whole trajectory as JSON; "nan" where an epoch has no such number."""
+    evaluated = [registry.numbers(model_id) for _, model_id in kept]
     names = list(dict.fromkeys(name for result in results for name in result.metrics))
-    measured: dict[str, Any] = {}
-    for name in names:
-        column = [result.metrics.get(name) for result in results]
-        errors = dict.fromkeys(source for m in column if m for source in m.errors)
-        measured[name] = {
-            "unit": next(m.unit for m in column if m),
-            "value": [m and tracking.plain(m.value) for m in column],
-            "standard_errors": {
-                source: [
-                    tracking.plain(m.errors[source]) if m and source in m.errors else None
-                    for m in column
-                ]
-                for source in errors
-            },
-        }
     limit, notes = threshold(recipe, names)
+    shared = [note for note in results[0].notes if all(note in r.notes for r in results)]
     for (epoch, _), result in zip(kept, results, strict=True):
-        notes += [f"epoch {epoch}: {n}" for n in result.notes if n not in _shared(results)]
+        notes += [f"epoch {epoch}: {note}" for note in result.notes if note not in shared]
     return {
         "probe": declared.name,
         "epochs": [epoch for epoch, _ in kept],
-        "train_loss": [numbers.get("final/train_loss") for numbers in known],
-        "val_accuracy": [numbers.get("final/val_accuracy") for numbers in known],
-        "metrics": measured,
+        "train_loss": _column(numbers.get("final/train_loss") for numbers in evaluated),
+        "val_accuracy": _column(numbers.get("final/val_accuracy") for numbers in evaluated),
+        "metrics": {name: _metric([r.metrics.get(name) for r in results]) for name in names},
         "converged": [result.converged for result in results],
         "threshold": limit,
-        "notes": [*_shared(results), *notes],
+        "notes": [*shared, *notes],
     }
 
 
-def _shared(results: Sequence[Result]) -> list[str]:
-    """Notes that stand at every epoch."""
-    return [note for note in results[0].notes if all(note in r.notes for r in results)]
+def _metric(column: Sequence[Metric | None]) -> dict[str, Any]:
+    """One number at every epoch."""
+    known = [metric for metric in column if metric]
+    sources = dict.fromkeys(source for metric in known for source in metric.errors)
+    return {
+        "unit": known[0].unit,
+        "value": _column(metric and metric.value for metric in column),
+        "standard_errors": {
+            source: _column(metric and metric.errors.get(source) for metric in column)
+            for source in sources
+        },
+    }
+
+
+def _column(values: Iterable[float | None]) -> list[float | str]:
+    return [tracking.plain(np.nan if value is None else value) for value in values]
 
 
 def threshold(recipe: Recipe, names: Sequence[str]) -> tuple[dict[str, Any] | None, list[str]]:
@@ -248,5 +246,5 @@ def _drawn(declared: Probe, content: Mapping[str, Any]) -> Result:
     return Result(lines, curves)
 
 
-def _numbers(column: Sequence[float | str | None]) -> np.ndarray:
-    return np.array([np.nan if v is None else float(v) for v in column])
+def _numbers(column: Sequence[float | str]) -> np.ndarray:
+    return np.array([float(value) for value in column])

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import lsa
-from lsa import cli, project, registry, steps, tracking, trajectory
+from lsa import cli, project, registry, report, steps, tracking, trajectory
 from lsa.errors import InputError
 from lsa.probe import PROBES, Metric, Result, probe
 
@@ -74,6 +74,7 @@ def test_a_probe_follows_a_training(final):
 def test_noise_is_followed_too_and_adam_has_no_threshold(setting):
     final = lsa.load(steps.train(setting.recipe("adamw")).address)
     done = lsa.follow("sgd_noise", final, k=1, probes=2)
+    assert "sgd noise during training" in report.report(setting).html  # reads what is stored
     content = tracking.artifact(done.run_id, "trajectory.json")
     assert np.all(np.array(content["metrics"]["noise_ratio"]["value"]) > 0)
     assert content["threshold"] is None
@@ -83,9 +84,11 @@ def test_noise_is_followed_too_and_adam_has_no_threshold(setting):
 def test_a_number_that_is_not_finite_at_first_does_not_hide_the_last(final):
     @probe()
     def inverse(theta) -> Result:
-        """Infinite at the first of its calls."""
+        """Infinite at the first of its calls, when there is no other number yet."""
         calls.append(theta)
-        return Result({"a": Metric(float("inf") if len(calls) == 1 else 2.0)})
+        first = len(calls) == 1
+        later = {} if first else {"b": Metric(3.0)}
+        return Result({"a": Metric(float("inf") if first else 2.0), **later})
 
     calls = []
     try:
@@ -93,8 +96,8 @@ def test_a_number_that_is_not_finite_at_first_does_not_hide_the_last(final):
     finally:
         del PROBES["inverse"]
     assert done.metrics["trajectory.inverse/a"] == 2
-    values = tracking.artifact(done.run_id, "trajectory.json")["metrics"]["a"]["value"]
-    assert values == ["inf", 2, 2]
+    found = tracking.artifact(done.run_id, "trajectory.json")["metrics"]
+    assert found["a"]["value"] == ["inf", 2, 2] and found["b"]["value"] == ["nan", 3, 3]
 
 
 def test_what_cannot_be_followed_is_refused_in_one_line(workplace, final):
