@@ -13,6 +13,7 @@ import mlflow
 import psutil
 import pytest
 
+import lsa
 from lsa import plan, project, provenance, step, studies, study, tracking
 from lsa.errors import InputError
 
@@ -143,6 +144,39 @@ def test_a_worker_that_dies_costs_its_step_one_more_try(tiny):
         os.kill(int(busy.data.tags["lsa.process"].partition("@")[0]), signal.SIGKILL)
     assert states(running) == ["done"]
     assert sorted(r.info.status for r in runs(optimizer="sgd")) == ["FINISHED", "KILLED"]
+
+
+@pytest.mark.slow
+def test_workers_know_a_probe_that_the_script_declares(workplace):
+    code = """
+    from typing import Annotated
+    import torch
+    from lsa import Metric, Result, step, study
+    from lsa.probe import probe
+
+    @probe(headline=("norm",))
+    def weights(theta: torch.Tensor, *, p: Annotated[float, "order of the norm"] = 2.0) -> Result:
+        "Norm of the weights."
+        return Result({"norm": Metric(torch.linalg.vector_norm(theta, p).item())})
+
+    if __name__ == "__main__":
+        with study("tiny", workers=2):
+            found = [step("weights", step("train", optimizer=o), p=1.0) for o in ("sgd", "adamw")]
+            print(*(f"{f.state} {f.metrics['weights/norm']:.6g}" for f in found))
+    """
+    script = workplace / "mine.py"
+    script.write_text(textwrap.dedent(code))
+    environment = os.environ | {"MLFLOW_TRACKING_URI": tracking.store()}
+    first, second = (
+        subprocess.run(
+            [sys.executable, script], env=environment, capture_output=True, text=True, check=True
+        ).stdout
+        for _ in range(2)
+    )
+    norm = lsa.load(optimizer="sgd", project="tiny").theta.abs().sum().item()
+    found = first.split()
+    assert found[::2] == ["done", "done"] and float(found[1]) == pytest.approx(norm, rel=1e-5)
+    assert second.split() == ["reused", found[1], "reused", found[3]]
 
 
 @pytest.mark.slow
