@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,9 +12,9 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from lsa import steps, tracking
+from lsa import probe, steps, tracking
 from lsa.errors import InputError
-from lsa.project import Project
+from lsa.project import ALONG, Project
 from lsa.tracking import Done
 
 FETCHERS = 8  # artifacts asked for at once
@@ -55,18 +56,19 @@ def newest(setting: Project, finished: Iterable[Done] | None = None) -> list[Mea
     """The same, or nothing; of finished runs, newest first, where those were read before.
 
     A training counts when its options are the project's, and a probe when it measured a training
-    that counts: what somebody tried by hand with another rate is no part of a comparison.
+    that counts, with the options that the project gives it, if it does: what somebody
+    tried by hand with another rate is no part of a comparison.
     """
     done = list(tracking.finished_steps(setting.name) if finished is None else finished)
     trainings: dict[tuple[str, int], Measurement] = {}
     for run in done:
-        if run.tags["lsa.step"] == "train" and _of_project(setting, run):
+        if run.tags["lsa.step"] == "train" and _as_given(setting, run):
             optimizer, seed = run.tags["optimizer"], int(run.tags["seed"])
             one = Measurement("train", optimizer, seed, run)
             trainings.setdefault((optimizer, seed), one)
     checkpoints = {m.done.run_id: (m.subject, m.seed) for m in trainings.values()}
     found = {(m.subject, m.seed, "train"): m for m in trainings.values()}
-    for run in done:
+    for run in filter(functools.partial(_measured_as_given, setting), done):
         ids = [run.params[k] for k in ("checkpoint", "checkpoint_b") if k in run.params]
         inputs = [checkpoints[one] for one in ids if one in checkpoints]
         if ids and len(inputs) == len(ids) and len({seed for _, seed in inputs}) == 1:
@@ -82,12 +84,25 @@ def newest(setting: Project, finished: Iterable[Done] | None = None) -> list[Mea
     return [found[key] for key in sorted(found, key=place)]
 
 
-def _of_project(setting: Project, run: Done) -> bool:
+def _as_given(setting: Project, run: Done) -> bool:
     """Whether a training has the options that the project gives now."""
     optimizer, seed = run.tags.get("optimizer", ""), int(run.tags.get("seed", "-1"))
     if optimizer not in setting.optimizers or seed not in setting.seeds:
         return False
-    wanted = steps.train_params(setting.recipe(optimizer, seed))
+    return _agree(run, steps.train_params(setting.recipe(optimizer, seed)))
+
+
+def _measured_as_given(setting: Project, run: Done) -> bool:
+    """Whether a probe has them; one that the project does not list may have any."""
+    step = run.tags["lsa.step"]
+    name = step.removeprefix(ALONG)
+    sections = [setting.trajectory] if name != step else [setting.probes, setting.pairs]
+    if not any(name in section for section in sections):
+        return True
+    return _agree(run, setting.options(probe.find(name), along=name != step))
+
+
+def _agree(run: Done, wanted: Mapping[str, object]) -> bool:
     return all(_same(run.params[k], v) for k, v in wanted.items() if k in run.params)
 
 

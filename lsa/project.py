@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import pydantic
 import yaml
@@ -151,6 +151,8 @@ def resolve(declared: probe.Probe, given: Options, where: str) -> dict[str, Any]
     resolved = {}
     for option in declared.options.values():
         value = given.get(option.name, option.default)
+        if isinstance(value, bool) and "yes" in get_args(option.type):
+            value = "yes" if value else "no"  # YAML reads the bare words as booleans
         try:
             resolved[option.name] = pydantic.TypeAdapter(option.type).validate_python(value)
         except pydantic.ValidationError as error:

@@ -96,13 +96,14 @@ def _follow(
         opened.params(steps.probe_params([final], resolved, seed))
         opened.inputs([dataclasses.replace(final, model_id=model_id) for _, model_id in kept])
         results: list[Result] = []
-        near = None
+        near, (limit, _) = None, threshold(recipe, SHARPNESS)
         with progress.bar(title) as report:
             for epoch, model_id in kept:
                 source = _source(final, model_id)
                 part = _part(report, len(results), len(kept), epoch)
                 result = _at(declared, source, epoch, seed, part, resolved, near)
                 near = _directions(result, source.theta)
+                result = _against(result, limit)
                 _log(opened, step, epoch, result, last=epoch == kept[-1][0])
                 results.append(dataclasses.replace(result, arrays={}))  # θ-sized, and not kept
         content = _content(declared, recipe, kept, results)
@@ -140,6 +141,16 @@ def _at(
         raise InputError(f"at epoch {epoch}: {error}") from None
 
 
+def _against(result: Result, limit: Mapping[str, Any] | None) -> Result:
+    """With `threshold_ratio`, λ_max over its stability threshold: a diagnostic, no criterion."""
+    top = next((result.metrics[name] for name in SHARPNESS if name in result.metrics), None)
+    if top is None or limit is None or not limit["value"] > 0:
+        return result
+    errors = {source: error / limit["value"] for source, error in top.errors.items()}
+    ratio = Metric(top.value / limit["value"], "", errors)
+    return dataclasses.replace(result, metrics={**result.metrics, "threshold_ratio": ratio})
+
+
 def _part(report: Any, done: int, parts: int, epoch: int) -> Any:
     """Progress of one checkpoint as a part of all."""
 
@@ -150,10 +161,17 @@ def _part(report: Any, done: int, parts: int, epoch: int) -> Any:
 
 
 def _directions(result: Result, theta: Tensor) -> Tensor | None:
-    """Sum `(d,)` of the eigenvectors found, the columns of the arrays named `…vectors`."""
+    """A direction `(d,)` that holds all eigenvectors found, the columns of arrays `…vectors`.
+
+    Those of two operators may nearly be each other's negative, whose sum would hold neither; so
+    what is summed is an orthonormal basis of them.
+    """
     found = [v for k, v in result.arrays.items() if k.endswith("vectors") and len(v) == len(theta)]
-    total = torch.from_numpy(np.concatenate(found, axis=1)).sum(1) if found else None
-    return total.to(theta) if total is not None and total.norm() > 0 else None
+    if not found:
+        return None
+    columns = torch.from_numpy(np.concatenate(found, axis=1)).double()
+    total = torch.linalg.qr(columns).Q.sum(1)
+    return total.to(theta) if total.isfinite().all() else None
 
 
 def _log(opened: tracking.Run, step: str, epoch: int, result: Result, *, last: bool) -> None:
@@ -232,7 +250,7 @@ def threshold(recipe: Recipe, names: Sequence[str]) -> tuple[dict[str, Any] | No
 def _drawn(declared: Probe, content: Mapping[str, Any]) -> Result:
     """What the figure shows: the first headline numbers against the epoch, and the threshold."""
     shown = [name for name in declared.headline if name in content["metrics"]]
-    shown = (shown or list(content["metrics"]))[:2]
+    shown = (shown or list(content["metrics"]))[:3]
     threshold = content["threshold"]
     lines = {threshold["formula"]: Metric(threshold["value"], "loss")} if threshold else {}
     epochs = np.array(content["epochs"], float)

@@ -15,12 +15,13 @@ from lsa.tracking import Done
 pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's and SQLAlchemy's own
 
 
-def log(step: str, optimizer: str, seed: int, metrics: dict[str, float], **params: object) -> None:
-    """A finished run as `lsa` leaves it."""
+def log(step: str, optimizer: str, seed: int, metrics: dict[str, float], **params: object) -> str:
+    """A finished run as `lsa` leaves it; its id."""
     tags = {"lsa.step": step, "project": "tiny", "optimizer": optimizer, "seed": str(seed)}
-    with mlflow.start_run(tags=tags):
+    with mlflow.start_run(tags=tags) as run:
         mlflow.log_metrics(metrics)
         mlflow.log_params({"optimizer": optimizer, "seed": seed, **params})
+    return run.info.run_id
 
 
 @pytest.fixture
@@ -31,8 +32,10 @@ def seven_seeds(workplace):
     for seed in range(7):
         for optimizer, factor in (("sgd", 2.0), ("adamw", 1.0)):
             accuracy = 0.9 + 0.01 * (-1) ** seed * (factor - 1.5)
-            log("train", optimizer, seed, {"final/val_accuracy": accuracy, "final/train_loss": 0.1})
-            log("lanczos", optimizer, seed, {"lanczos/lambda_max": factor * (5 + seed)}, k=2)
+            final = {"final/val_accuracy": accuracy, "final/train_loss": 0.1}
+            sharpness = {"lanczos/lambda_max": factor * (5 + seed)}
+            checkpoint = log("train", optimizer, seed, final)
+            log("lanczos", optimizer, seed, sharpness, k=2, checkpoint=checkpoint)
     return project.load("tiny")
 
 
@@ -105,8 +108,17 @@ def test_curvature_is_compared_along_the_trajectories(scale, verdict):
     assert sharpness.sentence.endswith(verdict) and "along the trajectories" in sharpness.sentence
 
 
+def trained(optimizer: str, seed: int) -> str:
+    """The training whose checkpoint probes of the fixture have measured."""
+    runs = mlflow.search_runs(
+        filter_string=f"tags.`lsa.step` = 'train' and tags.optimizer = '{optimizer}' "
+        f"and tags.seed = '{seed}'",
+        output_format="list",
+    )
+    return runs[0].info.run_id
+
+
 def test_a_value_that_is_not_finite_does_not_stop_the_others(seven_seeds):
-    log("lanczos", "sgd", 3, {}, k=2)
     run = measured(seven_seeds)
     victim = next(m for m in run if m.step == "lanczos" and m.subject == "sgd" and m.seed == 3)
     tag = "lsa.not_finite.lanczos/lambda_max"
@@ -135,14 +147,24 @@ def test_a_barrier_counts_only_beyond_its_error():
 
 def test_the_newest_measurement_of_a_checkpoint_counts(seven_seeds):
     for seed in range(7):
-        log("lanczos", "sgd", seed, {"lanczos/lambda_max": 5.0 + seed}, k=2)
+        equal = {"lanczos/lambda_max": 5.0 + seed}
+        log("lanczos", "sgd", seed, equal, k=2, checkpoint=trained("sgd", seed))
     found = {f.metric: f.comparison for f in findings(measured(seven_seeds))}
     assert found["lanczos/lambda_max"].effect == pytest.approx(1)
 
 
+def test_what_was_measured_with_other_options_by_hand_does_not_count(seven_seeds):
+    other = {"lanczos/lambda_max": 1000.0}
+    log("lanczos", "sgd", 0, other, k=5, checkpoint=trained("sgd", 0))
+    found = {f.metric: f.comparison for f in findings(measured(seven_seeds))}
+    assert found["lanczos/lambda_max"].effect == pytest.approx(2)
+
+
 def test_measurements_with_other_options_are_not_compared(seven_seeds):
-    log("lanczos", "sgd", 0, {"lanczos/lambda_max": 10.0}, k=5)
-    with pytest.raises(InputError, match="lanczos was measured with k=5 and with k=2"):
+    for optimizer, k in (("sgd", 5), ("adamw", 2)):  # a probe that the project does not list
+        ratio = {"sgd_noise/noise_ratio": 1.0}
+        log("sgd_noise", optimizer, 0, ratio, k=k, checkpoint=trained(optimizer, 0))
+    with pytest.raises(InputError, match="sgd_noise was measured with k=5 and with k=2"):
         findings(measured(seven_seeds))
 
 

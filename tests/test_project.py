@@ -91,3 +91,11 @@ def test_a_trajectory_has_options_of_its_own(written):
     assert found.options(declared)["k"] == 5
     along = found.options(declared, along=True)
     assert (along["k"], along["tol"]) == (declared.options["k"].default, 0.1)
+
+
+def test_bare_yes_and_no_are_words(written):
+    """YAML reads them as booleans."""
+    declared = project.probe.find("lanczos")
+    for word, expected in (("no", "no"), ("yes", "yes"), ('"no"', "no")):
+        found = written(BASE + f"probes: {{lanczos: {{split: {word}}}}}")
+        assert found.options(declared)["split"] == expected

@@ -53,6 +53,10 @@ def test_a_probe_follows_a_training(final):
     errors = client.get_metric_history(done.run_id, "trajectory.lanczos/lambda_max_se_data")
     assert column["standard_errors"]["data"] == [m.value for m in errors]
     assert content["threshold"] == {"value": 20.0, "formula": "2/η"}
+    ratios = content["metrics"]["threshold_ratio"]
+    assert ratios["value"] == pytest.approx([value / 20 for value in column["value"]])
+    spread = [error / 20 for error in column["standard_errors"]["data"]]
+    assert ratios["standard_errors"]["data"] == pytest.approx(spread)
     kept = [model for _, model in registry.trajectory(registry.key(final.model_id))]
     for i, model_id in enumerate(kept):  # against the probe on each by itself, from a cold start
         source = registry.fetch(f"models:/{model_id}")
@@ -77,7 +81,7 @@ def test_noise_is_followed_too_and_adam_has_no_threshold(setting):
     assert "sgd noise during training" in report.report(setting).html  # reads what is stored
     content = tracking.artifact(done.run_id, "trajectory.json")
     assert np.all(np.array(content["metrics"]["noise_ratio"]["value"]) > 0)
-    assert content["threshold"] is None
+    assert content["threshold"] is None and "threshold_ratio" not in content["metrics"]
     assert any("preconditioned Hessian" in note for note in content["notes"])
 
 
@@ -111,6 +115,17 @@ def test_what_cannot_be_followed_is_refused_in_one_line(workplace, final):
     with pytest.raises(InputError, match=r"set train\.checkpoint_every") as caught:
         lsa.follow("lanczos", alone, **OPTIONS)
     assert "\n" not in str(caught.value)
+
+
+def test_opposite_eigenvectors_do_not_cancel_in_the_direction_to_start_from():
+    """Those of two operators, such as H and C, with the signs that chance gives them."""
+    v = np.zeros((50, 1), np.float32)
+    v[3] = 1
+    arrays = {"hessian_vectors": v, "covariance_vectors": 1e-4 * np.eye(50, 1, dtype="f") - v}
+    theta = torch.zeros(50)
+    found = trajectory._directions(Result({}, arrays=arrays), theta)
+    assert found is not None and abs(found[3]) / found.norm() > 0.7
+    assert trajectory._directions(Result({}, arrays={"alpha": v}), theta) is None
 
 
 def test_warm_starts_find_what_cold_ones_do_in_fewer_products(setting):

@@ -30,6 +30,8 @@ def _ends(panel: Any, result: Result) -> None:
     colours = ["tab:blue" if value >= 0 else "tab:red" for value in curve.y]
     panel.bar(positions, curve.y, color=colours, width=0.6)
     for name, position in (("lambda_max", 0), ("lambda_min", len(curve.x) - 1)):
+        if name not in result.metrics:
+            continue
         metric = result.metrics[name]
         error = 2 * metric.errors.get("data", 0.0)
         panel.errorbar(position, metric.value, yerr=error, color="black", capsize=4)

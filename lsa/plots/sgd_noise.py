@@ -34,9 +34,9 @@ def draw(result: Result, title: str) -> Figure:
     slope = result.metrics["noise_ratio"].value
     ends = [hessian.y.min(), hessian.y.max()]
     right.plot(ends, [slope * x for x in ends], "--", color="grey", label="C = (λ_C/λ_H) H")
-    alignment = result.metrics["alignment"]
-    text = f"alignment of H and C: {alignment.value:.3g} ± {2 * alignment.errors['probes']:.1g}"
-    right.plot([], [], " ", label=text)
+    if alignment := result.metrics.get("alignment"):
+        text = f"alignment of H and C: {alignment.value:.3g} ± {2 * alignment.errors['probes']:.1g}"
+        right.plot([], [], " ", label=text)
     right.set_xlabel("curvature vᵀHv (loss)")
     right.set_ylabel("gradient noise vᵀCv (loss²)")
     right.legend(frameon=False)

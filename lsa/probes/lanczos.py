@@ -16,13 +16,15 @@ from lsa.quadrature import Quadrature, spectral_density
 
 GRID = 211  # points of the density, from −1.05 to 1.05 of the largest |λ|
 PRODUCTS = 40  # of one Lanczos run to both ends, for the estimate of the cost
+UPPER = 15  # of one to the upper end alone
 
 
 def _work(
     at: Sizes, *, k: int, k_min: int, density_probes: int, density_steps: int, split: str, **_: Any
 ) -> Work:
     """Products until both ends converge vary; these are typical of trained networks."""
-    ends = PRODUCTS * (3 if split == "yes" else 1) + 1  # the split has two ends of its own
+    ends = PRODUCTS if k_min else UPPER
+    ends += 1 + (2 * PRODUCTS if split == "yes" else 0)  # the split has two ends of its own
     density = density_probes * density_steps
     vectors = 2 * (PRODUCTS + k + k_min) + (density_steps if density else 0)
     return Work(gradients=2.0 * at.samples, products=(ends + density) * at.samples, vectors=vectors)
@@ -37,7 +39,7 @@ def lanczos(
     start: Tensor | None = None,
     *,
     k: Annotated[int, "eigenvalues wanted at the upper end"] = 3,
-    k_min: Annotated[int, "eigenvalues wanted at the lower end"] = 1,
+    k_min: Annotated[int, "eigenvalues wanted at the lower end; 0 leaves it out"] = 1,
     tol: Annotated[float, "residual allowed, relative to the eigenvalue"] = 1e-3,
     max_products: Annotated[int, "Hessian products after which to stop unconverged"] = 500,
     density_probes: Annotated[int, "random probes of the density; 0 leaves it out"] = 5,
@@ -47,11 +49,11 @@ def lanczos(
     """Hessian eigenvalues at both ends by Lanczos, the density, and the Gauss–Newton split.
 
     Ends: full reorthogonalisation and thick restart (Wu & Simon 2000), run until the residual
-    ‖Hv − λv‖ is within `tol` at both ends. The condition number is |λ_max/λ_min|, as the
-    literature on optimizer comparisons prints it; H is indefinite, so it is a ratio of the two
-    ends and not a conditioning of anything. The standard error of an eigenvalue over the data is
-    the spread of the per-sample curvatures vᵀ∇²ℓᵢv over √N (first-order perturbation theory).
-    A subset of the data biases λ_max up and λ_min down.
+    ‖Hv − λv‖ is within `tol` at both ends; the lower end takes most of the products. The condition
+    number is |λ_max/λ_min|, as the literature on optimizer comparisons prints it; H is indefinite,
+    so it is a ratio of the two ends and not a conditioning of anything. The standard error of an
+    eigenvalue over the data is the spread of the per-sample curvatures vᵀ∇²ℓᵢv over √N (first-order
+    perturbation theory). A subset of the data biases λ_max up and λ_min down.
 
     Density: stochastic Lanczos quadrature (Ghorbani, Krishnan & Xiao 2019), which also gives the
     trace, ‖H‖_F², the effective rank (tr H)²/‖H‖_F² and the number of outliers above the bulk (the
@@ -80,6 +82,8 @@ def lanczos(
     if split == "yes":
         metrics |= _split(landscape, theta, rng, tol, max_products, report, notes)
     converged = not notes
+    if not k_min:
+        notes.append("the lower end was left out (k_min=0), and with it the condition number")
     if density_probes:
         rule = spectral_density(
             hessian,
@@ -101,9 +105,9 @@ def lanczos(
 
 
 def _check(landscape: Landscape, k: int, k_min: int, probes: int, steps: int) -> None:
-    if k < 1 or k_min < 1 or k + k_min > landscape.dimension:
+    if k < 1 or k_min < 0 or k + k_min > landscape.dimension:
         raise InputError(
-            f"k={k}, k_min={k_min} must be at least 1 and together at most the "
+            f"k={k}, k_min={k_min} must be at least 1 and 0, and together at most the "
             f"landscape's dimension d={landscape.dimension}; choose fewer"
         )
     if probes < 0 or steps < 1:
@@ -131,21 +135,27 @@ def _ends(
     vectors = torch.cat([upper.vectors, lower.vectors.flip(1)], dim=1)
     # An eigenvector has no sign; point it downhill, so that perturbations along it are comparable.
     vectors = vectors * torch.where(gradient @ vectors > 0, -1.0, 1.0)
-    lambda_max, lambda_min = upper.values[0].item(), lower.values[0].item()
+    lambda_max = upper.values[0].item()
     values = torch.cat([upper.values, lower.values.flip(0)])
     residuals = torch.cat([upper.residuals, lower.residuals.flip(0)])
     metrics = {
         "lambda_max": Metric(lambda_max, "loss", _data_error(landscape, theta, vectors[:, 0])),
         "lambda_max_residual": Metric(upper.residuals[0].item(), "loss"),
-        "lambda_min": Metric(lambda_min, "loss", _data_error(landscape, theta, vectors[:, -1])),
-        "lambda_min_residual": Metric(lower.residuals[0].item(), "loss"),
-        "condition_number": Metric(abs(lambda_max / lambda_min) if lambda_min else float("inf")),
         "gradient_norm": Metric(gradient.double().norm().item(), "loss"),
         "products": Metric(found.products),
         "orthogonality_error": Metric(found.orthogonality),
         "n_samples": Metric(landscape.n_samples),
     }
     k, k_min = len(upper.values), len(lower.values)
+    if k_min:
+        lambda_min = lower.values[0].item()
+        ratio = abs(lambda_max / lambda_min) if lambda_min else float("inf")
+        error = _data_error(landscape, theta, vectors[:, -1])
+        metrics |= {
+            "lambda_min": Metric(lambda_min, "loss", error),
+            "lambda_min_residual": Metric(lower.residuals[0].item(), "loss"),
+            "condition_number": Metric(ratio),
+        }
     eigenvalues = Curve(
         x=np.concatenate([np.arange(1.0, k + 1), np.arange(-k_min, 0.0)]),
         y=values.cpu().numpy(),

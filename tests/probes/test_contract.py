@@ -48,6 +48,7 @@ def inputs() -> dict[str, Any]:
         "theta": descend(0.5),
         "theta_b": descend(0.1),
         "theta_init": start,
+        "start": None,
         "report": lambda done, total, text="": None,
     }
 

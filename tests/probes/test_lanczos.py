@@ -112,6 +112,20 @@ def test_eigenvectors_point_downhill_and_figures_are_drawn(net):
     assert len(draw(measure(landscape, theta, density_probes=0), "title").axes) == 1
 
 
+def test_the_upper_end_alone_is_found_in_fewer_products(net):
+    landscape, theta = net
+    options = {"density_probes": 0, "split": "no", "tol": 1e-6}
+    both, upper = (measure(landscape, theta, k_min=k_min, **options) for k_min in (1, 0))
+    truth = torch.linalg.eigvalsh(dense(landscape.hessian(theta), len(theta)))[-1].item()
+    assert upper.metrics["lambda_max"].value == pytest.approx(truth, rel=1e-9)
+    assert upper.metrics["products"].value < both.metrics["products"].value
+    missing = {"lambda_min", "lambda_min_residual", "condition_number"}
+    assert both.metrics.keys() - upper.metrics.keys() == missing
+    assert upper.converged and "lower end was left out" in upper.notes[0]
+    assert list(upper.curves["eigenvalue"].x) == [1, 2, 3]
+    assert len(draw(upper, "title").axes) == 1
+
+
 def test_a_budget_that_is_too_small_is_said(net):
     landscape, theta = net
     found = measure(landscape, theta, max_products=5, density_probes=0, split="no")
@@ -134,6 +148,7 @@ def test_a_part_of_the_split_that_has_not_converged_is_no_converged_result(net):
     [
         ({"k": 0}, "k=0"),
         ({"k": 92}, "d=92"),
+        ({"k_min": -1}, "k_min=-1"),
         ({"density_probes": -1}, "density_probes=-1"),
         ({"density_steps": 0}, "density_steps=0"),
     ],

@@ -13,6 +13,7 @@ from lsa.errors import InputError
 from lsa.landscape import Landscape, flatten
 from lsa.plots.sgd_noise import draw
 from lsa.probe import Result
+from lsa.probes import sgd_noise as module
 from lsa.probes.sgd_noise import sgd_noise
 
 pytestmark = pytest.mark.usefixtures("global_rng_untouched")
@@ -111,6 +112,29 @@ def net() -> tuple[Landscape, Tensor]:
 
 def dense(matvec: Any, d: int) -> Tensor:
     return torch.stack([matvec(e) for e in torch.eye(d, dtype=torch.float64)], dim=1)
+
+
+def test_gradients_kept_and_streamed_give_the_same_numbers(net, monkeypatch):
+    landscape, theta = net
+    kept = measure(landscape, theta, tol=1e-8)
+    passes = []
+    stream = Landscape.covariance
+    monkeypatch.setattr(Landscape, "covariance", lambda *a: passes.append(a) or stream(*a))
+    monkeypatch.setattr(module, "KEPT", landscape.n_samples * landscape.dimension - 1)
+    streamed = measure(landscape, theta, tol=1e-8)
+    assert len(passes) == 3  # all samples and both halves; none where the gradients are kept
+    for name, metric in kept.metrics.items():
+        assert metric.value == pytest.approx(streamed.metrics[name].value, rel=1e-9), name
+
+
+def test_without_random_vectors_there_is_no_alignment(net):
+    found, whole = (measure(*net, k=1, probes=probes) for probes in (0, 4))
+    assert {"alignment", "trace_hc", "trace_h", "norm_h", "norm_c"} < (
+        whole.metrics.keys() - found.metrics.keys()
+    )
+    for name in ("lambda_c", "lambda_h", "noise_ratio", "trace_c"):
+        assert found.metrics[name].value == pytest.approx(whole.metrics[name].value)
+    assert len(draw(found, "title").axes) == 2
 
 
 def test_every_number_agrees_with_gram_and_dense_matrices(net):
