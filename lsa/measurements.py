@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -52,14 +52,14 @@ def measured(setting: Project) -> list[Measurement]:
     return found
 
 
-def newest(setting: Project, finished: Iterable[Done] | None = None) -> list[Measurement]:
-    """The same, or nothing; of finished runs, newest first, where those were read before.
+def newest(setting: Project) -> list[Measurement]:
+    """The same, or nothing.
 
     A training counts when its options are the project's, and a probe when it measured a training
     that counts, with the options that the project gives it, if it does: what somebody
     tried by hand with another rate is no part of a comparison.
     """
-    done = list(tracking.finished_steps(setting.name) if finished is None else finished)
+    done = list(tracking.finished_steps(setting.name))
     trainings: dict[tuple[str, int], Measurement] = {}
     for run in done:
         if run.tags["lsa.step"] == "train" and _as_given(setting, run):

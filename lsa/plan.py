@@ -103,7 +103,7 @@ def outlook(setting: Project, *, device: str = "auto") -> list[Outlook]:
     place = steps.device_of(device)
     done = list(tracking.finished_steps(setting.name))
     by_key = {run.tags["lsa.key"]: run for run in reversed(done) if "lsa.key" in run.tags}
-    before = {(m.step, m.subject, m.seed): m.done for m in measurements.newest(setting, done)}
+    before = _newest(done)
     models: dict[tuple[str, int], str] = {}
     found = []
     for one in planned(setting):
@@ -123,6 +123,17 @@ def outlook(setting: Project, *, device: str = "auto") -> list[Outlook]:
             found.append(Outlook(one, "new"))
         else:
             found.append(Outlook(one, "changed", _difference(old, params, inputs)))
+    return found
+
+
+def _newest(done: list[Done]) -> dict[tuple[str, str, int], Done]:
+    """The newest finished run of every step on every subject, with whatever options."""
+    found: dict[tuple[str, str, int], Done] = {}
+    for run in done:
+        names = [run.tags.get("optimizer", ""), *filter(None, [run.params.get("optimizer_b")])]
+        if "seed" in run.tags:
+            key = (run.tags["lsa.step"], " – ".join(names), int(run.tags["seed"]))
+            found.setdefault(key, run)
     return found
 
 

@@ -162,7 +162,8 @@ def test_workers_know_a_probe_that_the_script_declares(workplace):
     if __name__ == "__main__":
         with study("tiny", workers=2):
             found = [step("weights", step("train", optimizer=o), p=1.0) for o in ("sgd", "adamw")]
-            print(*(f"{f.state} {f.metrics['weights/norm']:.6g}" for f in found))
+            norms = [f.metrics['weights/norm'] for f in found]  # waits
+            print(*(f"{f.state} {norm:.6g}" for f, norm in zip(found, norms)))
     """
     script = workplace / "mine.py"
     script.write_text(textwrap.dedent(code))
