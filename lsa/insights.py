@@ -75,13 +75,8 @@ def insights(
     return [
         adaptive_rates_win(of, accuracy),
         momentum_flattens(setting, of, measurements, courses),
-        sgd_is_noisiest(of, values(measurements, "sgd_noise/lambda_c"), "λ_C", "by λ_C"),
-        sgd_is_noisiest(
-            of,
-            values(measurements, "sgd_noise/noise_ratio"),
-            "λ_C/λ_H",
-            "relative to the curvature",
-        ),
+        sgd_is_noisiest("lambda_c", of, measurements, courses),
+        sgd_is_noisiest("noise_ratio", of, measurements, courses),
         early_convergence(of, accuracy, accuracy_by_epoch),
         indefinite_hessians(
             values(measurements, "lanczos/lambda_min"),
@@ -158,17 +153,30 @@ def momentum_flattens(
         return Insight(name, claim, missing=missing)
     pairs, holds = above(sharpness, plain, heavy, "ratio")
     steps = ", ".join(f"{n} {_effective_rate(setting, n)}" for n in (*plain, *heavy))
-    evidence = [f"effective step lr/(1 − momentum): {steps}"]
+    beside, same = _at_equal_loss("lanczos/lambda_max", "λ_max", pairs, measurements, courses)
+    evidence = (f"effective step lr/(1 − momentum): {steps}", *beside)
+    return Insight(name, claim, evidence, holds and same)
+
+
+def _at_equal_loss(
+    metric: str,
+    symbol: str,
+    pairs: Sequence[Comparison],
+    measurements: Sequence[Measurement],
+    courses: Sequence[Trajectory],
+) -> tuple[list[str], bool]:
+    """Each pair at the last epoch and at equal train loss; whether the latter establishes a > b."""
+    evidence, holds = [], True
     for c in pairs:
-        matching = match("lanczos/lambda_max", [c.a, c.b], measurements, courses)
+        matching = match(metric, [c.a, c.b], measurements, courses)
         matched = matching.of(c.a, c.b)
         verdict = "" if matched is None else f": {matched.finding}"
         evidence += [
-            f"λ_max at the last epoch: {c.verdict}",
-            f"λ_max at equal train loss, {matching.said(matched)}{verdict}",
+            f"{symbol} at the last epoch: {c.verdict}",
+            f"{symbol} at equal train loss, {matching.said(matched)}{verdict}",
         ]
         holds = holds and matched is not None and matched.established and matched.larger == c.a
-    return Insight(name, claim, tuple(evidence), holds)
+    return evidence, holds
 
 
 def _effective_rate(setting: Project, name: str) -> str:
@@ -179,17 +187,38 @@ def _effective_rate(setting: Project, name: str) -> str:
         return "unknown"
 
 
-def sgd_is_noisiest(of: Mapping[str, Kind], numbers: BySeed, symbol: str, how: str) -> Insight:
-    """One measure of gradient noise, plain SGD against every other optimizer."""
+NOISE = {  # metric of sgd_noise -> its symbol, and how noise is meant by it
+    "lambda_c": ("λ_C", "by λ_C"),
+    "noise_ratio": ("λ_C/λ_H", "relative to the curvature"),
+}
+
+
+def sgd_is_noisiest(
+    metric: str,
+    of: Mapping[str, Kind],
+    measurements: Sequence[Measurement],
+    courses: Sequence[Trajectory],
+) -> Insight:
+    """One measure of gradient noise, plain SGD against every other optimizer.
+
+    Per-sample gradients shrink as the loss does, so it is asked at equal train loss too.
+    """
+    symbol, how = NOISE[metric]
     name = f"SGD is noisiest {how}"
-    claim = f"Plain SGD ends at a larger {symbol} than every other optimizer."
+    claim = (
+        f"Plain SGD ends at a larger {symbol} than every other optimizer, at the same epoch and at "
+        "the same train loss."
+    )
+    whole = f"sgd_noise/{metric}"
+    numbers = values(measurements, whole)
     plain = _measured(of, {"plain"}, numbers)
     others = _measured(of, {"adaptive", "momentum", "other"}, numbers)
     lacking = {f"{symbol} of plain SGD": plain, f"{symbol} of another optimizer": others}
     if missing := _lacking(lacking):
         return Insight(name, claim, missing=missing)
     pairs, holds = above(numbers, plain, others, "ratio")
-    return Insight(name, claim, tuple(f"{symbol}: {c.verdict}" for c in pairs), holds)
+    evidence, same = _at_equal_loss(whole, symbol, pairs, measurements, courses)
+    return Insight(name, claim, tuple(evidence), holds and same)
 
 
 def epochs_to(history: Sequence[tuple[int, float]], accuracy: float) -> float:

@@ -151,13 +151,37 @@ def test_without_trajectories_covariance_must_not_extrapolate():
     assert not found.established and "by ANCOVA" in found.evidence[2]
 
 
+def noisiest(
+    metric: str, levels: dict[str, float], losses: dict[str, float] | None = None
+) -> Insight:
+    """noise = level · L at every epoch of trainings that end at these losses (all at 1)."""
+    found, runs = [], []
+    for name, level in levels.items():
+        for seed in SEEDS:
+            loss = np.geomspace(2, (losses or {}).get(name, 1.0), 12)
+            noise = (level * (1 + 0.01 * seed) * loss).tolist()
+            last = {name: {seed: noise[-1]}}
+            found += measurements(f"sgd_noise/{metric}", "sgd_noise", last)
+            epochs = list(range(1, 13))
+            runs.append(Trajectory("sgd_noise", name, seed, epochs, loss.tolist(), {metric: noise}))
+    return sgd_is_noisiest(metric, KINDS, found, runs)
+
+
 def test_noise_and_noise_over_curvature_are_two_claims():
     """The reference study's numbers, in order; it claimed the second by the first."""
-    absolute = sgd_is_noisiest(KINDS, numbers(sgd=358.3, adamw=266.3, heavy=135.4), "λ_C", "")
-    relative = sgd_is_noisiest(KINDS, numbers(sgd=2.77, heavy=3.60, adamw=1.52), "λ_C/λ_H", "")
+    absolute = noisiest("lambda_c", {"sgd": 358.3, "adamw": 266.3, "heavy": 135.4})
+    relative = noisiest("noise_ratio", {"sgd": 2.77, "heavy": 3.60, "adamw": 1.52})
     assert absolute.established and not relative.established
     names = [claim.name for claim in insights(project(), [], [], {})]
     assert sum(name.startswith("SGD is noisiest") for name in names) == 2
+
+
+def test_noise_that_only_follows_the_loss_is_no_ones_own():
+    """The same noise at the same loss: larger for whoever has trained less far."""
+    levels = {"sgd": 1.0, "heavy": 1.0, "adamw": 1.0}
+    found = noisiest("lambda_c", levels, {"sgd": 0.5, "heavy": 0.05, "adamw": 0.05})
+    assert "established, larger for sgd" in found.evidence[0]
+    assert found.evidence[1].endswith("not established") and not found.established
 
 
 def test_epochs_to_an_accuracy_count_from_one():
