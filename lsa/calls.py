@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import functools
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from lsa import probe, progress, registry, steps, tracking, trajectory
+from lsa import probe, progress, registry, steps, tracking, train_step, trajectory
 from lsa.checkpoint import Checkpoint
 from lsa.project import ALONG, Project
 from lsa.steps import Step
@@ -23,7 +23,7 @@ class Call:
     step: str
     setting: Project
     optimizers: tuple[str, ...]  # of the training, or of the probe's checkpoints
-    seed: int
+    seeds: tuple[int, ...]  # of the same
     options: Mapping[str, Any] = field(default_factory=dict)  # all of the probe's; what is given
     device: str = "auto"
 
@@ -31,19 +31,33 @@ class Call:
     def label(self) -> str:
         """What it is called in lists and messages."""
         given = [f"{k}={v}" for k, v in self.options.items()] if self.step == TRAIN else []
-        return " ".join([self.step, " – ".join(self.optimizers), f"seed {self.seed}", *given])
+        seeds = " – ".join(map(str, dict.fromkeys(self.seeds)))
+        return " ".join([self.step, " – ".join(self.optimizers), f"seed {seeds}", *given])
 
-    @property
-    def command(self) -> str:
-        """The command that repeats it."""
+    def command(self, checkpoints: Sequence[str] = ()) -> str:
+        """The command that repeats it.
+
+        Args:
+            checkpoints: Runs of the trainings that a probe measured, where the project's names do
+                not lead to them: a training with options of its own.
+        """
         name = self.step.removeprefix(ALONG)
-        words = ["lsa", name, "--project", self.setting.reference]
-        for suffix, optimizer in zip(("", "_b"), self.optimizers, strict=False):
-            words += [f"--optimizer{suffix}", optimizer, f"--seed{suffix}", str(self.seed)]
+        words = ["lsa", name]
+        if not checkpoints:
+            words += ["--project", self.setting.reference]
         options = self.options
         if self.step != TRAIN:
-            usual = self.setting.options(probe.find(name), along=name != self.step)
+            declared = probe.find(name)
+            usual = self.setting.options(declared, along=name != self.step)
+            if checkpoints:  # a checkpoint's own project is not asked for options
+                usual = {option.name: option.default for option in declared.options.values()}
             options = {k: v for k, v in options.items() if usual.get(k) != v}
+        for i, suffix in enumerate(("", "_b")[: len(self.optimizers)]):
+            if checkpoints:
+                words += [f"--checkpoint{suffix}", checkpoints[i]]
+            else:
+                words += [f"--optimizer{suffix}", self.optimizers[i]]
+                words += [f"--seed{suffix}", str(self.seeds[i])]
         for key, value in options.items():
             words += [f"--{key}", str(value)]
         if name != self.step:
@@ -64,10 +78,10 @@ def perform(call: Call, addresses: tuple[str, ...]) -> Step:
 
 def _perform(call: Call, addresses: tuple[str, ...]) -> Step:
     overrides = call.options if call.step == TRAIN else {}
-    recipe = call.setting.recipe(call.optimizers[0], call.seed, **overrides)
+    recipe = call.setting.recipe(call.optimizers[0], call.seeds[0], **overrides)
     trusted = steps.trusted_by(recipe)
     if call.step == TRAIN:
-        return steps.train(recipe, device=call.device, reuse=True, trusted=trusted)
+        return train_step.train(recipe, device=call.device, reuse=True, trusted=trusted)
     place = steps.device_of(call.device)
     samples = call.setting.landscape.samples
     store = tracking.store()

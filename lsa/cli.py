@@ -139,13 +139,13 @@ def train(
 ) -> None:
     """Train by a project's recipe, log every epoch, register the checkpoint."""
     from lsa import project as projects
-    from lsa import steps
+    from lsa import steps, train_step
 
     if resume not in ("auto", "never"):
         raise InputError(f"resume={resume!r} must be auto or never")
     setting = projects.load(project or projects.DEFAULT)
     recipe = setting.recipe(optimizer, seed, epochs=epochs, batch_size=batch_size, lr=lr)
-    done = steps.train(
+    done = train_step.train(
         recipe, device=device, resume=resume == "auto", trusted=steps.trusted_by(recipe)
     )
     _print_metrics(done, ("final/", "train/seconds"))

@@ -72,7 +72,7 @@ def study(
     print(f"{len(states)} steps: {counts}. To compare them, open MLflow:\n    {_ui_command()}")
     if failed:
         for handle in running.failures:
-            print(f"{handle.call.label}: {handle.error}\n    {handle.call.command}")
+            print(f"{handle.call.label}: {handle.error}\n    {handle.command}")
         raise failed
 
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from lsa.comparison import FEWEST, Comparison, Scale, compare
 from lsa.levels import Level, levels
 from lsa.matching import ancova, at_common_loss
-from lsa.measurements import Measurement, Trajectory, check_alike, trajectories, values
-from lsa.tables import TRAINING, headline
+from lsa.measurements import Measurement, Trajectory, check_alike, step_of, trajectories, values
+from lsa.tables import headline
 
 # What changes while training goes on, so that optimizers are compared at equal train loss as well.
 CURVATURE = {
@@ -117,7 +117,7 @@ def findings(
     courses = trajectories(measurements) if courses is None else courses
     found = []
     for metric in headline(measurements):
-        step = "train" if metric in TRAINING else metric.partition("/")[0]
+        step = step_of(metric)
         check_alike(step, [m.done for m in measurements if m.step == step])
         of = values(measurements, metric)
         if len(of) < 2:
@@ -190,7 +190,7 @@ def pair_findings(measurements: Sequence[Measurement]) -> list[PairFinding]:
     """
     found = []
     for metric in headline(measurements, pairs=True):
-        step = metric.partition("/")[0]
+        step = step_of(metric)
         check_alike(step, [m.done for m in measurements if m.step == step])
         of = values(measurements, metric)
         errors = None

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
-from lsa import probe, steps, tracking
+from lsa import probe, tracking, train_step
+from lsa.comparison import interval
 from lsa.errors import InputError
 from lsa.project import ALONG, Project
 from lsa.tracking import Done
@@ -89,7 +89,7 @@ def _as_given(setting: Project, run: Done) -> bool:
     optimizer, seed = run.tags.get("optimizer", ""), int(run.tags.get("seed", "-1"))
     if optimizer not in setting.optimizers or seed not in setting.seeds:
         return False
-    return _agree(run, steps.train_params(setting.recipe(optimizer, seed)))
+    return _agree(run, train_step.train_params(setting.recipe(optimizer, seed)))
 
 
 def _measured_as_given(setting: Project, run: Done) -> bool:
@@ -114,9 +114,14 @@ def _same(logged: str, value: object) -> bool:
         return False
 
 
+def step_of(metric: str) -> str:
+    """The step that logs a number of that full name."""
+    return "train" if metric.startswith("final/") else metric.partition("/")[0]
+
+
 def values(measurements: Sequence[Measurement], metric: str) -> dict[str, dict[int, float]]:
     """Subject → seed → one number, of the step that its name says."""
-    step = "train" if metric.startswith("final/") else metric.partition("/")[0]
+    step = step_of(metric)
     found: dict[str, dict[int, float]] = {}
     for m in measurements:
         if m.step == step and metric in m.numbers:
@@ -213,8 +218,8 @@ def written(runs: Sequence[Mapping[str, float]], name: str) -> str:
         finite = int(np.isfinite(values).sum())
         if finite < len(values):
             return f"median {np.median(values):.4g} ({finite} of {len(values)} finite)"
-        half = float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
-        return f"{np.mean(values):.4g} ± {_rounded(half)}"
+        mean, _, high = interval(np.array(values))
+        return f"{mean:.4g} ± {_rounded(high - mean)}"
     low, high = (runs[0].get(f"{name}_{end}") for end in ("low", "high"))
     if low is not None and high is not None:
         return f"{values[0]:.4g} ({low:.4g} … {high:.4g})"

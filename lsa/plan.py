@@ -7,7 +7,17 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, Literal
 
-from lsa import cost, measurements, probe, provenance, registry, steps, tracking, trajectory
+from lsa import (
+    cost,
+    measurements,
+    probe,
+    provenance,
+    registry,
+    steps,
+    tracking,
+    train_step,
+    trajectory,
+)
 from lsa import report as reports
 from lsa.checkpoint import load_data
 from lsa.errors import InputError
@@ -140,8 +150,8 @@ def _newest(done: list[Done]) -> dict[tuple[str, str, int], Done]:
 def _training(setting: Project, one: Planned, device: str) -> tuple[str, dict[str, Any]]:
     """Key and parameters of a training."""
     recipe = setting.recipe(one.optimizers[0], one.seed)
-    key = steps.train_key(recipe, load_data(recipe, device).hash, device)
-    return key, steps.train_params(recipe)
+    key = train_step.train_key(recipe, load_data(recipe, device).hash, device)
+    return key, train_step.train_params(recipe)
 
 
 def _probe(setting: Project, one: Planned, inputs: list[str]) -> tuple[str, dict[str, Any]]:
@@ -154,7 +164,7 @@ def _probe(setting: Project, one: Planned, inputs: list[str]) -> tuple[str, dict
     (final,) = inputs
     kept = trajectory.models(registry.key(final), setting.train.epochs, final) if final else []
     ids = [model_id for _, model_id in kept]
-    return trajectory.trajectory_key(declared, options, ids, samples), options
+    return steps.probe_key(declared, options, ids, samples, along=True), options
 
 
 def _difference(old: Done, params: Mapping[str, Any], inputs: list[str]) -> str:

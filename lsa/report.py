@@ -7,8 +7,6 @@ that must agree do, and where everything came from.
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -234,6 +232,4 @@ def _storable(content: Any) -> Any:
         return {key: _storable(value) for key, value in content.items()}
     if isinstance(content, list | tuple):
         return [_storable(value) for value in content]
-    if isinstance(content, float) and not math.isfinite(content):
-        return str(content)
-    return json.loads(json.dumps(content))
+    return tracking.plain(content) if isinstance(content, float) else content

@@ -1,29 +1,22 @@
-"""Steps: one tracked call of `train` or of a probe, each one MLflow run."""
+"""Steps: one tracked call of a probe (or of training: `lsa.train_step`), each one MLflow run."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import json
-from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lsa import checkpoint as checkpoints
-from lsa import claims, plots, progress, project, provenance, registry, serial, tracking
-from lsa import train as training
+from lsa import claims, plots, progress, project, provenance, registry, tracking
 from lsa.checkpoint import Checkpoint
-from lsa.data import Data
 from lsa.errors import InputError
 from lsa.landscape import Landscape
 from lsa.probe import Probe, Result, find
 from lsa.project import Recipe
-
-SCRATCH = Path(".lsa")  # training states of runs that have not finished, in the working folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +114,7 @@ def on_subset(found: Checkpoint, samples: int | str | None) -> Checkpoint:
     return dataclasses.replace(found, recipe=found.recipe.model_copy(update={"landscape": split}))
 
 
-def _key(name: str, module: str, content: Mapping[str, Any]) -> str:
+def step_key(name: str, module: str, content: Mapping[str, Any]) -> str:
     """What identifies a step's result: its name, inputs, options, code and torch."""
     whole = {
         "step": name,
@@ -132,166 +125,33 @@ def _key(name: str, module: str, content: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
 
 
-def train_key(recipe: Recipe, data_hash: str, device: str) -> str:
-    """Key of a training run."""
-    content = {"recipe": recipe.model_dump(), "data": data_hash, "device": device}
-    return _key("train", "lsa.train", content)
-
-
 def probe_key(
     declared: Probe,
     options: Mapping[str, Any],
     models: Sequence[str],
     samples: int | str,
     seed: int = 0,
-) -> str:
-    """Key of a probe on registered models, by their ids, with all its options."""
-    content = {"options": options, "inputs": list(models), "samples": samples, "seed": seed}
-    return _key(declared.name, declared.function.__module__, content)
-
-
-# --- train ----------------------------------------------------------------------------------------
-
-
-def train(
-    recipe: Recipe,
     *,
-    device: str = "auto",
-    reuse: bool = False,
-    resume: bool = True,
-    trusted: Collection[str] = (),
-) -> Step:
-    """Train by a recipe, log every epoch and register the final checkpoint.
+    along: bool = False,
+) -> str:
+    """Key of a probe on models, by their ids, with all its options; or along a training."""
+    content = {"options": options, "inputs": list(models), "samples": samples, "seed": seed}
+    name = project.ALONG + declared.name if along else declared.name
+    return step_key(name, declared.function.__module__, content)
+
+
+def once(key: str, run: Callable[[], Step], *, reuse: bool) -> Step:
+    """Run a step alone on this machine, or return the finished one with its key.
 
     Args:
-        recipe: From `Project.recipe`.
-        device: Where to compute.
-        reuse: Return a finished step with the same key instead of training again.
-        resume: Go on from the last finished epoch of an interrupted run of the same step.
-        trusted: Packages whose factories may be imported.
+        key: Of the step.
+        run: Runs it.
+        reuse: Whether a finished one counts.
     """
-    place = device_of(device)
-    split = checkpoints.load_data(recipe, place)
-    key = train_key(recipe, split.hash, place)
-    # Wrong options fail here, before anything is tracked as running.
-    training.network(recipe, split, trusted)
     with claims.claim(tracking.store(), key):
-        if reuse and (done := tracking.finished(key)) and "lsa.checkpoint" in done.tags:
+        if reuse and (done := tracking.finished(key)):
             return finished_step(done.run_id, reused=True)
-        return _train(recipe, split, key, place, resume, trusted)
-
-
-def _train(
-    recipe: Recipe, split: Data, key: str, place: str, resume: bool, trusted: Collection[str]
-) -> Step:
-    name = f"train-{recipe.optimizer}-s{recipe.seed}"
-    tags = step_tags("train", recipe) | {"lsa.key": key}
-    with (
-        tracking.run(name, experiment=recipe.project, tags=tags, device=place) as opened,
-        progress.bar(name) as report,
-    ):
-        opened.params(train_params(recipe))
-        opened.json(recipe.model_dump(), "recipe.json")
-        state_file = SCRATCH / "training" / f"{key}.safetensors"
-        history, state = _resumed(state_file, opened) if resume else ([], None)
-        kept = {epoch for epoch, _ in registry.trajectory(key)}
-
-        def keep(state: Mapping[str, Any]) -> None:
-            """Log a checkpoint on the way, unless this training has logged it before."""
-            if recipe.train.keeps(epoch := state["epoch"]) and epoch not in kept:
-                _log(opened, _checkpoint(recipe, split, state, place, trusted, opened.id), key)
-
-        keep(training.initial(recipe, split, trusted))
-        last = None
-        for epoch in training.train(recipe, split, trusted=trusted, state=state, report=report):
-            history.append(dict(epoch.metrics))
-            opened.metrics(epoch.metrics, step=epoch.number)
-            state_file.parent.mkdir(parents=True, exist_ok=True)
-            last = {"state": epoch.state, "history": history, "run": opened.id}
-            if epoch.number < recipe.train.epochs:
-                keep(epoch.state)
-            _replace(state_file, last)
-        if last is None:  # interrupted after the last epoch, before it was registered
-            last = serial.load(state_file)
-        _register(opened, _checkpoint(recipe, split, last["state"], place, trusted, opened.id), key)
-        state_file.unlink(missing_ok=True)
-    return finished_step(opened.id)
-
-
-def _replace(path: Path, tree: Any) -> None:
-    """Write a file whole or not at all."""
-    scratch = path.with_suffix(".tmp")
-    serial.save(tree, scratch)
-    scratch.replace(path)
-
-
-def _resumed(path: Path, opened: tracking.Run) -> tuple[list[dict[str, float]], Any]:
-    """History and state of an interrupted run of the same step, its epochs logged again."""
-    if not path.exists():
-        return [], None
-    with contextlib.suppress(InputError):  # a damaged state only costs the epochs in it
-        found = serial.load(path)
-        for number, metrics in enumerate(found["history"], 1):
-            opened.metrics(metrics, step=number)
-        opened.tags({"lsa.resumed_from": found["run"], "lsa.resumed_epoch": len(found["history"])})
-        return found["history"], found["state"]
-    return [], None
-
-
-def _checkpoint(
-    recipe: Recipe,
-    split: Data,
-    state: Mapping[str, Any],
-    place: str,
-    trusted: Collection[str],
-    run_id: str,
-) -> Checkpoint:
-    """The checkpoint of a training's state."""
-    return Checkpoint(
-        recipe=recipe,
-        epoch=state["epoch"],
-        weights=state["model"],
-        optimizer_state=state["optimizer"],
-        data_hash=split.hash,
-        versions=provenance.versions(),
-        device=place,
-        trusted=trusted,
-        run_id=run_id,
-    )
-
-
-def _log(opened: tracking.Run, source: Checkpoint, key: str) -> None:
-    """Log a checkpoint on the way, with its evaluation, as part of the training's trajectory."""
-    _evaluate(opened, dataclasses.replace(source, model_id=registry.log(source)), key)
-
-
-def _register(opened: tracking.Run, final: Checkpoint, key: str) -> None:
-    """Register the final epoch and log its evaluation on the checkpoint."""
-    model_id, address = registry.register(opened, final)
-    _evaluate(opened, dataclasses.replace(final, model_id=model_id), key)
-    opened.tags({"lsa.checkpoint": address, "lsa.model_id": model_id})
-
-
-def _evaluate(opened: tracking.Run, source: Checkpoint, key: str) -> None:
-    found = training.final_metrics(source.model, source.data)
-    opened.metrics(found, step=source.epoch, source=source)
-    registry.seal(source.model_id, key)
-
-
-def train_params(recipe: Recipe) -> dict[str, Any]:
-    """The parameters that a training run logs."""
-    options = {f"optimizer.{k}": v for k, v in recipe.rule.model_dump().items()}
-    return {
-        "project": recipe.project,
-        "optimizer": recipe.optimizer,
-        "seed": recipe.seed,
-        "epochs": recipe.train.epochs,
-        "batch_size": recipe.train.batch_size,
-        "schedule": recipe.train.schedule.name,
-        "model": recipe.model.name,
-        "dataset": recipe.dataset.name,
-        **options,
-    }
+        return run()
 
 
 def step_tags(step: str, recipe: Recipe) -> dict[str, Any]:
@@ -333,12 +193,7 @@ def measure(
     recipe = sources[0].recipe
     models = [source.model_id for source in sources]
     key = probe_key(declared, resolved, models, recipe.landscape.samples, seed)
-    if not reuse:
-        return _measure(declared, sources, seed, key, resolved)
-    with claims.claim(tracking.store(), key):
-        if done := tracking.finished(key):
-            return finished_step(done.run_id, reused=True)
-        return _measure(declared, sources, seed, key, resolved)
+    return once(key, lambda: _measure(declared, sources, seed, key, resolved), reuse=reuse)
 
 
 def _measure(

@@ -72,6 +72,12 @@ class Handle:
         return self._step
 
     @property
+    def command(self) -> str:
+        """The command that repeats it."""
+        overridden = any(need.call.options for need in self.needs)
+        return self.call.command([need.run_id for need in self.needs] if overridden else ())
+
+    @property
     def metrics(self) -> Mapping[str, float]:
         """Its numbers."""
         return self.step.metrics
@@ -135,7 +141,7 @@ class Study:
                     f"train has no option {name!r}; it takes optimizer, seed, {', '.join(BUDGET)}"
                 )
         recipe = self.setting.recipe(options["optimizer"], options.get("seed"), **rest)
-        return Call(TRAIN, self.setting, (recipe.optimizer,), recipe.seed, rest, self._device)
+        return Call(TRAIN, self.setting, (recipe.optimizer,), (recipe.seed,), rest, self._device)
 
     def _probe(self, name: str, inputs: tuple[Handle, ...], options: dict[str, Any]) -> Call:
         declared = probe.find(name.removeprefix(ALONG))
@@ -150,7 +156,8 @@ class Study:
         usual = self.setting.options(declared, along=along)
         resolved = project.resolve(declared, usual | options, f"step {name}")
         optimizers = tuple(i.call.optimizers[0] for i in inputs)
-        return Call(name, self.setting, optimizers, inputs[0].call.seed, resolved, self._device)
+        seeds = tuple(i.call.seeds[0] for i in inputs)
+        return Call(name, self.setting, optimizers, seeds, resolved, self._device)
 
     # --- running ----------------------------------------------------------------------------------
 
@@ -298,7 +305,7 @@ def study(
             first = running.failures[0]
             raise Failed(
                 f"{len(running.failures)} of the study's {len(states)} steps failed: "
-                f"{first.call.label}: {first.error}; repeat it with: {first.call.command}"
+                f"{first.call.label}: {first.error}; repeat it with: {first.command}"
             )
 
 
@@ -311,7 +318,9 @@ def step(name: str, *inputs: Handle, **options: Any) -> Handle:
     around = _current.get()
     if around is not None:
         return around.step(name, *inputs, **options)
-    setting = inputs[0].study.setting if inputs else project.load(options.pop("project", "digits"))
+    setting = (
+        inputs[0].study.setting if inputs else project.load(options.pop("project", project.DEFAULT))
+    )
     alone = Study(setting, Inline())
     handle = alone.step(name, *inputs, **options)
     _ = handle.step  # raises what failed

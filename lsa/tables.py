@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lsa import probe
-from lsa.measurements import Measurement, written
+from lsa.measurements import Measurement, step_of, written
 
 TRAINING = ("final/val_accuracy", "final/train_loss")
 
@@ -41,7 +41,7 @@ def tables(measurements: Sequence[Measurement]) -> list[Table]:
     """
     groups: dict[str, list[str]] = {}
     for name in [*headline(measurements), *headline(measurements, pairs=True)]:
-        step = "train" if name in TRAINING else name.partition("/")[0]
+        step = step_of(name)
         if any(m.step == step and name in m.numbers for m in measurements):
             groups.setdefault(step, []).append(name)
     return [_table(measurements, step, names) for step, names in groups.items()]

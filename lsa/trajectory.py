@@ -10,16 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lsa import claims, optimizers, plots, progress, project, registry, steps, tracking
+from lsa import optimizers, plots, progress, project, registry, steps, tracking
 from lsa.checkpoint import Checkpoint
 from lsa.errors import InputError
+from lsa.plots.trajectory import SHARPNESS
 from lsa.probe import Curve, Metric, Probe, Result, find
 from lsa.project import Recipe
 from lsa.steps import Step
 
 STEP = project.ALONG  # + name of the probe: the step's name
 ARTIFACT = "trajectory.json"
-SHARPNESS = ("lambda_max", "lambda_h")  # metrics that are λ_max of the raw Hessian
 
 
 def follow(
@@ -54,31 +54,14 @@ def follow(
             "alone; set train.checkpoint_every in the project and train again"
         )
     ids = [model_id for _, model_id in kept]
-    key = trajectory_key(declared, resolved, ids, final.recipe.landscape.samples, seed)
-    if not reuse:
-        return _follow(declared, final, kept, seed, key, resolved)
-    with claims.claim(tracking.store(), key):
-        if done := tracking.finished(key):
-            return steps.finished_step(done.run_id, reused=True)
-        return _follow(declared, final, kept, seed, key, resolved)
+    key = steps.probe_key(declared, resolved, ids, final.recipe.landscape.samples, seed, along=True)
+    return steps.once(key, lambda: _follow(declared, final, kept, seed, key, resolved), reuse=reuse)
 
 
 def models(key: str, epoch: int, final: str) -> list[tuple[int, str]]:
     """Epoch and model id of the checkpoints kept of a training that ended in the model `final`."""
     on_the_way = registry.trajectory(key) if key else []
     return sorted({**dict(on_the_way), epoch: final}.items())
-
-
-def trajectory_key(
-    declared: Probe,
-    options: Mapping[str, Any],
-    ids: Sequence[str],
-    samples: int | str,
-    seed: int = 0,
-) -> str:
-    """Key of a probe along a trajectory of models, by their ids, with all its options."""
-    along = dataclasses.replace(declared, name=STEP + declared.name)
-    return steps.probe_key(along, options, ids, samples, seed)
 
 
 def _follow(

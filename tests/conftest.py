@@ -41,3 +41,11 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
     mlflow.set_registry_uri(f"sqlite:///{tmp_path}/mlflow.db")
     return tmp_path
+
+
+@pytest.fixture
+def trained(workplace: Path):
+    """The finished training of sgd in the tiny project."""
+    from lsa import project, train_step
+
+    return train_step.train(project.load("tiny").recipe("sgd"))

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import lsa
-from lsa import project, provenance, registry, steps, tracking
+from lsa import project, provenance, steps, tracking, train_step
 from lsa import train as training
 from lsa.errors import InputError
 from lsa.landscape import flatten
@@ -26,27 +26,8 @@ pytestmark = [
 ]
 
 
-@pytest.fixture
-def trained(workplace) -> steps.Step:
-    return steps.train(project.load("tiny").recipe("sgd"))
-
-
 def run(run_id: str):
     return mlflow.MlflowClient().get_run(run_id)
-
-
-def test_training_logs_and_registers(trained):
-    found = run(trained.run_id)
-    assert found.info.status == "FINISHED"
-    assert found.data.params["optimizer"] == "sgd" and found.data.params["optimizer.lr"] == "0.1"
-    assert len(mlflow.MlflowClient().get_metric_history(trained.run_id, "val/accuracy")) == 2
-    assert {"lsa.threads", "lsa.device", "lsa.version.torch", "lsa.key"} <= found.data.tags.keys()
-    assert trained.address == "models:/tiny.sgd/1"
-    model = mlflow.get_logged_model(found.data.tags["lsa.model_id"])
-    values = {m.key: m.value for m in model.metrics}
-    assert values["final/val_accuracy"] == trained.metrics["final/val_accuracy"]
-    link = json.loads(model.tags["mlflow.modelVersions"])  # the UI's column "Registered models"
-    assert [(v["name"], int(v["version"])) for v in link] == [("tiny.sgd", 1)]
 
 
 def test_a_checkpoint_is_found_by_every_address(trained):
@@ -108,52 +89,19 @@ def test_a_probe_logs_on_its_run_and_on_the_checkpoint(trained):
 
 def test_steps_with_the_same_key_are_reused(trained):
     recipe = project.load("tiny").recipe("sgd")
-    again = steps.train(recipe, reuse=True)
+    again = train_step.train(recipe, reuse=True)
     assert again.reused and again.run_id == trained.run_id
     source = lsa.load(trained.run_id)
     first = steps.measure("lanczos", source, k=1, reuse=True)
     assert steps.measure("lanczos", source, k=1, reuse=True).run_id == first.run_id
     assert not steps.measure("lanczos", source, k=2, reuse=True).reused
-    assert not steps.train(project.load("tiny").recipe("sgd", 1), reuse=True).reused
+    assert not train_step.train(project.load("tiny").recipe("sgd", 1), reuse=True).reused
 
 
 def test_identical_seeds_give_identical_numbers(trained):
     source = lsa.load(trained.run_id)
     a, b = (steps.measure("lanczos", source, k=2).metrics for _ in range(2))
     assert a == b
-
-
-def test_a_killed_training_goes_on_at_its_last_epoch(workplace, monkeypatch):
-    recipe = project.load("tiny").recipe("sgd", epochs=3)
-    original = training.train
-
-    def interrupted(*arguments, **named):
-        for epoch in original(*arguments, **named):
-            yield epoch
-            if epoch.number == 2:
-                raise KeyboardInterrupt
-
-    monkeypatch.setattr(training, "train", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        steps.train(recipe)
-    monkeypatch.setattr(training, "train", original)
-    resumed = steps.train(recipe)
-    assert run(resumed.run_id).data.tags["lsa.resumed_epoch"] == "2"
-    assert len(mlflow.MlflowClient().get_metric_history(resumed.run_id, "val/loss")) == 3
-    fresh = steps.train(recipe)
-    assert fresh.metrics["final/val_loss"] == resumed.metrics["final/val_loss"]
-    statuses = [r.info.status for r in mlflow.search_runs(
-        search_all_experiments=True, output_format="list")]  # fmt: skip
-    assert sorted(statuses) == ["FINISHED", "FINISHED", "KILLED"]
-
-
-def test_failures_end_the_run_failed_with_the_reason(workplace):
-    with pytest.raises(training.Diverged):
-        steps.train(project.load("tiny").recipe("sgd", lr=1e30))
-    (found,) = mlflow.search_runs(search_all_experiments=True, output_format="list")
-    assert (
-        found.info.status == "FAILED" and "lower its learning rate" in found.data.tags["lsa.error"]
-    )
 
 
 def test_numbers_that_are_not_finite_are_tags_not_metrics(trained):
@@ -184,7 +132,7 @@ def test_a_damaged_or_foreign_checkpoint_is_refused(trained, tmp_path):
 
 
 def test_a_pair_probe_links_both_checkpoints(trained):
-    steps.train(project.load("tiny").recipe("adamw"))
+    train_step.train(project.load("tiny").recipe("adamw"))
     a, b = (lsa.load(project="tiny", optimizer=name) for name in ("sgd", "adamw"))
     done = lsa.measure("interpolation", a, b, points=5)
     assert (done.tags["lsa.input.a"], done.tags["lsa.input.b"]) == (a.model_id, b.model_id)
@@ -233,63 +181,3 @@ def test_processes_may_open_a_new_store_at_once(workplace):
     environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{workplace}/new.db"}
     both = [subprocess.Popen([sys.executable, "-c", code], env=environment) for _ in range(2)]
     assert [process.wait() for process in both] == [0, 0]
-
-
-def kept(step: steps.Step) -> list[tuple[int, str]]:
-    return registry.trajectory(step.tags["lsa.key"])
-
-
-@pytest.fixture
-def every_second(workplace) -> project.Project:
-    """Five epochs, of which 0, 2, 4 and the last are kept."""
-    file = workplace / "projects" / "tiny.yaml"
-    budget = "train: {epochs: 5, batch_size: 50, checkpoint_every: 2}"
-    file.write_text(file.read_text().replace("train: {epochs: 2, batch_size: 50}", budget))
-    return project.load("tiny")
-
-
-def test_checkpoints_on_the_way_are_kept_and_fetched(every_second):
-    recipe = every_second.recipe("sgd")
-    trained = steps.train(recipe)
-    assert [epoch for epoch, _ in kept(trained)] == [0, 2, 4, 5]
-    assert kept(trained)[-1][1] == trained.tags["lsa.model_id"]
-    assert len(mlflow.MlflowClient().search_model_versions("name='tiny.sgd'")) == 1
-    found = [registry.fetch(f"models:/{model_id}") for _, model_id in kept(trained)]
-    assert [source.epoch for source in found] == [0, 2, 4, 5]
-    assert torch.equal(found[0].theta, found[0].theta_init)
-    assert torch.equal(found[-1].theta, lsa.load(trained.address).theta)
-    for source in found:
-        own = source.training.evaluate(source.theta).loss
-        assert registry.numbers(source.model_id)["final/train_loss"] == pytest.approx(own)
-    assert trained.metrics["final/train_loss"] == pytest.approx(own)  # of the run: the last one
-    before = kept(trained)
-    again = steps.train(recipe)  # not reused: of the same training, only the last is another
-    assert kept(again)[:-1] == before[:-1]
-    assert kept(again)[-1] == (5, again.tags["lsa.model_id"]) != before[-1]
-
-
-def test_without_checkpoint_every_only_the_final_one_is_kept(trained):
-    assert kept(trained) == [(2, trained.tags["lsa.model_id"])]
-
-
-@pytest.mark.parametrize("stage", ["log", "seal"])
-def test_a_resumed_training_keeps_every_epoch_once(every_second, monkeypatch, stage):
-    """Also when it dies between a checkpoint's files and its numbers."""
-    original = getattr(registry, stage)
-    calls = []
-
-    def interrupted(*arguments):
-        calls.append(arguments)
-        if len(calls) == 2:  # at epoch 2
-            raise KeyboardInterrupt
-        return original(*arguments)
-
-    monkeypatch.setattr(registry, stage, interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        steps.train(every_second.recipe("sgd"))
-    resumed = steps.train(every_second.recipe("sgd"))
-    assert resumed.tags["lsa.resumed_epoch"] == "1"
-    assert [epoch for epoch, _ in kept(resumed)] == [0, 2, 4, 5]
-    models = mlflow.MlflowClient().search_logged_models(tracking.experiments())
-    whole = [int(model.tags["epoch"]) for model in models if "lsa.key" in model.tags]
-    assert sorted(whole) == [0, 2, 4, 5]

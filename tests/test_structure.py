@@ -23,6 +23,7 @@ LAYERS = [
     {"tracking"},
     {"registry"},
     {"steps"},
+    {"train_step"},
     {"trajectory"},
     {"measurements"},
     {"tables", "pictures", "checks"},

@@ -79,6 +79,12 @@ def test_a_study_is_plain_python(workplace):
                 step("perturbation", trained, points=5)
     assert [h.call.step for h in running.handles] == ["train", "lanczos"] * 2 + ["perturbation"]
     assert states(running) == ["done"] * 5
+    # What the project's names do not lead to is named by its run, with all that is not a default.
+    trained, probed = running.handles[2], running.handles[4]
+    assert probed.command == f"lsa perturbation --checkpoint {trained.run_id} --points 5"
+    assert trained.command == (
+        "lsa train --project tiny --optimizer sgd --seed 0 --lr 0.1 --epochs 1"
+    )
     again = step("train", project="tiny", optimizer="sgd", lr=0.1, epochs=1)  # without a study
     assert again.state == "reused" and again.run_id == running.handles[2].run_id
     assert step("lanczos", again, k=1).state == "reused"
@@ -255,7 +261,7 @@ def test_probes_along_trainings_are_steps_like_the_others(workplace):
     assert [h.call.label for h in running.handles[2:]] == [
         "trajectory.lanczos sgd seed 0", "trajectory.lanczos adamw seed 0",
     ]  # fmt: skip
-    assert running.handles[2].call.command == (
+    assert running.handles[2].command == (
         "lsa lanczos --project tiny --optimizer sgd --seed 0 --epochs all"
     )
     assert running.handles[2].metrics["trajectory.lanczos/lambda_max"] > 0

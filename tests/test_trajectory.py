@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import lsa
-from lsa import cli, project, registry, report, steps, tracking, trajectory
+from lsa import cli, project, registry, report, steps, tracking, train_step, trajectory
 from lsa.errors import InputError
 from lsa.probe import PROBES, Metric, Result, probe
 
@@ -31,7 +31,7 @@ def setting(workplace) -> project.Project:
 
 @pytest.fixture
 def final(setting) -> lsa.Checkpoint:
-    return lsa.load(steps.train(setting.recipe("sgd")).address)
+    return lsa.load(train_step.train(setting.recipe("sgd")).address)
 
 
 def test_a_probe_follows_a_training(final):
@@ -76,7 +76,7 @@ def test_a_probe_follows_a_training(final):
 
 
 def test_noise_is_followed_too_and_adam_has_no_threshold(setting):
-    final = lsa.load(steps.train(setting.recipe("adamw")).address)
+    final = lsa.load(train_step.train(setting.recipe("adamw")).address)
     done = lsa.follow("sgd_noise", final, k=1, probes=2)
     assert "sgd noise during training" in report.report(setting).html  # reads what is stored
     content = tracking.artifact(done.run_id, "trajectory.json")
@@ -111,7 +111,7 @@ def test_what_cannot_be_followed_is_refused_in_one_line(workplace, final):
         lsa.follow("intrinsic_dim", final)
     file = workplace / "projects" / "tiny.yaml"
     file.write_text(file.read_text().replace("checkpoint_every: 2", "checkpoint_every: 0"))
-    alone = lsa.load(steps.train(project.load("tiny").recipe("sgd")).address)
+    alone = lsa.load(train_step.train(project.load("tiny").recipe("sgd")).address)
     with pytest.raises(InputError, match=r"set train\.checkpoint_every") as caught:
         lsa.follow("lanczos", alone, **OPTIONS)
     assert "\n" not in str(caught.value)
@@ -132,7 +132,7 @@ def test_warm_starts_find_what_cold_ones_do_in_fewer_products(setting):
     """On neighbouring checkpoints of a trained network."""
     from lsa.probes.lanczos import lanczos
 
-    trained = steps.train(setting.recipe("sgd", epochs=12))
+    trained = train_step.train(setting.recipe("sgd", epochs=12))
     (_, before), (_, after) = registry.trajectory(trained.tags["lsa.key"])[-3:-1]
     a, b = (registry.fetch(f"models:/{model_id}") for model_id in (before, after))
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from lsa.plots.axes import A, axes, label
 from lsa.probe import Curve, Metric, Result
 
-SHARPNESS = ("lambda_max", "lambda_h")  # curves to which a threshold of λ_max belongs
+SHARPNESS = ("lambda_max", "lambda_h")  # λ_max of the raw Hessian, to which a threshold belongs
 FAR = 3  # times the largest value: a threshold further up would flatten the curve
 
 

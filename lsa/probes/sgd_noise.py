@@ -16,19 +16,12 @@ from lsa.probe import Curve, Metric, Report, Result, Sizes, Work, probe
 
 BRACKET = 0.1  # width of the bracket of λ_C, relative, above which a note says so
 PRODUCTS = 15  # of one Lanczos run to the upper end, for the estimate of the cost
-KEPT = 1 << 25  # numbers of the per-sample gradients that are computed once and kept
 
 
 def _work(at: Sizes, *, k: int, probes: int, **_: Any) -> Work:
     """Lanczos on H, on C and on two halves of C, then two products per probe and basis vector."""
-    kept = at.samples * at.dimension <= KEPT
-    moments = 2 * k + probes if probes else 0
-    products = PRODUCTS + moments + (0 if kept else 2 * PRODUCTS + moments)
-    return Work(
-        gradients=(12.0 if kept else 8.0) * at.samples,
-        products=products * at.samples,
-        vectors=4 * PRODUCTS + (3 * at.samples if kept else 0),
-    )
+    products = 4 * PRODUCTS + (2 * (2 * k + probes) if probes else 0)
+    return Work(gradients=8.0 * at.samples, products=products * at.samples, vectors=4 * PRODUCTS)
 
 
 @probe(headline=("lambda_h", "lambda_c", "noise_ratio"), work=_work)
@@ -48,8 +41,7 @@ def sgd_noise(
 
     C = 1/N ∑ᵢ (gᵢ−g)(gᵢ−g)ᵀ is the centred covariance of the per-sample gradients over the whole
     split, not of mini-batches: a batch of B drawn with replacement has C/B. Its eigenvalues come
-    from the same Lanczos as the Hessian's, one pass over the data per product, or of matrix
-    products where the gradients of all samples can be kept.
+    from the same Lanczos as the Hessian's, one pass over the data per product.
 
     λ_C is biased: the top eigenvector is fitted to the same samples (by about tr C/N upwards). So
     it is bracketed: `lambda_c` is that naive value, `lambda_c_split` takes the direction from one
@@ -87,8 +79,7 @@ def sgd_noise(
             notes.append(f"{name}: not converged after {max_products} products; raise max_products")
         return found.largest
 
-    kept = _gradients(landscape, theta)
-    hessian, covariance = landscape.hessian(theta), _covariance(landscape, theta, kept)
+    hessian, covariance = landscape.hessian(theta), landscape.covariance(theta)
     H, C = top(hessian, k, "Hessian", start), top(covariance, k, "covariance", start)
     converged = not notes
     moments = None
@@ -99,9 +90,9 @@ def sgd_noise(
     held_out = [
         _variance(landscape.subset(other), theta, top(half, 1, "half").vectors[:, 0])
         for one, other in (halves, halves[::-1])
-        for half in [_covariance(landscape, theta, kept, one)]
+        for half in [landscape.subset(one).covariance(theta)]
     ]
-    metrics = _ratio(landscape, theta, H, C) | _traces(landscape, theta, kept, notes)
+    metrics = _ratio(landscape, theta, H, C) | _traces(landscape, theta, notes)
     if moments:
         metrics |= _alignment(moments, metrics, landscape.dimension)
     naive, split = metrics["lambda_c"].value, sum(held_out) / 2
@@ -130,27 +121,6 @@ def sgd_noise(
         "covariance_vectors": C.vectors.cpu().numpy(),
     }
     return Result(metrics, curves, arrays, converged, tuple(notes))
-
-
-def _gradients(landscape: Landscape, theta: Tensor) -> Tensor | None:
-    """Gradients of all samples `(N, d)`, or None when they are too many numbers to keep."""
-    if landscape.n_samples * landscape.dimension > KEPT:
-        return None
-    return torch.cat(list(landscape.sample_gradients(theta)))
-
-
-def _covariance(
-    landscape: Landscape, theta: Tensor, kept: Tensor | None, part: Tensor | None = None
-) -> linalg.Matvec:
-    """v ↦ Cv over all samples or some of them: by matrix products with the gradients kept.
-
-    That is 30 times as fast as a pass over the data, from the second product on.
-    """
-    if kept is None:
-        return (landscape if part is None else landscape.subset(part)).covariance(theta)
-    rows = kept if part is None else kept[part]
-    centred = rows - rows.mean(0, dtype=torch.float64).to(rows)
-    return lambda v: centred.T @ (centred @ v) / len(centred)
 
 
 def _variance(landscape: Landscape, theta: Tensor, u: Tensor) -> float:
@@ -183,14 +153,11 @@ def _ratio(
     }
 
 
-def _traces(
-    landscape: Landscape, theta: Tensor, kept: Tensor | None, notes: list[str]
-) -> dict[str, Metric]:
+def _traces(landscape: Landscape, theta: Tensor, notes: list[str]) -> dict[str, Metric]:
     """tr C exactly, |G|² without the bias that the noise of g adds to |g|², and their ratio."""
     g = landscape.gradient(theta).double()
     squares, slopes = [], []
-    blocks = landscape.sample_gradients(theta) if kept is None else kept.split(landscape.chunk)
-    for block in blocks:
+    for block in landscape.sample_gradients(theta):
         centred = block.double() - g
         squares.append(centred.square().sum(1))
         slopes.append(centred @ g)

@@ -1,0 +1,164 @@
+"""Training as a tracked step: every epoch logged, checkpoints kept, the last one registered."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from lsa import checkpoint as checkpoints
+from lsa import progress, provenance, registry, serial, steps, tracking
+from lsa import train as training
+from lsa.checkpoint import Checkpoint
+from lsa.data import Data
+from lsa.errors import InputError
+from lsa.project import Recipe
+from lsa.steps import Step
+
+SCRATCH = Path(".lsa")  # training states of runs that have not finished, in the working folder
+
+
+def train(
+    recipe: Recipe,
+    *,
+    device: str = "auto",
+    reuse: bool = False,
+    resume: bool = True,
+    trusted: Collection[str] = (),
+) -> Step:
+    """Train by a recipe, log every epoch and register the final checkpoint.
+
+    Args:
+        recipe: From `Project.recipe`.
+        device: Where to compute.
+        reuse: Return a finished step with the same key instead of training again.
+        resume: Go on from the last finished epoch of an interrupted run of the same step.
+        trusted: Packages whose factories may be imported.
+    """
+    place = steps.device_of(device)
+    split = checkpoints.load_data(recipe, place)
+    key = train_key(recipe, split.hash, place)
+    # Wrong options fail here, before anything is tracked as running.
+    training.network(recipe, split, trusted)
+    return steps.once(key, lambda: _train(recipe, split, key, place, resume, trusted), reuse=reuse)
+
+
+def _train(
+    recipe: Recipe, split: Data, key: str, place: str, resume: bool, trusted: Collection[str]
+) -> Step:
+    name = f"train-{recipe.optimizer}-s{recipe.seed}"
+    tags = steps.step_tags("train", recipe) | {"lsa.key": key}
+    with (
+        tracking.run(name, experiment=recipe.project, tags=tags, device=place) as opened,
+        progress.bar(name) as report,
+    ):
+        opened.params(train_params(recipe))
+        opened.json(recipe.model_dump(), "recipe.json")
+        state_file = SCRATCH / "training" / f"{key}.safetensors"
+        history, state = _resumed(state_file, opened) if resume else ([], None)
+        kept = {epoch for epoch, _ in registry.trajectory(key)}
+
+        def keep(state: Mapping[str, Any]) -> None:
+            """Log a checkpoint on the way, unless this training has logged it before."""
+            if recipe.train.keeps(epoch := state["epoch"]) and epoch not in kept:
+                _log(opened, _checkpoint(recipe, split, state, place, trusted, opened.id), key)
+
+        keep(training.initial(recipe, split, trusted))
+        last = None
+        for epoch in training.train(recipe, split, trusted=trusted, state=state, report=report):
+            history.append(dict(epoch.metrics))
+            opened.metrics(epoch.metrics, step=epoch.number)
+            state_file.parent.mkdir(parents=True, exist_ok=True)
+            last = {"state": epoch.state, "history": history, "run": opened.id}
+            if epoch.number < recipe.train.epochs:
+                keep(epoch.state)
+            _replace(state_file, last)
+        if last is None:  # interrupted after the last epoch, before it was registered
+            last = serial.load(state_file)
+        _register(opened, _checkpoint(recipe, split, last["state"], place, trusted, opened.id), key)
+        state_file.unlink(missing_ok=True)
+    return steps.finished_step(opened.id)
+
+
+def _replace(path: Path, tree: Any) -> None:
+    """Write a file whole or not at all."""
+    scratch = path.with_suffix(".tmp")
+    serial.save(tree, scratch)
+    scratch.replace(path)
+
+
+def _resumed(path: Path, opened: tracking.Run) -> tuple[list[dict[str, float]], Any]:
+    """History and state of an interrupted run of the same step, its epochs logged again."""
+    if not path.exists():
+        return [], None
+    with contextlib.suppress(InputError):  # a damaged state only costs the epochs in it
+        found = serial.load(path)
+        for number, metrics in enumerate(found["history"], 1):
+            opened.metrics(metrics, step=number)
+        opened.tags({"lsa.resumed_from": found["run"], "lsa.resumed_epoch": len(found["history"])})
+        return found["history"], found["state"]
+    return [], None
+
+
+def _checkpoint(
+    recipe: Recipe,
+    split: Data,
+    state: Mapping[str, Any],
+    place: str,
+    trusted: Collection[str],
+    run_id: str,
+) -> Checkpoint:
+    """The checkpoint of a training's state."""
+    return Checkpoint(
+        recipe=recipe,
+        epoch=state["epoch"],
+        weights=state["model"],
+        optimizer_state=state["optimizer"],
+        data_hash=split.hash,
+        versions=provenance.versions(),
+        device=place,
+        trusted=trusted,
+        run_id=run_id,
+    )
+
+
+def _log(opened: tracking.Run, source: Checkpoint, key: str) -> None:
+    """Log a checkpoint on the way, with its evaluation, as part of the training's trajectory."""
+    _evaluate(opened, dataclasses.replace(source, model_id=registry.log(source)), key)
+
+
+def _register(opened: tracking.Run, final: Checkpoint, key: str) -> None:
+    """Register the final epoch and log its evaluation on the checkpoint."""
+    model_id, address = registry.register(opened, final)
+    _evaluate(opened, dataclasses.replace(final, model_id=model_id), key)
+    opened.tags({"lsa.checkpoint": address, "lsa.model_id": model_id})
+
+
+def _evaluate(opened: tracking.Run, source: Checkpoint, key: str) -> None:
+    found = training.final_metrics(source.model, source.data)
+    opened.metrics(found, step=source.epoch, source=source)
+    registry.seal(source.model_id, key)
+
+
+def train_key(recipe: Recipe, data_hash: str, device: str) -> str:
+    """Key of a training run."""
+    content = {"recipe": recipe.model_dump(), "data": data_hash, "device": device}
+    return steps.step_key("train", "lsa.train", content)
+
+
+def train_params(recipe: Recipe) -> dict[str, Any]:
+    """The parameters that a training run logs."""
+    options = {f"optimizer.{k}": v for k, v in recipe.rule.model_dump().items()}
+    return {
+        "project": recipe.project,
+        "optimizer": recipe.optimizer,
+        "seed": recipe.seed,
+        "epochs": recipe.train.epochs,
+        "batch_size": recipe.train.batch_size,
+        "schedule": recipe.train.schedule.name,
+        "model": recipe.model.name,
+        "dataset": recipe.dataset.name,
+        **options,
+    }
