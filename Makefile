@@ -6,7 +6,7 @@ PIP := $(BIN)/pip --disable-pip-version-check install --quiet
 
 # Train the digits project with its three optimizers, run every probe, print the table.
 demo: .venv/installed
-	$(BIN)/lsa study digits
+	$(BIN)/lsa study digits --workers 2
 
 test: .venv/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
