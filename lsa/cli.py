@@ -36,30 +36,33 @@ def run(arguments: Sequence[str]) -> int:
     Returns:
         The exit code: 0, 2 for bad input (one plain line on stderr), 130 or 143 after a signal.
     """
-    signals.catch()
     # torch's own forward mode says this to people who cannot do anything about it.
     warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated")
     wanted = next((a for a in arguments if not a.startswith("-")), None)
     command = typer.main.get_command(application(wanted))
-    try:
-        code = command.main(args=list(arguments), prog_name="lsa", standalone_mode=False)
-        return code if isinstance(code, int) else 0
-    except UsageError as error:
-        return _refused(_usage(error, arguments))
-    except InputError as error:
-        return _refused(str(error))
-    except ArithmeticError as error:  # a diverged training or landscape
-        return _refused(str(error))
-    except ModuleNotFoundError as error:
-        if error.name not in DRIVERS:
-            raise
-        line = f"the store's database driver is missing; pip install '{DRIVERS[error.name]}'"
-        print(f"lsa: {line}", file=sys.stderr)
-        return EXIT_INPUT
-    except signals.Killed as stop:
-        _end_attached("KILLED", f"stopped by {stop}")
-        print(f"lsa: stopped by {stop}; the run is marked KILLED", file=sys.stderr)
-        return stop.exit_code
+    with signals.caught():
+        try:
+            code = command.main(args=list(arguments), prog_name="lsa", standalone_mode=False)
+            return code if isinstance(code, int) else 0
+        except BaseException as error:
+            stop = signals.behind(error)
+            if stop:
+                return _stopped(stop)
+            line = _explained(error, arguments)
+            if line is None:
+                raise
+            return _refused(line)
+
+
+def _explained(error: BaseException, arguments: Sequence[str]) -> str | None:
+    """One plain line about bad input; None for an error that is no one's input."""
+    if isinstance(error, UsageError):
+        return _usage(error, arguments)
+    if isinstance(error, InputError | ArithmeticError):  # arithmetic: diverged
+        return str(error)
+    if isinstance(error, ModuleNotFoundError) and error.name in DRIVERS:
+        return f"the store's database driver is missing; pip install '{DRIVERS[error.name]}'"
+    return None
 
 
 def _usage(error: Any, arguments: Sequence[str]) -> str:
@@ -77,6 +80,12 @@ def _refused(message: str) -> int:
     _end_attached("FAILED", message)
     print(f"lsa: {message}", file=sys.stderr)
     return EXIT_INPUT
+
+
+def _stopped(stop: signals.Killed) -> int:
+    _end_attached("KILLED", f"stopped by {stop}")
+    print(f"lsa: stopped by {stop}; the run is marked KILLED", file=sys.stderr)
+    return stop.exit_code
 
 
 def _end_attached(status: str, message: str) -> None:

@@ -115,11 +115,8 @@ def _end_with_parent() -> None:
 
 def _work(function: Callable[..., Any], *arguments: Any) -> Any:
     """Run a call; a signal ends its run as killed, then the process."""
-    signals.catch()
-    try:
-        return function(*arguments)
-    except signals.Killed as stop:
-        os._exit(stop.exit_code)
-    finally:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_DFL)
+    with signals.caught():
+        try:
+            return function(*arguments)
+        except signals.Killed as stop:
+            os._exit(stop.exit_code)

@@ -6,7 +6,8 @@ imports neither MLflow nor torch. It acts only in an `mlflow run` of this projec
 - Without conda, `conda_env: conda.yaml` would fail; a stand-in that uses the current Python answers
   in conda's place, says so, and is recorded in the tag `lsa.environment`.
 - MLflow gives a run up when its environment or a parameter is bad, or on SIGTERM: the run stays
-  RUNNING, the child goes on. Here SIGTERM acts as Ctrl-C does, and the run ends with the process.
+  RUNNING, the child goes on. Here SIGTERM acts as Ctrl-C does, and run and child end with the
+  process.
 """
 
 from __future__ import annotations
@@ -22,9 +23,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from lsa import signals
+
 STAND_IN = Path(__file__).parent / "_conda"
 SWITCH = "LSA_CONDA_STANDIN"
 PYTHON = "LSA_PYTHON"  # read by the stand-in
+PATIENCE = 20.0  # seconds that a child has for ending its run
 
 _stopped_by: list[int] = []
 
@@ -113,15 +117,29 @@ def _use_stand_in() -> None:
     os.environ[PYTHON] = sys.executable
 
 
-def _stop(number: int, _: Any) -> None:
-    """Do what MLflow does on Ctrl-C: stop the child and wait for it."""
-    _stopped_by.append(number)
-    raise KeyboardInterrupt
+class Stopped(KeyboardInterrupt):
+    """What makes MLflow do as on Ctrl-C: stop the child and wait for it."""
+
+
+def _take_signals() -> None:
+    """Raise `Stopped` on SIGTERM, and on SIGINT unless it is ignored, until the process exits."""
+    caught = [signal.SIGTERM]
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        caught.append(signal.SIGINT)
+
+    def stopped(number: int) -> Stopped:
+        _stopped_by.append(number)
+        atexit.register(restore)  # the last registered is the first to run
+        return Stopped()
+
+    restore = signals.catch(stopped, tuple(caught))
 
 
 def _end(client: Any, run_id: str) -> None:
     """At exit, end a run that nobody ended: KILLED after a signal, else FAILED."""
     try:
+        if _stopped_by:
+            _end_children()
         status = client.get_run(run_id).info.status
         if _stopped_by and status in ("RUNNING", "FAILED"):  # FAILED: MLflow's name for stopped
             client.set_terminated(run_id, "KILLED")
@@ -129,6 +147,19 @@ def _end(client: Any, run_id: str) -> None:
             client.set_terminated(run_id, "FAILED")
     except Exception as error:  # the process is ending: there is nobody left to catch it
         print(f"lsa: could not see to the end of run {run_id}: {error}", file=sys.stderr)
+
+
+def _end_children() -> None:
+    """End a child that MLflow had started and did not know yet when the signal came."""
+    import psutil
+
+    children = psutil.Process().children(recursive=True)
+    for child in children:
+        with suppress(psutil.NoSuchProcess):
+            child.terminate()
+    for child in psutil.wait_procs(children, PATIENCE)[1]:
+        with suppress(psutil.NoSuchProcess):
+            child.kill()
 
 
 class _FollowRun:
@@ -164,9 +195,7 @@ def _set_up() -> None:
         _use_stand_in()  # which serves no project but lsa
     if ours:
         sys.meta_path.insert(0, _FollowRun())  # type: ignore[arg-type]
-        signal.signal(signal.SIGTERM, _stop)
-        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            signal.signal(signal.SIGINT, _stop)
+        _take_signals()
 
 
 _set_up()

@@ -1,9 +1,16 @@
-"""SIGINT and SIGTERM as one exception, so that whatever is open can be ended properly."""
+"""SIGINT and SIGTERM as an exception, so that whatever is open can be ended properly."""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
+import threading
+import weakref
+from collections.abc import Callable, Iterator
 from typing import Any
+
+AGAIN = 0.05  # seconds until an exception that was lost is raised again
 
 
 class Killed(BaseException):
@@ -14,13 +21,72 @@ class Killed(BaseException):
         self.exit_code = 128 + number
 
 
-def catch() -> None:
-    """Raise `Killed` on the first SIGINT or SIGTERM; ignore more, so that the clean-up ends."""
+def behind(error: BaseException | None) -> Killed | None:
+    """The signal behind an error: Python and C extensions replace what is raised in an import."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        if isinstance(error, Killed):
+            return error
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def catch(
+    made: Callable[[int], BaseException] = Killed,
+    numbers: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM),
+) -> Callable[[], None]:
+    """Raise an exception on the first signal; while it lives, ignore more, so that clean-up ends.
+
+    Python drops an exception that is raised in a weak reference's callback or a finaliser (to
+    import MLflow is to run thousands), and a library may drop any. What is dropped is raised again.
+
+    Args:
+        made: The exception for a signal's number. Its class must allow weak references.
+        numbers: The signals.
+
+    Returns:
+        What puts the former handlers back.
+    """
+    former = {number: signal.getsignal(number) for number in numbers}
+    raised: list[weakref.ref] = []
+    over = threading.Event()
 
     def stop(number: int, _: Any) -> None:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        raise Killed(number)
+        if over.is_set() or (raised and raised[-1]() is not None):
+            return
+        error = made(number)
+        raised[:] = [weakref.ref(error, lambda _: dropped(number))]
+        try:
+            raise error
+        finally:
+            del error  # which its own traceback would keep alive
 
-    signal.signal(signal.SIGINT, stop)
-    signal.signal(signal.SIGTERM, stop)
+    def dropped(number: int) -> None:
+        if not over.is_set():
+            later = threading.Timer(AGAIN, again, (number,))
+            later.daemon = True
+            later.start()
+
+    def again(number: int) -> None:
+        if not over.is_set():
+            os.kill(os.getpid(), number)
+
+    def restore() -> None:
+        over.set()
+        for number, handler in former.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+    for number in numbers:
+        signal.signal(number, stop)
+    return restore
+
+
+@contextlib.contextmanager
+def caught() -> Iterator[None]:
+    """Raise `Killed` on a signal within the block, which should deal with it."""
+    restore = catch()
+    try:
+        yield
+    finally:
+        restore()

@@ -12,6 +12,7 @@ import functools
 import logging
 import os
 import re
+import shutil
 import tempfile
 import time
 import traceback
@@ -35,11 +36,10 @@ from mlflow.entities import (
 )
 from mlflow.exceptions import MlflowException
 
-from lsa import claims, provenance
+from lsa import claims, provenance, signals
 from lsa.checkpoint import Checkpoint
 from lsa.errors import InputError
 from lsa.probe import Probe, Result
-from lsa.signals import Killed
 
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # we draw our own
 logging.getLogger("mlflow").setLevel(logging.ERROR)
@@ -177,17 +177,21 @@ def run(
             opened.text(diff, "provenance/uncommitted.diff")
         yield opened
         status = RunStatus.FINISHED
-    except (KeyboardInterrupt, Killed):
-        status = RunStatus.KILLED
-        raise
-    except Exception as error:
-        with contextlib.suppress(MlflowException):
-            opened.tags({"lsa.error": str(error)[:5000]})
-            if not isinstance(error, (InputError, ArithmeticError)):
-                opened.text(traceback.format_exc(), "traceback.txt")
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt) or signals.behind(error):
+            status = RunStatus.KILLED
+        else:
+            _note(opened, error)
         raise
     finally:
         mlflow.end_run(RunStatus.to_string(status))
+
+
+def _note(opened: Run, error: BaseException) -> None:
+    with contextlib.suppress(MlflowException):
+        opened.tags({"lsa.error": str(error)[:5000]})
+        if not isinstance(error, (InputError, ArithmeticError)):
+            opened.text(traceback.format_exc(), "traceback.txt")
 
 
 def adopt(parent: str) -> None:
@@ -267,7 +271,28 @@ def _prepare(uri: str) -> None:
     """Make a new database's tables, one process at a time: MLflow's own two would collide."""
     if not uri.startswith(("http", "databricks")):
         with claims.claim(uri, "tables"):
+            path = Path(uri.removeprefix("sqlite:///"))
+            if uri.startswith("sqlite:///") and "?" not in uri and not path.exists():
+                _make_whole(path)
             mlflow.MlflowClient().search_experiments(max_results=1)
+
+
+def _make_whole(path: Path) -> None:
+    """A new SQLite store, there only when it is complete.
+
+    MLflow cannot open one whose making was cut short, nor finish it.
+    """
+    folder = path.with_name(f".{path.name}.new")
+    shutil.rmtree(folder, ignore_errors=True)  # what a process left that was killed here
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise InputError(f"cannot make the store {path}: {error.strerror or error}") from None
+    new = folder / path.name
+    mlflow.MlflowClient(f"sqlite:///{new}").search_experiments(max_results=1)
+    if not path.exists():  # else another program was faster
+        new.replace(path)
+    shutil.rmtree(folder)
 
 
 def experiments() -> list[str]:

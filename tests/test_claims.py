@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
+
+from processes import started
 
 from lsa import claims, provenance
 
@@ -17,12 +22,12 @@ with claims.claim(sys.argv[1], "step"):
 """
 
 
-def holder(store: str) -> subprocess.Popen:
-    process = subprocess.Popen(
-        [sys.executable, "-c", HOLD, store], stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None and process.stdout.readline() == "held\n"
-    return process
+@contextlib.contextmanager
+def holder(store: str) -> Iterator[subprocess.Popen]:
+    command = [sys.executable, "-c", HOLD, store]
+    with started(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "held\n"
+        yield process
 
 
 def test_a_claim_waits_for_its_holder_and_survives_its_death(tmp_path):
@@ -31,10 +36,11 @@ def test_a_claim_waits_for_its_holder_and_survives_its_death(tmp_path):
         with claims.claim(store, "another step"), claims.claim(store + "2", "step"):
             pass  # neither is what the other process holds
         began = time.monotonic()
-        killer = subprocess.Popen(["sh", "-c", f"sleep 1; kill -9 {process.pid}"])
+        killer = threading.Timer(1.0, process.kill)
+        killer.start()
         with claims.claim(store, "step"):
             assert time.monotonic() - began > 0.9
-        killer.wait()
+        killer.join()
 
 
 def test_a_process_is_known_to_be_gone(tmp_path):

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from processes import started
 
 pytestmark = pytest.mark.slow
 
@@ -36,18 +37,13 @@ pairs: {interpolation: {points: 9}}
 STUDY = [sys.executable, "-m", "lsa", "study", "tiny", "--workers", "2"]
 
 
-def start(folder: Path) -> subprocess.Popen:
+def start(folder: Path) -> contextlib.AbstractContextManager[subprocess.Popen]:
     """A study in its own process group, as a terminal starts it."""
     dropped = ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME")
     environment = {k: v for k, v in os.environ.items() if k not in dropped}
     environment |= {"MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db", "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        STUDY,
-        cwd=folder,
-        env=environment,
-        start_new_session=True,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
+    return started(
+        STUDY, cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     )
 
 
@@ -66,7 +62,8 @@ def until_a_step_runs(folder: Path, process: subprocess.Popen) -> None:
         "and p.value = (select run_uuid from runs where name = 'study-tiny' and "
         "status = 'RUNNING' order by start_time desc limit 1)"
     )
-    while process.poll() is None:
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
         with contextlib.suppress(sqlite3.OperationalError):  # no store yet
             if query(folder, running):
                 return
@@ -115,8 +112,8 @@ def test_kills_change_nothing(folders):
                 os.killpg(process.pid, signal.SIGKILL)  # all at once, as when power fails
             else:
                 process.kill()  # its workers must notice
-        _, alive = psutil.wait_procs(workers, timeout=30)
-        assert not alive
+            _, alive = psutil.wait_procs(workers, timeout=30)
+            assert not alive
     assert hit > KILLS / 2  # a study that had ended before would show nothing
     finish(war)
 

@@ -13,6 +13,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
+from processes import started
 
 from lsa import mlflow_plugin as plugin
 
@@ -254,13 +255,12 @@ def test_a_real_conda_is_used_in_silence(tmp_path):
 )
 def test_a_signal_ends_mlflow_child_and_run(tmp_path, number, to_group, handles):
     project = Project(tmp_path, WAITS)
-    with subprocess.Popen(
+    with started(
         [str(MLFLOW), "run", "."],
         cwd=tmp_path,
         env=project.environment | {"HANDLES": handles},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        start_new_session=True,
     ) as process:
         deadline = time.monotonic() + 35
         while not (tmp_path / "pid").exists() and time.monotonic() < deadline:

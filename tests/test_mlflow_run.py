@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from processes import started
 
 pytestmark = pytest.mark.slow
 
@@ -80,7 +81,7 @@ def test_bad_input_ends_the_run_failed(environment, arguments, message):
 def test_a_signal_to_mlflow_ends_run_and_child(environment, number):
     command = [str(MLFLOW), "run", ".", "-e", "train", "-P", "optimizer=sgd", "-P", "epochs=9999"]
     command += ["-P", f"seed={number}", "-P", "resume=never"]
-    with subprocess.Popen(
+    with started(
         command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as process:
         name = f"train-sgd-s{int(number)}"

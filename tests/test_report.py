@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
 import socket
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from pathlib import Path
 import mlflow
 import pytest
 import synthetic
+from processes import started
 
 from lsa import cli, plan, project, step, study
 from lsa.checks import checks
@@ -148,26 +148,20 @@ def test_the_report_comes_over_http_into_another_folder(workplace, tmp_path_fact
     text = file.read_text().replace("{lanczos: {k: 2}}", "{lanczos: {k: 1, density_steps: 5}}")
     file.write_text(text + "pairs: {interpolation: {points: 5}}\n")
     environment = os.environ | {"MLFLOW_TRACKING_URI": address}
-    with subprocess.Popen(
+    with started(
         [mlflow_command, *arguments],
         cwd=workplace,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    ) as server:
-        try:
-            _wait_for(f"{address}/health")
+    ):
+        _wait_for(f"{address}/health")
 
-            def lsa(*command: str, cwd: Path) -> str:
-                whole = [sys.executable, "-m", "lsa", *command]
-                return subprocess.run(
-                    whole, cwd=cwd, env=environment, capture_output=True, text=True, check=True
-                ).stdout
+        def lsa(*command: str, cwd: Path) -> None:
+            whole = [sys.executable, "-m", "lsa", *command]
+            subprocess.run(whole, cwd=cwd, env=environment, check=True, timeout=240)
 
-            lsa("study", "tiny", cwd=workplace)
-            lsa("report", "--project", str(file), cwd=elsewhere)
-        finally:
-            os.killpg(server.pid, signal.SIGTERM)
+        lsa("study", "tiny", cwd=workplace)
+        lsa("report", "--project", str(file), cwd=elsewhere)
     page = (elsewhere / "report-tiny.html").read_text()
     content = json.loads((elsewhere / "report-tiny.json").read_text())
     assert not (elsewhere / "mlflow.db").exists()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import mlflow
 import numpy as np
 import pytest
 import torch
+from processes import started
 
 import lsa
 from lsa import project, provenance, steps, tracking, train_step
@@ -179,5 +179,6 @@ def test_an_error_that_is_no_ones_input_leaves_its_traceback(workplace):
 def test_processes_may_open_a_new_store_at_once(workplace):
     code = "from lsa import tracking; tracking.client().search_experiments()"
     environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{workplace}/new.db"}
-    both = [subprocess.Popen([sys.executable, "-c", code], env=environment) for _ in range(2)]
-    assert [process.wait() for process in both] == [0, 0]
+    command = [sys.executable, "-c", code]
+    with started(command, env=environment) as one, started(command, env=environment) as other:
+        assert [process.wait(timeout=120) for process in (one, other)] == [0, 0]

@@ -12,6 +12,7 @@ import time
 import mlflow
 import psutil
 import pytest
+from processes import started
 
 import lsa
 from lsa import plan, project, provenance, step, studies, study, tracking
@@ -198,14 +199,14 @@ def test_a_study_that_is_killed_leaves_no_process_and_is_taken_up_again(tiny, wo
     script = workplace / "mine.py"
     script.write_text(textwrap.dedent(code))
     environment = os.environ | {"MLFLOW_TRACKING_URI": tracking.store()}
-    with subprocess.Popen([sys.executable, script], env=environment) as process:
+    with started([sys.executable, script], env=environment) as process:
         deadline = time.monotonic() + 60
         while len(runs(**{"lsa.step": "train"})) < 2 and time.monotonic() < deadline:
             time.sleep(0.1)
         workers = psutil.Process(process.pid).children(recursive=True)
         process.kill()
-    _, alive = psutil.wait_procs(workers, timeout=20)
-    assert not alive
+        _, alive = psutil.wait_procs(workers, timeout=20)
+        assert not alive
     assert {r.info.status for r in runs(**{"lsa.step": "train"})} == {"KILLED"}  # told to stop
     with study("tiny") as running:
         step("train", optimizer="sgd", epochs=2)
@@ -217,8 +218,9 @@ def test_a_study_that_is_killed_leaves_no_process_and_is_taken_up_again(tiny, wo
 def test_two_studies_at_once_share_their_steps(tiny):
     code = "from lsa import cli; raise SystemExit(cli.run(['study', 'tiny']))"
     environment = os.environ | {"MLFLOW_TRACKING_URI": tracking.store()}
-    both = [subprocess.Popen([sys.executable, "-c", code], env=environment) for _ in range(2)]
-    assert [process.wait() for process in both] == [0, 0]
+    command = [sys.executable, "-c", code]
+    with started(command, env=environment) as one, started(command, env=environment) as other:
+        assert [process.wait(timeout=120) for process in (one, other)] == [0, 0]
     keys = [r.data.tags["lsa.key"] for r in runs() if "lsa.key" in r.data.tags]
     assert len(keys) == len(set(keys)) == 5  # no step twice
 

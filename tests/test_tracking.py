@@ -1,0 +1,42 @@
+"""The store itself."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+
+import mlflow
+import pytest
+
+from lsa import tracking
+from lsa.errors import InputError
+
+KILLED_AT_WORK = """
+import os, signal, sys
+import mlflow.store.db.utils
+from lsa import tracking
+mlflow.store.db.utils._upgrade_db = lambda _: os.kill(os.getpid(), signal.SIGKILL)
+mlflow.set_tracking_uri(sys.argv[1])
+tracking.client()
+"""
+
+
+@pytest.mark.slow
+def test_a_new_store_is_there_only_when_it_is_whole(tmp_path, monkeypatch):
+    """MLflow by itself leaves half-made tables, which it can neither open nor finish."""
+    uri = f"sqlite:///{tmp_path}/new.db"
+    killed = subprocess.run([sys.executable, "-c", KILLED_AT_WORK, uri], timeout=60, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert [file.name for file in tmp_path.iterdir()] == [".new.db.new"]
+    monkeypatch.setattr(mlflow, "get_tracking_uri", lambda: uri)
+    tracking.client()
+    assert [file.name for file in tmp_path.iterdir()] == ["new.db"]
+    assert [e.name for e in mlflow.MlflowClient(uri).search_experiments()] == ["Default"]
+
+
+def test_a_store_where_nothing_can_be_written_is_refused_in_one_line(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(mlflow, "get_tracking_uri", lambda: f"sqlite:///{tmp_path}/file/new.db")
+    with pytest.raises(InputError, match=r"cannot make the store .*/file/new\.db: Not a directory"):
+        tracking.client()
