@@ -11,7 +11,8 @@ PACKAGE = Path(__file__).parent.parent / "lsa"
 
 # A module imports only from lines above its own (probes and plots, packages, also within).
 LAYERS = [
-    {"errors", "signals", "mlflow_plugin", "provenance", "claims"},
+    {"errors", "signals"},
+    {"mlflow_plugin", "provenance", "claims"},
     {"krylov", "paths", "subspaces", "crossing", "comparison", "units", "factories", "serial"},
     {"linalg", "trace", "neb", "permutations", "images", "levels", "matching", "page"},
     {"quadrature", "moments", "autoneb", "curves", "torchvision_data"},
