@@ -11,18 +11,22 @@ import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
+import psutil
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call, grad, jvp, vjp, vmap
+from torch.func import functional_call, grad, jvp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from lsa import products
 from lsa.errors import InputError
+from lsa.products import Matvec
 
-Matvec = Callable[[Tensor], Tensor]
 Loss = Callable[[Tensor, Tensor], Tensor]
 
+SHARE = 8  # of the free memory, an eighth may hold graphs
 PIXELS = 1 << 15  # of the images in one pass on a CPU
 GRADIENTS = 1 << 26  # numbers that a block of per-sample gradients may hold
 
@@ -67,6 +71,9 @@ class Landscape:
         y: Targets, shape `(N, …)`.
         loss: ℓ as an unweighted mean over a batch, `(outputs, targets) -> scalar`.
         chunk: Samples per pass; bounds memory, does not change the result.
+        memory: Bytes that graphs may hold from one product to the next, which then costs up to a
+            third less; does not change the result. Default an eighth of the free memory, half
+            of a GPU's.
 
     Raises:
         InputError: No samples, inputs and targets of different number, chunk below 1, or batch
@@ -81,6 +88,7 @@ class Landscape:
         loss: Loss = F.cross_entropy,
         *,
         chunk: int | None = None,
+        memory: int | None = None,
     ) -> None:
         if chunk is not None and chunk < 1:
             raise InputError(f"chunk={chunk} holds no sample; choose chunk ≥ 1")
@@ -93,6 +101,7 @@ class Landscape:
         self.model = copy.deepcopy(model).to(x.device).eval()
         self.loss_function = loss
         self._chunk = chunk
+        self._memory = memory
         named = _trainable(self.model)
         self._names = [name for name, _ in named]
         self._shapes = [p.shape for _, p in named]
@@ -139,7 +148,9 @@ class Landscape:
 
     def with_model(self, model: nn.Module) -> Landscape:
         """The same data and loss with a copy of another model of the same architecture."""
-        return Landscape(model, self.x, self.y, self.loss_function, chunk=self._chunk)
+        return Landscape(
+            model, self.x, self.y, self.loss_function, chunk=self._chunk, memory=self._memory
+        )
 
     def double(self) -> Landscape:
         """The same landscape in float64, for differences that float32 would lose; θ in float64."""
@@ -294,63 +305,51 @@ class Landscape:
 
         A block of b vectors shares the forward pass and the first backward pass of each chunk.
         """
-
-        @torch.enable_grad()
-        def product(v: Tensor) -> Tensor:
-            columns = v.to(theta.dtype).reshape(len(v), -1).unbind(1)
-            total = torch.zeros(len(columns), len(v), dtype=torch.float64, device=v.device)
-            for weight, x, y in self._chunks():
-                t = theta.detach().requires_grad_()
-                value = self._chunk_loss(t, x, y)
-                (g,) = torch.autograd.grad(value, t, create_graph=True)
-                for j, column in enumerate(columns):
-                    total[j].add_(_pull_back(g, t, column, j + 1 < len(columns)), alpha=weight)
-            return total.T.reshape(v.shape).to(v.dtype)
-
-        return product
+        return products.hessian(self._parts(), theta, self._memory_left())
 
     def gauss_newton(self, theta: Tensor) -> Matvec:
         """v ↦ G(θ)v with G = 1/N ∑ᵢ Jᵢᵀ ∇²ℓᵢ Jᵢ, the positive part of H (Schraudolph 2002)."""
-
-        @torch.enable_grad()
-        def product(v: Tensor) -> Tensor:
-            total = torch.zeros_like(v, dtype=torch.float64)
-            tangent = v.to(theta.dtype)
-            for weight, x, y in self._chunks():
-                outputs, pullback = vjp(lambda t, x=x: self.outputs(t, x), theta.detach())[:2]
-                moved = _push(lambda t, x=x: self.outputs(t, x), theta, tangent)
-                o = outputs.detach().requires_grad_()
-                (g,) = torch.autograd.grad(self.loss_function(o, y), o, create_graph=True)
-                curved = _pull_back(g, o, moved, False)
-                total.add_(pullback(curved)[0], alpha=weight)
-            return total.to(v.dtype)
-
-        return product
+        return products.gauss_newton(self._parts(), theta, self._memory_left())
 
     def covariance(self, theta: Tensor, *, centred: bool = True) -> Matvec:
         """v ↦ C(θ)v with C = 1/N ∑ᵢ (gᵢ−g)(gᵢ−g)ᵀ over per-sample gradients gᵢ with mean g.
 
-        One pass per product (per-sample slopes gᵢ·v forward, then their pull-back); no `(N, d)`
-        storage. Uncentred it is the second moment 1/N ∑ gᵢgᵢᵀ, the "empirical Fisher".
+        Per-sample slopes gᵢ·v, then their pull-back; no `(N, d)` storage. Uncentred it is the
+        second moment 1/N ∑ gᵢgᵢᵀ, the "empirical Fisher".
         """
-        mean = self.gradient(theta) if centred else None
+        second_moment = products.second_moment(self._parts(), theta, self._memory_left())
+        if not centred:
+            return second_moment
+        mean = self.gradient(theta).double()
 
         def product(v: Tensor) -> Tensor:
-            total = torch.zeros_like(v, dtype=torch.float64)
-            tangent = v.to(theta.dtype)
-            for weight, x, y in self._chunks():
-
-                def losses(t: Tensor, x: Tensor = x, y: Tensor = y) -> Tensor:
-                    return self._sample_losses(t, x, y)
-
-                slopes = _push(losses, theta, tangent)
-                pullback = vjp(losses, theta.detach())[1]
-                total.add_(pullback(slopes / len(x))[0], alpha=weight)
-            if mean is not None:
-                total.sub_(mean.double() * (mean.double() @ v.double()))
-            return total.to(v.dtype)
+            return (second_moment(v).double() - mean * (mean @ v.double())).to(v.dtype)
 
         return product
+
+    def _parts(self) -> list[products.Part]:
+        """The chunks as functions of θ."""
+        return [
+            products.Part(
+                weight,
+                loss=partial(self._chunk_loss, x=x, y=y),
+                losses=partial(self._sample_losses, x=x, y=y),
+                outputs=partial(self.outputs, x=x),
+                loss_of=partial(self._loss_of, y=y),
+            )
+            for weight, x, y in self._chunks()
+        ]
+
+    def _loss_of(self, outputs: Tensor, y: Tensor) -> Tensor:
+        return self.loss_function(outputs, y)
+
+    def _memory_left(self) -> int:
+        """Bytes that graphs may hold between two products."""
+        if self._memory is not None:
+            return self._memory
+        if self.x.device.type == "cuda":
+            return torch.cuda.mem_get_info(self.x.device)[0] // 2
+        return psutil.virtual_memory().available // SHARE
 
     @torch.enable_grad()
     def curvatures(self, theta: Tensor, u: Tensor) -> Tensor:
@@ -368,7 +367,7 @@ class Landscape:
             value = w @ self._sample_losses(theta.detach() + alpha * direction, x, y)
             (slope,) = torch.autograd.grad(value, alpha, create_graph=True)
             (second,) = torch.autograd.grad(slope, alpha, create_graph=True, materialize_grads=True)
-            parts.append(_pull_back(second, w, torch.ones_like(second), False))
+            parts.append(products.pull_back(second, w, torch.ones_like(second)))
         return torch.cat(parts)
 
 
@@ -390,13 +389,6 @@ def _plain_attention() -> Iterator[None]:
 def _push(function: Callable[[Tensor], Tensor], theta: Tensor, tangent: Tensor) -> Tensor:
     """Derivative of `function` at θ along a tangent, by forward mode."""
     return jvp(function, (theta.detach(),), (tangent,))[1]
-
-
-def _pull_back(g: Tensor, at: Tensor, cotangent: Tensor, keep: bool) -> Tensor:
-    """∂(g·cotangent)/∂at; zero where g does not depend on `at` (a loss linear in its argument)."""
-    if not g.requires_grad:
-        return torch.zeros_like(at)
-    return torch.autograd.grad(g, at, cotangent, retain_graph=keep, materialize_grads=True)[0]
 
 
 def _mean_and_error(values: Tensor) -> tuple[float, float]:

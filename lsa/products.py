@@ -1,0 +1,151 @@
+"""Products of curvature and noise matrices of L(θ) = ∑ₖ wₖ Lₖ(θ) with vectors.
+
+The parts Lₖ are the chunks of a split. All products are reverse mode through graphs that outlive
+one product: what does not depend on the vector, the forward and the first backward pass, is
+computed once for as many parts as fit a given memory, and again at every product for the others.
+The numbers are the same to the last bit either way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+from torch.autograd import grad
+from torch.autograd.graph import saved_tensors_hooks
+
+from lsa.second_order import SecondOrder
+
+Matvec = Callable[[Tensor], Tensor]
+Function = Callable[[Tensor], Tensor]
+Graph = TypeVar("Graph")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One chunk of a split, as functions of θ `(d,)`."""
+
+    weight: float  # wₖ; they sum to one
+    loss: Function  # Lₖ(θ), scalar
+    losses: Function  # ℓᵢ(θ) of its samples, `(n,)`
+    outputs: Function  # f(θ, xᵢ), `(n, …)`
+    loss_of: Function  # Lₖ as a function of the outputs
+
+
+def hessian(parts: Sequence[Part], theta: Tensor, memory: int) -> Matvec:
+    """v ↦ H v with H = ∇²L, by double backward (Pearlmutter 1994); `(d,)` or `(d, b)`."""
+
+    def gradient(k: int) -> tuple[Tensor, Tensor]:
+        t = theta.detach().requires_grad_()
+        with SecondOrder():
+            value = parts[k].loss(t)
+        return grad(value, t, create_graph=True)[0], t
+
+    graph = _kept(gradient, memory)
+
+    @torch.enable_grad()
+    def product(v: Tensor) -> Tensor:
+        columns = v.to(theta.dtype).reshape(len(v), -1).unbind(1)
+        total = torch.zeros(len(columns), len(v), dtype=torch.float64, device=v.device)
+        for k, part in enumerate(parts):
+            g, t = graph(k)
+            for sum_, column in zip(total, columns, strict=True):
+                sum_.add_(pull_back(g, t, column), alpha=part.weight)
+        return total.T.reshape(v.shape).to(v.dtype)
+
+    return product
+
+
+def gauss_newton(parts: Sequence[Part], theta: Tensor, memory: int) -> Matvec:
+    """v ↦ G v with G = ∑ₖ wₖ Jₖᵀ ∇²Lₖ Jₖ, J and ∇² by the outputs; v is `(d,)`."""
+    graph = _kept(lambda k: _Jacobian(parts[k].outputs, theta), memory)
+
+    @torch.enable_grad()
+    def product(v: Tensor) -> Tensor:
+        total = torch.zeros_like(v, dtype=torch.float64)
+        for k, part in enumerate(parts):
+            jacobian = graph(k)
+            outputs = jacobian.value.detach().requires_grad_()
+            (g,) = grad(part.loss_of(outputs), outputs, create_graph=True)
+            curved = pull_back(g, outputs, jacobian.push(v.to(theta.dtype)))
+            total.add_(jacobian.pull(curved), alpha=part.weight)
+        return total.to(v.dtype)
+
+    return product
+
+
+def second_moment(parts: Sequence[Part], theta: Tensor, memory: int) -> Matvec:
+    """v ↦ 1/N ∑ᵢ gᵢ gᵢᵀ v over the per-sample gradients gᵢ = ∇ℓᵢ; v is `(d,)`."""
+    graph = _kept(lambda k: _Jacobian(parts[k].losses, theta), memory)
+
+    @torch.enable_grad()
+    def product(v: Tensor) -> Tensor:
+        total = torch.zeros_like(v, dtype=torch.float64)
+        for k, part in enumerate(parts):
+            jacobian = graph(k)
+            slopes = jacobian.push(v.to(theta.dtype))
+            total.add_(jacobian.pull(slopes / len(slopes)), alpha=part.weight)
+        return total.to(v.dtype)
+
+    return product
+
+
+class _Jacobian:
+    """f(θ) and the products of its Jacobian J with vectors, from one graph.
+
+    h(w) = Jᵀw is linear in w, so its derivative along v is J v whatever w is (Townsend 2017).
+    Forward mode would need the forward pass anew for every v.
+    """
+
+    def __init__(self, function: Function, theta: Tensor) -> None:
+        self._theta = theta.detach().requires_grad_()
+        with SecondOrder():
+            self.value = function(self._theta)
+        self._w = torch.zeros_like(self.value).requires_grad_()
+        (self._h,) = grad(self.value, self._theta, self._w, create_graph=True)
+
+    def push(self, v: Tensor) -> Tensor:
+        """J v, in the shape of f(θ)."""
+        return pull_back(self._h, self._w, v)
+
+    def pull(self, w: Tensor) -> Tensor:
+        """Jᵀ w, `(d,)`."""
+        return pull_back(self.value, self._theta, w)
+
+
+def pull_back(g: Tensor, at: Tensor, cotangent: Tensor) -> Tensor:
+    """∂(g·cotangent)/∂at; zero where g does not depend on `at` (a loss linear in its argument)."""
+    if not g.requires_grad:
+        return torch.zeros_like(at)
+    return grad(g, at, cotangent, retain_graph=True, materialize_grads=True)[0]
+
+
+def _kept(build: Callable[[int], Graph], memory: int) -> Callable[[int], Graph]:
+    """`build`, each k remembered while all that they hold for their backward pass fits `memory`."""
+    kept: dict[int, Graph] = {}
+    left = memory
+
+    def graph(k: int) -> Graph:
+        nonlocal left
+        if k in kept:
+            return kept[k]
+        if left <= 0:
+            return build(k)
+        held: dict[int, int] = {}
+
+        def count(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            held[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with saved_tensors_hooks(count, lambda tensor: tensor):
+            made = build(k)
+        left -= sum(held.values())
+        if left >= 0:
+            kept[k] = made
+        return made
+
+    return graph

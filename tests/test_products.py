@@ -1,0 +1,79 @@
+"""Products against dense matrices, whatever is kept between them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import hessian, jacrev
+
+from lsa.landscape import Landscape, flatten
+
+N = 11
+PRODUCTS = ["hessian", "gauss_newton", "covariance"]
+
+
+def landscape(memory: int | None = None) -> Landscape:
+    """A small convolutional network in float64, three uneven chunks of data."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            nn.Conv2d(1, 3, 3, padding=1), nn.Tanh(), nn.MaxPool2d(2),
+            nn.Conv2d(3, 2, 2, bias=False), nn.ReLU(), nn.Flatten(), nn.Linear(8, 3),
+        ).double()  # fmt: skip
+        x, y = torch.randn(N, 1, 6, 6).double(), torch.randint(0, 3, (N,))
+    return Landscape(model, x, y, chunk=4, memory=memory)
+
+
+def dense(at: Landscape, theta: Tensor, name: str) -> Tensor:
+    """The matrix by its definition, all samples at once."""
+
+    def outputs(t: Tensor) -> Tensor:
+        return at.outputs(t, at.x)
+
+    def losses(t: Tensor) -> Tensor:
+        return F.cross_entropy(outputs(t), at.y, reduction="none")
+
+    if name == "hessian":
+        return hessian(lambda t: losses(t).mean())(theta)
+    J = jacrev(losses if name == "covariance" else outputs)(theta)
+    if name == "covariance":
+        return torch.cov(J.T, correction=0)
+    p = outputs(theta).softmax(1)
+    curvature = torch.diag_embed(p) - p.unsqueeze(2) * p.unsqueeze(1)
+    return torch.einsum("nid,nij,nje->de", J, curvature, J) / N
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_products_equal_those_of_the_dense_matrix(name):
+    at = landscape()
+    theta = flatten(at.model)
+    product = getattr(at, name)(theta)
+    wanted = dense(at, theta, name)
+    found = torch.stack([product(e) for e in torch.eye(len(theta)).double()], 1)
+    torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_what_is_kept_changes_no_bit(name):
+    v = torch.randn(landscape().dimension, generator=torch.Generator().manual_seed(1)).double()
+    found = []
+    for memory in (0, 20_000, None):
+        at = landscape(memory)
+        product = getattr(at, name)(flatten(at.model))
+        found += [product(v), product(-v).neg(), product(v)]
+    assert all(torch.equal(one, found[0]) for one in found)
+
+
+@pytest.mark.parametrize(("memory", "builds"), [(0, 9), (20_000, 7), (None, 3)])
+def test_graphs_are_kept_while_they_fit(monkeypatch, memory, builds):
+    """Three products over three chunks; a chunk of four holds about 15 kB."""
+    at = landscape(memory)
+    passes = []
+    outputs = at.outputs
+    monkeypatch.setattr(at, "outputs", lambda t, x: passes.append(len(x)) or outputs(t, x))
+    product = at.hessian(flatten(at.model))
+    for _ in range(3):
+        product(torch.ones(at.dimension).double())
+    assert len(passes) == builds
