@@ -19,11 +19,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from lsa import data, serial
+from lsa import data, serial, stability
 from lsa.data import Data
 from lsa.errors import InputError
 from lsa.landscape import Landscape, flatten
 from lsa.project import Recipe
+from lsa.stability import OptimizerState
 from lsa.train import network
 
 FORMAT = 1
@@ -103,6 +104,20 @@ class Checkpoint:
     def theta_init(self) -> Tensor:
         """θ from which the training run started, shape `(d,)`."""
         return flatten(network(self.recipe, self.data, self.trusted).to(self.device))
+
+    @functools.cached_property
+    def optimizer(self) -> OptimizerState:
+        """The optimizer as of the checkpoint.
+
+        Raises:
+            InputError: Its preconditioner is not known, or its state is not kept.
+        """
+        return stability.read(
+            self.recipe.rule.name,
+            self.optimizer_state,
+            list(self.model.parameters()),
+            self.recipe.train.batch_size,
+        )
 
 
 @functools.lru_cache(maxsize=2)

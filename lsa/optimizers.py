@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable
 from typing import Annotated, Any
 
 import torch
@@ -251,37 +251,6 @@ def orthogonalised(G: Tensor, steps: int) -> Tensor:
         A = X @ X.T
         X = torch.addmm(X, torch.addmm(A, A, A, beta=b, alpha=c), X, beta=a)
     return X if wide else X.T
-
-
-def stability_threshold(name: str, options: Mapping[str, Any]) -> tuple[float, str] | None:
-    """Largest curvature at which full-batch steps on a quadratic do not diverge, and its formula.
-
-    Gradient descent 2/η, heavy ball 2(1+β)/η, Nesterov 2(1+β)/(η(1+2β)), each less the L2 penalty
-    that torch's `weight_decay` adds to the curvature (Cohen et al. 2021).
-
-    A diagnostic, never a criterion: full-batch training hovers about it, mini-batch training keeps
-    the full-batch λ_max below it, and neither is wrong.
-
-    Args:
-        name: As for `build`.
-        options: Of the optimizer; the rest are torch's defaults.
-
-    Returns:
-        The threshold of λ_max in units of the loss, or None where raw λ_max has none: that of an
-        adaptive or normalised method holds for the Hessian as its preconditioner changes it.
-    """
-    rate, momentum = options.get("lr", 1e-3), options.get("momentum", 0)
-    plain = not options.get("dampening") and not options.get("maximize")
-    if name != "SGD" or not plain or not rate > 0 or not 0 <= momentum < 1:
-        return None
-    if not momentum:
-        value, formula = 2 / rate, "2/η"
-    elif options.get("nesterov"):
-        value, formula = 2 * (1 + momentum) / (rate * (1 + 2 * momentum)), "2(1+β)/(η(1+2β))"
-    else:
-        value, formula = 2 * (1 + momentum) / rate, "2(1+β)/η"
-    penalty = options.get("weight_decay", 0)
-    return value - penalty, formula + (" − weight decay" if penalty else "")
 
 
 def schedule(

@@ -40,6 +40,7 @@ INPUTS = {
     "theta": "parameters of the checkpoint",
     "theta_b": "parameters of the second checkpoint; makes the probe a pair probe",
     "theta_init": "parameters from which the training run started",
+    "optimizer": "the optimizer as of the checkpoint: options, preconditioner and next step",
     "start": "a direction to start an eigensolver from, or None: what the last checkpoint found",
     "rng": "the probe's own random generator, on the CPU",
     "report": "progress, `report(done, total, text)`",

@@ -265,6 +265,7 @@ def call_probe(
         "theta": lambda: source.theta,
         "theta_b": lambda: sources[1].theta,
         "theta_init": lambda: source.theta_init,
+        "optimizer": lambda: source.optimizer,
         "start": lambda: start,
         "rng": lambda: torch.Generator().manual_seed(seed),
         "report": lambda: report,

@@ -4,7 +4,7 @@ or stop. Nothing here knows about tracking or files."""
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,10 +47,15 @@ def network(recipe: Recipe, split: Data, trusted: Collection[str] = ()) -> nn.Mo
 
 
 def initial(recipe: Recipe, split: Data, trusted: Collection[str] = ()) -> dict[str, Any]:
-    """Epoch, weights and optimizer state before the first step, as `Epoch.state` names them."""
+    """Epoch, weights and optimizer state before the first step, as `Epoch.state` names them.
+
+    The learning rate is that of the first step; in `Epoch.state` it is that of the last.
+    """
     model = network(recipe, split, trusted)
     rule = recipe.rule
     optimizer = optimizers.build(rule.name, model.parameters(), trusted=trusted, **rule.options)
+    for group in optimizer.param_groups:
+        group["lr"] *= _schedule(recipe, split)(0)
     return {"epoch": 0, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
 
 
@@ -90,13 +95,7 @@ def train(
         optimizer.load_state_dict(state["optimizer"])
         rng.set_state(state["rng"])
         first = state["epoch"] + 1
-    steps = -(-len(split.x_train) // recipe.train.batch_size)
-    factor = optimizers.schedule(
-        recipe.train.schedule.name,
-        epochs=recipe.train.epochs,
-        steps_per_epoch=steps,
-        **recipe.train.schedule.options,
-    )
+    factor = _schedule(recipe, split)
     base = [group["lr"] for group in optimizer.param_groups]
     if state is not None:
         base = list(state["base_lr"])
@@ -118,13 +117,23 @@ def train(
         )
 
 
+def _schedule(recipe: Recipe, split: Data) -> Callable[[int], float]:
+    """Factor of the learning rate at each step."""
+    return optimizers.schedule(
+        recipe.train.schedule.name,
+        epochs=recipe.train.epochs,
+        steps_per_epoch=-(-len(split.x_train) // recipe.train.batch_size),
+        **recipe.train.schedule.options,
+    )
+
+
 def _epoch(
     recipe: Recipe,
     split: Data,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     rng: torch.Generator,
-    factor: Any,
+    factor: Callable[[int], float],
     base: list[float],
     number: int,
     report: Report | None,

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lsa import optimizers, plots, progress, project, registry, steps, tracking
+from lsa import plots, progress, project, registry, stability, steps, tracking
 from lsa.checkpoint import Checkpoint
 from lsa.errors import InputError
 from lsa.plots.trajectory import SHARPNESS
@@ -221,7 +221,7 @@ def threshold(recipe: Recipe, names: Sequence[str]) -> tuple[dict[str, Any] | No
     schedule = recipe.train.schedule
     if schedule.name != "constant" or schedule.options.get("warmup_epochs"):
         return None, ["no stability threshold: the learning rate changes during training"]
-    found = optimizers.stability_threshold(recipe.rule.name, recipe.rule.options)
+    found = stability.stability_threshold(recipe.rule.name, recipe.rule.options)
     if found is None:
         return None, [
             f"no stability threshold of raw λ_max for {recipe.rule.name} with these options: an "
