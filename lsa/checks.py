@@ -41,7 +41,11 @@ def checks(measurements: Sequence[Measurement]) -> list[Check]:
 
 def _agreements(n: Numbers) -> list[tuple[str, bool]]:
     found = []
-    for other, name in (("perturbation/curvature_fit", "fitted"), ("sgd_noise/lambda_h", "noise")):
+    for other, name in (
+        ("perturbation/curvature_fit", "fitted"),
+        ("sgd_noise/lambda_h", "noise"),
+        ("preconditioned/lambda_max_raw", "preconditioned"),
+    ):
         if _together(n, "lanczos/lambda_max", other):
             a, b = n["lanczos/lambda_max"], n[other]
             text = f"λ_max {a:.4g} (lanczos) = {b:.4g} ({name}) within 1 %"

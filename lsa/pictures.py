@@ -16,7 +16,11 @@ from lsa.plots import inside
 # The curve of each probe that tells checkpoints apart; of another probe, its first.
 CURVES = {"lanczos": "density", "perturbation": "loss_along_top"}
 # The numbers of each probe that are drawn during training; of another probe, its first.
-DURING = {"lanczos": ("lambda_max",), "sgd_noise": ("lambda_c", "noise_ratio")}
+DURING = {
+    "lanczos": ("lambda_max",),
+    "sgd_noise": ("lambda_c", "noise_ratio"),
+    "preconditioned": ("threshold_ratio", "batch_sharpness"),
+}
 WAYS = {  # what a panel of a pair shows: probe, curve → name of the way
     ("interpolation", "train_loss"): "straight line",
     ("interpolation", "train_loss_aligned"): "straight line, units aligned",
@@ -33,6 +37,8 @@ CAPTIONS = {
     "intrinsic_dim": "Accuracy when only d random directions are trained; dashed, the accuracy "
     "that counts as enough. Optimizers that start at the same weights share the curve and differ "
     "in the dashed line alone, so this is the network's dimension and not the optimizer's.",
+    "preconditioned": "Top eigenvalues of the raw Hessian. What compares optimizers is the table's "
+    "threshold_ratio: the sharpness that each feels as a share of what its steps can bear.",
     "sgd_noise": "Top eigenvalues at every checkpoint. A larger eigenvalue is no larger noise in "
     "the steps: the learning rate, batch size and momentum enter there.",
 }

@@ -13,7 +13,7 @@ from torch import Tensor
 from lsa import plots, progress, project, registry, stability, steps, tracking
 from lsa.checkpoint import Checkpoint
 from lsa.errors import InputError
-from lsa.plots.trajectory import SHARPNESS
+from lsa.plots.trajectory import LIMITS, SHARPNESS
 from lsa.probe import Curve, Metric, Probe, Result, find
 from lsa.project import Recipe
 from lsa.steps import Step
@@ -231,9 +231,10 @@ def threshold(recipe: Recipe, names: Sequence[str]) -> tuple[dict[str, Any] | No
 
 
 def _drawn(declared: Probe, content: Mapping[str, Any]) -> Result:
-    """What the figure shows: the first headline numbers against the epoch, and the threshold."""
-    shown = [name for name in declared.headline if name in content["metrics"]]
+    """What the figure shows: three numbers against the epoch, and what they are held against."""
+    shown = [name for name in (*LIMITS, *declared.headline) if name in content["metrics"]]
     shown = (shown or list(content["metrics"]))[:3]
+    shown += [LIMITS[name] for name in shown if LIMITS.get(name) in content["metrics"]]
     threshold = content["threshold"]
     lines = {threshold["formula"]: Metric(threshold["value"], "loss")} if threshold else {}
     epochs = np.array(content["epochs"], float)

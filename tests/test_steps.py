@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import sys
@@ -45,6 +46,32 @@ def test_a_checkpoint_is_found_by_every_address(trained):
     assert found.landscape.n_samples == 64 and found.optimizer_state["param_groups"]
     initial = training.network(found.recipe, found.data)
     assert torch.equal(found.theta_init, flatten(initial))
+
+
+def test_the_optimizer_of_a_checkpoint_steps_on_as_torchs_own(workplace):
+    found = lsa.load(train_step.train(project.load("tiny").recipe("adamw")).address)
+    kept = found.optimizer
+    assert (kept.name, kept.steps, kept.batch_size) == ("AdamW", 8, 50)  # 2 epochs of 4 batches
+    model = training.network(found.recipe, found.data)
+    model.load_state_dict(dict(found.weights))
+    optimizer = torch.optim.AdamW(model.parameters())
+    optimizer.load_state_dict(found.optimizer_state)
+    gradient = found.training.gradient(found.theta)
+    for p, part in zip(
+        model.parameters(), found.training.unflatten(gradient).values(), strict=True
+    ):
+        p.grad = part.clone()
+    optimizer.step()
+    moved = flatten(model) - found.theta
+    torch.testing.assert_close(kept.update(found.theta, gradient), moved, rtol=0, atol=1e-7)
+    assert moved.abs().median() > 1e-3  # far above what is let pass
+
+
+def test_a_checkpoint_without_the_optimizers_state_is_refused_in_one_line(trained):
+    bare = dataclasses.replace(lsa.load(trained.run_id), optimizer_state={})
+    with pytest.raises(InputError, match="keeps no state of SGD") as caught:
+        steps.measure("preconditioned", bare)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

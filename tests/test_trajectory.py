@@ -10,9 +10,20 @@ import pytest
 import torch
 
 import lsa
-from lsa import cli, project, registry, report, steps, tracking, train_step, trajectory
+from lsa import (
+    cli,
+    optimizers,
+    plots,
+    project,
+    registry,
+    report,
+    steps,
+    tracking,
+    train_step,
+    trajectory,
+)
 from lsa.errors import InputError
-from lsa.probe import PROBES, Metric, Result, probe
+from lsa.probe import PROBES, Metric, Result, find, probe
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # MLflow's and SQLAlchemy's own
@@ -83,6 +94,36 @@ def test_noise_is_followed_too_and_adam_has_no_threshold(setting):
     assert np.all(np.array(content["metrics"]["noise_ratio"]["value"]) > 0)
     assert content["threshold"] is None and "threshold_ratio" not in content["metrics"]
     assert any("preconditioned Hessian" in note for note in content["notes"])
+
+
+def test_preconditioned_sharpness_stands_beside_the_threshold_of_its_epoch(setting):
+    """Adam has a threshold of its own, which moves with the learning rate; and no P at first."""
+    budget = setting.train.model_copy(
+        update={"schedule": project.Named(name="cosine", warmup_epochs=1)}
+    )
+    recipe = setting.recipe("adamw").model_copy(update={"train": budget})
+    final = lsa.load(train_step.train(recipe).address)
+    done = lsa.follow("preconditioned", final, k=1)
+    content = tracking.artifact(done.run_id, "trajectory.json")
+    assert content["epochs"] == [0, 2, 3] and content["threshold"] is None
+    rate = optimizers.schedule("cosine", epochs=3, steps_per_epoch=4, warmup_epochs=1)
+    # of the first step, where none is taken yet, then of the last step taken
+    rates = [0.01 * rate(step) for step in (0, 7, 11)]
+    column = {name: numbers["value"] for name, numbers in content["metrics"].items()}
+    assert column["learning_rate"] == pytest.approx(rates)
+    thresholds = [(2 - 0.01 * r) * 19 / r for r in rates]  # AdamW's default decay is 0.01
+    assert column["stability_threshold"] == pytest.approx(thresholds)
+    assert column["sharpness"][0] == "nan" and column["sharpness"][1] > 0
+    ratio = column["sharpness"][2] / thresholds[2]
+    assert column["threshold_ratio"][2] == pytest.approx(ratio)
+    drawn = trajectory._drawn(find("preconditioned"), content)
+    assert list(drawn.curves) == [
+        *("sharpness", "threshold_ratio", "batch_sharpness", "stability_threshold")
+    ]
+    (figure,) = plots.figures("trajectory", drawn, "title").values()
+    assert len(figure.axes) == 3
+    (line,) = (line for line in figure.axes[0].lines if line.get_linestyle() == "--")
+    assert line.get_ydata() == pytest.approx(thresholds)
 
 
 def test_a_number_that_is_not_finite_at_first_does_not_hide_the_last(final):

@@ -11,13 +11,15 @@ from lsa.plots.axes import A, axes, label
 from lsa.probe import Curve, Metric, Result
 
 SHARPNESS = ("lambda_max", "lambda_h")  # λ_max of the raw Hessian, to which a threshold belongs
+LIMITS = {"sharpness": "stability_threshold"}  # a curve → the curve that is its own threshold
 FAR = 3  # times the largest value: a threshold further up would flatten the curve
 
 
 def draw(result: Result, title: str) -> Figure:
     """One panel per curve, with ±2 standard errors; the metrics are thresholds of λ_max."""
-    figure, panels = axes(title, len(result.curves))
-    for panel, (name, curve) in zip(np.atleast_1d(panels), result.curves.items(), strict=True):
+    shown = {name: c for name, c in result.curves.items() if name not in LIMITS.values()}
+    figure, panels = axes(title, len(shown))
+    for panel, (name, curve) in zip(np.atleast_1d(panels), shown.items(), strict=True):
         panel.plot(curve.x, curve.y, "o-", color=A, markersize=4, label=label(name, ""))
         if curve.error is not None:
             low, high = curve.y - 2 * curve.error, curve.y + 2 * curve.error
@@ -25,6 +27,9 @@ def draw(result: Result, title: str) -> Figure:
         if name in SHARPNESS:
             for formula, threshold in result.metrics.items():
                 _threshold(panel, curve, formula, threshold)
+        if limit := result.curves.get(LIMITS.get(name, "")):
+            panel.plot(limit.x, limit.y, "k--", linewidth=1, label=label("stability_threshold", ""))
+            panel.set_yscale("log")  # the two may be orders apart
         panel.set_xlabel("epoch (0: initial weights)")
         panel.set_ylabel(label(name, curve.y_unit))
         panel.legend(frameon=False)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from lsa import data, models, plots, probe
+from lsa import data, models, plots, probe, stability
 from lsa.landscape import Landscape, flatten
 from lsa.project import resolve
 from lsa.tracking import summary
@@ -48,9 +48,20 @@ def inputs() -> dict[str, Any]:
         "theta": descend(0.5),
         "theta_b": descend(0.1),
         "theta_init": start,
+        "optimizer": stepped(start, training),
         "start": None,
         "report": lambda done, total, text="": None,
     }
+
+
+def stepped(theta: torch.Tensor, landscape: Landscape) -> stability.OptimizerState:
+    """Adam after two steps on θ, flat."""
+    moved = torch.nn.Parameter(theta.clone())
+    optimizer = torch.optim.Adam([moved])
+    for _ in range(2):
+        moved.grad = landscape.gradient(moved.detach())
+        optimizer.step()
+    return stability.read("Adam", optimizer.state_dict(), [moved], 40)
 
 
 def run(name: str, inputs: dict[str, Any], seed: int = 0) -> probe.Result:
@@ -63,6 +74,7 @@ def run(name: str, inputs: dict[str, Any], seed: int = 0) -> probe.Result:
 def frozen(inputs: dict[str, Any]) -> list[torch.Tensor]:
     """Copies of all that a probe must not change."""
     thetas = [inputs[name].clone() for name in ("theta", "theta_b", "theta_init")]
+    thetas += [value.clone() for value in inputs["optimizer"].state.values()]
     for name in ("training", "landscape", "validation"):
         place = inputs[name]
         thetas += [t.clone() for t in (*place.model.state_dict().values(), place.x, place.y)]

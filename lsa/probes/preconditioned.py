@@ -1,0 +1,192 @@
+"""The curvature that the optimizer feels, against what its own steps can bear."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lsa import linalg
+from lsa.errors import InputError
+from lsa.landscape import Landscape
+from lsa.probe import Curve, Metric, Report, Result, Sizes, Work, probe
+from lsa.stability import OptimizerState
+
+SHARE = 0.5  # of the sharpness, that one sample carries, from which a note says so
+PRODUCTS = 20  # of one Lanczos run to the upper end, for the estimate of the cost
+
+
+def _work(at: Sizes, **_: Any) -> Work:
+    """Lanczos on H and P⁻¹H, a product of every mini-batch, and curvatures along three vectors."""
+    products = 2 * PRODUCTS + 7
+    return Work(gradients=2.0 * at.samples, products=products * at.samples, vectors=2 * PRODUCTS)
+
+
+@probe(headline=("threshold_ratio", "batch_sharpness", "update_curvature"), work=_work)
+def preconditioned(
+    landscape: Landscape,
+    theta: Tensor,
+    optimizer: OptimizerState,
+    rng: torch.Generator,
+    report: Report,
+    start: Tensor | None = None,
+    *,
+    k: Annotated[int, "top eigenvalues of H and of P⁻¹H to find"] = 3,
+    tol: Annotated[float, "residual allowed, relative to the eigenvalue"] = 1e-3,
+    max_products: Annotated[int, "products per operator after which to stop unconverged"] = 500,
+) -> Result:
+    """Sharpness as the optimizer feels it: λ_max(P⁻¹H) against its own stability threshold.
+
+    An optimizer that steps by −η P⁻¹m diverges on a quadratic where P⁻¹H, not H, is too sharp, so
+    raw λ_max of optimizers with different P tells nothing of which of them is near its edge (Cohen
+    et al. 2022, "Adaptive gradient methods at the edge of stability", §2–3). P is the diagonal of
+    the training's last step: 1 for SGD, √v + ε for RMSprop, √∑g² + ε for Adagrad, and for Adam and
+    AdamW (1 − β₁ᵗ)(√(v/(1 − β₂ᵗ)) + ε). Other optimizers are refused: Muon's P is no diagonal, and
+    SAM steps by the gradient of another point.
+
+    sharpness is λ_max of the symmetric P^(−½)(H + λI)P^(−½), which has the eigenvalues of
+    P⁻¹(H + λI), in units of 1/η. λ is the weight decay that is added to the gradient, part of what
+    the optimizer descends; AdamW's is not, and lowers the threshold instead.
+    threshold_ratio = sharpness over stability_threshold, with the learning rate of the last step:
+    2/η, 2(1+β)/η for heavy ball, 2(1+β)/(η(1+2β)) for Nesterov, (2−ηλ)(1+β₁)/((1−β₁)η) for AdamW,
+    which is 38/η at β₁ = 0.9 and no decay. It is exact for a quadratic, the whole data in each step
+    and P at rest, so it is a diagnostic and no criterion: full-batch training hovers about 1,
+    mini-batch training stays below. Only the ratio compares optimizers; sharpness itself has
+    another unit for each P.
+
+    update_curvature is uᵀHu/|u|² along the next step u that torch's optimizer makes from its state
+    and the gradient over the measured samples (not that of a mini-batch), decoupled decay included.
+    batch_sharpness is the mean of g_BᵀH_B g_B/|g_B|² over disjoint mini-batches B of the training's
+    size, for SGD without momentum the quantity that levels off at 2/η (Andreyev & Beneventano 2024,
+    arXiv 2412.20553); batch norm runs on each batch's statistics there, dropout and augmentation
+    are off, and neither P nor λ enters.
+
+    P at rest is a poor assumption where training has left no second moment (P = ε) and a sample
+    excites that parameter now: sharpness then hangs on this one sample, and a note says so.
+
+    Standard errors over the data are first-order: P, u and the eigenvector stand still. That of
+    batch_sharpness is the spread over the mini-batches. A subset of the data biases λ_max up.
+    """
+    if not 1 <= k <= landscape.dimension:
+        raise InputError(f"k={k}: choose 1 to d={landscape.dimension} eigenvalues")
+    notes: list[str] = []
+
+    def top(matvec: linalg.Matvec, name: str) -> linalg.Eigenpairs:
+        found = linalg.lanczos(
+            matvec,
+            linalg.start_vector(theta, rng, start),
+            rng=rng,
+            largest=k,
+            smallest=0,
+            tol=tol,
+            max_products=max_products,
+            report=report,
+        )
+        if not found.converged:
+            notes.append(f"{name}: not converged after {max_products} products; raise max_products")
+        return found.largest
+
+    hessian = landscape.hessian(theta)
+    raw = top(hessian, "H")
+    P, penalty = optimizer.preconditioner(theta), optimizer.penalty
+    felt = None
+    if P is not None and (P == 1).all():
+        felt = replace(raw, values=raw.values + penalty)
+    elif P is not None:
+        felt = top(_felt(hessian, P, penalty), "P⁻¹H")
+    converged = not notes
+
+    curvatures = landscape.curvatures(theta, raw.vectors[:, 0])
+    metrics = {
+        "lambda_max_raw": Metric(raw.values[0].item(), "loss", _error(curvatures)),
+        "learning_rate": Metric(optimizer.learning_rate),
+        "n_samples": Metric(landscape.n_samples),
+        **_update(landscape, theta, optimizer, notes),
+        **_batch_sharpness(landscape, theta, optimizer.batch_size, rng, notes),
+    }
+    curves = {"raw_eigenvalue": _curve(raw.values, "loss")}
+    arrays = {"raw_vectors": raw.vectors.cpu().numpy()}
+    limit, formula = optimizer.threshold or (None, "none is known for these options")
+    notes.append(f"stability threshold of {optimizer.name}: {formula}")
+    if limit:
+        metrics["stability_threshold"] = Metric(limit, "1/η")
+    if P is None or felt is None:
+        notes.append(f"{optimizer.name} has not stepped yet, so there is no preconditioner")
+        return Result(metrics, curves, arrays, converged, tuple(notes))
+
+    z = felt.vectors[:, 0].double() * P.rsqrt()  # zᵀHz + λ|z|² is the eigenvalue
+    curvatures = landscape.curvatures(theta, z).double()
+    sharpness, error = felt.values[0].item(), _error(curvatures)
+    notes += _single(curvatures, P[felt.vectors[:, 0].abs().argmax()].item())
+    metrics["sharpness"] = Metric(sharpness, "1/η", error)
+    if limit:
+        shares = {source: e / limit for source, e in error.items()}
+        metrics["threshold_ratio"] = Metric(sharpness / limit, "", shares)
+    curves["preconditioned_eigenvalue"] = _curve(felt.values, "1/η")
+    arrays["preconditioned_vectors"] = felt.vectors.cpu().numpy()
+    return Result(metrics, curves, arrays, converged, tuple(notes))
+
+
+def _felt(hessian: linalg.Matvec, P: Tensor, penalty: float) -> linalg.Matvec:
+    """v ↦ P^(−½)(H + λI)P^(−½)v, P by its diagonal."""
+    scale = P.rsqrt()
+
+    def product(v: Tensor) -> Tensor:
+        w = scale * v.double()
+        return (scale * (hessian(w) + penalty * w)).to(v.dtype)
+
+    return product
+
+
+def _error(values: Tensor) -> dict[str, float]:
+    """Standard error of the mean; none of a single value."""
+    if len(values) < 2:
+        return {}
+    return {"data": (values.double().std() / len(values) ** 0.5).item()}
+
+
+def _single(curvatures: Tensor, at: float) -> list[str]:
+    """A sharpness that hangs on one sample is said to."""
+    share = (curvatures.max() / curvatures.sum()).item()
+    if share < SHARE:
+        return []
+    return [
+        f"one of {len(curvatures)} samples carries {share:.0%} of the sharpness; the parameter "
+        f"where its eigenvector is largest has P={at:.2g}"
+    ]
+
+
+def _curve(values: Tensor, unit: str) -> Curve:
+    return Curve(np.arange(1.0, len(values) + 1), values.cpu().numpy(), "index", y_unit=unit)
+
+
+def _update(
+    landscape: Landscape, theta: Tensor, optimizer: OptimizerState, notes: list[str]
+) -> dict[str, Metric]:
+    """Curvature along the optimizer's next step."""
+    u = optimizer.update(theta, landscape.gradient(theta)).double()
+    if not u.any():
+        notes.append("the next step is zero, so there is no curvature along it")
+        return {}
+    curvatures = landscape.curvatures(theta, u / u.norm()).double()
+    return {"update_curvature": Metric(curvatures.mean().item(), "loss", _error(curvatures))}
+
+
+def _batch_sharpness(
+    landscape: Landscape, theta: Tensor, size: int, rng: torch.Generator, notes: list[str]
+) -> dict[str, Metric]:
+    """Mean of g_BᵀH_B g_B/|g_B|² over the whole mini-batches of one pass."""
+    n = landscape.n_samples
+    if n < size:
+        notes.append(f"batch sharpness is that of one batch of {n} samples, not of {size}")
+        size = n
+    found = []
+    for index in torch.randperm(n, generator=rng)[: n - n % size].split(size):
+        batch = landscape.subset(index.to(landscape.x.device)).on_batch_statistics()
+        g = batch.gradient(theta).double()
+        found.append((g @ batch.hessian(theta)(g)) / (g @ g))
+    values = torch.stack(found)
+    return {"batch_sharpness": Metric(values.mean().item(), "loss", _error(values))}

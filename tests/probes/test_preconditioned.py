@@ -1,0 +1,271 @@
+"""Preconditioned sharpness against closed forms, dense matrices and torch's own steps."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import combinations
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.autograd.functional import hessian
+from torch.func import functional_call, grad
+
+from lsa import stability
+from lsa.errors import InputError
+from lsa.landscape import Landscape, flatten
+from lsa.plots.preconditioned import draw
+from lsa.probe import Result
+from lsa.probes import preconditioned as module
+from lsa.probes.preconditioned import preconditioned
+from lsa.stability import OptimizerState
+
+pytestmark = pytest.mark.usefixtures("global_rng_untouched")
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def normal(*shape: int, seed: int = 1) -> Tensor:
+    return torch.randn(*shape, generator=generator(seed), dtype=torch.float64)
+
+
+def measure(landscape: Landscape, theta: Tensor, optimizer: Any, **options: Any) -> Result:
+    options = {"k": 2, "tol": 1e-8} | options
+    return preconditioned(landscape, theta, optimizer, generator(), lambda *_: None, **options)
+
+
+def stepped(
+    landscape: Landscape, theta: Tensor, name: str, steps: int = 3, batch: int = 20, **options: Any
+) -> tuple[OptimizerState, Tensor, torch.optim.Optimizer]:
+    """An optimizer of torch after steps on the landscape: its state, θ, and itself."""
+    p = nn.Parameter(theta.clone())
+    optimizer = getattr(torch.optim, name)([p], **options)
+    for _ in range(steps):
+        p.grad = landscape.gradient(p.detach())
+        optimizer.step()
+    return stability.read(name, optimizer.state_dict(), [p], batch), p.detach().clone(), optimizer
+
+
+@pytest.fixture(scope="module")
+def net() -> tuple[Landscape, Tensor]:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 4)).double()
+    y = torch.randint(0, 4, (60,), generator=generator(2))
+    return Landscape(model, normal(60, 6), y, chunk=32), flatten(model)
+
+
+def dense(matvec: Any, d: int) -> Tensor:
+    return torch.stack([matvec(e) for e in torch.eye(d, dtype=torch.float64)], dim=1)
+
+
+class Bowl(nn.Module):
+    """ℓᵢ(w) = sᵢ ∑ hⱼ wⱼ²/2 with the mean of s one, so that H = diag(h)."""
+
+    def __init__(self, h: Tensor) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.ones_like(h))
+        self.h = h
+
+    def forward(self, s: Tensor) -> Tensor:
+        return 0.5 * s * (self.h * self.w.square()).sum()
+
+
+def test_a_diagonal_hessian_with_a_second_moment_made_by_hand():
+    """Adam with hⱼ/Pⱼ known: another coordinate is the sharpest than without P."""
+    h = torch.tensor([9.0, 4.0, 1.0, 0.5], dtype=torch.float64)
+    v = torch.tensor([4.0, 0.01, 0.25, 1.0], dtype=torch.float64)
+    s = torch.tensor([0.5, 1.0, 1.5], dtype=torch.float64)[:, None]
+    landscape = Landscape(Bowl(h), s, torch.zeros(3), lambda o, y: o.mean())
+    options = torch.optim.Adam([nn.Parameter(v)], lr=0.01, eps=1e-2).defaults
+    state = {"exp_avg": torch.zeros_like(v), "exp_avg_sq": v * (1 - 0.999**5)}
+    optimizer = OptimizerState("Adam", options, state, 5, 3)
+    found = measure(landscape, torch.ones(4, dtype=torch.float64), optimizer, k=4)
+    P = (1 - 0.9**5) * (torch.tensor([2.0, 0.1, 0.5, 1.0], dtype=torch.float64) + 0.01)
+    felt = (h / P).sort(descending=True).values
+    assert found.curves["preconditioned_eigenvalue"].y == pytest.approx(felt.numpy(), rel=1e-12)
+    assert found.curves["raw_eigenvalue"].y == pytest.approx(h.numpy(), rel=1e-12)
+    sharpness, ratio = found.metrics["sharpness"], found.metrics["threshold_ratio"]
+    assert sharpness.value == pytest.approx((h[1] / P[1]).item(), rel=1e-12)
+    assert found.metrics["stability_threshold"].value == pytest.approx(3800)
+    assert ratio.value == pytest.approx(sharpness.value / 3800)
+    spread = 0.5 / 3**0.5 * sharpness.value  # of s, whose standard deviation is ½
+    assert sharpness.errors["data"] == pytest.approx(spread)
+    assert ratio.errors["data"] == pytest.approx(spread / 3800)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("Adam", {"lr": 0.02, "weight_decay": 0.05}),
+        ("AdamW", {"lr": 0.02, "weight_decay": 0.05}),
+        ("RMSprop", {"lr": 0.01, "momentum": 0.5}),
+        ("Adagrad", {"lr": 0.05}),
+        ("SGD", {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.05}),
+    ],
+)
+def test_every_number_agrees_with_dense_matrices_and_a_real_step(net, name, options):
+    landscape, theta = net
+    state, theta, optimizer = stepped(landscape, theta, name, **options)
+    found = measure(landscape, theta, state, k=3)
+    H = dense(landscape.hessian(theta), len(theta))
+    P = state.preconditioner(theta)
+    assert P is not None
+    penalty = 0.0 if name == "AdamW" else options.get("weight_decay", 0.0)
+    identity = torch.eye(len(theta), dtype=torch.float64)
+    # P⁻¹(H + λI) is not symmetric, yet its eigenvalues are real: those of the symmetric form.
+    eigenvalues = torch.linalg.eigvals((H + penalty * identity) / P[:, None])
+    assert eigenvalues.imag.abs().max() < 1e-8 * eigenvalues.abs().max()
+    expected = eigenvalues.real.sort(descending=True).values[:3]
+    assert found.curves["preconditioned_eigenvalue"].y == pytest.approx(expected.numpy(), rel=1e-8)
+    raw = torch.linalg.eigvalsh(H)[-1].item()
+    assert found.metrics["lambda_max_raw"].value == pytest.approx(raw, rel=1e-10)
+    ratio = expected[0].item() / found.metrics["stability_threshold"].value
+    assert found.metrics["threshold_ratio"].value == pytest.approx(ratio)
+
+    p = optimizer.param_groups[0]["params"][0]
+    p.grad = landscape.gradient(theta)
+    optimizer.step()
+    u = p.detach() - theta
+    along = (u @ H @ u / (u @ u)).item()
+    assert found.metrics["update_curvature"].value == pytest.approx(along, rel=1e-9)
+    assert found.converged and len(draw(found, "title").axes) == 2
+
+
+def test_sgd_feels_exactly_the_raw_hessian(net):
+    landscape, theta = net
+    found = measure(landscape, *stepped(landscape, theta, "SGD", lr=0.1)[1::-1])
+    assert found.metrics["sharpness"].value == found.metrics["lambda_max_raw"].value
+    assert found.metrics["sharpness"].errors == found.metrics["lambda_max_raw"].errors
+    assert found.metrics["stability_threshold"].value == pytest.approx(20)
+
+
+def test_the_error_over_the_data_is_the_spread_of_sample_curvatures(net):
+    landscape, theta = net
+    state, theta, _ = stepped(landscape, theta, "Adam")
+    found = measure(landscape, theta, state)
+    P = state.preconditioner(theta)
+    assert P is not None
+    z = torch.from_numpy(found.arrays["preconditioned_vectors"][:, 0]) / P.sqrt()
+    each = [landscape.subset(torch.tensor([i])).hessian(theta) for i in range(60)]
+    curvatures = torch.stack([z @ product(z) for product in each])
+    sharpness = found.metrics["sharpness"]
+    assert curvatures.mean().item() == pytest.approx(sharpness.value)
+    assert sharpness.errors["data"] == pytest.approx((curvatures.std() / 60**0.5).item())
+
+
+def test_the_batch_sharpness_of_all_samples_is_that_of_the_gradient(net):
+    landscape, theta = net
+    state, theta, _ = stepped(landscape, theta, "SGD", batch=60)
+    g = landscape.gradient(theta)
+    expected = (g @ landscape.hessian(theta)(g) / (g @ g)).item()
+    for size in (60, 64):
+        found = measure(landscape, theta, replace(state, batch_size=size))
+        assert found.metrics["batch_sharpness"].value == pytest.approx(expected)
+        assert not found.metrics["batch_sharpness"].errors
+        assert any("one batch of 60" in note for note in found.notes) == (size > 60)
+
+
+def test_batch_sharpness_is_the_mean_over_all_mini_batches(net):
+    """Every batch of 2 out of 6, by dense Hessians, against many random passes and their errors."""
+    landscape, theta = net
+    few = landscape.subset(torch.arange(6))
+    each = [few.subset(torch.tensor([i])) for i in range(6)]
+    gradients = torch.stack([one.gradient(theta) for one in each])
+    hessians = torch.stack([dense(one.hessian(theta), len(theta)) for one in each])
+    exact = []
+    for batch in map(list, combinations(range(6), 2)):
+        g, H = gradients[batch].mean(0), hessians[batch].mean(0)
+        exact.append(g @ H @ g / (g @ g))
+    rng = generator(4)
+    passes = torch.tensor(
+        [
+            module._batch_sharpness(few, theta, 2, rng, [])["batch_sharpness"].value
+            for _ in range(200)
+        ]
+    )
+    error = (passes.std() / len(passes) ** 0.5).item()
+    assert passes.mean().item() == pytest.approx(torch.stack(exact).mean().item(), abs=4 * error)
+
+
+def test_mini_batches_have_their_own_batch_statistics():
+    """As in training: against torch's own derivatives of the network in training mode."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 2))
+    model = model.double()
+    x, y = normal(12, 3), torch.randint(0, 2, (12,), generator=generator(2))
+    landscape, theta = Landscape(model, x, y), flatten(model)
+    for norm in (m for m in model if isinstance(m, nn.BatchNorm1d)):
+        norm.track_running_stats = False
+
+    def loss(t: Tensor) -> Tensor:
+        outputs = functional_call(model, landscape.unflatten(t), (x,))
+        return nn.functional.cross_entropy(outputs, y)
+
+    # By torch.autograd: torch.func's, unlike finite differences, is 3e-5 off for batch norm here.
+    g, H = grad(loss)(theta), hessian(loss, theta)
+    found = module._batch_sharpness(landscape, theta, 12, generator(), [])["batch_sharpness"]
+    assert found.value == pytest.approx((g @ H @ g / (g @ g)).item())
+
+
+def test_before_the_first_step_there_is_only_the_raw_hessian(net):
+    landscape, theta = net
+    found = measure(landscape, theta, stepped(landscape, theta, "Adam", steps=0)[0])
+    assert {"lambda_max_raw", "stability_threshold", "update_curvature"} < found.metrics.keys()
+    assert not {"sharpness", "threshold_ratio"} & found.metrics.keys()
+    assert any("has not stepped yet" in note for note in found.notes) and found.converged
+    assert len(draw(found, "title").axes) == 2
+
+
+def test_without_a_threshold_there_is_no_ratio(net):
+    landscape, theta = net
+    state, theta, _ = stepped(landscape, theta, "SGD", momentum=0.9, dampening=0.5)
+    found = measure(landscape, theta, state)
+    assert "sharpness" in found.metrics
+    assert not {"stability_threshold", "threshold_ratio"} & found.metrics.keys()
+    assert any("none is known for these options" in note for note in found.notes)
+    assert len(draw(found, "title").axes) == 2
+
+
+def test_a_rate_of_zero_makes_no_step_to_look_along(net):
+    landscape, theta = net
+    found = measure(landscape, theta, stepped(landscape, theta, "SGD", lr=0.0)[0])
+    assert "update_curvature" not in found.metrics
+    assert any("the next step is zero" in note for note in found.notes)
+
+
+def test_a_sharpness_that_hangs_on_one_sample_is_said(net):
+    """A parameter that no gradient has reached has P = ε; now one sample excites it."""
+    x = torch.zeros(40, 2, dtype=torch.float64)
+    x[:, 0] = normal(40)
+    x[7, 1] = 1.0
+    model = nn.utils.skip_init(nn.Linear, 2, 2, bias=False, dtype=torch.float64)
+    with torch.no_grad():
+        model.weight.zero_()
+    y = torch.randint(0, 2, (40,), generator=generator(2))
+    whole, theta = Landscape(model, x, y), flatten(model)
+    others = whole.subset(torch.tensor([i for i in range(40) if i != 7]))
+    state, theta, _ = stepped(others, theta, "Adam")
+    (note,) = (n for n in measure(whole, theta, state, k=1).notes if "carries" in n)
+    assert "one of 40 samples carries 100%" in note and "P=2.7e-09" in note  # (1 − 0.9³)ε
+    usual = measure(*net, stepped(*net, "Adam")[0])
+    assert not any("carries" in note for note in usual.notes)
+
+
+def test_a_budget_that_is_too_small_is_said(net):
+    landscape, theta = net
+    state, theta, _ = stepped(landscape, theta, "Adam")
+    found = measure(landscape, theta, state, max_products=3)
+    assert not found.converged
+    assert [note[:5] for note in found.notes[:2]] == ["H: no", "P⁻¹H:"]
+
+
+@pytest.mark.parametrize("k", [0, 93])
+def test_refusals(net, k):
+    landscape, theta = net
+    with pytest.raises(InputError, match=f"k={k}: choose 1 to d=92"):
+        measure(landscape, theta, stepped(landscape, theta, "SGD")[0], k=k)
