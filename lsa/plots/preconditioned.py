@@ -6,8 +6,10 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from lsa.plots.axes import A, B, axes
+from lsa.plots.axes import A, B, axes, label
 from lsa.probe import Curve, Metric, Result
+
+FAR = 5  # times the sharpness: a threshold further up would flatten the bars
 
 
 def draw(result: Result, title: str) -> Figure:
@@ -17,19 +19,15 @@ def draw(result: Result, title: str) -> Figure:
     if "sharpness" in metrics:
         _bars(left, result.curves["preconditioned_eigenvalue"], metrics["sharpness"], A)
     if limit := metrics.get("stability_threshold"):
-        text = f"stability threshold {limit.value:.4g}"
-        if ratio := metrics.get("threshold_ratio"):
-            text += f"; sharpness is {_written(ratio)} of it"
-        left.axhline(limit.value, color="black", linestyle="--", linewidth=1, label=text)
-        left.legend(frameon=False)
+        _threshold(left, limit, metrics.get("threshold_ratio"))
     left.set_ylabel("eigenvalue of P⁻¹H (1/η)")
     left.set_title("preconditioned" if "sharpness" in metrics else "no preconditioner yet")
 
     _bars(right, result.curves["raw_eigenvalue"], metrics["lambda_max_raw"], B)
     for name, style in (("batch_sharpness", "-."), ("update_curvature", ":")):
         if name in metrics:
-            text = f"{name.replace('_', ' ')} {_written(metrics[name])}"
-            right.axhline(metrics[name].value, color="black", linestyle=style, label=text)
+            text = f"{label(name, '')} {_written(metrics[name])}"
+            right.axhline(metrics[name].value, color="k", linestyle=style, linewidth=1, label=text)
     right.set_ylabel("eigenvalue of H (loss)")
     right.set_title("raw")
     right.legend(frameon=False)
@@ -45,6 +43,18 @@ def _bars(panel: Any, curve: Curve, top: Metric, colour: str) -> None:
     panel.bar(curve.x, curve.y, color=colour, width=0.6)
     panel.errorbar(1, top.value, yerr=2 * top.errors.get("data", 0.0), color="black", capsize=4)
     panel.set_xticks(curve.x)
+
+
+def _threshold(panel: Any, limit: Metric, ratio: Metric | None) -> None:
+    """A dashed line, or its value in words where it would flatten the bars."""
+    text = f"stability threshold {limit.value:.4g}"
+    if ratio:
+        text += f"; sharpness is {_written(ratio)} of it"
+    if ratio and FAR * ratio.value < 1:
+        panel.plot([], [], " ", label=f"{text} (above)")
+    else:
+        panel.axhline(limit.value, color="black", linestyle="--", linewidth=1, label=text)
+    panel.legend(frameon=False)
 
 
 def _written(metric: Metric) -> str:

@@ -6,13 +6,14 @@ from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.autograd.functional import hessian
 from torch.func import functional_call, grad
 
-from lsa import stability
+from lsa import data, stability
 from lsa.errors import InputError
 from lsa.landscape import Landscape, flatten
 from lsa.plots.preconditioned import draw
@@ -133,6 +134,33 @@ def test_every_number_agrees_with_dense_matrices_and_a_real_step(net, name, opti
     along = (u @ H @ u / (u @ u)).item()
     assert found.metrics["update_curvature"].value == pytest.approx(along, rel=1e-9)
     assert found.converged and len(draw(found, "title").axes) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "lr", "steps"), [("SGD", 0.12, 1000), ("RMSprop", 1e-4, 1000), ("Adam", 0.01, 1200)]
+)
+def test_full_batch_training_of_a_network_hovers_about_the_threshold(name, lr, steps):
+    """Cohen et al. 2021 and 2022: sharpness rises to 2/η, of Adam to 38/η, and stays there."""
+    split = data.load("digits", train_limit=200, val_limit=50)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(64, 20), nn.Tanh(), nn.Linear(20, 10))
+    y = nn.functional.one_hot(split.y_train, 10).float()
+    landscape = Landscape(model, split.x_train, y, lambda o, t: (o - t).square().sum(1).mean() / 2)
+    p = nn.Parameter(flatten(model))
+    optimizer = getattr(torch.optim, name)([p], lr=lr)
+    ratios, raw = [], []
+    for i in range(1, steps + 401):
+        p.grad = landscape.gradient(p.detach())
+        optimizer.step()
+        if i == 50 or (i >= steps and i % 100 == 0):
+            state = stability.read(name, optimizer.state_dict(), [p], 200)
+            found = measure(landscape, p.detach().clone(), state, k=1, tol=1e-3).metrics
+            ratios.append(found["threshold_ratio"].value)
+            raw.append(found["lambda_max_raw"].value * lr / 2)
+    first, *late = ratios
+    assert first < 0.9 and np.mean(late) == pytest.approx(1, abs=0.1) and max(late) < 1.2
+    assert name == "SGD" or max(raw) < 0.2  # of 2/η: the raw Hessian tells nothing of it
 
 
 def test_sgd_feels_exactly_the_raw_hessian(net):
