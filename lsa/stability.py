@@ -2,8 +2,8 @@
 
 An optimizer that divides by P moves as if the Hessian were P⁻¹H, and what decides on a quadratic
 whether it converges is the largest eigenvalue of P⁻¹(H + λI), with λ the L2 penalty that is coupled
-to the gradient (Cohen et al. 2022, "Adaptive gradient methods at the edge of stability", §2–3).
-Weight decay that is decoupled is no part of the gradient: it lowers the threshold.
+to the gradient (Cohen et al. 2022, "Adaptive gradient methods at the edge of stability",
+arXiv 2207.14484). Decoupled weight decay is no part of the gradient: it lowers the threshold.
 
 θ is flat, shape `(d,)`: the optimizers known here act on each parameter by itself, but for a common
 number of steps.
@@ -179,8 +179,8 @@ def _threshold(name: str, options: Mapping[str, Any]) -> tuple[float, str] | Non
     """Threshold of the largest eigenvalue of P⁻¹(H + λI), P frozen, and its formula.
 
     Gradient descent 2/η; torch's heavy ball 2(1+β)/η and Nesterov 2(1+β)/(η(1+2β)) (Cohen et al.
-    2021, §5); the average of Adam (2 + 2β₁)/((1 − β₁)η), 38/η at β₁ = 0.9 (Cohen et al. 2022), in
-    which decoupled weight decay, a factor 1 − ηλ on θ, takes ηλ from the first 2.
+    2021, arXiv 2103.00065); the average of Adam (2 + 2β₁)/((1 − β₁)η), 38/η at β₁ = 0.9 (Cohen et
+    al. 2022). Decoupled weight decay is a factor 1 − ηλ on θ: it makes a 2 − ηλ of the 2.
     """
     rate = float(options.get("lr", 1e-3))
     if options.get("maximize") or not rate > 0:
@@ -188,6 +188,8 @@ def _threshold(name: str, options: Mapping[str, Any]) -> tuple[float, str] | Non
     if name in ("Adam", "AdamW"):
         beta = float(options["betas"][0])
         decay = rate * options["weight_decay"] if _decoupled(name, options) else 0.0
+        if not decay < 2:
+            return None
         value = (2 - decay) * (1 + beta) / ((1 - beta) * rate)
         return value, f"{'(2−ηλ)' if decay else '2'}(1+β₁)/((1−β₁)η)"
     momentum = options.get("momentum", 0)

@@ -42,10 +42,10 @@ def preconditioned(
 
     An optimizer that steps by −η P⁻¹m diverges on a quadratic where P⁻¹H, not H, is too sharp, so
     raw λ_max of optimizers with different P tells nothing of which of them is near its edge (Cohen
-    et al. 2022, "Adaptive gradient methods at the edge of stability", §2–3). P is the diagonal of
-    the training's last step: 1 for SGD, √v + ε for RMSprop, √∑g² + ε for Adagrad, and for Adam and
-    AdamW (1 − β₁ᵗ)(√(v/(1 − β₂ᵗ)) + ε). Other optimizers are refused: Muon's P is no diagonal, and
-    SAM steps by the gradient of another point.
+    et al. 2022, "Adaptive gradient methods at the edge of stability", arXiv 2207.14484). P is the
+    diagonal of the training's last step: 1 for SGD, √v + ε for RMSprop, √∑g² + ε for Adagrad, and
+    for Adam and AdamW (1 − β₁ᵗ)(√(v/(1 − β₂ᵗ)) + ε). Other optimizers are refused: Muon's P is no
+    diagonal, and SAM steps by the gradient of another point.
 
     sharpness is λ_max of the symmetric P^(−½)(H + λI)P^(−½), which has the eigenvalues of
     P⁻¹(H + λI), in units of 1/η. λ is the weight decay that is added to the gradient, part of what
@@ -54,8 +54,8 @@ def preconditioned(
     2/η, 2(1+β)/η for heavy ball, 2(1+β)/(η(1+2β)) for Nesterov, (2−ηλ)(1+β₁)/((1−β₁)η) for AdamW,
     which is 38/η at β₁ = 0.9 and no decay. It is exact for a quadratic, the whole data in each step
     and P at rest, so it is a diagnostic and no criterion: full-batch training hovers about 1,
-    mini-batch training stays below. Only the ratio compares optimizers; sharpness itself has
-    another unit for each P.
+    mini-batch training usually stays below. Only the ratio compares optimizers; sharpness itself
+    has another unit for each P.
 
     update_curvature is uᵀHu/|u|² along the next step u that torch's optimizer makes from its state
     and the gradient over the measured samples (not that of a mini-batch), decoupled decay included.
