@@ -47,11 +47,12 @@ def _bars(panel: Any, curve: Curve, top: Metric, colour: str) -> None:
 
 def _threshold(panel: Any, limit: Metric, ratio: Metric | None) -> None:
     """A dashed line, or its value in words where it would flatten the bars."""
-    text = f"stability threshold {limit.value:.4g}"
+    above = bool(ratio and FAR * ratio.value < 1)
+    text = f"stability threshold {limit.value:.5g}{' (above)' if above else ''}"
     if ratio:
         text += f"; sharpness is {_written(ratio)} of it"
-    if ratio and FAR * ratio.value < 1:
-        panel.plot([], [], " ", label=f"{text} (above)")
+    if above:
+        panel.plot([], [], " ", label=text)
     else:
         panel.axhline(limit.value, color="black", linestyle="--", linewidth=1, label=text)
     panel.legend(frameon=False)

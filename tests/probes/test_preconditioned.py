@@ -240,6 +240,16 @@ def test_mini_batches_have_their_own_batch_statistics():
     assert found.value == pytest.approx((g @ H @ g / (g @ g)).item())
 
 
+def test_a_threshold_far_above_the_bars_is_written_and_a_near_one_drawn(net):
+    landscape, theta = net
+    for lr, lines in ((1.0, 1), (1e-4, 0)):
+        found = measure(landscape, theta, stepped(landscape, theta, "SGD", lr=lr)[0])
+        panel = draw(found, "title").axes[0]
+        assert sum(line.get_linestyle() == "--" for line in panel.lines) == lines
+        (text,) = (t.get_text() for t in panel.get_legend().get_texts())
+        assert text.startswith(f"stability threshold {2 / lr:g}") and (lines or "(above)" in text)
+
+
 def test_before_the_first_step_there_is_only_the_raw_hessian(net):
     landscape, theta = net
     found = measure(landscape, theta, stepped(landscape, theta, "Adam", steps=0)[0])
