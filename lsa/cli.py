@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, Optional
 import typer
 
 from lsa import probe, signals
+from lsa.cli_show import checkpoints, probes, show, written
 from lsa.cli_study import DEVICE, PROJECT, compare, report, study
 from lsa.errors import InputError
 
@@ -106,7 +107,7 @@ def application(wanted: str | None = None) -> typer.Typer:
         add_completion=True,
         pretty_exceptions_enable=False,
     )
-    for function in (train, study, compare, report, probes, checkpoints):
+    for function in (train, study, compare, report, show, checkpoints, probes):
         app.command(context_settings=CONTEXT)(function)
     app.command("mlproject", hidden=True, context_settings=CONTEXT)(mlproject)
     for name, summary in probe.summaries().items():
@@ -163,31 +164,15 @@ def train(
 
 def _print_metrics(done: Any, prefixes: tuple[str, ...]) -> None:
     """One line per number with its standard errors; not the last points of curves."""
+    from lsa import records
+
     curves = done.tags.get("lsa.curves", "").split()
-    for name, value in sorted(done.metrics.items()):
-        if not name.startswith(prefixes) or "_se_" in name or name in curves:
-            continue
-        start = f"{name}_se_"
-        errors = {k.removeprefix(start): e for k, e in done.metrics.items() if k.startswith(start)}
-        text = "".join(f" ± {error:.2g} ({source})" for source, error in errors.items())
-        print(f"{name:36} {value:.6g}{text}")
+    for name, metric in records.numbers(done.metrics, curves).items():
+        if name.startswith(prefixes):
+            print(f"{name:36} {written(metric.value, metric.errors)}")
 
 
 # --- probes ------------------------------------------------------------------------------------
-
-
-def probes() -> None:
-    """List the probes."""
-    for name, summary in probe.summaries().items():
-        print(f"{name:16} {summary}")
-
-
-def checkpoints() -> None:
-    """List the registered checkpoints."""
-    from lsa import registry
-
-    for line in registry.listing():
-        print(line)
 
 
 def mlproject() -> None:
@@ -213,7 +198,7 @@ def _command(name: str) -> Callable[..., None]:
 
 def _measure(declared: probe.Probe, given: dict[str, Any]) -> None:
     from lsa import project as projects
-    from lsa import steps, trajectory
+    from lsa import records, steps, trajectory
 
     options = {k: given.pop(k) for k in list(given) if k in declared.options}
     along = given.get("epochs", "final") == "all"
@@ -242,7 +227,7 @@ def _measure(declared: probe.Probe, given: dict[str, Any]) -> None:
         step, measure = projects.ALONG + step, trajectory.follow
     done = measure(declared.name, *sources, seed=given.get("rng_seed", 0), **options)
     _print_metrics(done, (f"{step}/",))
-    for note in (v for k, v in done.tags.items() if k.startswith("lsa.note.")):
+    for note in records.notes(done.tags):
         print(f"note: {note}")
     print(f"run  {done.run_id}")
 
@@ -250,7 +235,9 @@ def _measure(declared: probe.Probe, given: dict[str, Any]) -> None:
 def _selectors(declared: probe.Probe) -> list[inspect.Parameter]:
     """Options that name the checkpoint or the two checkpoints."""
     pair = declared.pair
-    checkpoint = "run ID of the training, models:/name/version, models:/name@alias, …"
+    checkpoint = (
+        "run ID of the training or its beginning, models:/name/version, models:/name@alias, …"
+    )
     found = [_parameter("project", str, "project of the checkpoint", "digits")]
     for suffix, which in (("", ""), ("_b", " of the second checkpoint"))[: 1 + pair]:
         found += [

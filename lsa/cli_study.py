@@ -7,6 +7,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
+from lsa.cli_show import print_table
 from lsa.errors import InputError
 
 PROJECT = Annotated[
@@ -110,21 +111,10 @@ def _view(seconds: dict[str, float], total: int, workers: int) -> Any:
 
 
 def _print_tables(setting: Any) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
     from lsa import measurements, tables
 
-    # A pipe or a file has no width; a terminal's own breaks long headings instead of cutting them.
-    console = Console(width=None if sys.stdout.isatty() else 120)
     for table in tables.tables(measurements.measured(setting)):
-        shown = Table(title=table.title, title_justify="left", box=box.SIMPLE_HEAD)
-        for heading in table.headings:
-            shown.add_column(heading, overflow="fold")
-        for cells in table.cells:
-            shown.add_row(*cells)
-        console.print(shown)
+        print_table(table.headings, table.cells, table.title)
     print(
         "± is half a 95 % interval over the seeds; of one seed, two standard errors over the "
         "samples, probe vectors or subspaces."

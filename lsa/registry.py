@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 from lsa import checkpoint as checkpoints
 from lsa.checkpoint import Checkpoint
 from lsa.errors import InputError
-from lsa.tracking import Run, client, experiments, quoted, store
+from lsa.tracking import Run, client, experiments, quoted, store, whole
 
 FLAVOR = "lsa"
 
@@ -124,15 +125,19 @@ def key(model_id: str) -> str:
 
 def numbers(model_id: str) -> dict[str, float]:
     """The newest value of every metric that was logged on a checkpoint."""
-    found = client().get_logged_model(model_id).metrics or []
-    return {m.key: m.value for m in sorted(found, key=lambda m: m.timestamp)}
+    return _newest(client().get_logged_model(model_id).metrics)
+
+
+def _newest(logged: Iterable[Any] | None) -> dict[str, float]:
+    return {m.key: m.value for m in sorted(logged or (), key=lambda m: m.timestamp)}
 
 
 def resolve(reference: str) -> str:
     """The address of the checkpoint meant by a run ID or any address that MLflow knows.
 
     Args:
-        reference: Run ID, `runs:/…`, `models:/name/version`, `models:/name@alias`, `models:/m-…`.
+        reference: Run ID or the beginning of one, `runs:/…`, `models:/name/version`,
+            `models:/name@alias`, `models:/m-…`.
 
     Raises:
         InputError: Nothing registered under it; says what was looked for.
@@ -144,13 +149,15 @@ def resolve(reference: str) -> str:
         newest = max(versions, key=lambda version: int(version.version))
         return f"models:/{newest.name}/{newest.version}"
     try:
-        kind = client().get_run(reference).data.tags.get("lsa.step", "unknown")
-        reason = f"is a run of step {kind} and has registered no checkpoint"
-    except MlflowException:
-        reason = "is no run here"
+        found = whole(reference)
+    except InputError as error:
+        raise InputError(f"no checkpoint {reference!r}: {error}") from None
+    if found.run_id != reference:
+        return resolve(found.run_id)
     raise InputError(
-        f"no checkpoint {reference!r}: it {reason} in {store()}; give the ID of a training run, "
-        "models:/name/version or models:/name@alias"
+        f"no checkpoint {reference!r}: it is a run of step {found.tags.get('lsa.step', 'unknown')} "
+        "and has registered none; give the ID of a training run, models:/name/version or "
+        "models:/name@alias"
     )
 
 
@@ -175,19 +182,23 @@ def find(project: str, optimizer: str, seed: int) -> str:
     )
 
 
+def training(address: str) -> str:
+    """ID of the run that trained a checkpoint.
+
+    Raises:
+        InputError: There is no such checkpoint.
+    """
+    return _info(address).run_id or ""
+
+
 def fetch(address: str, *, device: str = "cpu", trusted: Sequence[str] = ()) -> Checkpoint:
     """Download a checkpoint by its address and read it.
 
     Raises:
         InputError: It is not there, or is not an lsa checkpoint.
     """
+    info = _info(address)
     try:
-        info = Model.load(address)
-        if FLAVOR not in info.flavors:
-            raise InputError(
-                f"{address} is a model of flavour {', '.join(info.flavors)}, not an lsa "
-                "checkpoint; register one with lsa train"
-            )
         with tempfile.TemporaryDirectory() as scratch:
             folder = download_artifacts(address, dst_path=scratch)
             return checkpoints.read(
@@ -198,18 +209,76 @@ def fetch(address: str, *, device: str = "cpu", trusted: Sequence[str] = ()) -> 
                 run_id=info.run_id or "",
             )
     except (MlflowException, OSError) as error:
-        reason = str(error).splitlines()[0]
+        raise _missing(address, error) from None
+
+
+def _info(address: str) -> Model:
+    """What MLflow knows of the checkpoint at an address."""
+    try:
+        info = Model.load(address)
+    except (MlflowException, OSError) as error:
+        raise _missing(address, error) from None
+    if FLAVOR not in info.flavors:
         raise InputError(
-            f"no checkpoint at {address} in {store()} ({reason}); list them with "
-            "lsa checkpoints, or make one with lsa train"
-        ) from None
+            f"{address} is a model of flavour {', '.join(info.flavors)}, not an lsa "
+            "checkpoint; register one with lsa train"
+        )
+    return info
 
 
-def listing() -> list[str]:
-    """One line per registered checkpoint: address, seed, epoch and training run."""
-    versions = client().search_model_versions("tags.epoch != ''", max_results=1000)
+def _missing(address: str, error: Exception) -> InputError:
+    return InputError(
+        f"no checkpoint at {address} in {store()} ({str(error).splitlines()[0]}); list them with "
+        "lsa checkpoints, or make one with lsa train"
+    )
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A registered checkpoint and the numbers that were logged on it."""
+
+    address: str
+    project: str
+    optimizer: str
+    seed: int
+    epoch: int
+    run_id: str  # of its training
+    numbers: Mapping[str, float]
+
+
+def listing(project: str | None = None) -> list[Listed]:
+    """Every registered checkpoint, of one project or of all, in two searches."""
+    criteria = f"tags.project = '{quoted(project)}'" if project else "tags.epoch != ''"
+    numbers = _registered_numbers(criteria)
+    versions, token = [], None
+    while True:
+        page = client().search_model_versions(criteria, max_results=1000, page_token=token)
+        versions += [version for version in page if "epoch" in version.tags]
+        token = page.token
+        if not token:
+            break
     return [
-        f"models:/{v.name}/{v.version}  seed {v.tags['seed']}  epoch {v.tags['epoch']}  "
-        f"run {v.run_id}"
+        Listed(
+            address=f"models:/{v.name}/{v.version}",
+            project=v.tags["project"],
+            optimizer=v.tags["optimizer"],
+            seed=int(v.tags["seed"]),
+            epoch=int(v.tags["epoch"]),
+            run_id=v.run_id,
+            numbers=numbers.get(v.source, {}),
+        )
         for v in sorted(versions, key=lambda v: (v.name, int(v.version)))
     ]
+
+
+def _registered_numbers(criteria: str) -> dict[str, dict[str, float]]:
+    """Source of a registered version → the numbers of its logged model."""
+    criteria = f"{criteria} and tags.`{MLFLOW_MODEL_VERSIONS}` != ''"
+    found: dict[str, dict[str, float]] = {}
+    token = None
+    while True:
+        page = client().search_logged_models(experiments(), criteria, page_token=token)
+        found |= {f"models:/{model.model_id}": _newest(model.metrics) for model in page}
+        token = page.token
+        if not token:
+            return found

@@ -408,6 +408,10 @@ class Done:
     seconds: float = 0.0  # from its start to its end
     experiment: str = ""
     data: str = ""  # digest of the dataset that it measured
+    name: str = ""
+    status: str = "FINISHED"
+    started: int = 0  # milliseconds since 1970
+    artifacts: str = ""  # where its files are
 
 
 def finished(key: str) -> Done | None:
@@ -447,6 +451,40 @@ def not_finite(tags: Mapping[str, str]) -> dict[str, float]:
     }
 
 
+def whole(prefix: str) -> Done:
+    """The run whose ID starts like this, whatever became of it.
+
+    Raises:
+        InputError: There is none, or there are several.
+    """
+    found = []
+    if prefix.isalnum():  # as all IDs are, and no wildcard is
+        criteria = f"attributes.run_id LIKE '{prefix}%'"
+        found = client().search_runs(experiments(), criteria, max_results=10)
+    if not found:
+        raise InputError(
+            f"no run {prefix!r} in {shown(store())}; give a run ID or the beginning of one, or "
+            "optimizer=…"
+        )
+    if len(found) > 1:
+        some = ", ".join(f"{one.info.run_id[:12]}… ({one.info.run_name})" for one in found)
+        raise InputError(f"run {prefix!r} may be any of {some}; give more of its ID")
+    return _done(found[0])
+
+
+def newest_on(training: str, step: str) -> Done | None:
+    """The newest run of a step on the checkpoint of a training."""
+    criteria = f"tags.`lsa.step` = '{quoted(step)}' and params.checkpoint = '{quoted(training)}'"
+    order = ["attributes.start_time DESC"]
+    found = client().search_runs(experiments(), criteria, max_results=1, order_by=order)
+    return _done(found[0]) if found else None
+
+
+def files(run_id: str) -> list[str]:
+    """Names of a run's artifacts, those in folders left out."""
+    return [file.path for file in client().list_artifacts(run_id) if not file.is_dir]
+
+
 def read(run_id: str) -> Done:
     """A run's metrics, parameters and tags."""
     return _done(client().get_run(run_id))
@@ -463,4 +501,8 @@ def _done(found: Any) -> Done:
         seconds=((info.end_time or info.start_time) - info.start_time) / 1000,
         experiment=info.experiment_id,
         data=", ".join(dict.fromkeys(one.dataset.digest for one in inputs)),
+        name=info.run_name or "",
+        status=info.status,
+        started=info.start_time,
+        artifacts=info.artifact_uri or "",
     )

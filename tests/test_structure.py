@@ -36,7 +36,7 @@ LAYERS = [
     {"steps"},
     {"train_step"},
     {"trajectory"},
-    {"measurements"},
+    {"measurements", "records"},
     {"tables", "pictures", "checks"},
     {"findings"},
     {"insights"},
@@ -44,13 +44,14 @@ LAYERS = [
     {"studies"},
     {"plan"},
     {"__init__"},
+    {"cli_show"},
     {"cli_study"},
     {"cli"},
     {"__main__"},
 ]
 ALLOWED = {
     "mlflow": {"tracking", "registry"},
-    "typer": {"cli", "cli_study"},
+    "typer": {"cli", "cli_show", "cli_study"},
     "matplotlib": {"plots"},
 }
 

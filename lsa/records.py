@@ -1,0 +1,198 @@
+"""Runs, checkpoints and probes as documents: what the commands that show them print."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Collection, Mapping
+from datetime import datetime, timezone
+from typing import Any, get_args
+
+from lsa import probe, project, registry, steps, tracking
+from lsa.errors import InputError
+from lsa.probe import Metric, Probe
+from lsa.tracking import Done, plain
+
+PICTURES = (".png", ".html")
+NOTE = "lsa.note."  # + its number: a tag
+
+
+def find(
+    reference: str | None = None,
+    *,
+    name: str | None = None,
+    optimizer: str | None = None,
+    seed: int | None = None,
+    step: str | None = None,
+) -> Done:
+    """The run meant.
+
+    Args:
+        reference: Run ID or the beginning of one, or the address of a checkpoint: its training.
+        name: Instead of a reference: the project, …
+        optimizer: … the optimizer, …
+        seed: … and the seed of a checkpoint's training.
+        step: Instead of a training: the newest run of this probe on its checkpoint.
+
+    Raises:
+        InputError: There is no such run, or several.
+    """
+    if not reference and not optimizer:
+        raise InputError("no run is named; give a run ID or its beginning, or optimizer=…")
+    if reference and not optimizer and not reference.startswith(("models:/", "runs:/")):
+        named = tracking.whole(reference)
+    else:
+        address, _ = steps.locate(reference, name, optimizer, seed)
+        named = tracking.read(registry.training(address))
+    if step is None:
+        return named
+    command = probe.find(step.removeprefix(project.ALONG)).name
+    found = tracking.newest_on(named.run_id, step)
+    if found is None:
+        raise InputError(
+            f"no run of {step} measured the checkpoint of run {named.run_id}; make one with: "
+            f"lsa {command} --checkpoint {named.run_id}"
+        )
+    return found
+
+
+def run(done: Done) -> dict[str, Any]:
+    """Everything about a run; its numbers with units and standard errors."""
+    step = done.tags.get("lsa.step", "")
+    files = tracking.files(done.run_id)
+    units = _units(done.run_id, step, files)
+    values = {**done.metrics, **tracking.not_finite(done.tags)}
+    return {
+        "run": done.run_id,
+        "name": done.name,
+        "step": step,
+        "status": done.status,
+        "error": done.tags.get("lsa.error"),
+        "started": datetime.fromtimestamp(done.started / 1000, timezone.utc).isoformat(),
+        "seconds": done.seconds,
+        "project": done.tags.get("project"),
+        "optimizer": done.tags.get("optimizer"),
+        "seed": int(done.tags["seed"]) if "seed" in done.tags else None,
+        "checkpoints": _checkpoints(done, step),
+        "parameters": _parameters(done.params, step),
+        "metrics": {
+            name: {
+                "value": plain(metric.value),
+                "unit": units.get(name.removeprefix(f"{step}/"), ""),
+                "standard_errors": {k: plain(error) for k, error in metric.errors.items()},
+            }
+            for name, metric in numbers(values, done.tags.get("lsa.curves", "").split()).items()
+        },
+        "notes": notes(done.tags),
+        "figures": [f"{done.artifacts}/{file}" for file in files if file.endswith(PICTURES)],
+        "artifacts": done.artifacts,
+    }
+
+
+def numbers(values: Mapping[str, float], curves: Collection[str] = ()) -> dict[str, Metric]:
+    """Logged values as numbers with their standard errors, by name; without points of curves."""
+    found = {}
+    for name, value in sorted(values.items()):
+        if "_se_" in name or name in curves:
+            continue
+        start = f"{name}_se_"
+        errors = {k.removeprefix(start): e for k, e in values.items() if k.startswith(start)}
+        found[name] = Metric(value, errors=errors)
+    return found
+
+
+def notes(tags: Mapping[str, str]) -> list[str]:
+    """What a run's probe says to its reader, in its order."""
+    found = {k.removeprefix(NOTE): v for k, v in tags.items() if k.startswith(NOTE)}
+    return [found[key] for key in sorted(found, key=int)]
+
+
+def _units(run_id: str, step: str, files: Collection[str]) -> dict[str, str]:
+    """Units of a probe's numbers, which its artifact knows."""
+    file = f"{step.partition('.')[0]}.json"
+    if file not in files:
+        return {}
+    stored = tracking.artifact(run_id, file).get("metrics", {})
+    return {name: metric["unit"] for name, metric in stored.items()}
+
+
+def _checkpoints(done: Done, step: str) -> list[dict[str, str]]:
+    """The checkpoint that a training registered, or those that a probe measured."""
+    if step == "train":
+        address = done.tags.get("lsa.checkpoint")
+        return [{"address": address, "run": done.run_id}] if address else []
+    ids = [done.params[k] for k in ("checkpoint", "checkpoint_b") if k in done.params]
+    found = []
+    for one in ids:
+        try:
+            address = registry.resolve(one)
+        except InputError:  # deleted since
+            address = ""
+        found.append({"address": address, "run": one})
+    return found
+
+
+def _parameters(params: Mapping[str, str], step: str) -> dict[str, Any]:
+    """Name → value and default, which is None where there is none."""
+    name = step.removeprefix(project.ALONG)
+    declared = probe.find(name) if name in probe.modules() else None
+    return {key: _parameter(declared, key, text) for key, text in params.items()}
+
+
+def _parameter(declared: Probe | None, key: str, text: str) -> dict[str, Any]:
+    if declared is None or key not in declared.options:
+        return {"value": text, "default": None}
+    value: Any = text
+    with contextlib.suppress(InputError):  # of an option that has changed since
+        value = project.resolve(declared, {key: text}, "run")[key]
+    return {"value": value, "default": declared.options[key].default}
+
+
+# --- lists ---------------------------------------------------------------------------------------
+
+
+def checkpoints(name: str | None = None) -> list[dict[str, Any]]:
+    """The registered checkpoints with the accuracy and headline numbers logged on them."""
+    measured = ("final", *probe.modules())
+    return [
+        {
+            "address": one.address,
+            "project": one.project,
+            "optimizer": one.optimizer,
+            "seed": one.seed,
+            "epoch": one.epoch,
+            "run": one.run_id,
+            "metrics": {
+                key: {
+                    "value": plain(metric.value),
+                    "standard_errors": {k: plain(error) for k, error in metric.errors.items()},
+                }
+                for key, metric in numbers(one.numbers).items()
+                if key.partition("/")[0] in measured
+            },
+        }
+        for one in registry.listing(name)
+    ]
+
+
+def probes() -> list[dict[str, Any]]:
+    """The probes with all that they declare."""
+    return [_declaration(probe.find(name)) for name in probe.modules()]
+
+
+def _declaration(declared: Probe) -> dict[str, Any]:
+    return {
+        "name": declared.name,
+        "summary": declared.summary,
+        "checkpoints": 2 if declared.pair else 1,
+        "along_training": declared.along,
+        "headline": list(declared.headline),
+        "options": {
+            option.name: {
+                "type": "choice" if get_args(option.type) else option.type.__name__,
+                "choices": list(get_args(option.type)),
+                "default": option.default,
+                "help": option.help,
+            }
+            for option in declared.options.values()
+        },
+    }
