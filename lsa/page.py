@@ -53,12 +53,17 @@ def as_html(title: str, sections: list[Section]) -> str:
     return "\n".join([*parts, *map(_html_section, sections)]) + "</html>\n"
 
 
+def as_fragment(sections: list[Section]) -> str:
+    """HTML to stand inside another page, such as a notebook."""
+    return "\n".join(map(_html_section, sections))
+
+
 def _html_section(section: Section) -> str:
     title, text = html.escape(section.title), html.escape(section.text)
-    parts = [f"<h{section.level}>{title}</h{section.level}>"]
+    parts = [f"<h{section.level}>{title}</h{section.level}>"] if title else []
     if section.figure:
         data = base64.b64encode(section.figure).decode()
-        image = f"<img alt='{title}' src='data:image/png;base64,{data}'>"
+        image = f"<img alt='{title or text}' src='data:image/png;base64,{data}'>"
         parts.append(f"<figure>{image}<figcaption>{text}</figcaption></figure>")
     elif text:
         parts.append(f"<p>{text}</p>")

@@ -20,7 +20,7 @@ import importlib.util
 import inspect
 import typing
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -81,6 +81,11 @@ class Result:
     arrays: Mapping[str, np.ndarray] = field(default_factory=dict)  # "file.name" share file.npz
     converged: bool = True
     notes: tuple[str, ...] = ()  # one plain sentence each; what a reader must know
+    probe: str = ""  # which one measured it, where it was called by its declaration
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: `lsa.display` by its name, since figures are drawn above here."""
+        return importlib.import_module("lsa.display").html(self)
 
 
 @dataclass(frozen=True)
@@ -123,6 +128,33 @@ class Probe:
     options: Mapping[str, Option]
     headline: tuple[str, ...]  # metrics that stand in the comparison table
     work: Callable[..., Work] | None = None  # `work(sizes, **options)`: about what it will compute
+
+    def __call__(self, **given: Any) -> Result:
+        """Measure, outside of any tracking; inputs and options by name.
+
+        Unless given, `rng` is seeded with 0, `report` says nothing and `start` is None. Inputs
+        that the probe does not take are passed over.
+
+        Raises:
+            InputError: An input is missing, or a name is neither an input nor an option.
+        """
+        import torch
+
+        rng = torch.Generator().manual_seed(0)
+        given = {"rng": rng, "report": lambda *_: None, "start": None, **given}
+        missing = [name for name in self.inputs if name not in given]
+        if missing:
+            raise InputError(
+                f"probe {self.name} needs {missing[0]} ({INPUTS[missing[0]]}); give {missing[0]}=…"
+            )
+        options = {name: value for name, value in given.items() if name not in INPUTS}
+        for name in options:
+            if name not in self.options:
+                raise InputError(
+                    f"probe {self.name} has no option {name!r}; known: {', '.join(self.options)}"
+                )
+        result = self.function(*(given[name] for name in self.inputs), **options)
+        return replace(result, probe=self.name)
 
     @property
     def pair(self) -> bool:

@@ -270,7 +270,7 @@ def call_probe(
         "rng": lambda: torch.Generator().manual_seed(seed),
         "report": lambda: report,
     }
-    result = declared.function(*(available[name]() for name in declared.inputs), **options)
+    result = declared(**{name: available[name]() for name in declared.inputs}, **options)
     landscape: Landscape = source.landscape
     whole = len(source.data.x_train)
     if "landscape" in declared.inputs and landscape.n_samples < whole:

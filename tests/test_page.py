@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from html.parser import HTMLParser
 
-from lsa.page import Link, Section, as_html, as_markdown
+from lsa.page import Link, Section, as_fragment, as_html, as_markdown
 
 HOSTILE = "<script>alert('x')</script> | `a` *b* [c](d) \\ & \"e\""
 
@@ -36,6 +36,7 @@ def test_hostile_text_is_text_everywhere_on_the_page():
     assert anchor == {"href": "http://host/'onmouseover='x"}
     (image,) = [attributes for tag, attributes in page.tags if tag == "img"]
     assert image["alt"] == HOSTILE
+    assert "script" not in [tag for tag, _ in Reader(as_fragment([section, figure])).tags]
 
 
 def test_a_markdown_table_keeps_its_columns():

@@ -30,7 +30,7 @@ LAYERS = [
     {"probe", "heads", "stability"},
     {"project", "progress", "mlproject", "plots", "subspace_training"},
     {"probes", "train"},
-    {"checkpoint"},
+    {"checkpoint", "display"},
     {"tracking"},
     {"registry"},
     {"steps"},
