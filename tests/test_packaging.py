@@ -53,7 +53,7 @@ def test_the_readme_names_commands_that_exist():
     assert set(re.findall(r"make ([a-z]+)", readme)) <= targets
     entries = yaml.safe_load((ROOT / "MLproject").read_text())["entry_points"]
     assert set(re.findall(r"mlflow run \. -e ([a-z_]+)", readme)) <= set(entries)
-    assert set(re.findall(r"^\| `([a-z_]+)` \|", readme, re.MULTILINE)) == set(entries) - {
+    assert set(re.findall(r"^\| \[`([a-z_]+)`\]", readme, re.MULTILINE)) == set(entries) - {
         "main",
         "train",
     }

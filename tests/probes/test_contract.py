@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ from lsa.tracking import summary
 
 pytestmark = pytest.mark.usefixtures("global_rng_untouched")
 
+PAGES = Path(__file__).parents[2] / "docs" / "probes"
 # Smaller than the defaults, so that each takes about a second.
 SMALL: dict[str, dict[str, Any]] = {
     "lanczos": {"density_probes": 2, "density_steps": 15},
@@ -108,10 +111,24 @@ def test_a_probe_keeps_the_contract(name, inputs):
     assert all(note and "\n" not in note for note in result.notes)
     json.dumps(summary(result), allow_nan=False)
 
+    if probe.modules()[name].startswith("lsa.probes."):
+        documented(name, result)
     drawn = plots.figures(name, result, "title")
     assert drawn and all(figure.axes for figure in drawn.values())
     for figure in drawn.values():
         figure.canvas.draw()
+
+
+def documented(name: str, result: probe.Result) -> None:
+    """Every number stands in the probe's page with its unit and the sources of its errors."""
+    page = (PAGES / f"{name}.md").read_text().split("\n## Metrics\n")[1]
+    written = {}
+    for line in re.findall(r"^\| `.*$", page, re.MULTILINE):
+        names, unit, sources, _ = re.split(r"(?<!\\)\|", line)[1:-1]
+        for key in re.findall(r"`(\w+)`", names):
+            written[key] = unit.strip(), set(sources.replace("–", "").replace(",", " ").split())
+    for key, metric in result.metrics.items():
+        assert written[key] == (metric.unit, set(metric.errors)), key
 
 
 def test_the_registry_has_the_six_probes():
