@@ -57,8 +57,8 @@ def test_the_readme_names_commands_that_exist():
         "main",
         "train",
     }
-    for picture in re.findall(r"\]\((docs/[^)]+)\)", readme):
-        assert (ROOT / picture).is_file(), picture
+    for link in re.findall(r"\]\(((?:docs|examples)/[^)]+)\)", readme):
+        assert (ROOT / link).exists(), link
 
 
 def test_no_tracked_file_is_large():

@@ -1,0 +1,120 @@
+"""The examples do what they say, in processes and folders of their own."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+EXAMPLES = ROOT / "examples"
+
+
+def ran(folder: Path, *command: str, path: str = "") -> str:
+    """What a Python command printed, run in a folder with a store of its own."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
+    environment["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [path, str(ROOT)]))
+    done = subprocess.run(
+        [sys.executable, *command],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture
+def own_model(capsys) -> dict:
+    """The example's names after it has run."""
+    spec = importlib.util.spec_from_file_location("own_model", EXAMPLES / "own_model.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return vars(module) | {"printed": capsys.readouterr().out}
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+def test_the_spectrum_of_your_own_model_is_that_of_its_dense_hessian(own_model):
+    import torch
+    from torch.func import functional_call, hessian
+
+    assert len((EXAMPLES / "own_model.py").read_text().splitlines()) <= 30
+    model, x, y, loss = (own_model[name] for name in ("model", "x", "y", "loss"))
+    double = model.double()
+    place = {name: p.detach() for name, p in double.named_parameters()}
+    sizes = [p.numel() for p in place.values()]
+
+    def value(flat: torch.Tensor) -> torch.Tensor:
+        parts = zip(place, flat.split(sizes), strict=True)
+        named = {name: part.view(place[name].shape) for name, part in parts}
+        return loss(functional_call(double, named, (x.double(),)), y.double())
+
+    dense = hessian(value)(torch.cat([p.reshape(-1) for p in place.values()]))
+    eigenvalues = torch.linalg.eigvalsh(dense)
+    metrics = own_model["result"].metrics
+    assert metrics["lambda_max"].value == pytest.approx(eigenvalues[-1].item(), rel=1e-4)
+    assert metrics["lambda_min"].value == pytest.approx(eigenvalues[0].item(), rel=1e-2)
+    assert re.search(r"lambda_max +\S+ ± \S+ \(data\) loss", own_model["printed"])
+
+
+@pytest.mark.slow
+def test_a_probe_of_your_own_package_is_a_command_like_any_other(tmp_path):
+    """Installed as anyone would, and found by its entry point."""
+    pytest.importorskip("setuptools", minversion="70.1")
+    source = tmp_path / "source"  # building writes beside the source
+    source.mkdir()
+    for file in (EXAMPLES / "own_probe").iterdir():
+        if file.is_file():
+            (source / file.name).write_bytes(file.read_bytes())
+    target = str(tmp_path / "installed")
+    options = ["--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--target", target]
+    ran(tmp_path, "-m", "pip", "install", *options, str(source))
+    lsa = functools.partial(ran, tmp_path, "-m", "lsa", path=target)
+    assert "bump " in lsa("probes")
+    assert "--radius" in lsa("bump", "--help")
+    (tmp_path / "tiny.yaml").write_text(
+        "dataset: {name: digits, train_limit: 100, val_limit: 50}\n"
+        "model: {name: mlp, hidden: [8]}\n"
+        "train: {epochs: 1}\n"
+        "optimizers: {sgd: {name: SGD, lr: 0.1}}\n"
+        "probes: {bump: {radius: 0.5}}\n"
+    )
+    checkpoint = ["--project", "tiny.yaml", "--optimizer", "sgd"]
+    lsa("train", *checkpoint)
+    assert re.search(r"bump/loss_rise .* ± .*\(data\)", lsa("bump", *checkpoint))
+
+
+@pytest.mark.slow
+def test_a_model_that_others_registered_is_measured_as_it_was_before_they_did(tmp_path):
+    import torch
+    from sklearn.datasets import load_digits
+    from torch import nn
+
+    from lsa import Landscape
+    from lsa.landscape import flatten
+    from lsa.probe import find
+
+    printed = ran(tmp_path, str(EXAMPLES / "foreign_model.py"))
+    images, labels = load_digits(return_X_y=True)
+    x, y = torch.tensor(images, dtype=torch.float32) / 16, torch.tensor(labels)
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.5)
+    for _ in range(200):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(network(x), y).backward()
+        optimizer.step()
+    landscape = Landscape(network, x, y)
+    result = find("lanczos")(landscape=landscape, theta=flatten(network), density_probes=0)
+    found = re.search(r"lambda_max (\S+) ± ", printed)
+    assert found and float(found[1]) == pytest.approx(result.metrics["lambda_max"].value, rel=1e-3)
