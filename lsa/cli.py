@@ -1,6 +1,7 @@
 """The command line: a loop over the registry of probes.
 
-`lsa --help` imports neither torch nor mlflow: only the command that is called is built in full.
+Help and completion import neither torch nor mlflow: only the command that is called is built in
+full, from the text of its probe where that is enough.
 Options keep MLflow's spelling as well as the shell's (`--max_products` and `--max-products`).
 """
 
@@ -15,7 +16,7 @@ from typing import Annotated, Any, Literal, Optional
 
 import typer
 
-from lsa import probe, signals
+from lsa import outline, probe, signals
 from lsa.cli_show import checkpoints, probes, show, written
 from lsa.cli_study import DEVICE, PROJECT, compare, report, study
 from lsa.errors import InputError
@@ -39,7 +40,8 @@ def run(arguments: Sequence[str]) -> int:
     """
     # torch's own forward mode says this to people who cannot do anything about it.
     warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated")
-    wanted = next((a for a in arguments if not a.startswith("-")), None)
+    words = arguments or _being_completed()
+    wanted = next((word for word in words if not word.startswith("-")), None)
     command = typer.main.get_command(application(wanted))
     with signals.caught():
         try:
@@ -53,6 +55,14 @@ def run(arguments: Sequence[str]) -> int:
             if line is None:
                 raise
             return _refused(line)
+
+
+def _being_completed() -> list[str]:
+    """Words of the command line that a shell asks to complete, without the program."""
+    if "_LSA_COMPLETE" not in os.environ:
+        return []
+    line = os.environ.get("COMP_WORDS") or os.environ.get("_TYPER_COMPLETE_ARGS", "")
+    return line.split()[1:]
 
 
 def _explained(error: BaseException, arguments: Sequence[str]) -> str | None:
@@ -110,7 +120,7 @@ def application(wanted: str | None = None) -> typer.Typer:
     for function in (train, study, compare, report, show, checkpoints, probes):
         app.command(context_settings=CONTEXT)(function)
     app.command("mlproject", hidden=True, context_settings=CONTEXT)(mlproject)
-    for name, summary in probe.summaries().items():
+    for name, summary in outline.summaries().items():
         function, text = (_command(name), None) if name == wanted else (_stub, summary)
         app.command(name, help=text, context_settings=CONTEXT, rich_help_panel="Probes")(function)
     return app
@@ -184,7 +194,7 @@ def mlproject() -> None:
 
 def _command(name: str) -> Callable[..., None]:
     """A function that typer can read, made from a probe's declaration."""
-    declared = probe.find(name)
+    declared = outline.read(name)
 
     def command(**given: Any) -> None:
         _measure(declared, {k: v for k, v in given.items() if v is not None})

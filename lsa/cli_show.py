@@ -12,7 +12,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from lsa import probe
+from lsa import outline
 
 JSON = Annotated[bool, typer.Option("--json", help="print one JSON document and nothing else")]
 HEADER = {"project", "optimizer", "seed", "checkpoint", "checkpoint_b"}  # stands above
@@ -148,7 +148,7 @@ def probes(json: JSON = False) -> None:
 
         _print_json(records.probes())
         return
-    summaries = probe.summaries()
+    summaries = outline.summaries()
     width = max(map(len, summaries), default=0)
     for name, summary in summaries.items():
         print(f"{name:{width}}  {summary}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lsa import probe
+from lsa import outline
 
 STEPS = {
     "main": ("study", "The whole study of a project: -P project=digits"),
@@ -23,7 +23,7 @@ def render() -> str:
         "entry_points:",
     ]
     entries = {name: value for name, value in STEPS.items()}
-    entries |= {name: (name, summary) for name, summary in probe.summaries().items()}
+    entries |= {name: (name, summary) for name, summary in outline.summaries().items()}
     for name, (command, summary) in entries.items():
         lines += [f"  # {summary}", f"  {name}:", f'    command: "python -m lsa {command}"']
     return "\n".join(lines) + "\n"

@@ -14,9 +14,7 @@ this one declaration. The decorated function stays the plain function.
 
 from __future__ import annotations
 
-import ast
 import importlib
-import importlib.util
 import inspect
 import typing
 from collections.abc import Callable, Mapping
@@ -278,21 +276,3 @@ def find(name: str) -> Probe:
     if name not in PROBES:
         raise InputError(f"module {known[name]} declares no probe named {name!r}; mend the package")
     return PROBES[name]
-
-
-def summaries() -> dict[str, str]:
-    """Probe name → first docstring line, read without importing (and so without torch)."""
-    return {name: _summary(module, name) for name, module in modules().items()}
-
-
-def _summary(module: str, name: str) -> str:
-    try:
-        spec = importlib.util.find_spec(module)
-    except ImportError:  # an entry point left behind must not break the list of the others
-        return ""
-    if spec is None or spec.origin is None:
-        return ""
-    for node in ast.parse(Path(spec.origin).read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.FunctionDef) and node.name == name:
-            return (ast.get_docstring(node) or "").partition("\n")[0]
-    return ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +24,27 @@ def test_help_loads_neither_torch_nor_mlflow():
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip().endswith("set()")
     assert "lanczos" in out.stdout and "study" in out.stdout
+
+
+@pytest.mark.parametrize(
+    ("shell", "line"),
+    [
+        ("bash", {"COMP_WORDS": "lsa lanczos --density", "COMP_CWORD": "2"}),
+        ("zsh", {"_TYPER_COMPLETE_ARGS": "lsa lanczos --density"}),
+    ],
+)
+def test_a_shell_completes_the_options_of_a_probe_without_torch(shell, line):
+    code = (
+        "import sys, atexit; from lsa import cli; "
+        "atexit.register(lambda: print({'torch', 'mlflow', 'numpy.linalg'} & set(sys.modules))); "
+        "cli.run([])"
+    )
+    environment = {**os.environ, **line, "_LSA_COMPLETE": f"complete_{shell}"}
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment
+    ).stdout
+    assert "--density-probes" in out and "--density-steps" in out and "--k-min" not in out
+    assert "torch" not in out
 
 
 @pytest.mark.parametrize("name", list(probe.modules()))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from importlib.metadata import EntryPoint
 from types import ModuleType
@@ -96,11 +95,6 @@ def test_unknown_probes_are_answered_with_the_nearest():
         declaration.find("lanczo")
 
 
-def test_summaries_are_the_docstrings_first_lines():
-    for name, summary in declaration.summaries().items():
-        assert summary == declaration.find(name).summary
-
-
 def test_third_party_probes_are_found_and_clashes_named(monkeypatch):
     def points(*found: EntryPoint):
         monkeypatch.setattr(declaration, "entry_points", lambda group: found)
@@ -142,19 +136,6 @@ def test_a_module_without_its_probe_is_named(monkeypatch):
     monkeypatch.setattr(declaration, "entry_points", lambda group: (point,))
     with pytest.raises(InputError, match="their_package declares no probe named 'mine'"):
         declaration.find("mine")
-
-
-def test_an_entry_point_left_behind_does_not_hide_the_other_probes(monkeypatch):
-    point = EntryPoint("gone", "uninstalled_package.gone", "lsa.probes")
-    monkeypatch.setattr(declaration, "entry_points", lambda group: (point,))
-    found = declaration.summaries()
-    assert found["gone"] == "" and found["lanczos"]
-
-
-def test_summaries_load_no_torch():
-    code = "import sys, lsa.probe; lsa.probe.summaries(); print('torch' in sys.modules)"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert out.stdout.strip() == "False"
 
 
 def test_a_declaration_is_called_with_inputs_and_options_by_name():

@@ -28,6 +28,7 @@ LAYERS = [
     {"quadrature", "moments", "autoneb", "curves", "torchvision_data"},
     {"landscape", "data", "models", "optimizers"},
     {"probe", "heads", "stability"},
+    {"outline"},
     {"project", "progress", "mlproject", "plots", "subspace_training"},
     {"probes", "train"},
     {"checkpoint", "display"},
