@@ -5,7 +5,9 @@ Each prints text for people, or with `--json` one document with the keys that it
 
 from __future__ import annotations
 
+import itertools
 import json as jsons
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Optional
@@ -15,6 +17,7 @@ import typer
 from lsa import outline
 
 JSON = Annotated[bool, typer.Option("--json", help="print one JSON document and nothing else")]
+LEADING = ("final/val_accuracy", "lanczos/lambda_max")  # the first columns of checkpoints
 HEADER = {"project", "optimizer", "seed", "checkpoint", "checkpoint_b"}  # stands above
 
 
@@ -122,19 +125,35 @@ def checkpoints(
         return
     present = {name for one in found for name in one["metrics"]}
     first = [f"{d['name']}/{d['headline'][0]}" for d in records.probes() if d["headline"]]
-    names = [name for name in ("final/val_accuracy", *first) if name in present]
-    headings = ["checkpoint", "seed", "epoch", "run", *(n.removeprefix("final/") for n in names)]
-    print_table(headings, [_row(one, names) for one in found])
+    names = [name for name in dict.fromkeys((*LEADING, *first)) if name in present]
+    numbers = [name.removeprefix("final/").replace("/", "\n") for name in names]
+    headings = ["checkpoint", "seed", "epoch", *numbers]
+    rows = [_row(one, names) for one in found]
+    fit = _fitting([headings, *rows])
+    print_table(headings[:fit], [row[:fit] for row in rows])
+    if fit < len(headings):
+        left_out = ", ".join(names[fit - len(headings) :])
+        print(f"A wider terminal also shows {left_out}; --json shows all.")
 
 
 def _row(one: Mapping[str, Any], names: Sequence[str]) -> list[str]:
-    cells = [one["address"], str(one["seed"]), str(one["epoch"]), one["run"][:8]]
+    cells = [one["address"], str(one["seed"]), str(one["epoch"])]
     for name in names:
         number = one["metrics"].get(name)
         errors = number["standard_errors"].values() if number else ()
         value = f"{float(number['value']):.4g}" if number else "–"
         cells.append(value + "".join(f" ± {float(error):.2g}" for error in errors))
     return cells
+
+
+def _fitting(lines: Sequence[Sequence[str]]) -> int:
+    """How many columns of a table fit the terminal; all where there is none."""
+    if not sys.stdout.isatty():
+        return len(lines[0])
+    columns = zip(*lines, strict=True)
+    widths = [3 + max(len(part) for cell in c for part in cell.split("\n")) for c in columns]
+    fit = sum(end <= shutil.get_terminal_size().columns for end in itertools.accumulate(widths))
+    return max(fit, 4)
 
 
 def probes(json: JSON = False) -> None:
@@ -159,16 +178,16 @@ def _print_json(document: Any) -> None:
 
 
 def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:
-    """A table as wide as the terminal, whose long headings break instead of being cut."""
+    """A table that fits the terminal by breaking cells, but never the first: it is for copying."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    # A pipe or a file has no width.
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    # A pipe or a file has no width, so that lines stay whole there.
+    console = Console(width=None if sys.stdout.isatty() else 1000)
     table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD)
     for heading in headings:
-        table.add_column(heading, overflow="fold")
+        table.add_column(heading, overflow="fold", no_wrap=not table.columns)
     for row in rows:
         table.add_row(*row)
     console.print(table)

@@ -112,7 +112,7 @@ def test_an_ambiguous_beginning_lists_what_it_may_be(workplace):
         assert tracking.whole(one).run_id == one
 
 
-def test_checkpoints_are_listed_with_their_numbers(measured, capsys):
+def test_checkpoints_are_listed_with_their_numbers(measured, capsys, monkeypatch):
     (shown,) = printed(capsys, "checkpoints")
     assert (shown["address"], shown["seed"], shown["epoch"]) == ("models:/tiny.sgd/1", 0, 2)
     assert shown["run"] == measured.run_id
@@ -124,6 +124,12 @@ def test_checkpoints_are_listed_with_their_numbers(measured, capsys):
     assert cli.run(["checkpoints", "--project", "tiny"]) == 0
     text = capsys.readouterr().out
     assert "models:/tiny.sgd/1" in text and f"± {error:.2g}" in text and "lambda_max" in text
+    with monkeypatch.context() as narrow:
+        narrow.setenv("COLUMNS", "60")
+        narrow.setattr("sys.stdout.isatty", lambda: True)
+        assert cli.run(["checkpoints"]) == 0
+    text = capsys.readouterr().out
+    assert "models:/tiny.sgd/1 " in text and "also shows lanczos/lambda_max" in text
     assert printed(capsys, "checkpoints", "--project", "other") == []
     assert cli.run(["checkpoints", "--project", "other"]) == 0
     assert "lsa train" in capsys.readouterr().out
