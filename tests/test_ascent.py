@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from scipy.optimize import brentq
+from quadratics import highest
 from torch import Tensor
 
 from lsa.ascent import Function, ascend, dot, length
@@ -26,20 +26,6 @@ def quadratic(H: Tensor, g: Tensor) -> Function:
 def symmetric(d: int, seed: int = 1) -> Tensor:
     A = normal(d, d, seed=seed)
     return (A + A.T) / 2
-
-
-def highest(H: Tensor, g: Tensor, radius: float) -> float:
-    """Maximum of gᵀx + xᵀHx/2 on |x| = radius: x = (μI − H)⁻¹g, μ > λ_max from |x| = radius."""
-    values, vectors = torch.linalg.eigh(H)
-    c = vectors.T @ g
-
-    def excess(mu: float) -> float:
-        return float((c / (mu - values)).norm()) - radius
-
-    top = float(values[-1])
-    mu = brentq(excess, top + 1e-12, top + float(c.norm()) / radius + 1.0)
-    x = vectors @ (c / (mu - values))
-    return float(g @ x + x @ H @ x / 2)
 
 
 def test_a_linear_function_is_highest_along_its_gradient():

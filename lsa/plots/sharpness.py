@@ -1,0 +1,41 @@
+"""The loss on the way to SAM's step and to the worst case, and under random noise."""
+
+from __future__ import annotations
+
+from matplotlib.figure import Figure
+
+from lsa.plots.axes import A, B, axes
+from lsa.probe import Result
+
+WAYS = {"worst": ("worst case", A), "sam": ("SAM's step", B)}
+PANELS = {"": "plain: |ε| ≤ {:g}", "adaptive_": "adaptive: |ε/θ| ≤ {:g}"}
+
+
+def draw(result: Result, title: str) -> Figure:
+    """Plain perturbations on the left, those relative to each weight on the right."""
+    figure, panels = axes(f"{title}: sharpness", 2)
+    sizes = zip(
+        panels, PANELS.items(), result.arrays["radii"], result.arrays["sigmas"], strict=True
+    )
+    for panel, (prefix, text), radius, sigma in sizes:
+        for way, (name, colour) in WAYS.items():
+            curve = result.curves.get(f"{prefix}rise_along_{way}")
+            if curve is None or curve.error is None:
+                continue
+            panel.plot(curve.x, curve.y, color=colour, label=f"{name}: {curve.y[-1]:.3g}")
+            low, high = curve.y - 2 * curve.error, curve.y + 2 * curve.error
+            panel.fill_between(curve.x, low, high, color=colour, alpha=0.2, linewidth=0)
+        average = result.metrics[f"{prefix}average_case"]
+        noise = f"{sigma:g} |θ|" if prefix else f"{sigma:g}"
+        label = f"average under noise of σ = {noise}: {average.value:.3g}"
+        panel.axhline(average.value, color="grey", linestyle="--", label=label)
+        if batches := result.metrics.get(f"{prefix}m_sharpness"):
+            bars = 2 * batches.errors.get("data", 0.0)
+            label = f"mean over batches: {batches.value:.3g}"
+            panel.errorbar(1, batches.value, yerr=bars, fmt="o", color="k", capsize=4, label=label)
+        panel.axhline(0, color="black", linewidth=0.5)
+        panel.set_title(text.format(radius), fontsize=10)
+        panel.set_xlabel("share of the perturbation; bands: ±2 standard errors over the samples")
+        panel.set_ylabel("loss rise")
+        panel.legend(frameon=False)
+    return figure

@@ -1,0 +1,289 @@
+"""How much the loss rises near a checkpoint: one step of SAM, the worst case and the average."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Annotated, Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lsa.ascent import Function, Peak, ascend, dot, length
+from lsa.errors import InputError
+from lsa.landscape import Landscape
+from lsa.probe import Curve, Metric, Report, Result, Sizes, Work, probe
+
+FRACTIONS = np.linspace(0, 1, 11)  # of the way to a perturbation at which the rise is shown
+CLIMB = 15  # gradients of one ascent, for the estimate of the cost
+
+Climb = Callable[[Function, Tensor, float], Peak]
+
+
+class Ball(NamedTuple):
+    """Perturbations T e with |e| ≤ radius in the worst case, e ~ N(0, σ²I) in the average case."""
+
+    prefix: str  # of the names of its numbers
+    scale: Tensor  # (d,) diagonal of T
+    radius: float
+    sigma: float
+
+
+def _work(at: Sizes, *, probes: int, starts: int, m: int, **_: Any) -> Work:
+    """Two balls: ascents (again on batches, if any), two lines of points, and random pairs."""
+    climbs = CLIMB * starts * (2 if m else 1)
+    return Work(
+        losses=2.0 * (2 * len(FRACTIONS) + 2 * probes) * at.samples,
+        gradients=2.0 * (climbs + 6) * at.samples,
+        vectors=16,
+    )
+
+
+@probe(
+    headline=(
+        "worst_case",
+        "average_case",
+        "adaptive_worst_case",
+        "adaptive_average_case",
+    ),
+    work=_work,
+)
+def sharpness(
+    landscape: Landscape,
+    theta: Tensor,
+    rng: torch.Generator,
+    report: Report,
+    *,
+    rho: Annotated[float, "radius of the ball, in the unit of θ"] = 0.05,
+    adaptive_rho: Annotated[float, "radius of the adaptive ball, relative to |θ|"] = 0.5,
+    sigma: Annotated[float, "standard deviation of random noise on every weight"] = 0.01,
+    adaptive_sigma: Annotated[float, "the same, relative to the weight"] = 0.1,
+    probes: Annotated[int, "random directions of the average case, each taken both ways"] = 10,
+    starts: Annotated[int, "ascents to the worst case: one from SAM's step, the rest random"] = 2,
+    tol: Annotated[float, "rise that the ball may still offer to first order, relative"] = 1e-3,
+    max_gradients: Annotated[int, "gradients per ascent after which to stop unconverged"] = 100,
+    m: Annotated[int, "samples per batch of m-sharpness; 0 leaves it out"] = 0,
+) -> Result:
+    """Loss rise near the checkpoint: SAM's step, the worst case, the average; plain and adaptive.
+
+    Plain perturbations are ε with |ε| ≤ ρ, all weights in one Euclidean ball. Adaptive ones
+    (prefix `adaptive_`) are ε = |θ|∘e with |e| ≤ ρ, elementwise, biases and normalisation weights
+    included: the ball is measured relative to each weight, so that nothing changes when a layer is
+    scaled by c > 0 and the next by 1/c, which leaves a ReLU network's function as it is (Kwon et
+    al. 2021; Andriushchenko et al. 2023). A weight that is exactly 0 is not perturbed; ASAM adds
+    0.01 to |θ| instead, which costs the invariance. All are rises of the loss on the whole split.
+
+    sam_rise: L(θ + ε) − L(θ) at the first-order maximiser ε = ρ g/|g|, adaptive ρ T²g/|Tg| with
+    T = diag|θ| (Foret et al. 2021, eq. 2; Kwon et al. 2021, eq. 8). ρ = 0.05 and 0.5 are their
+    values for CIFAR-10.
+
+    worst_case: the largest rise found in the ball by projected ascent, a lower bound of the
+    maximum, at least sam_rise and 0. At a minimum it is ρ²λ_max/2 for small ρ. `ascent_gap` is what
+    the ball still offers to first order and `ascent_spread` how far apart the starts end, both
+    relative to it.
+
+    average_case: mean rise under Gaussian noise of standard deviation σ on every weight, adaptive
+    σ|θᵢ|; for small σ it is σ²/2 · tr H, whatever the gradient. σ is per weight, so |ε| ≈ σ√d: the
+    two cases are not of one radius. Noise and its negative go in pairs, which cancels odd terms.
+    0.1 is of the grid of Andriushchenko et al.; 0.01 is chosen here.
+
+    m_sharpness: mean over disjoint random batches of m samples of the worst case on each (Foret et
+    al. 2021, §4.1); its standard error is over the batches. It exceeds worst_case, the more the
+    smaller m: sharpness at different m is not compared.
+
+    Standard errors over the data are first-order: of a fixed worst perturbation, but of SAM's step
+    with how it turns with the gradient.
+    """
+    _check(landscape, rho, adaptive_rho, sigma, adaptive_sigma, probes, starts, m)
+    climb = partial(ascend, tol=tol, max_evaluations=max_gradients, report=report)
+    balls = (
+        Ball("", torch.ones_like(theta), rho, sigma),
+        Ball("adaptive_", theta.abs(), adaptive_rho, adaptive_sigma),
+    )
+    base = landscape.losses(theta).double()
+    metrics: dict[str, Metric] = {"n_samples": Metric(landscape.n_samples)}
+    curves: dict[str, Curve] = {}
+    notes: list[str] = []
+    for ball in balls:
+        p = ball.prefix
+        step, peaks = _search(_rise(landscape, theta, ball), theta, ball, rng, starts, climb)
+        best = max(peaks, key=_height)
+        # The centre belongs to the ball: where nothing higher was found, the rise is 0.
+        e = best.x if best.value > 0 else torch.zeros_like(best.x)
+        rises, curves[f"{p}rise_along_worst"] = _along(landscape, theta, ball.scale * e, base)
+        metrics |= _worst(p, rises, best, peaks)
+        if not best.converged:
+            notes.append(
+                f"{p}worst_case: not converged after {max_gradients} gradients, so it may be "
+                "higher; raise max_gradients"
+            )
+        if step is not None:
+            rises, curves[f"{p}rise_along_sam"] = _along(landscape, theta, ball.scale * step, base)
+            turned = _turning(landscape, theta, ball, step)
+            metrics[f"{p}sam_rise"] = _mean(rises, rises + turned)
+        else:
+            notes.append(f"{p}sam_rise: the gradient is 0, so SAM's step has no direction")
+        metrics[f"{p}average_case"] = _average(landscape, theta, ball, base, rng, probes, report)
+    converged = not any("not converged" in note for note in notes)
+    if m:
+        on_batches, missed = _on_batches(landscape, theta, balls, rng, m, starts, climb)
+        metrics |= on_batches
+        if missed:
+            notes.append(f"m-sharpness: {missed} of the batches' ascents have not converged")
+            converged = False
+        if left := landscape.n_samples % m:
+            notes.append(f"m-sharpness leaves out {left} samples that do not fill a batch of {m}")
+    arrays = {
+        "radii": np.array([ball.radius for ball in balls]),
+        "sigmas": np.array([ball.sigma for ball in balls]),
+    }
+    return Result(metrics, curves, arrays, converged, tuple(notes))
+
+
+def _check(
+    landscape: Landscape,
+    rho: float,
+    adaptive_rho: float,
+    sigma: float,
+    adaptive_sigma: float,
+    probes: int,
+    starts: int,
+    m: int,
+) -> None:
+    if not all(0 < size < float("inf") for size in (rho, adaptive_rho, sigma, adaptive_sigma)):
+        raise InputError(
+            f"rho={rho:g}, adaptive_rho={adaptive_rho:g}, sigma={sigma:g}, "
+            f"adaptive_sigma={adaptive_sigma:g}: choose all of them positive and finite"
+        )
+    if probes < 2 or starts < 1:
+        raise InputError(
+            f"probes={probes}, starts={starts}: choose 2 random directions or more, which a "
+            "standard error needs, and 1 start or more"
+        )
+    if not 0 <= m <= landscape.n_samples:
+        raise InputError(
+            f"m={m}: choose a batch of 1 to {landscape.n_samples} samples, or 0 for no m-sharpness"
+        )
+
+
+def _rise(landscape: Landscape, theta: Tensor, ball: Ball) -> Function:
+    """e ↦ L(θ + T e) − L(θ) and its gradient in e."""
+    base = landscape.loss(theta)
+
+    def rise(e: Tensor) -> tuple[float, Tensor]:
+        value, gradient = landscape.loss_and_gradient(theta + ball.scale * e)
+        return value - base, ball.scale * gradient
+
+    return rise
+
+
+def _search(
+    rise: Function, theta: Tensor, ball: Ball, rng: torch.Generator, starts: int, climb: Climb
+) -> tuple[Tensor | None, list[Peak]]:
+    """SAM's e, None where the gradient is 0, and the peaks of ascents from it and from random e."""
+    slope = rise(torch.zeros_like(theta))[1]
+    steepness = length(slope)
+    step = slope * (ball.radius / steepness) if steepness > 0 else None
+    first = [] if step is None else [step]
+    drawn = [torch.randn(len(theta), generator=rng).to(theta) for _ in range(starts - len(first))]
+    rim = [e * (ball.radius / length(e)) for e in drawn]
+    return step, [climb(rise, e, ball.radius) for e in (*first, *rim)]
+
+
+def _height(peak: Peak) -> float:
+    return peak.value
+
+
+def _along(landscape: Landscape, theta: Tensor, step: Tensor, base: Tensor) -> tuple[Tensor, Curve]:
+    """Per-sample rises at θ + step, and the mean rise on the way there."""
+    means, errors, rises = [0.0], [0.0], torch.zeros_like(base)
+    for fraction in FRACTIONS[1:].tolist():
+        rises = landscape.losses(theta + fraction * step).double() - base
+        means.append(rises.mean().item())
+        errors.append(_error(rises).get("data", float("nan")))
+    curve = Curve(FRACTIONS, np.array(means), "relative_distance", np.array(errors), y_unit="loss")
+    return rises, curve
+
+
+def _error(influences: Tensor) -> dict[str, float]:
+    """Standard error of a mean of per-sample influences."""
+    n = len(influences)
+    return {"data": (influences.std() / n**0.5).item()} if n > 1 else {}
+
+
+def _mean(rises: Tensor, influences: Tensor) -> Metric:
+    return Metric(rises.mean().item(), "loss", _error(influences))
+
+
+def _turning(landscape: Landscape, theta: Tensor, ball: Ball, step: Tensor) -> Tensor:
+    """What sample i adds to the rise of SAM's step by turning it, `(N,)`.
+
+    e = ρu with u = Tg/|Tg|, so de = ρ (I − uuᵀ) T dg/|Tg|, and the rise changes by ∇L(θ + Te)·T de.
+    """
+    steepness = length(ball.scale * landscape.gradient(theta))
+    slope = ball.scale * landscape.gradient(theta + ball.scale * step)
+    u = step / ball.radius
+    across = slope - u * dot(u, slope)
+    return landscape.slopes(theta, ball.radius / steepness * ball.scale * across).double()
+
+
+def _worst(prefix: str, rises: Tensor, best: Peak, peaks: list[Peak]) -> dict[str, Metric]:
+    """The worst case, and how far its search can be trusted."""
+    metric = _mean(rises, rises)  # at a maximum the rise does not change with the perturbation
+    if not metric.value > 0:
+        return {f"{prefix}worst_case": Metric(0.0, "loss")}
+    lowest = min(peak.value for peak in peaks)
+    return {
+        f"{prefix}worst_case": metric,
+        f"{prefix}ascent_gap": Metric(best.gap / best.value),
+        f"{prefix}ascent_spread": Metric((best.value - lowest) / best.value),
+        f"{prefix}gradients": Metric(sum(peak.evaluations for peak in peaks)),
+    }
+
+
+def _average(
+    landscape: Landscape,
+    theta: Tensor,
+    ball: Ball,
+    base: Tensor,
+    rng: torch.Generator,
+    probes: int,
+    report: Report,
+) -> Metric:
+    """Mean rise over pairs ±σTξ, ξ standard normal, with its errors over the pairs and the data."""
+    total, means = torch.zeros_like(base), []
+    for i in range(probes):
+        step = ball.sigma * ball.scale * torch.randn(len(theta), generator=rng).to(theta)
+        both = landscape.losses(theta + step).double() + landscape.losses(theta - step).double()
+        rises = both / 2 - base
+        means.append(rises.mean())
+        total += rises / probes
+        report(i + 1, probes, "average over random directions")
+    spread = (torch.stack(means).std() / probes**0.5).item()
+    return Metric(total.mean().item(), "loss", _error(total) | {"probes": spread})
+
+
+def _on_batches(
+    landscape: Landscape,
+    theta: Tensor,
+    balls: tuple[Ball, ...],
+    rng: torch.Generator,
+    m: int,
+    starts: int,
+    climb: Climb,
+) -> tuple[dict[str, Metric], int]:
+    """Mean over batches of the worst case on each, and how many of the searches fell short."""
+    drawn = torch.randperm(landscape.n_samples, generator=rng).to(landscape.x.device)
+    batches = [landscape.subset(batch) for batch in drawn.split(m) if len(batch) == m]
+    metrics, missed = {}, 0
+    for ball in balls:
+        values = []
+        for batch in batches:
+            rise = _rise(batch, theta, ball)
+            best = max(_search(rise, theta, ball, rng, starts, climb)[1], key=_height)
+            values.append(max(best.value, 0.0))
+            missed += not best.converged
+        found = torch.tensor(values, dtype=torch.float64)
+        metrics[f"{ball.prefix}m_sharpness"] = _mean(found, found)
+    return metrics, missed
