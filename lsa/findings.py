@@ -25,6 +25,10 @@ CURVATURE = {
     "sgd_noise/lambda_h",
     "sgd_noise/lambda_c",
     "sgd_noise/noise_ratio",
+    "sharpness/worst_case",
+    "sharpness/average_case",
+    "sharpness/adaptive_worst_case",
+    "sharpness/adaptive_average_case",
 }
 
 

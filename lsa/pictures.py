@@ -14,7 +14,11 @@ from lsa.measurements import Measurement, Trajectory, artifacts, values
 from lsa.plots import inside
 
 # The curve of each probe that tells checkpoints apart; of another probe, its first.
-CURVES = {"lanczos": "density", "perturbation": "loss_along_top"}
+CURVES = {
+    "lanczos": "density",
+    "perturbation": "loss_along_top",
+    "sharpness": "adaptive_rise_along_worst",
+}
 # The numbers of each probe that are drawn during training; of another probe, its first.
 DURING = {
     "lanczos": ("lambda_max",),
@@ -34,6 +38,9 @@ CAPTIONS = {
     "perturbation": "Rise of the loss along the top eigenvector, each checkpoint by its own step: "
     "see whether the valley is symmetric and quadratic. It is one direction of many, and its "
     "length is no measure that survives a rescaling of the layers.",
+    "sharpness": "Rise of the loss on the way to the worst perturbation found, relative to each "
+    "weight, so that rescaled layers do not change it. Sharpness of a whole network predicts "
+    "generalisation badly: it follows the learning rate and the train loss.",
     "intrinsic_dim": "Accuracy when only d random directions are trained; dashed, the accuracy "
     "that counts as enough. Optimizers that start at the same weights share the curve and differ "
     "in the dashed line alone, so this is the network's dimension and not the optimizer's.",
