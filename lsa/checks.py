@@ -45,13 +45,15 @@ def _agreements(n: Numbers) -> list[tuple[str, bool]]:
         ("perturbation/curvature_fit", "fitted"),
         ("sgd_noise/lambda_h", "noise"),
         ("preconditioned/lambda_max_raw", "preconditioned"),
+        ("layers/lambda_max", "layers"),
     ):
         if _together(n, "lanczos/lambda_max", other):
             a, b = n["lanczos/lambda_max"], n[other]
             text = f"λ_max {a:.4g} (lanczos) = {b:.4g} ({name}) within 1 %"
             found.append((text, abs(a - b) <= 0.01 * abs(a)))
-    if _together(n, "lanczos/trace", "sgd_noise/trace_h"):
-        found.append(_same_trace(n))
+    for other, name in (("sgd_noise/trace_h", "noise"), ("layers/trace", "layers")):
+        if _together(n, "lanczos/trace", other):
+            found.append(_same_trace(n, other, name))
     if {"lanczos/lambda_min", "lanczos/remainder_lambda_min"} <= n.keys():
         a, b = n["lanczos/lambda_min"], n["lanczos/remainder_lambda_min"]
         found.append((f"λ_min(H) {a:.4g} ≥ λ_min(H − G) {b:.4g}", a >= b - 0.01 * abs(b)))
@@ -65,16 +67,17 @@ def _agreements(n: Numbers) -> list[tuple[str, bool]]:
     return found
 
 
-def _same_trace(n: Numbers) -> tuple[str, bool]:
+def _same_trace(n: Numbers, other: str, name: str) -> tuple[str, bool]:
     """Two estimates of tr H from independent probe vectors, by Student's t at 99 %.
 
-    The error of the density's is a bound; that of the noise's is the spread of its few probes,
+    The error of the density's is a bound; that of the other's is the spread of its few probes,
     which sets the degrees of freedom.
     """
-    a, b = n["lanczos/trace"], n["sgd_noise/trace_h"]
-    errors = [n.get(f"{k}_se_probes", math.nan) for k in ("lanczos/trace", "sgd_noise/trace_h")]
-    allowed = float(stats.t.ppf(0.995, max(1, n["sgd_noise/probes"] - 1))) * math.hypot(*errors)
-    text = f"tr H {a:.4g} (density) = {b:.4g} (noise) within {allowed:.2g} (99 %)"
+    a, b = n["lanczos/trace"], n[other]
+    errors = [n.get(f"{key}_se_probes", math.nan) for key in ("lanczos/trace", other)]
+    probes = n[f"{other.partition('/')[0]}/probes"]
+    allowed = float(stats.t.ppf(0.995, max(1, probes - 1))) * math.hypot(*errors)
+    text = f"tr H {a:.4g} (density) = {b:.4g} ({name}) within {allowed:.2g} (99 %)"
     return text, abs(a - b) <= allowed
 
 

@@ -56,6 +56,7 @@ def rates(setting: Project, recipe: Recipe, device: str, trusted: tuple[str, ...
         samples=training if wanted == "all" else min(wanted, training),
         training=training,
         validation=len(split.x_val),
+        parameters=tuple(landscape.unflatten(theta)),
     )
     hessian = landscape.hessian(theta)
     return Rates(

@@ -25,6 +25,8 @@ CURVATURE = {
     "sgd_noise/lambda_h",
     "sgd_noise/lambda_c",
     "sgd_noise/noise_ratio",
+    "layers/block_lambda_max",
+    "layers/block_share",
     "sharpness/worst_case",
     "sharpness/average_case",
     "sharpness/adaptive_worst_case",

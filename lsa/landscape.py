@@ -8,7 +8,7 @@ float64, and neither the caller's model nor any random state is touched.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -102,11 +102,14 @@ class Landscape:
         self.loss_function = loss
         self._chunk = chunk
         self._memory = memory
+        self._index()
+        self._place(x, y)
+
+    def _index(self) -> None:
         named = _trainable(self.model)
         self._names = [name for name, _ in named]
         self._shapes = [p.shape for _, p in named]
         self._sizes = [p.numel() for _, p in named]
-        self._place(x, y)
 
     def _place(self, x: Tensor, y: Tensor) -> None:
         if len(x) != len(y) or len(x) == 0:
@@ -151,6 +154,29 @@ class Landscape:
         return Landscape(
             model, self.x, self.y, self.loss_function, chunk=self._chunk, memory=self._memory
         )
+
+    def restricted(self, theta: Tensor, names: Collection[str]) -> Landscape:
+        """L as a function of the named parameters alone, the others fixed at θ.
+
+        Its Hessian is a diagonal block of H, and costs less: no backward pass goes deeper than the
+        named parameters do. Where it starts, `flatten(restricted.model)` is their part of θ.
+
+        Raises:
+            InputError: No names, or a name that is no trainable parameter's.
+        """
+        unknown = sorted(set(names) - set(self._names))
+        if unknown or not names:
+            raise InputError(
+                f"no parameter is named {', '.join(unknown) or 'at all'}; "
+                f"choose from {', '.join(self._names)}"
+            )
+        other = copy.copy(self)
+        other.model = copy.deepcopy(self.model)
+        with torch.no_grad():
+            for name, value in self.unflatten(theta).items():
+                other.model.get_parameter(name).copy_(value).requires_grad_(name in names)
+        other._index()
+        return other
 
     def double(self) -> Landscape:
         """The same landscape in float64, for differences that float32 would lose; θ in float64."""

@@ -38,6 +38,9 @@ CAPTIONS = {
     "perturbation": "Rise of the loss along the top eigenvector, each checkpoint by its own step: "
     "see whether the valley is symmetric and quadratic. It is one direction of many, and its "
     "length is no measure that survives a rescaling of the layers.",
+    "layers": "Largest eigenvalue of the Hessian of each layer alone, from the first to the last: "
+    "see where the network is sharp. Layers act together too: λ_max of the whole is larger. "
+    "Rescaling two layers against each other moves sharpness from one to the other.",
     "sharpness": "Rise of the loss on the way to the worst perturbation found, relative to each "
     "weight, so that rescaled layers do not change it. Sharpness of a whole network predicts "
     "generalisation badly: it follows the learning rate and the train loss.",

@@ -104,6 +104,7 @@ class Sizes:
     samples: int  # of the landscape
     training: int  # samples of the whole training split
     validation: int
+    parameters: tuple[str, ...] = ()  # their names
 
 
 @dataclass(frozen=True)

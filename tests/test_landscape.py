@@ -389,3 +389,27 @@ def test_subsets_and_bad_input(mlp):
     other = landscape.with_data(landscape.x[:4], landscape.y[:4])
     assert other.n_samples == 4 and landscape.n_samples == 23
     assert other.loss(theta) == pytest.approx(landscape.losses(theta)[:4].mean().item())
+
+
+def test_restricted_to_some_parameters_it_has_their_blocks_of_gradient_and_hessian(mlp):
+    landscape, theta = mlp
+    names = ["2.weight", "0.bias"]  # in the network's order, whatever the order asked for
+    part = landscape.restricted(2 * theta, names)
+    at = flatten(part.model)
+    whole = landscape.unflatten(2 * theta)
+    assert torch.equal(at, torch.cat([whole["0.bias"], whole["2.weight"].flatten()]))
+    assert part.loss(at) == pytest.approx(landscape.loss(2 * theta))
+    kept = torch.cat(
+        [torch.full((p.numel(),), name in names) for name, p in landscape.unflatten(theta).items()]
+    )
+    g, H = landscape.gradient(2 * theta), dense(landscape.hessian(2 * theta), theta)
+    assert torch.allclose(part.gradient(at), g[kept])
+    assert torch.allclose(dense(part.hessian(at), at), H[kept][:, kept])
+    assert landscape.dimension == len(theta)
+    assert torch.equal(flatten(landscape.model), theta)
+
+
+@pytest.mark.parametrize(("names", "message"), [(["0.wait"], "named 0.wait;"), ([], "at all")])
+def test_a_restriction_to_nothing_is_refused(mlp, names, message):
+    with pytest.raises(InputError, match=message):
+        mlp[0].restricted(mlp[1], names)

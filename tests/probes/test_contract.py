@@ -25,6 +25,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "sgd_noise": {"k": 2, "probes": 2},
     "perturbation": {"points": 9},
     "sharpness": {"probes": 2, "m": 50, "tol": 0.1},
+    "layers": {"probes": 2},
     "interpolation": {"points": 9},
     "auto_neb": {"curve_steps": 10, "cycles": 1, "steps": 3},
     "intrinsic_dim": {"d": 5, "subspaces": 2, "epochs": 1},
@@ -95,7 +96,7 @@ def test_a_probe_keeps_the_contract(name, inputs):
     again = run(name, inputs)
     assert json.dumps(summary(result)) == json.dumps(summary(again)), "not reproducible"
     for key, values in result.arrays.items():
-        assert np.array_equal(values, again.arrays[key], equal_nan=True)
+        np.testing.assert_array_equal(values, again.arrays[key])  # nan equals nan, and text too
         assert values.dtype != object
 
     missing = set(probe.find(name).headline) - set(result.metrics)

@@ -1,0 +1,253 @@
+"""Curvature and gradient noise of each layer by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lsa import linalg
+from lsa.errors import InputError
+from lsa.landscape import Landscape, flatten
+from lsa.probe import Curve, Metric, Report, Result, Sizes, Work, probe
+from lsa.trace import rademacher
+
+BOTH, UPPER = 35, 8  # products of a Lanczos run to both ends, to the upper one; for the cost
+
+
+def blocks(names: Iterable[str], depth: int) -> dict[str, list[str]]:
+    """Block → its parameters, in the network's order: those of modules with the same first names.
+
+    A parameter outside all modules is a block of its own.
+
+    Args:
+        names: Of the parameters, such as `stage1.0.conv.weight`.
+        depth: Parts of the module's name that count; 0: all of them, so that a block is a layer.
+    """
+    found: dict[str, list[str]] = {}
+    for name in names:
+        module = name.split(".")[:-1]
+        found.setdefault(".".join(module[: depth or None]) or name, []).append(name)
+    return found
+
+
+class Block(NamedTuple):
+    """Ends of the spectrum of a block, and what each sample adds to its upper end."""
+
+    ends: linalg.Extremes
+    along: Tensor  # (N,) per-sample curvatures along the top eigenvector
+
+    @property
+    def top(self) -> float:
+        """λ_max."""
+        return self.ends.largest.values[0].item()
+
+    @property
+    def bottom(self) -> float:
+        """λ_min; of a single parameter it is λ_max."""
+        return torch.cat([self.ends.largest.values, self.ends.smallest.values])[-1].item()
+
+
+def _work(at: Sizes, *, depth: int, lower: str, k: int, probes: int, **_: Any) -> Work:
+    """A Lanczos run per block and one on the whole.
+
+    A product with a block of the first layer costs what one with H does, of the last a quarter.
+    """
+    n = max(1, len(blocks(at.parameters, depth)))
+    products = n * (BOTH if lower == "yes" else UPPER) / 2 + UPPER + 2 * k + probes
+    return Work(
+        gradients=3.0 * (n + 2) * at.samples,
+        products=products * at.samples,
+        vectors=2 * (BOTH + k),
+    )
+
+
+@probe(headline=("block_lambda_max", "block_share"), work=_work)
+def layers(
+    landscape: Landscape,
+    theta: Tensor,
+    rng: torch.Generator,
+    report: Report,
+    *,
+    depth: Annotated[int, "parts of a module's name that make a block; 0: every layer is one"] = 0,
+    lower: Annotated[Literal["yes", "no"], "the lower end of every block as well"] = "yes",
+    tol: Annotated[float, "residual allowed, relative to the eigenvalue"] = 1e-2,
+    max_products: Annotated[int, "products per block after which to stop unconverged"] = 300,
+    probes: Annotated[int, "random vectors for the traces, shared by all blocks"] = 20,
+    k: Annotated[int, "top eigenvectors of the whole, whose part of the traces is exact"] = 8,
+) -> Result:
+    """Curvature and gradient noise per layer: λ_max, λ_min, trace and share of tr C of each block.
+
+    A block is a layer (its weight and bias), or all layers whose modules' names begin with the
+    same `depth` parts: for `stage1.0.conv`, depth 1 groups by `stage1`. Its Hessian is the diagonal
+    block H_bb of H = ∇²L, the curvature when its parameters alone move; the blocks off the
+    diagonal, by which layers act together, are in no number here but `lambda_max` of the whole. By
+    interlacing λ_max(H_bb) ≤ λ_max(H); `block_lambda_max` is the largest λ_max(H_bb), and
+    `block_share` its ratio to λ_max(H): 1 if the sharpest direction lies within one layer.
+
+    The ends come from Lanczos on each block, run to a residual of `tol`, which changes an
+    eigenvalue by its square; an end that is below 1 % of the block's largest |λ| is known only to
+    `tol` times that. The lower end takes most of the products.
+
+    Traces: for random signs v, v_bᵀ(Hv)_b has the mean tr H_bb (Hutchinson's estimator, which
+    PyHessian uses for whole networks, Yao et al. 2020), so that one product serves all blocks, and
+    they add up to `trace`. The part of the `k` top eigenvectors of H is taken out and added
+    exactly: with as many as there are classes the errors are several times smaller (tuned here).
+    tr C of a block is exact on these samples, from the per-sample gradients; the shares add up
+    to 1.
+
+    Standard errors over the data are those of per-sample curvatures vᵀ∇²ℓᵢv along the eigenvector
+    (first-order perturbation theory) and of per-sample squared gradients; of traces, over the
+    random vectors. None of this is invariant when layers are rescaled, and a large block has a
+    large trace for its size alone.
+    """
+    _check(depth, probes, k, landscape.dimension)
+    named = blocks(landscape.unflatten(theta), depth)
+    notes: list[str] = []
+
+    def search(part: Landscape, at: Tensor, name: str, largest: int, smallest: int) -> Block:
+        found = linalg.lanczos(
+            part.hessian(at),
+            linalg.start_vector(at, rng),
+            rng=rng,
+            largest=largest,
+            smallest=smallest,
+            confirm=5 if largest + smallest > 1 else 0,  # one pair from a random start needs none
+            tol=tol,
+            max_products=max_products,
+            report=lambda done, total, text: report(done, total, f"{name}: {text}"),
+        )
+        if not found.converged:
+            notes.append(
+                f"{name}: not converged after {found.products} products; raise max_products or tol"
+            )
+        return Block(found, part.curvatures(at, found.largest.vectors[:, 0]).double())
+
+    whole = search(landscape, theta, "whole network", k, 0)
+    parts = []
+    for name, members in named.items():
+        part = landscape.restricted(theta, members)
+        at = flatten(part.model)
+        parts.append(search(part, at, name, 1, int(lower == "yes" and len(at) > 1)))
+    converged = not notes
+    notes.append("blocks from 1 on: " + ", ".join(named))
+
+    sharpest = max(parts, key=lambda block: block.top)
+    of = _membership(landscape, theta, named)
+    metrics = {
+        "lambda_max": Metric(whole.top, "loss", _error(whole.along)),
+        "block_lambda_max": Metric(sharpest.top, "loss", _error(sharpest.along)),
+        "block_share": _ratio(sharpest, whole),
+        "n_blocks": Metric(len(named)),
+        "n_samples": Metric(landscape.n_samples),
+        "products": Metric(sum(block.ends.products for block in (whole, *parts))),
+    }
+    index = np.arange(1.0, len(named) + 1)
+    curves = {
+        "lambda_max_of_block": Curve(
+            index,
+            np.array([block.top for block in parts]),
+            "block",
+            np.array([_error(block.along).get("data", np.nan) for block in parts]),
+            y_unit="loss",
+        )
+    }
+    if lower == "yes":
+        lowest = np.array([block.bottom for block in parts])
+        curves["lambda_min_of_block"] = Curve(index, lowest, "block", y_unit="loss")
+    traces = _traces(landscape, theta, whole.ends.largest, of, len(named), rng, probes, report)
+    squares = _squares(landscape, theta, of, len(named))
+    metrics["trace"] = _mean(traces.sum(1), "loss", "probes")
+    metrics["trace_c"] = _mean(squares.sum(1), "loss²", "data")
+    curves["trace_of_block"] = _curve(index, traces, "loss")
+    curves["noise_of_block"] = _curve(index, squares, "loss²")
+    if (total := squares.sum(1).mean()) > 0:
+        share = squares.mean(0) / total
+        # To first order a sample moves the ratio by its deviation from it.
+        influences = share + (squares - share * squares.sum(1, keepdim=True)) / total
+        curves["noise_share_of_block"] = _curve(index, influences, "")
+    arrays = {
+        "blocks.names": np.array(list(named)),
+        "blocks.sizes": of.bincount(minlength=len(named)).cpu().numpy(),
+    }
+    return Result(metrics, curves, arrays, converged, tuple(notes))
+
+
+def _check(depth: int, probes: int, k: int, dimension: int) -> None:
+    if depth < 0 or probes < 2:
+        raise InputError(
+            f"depth={depth}, probes={probes}: choose a depth of 0 (every layer) or more, and 2 "
+            "random vectors or more, which a standard error needs"
+        )
+    if not 1 <= k <= dimension:
+        raise InputError(f"k={k}: choose 1 to d={dimension} eigenvectors of the whole")
+
+
+def _membership(landscape: Landscape, theta: Tensor, named: dict[str, list[str]]) -> Tensor:
+    """Index of the block that each parameter belongs to, `(d,)`."""
+    place = {name: i for i, members in enumerate(named.values()) for name in members}
+    parts = landscape.unflatten(theta).items()
+    return torch.cat([torch.full((p.numel(),), place[name]) for name, p in parts]).to(theta.device)
+
+
+def _traces(
+    landscape: Landscape,
+    theta: Tensor,
+    known: linalg.Eigenpairs,
+    of: Tensor,
+    n: int,
+    rng: torch.Generator,
+    probes: int,
+    report: Report,
+) -> Tensor:
+    """An unbiased estimate of every block's trace by each random v, `(probes, n)`.
+
+    H = UΛUᵀ + rest with the known pairs: their diagonal is exact, v ∘ (rest v) has the other's
+    mean. That holds for any U and Λ, so nothing rests on the pairs' accuracy.
+    """
+    hessian, found = landscape.hessian(theta), []
+    U, values = known.vectors.double(), known.values.to(theta.device)
+    exact = U.square() @ values
+    for i in range(probes):
+        v = rademacher(len(theta), rng, theta.dtype, theta.device)
+        rest = hessian(v).double() - U @ (values * (U.T @ v.double()))
+        found.append(exact.new_zeros(n).index_add_(0, of, exact + v.double() * rest))
+        report(i + 1, probes, "traces of the blocks")
+    return torch.stack(found)
+
+
+def _squares(landscape: Landscape, theta: Tensor, of: Tensor, n: int) -> Tensor:
+    """|gᵢ − g|² of every sample and block, `(N, n)`; their means are tr C of the blocks."""
+    g, found = landscape.gradient(theta).double(), []
+    for rows in landscape.sample_gradients(theta):
+        squares = (rows.double() - g).square()
+        found.append(squares.new_zeros(len(rows), n).index_add_(1, of, squares))
+    return torch.cat(found)
+
+
+def _error(values: Tensor, source: str = "data") -> dict[str, float]:
+    """Standard error of a mean."""
+    n = len(values)
+    return {source: (values.std() / n**0.5).item()} if n > 1 else {}
+
+
+def _mean(values: Tensor, unit: str, source: str) -> Metric:
+    return Metric(values.mean().item(), unit, _error(values, source))
+
+
+def _ratio(sharpest: Block, whole: Block) -> Metric:
+    """λ_max of a block over that of the whole, its error to first order."""
+    if not whole.top > 0:
+        return Metric(float("nan"))
+    share = sharpest.top / whole.top
+    return Metric(share, "", _error((sharpest.along - share * whole.along) / whole.top))
+
+
+def _curve(index: np.ndarray, values: Tensor, unit: str) -> Curve:
+    """Mean of every column and its standard error over the rows."""
+    n = len(values)
+    error = (values.std(0) / n**0.5).cpu().numpy() if n > 1 else None
+    return Curve(index, values.mean(0).cpu().numpy(), "block", error, y_unit=unit)
