@@ -16,6 +16,7 @@ from lsa.landscape import Landscape
 from lsa.probe import Curve, Metric, Report, Result, Sizes, Work, probe
 
 FRACTIONS = np.linspace(0, 1, 11)  # of the way to a perturbation at which the rise is shown
+SAME = 0.01  # relative difference of two peaks that count as one
 CLIMB = 15  # gradients of one ascent, for the estimate of the cost
 
 Climb = Callable[[Function, Tensor, float], Peak]
@@ -59,8 +60,8 @@ def sharpness(
     adaptive_rho: Annotated[float, "radius of the adaptive ball, relative to |θ|"] = 0.5,
     sigma: Annotated[float, "standard deviation of random noise on every weight"] = 0.01,
     adaptive_sigma: Annotated[float, "the same, relative to the weight"] = 0.1,
-    probes: Annotated[int, "random directions of the average case, each taken both ways"] = 10,
-    starts: Annotated[int, "ascents to the worst case: one from SAM's step, the rest random"] = 2,
+    probes: Annotated[int, "random directions of the average case, each taken both ways"] = 20,
+    starts: Annotated[int, "ascents to the worst case: one from SAM's step, the rest random"] = 8,
     tol: Annotated[float, "rise that the ball may still offer to first order, relative"] = 1e-3,
     max_gradients: Annotated[int, "gradients per ascent after which to stop unconverged"] = 100,
     m: Annotated[int, "samples per batch of m-sharpness; 0 leaves it out"] = 0,
@@ -78,10 +79,11 @@ def sharpness(
     T = diag|θ| (Foret et al. 2021, eq. 2; Kwon et al. 2021, eq. 8). ρ = 0.05 and 0.5 are their
     values for CIFAR-10.
 
-    worst_case: the largest rise found in the ball by projected ascent, a lower bound of the
-    maximum, at least sam_rise and 0. At a minimum it is ρ²λ_max/2 for small ρ. `ascent_gap` is what
-    the ball still offers to first order and `ascent_spread` how far apart the starts end, both
-    relative to it.
+    worst_case: the largest rise found in the ball by projected ascents, a lower bound of the
+    maximum, at least sam_rise and 0. At a minimum it is ρ²λ_max/2 for small ρ. `ascent_gap` is
+    what the ball still offers to first order, relative to it. Larger balls have several local
+    maxima, and SAM's step need not lead to the highest: `ascent_agreement` is the share of the
+    starts that came within 1 % of it, and where it was one alone a note says so.
 
     average_case: mean rise under Gaussian noise of standard deviation σ on every weight, adaptive
     σ|θᵢ|; for small σ it is σ²/2 · tr H, whatever the gradient. σ is per weight, so |ε| ≈ σ√d: the
@@ -117,6 +119,11 @@ def sharpness(
             notes.append(
                 f"{p}worst_case: not converged after {max_gradients} gradients, so it may be "
                 "higher; raise max_gradients"
+            )
+        elif len(peaks) > 1 and sum(_agreeing(peaks)) == 1:
+            notes.append(
+                f"{p}worst_case: only one of {len(peaks)} ascents reached it, so there may be "
+                "higher ones; raise starts"
             )
         if step is not None:
             rises, curves[f"{p}rise_along_sam"] = _along(landscape, theta, ball.scale * step, base)
@@ -195,6 +202,12 @@ def _height(peak: Peak) -> float:
     return peak.value
 
 
+def _agreeing(peaks: list[Peak]) -> list[bool]:
+    """Which of the peaks are as high as the highest."""
+    highest = max(map(_height, peaks))
+    return [highest - peak.value <= SAME * abs(highest) for peak in peaks]
+
+
 def _along(landscape: Landscape, theta: Tensor, step: Tensor, base: Tensor) -> tuple[Tensor, Curve]:
     """Per-sample rises at θ + step, and the mean rise on the way there."""
     means, errors, rises = [0.0], [0.0], torch.zeros_like(base)
@@ -233,11 +246,11 @@ def _worst(prefix: str, rises: Tensor, best: Peak, peaks: list[Peak]) -> dict[st
     metric = _mean(rises, rises)  # at a maximum the rise does not change with the perturbation
     if not metric.value > 0:
         return {f"{prefix}worst_case": Metric(0.0, "loss")}
-    lowest = min(peak.value for peak in peaks)
+    agreeing = _agreeing(peaks)
     return {
         f"{prefix}worst_case": metric,
         f"{prefix}ascent_gap": Metric(best.gap / best.value),
-        f"{prefix}ascent_spread": Metric((best.value - lowest) / best.value),
+        f"{prefix}ascent_agreement": Metric(sum(agreeing) / len(agreeing)),
         f"{prefix}gradients": Metric(sum(peak.evaluations for peak in peaks)),
     }
 

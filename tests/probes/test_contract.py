@@ -24,7 +24,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "lanczos": {"density_probes": 2, "density_steps": 15},
     "sgd_noise": {"k": 2, "probes": 2},
     "perturbation": {"points": 9},
-    "sharpness": {"probes": 2, "m": 50, "tol": 0.1},
+    "sharpness": {"probes": 2, "starts": 2, "m": 50},
     "layers": {"probes": 2},
     "interpolation": {"points": 9},
     "auto_neb": {"curve_steps": 10, "cycles": 1, "steps": 3},

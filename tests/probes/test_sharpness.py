@@ -29,7 +29,9 @@ def normal(*shape: int, seed: int = 1) -> Tensor:
 
 
 def measure(landscape: Landscape, theta: Tensor, **options: Any) -> Result:
-    return sharpness(landscape, theta, generator(), lambda *_: None, **({"probes": 2} | options))
+    return sharpness(
+        landscape, theta, generator(), lambda *_: None, **({"probes": 2, "starts": 2} | options)
+    )
 
 
 def values(result: Result) -> dict[str, float]:
@@ -178,6 +180,42 @@ def test_errors_over_the_data_are_the_spread_over_draws_of_the_data():
             reported = np.mean([run[prefix + name].errors["data"] for run in runs])
             # a deviation from 50 draws is good to 10 %
             assert reported == pytest.approx(spread, rel=0.35), prefix + name
+
+
+class TwoHills(nn.Module):
+    """ℓᵢ = 9w₀² + 10w₁² + 8w₀³: up to |w| = 1 highest at w₀ = 1, though steepest along w₁ at 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.zeros(2, dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = self.w
+        return 9 * a**2 + 10 * b**2 + 8 * a**3 + 0.1 * b + 0 * x
+
+
+def two_hills() -> tuple[Landscape, Tensor]:
+    model, x = TwoHills(), torch.zeros(3, 1, dtype=torch.float64)
+    return Landscape(model, x, torch.zeros(3), lambda o, y: o.mean()), flatten(model)
+
+
+def test_several_starts_find_the_highest_of_several_hills():
+    landscape, theta = two_hills()
+    one = measure(landscape, theta, rho=1.0, starts=1)
+    assert values(one)["worst_case"] == pytest.approx(10.1, rel=1e-3)  # where SAM's step leads
+    many = measure(landscape, theta, rho=1.0, starts=12)
+    assert values(many)["worst_case"] == pytest.approx(17, rel=1e-3)
+    assert 2 / 12 <= values(many)["ascent_agreement"] <= 8 / 12
+
+
+def test_a_height_that_one_start_alone_reached_is_noted():
+    landscape, theta = two_hills()
+    runs = [
+        sharpness(landscape, theta, generator(s), lambda *_: None, rho=1.0, starts=2)
+        for s in range(8)
+    ]
+    lonely = [any("only one of 2 ascents" in note for note in run.notes) for run in runs]
+    assert lonely == [values(run)["ascent_agreement"] == 0.5 for run in runs] and any(lonely)
 
 
 def test_a_search_that_was_cut_short_is_flagged():
