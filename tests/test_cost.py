@@ -71,4 +71,5 @@ def test_rates_are_positive_and_a_product_costs_more_than_a_loss():
     rates = cost.rates(setting, setting.recipe("sgd"), "cpu")
     assert 0 < rates.loss < rates.product and 0 < rates.gradient
     assert rates.sizes.samples == 512 and rates.sizes.dimension > 1000
+    assert rates.sizes.parameters[:2] == ("0.weight", "0.bias")
     assert torch.get_num_threads() >= 1

@@ -76,8 +76,8 @@ def sharpness(
     0.01 to |θ| instead, which costs the invariance. All are rises of the loss on the whole split.
 
     sam_rise: L(θ + ε) − L(θ) at the first-order maximiser ε = ρ g/|g|, adaptive ρ T²g/|Tg| with
-    T = diag|θ| (Foret et al. 2021, eq. 2; Kwon et al. 2021, eq. 8). ρ = 0.05 and 0.5 are their
-    values for CIFAR-10.
+    T = diag|θ| (Foret et al. 2021, §2; Kwon et al. 2021, §4). ρ = 0.05 and 0.5 are their values
+    for CIFAR-10.
 
     worst_case: the largest rise found in the ball by projected ascents, a lower bound of the
     maximum, at least sam_rise and 0. At a minimum it is ρ²λ_max/2 for small ρ. `ascent_gap` is
@@ -86,9 +86,9 @@ def sharpness(
     starts that came within 1 % of it, and where it was one alone a note says so.
 
     average_case: mean rise under Gaussian noise of standard deviation σ on every weight, adaptive
-    σ|θᵢ|; for small σ it is σ²/2 · tr H, whatever the gradient. σ is per weight, so |ε| ≈ σ√d: the
-    two cases are not of one radius. Noise and its negative go in pairs, which cancels odd terms.
-    0.1 is of the grid of Andriushchenko et al.; 0.01 is chosen here.
+    σ|θᵢ|; for small σ it is σ²/2 · tr H, adaptive σ²/2 · tr THT, whatever the gradient. σ is per
+    weight, so |ε| ≈ σ√d: the two cases are not of one radius. Noise and its negative go in pairs,
+    which cancels odd terms. 0.1 lies within the grid of Andriushchenko et al.; 0.01 is chosen here.
 
     m_sharpness: mean over disjoint random batches of m samples of the worst case on each (Foret et
     al. 2021, §4.1); its standard error is over the batches. It exceeds worst_case, the more the
@@ -107,6 +107,7 @@ def sharpness(
     metrics: dict[str, Metric] = {"n_samples": Metric(landscape.n_samples)}
     curves: dict[str, Curve] = {}
     notes: list[str] = []
+    converged = True
     for ball in balls:
         p = ball.prefix
         step, peaks = _search(_rise(landscape, theta, ball), theta, ball, rng, starts, climb)
@@ -115,6 +116,7 @@ def sharpness(
         e = best.x if best.value > 0 else torch.zeros_like(best.x)
         rises, curves[f"{p}rise_along_worst"] = _along(landscape, theta, ball.scale * e, base)
         metrics |= _worst(p, rises, best, peaks)
+        converged &= best.converged
         if not best.converged:
             notes.append(
                 f"{p}worst_case: not converged after {max_gradients} gradients, so it may be "
@@ -132,7 +134,6 @@ def sharpness(
         else:
             notes.append(f"{p}sam_rise: the gradient is 0, so SAM's step has no direction")
         metrics[f"{p}average_case"] = _average(landscape, theta, ball, base, rng, probes, report)
-    converged = not any("not converged" in note for note in notes)
     if m:
         on_batches, missed = _on_batches(landscape, theta, balls, rng, m, starts, climb)
         metrics |= on_batches
