@@ -196,6 +196,13 @@ def test_numbers_that_must_agree_and_do_not_are_flagged():
     bad = numbers("perturbation", {"perturbation/curvature_fit": 10.2})
     assert [check.holds for check in checks([spectrum, good])] == [True]
     assert [check.holds for check in checks([spectrum, bad])] == [False]
+    density = numbers("lanczos", {"lanczos/trace": 100.0, "lanczos/trace_se_probes": 3.0})
+    for trace, holds in ((114.0, True), (115.0, False)):  # t of 19 degrees of freedom: 2.86 · 5
+        values = {"layers/trace": trace, "layers/trace_se_probes": 4.0}
+        layered = Measurement(
+            "layers", "sgd", 0, Done("id", values, {"n_samples": "64", "probes": "20"}, {})
+        )
+        assert [check.holds for check in checks([density, layered])] == [holds]
     path = {"auto_neb/path_loss": 3.0, "auto_neb/log_classes": 2.303, "auto_neb/linear_max": 4.0}
     above = numbers("auto_neb", path | {"auto_neb/bound_margin": -0.7})
     assert [check.holds for check in checks([above])] == [False, True]
