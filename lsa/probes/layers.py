@@ -54,7 +54,8 @@ class Block(NamedTuple):
 def _work(at: Sizes, *, depth: int, lower: str, k: int, probes: int, **_: Any) -> Work:
     """A Lanczos run per block and one on the whole.
 
-    A product with a block of the first layer costs what one with H does, of the last a quarter.
+    A product with the first layer's block costs about what one with H does, with the last's next to
+    nothing; on average, half.
     """
     n = max(1, len(blocks(at.parameters, depth)))
     products = n * (BOTH if lower == "yes" else UPPER) / 2 + UPPER + 2 * k + probes
