@@ -7,6 +7,8 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
+from lsa.probe import Metric
+
 matplotlib.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "font.size": 10})
 
 PANEL = (6.4, 4)  # inches
@@ -27,3 +29,9 @@ def axes(title: str, columns: int = 1) -> tuple[Figure, Any]:
 def label(name: str, unit: str) -> str:
     """Quantity and unit, as an axis names them."""
     return f"{name.replace('_', ' ')} ({unit})" if unit else name.replace("_", " ")
+
+
+def written(metric: Metric, source: str = "data") -> str:
+    """Value ± two of its standard errors from a source, if it has one."""
+    error = metric.errors.get(source)
+    return f"{metric.value:.3g}" + ("" if error is None else f" ± {2 * error:.2g}")

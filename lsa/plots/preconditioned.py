@@ -6,7 +6,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from lsa.plots.axes import A, B, axes, label
+from lsa.plots.axes import A, B, axes, label, written
 from lsa.probe import Curve, Metric, Result
 
 FAR = 5  # times the sharpness: a threshold further up would flatten the bars
@@ -26,7 +26,7 @@ def draw(result: Result, title: str) -> Figure:
     _bars(right, result.curves["raw_eigenvalue"], metrics["lambda_max_raw"], B)
     for name, style in (("batch_sharpness", "-."), ("update_curvature", ":")):
         if name in metrics:
-            text = f"{label(name, '')} {_written(metrics[name])}"
+            text = f"{label(name, '')} {written(metrics[name])}"
             right.axhline(metrics[name].value, color="k", linestyle=style, linewidth=1, label=text)
     right.set_ylabel("eigenvalue of H (loss)")
     right.set_title("raw")
@@ -50,14 +50,9 @@ def _threshold(panel: Any, limit: Metric, ratio: Metric | None) -> None:
     above = bool(ratio and FAR * ratio.value < 1)
     text = f"stability threshold {limit.value:.5g}{' (above)' if above else ''}"
     if ratio:
-        text += f"; sharpness is {_written(ratio)} of it"
+        text += f"; sharpness is {written(ratio)} of it"
     if above:
         panel.plot([], [], " ", label=text)
     else:
         panel.axhline(limit.value, color="black", linestyle="--", linewidth=1, label=text)
     panel.legend(frameon=False)
-
-
-def _written(metric: Metric) -> str:
-    error = metric.errors.get("data")
-    return f"{metric.value:.3g}" + ("" if error is None else f" ± {2 * error:.2g}")
