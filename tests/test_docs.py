@@ -18,7 +18,8 @@ def rows(name: str, section: str) -> list[list[str]]:
     page = (PAGES / f"{name}.md").read_text()
     text = page.split(f"\n## {section}\n")[1].split("\n## ")[0]
     table = [line for line in text.splitlines() if line.startswith("|")]
-    return [re.split(r"(?<!\\)\|", line)[1:-1] for line in table[2:]]
+    cells = [re.split(r"(?<!\\)\|", line)[1:-1] for line in table[2:]]
+    return [[cell.replace("\\|", "|") for cell in row] for row in cells]
 
 
 @pytest.mark.parametrize("name", OWN)
