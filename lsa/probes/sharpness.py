@@ -251,7 +251,7 @@ def _worst(prefix: str, rises: Tensor, best: Peak, peaks: list[Peak]) -> dict[st
     return {
         f"{prefix}worst_case": metric,
         f"{prefix}ascent_gap": Metric(best.gap / best.value),
-        f"{prefix}ascent_agreement": Metric(sum(agreeing) / len(agreeing)),
+        f"{prefix}ascent_agreement": Metric(sum(agreeing) / len(agreeing), "fraction"),
         f"{prefix}gradients": Metric(sum(peak.evaluations for peak in peaks)),
     }
 
