@@ -1,0 +1,104 @@
+"""The three largest eigenvalues of the Hessian, here and in other libraries.
+
+Time counts only where the residual ‖Hv − λv‖/λ, measured by one and the same product, is met.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from benchmarks import setting
+from lsa import linalg
+
+K = 3
+TOL = 1e-3
+Pairs = tuple[Tensor, Tensor]  # values (k,), vectors (d, k)
+
+
+def lsa(model: nn.Module, x: Tensor, y: Tensor, memory: int | None = None) -> Pairs:
+    at, theta = setting.landscape(model, x, y, memory=memory)
+    rng = torch.Generator().manual_seed(0)
+    start = linalg.start_vector(theta, rng)
+    found = linalg.lanczos(
+        at.hessian(theta), start, rng=rng, largest=K, smallest=0, tol=TOL
+    ).largest
+    return found.values, found.vectors
+
+
+def curvlinops(model: nn.Module, x: Tensor, y: Tensor) -> Pairs:
+    from curvlinops import HessianLinearOperator
+    from scipy.sparse.linalg import eigsh
+
+    operator = HessianLinearOperator(
+        model, nn.CrossEntropyLoss(), list(model.parameters()), [(x, y)], check_deterministic=False
+    ).to_scipy()
+    values, vectors = eigsh(operator, k=K, which="LA", tol=TOL)
+    order = np.argsort(-values)
+    return torch.from_numpy(values[order].copy()), torch.from_numpy(vectors[:, order].copy())
+
+
+def pyhessian(model: nn.Module, x: Tensor, y: Tensor) -> Pairs:
+    from pyhessian import hessian
+
+    loader = list(zip(x.split(256), y.split(256), strict=True))
+    found = hessian(model, nn.CrossEntropyLoss(), dataloader=loader, cuda=False)
+    values, vectors = found.eigenvalues(maxIter=100, tol=TOL, top_n=K)
+    flat = [torch.cat([p.reshape(-1) for p in vector]).detach() for vector in vectors]
+    return torch.tensor(values), torch.stack(flat, 1)
+
+
+def eigenthings(model: nn.Module, x: Tensor, y: Tensor) -> Pairs:
+    from hessian_eigenthings import HessianOperator, lanczos, supervised_loss
+
+    loader = list(zip(x.split(256), y.split(256), strict=True))
+    operator = HessianOperator(model, loader, supervised_loss(nn.CrossEntropyLoss()))
+    found = lanczos(operator, k=K, max_iter=30, tol=TOL, which="LA", seed=0)
+    return found.eigenvalues, found.eigenvectors.T if len(
+        found.eigenvectors
+    ) == K else found.eigenvectors
+
+
+RIVALS: dict[str, Callable[..., Pairs]] = {
+    "curvlinops": curvlinops,
+    "eigenthings": eigenthings,
+    "pyhessian": pyhessian,
+}
+
+
+def rows(model: nn.Module, x: Tensor, y: Tensor, rivals: list[str]) -> list[dict[str, Any]]:
+    """Per library: seconds, eigenvalues, and the largest residual."""
+    at, theta = setting.landscape(model, x, y)
+    product = at.hessian(theta)
+    contestants = {
+        "lsa": lsa,
+        "lsa, graphs within 12 GiB": lambda *a: lsa(*a, memory=12 << 30),
+        **{name: RIVALS[name] for name in rivals},
+    }
+    found = []
+    for name, contestant in contestants.items():
+        began = time.perf_counter()
+        with contextlib.redirect_stdout(io.StringIO()):
+            values, vectors = contestant(model, x, y)
+        seconds = time.perf_counter() - began
+        residual = max(
+            float((product(v) - value * v).norm() / (value.abs() * v.norm()))
+            for value, v in zip(values.float(), vectors.float().T, strict=True)
+        )
+        found.append(
+            {
+                "library": name,
+                "seconds": seconds,
+                "eigenvalues": ", ".join(f"{v:.4g}" for v in values.tolist()),
+                "residual": residual,
+                "accurate": residual <= 2 * TOL,
+            }
+        )
+    return found
