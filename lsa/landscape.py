@@ -377,23 +377,37 @@ class Landscape:
             return torch.cuda.mem_get_info(self.x.device)[0] // 2
         return psutil.virtual_memory().available // SHARE
 
-    @torch.enable_grad()
     def curvatures(self, theta: Tensor, u: Tensor) -> Tensor:
-        """Per-sample curvatures uᵀ∇²ℓᵢ(θ)u, shape `(N,)`: d²ℓᵢ(θ + αu)/dα² at α = 0.
+        """Per-sample curvatures uᵀ∇²ℓᵢ(θ)u, shape `(N,)`.
 
-        Their mean is uᵀHu; their spread gives its standard error over the data. Three reverse
-        passes per chunk: two in α of ∑ wᵢℓᵢ, one in w. Forward mode applied twice would be the
-        shorter way, but is silently wrong for layer norm (seen in torch 2.14).
+        Their mean is uᵀHu; their spread gives its standard error over the data.
         """
-        direction = u.to(theta.dtype)
+        at, direction = theta.detach(), u.to(theta.dtype)
+        return torch.cat(
+            [
+                products.second_derivatives(
+                    lambda alpha, x=x, y=y: self._sample_losses(at + alpha * direction, x, y),
+                    len(x),
+                    at,
+                )
+                for _, x, y in self._chunks()
+            ]
+        )
+
+    def gauss_newton_curvatures(self, theta: Tensor, u: Tensor) -> Tensor:
+        """Per-sample (Jᵢu)ᵀ∇²ℓᵢ(Jᵢu), shape `(N,)`: the part of the curvature that G has."""
         parts = []
         for _, x, y in self._chunks():
-            alpha = theta.new_zeros(()).requires_grad_()
-            w = theta.new_ones(len(x)).requires_grad_()
-            value = w @ self._sample_losses(theta.detach() + alpha * direction, x, y)
-            (slope,) = torch.autograd.grad(value, alpha, create_graph=True)
-            (second,) = torch.autograd.grad(slope, alpha, create_graph=True, materialize_grads=True)
-            parts.append(products.pull_back(second, w, torch.ones_like(second)))
+            with torch.no_grad():
+                outputs = self.outputs(theta, x)
+            moved = _push(lambda t, x=x: self.outputs(t, x), theta, u.to(theta.dtype))
+
+            def losses(
+                alpha: Tensor, o: Tensor = outputs, m: Tensor = moved, y: Tensor = y
+            ) -> Tensor:
+                return self._losses_of(o + alpha * m, y)
+
+            parts.append(products.second_derivatives(losses, len(x), theta))
         return torch.cat(parts)
 
 

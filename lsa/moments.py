@@ -25,6 +25,7 @@ class ProductMoments:
     norm_a: Estimate  # ‖A‖_F
     norm_b: Estimate  # ‖B‖_F
     alignment: Estimate  # tr AB / (‖A‖_F ‖B‖_F), the cosine between A and B, in [−1, 1]
+    mean_b: Estimate  # tr AB / tr A, the mean of B weighted by A
 
 
 def product_moments(
@@ -90,4 +91,5 @@ def product_moments(
         norm_a=estimate(lambda m: m[..., 2].sqrt()),
         norm_b=estimate(lambda m: m[..., 3].sqrt()),
         alignment=estimate(lambda m: m[..., 1] / (m[..., 2] * m[..., 3]).sqrt()),
+        mean_b=estimate(lambda m: m[..., 1] / m[..., 0]),
     )

@@ -58,6 +58,16 @@ class Metric:
     errors: Mapping[str, float] = field(default_factory=dict)
 
 
+def standard_error(values: Any, source: str = "data") -> dict[str, float]:
+    """Standard error of the mean of a tensor `(n,)`, as a metric's errors; none of a single value.
+
+    For a number that is no mean, `values` are its influences: what each sample adds to it, to first
+    order (Hampel 1974).
+    """
+    n = len(values)
+    return {source: (values.double().std() / n**0.5).item()} if n > 1 else {}
+
+
 @dataclass(frozen=True)
 class Curve:
     """y against x on a grid that is the same for every checkpoint, so that curves overlay."""

@@ -61,36 +61,58 @@ def hessian(parts: Sequence[Part], theta: Tensor, memory: int) -> Matvec:
 
 def gauss_newton(parts: Sequence[Part], theta: Tensor, memory: int) -> Matvec:
     """v ↦ G v with G = ∑ₖ wₖ Jₖᵀ ∇²Lₖ Jₖ, J and ∇² by the outputs; v is `(d,)`."""
-    graph = _kept(lambda k: _Jacobian(parts[k].outputs, theta), memory)
 
-    @torch.enable_grad()
-    def product(v: Tensor) -> Tensor:
-        total = torch.zeros_like(v, dtype=torch.float64)
-        for k, part in enumerate(parts):
-            jacobian = graph(k)
-            outputs = jacobian.value.detach().requires_grad_()
-            (g,) = grad(part.loss_of(outputs), outputs, create_graph=True)
-            curved = pull_back(g, outputs, jacobian.push(v.to(theta.dtype)))
-            total.add_(jacobian.pull(curved), alpha=part.weight)
-        return total.to(v.dtype)
+    def curved(part: Part, outputs: Tensor, moved: Tensor) -> Tensor:
+        o = outputs.detach().requires_grad_()
+        (g,) = grad(part.loss_of(o), o, create_graph=True)
+        return pull_back(g, o, moved)
 
-    return product
+    return _between(parts, theta, memory, [part.outputs for part in parts], curved)
 
 
 def second_moment(parts: Sequence[Part], theta: Tensor, memory: int) -> Matvec:
     """v ↦ 1/N ∑ᵢ gᵢ gᵢᵀ v over the per-sample gradients gᵢ = ∇ℓᵢ; v is `(d,)`."""
-    graph = _kept(lambda k: _Jacobian(parts[k].losses, theta), memory)
+
+    def averaged(_part: Part, _losses: Tensor, slopes: Tensor) -> Tensor:
+        return slopes / len(slopes)
+
+    return _between(parts, theta, memory, [part.losses for part in parts], averaged)
+
+
+def _between(
+    parts: Sequence[Part],
+    theta: Tensor,
+    memory: int,
+    functions: Sequence[Function],
+    middle: Callable[[Part, Tensor, Tensor], Tensor],
+) -> Matvec:
+    """v ↦ ∑ₖ wₖ Jₖᵀ Mₖ Jₖ v, Jₖ the Jacobian of fₖ, and `middle` its (part, fₖ(θ), w) ↦ Mₖ w."""
+    graph = _kept(lambda k: _Jacobian(functions[k], theta), memory)
 
     @torch.enable_grad()
     def product(v: Tensor) -> Tensor:
         total = torch.zeros_like(v, dtype=torch.float64)
         for k, part in enumerate(parts):
             jacobian = graph(k)
-            slopes = jacobian.push(v.to(theta.dtype))
-            total.add_(jacobian.pull(slopes / len(slopes)), alpha=part.weight)
+            moved = middle(part, jacobian.value, jacobian.push(v.to(theta.dtype)))
+            total.add_(jacobian.pull(moved), alpha=part.weight)
         return total.to(v.dtype)
 
     return product
+
+
+@torch.enable_grad()
+def second_derivatives(losses: Function, n: int, like: Tensor) -> Tensor:
+    """Second derivatives d²ℓᵢ(α)/dα² at α = 0 of n losses of one scalar, `(n,)`.
+
+    Three reverse passes: two in α of ∑ wᵢℓᵢ, one in w. Forward mode applied twice would be the
+    shorter way, but is silently wrong for layer norm (seen in torch 2.14).
+    """
+    alpha = like.new_zeros(()).requires_grad_()
+    w = like.new_ones(n).requires_grad_()
+    (slope,) = grad(w @ losses(alpha), alpha, create_graph=True)
+    (second,) = grad(slope, alpha, create_graph=True, materialize_grads=True)
+    return pull_back(second, w, torch.ones_like(second))
 
 
 class _Jacobian:

@@ -27,6 +27,7 @@ TRUTH = {
     "trace_ab": (A @ B).trace().item(),
     "norm_a": A.norm().item(),
     "norm_b": B.norm().item(),
+    "mean_b": ((A @ B).trace() / A.trace()).item(),
     "alignment": ((A @ B).trace() / A.norm() / B.norm()).item(),
 }
 

@@ -77,3 +77,13 @@ def test_graphs_are_kept_while_they_fit(monkeypatch, memory, builds):
     for _ in range(3):
         product(torch.ones(at.dimension).double())
     assert len(passes) == builds
+
+
+def test_sample_curvatures_of_the_gauss_newton_part_equal_the_dense_ones():
+    at = landscape()
+    theta = flatten(at.model)
+    u = torch.randn(len(theta), generator=torch.Generator().manual_seed(2)).double()
+    moved = jacrev(lambda t: at.outputs(t, at.x))(theta) @ u  # (N, C)
+    p = at.outputs(theta, at.x).softmax(1)
+    wanted = (p * moved.square()).sum(1) - (p * moved).sum(1).square()  # variance of J u under p
+    torch.testing.assert_close(at.gauss_newton_curvatures(theta, u), wanted)

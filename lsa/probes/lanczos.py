@@ -11,7 +11,7 @@ from torch import Tensor
 from lsa import linalg
 from lsa.errors import InputError
 from lsa.landscape import Landscape
-from lsa.probe import Curve, Metric, Report, Result, Sizes, Work, probe
+from lsa.probe import Curve, Metric, Report, Result, Sizes, Work, probe, standard_error
 from lsa.quadrature import Quadrature, spectral_density
 
 GRID = 211  # points of the density, from −1.05 to 1.05 of the largest |λ|
@@ -138,10 +138,12 @@ def _ends(
     lambda_max = upper.values[0].item()
     values = torch.cat([upper.values, lower.values.flip(0)])
     residuals = torch.cat([upper.residuals, lower.residuals.flip(0)])
+    top = landscape.curvatures(theta, vectors[:, 0]).double()
+    slope = landscape.slopes(theta, torch.nn.functional.normalize(gradient, dim=0))
     metrics = {
-        "lambda_max": Metric(lambda_max, "loss", _data_error(landscape, theta, vectors[:, 0])),
+        "lambda_max": Metric(lambda_max, "loss", standard_error(top)),
         "lambda_max_residual": Metric(upper.residuals[0].item(), "loss"),
-        "gradient_norm": Metric(gradient.double().norm().item(), "loss"),
+        "gradient_norm": Metric(gradient.double().norm().item(), "loss", standard_error(slope)),
         "products": Metric(found.products),
         "orthogonality_error": Metric(found.orthogonality),
         "n_samples": Metric(landscape.n_samples),
@@ -149,12 +151,11 @@ def _ends(
     k, k_min = len(upper.values), len(lower.values)
     if k_min:
         lambda_min = lower.values[0].item()
-        ratio = abs(lambda_max / lambda_min) if lambda_min else float("inf")
-        error = _data_error(landscape, theta, vectors[:, -1])
+        bottom = landscape.curvatures(theta, vectors[:, -1]).double()
         metrics |= {
-            "lambda_min": Metric(lambda_min, "loss", error),
+            "lambda_min": Metric(lambda_min, "loss", standard_error(bottom)),
             "lambda_min_residual": Metric(lower.residuals[0].item(), "loss"),
-            "condition_number": Metric(ratio),
+            "condition_number": _ratio(lambda_max, lambda_min, top, bottom),
         }
     eigenvalues = Curve(
         x=np.concatenate([np.arange(1.0, k + 1), np.arange(-k_min, 0.0)]),
@@ -167,12 +168,12 @@ def _ends(
     return metrics, {"eigenvalue": eigenvalues}, arrays
 
 
-def _data_error(landscape: Landscape, theta: Tensor, v: Tensor) -> dict[str, float]:
-    """Standard error of vᵀHv over the samples."""
-    if landscape.n_samples < 2:
-        return {}
-    curvatures = landscape.curvatures(theta, v).double()
-    return {"data": (curvatures.std() / landscape.n_samples**0.5).item()}
+def _ratio(lambda_max: float, lambda_min: float, top: Tensor, bottom: Tensor) -> Metric:
+    """|λ_max/λ_min|, its error from the per-sample curvatures along both eigenvectors."""
+    if not lambda_min:
+        return Metric(float("inf"))
+    ratio = lambda_max / lambda_min
+    return Metric(abs(ratio), "", standard_error((top - ratio * bottom) / lambda_min))
 
 
 def _unconverged(found: linalg.Extremes, tol: float, max_products: int) -> str:
@@ -195,7 +196,9 @@ def _split(
     """λ_max of the Gauss–Newton part G and λ_min of the remainder R = H − G."""
     hessian, gauss_newton = landscape.hessian(theta), landscape.gauss_newton(theta)
 
-    def extreme(matvec: linalg.Matvec, largest: int, smallest: int, name: str) -> float:
+    def extreme(
+        matvec: linalg.Matvec, largest: int, smallest: int, name: str
+    ) -> tuple[float, Tensor]:
         found = linalg.lanczos(
             matvec,
             linalg.start_vector(theta, rng),
@@ -209,13 +212,16 @@ def _split(
         )
         if not found.converged:
             notes.append(f"{name} {_unconverged(found, tol, max_products)}")
-        return (found.largest if largest else found.smallest).values[0].item()
+        pairs = found.largest if largest else found.smallest
+        return pairs.values[0].item(), pairs.vectors[:, 0]
 
-    top = extreme(gauss_newton, 1, 0, "λ_max of the Gauss–Newton part:")
-    bottom = extreme(lambda v: hessian(v) - gauss_newton(v), 0, 1, "λ_min of the remainder:")
+    top, u = extreme(gauss_newton, 1, 0, "λ_max of the Gauss–Newton part:")
+    bottom, v = extreme(lambda v: hessian(v) - gauss_newton(v), 0, 1, "λ_min of the remainder:")
+    along_u = landscape.gauss_newton_curvatures(theta, u)
+    along_v = landscape.curvatures(theta, v) - landscape.gauss_newton_curvatures(theta, v)
     return {
-        "gauss_newton_lambda_max": Metric(top, "loss"),
-        "remainder_lambda_min": Metric(bottom, "loss"),
+        "gauss_newton_lambda_max": Metric(top, "loss", standard_error(along_u)),
+        "remainder_lambda_min": Metric(bottom, "loss", standard_error(along_v)),
     }
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from lsa import linalg
 from lsa.errors import InputError
 from lsa.landscape import Landscape, flatten
-from lsa.probe import Curve, Metric, Report, Result, Sizes, Work, probe
+from lsa.probe import Curve, Metric, Report, Result, Sizes, Work, probe, standard_error
 from lsa.trace import rademacher
 
 BOTH, UPPER = 35, 8  # products of a Lanczos run to both ends, to the upper one; for the cost
@@ -139,8 +139,8 @@ def layers(
     sharpest = max(parts, key=lambda block: block.top)
     of = _membership(landscape, theta, named)
     metrics = {
-        "lambda_max": Metric(whole.top, "loss", _error(whole.along)),
-        "block_lambda_max": Metric(sharpest.top, "loss", _error(sharpest.along)),
+        "lambda_max": Metric(whole.top, "loss", standard_error(whole.along)),
+        "block_lambda_max": Metric(sharpest.top, "loss", standard_error(sharpest.along)),
         "block_share": _ratio(sharpest, whole),
         "n_blocks": Metric(len(named)),
         "n_samples": Metric(landscape.n_samples),
@@ -152,7 +152,7 @@ def layers(
             index,
             np.array([block.top for block in parts]),
             "block",
-            np.array([_error(block.along).get("data", np.nan) for block in parts]),
+            np.array([standard_error(block.along).get("data", np.nan) for block in parts]),
             y_unit="loss",
         )
     }
@@ -229,14 +229,8 @@ def _squares(landscape: Landscape, theta: Tensor, of: Tensor, n: int) -> Tensor:
     return torch.cat(found)
 
 
-def _error(values: Tensor, source: str = "data") -> dict[str, float]:
-    """Standard error of a mean."""
-    n = len(values)
-    return {source: (values.std() / n**0.5).item()} if n > 1 else {}
-
-
 def _mean(values: Tensor, unit: str, source: str) -> Metric:
-    return Metric(values.mean().item(), unit, _error(values, source))
+    return Metric(values.mean().item(), unit, standard_error(values, source))
 
 
 def _ratio(sharpest: Block, whole: Block) -> Metric:
@@ -244,7 +238,7 @@ def _ratio(sharpest: Block, whole: Block) -> Metric:
     if not whole.top > 0:
         return Metric(float("nan"))
     share = sharpest.top / whole.top
-    return Metric(share, "", _error((sharpest.along - share * whole.along) / whole.top))
+    return Metric(share, "", standard_error((sharpest.along - share * whole.along) / whole.top))
 
 
 def _curve(index: np.ndarray, values: Tensor, unit: str) -> Curve:

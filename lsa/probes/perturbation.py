@@ -11,7 +11,7 @@ from torch import Tensor
 from lsa import linalg
 from lsa.errors import InputError
 from lsa.landscape import Landscape
-from lsa.probe import Curve, Metric, Report, Result, Sizes, Work, probe
+from lsa.probe import Curve, Metric, Report, Result, Sizes, Work, probe, standard_error
 
 NEAR = 0.05  # of the reach: the step whose finite curvature is reported
 AGREEMENT = 0.01  # relative difference of fitted and computed curvature that is flagged
@@ -101,20 +101,21 @@ def perturbation(
     metrics, curves, notes = {}, {}, []
     total, arrays = 3 * points, {"eps_list": (reach * unit).numpy()}
     for i, (name, v) in enumerate(directions.items()):
-        rises, errors = _rises(landscape, theta, v, reach * unit, base, report, i * points, total)
-        curves[f"loss_along_{name}"] = Curve(
-            unit.numpy(), rises.numpy(), "relative_epsilon", errors.numpy(), y_unit="loss"
-        )
+        rises = _rises(landscape, theta, v, reach * unit, base, report, i * points, total)
+        curves[f"loss_along_{name}"] = _curve(unit, rises)
         curvature = (v.double() @ hessian(v).double()).item()
+        slope = (gradient.double() @ v.double()).item()
         fit = _fit(fine, theta.double(), v.double(), lambda_max)
-        metrics |= _described(name, fit, curvature, (gradient.double() @ v.double()).item())
+        bend = standard_error(landscape.curvatures(theta, v))
+        metrics |= _described(name, fit, curvature, bend, slope, landscape.slopes(theta, v))
         if name == "top":
-            metrics |= _shape(rises, errors) | _finite(fine, theta.double(), v, NEAR * reach)
+            metrics |= _shape(rises) | _finite(fine, theta.double(), v, NEAR * reach)
+            metrics["lambda_max"] = Metric(lambda_max, "loss", bend)
             notes += _verdict(fit, lambda_max)
+        if name == "bottom":
+            metrics["lambda_min"] = Metric(found.smallest.values[0].item(), "loss", bend)
     arrays["losses"] = base.mean().item() + np.stack([curves[c].y for c in curves])
     metrics |= {
-        "lambda_max": Metric(lambda_max, "loss"),
-        "lambda_min": Metric(found.smallest.values[0].item(), "loss"),
         "reach": Metric(reach),
         "n_samples": Metric(landscape.n_samples),
     }
@@ -143,15 +144,21 @@ def _rises(
     report: Report,
     done: int,
     total: int,
-) -> tuple[Tensor, Tensor]:
-    """Mean rises on the grid, and their standard errors over the samples (paired with ε = 0)."""
-    means, errors = [], []
+) -> Tensor:
+    """Per-sample rises on the grid, `(points, N)`."""
+    rises = []
     for j, eps in enumerate(grid.tolist()):
-        rise = _rise(landscape, theta, v, eps, base)
-        means.append(rise.mean())
-        errors.append(rise.std() / len(rise) ** 0.5)
+        rises.append(_rise(landscape, theta, v, eps, base).cpu())
         report(done + j + 1, total, "loss along directions")
-    return torch.stack(means).cpu(), torch.stack(errors).cpu()
+    return torch.stack(rises)
+
+
+def _curve(unit: Tensor, rises: Tensor) -> Curve:
+    """Mean rises with their standard errors over the samples, paired with ε = 0."""
+    errors = rises.std(1) / rises.shape[1] ** 0.5
+    return Curve(
+        unit.numpy(), rises.mean(1).numpy(), "relative_epsilon", errors.numpy(), y_unit="loss"
+    )
 
 
 def _fit(landscape: Landscape, theta: Tensor, v: Tensor, lambda_max: float) -> Fit:
@@ -171,29 +178,32 @@ def _finite(landscape: Landscape, theta: Tensor, v: Tensor, eps: float) -> dict[
     base, v = landscape.losses(theta), v.double()
     rises = [_rise(landscape, theta, v, sign * eps, base) for sign in (-1, 1)]
     second = (rises[0] + rises[1]) / eps**2
-    error = (second.std() / len(second) ** 0.5).item()
-    return {"curvature_finite": Metric(second.mean().item(), "loss", {"data": error})}
+    return {"curvature_finite": Metric(second.mean().item(), "loss", standard_error(second))}
 
 
-def _described(name: str, fit: Fit, curvature: float, slope: float) -> dict[str, Metric]:
+def _described(
+    name: str, fit: Fit, curvature: float, bend: dict[str, float], slope: float, slopes: Tensor
+) -> dict[str, Metric]:
+    """Curvature and slope by the fit and by derivatives, with one error: it is of one number."""
     suffix = "" if name == "top" else f"_{name}"
+    tilt = standard_error(slopes)
     return {
-        f"curvature_fit{suffix}": Metric(fit.curvature, "loss"),
-        f"curvature{suffix}": Metric(curvature, "loss"),
-        f"slope_fit{suffix}": Metric(fit.slope, "loss"),
-        f"slope{suffix}": Metric(slope, "loss"),
+        f"curvature_fit{suffix}": Metric(fit.curvature, "loss", bend),
+        f"curvature{suffix}": Metric(curvature, "loss", bend),
+        f"slope_fit{suffix}": Metric(fit.slope, "loss", tilt),
+        f"slope{suffix}": Metric(slope, "loss", tilt),
     }
 
 
-def _shape(rises: Tensor, errors: Tensor) -> dict[str, Metric]:
+def _shape(rises: Tensor) -> dict[str, Metric]:
     """Mean rise at the grid's two ends, and how unequal they are."""
-    left, right = rises[0].item(), rises[-1].item()
-    mean = (left + right) / 2
-    error = (errors[0] ** 2 + errors[-1] ** 2).sqrt().item() / 2
-    return {
-        "loss_rise": Metric(mean, "loss", {"data": error}),
-        "asymmetry": Metric((right - left) / (2 * mean) if mean else float("nan")),
-    }
+    mean, difference = (rises[-1] + rises[0]) / 2, (rises[-1] - rises[0]) / 2
+    found = {"loss_rise": Metric(mean.mean().item(), "loss", standard_error(mean))}
+    if not mean.mean():
+        return found | {"asymmetry": Metric(float("nan"))}
+    asymmetry = difference.mean() / mean.mean()
+    influences = (difference - asymmetry * mean) / mean.mean()
+    return found | {"asymmetry": Metric(asymmetry.item(), "", standard_error(influences))}
 
 
 def _verdict(fit: Fit, lambda_max: float) -> list[str]:

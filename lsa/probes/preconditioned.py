@@ -12,7 +12,7 @@ from torch import Tensor
 from lsa import linalg
 from lsa.errors import InputError
 from lsa.landscape import Landscape
-from lsa.probe import Curve, Metric, Report, Result, Sizes, Work, probe
+from lsa.probe import Curve, Metric, Report, Result, Sizes, Work, probe, standard_error
 from lsa.stability import OptimizerState
 
 SHARE = 0.5  # of the sharpness, that one sample carries, from which a note says so
@@ -101,7 +101,7 @@ def preconditioned(
 
     curvatures = landscape.curvatures(theta, raw.vectors[:, 0])
     metrics = {
-        "lambda_max_raw": Metric(raw.values[0].item(), "loss", _error(curvatures)),
+        "lambda_max_raw": Metric(raw.values[0].item(), "loss", standard_error(curvatures)),
         "learning_rate": Metric(optimizer.learning_rate),
         "n_samples": Metric(landscape.n_samples),
         **_update(landscape, theta, optimizer, notes),
@@ -119,7 +119,7 @@ def preconditioned(
 
     z = felt.vectors[:, 0].double() * P.rsqrt()  # zᵀHz + λ|z|² is the eigenvalue
     curvatures = landscape.curvatures(theta, z).double()
-    sharpness, error = felt.values[0].item(), _error(curvatures)
+    sharpness, error = felt.values[0].item(), standard_error(curvatures)
     notes += _single(curvatures, P[felt.vectors[:, 0].abs().argmax()].item())
     metrics["sharpness"] = Metric(sharpness, "1/η", error)
     if limit:
@@ -139,13 +139,6 @@ def _felt(hessian: linalg.Matvec, P: Tensor, penalty: float) -> linalg.Matvec:
         return (scale * (hessian(w) + penalty * w)).to(v.dtype)
 
     return product
-
-
-def _error(values: Tensor) -> dict[str, float]:
-    """Standard error of the mean; none of a single value."""
-    if len(values) < 2:
-        return {}
-    return {"data": (values.double().std() / len(values) ** 0.5).item()}
 
 
 def _single(curvatures: Tensor, at: float) -> list[str]:
@@ -172,7 +165,9 @@ def _update(
         notes.append("the next step is zero, so there is no curvature along it")
         return {}
     curvatures = landscape.curvatures(theta, u / u.norm()).double()
-    return {"update_curvature": Metric(curvatures.mean().item(), "loss", _error(curvatures))}
+    return {
+        "update_curvature": Metric(curvatures.mean().item(), "loss", standard_error(curvatures))
+    }
 
 
 def _batch_sharpness(
@@ -189,4 +184,4 @@ def _batch_sharpness(
         g = batch.gradient(theta).double()
         found.append((g @ batch.hessian(theta)(g)) / (g @ g))
     values = torch.stack(found)
-    return {"batch_sharpness": Metric(values.mean().item(), "loss", _error(values))}
+    return {"batch_sharpness": Metric(values.mean().item(), "loss", standard_error(values))}

@@ -12,7 +12,7 @@ from lsa import linalg
 from lsa.errors import InputError
 from lsa.landscape import Landscape
 from lsa.moments import ProductMoments, product_moments
-from lsa.probe import Curve, Metric, Report, Result, Sizes, Work, probe
+from lsa.probe import Curve, Metric, Report, Result, Sizes, Work, probe, standard_error
 
 BRACKET = 0.1  # width of the bracket of λ_C, relative, above which a note says so
 PRODUCTS = 15  # of one Lanczos run to the upper end, for the estimate of the cost
@@ -128,11 +128,6 @@ def _variance(landscape: Landscape, theta: Tensor, u: Tensor) -> float:
     return landscape.slopes(theta, u).double().var(correction=0).item()
 
 
-def _error(influences: Tensor) -> dict[str, float]:
-    """Standard error of a mean of per-sample influences."""
-    return {"data": (influences.std() / len(influences) ** 0.5).item()}
-
-
 def _ratio(
     landscape: Landscape, theta: Tensor, H: linalg.Eigenpairs, C: linalg.Eigenpairs
 ) -> dict[str, Metric]:
@@ -146,10 +141,12 @@ def _ratio(
     h, c = H.values[0].item(), C.values[0].item()
     influence = squares_c / h - c / h**2 * curvatures
     return {
-        "lambda_h": Metric(h, "loss", _error(curvatures)),
-        "lambda_c": Metric(c, "loss²", _error(squares_c)),
-        "noise_ratio": Metric(c / h, "loss", _error(influence)),
-        "noise_on_top_curvature": Metric(squares_h.mean().item(), "loss²", _error(squares_h)),
+        "lambda_h": Metric(h, "loss", standard_error(curvatures)),
+        "lambda_c": Metric(c, "loss²", standard_error(squares_c)),
+        "noise_ratio": Metric(c / h, "loss", standard_error(influence)),
+        "noise_on_top_curvature": Metric(
+            squares_h.mean().item(), "loss²", standard_error(squares_h)
+        ),
     }
 
 
@@ -167,12 +164,12 @@ def _traces(landscape: Landscape, theta: Tensor, notes: list[str]) -> dict[str, 
     unbiased = trace * n / (n - 1)
     signal = float(g @ g) - unbiased / n
     found = {
-        "trace_c": Metric(trace, "loss²", _error(square)),
-        "gradient_squared": Metric(signal, "loss²", _error(2 * slope)),
+        "trace_c": Metric(trace, "loss²", standard_error(square)),
+        "gradient_squared": Metric(signal, "loss²", standard_error(2 * slope)),
     }
     if signal > 0:
         influence = square / signal - 2 * trace / signal**2 * slope
-        found["noise_scale"] = Metric(unbiased / signal, "samples", _error(influence))
+        found["noise_scale"] = Metric(unbiased / signal, "samples", standard_error(influence))
     else:
         notes.append("the mean gradient is not told from zero, so there is no noise scale")
     return found
@@ -182,7 +179,7 @@ def _alignment(
     moments: ProductMoments, known: dict[str, Metric], dimension: int
 ) -> dict[str, Metric]:
     """What the random vectors tell of H and C together."""
-    isotropic = moments.trace_a.value * known["trace_c"].value / dimension
+    isotropic = known["trace_c"].value / dimension  # the variance in each direction, were all alike
     found = {
         "trace_hc": (moments.trace_ab, "loss³"),
         "trace_h": (moments.trace_a, "loss"),
@@ -191,6 +188,8 @@ def _alignment(
         "alignment": (moments.alignment, ""),
     }
     metrics = {name: Metric(e.value, u, {"probes": e.error}) for name, (e, u) in found.items()}
-    if isotropic > 0:
-        metrics["anisotropy_gain"] = Metric(moments.trace_ab.value / isotropic)
+    if isotropic > 0 and moments.trace_a.value > 0:
+        gain = moments.mean_b.value / isotropic
+        spread = moments.mean_b.error / isotropic
+        metrics["anisotropy_gain"] = Metric(gain, "", {"probes": spread})
     return metrics

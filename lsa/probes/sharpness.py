@@ -13,7 +13,7 @@ from torch import Tensor
 from lsa.ascent import Function, Peak, ascend, dot, length
 from lsa.errors import InputError
 from lsa.landscape import Landscape
-from lsa.probe import Curve, Metric, Report, Result, Sizes, Work, probe
+from lsa.probe import Curve, Metric, Report, Result, Sizes, Work, probe, standard_error
 
 FRACTIONS = np.linspace(0, 1, 11)  # of the way to a perturbation at which the rise is shown
 SAME = 0.01  # relative difference of two peaks that count as one
@@ -215,19 +215,13 @@ def _along(landscape: Landscape, theta: Tensor, step: Tensor, base: Tensor) -> t
     for fraction in FRACTIONS[1:].tolist():
         rises = landscape.losses(theta + fraction * step).double() - base
         means.append(rises.mean().item())
-        errors.append(_error(rises).get("data", float("nan")))
+        errors.append(standard_error(rises).get("data", float("nan")))
     curve = Curve(FRACTIONS, np.array(means), "relative_distance", np.array(errors), y_unit="loss")
     return rises, curve
 
 
-def _error(influences: Tensor) -> dict[str, float]:
-    """Standard error of a mean of per-sample influences."""
-    n = len(influences)
-    return {"data": (influences.std() / n**0.5).item()} if n > 1 else {}
-
-
 def _mean(rises: Tensor, influences: Tensor) -> Metric:
-    return Metric(rises.mean().item(), "loss", _error(influences))
+    return Metric(rises.mean().item(), "loss", standard_error(influences))
 
 
 def _turning(landscape: Landscape, theta: Tensor, ball: Ball, step: Tensor) -> Tensor:
@@ -275,7 +269,7 @@ def _average(
         total += rises / probes
         report(i + 1, probes, "average over random directions")
     spread = (torch.stack(means).std() / probes**0.5).item()
-    return Metric(total.mean().item(), "loss", _error(total) | {"probes": spread})
+    return Metric(total.mean().item(), "loss", standard_error(total) | {"probes": spread})
 
 
 def _on_batches(

@@ -64,6 +64,30 @@ def test_every_number_agrees_with_the_dense_hessian(net):
     assert found.converged and [note[:11] for note in found.notes] == ["no outliers"]
 
 
+def test_errors_over_the_data_are_those_of_influences_by_finite_differences(net):
+    """Each sample's weight raised a little, and the dense eigenvalues found anew."""
+    landscape, theta = net
+    found = measure(landscape, theta, density_probes=0, tol=1e-8)
+    alone = [landscape.subset(torch.tensor([i])) for i in range(60)]
+    H = torch.stack([dense(one.hessian(theta), len(theta)) for one in alone])
+    G = torch.stack([dense(one.gauss_newton(theta), len(theta)) for one in alone])
+    g = torch.stack([one.gradient(theta) for one in alone])
+
+    def ends(A: Tensor) -> Tensor:
+        return torch.linalg.eigvalsh(A)[..., [0, -1]]
+
+    for name, f, samples in (
+        ("condition_number", lambda A: (ends(A)[..., 1] / ends(A)[..., 0]).abs(), H),
+        ("gauss_newton_lambda_max", lambda A: ends(A)[..., 1], G),
+        ("remainder_lambda_min", lambda A: ends(A)[..., 0], H - G),
+        ("gradient_norm", lambda v: v.norm(dim=-1), g),
+    ):
+        mean, step = samples.mean(0), 1e-6 * (samples - samples.mean(0))
+        influences = (f(mean + step) - f(mean - step)) / 2e-6
+        expected = (influences.std() / 60**0.5).item()
+        assert found.metrics[name].errors["data"] == pytest.approx(expected, rel=1e-4), name
+
+
 def test_the_error_over_the_data_is_the_spread_of_sample_curvatures(net):
     landscape, theta = net
     found = measure(landscape, theta, density_probes=0, split="no", tol=1e-8)

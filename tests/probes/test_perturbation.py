@@ -67,6 +67,16 @@ def test_a_quadratic_has_its_curvatures_and_the_rise_asked_for():
     assert found.converged and not found.notes
 
 
+def test_errors_over_the_data_are_those_of_samples_that_differ_in_scale_alone():
+    """ℓᵢ = xᵢ ℓ with x of mean 1: whatever is linear in ℓ has the relative error of x's mean."""
+    found = measure(*polynomial(cubic=0.5), points=21, rise=0.3).metrics
+    relative = 0.5 / 3**0.5
+    for name in ("curvature_fit", "curvature", "lambda_max", "lambda_min", "loss_rise"):
+        assert found[name].errors["data"] == pytest.approx(relative * abs(found[name].value)), name
+    assert found["asymmetry"].value != 0  # a ratio, in which the scale cancels
+    assert found["asymmetry"].errors["data"] == pytest.approx(0, abs=1e-12)
+
+
 def test_a_cubic_part_shows_as_asymmetry_and_not_as_curvature():
     v = values(measure(*polynomial(cubic=0.5)))
     eps = v["reach"]
