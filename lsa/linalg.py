@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,6 +41,16 @@ class Extremes:
         """Whether every pair met the tolerance and the set was confirmed."""
         pairs = torch.cat([self.largest.converged, self.smallest.converged])
         return self.confirmed and bool(pairs.all())
+
+    def shortfall(self, name: str) -> list[str]:
+        """A note for the reader when the pairs of the operator `name` have not converged."""
+        if self.converged:
+            return []
+        worst = torch.cat([self.largest.residuals, self.smallest.residuals]).max()
+        return [
+            f"{name}: not converged in {self.products} products, a residual is still {worst:.3g}; "
+            f"raise max_products={self.products} or tol"
+        ]
 
 
 def lanczos(
@@ -119,6 +130,29 @@ def lanczos(
         krylov.make_room(ritz, wanted)
         if left == confirm or krylov.done == krylov.count:
             krylov.append_random(rng)
+
+
+def top(
+    matvec: Matvec,
+    k: int,
+    like: Tensor,
+    *,
+    rng: torch.Generator,
+    near: Tensor | None = None,
+    **options: Any,
+) -> Extremes:
+    """The k largest eigenpairs, from the start vector of `start_vector(like, rng, near)`.
+
+    Args:
+        matvec: As for `lanczos`, which `options` are of.
+        k: Pairs wanted.
+        like: As for `start_vector`.
+        rng: For both.
+        near: As for `start_vector`.
+        **options: Of `lanczos`.
+    """
+    start = start_vector(like, rng, near)
+    return lanczos(matvec, start, rng=rng, largest=k, smallest=0, **options)
 
 
 def start_vector(like: Tensor, rng: torch.Generator, near: Tensor | None = None) -> Tensor:

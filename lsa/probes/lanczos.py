@@ -78,7 +78,7 @@ def lanczos(
         report=report,
     )
     metrics, curves, arrays = _ends(landscape, theta, found)
-    notes = [] if found.converged else [_unconverged(found, tol, max_products)]
+    notes = found.shortfall("Hessian")
     if split == "yes":
         metrics |= _split(landscape, theta, rng, tol, max_products, report, notes)
     converged = not notes
@@ -176,14 +176,6 @@ def _ratio(lambda_max: float, lambda_min: float, top: Tensor, bottom: Tensor) ->
     return Metric(abs(ratio), "", standard_error((top - ratio * bottom) / lambda_min))
 
 
-def _unconverged(found: linalg.Extremes, tol: float, max_products: int) -> str:
-    residuals = torch.cat([found.largest.residuals, found.smallest.residuals])
-    return (
-        f"not converged: a residual is still {residuals.max():.3g} after {found.products} products "
-        f"(tolerance {tol:g}); raise max_products={max_products} or tol"
-    )
-
-
 def _split(
     landscape: Landscape,
     theta: Tensor,
@@ -210,13 +202,12 @@ def _split(
             max_products=max_products,
             report=report,
         )
-        if not found.converged:
-            notes.append(f"{name} {_unconverged(found, tol, max_products)}")
+        notes.extend(found.shortfall(name))
         pairs = found.largest if largest else found.smallest
         return pairs.values[0].item(), pairs.vectors[:, 0]
 
-    top, u = extreme(gauss_newton, 1, 0, "λ_max of the Gauss–Newton part:")
-    bottom, v = extreme(lambda v: hessian(v) - gauss_newton(v), 0, 1, "λ_min of the remainder:")
+    top, u = extreme(gauss_newton, 1, 0, "Gauss–Newton part")
+    bottom, v = extreme(lambda v: hessian(v) - gauss_newton(v), 0, 1, "remainder")
     along_u = landscape.gauss_newton_curvatures(theta, u)
     along_v = landscape.curvatures(theta, v) - landscape.gauss_newton_curvatures(theta, v)
     return {

@@ -121,10 +121,7 @@ def layers(
             max_products=max_products,
             report=lambda done, total, text: report(done, total, f"{name}: {text}"),
         )
-        if not found.converged:
-            notes.append(
-                f"{name}: not converged after {found.products} products; raise max_products or tol"
-            )
+        notes.extend(found.shortfall(name))
         return Block(found, part.curvatures(at, found.largest.vectors[:, 0]).double())
 
     whole = search(landscape, theta, "whole network", k, 0)

@@ -119,8 +119,7 @@ def perturbation(
         "reach": Metric(reach),
         "n_samples": Metric(landscape.n_samples),
     }
-    if not found.converged:
-        notes.append(f"the eigenvectors have not converged in {found.products} products")
+    notes += found.shortfall("eigenvectors")
     return Result(metrics, curves, arrays, not notes, tuple(notes))
 
 

@@ -75,18 +75,17 @@ def preconditioned(
     notes: list[str] = []
 
     def top(matvec: linalg.Matvec, name: str) -> linalg.Eigenpairs:
-        found = linalg.lanczos(
+        found = linalg.top(
             matvec,
-            linalg.start_vector(theta, rng, start),
+            k,
+            theta,
             rng=rng,
-            largest=k,
-            smallest=0,
+            near=start,
             tol=tol,
             max_products=max_products,
             report=report,
         )
-        if not found.converged:
-            notes.append(f"{name}: not converged after {max_products} products; raise max_products")
+        notes.extend(found.shortfall(name))
         return found.largest
 
     hessian = landscape.hessian(theta)

@@ -65,18 +65,17 @@ def sgd_noise(
     def top(
         matvec: linalg.Matvec, pairs: int, name: str, near: Tensor | None = None
     ) -> linalg.Eigenpairs:
-        found = linalg.lanczos(
+        found = linalg.top(
             matvec,
-            linalg.start_vector(theta, rng, near),
+            pairs,
+            theta,
             rng=rng,
-            largest=pairs,
-            smallest=0,
+            near=near,
             tol=tol,
             max_products=max_products,
             report=report,
         )
-        if not found.converged:
-            notes.append(f"{name}: not converged after {max_products} products; raise max_products")
+        notes.extend(found.shortfall(name))
         return found.largest
 
     hessian, covariance = landscape.hessian(theta), landscape.covariance(theta)
