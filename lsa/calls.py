@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from lsa import probe, progress, registry, steps, tracking, train_step, trajectory
+from lsa import probe, progress, registry, steps, store, train_step, trajectory
 from lsa.checkpoint import Checkpoint
 from lsa.project import ALONG, Project
 from lsa.steps import Step
@@ -84,8 +84,8 @@ def _perform(call: Call, addresses: tuple[str, ...]) -> Step:
         return train_step.train(recipe, device=call.device, reuse=True, trusted=trusted)
     place = steps.device_of(call.device)
     samples = call.setting.landscape.samples
-    store = tracking.store()
-    sources = [_checkpoint(store, address, place, trusted, samples) for address in addresses]
+    uri = store.uri()
+    sources = [_checkpoint(uri, address, place, trusted, samples) for address in addresses]
     if call.step.startswith(ALONG):
         (final,) = sources
         return trajectory.follow(call.step.removeprefix(ALONG), final, reuse=True, **call.options)

@@ -125,9 +125,9 @@ def _ui_command() -> str:
     """The command that opens the UI on the store in use."""
     from pathlib import Path
 
-    from lsa import tracking
+    from lsa import store
 
-    uri = tracking.store()
+    uri = store.uri()
     if uri.startswith("http"):
         return f"open {uri}"
     beside = Path(sys.executable).with_name("mlflow")

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from typing import Any
 
-from lsa import progress, signals, tracking
+from lsa import progress, signals, store, tracking
 
 NEWS = 0.2  # seconds between two reports of a worker's progress
 PATIENCE = 20.0  # seconds that a stopped worker has for ending its run
@@ -43,7 +43,7 @@ class Processes:
 
         self._workers = workers
         self._arguments = (
-            *tracking.addresses(),
+            *store.addresses(),
             parent,
             max(1, torch.get_num_threads() // workers),
         )
@@ -81,7 +81,7 @@ class Processes:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _begin(store: str, registry: str, parent: str | None, threads: int, news: Any) -> None:
+def _begin(uri: str, registry: str, parent: str | None, threads: int, news: Any) -> None:
     """Make a fresh process a worker."""
     import torch
 
@@ -90,7 +90,7 @@ def _begin(store: str, registry: str, parent: str | None, threads: int, news: An
     os.environ.pop("MLFLOW_RUN_ID", None)  # that is the study's
     warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated")
     torch.set_num_threads(threads)
-    tracking.use(store, registry)
+    store.use(uri, registry)
     if parent:
         tracking.adopt(parent)
     threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from lsa import probe, tracking, train_step
+from lsa import probe, store, tracking, train_step
 from lsa.comparison import interval
 from lsa.errors import InputError
 from lsa.project import ALONG, Project
@@ -46,7 +46,7 @@ def measured(setting: Project) -> list[Measurement]:
     found = newest(setting)
     if not found:
         raise InputError(
-            f"nothing of project {setting.name} is measured in {tracking.store()}; run lsa study "
+            f"nothing of project {setting.name} is measured in {store.uri()}; run lsa study "
             f"{setting.name}"
         )
     return found
@@ -177,7 +177,7 @@ def histories(
     runs = [m for m in measurements if m.step == "train"]
     found: dict[str, dict[int, list[tuple[int, float]]]] = {}
     for m in runs:
-        logged = tracking.client().get_metric_history(m.done.run_id, metric)
+        logged = store.client().get_metric_history(m.done.run_id, metric)
         by_epoch = {one.step: one.value for one in logged}
         found.setdefault(m.subject, {})[m.seed] = sorted(by_epoch.items())
     return found

@@ -18,7 +18,8 @@ from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 from lsa import checkpoint as checkpoints
 from lsa.checkpoint import Checkpoint
 from lsa.errors import InputError
-from lsa.tracking import Run, client, experiments, quoted, store, whole
+from lsa.store import client, experiments, quoted, uri
+from lsa.tracking import Run, whole
 
 FLAVOR = "lsa"
 
@@ -176,7 +177,7 @@ def find(project: str, optimizer: str, seed: int) -> str:
     others = client().search_model_versions(f"tags.project='{quoted(project)}'", max_results=1000)
     existing = sorted({f"{v.tags['optimizer']} (seed {v.tags['seed']})" for v in others})
     raise InputError(
-        f"no checkpoint with project={project}, optimizer={optimizer}, seed={seed} in {store()}; "
+        f"no checkpoint with project={project}, optimizer={optimizer}, seed={seed} in {uri()}; "
         f"there is {', '.join(existing[:12]) or 'none of this project'}; make one with: "
         f"lsa train --project {project} --optimizer {optimizer} --seed {seed}"
     )
@@ -228,7 +229,7 @@ def _info(address: str) -> Model:
 
 def _missing(address: str, error: Exception) -> InputError:
     return InputError(
-        f"no checkpoint at {address} in {store()} ({str(error).splitlines()[0]}); list them with "
+        f"no checkpoint at {address} in {uri()} ({str(error).splitlines()[0]}); list them with "
         "lsa checkpoints, or make one with lsa train"
     )
 

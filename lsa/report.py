@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from lsa import tracking
+from lsa import store, tracking
 from lsa.checks import Check, checks
 from lsa.comparison import seeds_needed
 from lsa.findings import Finding, PairFinding, findings, pair_findings
@@ -177,7 +177,7 @@ def _provenance(runs: Sequence[dict[str, Any]]) -> Section:
         step, subject, seed, *rest = (str(run[name]) for name in names)
         rows.append((step, subject, seed, link, *rest))
     headings = ("step", "optimizer", "seed", "run", "commit", "versions", "device", "data")
-    text = f"Store: {tracking.shown(tracking.store())}"
+    text = f"Store: {store.shown(store.uri())}"
     if not _served():
         text += "; a run's address continues that of the MLflow UI, such as 127.0.0.1:5000/"
     return Section("Provenance", text, headings, rows)
@@ -206,12 +206,12 @@ def _run(m: Measurement) -> dict[str, Any]:
 
 def _served() -> bool:
     """Whether the store is a server, with a page for every run."""
-    return urlsplit(tracking.store()).scheme in ("http", "https")
+    return urlsplit(store.uri()).scheme in ("http", "https")
 
 
 def _address() -> str:
     """The server's address without user and password."""
-    parts = urlsplit(tracking.store())
+    parts = urlsplit(store.uri())
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl().rstrip("/")
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lsa import claims, plots, progress, project, provenance, registry, tracking
+from lsa import claims, plots, progress, project, provenance, registry, store, tracking
 from lsa.checkpoint import Checkpoint
 from lsa.errors import InputError
 from lsa.landscape import Landscape
@@ -148,7 +148,7 @@ def once(key: str, run: Callable[[], Step], *, reuse: bool) -> Step:
         run: Runs it.
         reuse: Whether a finished one counts.
     """
-    with claims.claim(tracking.store(), key):
+    with claims.claim(store.uri(), key):
         if reuse and (done := tracking.finished(key)):
             return finished_step(done.run_id, reused=True)
         return run()

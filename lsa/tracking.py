@@ -8,11 +8,7 @@ metric logged with a `model_id` stands on that checkpoint's page as well as on t
 from __future__ import annotations
 
 import contextlib
-import functools
-import logging
 import os
-import re
-import shutil
 import tempfile
 import time
 import traceback
@@ -36,14 +32,11 @@ from mlflow.entities import (
 )
 from mlflow.exceptions import MlflowException
 
-from lsa import claims, provenance, signals
+from lsa import provenance, signals
 from lsa.checkpoint import Checkpoint
 from lsa.errors import InputError
 from lsa.probe import Probe, Result
-
-os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # we draw our own
-logging.getLogger("mlflow").setLevel(logging.ERROR)
-logging.getLogger("alembic").setLevel(logging.ERROR)
+from lsa.store import client, experiments, quoted, shown, uri
 
 KIND = "custom_model_development"
 NOT_FINITE = "lsa.not_finite."  # + name of the metric: a tag that holds its value
@@ -234,77 +227,9 @@ def end_attached(status: str, message: str) -> None:
             client().set_terminated(run_id, status)
 
 
-def store() -> str:
-    """The tracking store's address as MLflow sees it."""
-    return mlflow.get_tracking_uri()
-
-
-def addresses() -> tuple[str, str]:
-    """Addresses of the tracking store and of the model registry, for another process."""
-    return store(), mlflow.get_registry_uri()
-
-
-def use(tracking_store: str, registry: str) -> None:
-    """Use these from here on."""
-    mlflow.set_tracking_uri(tracking_store)
-    mlflow.set_registry_uri(registry)
-
-
-def shown(uri: str) -> str:
-    """The address without the password that it may hold."""
-    return re.sub(r"(://[^:/@]*):[^@/]*@", r"\1:***@", uri)
-
-
 def artifact(run_id: str, path: str) -> Any:
     """A JSON artifact of a run."""
     return load_dict(f"runs:/{run_id}/{path}")
-
-
-def client() -> mlflow.MlflowClient:
-    """A client of the store in use."""
-    _prepare(store())
-    return mlflow.MlflowClient()
-
-
-@functools.lru_cache(maxsize=4)
-def _prepare(uri: str) -> None:
-    """Make a new database's tables, one process at a time: MLflow's own two would collide."""
-    if not uri.startswith(("http", "databricks")):
-        with claims.claim(uri, "tables"):
-            path = Path(uri.removeprefix("sqlite:///"))
-            if uri.startswith("sqlite:///") and "?" not in uri and not path.exists():
-                _make_whole(path)
-            mlflow.MlflowClient().search_experiments(max_results=1)
-
-
-def _make_whole(path: Path) -> None:
-    """A new SQLite store, there only when it is complete.
-
-    MLflow cannot open one whose making was cut short, nor finish it.
-    """
-    folder = path.with_name(f".{path.name}.new")
-    shutil.rmtree(folder, ignore_errors=True)  # what a process left that was killed here
-    try:
-        folder.mkdir(parents=True)
-    except OSError as error:
-        raise InputError(f"cannot make the store {path}: {error.strerror or error}") from None
-    new = folder / path.name
-    mlflow.MlflowClient(f"sqlite:///{new}").search_experiments(max_results=1)
-    if not path.exists():  # else another program was faster
-        new.replace(path)
-    shutil.rmtree(folder)
-
-
-def experiments() -> list[str]:
-    """Ids of all experiments."""
-    return [e.experiment_id for e in client().search_experiments()]
-
-
-def quoted(value: str) -> str:
-    """A value that cannot leave its quotes in a search filter."""
-    if "'" in value or "\\" in value:
-        raise InputError(f"{value!r} holds a quote or backslash; no name or ID here does")
-    return value
 
 
 def _experiment(name: str) -> str:
@@ -314,7 +239,7 @@ def _experiment(name: str) -> str:
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME", name)
     found = client().get_experiment_by_name(name)
     if found and found.lifecycle_stage == "deleted":
-        raise InputError(f"experiment {name!r} is deleted in {store()}; restore or purge it")
+        raise InputError(f"experiment {name!r} is deleted in {uri()}; restore or purge it")
     if found:
         return found.experiment_id
     # The kind makes the UI open on models and runs, not on its pages for language-model agents.
@@ -463,7 +388,7 @@ def whole(prefix: str) -> Done:
         found = client().search_runs(experiments(), criteria, max_results=10)
     if not found:
         raise InputError(
-            f"no run {prefix!r} in {shown(store())}; give a run ID or the beginning of one, or "
+            f"no run {prefix!r} in {shown(uri())}; give a run ID or the beginning of one, or "
             "optimizer=…"
         )
     if len(found) > 1:

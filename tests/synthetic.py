@@ -10,7 +10,7 @@ from typing import Any
 import mlflow
 import numpy as np
 
-from lsa import tracking
+from lsa import store
 from lsa.probe import Curve, Metric, Result, find
 from lsa.tracking import Run, summary
 
@@ -32,7 +32,7 @@ class Store:
     """Writes runs of one project."""
 
     def __init__(self, project: str) -> None:
-        client = tracking.client()
+        client = store.client()
         found = client.get_experiment_by_name(project)
         self.project = project
         self.experiment = found.experiment_id if found else client.create_experiment(project)

@@ -8,7 +8,7 @@ import math
 import mlflow
 import pytest
 
-from lsa import cli, probe, records, registry, tracking
+from lsa import cli, probe, records, registry, store, tracking
 from lsa.errors import InputError
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's and SQLAlchemy's own
@@ -104,7 +104,7 @@ def test_an_ambiguous_beginning_lists_what_it_may_be(workplace):
     experiment = mlflow.create_experiment("e")
     ids = set()
     while len({one[0] for one in ids}) == len(ids):  # until two begin alike
-        ids.add(tracking.client().create_run(experiment).info.run_id)
+        ids.add(store.client().create_run(experiment).info.run_id)
     first = next(c for c in "0123456789abcdef" if sum(one[0] == c for one in ids) == 2)
     with pytest.raises(InputError, match="give more of its ID"):
         tracking.whole(first)
@@ -137,7 +137,7 @@ def test_checkpoints_are_listed_with_their_numbers(measured, capsys, monkeypatch
 
 def test_a_longer_list_costs_no_more_requests(trained, monkeypatch):
     calls = []
-    client = tracking.client
+    client = store.client
 
     def counted() -> mlflow.MlflowClient:
         calls.append(1)

@@ -15,7 +15,7 @@ import torch
 from processes import started
 
 import lsa
-from lsa import project, provenance, steps, tracking, train_step
+from lsa import project, provenance, steps, store, tracking, train_step
 from lsa import train as training
 from lsa.errors import InputError
 from lsa.landscape import flatten
@@ -178,7 +178,7 @@ def test_a_number_that_is_not_finite_comes_back_as_it_was(workplace, trained):
 
 
 def test_the_default_store_is_where_mlflow_ui_looks(workplace):
-    assert tracking.store().endswith("mlflow.db")
+    assert store.uri().endswith("mlflow.db")
 
 
 def test_runs_whose_process_died_are_ended(workplace):
@@ -204,7 +204,7 @@ def test_an_error_that_is_no_ones_input_leaves_its_traceback(workplace):
 
 
 def test_processes_may_open_a_new_store_at_once(workplace):
-    code = "from lsa import tracking; tracking.client().search_experiments()"
+    code = "from lsa import store; store.client().search_experiments()"
     environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{workplace}/new.db"}
     command = [sys.executable, "-c", code]
     with started(command, env=environment) as one, started(command, env=environment) as other:

@@ -31,7 +31,7 @@ LAYERS = [
     {"outline"},
     {"project", "progress", "mlproject", "plots", "subspace_training"},
     {"probes", "train"},
-    {"checkpoint", "display"},
+    {"checkpoint", "display", "store"},
     {"tracking"},
     {"registry"},
     {"steps"},
@@ -51,7 +51,7 @@ LAYERS = [
     {"__main__"},
 ]
 ALLOWED = {
-    "mlflow": {"tracking", "registry"},
+    "mlflow": {"store", "tracking", "registry"},
     "typer": {"cli", "cli_show", "cli_study"},
     "matplotlib": {"plots"},
 }

@@ -15,7 +15,7 @@ import pytest
 from processes import started
 
 import lsa
-from lsa import plan, project, provenance, step, studies, study, tracking
+from lsa import plan, project, provenance, step, store, studies, study
 from lsa.errors import InputError
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's and SQLAlchemy's own
@@ -114,7 +114,7 @@ def test_workers_compute_what_one_process_computes(tiny, monkeypatch):
         plan.run(tiny, alone)
     expected = numbers(runs())
     other = f"sqlite:///{os.getcwd()}/other.db"
-    tracking.use(other, other)
+    store.use(other, other)
     with study(tiny, workers=2) as running:
         plan.run(tiny, running)
     assert states(running) == ["done"] * 5
@@ -174,7 +174,7 @@ def test_workers_know_a_probe_that_the_script_declares(workplace):
     """
     script = workplace / "mine.py"
     script.write_text(textwrap.dedent(code))
-    environment = os.environ | {"MLFLOW_TRACKING_URI": tracking.store()}
+    environment = os.environ | {"MLFLOW_TRACKING_URI": store.uri()}
     first, second = (
         subprocess.run(
             [sys.executable, script], env=environment, capture_output=True, text=True, check=True
@@ -198,7 +198,7 @@ def test_a_study_that_is_killed_leaves_no_process_and_is_taken_up_again(tiny, wo
     """
     script = workplace / "mine.py"
     script.write_text(textwrap.dedent(code))
-    environment = os.environ | {"MLFLOW_TRACKING_URI": tracking.store()}
+    environment = os.environ | {"MLFLOW_TRACKING_URI": store.uri()}
     with started([sys.executable, script], env=environment) as process:
         deadline = time.monotonic() + 60
         while len(runs(**{"lsa.step": "train"})) < 2 and time.monotonic() < deadline:
@@ -217,7 +217,7 @@ def test_a_study_that_is_killed_leaves_no_process_and_is_taken_up_again(tiny, wo
 @pytest.mark.slow
 def test_two_studies_at_once_share_their_steps(tiny):
     code = "from lsa import cli; raise SystemExit(cli.run(['study', 'tiny']))"
-    environment = os.environ | {"MLFLOW_TRACKING_URI": tracking.store()}
+    environment = os.environ | {"MLFLOW_TRACKING_URI": store.uri()}
     command = [sys.executable, "-c", code]
     with started(command, env=environment) as one, started(command, env=environment) as other:
         assert [process.wait(timeout=120) for process in (one, other)] == [0, 0]

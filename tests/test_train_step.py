@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import lsa
-from lsa import project, registry, steps, tracking, train_step
+from lsa import project, registry, steps, store, train_step
 from lsa import train as training
 
 pytestmark = [
@@ -124,6 +124,6 @@ def test_a_resumed_training_keeps_every_epoch_once(every_second, monkeypatch, st
     resumed = train_step.train(every_second.recipe("sgd"))
     assert resumed.tags["lsa.resumed_epoch"] == "1"
     assert [epoch for epoch, _ in kept(resumed)] == [0, 2, 4, 5]
-    models = mlflow.MlflowClient().search_logged_models(tracking.experiments())
+    models = mlflow.MlflowClient().search_logged_models(store.experiments())
     whole = [int(model.tags["epoch"]) for model in models if "lsa.key" in model.tags]
     assert sorted(whole) == [0, 2, 4, 5]

@@ -9,16 +9,16 @@ import sys
 import mlflow
 import pytest
 
-from lsa import tracking
+from lsa import store
 from lsa.errors import InputError
 
 KILLED_AT_WORK = """
 import os, signal, sys
 import mlflow.store.db.utils
-from lsa import tracking
+from lsa import store
 mlflow.store.db.utils._upgrade_db = lambda _: os.kill(os.getpid(), signal.SIGKILL)
 mlflow.set_tracking_uri(sys.argv[1])
-tracking.client()
+store.client()
 """
 
 
@@ -30,7 +30,7 @@ def test_a_new_store_is_there_only_when_it_is_whole(tmp_path, monkeypatch):
     assert killed.returncode == -signal.SIGKILL
     assert [file.name for file in tmp_path.iterdir()] == [".new.db.new"]
     monkeypatch.setattr(mlflow, "get_tracking_uri", lambda: uri)
-    tracking.client()
+    store.client()
     assert [file.name for file in tmp_path.iterdir()] == ["new.db"]
     assert [e.name for e in mlflow.MlflowClient(uri).search_experiments()] == ["Default"]
 
@@ -39,4 +39,4 @@ def test_a_store_where_nothing_can_be_written_is_refused_in_one_line(tmp_path, m
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(mlflow, "get_tracking_uri", lambda: f"sqlite:///{tmp_path}/file/new.db")
     with pytest.raises(InputError, match=r"cannot make the store .*/file/new\.db: Not a directory"):
-        tracking.client()
+        store.client()
