@@ -10,6 +10,7 @@ from typing import Any
 import psutil
 import torch
 
+from lsa import budget
 from lsa.checkpoint import load_data
 from lsa.landscape import Landscape, flatten
 from lsa.probe import Probe, Sizes
@@ -20,6 +21,7 @@ SAMPLES = 256  # on which the rates are measured
 STEP = 2.0  # seconds of a step beside its arithmetic: checkpoint, logging, figure
 LONG = 1.0  # seconds of measuring after which one more is not worth it
 BYTES = 4  # of a number in float32
+OPERATORS = 2  # whose graphs a probe may keep at once: H and G, or H and C
 
 
 @dataclass(frozen=True)
@@ -29,8 +31,10 @@ class Rates:
     loss: float
     gradient: float
     product: float  # Hessian times vector
-    memory: int  # bytes of this process with the data and one product
+    memory: int  # bytes of this process with the data and a gradient
     sizes: Sizes
+    graphs: float = 0.0  # bytes per sample that a product keeps for the next
+    spare: int = 0  # bytes that one operator's graphs may hold
 
 
 @dataclass(frozen=True)
@@ -59,13 +63,11 @@ def rates(setting: Project, recipe: Recipe, device: str, trusted: tuple[str, ...
         parameters=tuple(landscape.unflatten(theta)),
     )
     hessian = landscape.hessian(theta)
-    return Rates(
-        loss=_time(lambda: landscape.loss(theta)) / n,
-        gradient=_time(lambda: landscape.gradient(theta)[0].item()) / n,
-        product=_time(lambda: hessian(v)[0].item()) / n,
-        memory=psutil.Process().memory_info().rss,
-        sizes=sizes,
-    )
+    loss = _time(lambda: landscape.loss(theta)) / n
+    gradient = _time(lambda: landscape.gradient(theta)[0].item()) / n
+    memory, spare = psutil.Process().memory_info().rss, budget.graph_memory(theta.device)
+    product = _time(lambda: hessian(v)[0].item()) / n
+    return Rates(loss, gradient, product, memory, sizes, landscape.graph_size(theta), spare)
 
 
 def _time(work: Callable[[], Any]) -> float:
@@ -98,4 +100,7 @@ def probing(declared: Probe, options: Mapping[str, Any], measured: Rates) -> Cos
         + work.products * measured.product
     )
     memory = measured.memory + work.vectors * measured.sizes.dimension * BYTES
+    if work.products:
+        kept = measured.graphs * measured.sizes.samples
+        memory += OPERATORS * int(min(kept, measured.spare))
     return Cost(STEP + seconds, memory)

@@ -13,33 +13,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
-import psutil
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lsa import products
+from lsa import budget, products
 from lsa.errors import InputError
 from lsa.products import Matvec
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
-SHARE = 8  # of the free memory, an eighth may hold graphs
-PIXELS = 1 << 15  # of the images in one pass on a CPU
 GRADIENTS = 1 << 26  # numbers that a block of per-sample gradients may hold
-
-
-def cache_size(x: Tensor) -> int:
-    """Samples per pass that stay in a CPU's cache; on a GPU more, to fill the card.
-
-    Measured with simple_cnn: per Hessian product 32 to 64 CIFAR images at once are 1.7 times
-    faster than 512, and 512 images of 8×8 pixels 1.7 times faster than 64.
-    """
-    if x.device.type != "cpu":
-        return 512
-    return min(512, max(16, PIXELS // x[0, 0].numel())) if x.ndim == 4 else 64
 
 
 def flatten(model: nn.Module) -> Tensor:
@@ -118,7 +104,7 @@ class Landscape:
             )
         self.x = x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
         self.y = y
-        self.chunk = self._chunk or cache_size(x)
+        self.chunk = self._chunk or budget.cache_size(x)
 
     # --- the vector θ ----------------------------------------------------------------------------
 
@@ -331,11 +317,16 @@ class Landscape:
 
         A block of b vectors shares the forward pass and the first backward pass of each chunk.
         """
-        return products.hessian(self._parts(), theta, self._memory_left())
+        return products.hessian(*self._split(theta))
+
+    def graph_size(self, theta: Tensor) -> float:
+        """Bytes per sample that a product with H keeps for the next, where memory allows."""
+        part = self._split(theta)[0][0]
+        return products.graph_size(part, theta) / (part.weight * self.n_samples)
 
     def gauss_newton(self, theta: Tensor) -> Matvec:
         """v ↦ G(θ)v with G = 1/N ∑ᵢ Jᵢᵀ ∇²ℓᵢ Jᵢ, the positive part of H (Schraudolph 2002)."""
-        return products.gauss_newton(self._parts(), theta, self._memory_left())
+        return products.gauss_newton(*self._split(theta))
 
     def covariance(self, theta: Tensor, *, centred: bool = True) -> Matvec:
         """v ↦ C(θ)v with C = 1/N ∑ᵢ (gᵢ−g)(gᵢ−g)ᵀ over per-sample gradients gᵢ with mean g.
@@ -343,7 +334,7 @@ class Landscape:
         Per-sample slopes gᵢ·v, then their pull-back; no `(N, d)` storage. Uncentred it is the
         second moment 1/N ∑ gᵢgᵢᵀ, the "empirical Fisher".
         """
-        second_moment = products.second_moment(self._parts(), theta, self._memory_left())
+        second_moment = products.second_moment(*self._split(theta))
         if not centred:
             return second_moment
         mean = self.gradient(theta).double()
@@ -353,9 +344,9 @@ class Landscape:
 
         return product
 
-    def _parts(self) -> list[products.Part]:
-        """The chunks as functions of θ."""
-        return [
+    def _split(self, theta: Tensor) -> tuple[list[products.Part], Tensor, int]:
+        """The chunks as functions of θ, θ, and the bytes that their graphs may hold."""
+        parts = [
             products.Part(
                 weight,
                 loss=partial(self._chunk_loss, x=x, y=y),
@@ -365,17 +356,11 @@ class Landscape:
             )
             for weight, x, y in self._chunks()
         ]
+        given = self._memory
+        return parts, theta, budget.graph_memory(self.x.device) if given is None else given
 
     def _loss_of(self, outputs: Tensor, y: Tensor) -> Tensor:
         return self.loss_function(outputs, y)
-
-    def _memory_left(self) -> int:
-        """Bytes that graphs may hold between two products."""
-        if self._memory is not None:
-            return self._memory
-        if self.x.device.type == "cuda":
-            return torch.cuda.mem_get_info(self.x.device)[0] // 2
-        return psutil.virtual_memory().available // SHARE
 
     def curvatures(self, theta: Tensor, u: Tensor) -> Tensor:
         """Per-sample curvatures uᵀ∇²ℓᵢ(θ)u, shape `(N,)`.

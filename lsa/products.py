@@ -38,13 +38,7 @@ class Part:
 def hessian(parts: Sequence[Part], theta: Tensor, memory: int) -> Matvec:
     """v ↦ H v with H = ∇²L, by double backward (Pearlmutter 1994); `(d,)` or `(d, b)`."""
 
-    def gradient(k: int) -> tuple[Tensor, Tensor]:
-        t = theta.detach().requires_grad_()
-        with SecondOrder():
-            value = parts[k].loss(t)
-        return grad(value, t, create_graph=True)[0], t
-
-    graph = _kept(gradient, memory)
+    graph = _kept(lambda k: _gradient(parts[k], theta), memory)
 
     @torch.enable_grad()
     def product(v: Tensor) -> Tensor:
@@ -57,6 +51,20 @@ def hessian(parts: Sequence[Part], theta: Tensor, memory: int) -> Matvec:
         return total.T.reshape(v.shape).to(v.dtype)
 
     return product
+
+
+@torch.enable_grad()
+def graph_size(part: Part, theta: Tensor) -> int:
+    """Bytes that `hessian` keeps of a part."""
+    return _weighed(lambda: _gradient(part, theta))[1]
+
+
+def _gradient(part: Part, theta: Tensor) -> tuple[Tensor, Tensor]:
+    """∇Lₖ(θ) with its graph, and the θ that it is a graph of."""
+    t = theta.detach().requires_grad_()
+    with SecondOrder():
+        value = part.loss(t)
+    return grad(value, t, create_graph=True)[0], t
 
 
 def gauss_newton(parts: Sequence[Part], theta: Tensor, memory: int) -> Matvec:
@@ -156,18 +164,24 @@ def _kept(build: Callable[[int], Graph], memory: int) -> Callable[[int], Graph]:
             return kept[k]
         if left <= 0:
             return build(k)
-        held: dict[int, int] = {}
-
-        def count(tensor: Tensor) -> Tensor:
-            storage = tensor.untyped_storage()
-            held[storage.data_ptr()] = storage.nbytes()
-            return tensor
-
-        with saved_tensors_hooks(count, lambda tensor: tensor):
-            made = build(k)
-        left -= sum(held.values())
+        made, size = _weighed(lambda: build(k))
+        left -= size
         if left >= 0:
             kept[k] = made
         return made
 
     return graph
+
+
+def _weighed(build: Callable[[], Graph]) -> tuple[Graph, int]:
+    """A graph, and the bytes that it holds for its backward pass."""
+    held: dict[int, int] = {}
+
+    def count(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        held[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with saved_tensors_hooks(count, lambda tensor: tensor):
+        made = build()
+    return made, sum(held.values())

@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lsa import data, models, optimizers
+from lsa.budget import cache_size
 from lsa.data import Data
-from lsa.landscape import Landscape, cache_size, flatten
+from lsa.landscape import Landscape, flatten
 from lsa.probe import Report
 from lsa.project import Recipe
 

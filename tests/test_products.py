@@ -87,3 +87,9 @@ def test_sample_curvatures_of_the_gauss_newton_part_equal_the_dense_ones():
     p = at.outputs(theta, at.x).softmax(1)
     wanted = (p * moved.square()).sum(1) - (p * moved).sum(1).square()  # variance of J u under p
     torch.testing.assert_close(at.gauss_newton_curvatures(theta, u), wanted)
+
+
+def test_the_size_of_a_graph_is_what_is_kept_of_it():
+    at = landscape(20_000)
+    size = at.graph_size(flatten(at.model)) * 4  # of a chunk
+    assert 10_000 < size < 20_000  # so that one chunk is kept and not two, as counted above

@@ -23,6 +23,7 @@ LAYERS = [
         "factories",
         "serial",
         "second_order",
+        "budget",
     },
     {"linalg", "trace", "neb", "permutations", "images", "levels", "matching", "page", "products"},
     {"quadrature", "moments", "ascent", "autoneb", "curves", "torchvision_data"},

@@ -80,7 +80,7 @@ def lanczos(
     metrics, curves, arrays = _ends(landscape, theta, found)
     notes = found.shortfall("Hessian")
     if split == "yes":
-        metrics |= _split(landscape, theta, rng, tol, max_products, report, notes)
+        metrics |= _split(landscape, theta, hessian, rng, tol, max_products, report, notes)
     converged = not notes
     if not k_min:
         notes.append("the lower end was left out (k_min=0), and with it the condition number")
@@ -179,6 +179,7 @@ def _ratio(lambda_max: float, lambda_min: float, top: Tensor, bottom: Tensor) ->
 def _split(
     landscape: Landscape,
     theta: Tensor,
+    hessian: linalg.Matvec,
     rng: torch.Generator,
     tol: float,
     max_products: int,
@@ -186,7 +187,7 @@ def _split(
     notes: list[str],
 ) -> dict[str, Metric]:
     """λ_max of the Gauss–Newton part G and λ_min of the remainder R = H − G."""
-    hessian, gauss_newton = landscape.hessian(theta), landscape.gauss_newton(theta)
+    gauss_newton = landscape.gauss_newton(theta)
 
     def extreme(
         matvec: linalg.Matvec, largest: int, smallest: int, name: str
