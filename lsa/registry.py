@@ -49,9 +49,10 @@ def log(checkpoint: Checkpoint) -> str:
         The logged model's id.
     """
     recipe, tags = checkpoint.recipe, _tags(checkpoint)
+    on_the_way = "" if checkpoint.epoch == recipe.train.epochs else f"-epoch{checkpoint.epoch}"
     logged = Model.log(
         artifact_path=None,
-        name=f"{recipe.optimizer}-s{recipe.seed}",
+        name=f"{recipe.optimizer}-s{recipe.seed}{on_the_way}",
         flavor=Flavor,
         step=checkpoint.epoch,
         params=tags,

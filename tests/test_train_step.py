@@ -90,6 +90,9 @@ def test_checkpoints_on_the_way_are_kept_and_fetched(every_second):
     assert len(mlflow.MlflowClient().search_model_versions("name='tiny.sgd'")) == 1
     found = [registry.fetch(f"models:/{model_id}") for _, model_id in kept(trained)]
     assert [source.epoch for source in found] == [0, 2, 4, 5]
+    models = [mlflow.MlflowClient().get_logged_model(model_id) for _, model_id in kept(trained)]
+    ways = ["-epoch0", "-epoch2", "-epoch4", ""]
+    assert [model.name for model in models] == [f"sgd-s0{way}" for way in ways]
     assert torch.equal(found[0].theta, found[0].theta_init)
     assert torch.equal(found[-1].theta, lsa.load(trained.address).theta)
     for source in found:
