@@ -45,9 +45,8 @@ def study(
     from lsa import plan, studies, tracking
     from lsa import project as projects
 
-    setting = projects.load(name or project or projects.DEFAULT)
-    if only is not None:
-        setting = plan.only(setting, only.split(","))
+    whole = projects.load(name or project or projects.DEFAULT)
+    setting = whole if only is None else plan.only(whole, only.split(","))
     tracking.end_stale(setting.name)
     outlook = plan.outlook(setting, device=device)
     if dry_run:
@@ -62,12 +61,12 @@ def study(
     with _view(forecast.seconds, len(outlook), workers) as view:
         try:
             with studies.study(
-                setting, workers=workers, device=device, keep_going=keep_going, view=view
+                whole, workers=workers, device=device, keep_going=keep_going, view=view
             ) as running:
                 plan.run(setting, running)
         except studies.Failed as error:
             failed = error
-    _print_tables(setting)
+    _print_tables(whole)
     states = [handle.state for handle in running.handles]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     print(f"{len(states)} steps: {counts}. To compare them, open MLflow:\n    {_ui_command()}")

@@ -87,7 +87,12 @@ def only(setting: Project, names: Collection[str]) -> Project:
 
 
 def run(setting: Project, study: Study) -> None:
-    """Run every step of the project in a study, and log the report of what is measured then."""
+    """Run every step of a project in a study, and log the report of what is measured then.
+
+    Args:
+        setting: The study's own project, or `only` a part of it.
+        study: Its report is of all that its project names, whatever ran now.
+    """
     trained: dict[tuple[str, int], Handle] = {}
     for one in planned(setting):
         if one.step == "train":
@@ -97,7 +102,7 @@ def run(setting: Project, study: Study) -> None:
             study.step(one.step, *(trained[optimizer, one.seed] for optimizer in one.optimizers))
     study.advance()
     if study.opened and any(handle.state in ("done", "reused") for handle in study.handles):
-        reports.log(study.opened, reports.report(setting))
+        reports.log(study.opened, reports.report(study.setting))
 
 
 # --- what would run, and what it costs ----------------------------------------------------------

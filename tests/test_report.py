@@ -76,6 +76,15 @@ def test_what_was_tried_by_hand_is_no_part_of_the_comparison(studied):
     assert {m.done.run_id for m in measured(studied)} == before
 
 
+def test_a_study_of_some_probes_still_tells_of_all_that_the_project_names(studied, capsys):
+    with study("tiny", name="by hand"):
+        step("lanczos", step("train", optimizer="sgd"), k=1)  # the project says 2
+    capsys.readouterr()
+    assert cli.run(["study", "tiny", "--only", "interpolation"]) == 0
+    printed = capsys.readouterr().out
+    assert "3 steps: 3 reused" in printed and "\nlanczos" in printed
+
+
 def test_text_from_the_store_cannot_become_markup(studied):
     client = mlflow.MlflowClient()
     victim = measured(studied)[0].done.run_id
