@@ -27,6 +27,8 @@ class Inline(Executor):
         try:
             done.set_result(fn(*args, **kwargs))
         except Exception as error:
+            if signals.behind(error):
+                raise
             done.set_exception(error)
         return done
 
@@ -111,6 +113,8 @@ def _end_with_parent() -> None:
     if parent:
         parent.join()
     os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(PATIENCE)
+    os._exit(128 + signal.SIGTERM)  # whatever kept it
 
 
 def _work(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -118,5 +122,8 @@ def _work(function: Callable[..., Any], *arguments: Any) -> Any:
     with signals.caught():
         try:
             return function(*arguments)
-        except signals.Killed as stop:
-            os._exit(stop.exit_code)
+        except BaseException as error:
+            stop = signals.behind(error)
+            if stop:
+                os._exit(stop.exit_code)
+            raise

@@ -201,26 +201,29 @@ class Study:
         return not self._keep_going and any(h.state == "failed" for h in self.handles)
 
     def _collect(self, futures: Collection[Future]) -> None:
-        broken = False
-        for future in futures:
-            handle = self._running.pop(future)
-            try:
-                done = future.result()
-                handle._step, handle.state = done, "reused" if done.reused else "done"
-            except BrokenProcessPool:
-                broken = True
-                handle.state, handle.error = "waiting", "its process died (out of memory?)"
-                if handle.tries >= TRIES:
-                    handle.state = "failed"
-            except Exception as error:
-                handle.state = "failed"
-                handle.error = _line(error)
-            if handle.finished:
-                self._view.finished(handle)
+        broken = [future for future in futures if self._broke(future)]
         if broken and isinstance(self._engine, Processes):
-            self._collect(list(self._running))  # they broke with it
+            for future in list(self._running):  # they broke with it
+                self._broke(future)
             tracking.end_stale(self.setting.name)
             self._engine.restart()
+
+    def _broke(self, future: Future) -> bool:
+        """Take the outcome of a step; whether the pool of processes broke under it."""
+        handle, broke = self._running.pop(future), False
+        try:
+            done = future.result()
+            handle._step, handle.state = done, "reused" if done.reused else "done"
+        except BrokenProcessPool:
+            broke = True
+            handle.state, handle.error = "waiting", "its process died (out of memory?)"
+            if handle.tries >= TRIES:
+                handle.state = "failed"
+        except Exception as error:
+            handle.state, handle.error = "failed", _line(error)
+        if handle.finished:
+            self._view.finished(handle)
+        return broke
 
     @property
     def failures(self) -> list[Handle]:

@@ -1,0 +1,51 @@
+"""A worker's end, also when the exception that should end it was replaced."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from lsa import engines, signals
+
+REPLACED = """
+import os, signal
+from lsa import engines, signals
+
+def work():
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+    except signals.Killed:
+        raise RuntimeError("as in an import")
+
+engines._work(work)
+print("went on")
+"""
+
+
+def test_a_worker_ends_by_a_signal_whose_exception_was_replaced():
+    done = subprocess.run(
+        [sys.executable, "-c", REPLACED], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 143 and done.stdout == ""
+
+
+def test_a_study_in_one_process_stops_by_it_too():
+    def work() -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except signals.Killed:
+            raise RuntimeError("as in an import") from None
+
+    with signals.caught(), pytest.raises(RuntimeError):
+        engines.Inline().submit(work)  # an error of the step's own would be in the future
+
+
+def test_an_error_of_a_step_is_in_its_future():
+    def work() -> None:
+        raise ValueError("of its own")
+
+    assert isinstance(engines.Inline().submit(work).exception(), ValueError)
