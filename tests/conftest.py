@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,16 @@ seeds: [0]
 landscape: {samples: 64}
 probes: {lanczos: {k: 2}}
 """
+
+
+@pytest.fixture(autouse=True, scope="session")
+def interruptible():
+    """SIGINT as on a terminal, also where a shell started the tests in the background, deaf to it.
+
+    Processes that the tests start inherit it.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

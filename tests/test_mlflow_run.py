@@ -31,10 +31,13 @@ def environment(tmp_path_factory) -> dict[str, str]:
 
 
 def statuses(environment: dict[str, str]) -> dict[str, str]:
-    """Run name → status."""
+    """Run name → status; nothing while MLflow has not made the store."""
     database = environment["MLFLOW_TRACKING_URI"].removeprefix("sqlite:///")
-    with sqlite3.connect(database) as connection:
-        return dict(connection.execute("select name, status from runs order by start_time"))
+    try:
+        with sqlite3.connect(f"file:{database}?mode=ro", uri=True) as connection:
+            return dict(connection.execute("select name, status from runs order by start_time"))
+    except sqlite3.OperationalError:
+        return {}
 
 
 def mlflow_run(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess:
