@@ -132,7 +132,7 @@ class _Jacobian:
 
     def __init__(self, function: Function, theta: Tensor) -> None:
         self._theta = theta.detach().requires_grad_()
-        with SecondOrder():
+        with SecondOrder(linear=True):
             self.value = function(self._theta)
         self._w = torch.zeros_like(self.value).requires_grad_()
         (self._h,) = grad(self.value, self._theta, self._w, create_graph=True)

@@ -1,8 +1,10 @@
-"""Convolution and max pooling whose second derivative costs what the first does.
+"""Layers whose second derivative costs what the first does.
 
 PyTorch differentiates the gradient of a convolution as convolutions with kernels as large as the
-image, and that of max pooling in another memory layout, after a copy. Both are linear maps, so the
-derivative of the gradient needs nothing but the kernels that forward and backward pass use.
+image, that of max pooling in another memory layout, after a copy, that of a rectifier with a zero
+as large as its input, which is then added, and that of batch norm as if its statistics were not
+fixed. All are linear maps given their input, so the derivative of the gradient needs nothing but
+the kernels that forward and backward pass use.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 from torch.overrides import TorchFunctionMode
@@ -20,10 +23,18 @@ DIMENSIONS = {torch.conv1d: 1, torch.conv2d: 2, torch.conv3d: 3}
 
 
 class SecondOrder(TorchFunctionMode):
-    """Within the block, `torch.conv1d` to `conv3d` and `max_pool2d` are those of this module.
+    """Within the block, the operations of `ROUTES` are those of this module.
 
     For graphs that are differentiated twice by reverse mode; not for `torch.func` transforms.
+
+    Args:
+        linear: The gradient will be differentiated by its cotangents alone, in which it is linear;
+            what its derivatives by the inputs would need is left out.
     """
+
+    def __init__(self, linear: bool = False) -> None:
+        super().__init__()
+        self._linear = linear
 
     def __torch_function__(
         self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
@@ -31,14 +42,14 @@ class SecondOrder(TorchFunctionMode):
         """The same operation, by another route where there is one."""
         kwargs = kwargs or {}
         if func in DIMENSIONS:
-            return _convolution(func, *args, **kwargs)
-        if func is torch.max_pool2d:
-            return _max_pool2d(*args, **kwargs)
-        return func(*args, **kwargs)
+            return _convolution(func, self._linear, *args, **kwargs)
+        route = ROUTES.get(func)
+        return route(func, *args, **kwargs) if route else func(*args, **kwargs)
 
 
 def _convolution(
     func: Callable,
+    linear: bool,
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
@@ -51,7 +62,7 @@ def _convolution(
     if isinstance(padding, str) or input.ndim != n + 2:
         return func(input, weight, bias, stride, padding, dilation, groups)
     geometry = (_each(stride, n), _each(padding, n), _each(dilation, n), False, [0] * n, groups)
-    return _Convolution.apply(input, weight, bias, geometry)
+    return _Convolution.apply(input, weight, bias, geometry, linear)
 
 
 def _each(value: Any, n: int) -> list[int]:
@@ -64,43 +75,46 @@ class _Convolution(Function):
     """y = w ∗ x + b."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, w: Tensor, b: Tensor | None, geometry: tuple) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, w: Tensor, b: Tensor | None, geometry: tuple, linear: bool
+    ) -> Tensor:
         ctx.save_for_backward(x, w)
-        ctx.geometry = geometry
+        ctx.geometry, ctx.linear = geometry, linear
         return aten.convolution(x, w, b, *geometry)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple:
         (g,) = gradients
-        x, w = ctx.saved_tensors
-        to_x, to_w, to_b, _ = ctx.needs_input_grad
-        gx, gw = _Transposed.apply(g, x, w, ctx.geometry, (to_x, to_w))
-        gb = g.sum([0, *range(2, g.ndim)]) if to_b else None
-        return gx, gw, gb, None
+        x, w = (t.detach() if ctx.linear else t for t in ctx.saved_tensors)
+        return *_Transposed.apply(g, x, w, ctx.geometry, ctx.needs_input_grad[:3]), None, None
 
 
 class _Transposed(Function):
-    """The gradient of a convolution, gx = wᵀ ∗ g and gw = xᵀ ∗ g: linear in g and in (x, w)."""
+    """The gradient of a convolution: linear in g and in (x, w).
+
+    It is gx = wᵀ ∗ g, gw = xᵀ ∗ g and gb = ∑ g.
+    """
 
     @staticmethod
     def forward(ctx: Any, g: Tensor, x: Tensor, w: Tensor, geometry: tuple, needed: tuple) -> tuple:
         ctx.save_for_backward(g, x, w)
         ctx.geometry = geometry
         ctx.set_materialize_grads(False)
-        return aten.convolution_backward(g, x, w, None, *geometry, [*needed, False])[:2]
+        return aten.convolution_backward(g, x, w, [len(w)], *geometry, list(needed))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple:
-        """From cotangents u of gx and z of gw: w ∗ u + z ∗ x for g, zᵀ ∗ g for x, uᵀ ∗ g for w."""
-        u, z = gradients
+        """From cotangents u, z, c of gx, gw, gb: w ∗ u + z ∗ x + c for g, zᵀ ∗ g for x, uᵀ ∗ g."""
+        u, z, c = gradients
         g, x, w = ctx.saved_tensors
         to_g, to_x, to_w, _, _ = ctx.needs_input_grad
         dg = None
-        if to_g and u is not None:
-            dg = aten.convolution(u, w, None, *ctx.geometry)
-        if to_g and z is not None:
-            other = aten.convolution(x, z, None, *ctx.geometry)
-            dg = other if dg is None else dg.add_(other)
+        for image, kernel in ((u, w), (x, z)):
+            if to_g and image is not None and kernel is not None:
+                part = aten.convolution(image, kernel, c, *ctx.geometry)
+                dg, c = part if dg is None else dg.add_(part), None
+        if to_g and c is not None:
+            dg = c.view(-1, *[1] * (g.ndim - 2)).expand_as(g)
         # One call gives both: u stands where the input stood, z where the weights did.
         needed = [to_x and z is not None, to_w and u is not None, False]
         dx = dw = None
@@ -111,15 +125,17 @@ class _Transposed(Function):
 
 
 def _max_pool2d(
+    func: Callable,
     input: Tensor,
     kernel_size: Any,
     stride: Any = None,
     padding: Any = 0,
     dilation: Any = 1,
     ceil_mode: bool = False,
-) -> Tensor:
-    if input.ndim != 4:
-        return torch.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode)
+    return_indices: bool = False,
+) -> Any:
+    if input.ndim != 4 or return_indices:
+        return func(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
     kernel = _each(kernel_size, 2)
     stride = _each(stride, 2) if stride else kernel
     window = (kernel, stride, _each(padding, 2), _each(dilation, 2), ceil_mode)
@@ -169,3 +185,66 @@ def _last(images: Tensor) -> Tensor:
 def _pixels(images: Tensor) -> Tensor:
     """One row per pixel, `(n, h·w, c)`: a view of images in channels-last layout."""
     return _last(images).flatten(1, 2)
+
+
+def _relu(func: Callable, input: Tensor, inplace: bool = False) -> Tensor:
+    return func(input, inplace=True) if inplace else _Rectifier.apply(input)
+
+
+class _Rectifier(Function):
+    """y = max(x, 0)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        y = torch.relu(x)
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Tensor:
+        return _Gate.apply(*gradients, *ctx.saved_tensors)
+
+
+class _Gate(Function):
+    """g where y > 0, else 0: its own gradient by g, and constant in y."""
+
+    @staticmethod
+    def forward(ctx: Any, g: Tensor, y: Tensor) -> Tensor:
+        ctx.save_for_backward(y)
+        return aten.threshold_backward(g, y, 0)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple:
+        return aten.threshold_backward(*gradients, *ctx.saved_tensors, 0), None
+
+
+def _batch_norm(
+    func: Callable,
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    if training or running_mean is None or running_var is None:
+        return func(input, running_mean, running_var, weight, bias, training, momentum, eps)
+    channel = (-1, *[1] * (input.ndim - 2))
+    scale = (running_var + eps).rsqrt()
+    normed = (input - running_mean.view(channel)) * scale.view(channel)
+    if weight is not None:
+        normed = normed * weight.view(channel)
+    return normed if bias is None else normed + bias.view(channel)
+
+
+ROUTES: dict[Callable, Callable] = {
+    torch.max_pool2d: _max_pool2d,
+    F.max_pool2d: _max_pool2d,
+    torch.relu: _relu,
+    Tensor.relu: _relu,
+    F.relu: _relu,
+    F.batch_norm: _batch_norm,
+}
+"""Functions beside convolutions, and what replaces them: called with the function as well."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import gradcheck, gradgradcheck
 
 from lsa.second_order import SecondOrder
@@ -79,3 +80,82 @@ def test_what_needs_no_derivative_gets_none(frozen):
         return torch.autograd.grad(g, wanted, directions)[0]
 
     torch.testing.assert_close(second(True), second(False), rtol=1e-12, atol=1e-12)
+
+
+def test_rectifiers_have_the_right_derivatives():
+    x = draw(3, 5)
+
+    def ours(x: Tensor) -> Tensor:
+        with SecondOrder():
+            return F.relu(x) * torch.relu(x) * x.relu()  # not linear, so that there is a second one
+
+    assert torch.equal(ours(x), x.relu() ** 3)
+    assert gradcheck(ours, x)
+    assert gradgradcheck(ours, x)
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("shape", [(4, 3), (4, 3, 5), (2, 3, 4, 5)])
+def test_fixed_batch_norm_has_the_right_derivatives(shape, affine):
+    mean, variance = draw(3).detach(), draw(3).detach().square() + 0.1
+    inputs = [draw(*shape)] + ([draw(3), draw(3)] if affine else [])
+
+    def ours(x: Tensor, *weights: Tensor) -> Tensor:
+        with SecondOrder():
+            return F.batch_norm(x, mean, variance, *weights, eps=1e-3)
+
+    torch.testing.assert_close(
+        ours(*inputs), F.batch_norm(inputs[0], mean, variance, *inputs[1:], eps=1e-3)
+    )
+    assert gradcheck(ours, inputs)
+    assert gradgradcheck(ours, inputs)
+
+
+@pytest.mark.parametrize(
+    ("layer", "node"),
+    [
+        (nn.Conv2d(3, 3, 3), "_Convolution"),
+        (nn.MaxPool2d(2), "_MaxPool"),
+        (nn.ReLU(), "_Rectifier"),
+        (nn.BatchNorm2d(3).eval(), "Add"),
+    ],
+)
+def test_modules_take_these_routes(layer, node):
+    x = torch.randn(2, 3, 4, 4, requires_grad=True)
+    with SecondOrder():
+        assert layer(x).grad_fn.name().startswith(node)
+
+
+@pytest.mark.parametrize(
+    "layer", [nn.BatchNorm2d(3), nn.ReLU(inplace=True), nn.MaxPool2d(2, return_indices=True)]
+)
+def test_what_has_no_route_is_left_to_pytorch(layer):
+    x = torch.randn(2, 3, 4, 4)
+    with SecondOrder():
+        ours = copy.deepcopy(layer)(x.clone())
+    theirs = layer(x.clone())
+    pairs = zip(ours, theirs, strict=True) if isinstance(ours, tuple) else [(ours, theirs)]
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_in_place_rectifiers_change_their_input():
+    x = torch.randn(5)
+    with SecondOrder():
+        y = F.relu(x, inplace=True)
+    assert y is x and bool((x >= 0).all())
+
+
+def test_linear_graphs_give_the_same_products_of_the_jacobian():
+    x, w, b = draw(2, 3, 6, 5), draw(4, 3, 3, 3), draw(4)
+    v, cotangent = torch.randn_like(w), draw(2, 4, 2, 1).detach()
+
+    def products(**options: bool) -> tuple[Tensor, Tensor]:
+        with SecondOrder(**options):
+            y = F.max_pool2d(F.relu(F.conv2d(x, w, b)), 2)
+        zero = torch.zeros_like(y).requires_grad_()
+        (h,) = torch.autograd.grad(y, w, zero, create_graph=True)
+        (push,) = torch.autograd.grad(h, zero, v, retain_graph=True)
+        return push, torch.autograd.grad(y, w, cotangent)[0]
+
+    for ours, theirs in zip(products(linear=True), products(), strict=True):
+        assert torch.equal(ours, theirs)
