@@ -17,11 +17,14 @@ from torch import Tensor
 from torch.autograd import grad
 from torch.autograd.graph import saved_tensors_hooks
 
+from lsa.errors import InputError
 from lsa.second_order import SecondOrder
 
 Matvec = Callable[[Tensor], Tensor]
 Function = Callable[[Tensor], Tensor]
 Graph = TypeVar("Graph")
+# In the names of the nodes by which PyTorch marks what cannot be differentiated again.
+MARKS = ("autograd::Error", "NotImplemented")
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ def _gradient(part: Part, theta: Tensor) -> tuple[Tensor, Tensor]:
     t = theta.detach().requires_grad_()
     with SecondOrder():
         value = part.loss(t)
-    return grad(value, t, create_graph=True)[0], t
+    return _differentiable(grad(value, t, create_graph=True)[0]), t
 
 
 def gauss_newton(parts: Sequence[Part], theta: Tensor, memory: int) -> Matvec:
@@ -135,7 +138,7 @@ class _Jacobian:
         with SecondOrder(linear=True):
             self.value = function(self._theta)
         self._w = torch.zeros_like(self.value).requires_grad_()
-        (self._h,) = grad(self.value, self._theta, self._w, create_graph=True)
+        self._h = _differentiable(grad(self.value, self._theta, self._w, create_graph=True)[0])
 
     def push(self, v: Tensor) -> Tensor:
         """J v, in the shape of f(θ)."""
@@ -151,6 +154,28 @@ def pull_back(g: Tensor, at: Tensor, cotangent: Tensor) -> Tensor:
     if not g.requires_grad:
         return torch.zeros_like(at)
     return grad(g, at, cotangent, retain_graph=True, materialize_grads=True)[0]
+
+
+def _differentiable(g: Tensor) -> Tensor:
+    """g, refused where PyTorch marks a part of its graph as not to be differentiated again.
+
+    PyTorch says so only when it gets there, and `autograd.grad` does not: what
+    `once_differentiable` returns is tied to no input, so its part of the derivative would be left
+    out in silence.
+    """
+    seen, waiting = set(), [g.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        if any(mark in node.name() for mark in MARKS):
+            raise InputError(
+                f"an operation of the network has no second derivative ({node.name()} in the graph "
+                "of its gradient); replace it, or take a probe that needs none: interpolation, …"
+            )
+        seen.add(node)
+        waiting += [following for following, _ in node.next_functions]
+    return g
 
 
 def _kept(build: Callable[[int], Graph], memory: int) -> Callable[[int], Graph]:

@@ -6,8 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.func import hessian, jacrev
 
+from lsa.errors import InputError
 from lsa.landscape import Landscape, flatten
 
 N = 11
@@ -93,3 +95,56 @@ def test_the_size_of_a_graph_is_what_is_kept_of_it():
     at = landscape(20_000)
     size = at.graph_size(flatten(at.model)) * 4  # of a chunk
     assert 10_000 < size < 20_000  # so that one chunk is kept and not two, as counted above
+
+
+class Once(torch.autograd.Function):
+    """tanh, the gradient of which PyTorch is told not to differentiate."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.tanh()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *gradients):
+        (x,) = ctx.saved_tensors
+        return gradients[0] * (1 - x.tanh() ** 2)
+
+
+class Layer(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return Once.apply(x)
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_what_has_no_second_derivative_is_refused(name):
+    """`autograd.grad` leaves it out in silence: the Hessian would be wrong by 87 % here."""
+    model = nn.Sequential(nn.Linear(3, 4), Layer(), nn.Linear(4, 2))
+    at = Landscape(model, torch.randn(5, 3), torch.randint(2, (5,)))
+    theta = flatten(model)
+    with pytest.raises(InputError, match="has no second derivative"):
+        getattr(at, name)(theta)(theta)
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_engine_choices_do_not_change_the_numbers(name):
+    """Chunks, kept graphs, threads and memory layout are choices of speed alone."""
+    whole = landscape()
+    theta = flatten(whole.model).float()
+    model = whole.model.float()
+    x, y = whole.x.float(), whole.y
+    v = torch.randn(len(theta), generator=torch.Generator().manual_seed(2))
+
+    def product(threads: int = 1, **options: int) -> Tensor:
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            at = Landscape(model, x, y, **options)
+            return getattr(at, name)(theta)(v)
+        finally:
+            torch.set_num_threads(before)
+
+    base = product(chunk=N, memory=0)
+    for options in ({"chunk": 1}, {"chunk": 4}, {"chunk": 4, "memory": 1 << 30}, {"threads": 2}):
+        torch.testing.assert_close(product(**options), base, rtol=1e-5, atol=1e-6)
