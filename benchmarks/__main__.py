@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: measure, print and write the table."""
+"""`python -m benchmarks`: measure side by side in one run; print, and write tables and a figure."""
 
 from __future__ import annotations
 
@@ -6,80 +6,167 @@ import argparse
 import datetime
 import importlib.util
 import platform
+import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import psutil
 import torch
 
-from benchmarks import eigenvalues, products, setting
+from benchmarks import (
+    density,
+    eigenvalues,
+    growth,
+    line,
+    lower_end,
+    noise,
+    products,
+    setting,
+    summary,
+    training,
+)
 
 PACKAGES = {
     "curvlinops": "curvlinops-for-pytorch",
     "eigenthings": "hessian-eigenthings",
     "pyhessian": "PyHessian",
 }
+Rows = Sequence[Mapping[str, Any]]
 
 
-def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Rows as Markdown."""
-    lines = ["| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])]
-    for row in rows:
-        cells = [f"{v:.3g}" if isinstance(v, float) else str(v) for v in row.values()]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+class Task(NamedTuple):
+    """One table: on which network and how many images, and what is measured there."""
+
+    title: str
+    network: str
+    samples: int
+    rows: Callable[..., Rows]  # (model, x, y, rivals)
+
+
+TASKS = {
+    "products": Task(
+        "One product", "simple_cnn", 512, lambda model, x, y, _: products.rows(model, x, y)
+    ),
+    "eigenvalues": Task(
+        "Three largest eigenvalues to a residual of 1e-3", "simple_cnn", 2048, eigenvalues.rows
+    ),
+    "eigenvalues-resnet20": Task(
+        "Three largest eigenvalues to a residual of 1e-3", "resnet20", 512, eigenvalues.rows
+    ),
+    "lower-end": Task(
+        "Smallest eigenvalue to a residual of 1e-3",
+        "simple_cnn",
+        256,
+        lambda model, x, y, _: lower_end.rows(model, x, y),
+    ),
+    "density": Task(
+        f"Spectral density, {density.PROBES} probe of {density.STEPS} steps",
+        "simple_cnn",
+        256,
+        density.rows,
+    ),
+    "noise": Task(
+        "Largest eigenvalue of the gradient covariance",
+        "simple_cnn",
+        2048,
+        lambda model, x, y, _: noise.rows(model, x, y),
+    ),
+    "training": Task(
+        "An epoch of training", "simple_cnn", 2048, lambda _model, x, y, _: training.rows(x, y)
+    ),
+    "line": Task(
+        f"{line.POINTS} points on a line",
+        "simple_cnn",
+        2048,
+        lambda model, x, y, _: line.rows(model, x, y),
+    ),
+    "growth": Task(
+        "Growth of one Hessian product, and of Lanczos",
+        "simple_cnn",
+        8192,
+        lambda model, x, y, _: growth.rows(model, x, y),
+    ),
+}
 
 
 def main() -> None:
     """Run the benchmarks asked for."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--images", help="class folders (CIFAR-10's, say); default: digits")
-    parser.add_argument("--model", default="simple_cnn")
-    parser.add_argument("--samples", type=int, default=2048)
-    parser.add_argument("--only", choices=("products", "eigenvalues"))
+    parser.add_argument("--samples", type=int, help="images, instead of each task's own number")
+    parser.add_argument("--only", help=f"comma-separated, of {', '.join(TASKS)}")
     parser.add_argument("--rivals", default=",".join(PACKAGES), help="comma-separated; '' for none")
-    parser.add_argument("--out", type=Path, help="Markdown file")
+    parser.add_argument("--out", type=Path, help="Markdown file; the figure goes beside it")
     chosen = parser.parse_args()
     warnings.filterwarnings("ignore")
-    rivals = [name for name in chosen.rivals.split(",") if name]
+    rivals = _listed(chosen.rivals, PACKAGES, parser)
     missing = [PACKAGES[name] for name in rivals if not _installed(name)]
     if missing:
         parser.error(f"not installed: {', '.join(missing)}; pip install 'lsa[bench]'")
-    x, y = setting.images(chosen.images, chosen.samples)
-    options = {"norm": "group"} if chosen.model.startswith("resnet") else {}
-    model = setting.network(chosen.model, x, y, **options)
-    d = sum(p.numel() for p in model.parameters())
-    parts = [f"{_machine()}\n\n{chosen.model}, {d:,} parameters, {len(x):,} images."]
-    if chosen.only in (None, "products"):
-        parts.append(
-            f"One product, {products.SAMPLES} images:\n\n" + table(products.rows(model, x, y))
-        )
-        print(parts[-1], flush=True)
-    if chosen.only in (None, "eigenvalues"):
-        rows = eigenvalues.rows(model, x, y, rivals)
-        parts.append(
-            f"The {eigenvalues.K} largest eigenvalues to a residual of {eigenvalues.TOL}:\n\n"
-            + table(rows)
-        )
-        print(parts[-1], flush=True)
+    found: dict[str, Rows] = {}
+    for name in _listed(chosen.only, TASKS, parser) if chosen.only else TASKS:
+        task = TASKS[name]
+        x, y = setting.images(chosen.images, chosen.samples or task.samples)
+        options = {"norm": "group"} if task.network.startswith("resnet") else {}
+        model = setting.network(task.network, x[:2048], y[:2048], **options)
+        found[name] = task.rows(model, x, y, rivals)
+        d = sum(p.numel() for p in model.parameters())
+        title = f"{task.title}: {task.network}, {d:,} parameters, {len(x):,} images"
+        print(f"## {title}\n\n{summary.table(found[name])}\n", flush=True)
+        found[name] = [{"": title}, *found[name]]
+    headlines = summary.headlines({name: rows[1:] for name, rows in found.items()})
+    parts = [
+        "# Benchmarks",
+        _machine(),
+        f"`{' '.join(['python -m benchmarks', *_shown(sys.argv[1:])])}`",
+        summary.table(headlines),
+        *(f"## {rows[0]['']}\n\n{summary.table(rows[1:])}" for rows in found.values()),
+    ]
+    print(parts[3])
     if chosen.out:
+        figure = chosen.out.with_suffix(".png")
+        summary.draw(headlines, figure)
+        parts.insert(4, f"![Ratios]({figure.name})")
         chosen.out.write_text("\n\n".join(parts) + "\n")
 
 
+def _listed(text: str, known: Mapping[str, Any], parser: argparse.ArgumentParser) -> list[str]:
+    names = [name for name in text.split(",") if name]
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        parser.error(f"unknown: {', '.join(unknown)}; choose from {', '.join(known)}")
+    return names
+
+
+def _shown(arguments: Sequence[str]) -> list[str]:
+    """The command as it can be repeated elsewhere: with no folder of this machine."""
+    return ["FOLDER" if a.startswith("/") and not a.endswith(".md") else a for a in arguments]
+
+
 def _installed(name: str) -> bool:
-    return (
-        importlib.util.find_spec("hessian_eigenthings" if name == "eigenthings" else name)
-        is not None
-    )
+    module = "hessian_eigenthings" if name == "eigenthings" else name
+    return importlib.util.find_spec(module) is not None
 
 
 def _machine() -> str:
     packages = ["torch", *(p for n, p in PACKAGES.items() if _installed(n))]
     versions = ", ".join(f"{p} {version(p)}" for p in packages)
-    today = datetime.date.today()
-    return f"{today}, {platform.machine()}, {torch.get_num_threads()} threads; {versions}"
+    memory = psutil.virtual_memory().total / 1e9
+    return (
+        f"{datetime.date.today()}, {_processor()}, {torch.get_num_threads()} threads, "
+        f"{memory:.0f} GB; {versions}."
+    )
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

@@ -1,11 +1,23 @@
-"""Seconds, measured so that a machine's moods fall on all competitors alike."""
+"""Seconds and bytes, measured so that a machine's moods fall on all competitors alike."""
 
 from __future__ import annotations
 
 import statistics
+import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
+
+import psutil
+
+Found = TypeVar("Found")
+INTERVAL = 0.01  # seconds between two looks at the memory
+
+
+def timed(task: Callable[[], Found]) -> tuple[Found, float]:
+    """What the task returns, and its seconds."""
+    began = time.perf_counter()
+    return task(), time.perf_counter() - began
 
 
 def alternate(tasks: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
@@ -13,7 +25,26 @@ def alternate(tasks: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, 
     took: dict[str, list[float]] = {name: [] for name in tasks}
     for _ in range(rounds):
         for name, task in tasks.items():
-            began = time.perf_counter()
-            task()
-            took[name].append(time.perf_counter() - began)
+            took[name].append(timed(task)[1])
     return {name: statistics.median(seconds) for name, seconds in took.items()}
+
+
+def peak(task: Callable[[], Found]) -> tuple[Found, float, int]:
+    """What the task returns, its seconds, and the bytes by which this process grew meanwhile."""
+    process = psutil.Process()
+    before = highest = process.memory_info().rss
+    done = threading.Event()
+
+    def watch() -> None:
+        nonlocal highest
+        while not done.wait(INTERVAL):
+            highest = max(highest, process.memory_info().rss)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        found, seconds = timed(task)
+    finally:
+        done.set()
+        watcher.join()
+    return found, seconds, highest - before

@@ -1,0 +1,48 @@
+"""The largest eigenvalue of the gradient covariance, by products and from all sample gradients."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+
+from benchmarks import setting
+from benchmarks.timing import peak
+from lsa import linalg
+
+TOL = 1e-3
+
+
+def by_products(model: nn.Module, x: Tensor, y: Tensor) -> float:
+    """λ_max of C = 1/N ∑ (gᵢ − g)(gᵢ − g)ᵀ by Lanczos."""
+    at, theta = setting.landscape(model, x, y)
+    rng = torch.Generator().manual_seed(0)
+    found = linalg.top(at.covariance(theta), 1, theta, rng=rng, tol=TOL)
+    return float(found.largest.values[0])
+
+
+def by_gram(model: nn.Module, x: Tensor, y: Tensor) -> float:
+    """The same from the Gram matrix of the sample gradients, which `torch.func` gives at once."""
+    weights = {name: p.detach() for name, p in model.named_parameters()}
+
+    def loss(weights: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(functional_call(model, weights, (x[None],)), y[None])
+
+    parts = []
+    for inputs, targets in zip(x.split(32), y.split(32), strict=True):
+        found = vmap(grad(loss), (None, 0, 0))(weights, inputs, targets)
+        parts.append(torch.cat([g.flatten(1) for g in found.values()], 1))
+    G = torch.cat(parts)
+    G -= G.mean(0)
+    return float(torch.linalg.eigvalsh(G @ G.T / len(G))[-1])
+
+
+def rows(model: nn.Module, x: Tensor, y: Tensor) -> list[dict[str, Any]]:
+    """Per method: seconds, bytes and eigenvalue."""
+    found = []
+    for name, method in (("lsa", by_products), ("sample gradients and Gram matrix", by_gram)):
+        value, seconds, size = peak(lambda method=method: method(model, x, y))
+        found.append({"method": name, "seconds": seconds, "MB": size / 1e6, "λ_C": value})
+    return found

@@ -1,0 +1,101 @@
+"""What the tables come to: one ratio per task, as a table and as a figure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+def table(rows: Rows) -> str:
+    """Rows as Markdown."""
+    lines = ["| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])]
+    for row in rows:
+        cells = [f"{v:.3g}" if isinstance(v, float) else str(v) for v in row.values()]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def headlines(found: Mapping[str, Rows]) -> list[dict[str, Any]]:
+    """Per task: what is compared, and the ratio (above 1: lsa is ahead, unless said otherwise)."""
+    lines: list[dict[str, Any]] = []
+
+    def add(task: str, figure: str, value: float) -> None:
+        lines.append({"task": task, "figure": figure, "value": value})
+
+    for name in ("eigenvalues", "eigenvalues-resnet20"):
+        if name in found:
+            accurate = [row for row in found[name] if row["accurate"]]
+            times = {row["library"]: row["seconds"] for row in accurate}
+            rivals = {k: s for k, s in times.items() if not k.startswith("lsa")}
+            for ours in (k for k in times if k.startswith("lsa") and rivals):
+                best = min(rivals, key=lambda k: rivals[k])
+                add(f"{name}, {ours}", f"time of {best} / ours", rivals[best] / times[ours])
+    for row in found.get("products", ()):
+        if row["product"] != "gradient":
+            add(row["product"], "time / that of a gradient (less is better)", row["gradients"])
+    if rows := _by(found, "lower-end", "method"):
+        add(
+            "smallest eigenvalue",
+            "time of ARPACK / ours",
+            rows["ARPACK"]["seconds"] / rows["lsa"]["seconds"],
+        )
+    if rows := _by(found, "density", "library"):
+        rivals = {k: row["seconds"] for k, row in rows.items() if k != "lsa"}
+        if rivals:
+            best = min(rivals, key=lambda k: rivals[k])
+            add(
+                "spectral density",
+                f"time of {best} / ours",
+                rivals[best] / rows["lsa"]["seconds"],
+            )
+    if rows := _by(found, "noise", "method"):
+        other = next(row for k, row in rows.items() if k != "lsa")
+        add(
+            "λ_C",
+            "time of sample gradients and Gram matrix / ours",
+            other["seconds"] / rows["lsa"]["seconds"],
+        )
+        add("λ_C", "their memory / ours", other["MB"] / max(rows["lsa"]["MB"], 1e-3))
+    for row in found.get("training", ()):
+        if row["loop"] != "lsa":
+            add(f"epoch of {row['network']}", f"time of the {row['loop']} / ours", row["of lsa's"])
+    if rows := _by(found, "line", "what"):
+        add(
+            "41 points on a line",
+            "time / that of bare forward passes (less is better)",
+            rows["lsa interpolation"]["ratio"],
+        )
+    for what, exponent in {r["grows"]: r["exponent"] for r in found.get("growth", ())}.items():
+        add(f"growth with {what}", "exponent of the time (1: linear)", exponent)
+    return lines
+
+
+def _by(found: Mapping[str, Rows], task: str, key: str) -> dict[str, Mapping[str, Any]]:
+    return {row[key]: row for row in found.get(task, ())}
+
+
+def draw(lines: Rows, file: Path) -> None:
+    """The ratios against others as bars on a logarithmic axis."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot as plt
+
+    bars = [row for row in lines if row["figure"].endswith("/ ours")]
+    figure, axes = plt.subplots(figsize=(9, 0.6 + 0.34 * len(bars)), layout="constrained")
+    values = [row["value"] for row in bars]
+    places = range(len(bars))[::-1]
+    axes.barh(places, [v - 1 for v in values], left=1, color="#4477aa")
+    for place, value in zip(places, values, strict=True):
+        axes.text(max(value, 1) * 1.03, place, f"{value:.2g}×", va="center")
+    axes.axvline(1, color="black", linewidth=1)
+    axes.set(xscale="log", yticks=places, xlabel="ratio to lsa (right of 1: lsa is ahead)")
+    axes.set_yticklabels(
+        [f"{row['task']}: {row['figure'].removesuffix(' / ours')}" for row in bars]
+    )
+    axes.set_xlim(right=max([*values, 1]) * 1.3)
+    figure.savefig(file, dpi=130)
+    plt.close(figure)

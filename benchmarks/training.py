@@ -1,0 +1,82 @@
+"""An epoch of `lsa train` against a bare loop and against a DataLoader pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import v2
+
+from benchmarks.timing import alternate
+from lsa import data, models
+from lsa.data import Data
+from lsa.project import Named, Recipe, Split, Train
+from lsa.train import train
+
+BATCH = 128
+ROUNDS = 5
+RATE = 0.01
+
+
+class Images(Dataset):
+    """Images as a data set on disk gives them: uint8, transformed one at a time."""
+
+    def __init__(self, x: Tensor, y: Tensor) -> None:
+        self._x, self._y = (x * 127.5 + 127.5).clamp(0, 255).to(torch.uint8), y.tolist()
+        self._transform = v2.Compose(
+            [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.5], [0.5])]
+        )
+
+    def __len__(self) -> int:
+        return len(self._y)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, int]:
+        return self._transform(self._x[i]), self._y[i]
+
+
+def rows(x: Tensor, y: Tensor, models_: Iterable[str] = ("simple_cnn", "mlp")) -> list[dict]:
+    """Per network: seconds of one epoch each way."""
+    found: list[dict[str, Any]] = []
+    for name in models_:
+        ours, bare, loader = _epochs(name, x, y)
+        seconds = alternate({"lsa": ours, "bare loop": bare, "DataLoader": loader}, ROUNDS)
+        found += [
+            {"network": name, "loop": loop, "seconds": s, "of lsa's": s / seconds["lsa"]}
+            for loop, s in seconds.items()
+        ]
+    return found
+
+
+def _epochs(name: str, x: Tensor, y: Tensor) -> tuple[Any, Any, Any]:
+    """One epoch as a call, from the same initial weights: ours, bare and through a DataLoader."""
+    recipe = Recipe(
+        project="benchmark",
+        optimizer="sgd",
+        seed=0,
+        dataset=Named(name="digits"),
+        model=Named(name=name),
+        train=Train(epochs=1, batch_size=BATCH),
+        rule=Named(name="SGD", lr=RATE),  # type: ignore[call-arg]
+        landscape=Split(),
+    )
+    split = Data(x, y, x[:1], y[:1], 10, hash="")
+    batches = [(x[i], y[i]) for i in data.batches(len(x), BATCH, torch.Generator().manual_seed(0))]
+    loader = DataLoader(Images(x, y), batch_size=BATCH, shuffle=True)
+
+    def loop(batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+        model = models.build(name, input_shape=tuple(x.shape[1:]), classes=10, seed=0).train()
+        optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
+        for inputs, targets in batches:
+            _step(model, optimizer, inputs, targets)
+
+    return lambda: list(train(recipe, split)), lambda: loop(batches), lambda: loop(loader)
+
+
+def _step(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor) -> None:
+    optimizer.zero_grad()
+    F.cross_entropy(model(x), y).backward()
+    optimizer.step()
