@@ -211,6 +211,7 @@ def _measure(declared: probe.Probe, given: dict[str, Any]) -> None:
     from lsa import records, steps, trajectory
 
     options = {k: given.pop(k) for k in list(given) if k in declared.options}
+    planned = given.pop("plan", False)
     along = given.get("epochs", "final") == "all"
     shared: dict[str, Any] = {k: given.get(k) for k in ("project", "samples")}
     shared["device"] = given.get("device", "auto")
@@ -232,6 +233,9 @@ def _measure(declared: probe.Probe, given: dict[str, Any]) -> None:
     if "checkpoint" not in given:
         setting = projects.load(given.get("project", projects.DEFAULT))
         options = setting.options(declared, along=along) | options
+    if planned:
+        print(_plan(probe.find(declared.name), options, sources[0], along))
+        return
     step, measure = declared.name, steps.measure
     if along:
         step, measure = projects.ALONG + step, trajectory.follow
@@ -240,6 +244,28 @@ def _measure(declared: probe.Probe, given: dict[str, Any]) -> None:
     for note in records.notes(done.tags):
         print(f"note: {note}")
     print(f"run  {done.run_id}")
+
+
+def _plan(declared: probe.Probe, options: dict[str, Any], source: Any, along: bool) -> str:
+    """What a probe will take, predicted from a gradient and products measured at its checkpoint."""
+    from lsa import cost
+    from lsa import project as projects
+    from lsa.view import duration
+
+    at = source.landscape
+    split = source.data
+    rates = cost.measured(at, source.theta, len(split.x_train), len(split.x_val))
+    found = cost.probing(declared, projects.resolve(declared, options, "options"), rates)
+    if found is None:
+        raise InputError(f"probe {declared.name} declares no work; add work=… to its @probe")
+    each = " at each checkpoint" if along else ""
+    n = at.n_samples
+    return (
+        f"{declared.name}: about {duration(found.seconds)}{each}, "
+        f"peak memory about {found.memory / 1e9:.1f} GB\n"
+        f"measured here, for {n:,} samples: gradient {rates.gradient * n:.2g} s, "
+        f"Hessian product {rates.product * n:.2g} s, covariance product {rates.jacobian * n:.2g} s"
+    )
 
 
 def _selectors(declared: probe.Probe) -> list[inspect.Parameter]:
@@ -264,6 +290,9 @@ def _selectors(declared: probe.Probe) -> list[inspect.Parameter]:
         _parameter("rng_seed", int, "seed of the probe's own randomness", "0"),
         _parameter("device", str, "auto, cpu, cuda, cuda:1, …", "auto"),
         _parameter("trust", str, "packages, comma-separated, whose factories may run", None),
+        _parameter(
+            "plan", bool, "say what time and memory it will take, and measure nothing", None
+        ),
     ]
 
 

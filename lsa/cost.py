@@ -9,6 +9,7 @@ from typing import Any
 
 import psutil
 import torch
+from torch import Tensor
 
 from lsa import budget
 from lsa.checkpoint import load_data
@@ -26,11 +27,12 @@ OPERATORS = 2  # whose graphs a probe may keep at once: H and G, or H and C
 
 @dataclass(frozen=True)
 class Rates:
-    """Seconds per sample of the three things that everything here is made of."""
+    """Seconds per sample of the four things that everything here is made of."""
 
     loss: float
     gradient: float
     product: float  # Hessian times vector
+    jacobian: float  # covariance times vector; the Gauss–Newton matrix costs the same
     memory: int  # bytes of this process with the data and a gradient
     sizes: Sizes
     graphs: float = 0.0  # bytes per sample that a product keeps for the next
@@ -49,25 +51,39 @@ def rates(setting: Project, recipe: Recipe, device: str, trusted: tuple[str, ...
     """Measure loss, gradient and Hessian product at the initial weights of a recipe's network."""
     split = load_data(recipe, device)
     model = network(recipe, split, trusted).to(device)
-    n = min(SAMPLES, len(split.x_train))
-    landscape = Landscape(model, split.x_train[:n], split.y_train[:n])
-    theta = flatten(model)
-    v = torch.randn(len(theta), generator=torch.Generator().manual_seed(0)).to(theta)
-    wanted = setting.landscape.samples
-    training = len(split.x_train)
+    wanted, training = setting.landscape.samples, len(split.x_train)
+    samples = training if wanted == "all" else min(wanted, training)
+    landscape = Landscape(model, split.x_train[:samples], split.y_train[:samples])
+    return measured(landscape, flatten(model), training, len(split.x_val))
+
+
+def measured(landscape: Landscape, theta: Tensor, training: int, validation: int) -> Rates:
+    """Measure them on a part of a landscape.
+
+    Args:
+        landscape: On all samples that a probe will see.
+        theta: Where.
+        training: Samples of the whole training split.
+        validation: Samples of the held-out split.
+    """
+    samples, spare = landscape.n_samples, budget.graph_memory(theta.device)
     sizes = Sizes(
-        dimension=len(theta),
-        samples=training if wanted == "all" else min(wanted, training),
-        training=training,
-        validation=len(split.x_val),
-        parameters=tuple(landscape.unflatten(theta)),
+        len(theta), samples, training, validation, parameters=tuple(landscape.unflatten(theta))
     )
-    hessian = landscape.hessian(theta)
-    loss = _time(lambda: landscape.loss(theta)) / n
-    gradient = _time(lambda: landscape.gradient(theta)[0].item()) / n
-    memory, spare = psutil.Process().memory_info().rss, budget.graph_memory(theta.device)
+    n = min(SAMPLES, samples)
+    graphs = landscape.graph_size(theta)
+    # As many of the graphs must fit here as will fit there, since a kept one makes a product cheap.
+    x, y = landscape.x[:n], landscape.y[:n]
+    memory = int(spare * n / samples)
+    part = Landscape(landscape.model, x, y, landscape.loss_function, memory=memory)
+    v = torch.randn(len(theta), generator=torch.Generator().manual_seed(0)).to(theta)
+    hessian, covariance = part.hessian(theta), part.covariance(theta, centred=False)
+    loss = _time(lambda: part.loss(theta)) / n
+    gradient = _time(lambda: part.gradient(theta)[0].item()) / n
+    resident = psutil.Process().memory_info().rss
     product = _time(lambda: hessian(v)[0].item()) / n
-    return Rates(loss, gradient, product, memory, sizes, landscape.graph_size(theta), spare)
+    jacobian = _time(lambda: covariance(v)[0].item()) / n
+    return Rates(loss, gradient, product, jacobian, resident, sizes, graphs, spare)
 
 
 def _time(work: Callable[[], Any]) -> float:
@@ -98,9 +114,10 @@ def probing(declared: Probe, options: Mapping[str, Any], measured: Rates) -> Cos
         work.losses * measured.loss
         + work.gradients * measured.gradient
         + work.products * measured.product
+        + work.jacobians * measured.jacobian
     )
     memory = measured.memory + work.vectors * measured.sizes.dimension * BYTES
-    if work.products:
+    if work.products or work.jacobians:
         kept = measured.graphs * measured.sizes.samples
         memory += OPERATORS * int(min(kept, measured.spare))
     return Cost(STEP + seconds, memory)

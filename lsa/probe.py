@@ -123,7 +123,8 @@ class Work:
 
     losses: float = 0.0
     gradients: float = 0.0
-    products: float = 0.0  # of the Hessian, Gauss–Newton matrix or covariance with a vector
+    products: float = 0.0  # of the Hessian with a vector
+    jacobians: float = 0.0  # of the Gauss–Newton matrix or the covariance with a vector
     vectors: int = 0  # of length d held at once
 
 

@@ -97,6 +97,16 @@ def test_train_then_probe_from_the_command_line(workplace, capsys):
     assert "models:/tiny.sgd/1" in capsys.readouterr().out
 
 
+def test_a_plan_predicts_and_measures_nothing(workplace, capsys):
+    options = ["--project", "tiny", "--optimizer", "sgd"]
+    cli.run(["train", *options])
+    capsys.readouterr()
+    assert cli.run(["lanczos", *options, "--density_probes", "0", "--plan"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("lanczos: about ") and "for 64 samples: gradient" in out
+    assert "λ" not in out and "run  " not in out
+
+
 def test_mlproject_is_the_rendering_of_the_registry():
     text = (ROOT / "MLproject").read_text()
     assert text == mlproject.render(), "run `make mlproject`"

@@ -23,11 +23,13 @@ def _work(
     at: Sizes, *, k: int, k_min: int, density_probes: int, density_steps: int, split: str, **_: Any
 ) -> Work:
     """Products until both ends converge vary; these are typical of trained networks."""
-    ends = PRODUCTS if k_min else UPPER
-    ends += 1 + (2 * PRODUCTS if split == "yes" else 0)  # the split has two ends of its own
-    density = density_probes * density_steps
-    vectors = 2 * (PRODUCTS + k + k_min) + (density_steps if density else 0)
-    return Work(gradients=2.0 * at.samples, products=(ends + density) * at.samples, vectors=vectors)
+    products = (PRODUCTS if k_min else UPPER) + density_probes * density_steps
+    jacobians = 0
+    if split == "yes":  # it has two ends of its own, that of G and that of H − G
+        products, jacobians = products + PRODUCTS, UPPER + PRODUCTS
+    vectors = 2 * (PRODUCTS + k + k_min) + (density_steps if density_probes else 0)
+    n = at.samples
+    return Work(gradients=8.0 * n, products=products * n, jacobians=jacobians * n, vectors=vectors)
 
 
 @probe(headline=("lambda_max", "lambda_min", "condition_number", "trace", "n_outliers"), work=_work)

@@ -20,8 +20,13 @@ PRODUCTS = 15  # of one Lanczos run to the upper end, for the estimate of the co
 
 def _work(at: Sizes, *, k: int, probes: int, **_: Any) -> Work:
     """Lanczos on H, on C and on two halves of C, then two products per probe and basis vector."""
-    products = 4 * PRODUCTS + (2 * (2 * k + probes) if probes else 0)
-    return Work(gradients=8.0 * at.samples, products=products * at.samples, vectors=4 * PRODUCTS)
+    moments = 2 * k + probes if probes else 0
+    return Work(
+        gradients=8.0 * at.samples,
+        products=(PRODUCTS + moments) * at.samples,
+        jacobians=(2 * PRODUCTS + moments) * at.samples,  # whole, and two halves
+        vectors=4 * PRODUCTS,
+    )
 
 
 @probe(headline=("lambda_h", "lambda_c", "noise_ratio"), work=_work)
