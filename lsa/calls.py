@@ -52,7 +52,7 @@ class Call:
             if checkpoints:  # a checkpoint's own project is not asked for options
                 usual = {option.name: option.default for option in declared.options.values()}
             options = {k: v for k, v in options.items() if usual.get(k) != v}
-        for i, suffix in enumerate(("", "_b")[: len(self.optimizers)]):
+        for i, suffix in enumerate(("", "_b", "_c")[: len(self.optimizers)]):
             if checkpoints:
                 words += [f"--checkpoint{suffix}", checkpoints[i]]
             else:

@@ -228,7 +228,9 @@ def _measure(declared: probe.Probe, given: dict[str, Any]) -> None:
             seed=given.get(f"seed{suffix}"),
             **shared,
         )
-        for suffix in (("", "_b") if declared.pair else ("",))
+        for suffix in _suffixes(declared)
+        if suffix in ("", "_b")[: 1 + declared.pair]
+        or given.keys() & {f"checkpoint{suffix}", f"optimizer{suffix}"}
     ]
     if "checkpoint" not in given:
         setting = projects.load(given.get("project", projects.DEFAULT))
@@ -268,14 +270,19 @@ def _plan(declared: probe.Probe, options: dict[str, Any], source: Any, along: bo
     )
 
 
+def _suffixes(declared: probe.Probe) -> dict[str, str]:
+    """Suffix of the options that name a checkpoint → which one it is."""
+    named = {"": "", "_b": " of the second checkpoint", "_c": " of the third checkpoint"}
+    return dict(list(named.items())[: declared.most])
+
+
 def _selectors(declared: probe.Probe) -> list[inspect.Parameter]:
-    """Options that name the checkpoint or the two checkpoints."""
-    pair = declared.pair
+    """Options that name the checkpoint or the several checkpoints."""
     checkpoint = (
         "run ID of the training or its beginning, models:/name/version, models:/name@alias, …"
     )
     found = [_parameter("project", str, "project of the checkpoint", "digits")]
-    for suffix, which in (("", ""), ("_b", " of the second checkpoint"))[: 1 + pair]:
+    for suffix, which in _suffixes(declared).items():
         found += [
             _parameter(f"optimizer{suffix}", str, f"optimizer{which}: its newest checkpoint", None),
             _parameter(f"seed{suffix}", int, f"training seed{which}", "the project's first"),

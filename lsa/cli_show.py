@@ -159,8 +159,9 @@ def _fitting(lines: Sequence[Sequence[str]]) -> int:
 def probes(json: JSON = False) -> None:
     """List the probes, one line each.
 
-    Keys of --json, a list of: name, summary, checkpoints (how many it takes), along_training,
-    headline (names of metrics), options {name: {type, choices, default, help}}.
+    Keys of --json, a list of: name, summary, checkpoints (how many it takes), most_checkpoints
+    (it may take), along_training, headline (names of metrics), options {name: {type, choices,
+    default, help}}.
     """
     if json:
         from lsa import records

@@ -93,7 +93,12 @@ def _as_given(setting: Project, run: Done) -> bool:
 
 
 def _measured_as_given(setting: Project, run: Done) -> bool:
-    """Whether a probe has them; one that the project does not list may have any."""
+    """Whether a probe has them; one that the project does not list may have any.
+
+    What was measured of three checkpoints is a property of neither one nor a pair.
+    """
+    if "checkpoint_c" in run.params:
+        return False
     step = run.tags["lsa.step"]
     name = step.removeprefix(ALONG)
     sections = [setting.trajectory] if name != step else [setting.probes, setting.pairs]

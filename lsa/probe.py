@@ -38,9 +38,12 @@ INPUTS = {
     "theta": "parameters of the checkpoint",
     "theta_b": "parameters of the second checkpoint; makes the probe a pair probe",
     "theta_init": "parameters from which the training run started",
+    "others": "parameters of up to two further checkpoints by name, where such are given",
+    "trajectory": "a function: epoch → parameters of every checkpoint that the training kept",
     "optimizer": "the optimizer as of the checkpoint: options, preconditioner and next step",
     "start": "a direction to start an eigensolver from, or None: what the last checkpoint found",
     "rng": "the probe's own random generator, on the CPU",
+    "memory": "name → numbers, kept until the step has finished, though its process be killed",
     "report": "progress, `report(done, total, text)`",
 }
 
@@ -142,8 +145,8 @@ class Probe:
     def __call__(self, **given: Any) -> Result:
         """Measure, outside of any tracking; inputs and options by name.
 
-        Unless given, `rng` is seeded with 0, `report` says nothing and `start` is None. Inputs
-        that the probe does not take are passed over.
+        Unless given, `rng` is seeded with 0, `report` says nothing, `start` is None, and `others`,
+        `trajectory` and `memory` are empty. Inputs that the probe does not take are passed over.
 
         Raises:
             InputError: An input is missing, or a name is neither an input nor an option.
@@ -151,7 +154,8 @@ class Probe:
         import torch
 
         rng = torch.Generator().manual_seed(0)
-        given = {"rng": rng, "report": lambda *_: None, "start": None, **given}
+        usual = {"rng": rng, "report": lambda *_: None, "start": None}
+        given = {**usual, "others": {}, "trajectory": dict, "memory": {}, **given}
         missing = [name for name in self.inputs if name not in given]
         if missing:
             raise InputError(
@@ -170,6 +174,11 @@ class Probe:
     def pair(self) -> bool:
         """Whether the probe takes a second checkpoint."""
         return "theta_b" in self.inputs
+
+    @property
+    def most(self) -> int:
+        """How many checkpoints it takes at most; fewer only where it has the input `others`."""
+        return 3 if "others" in self.inputs else 1 + self.pair
 
     @property
     def along(self) -> bool:

@@ -120,7 +120,8 @@ def _checkpoints(done: Done, step: str) -> list[dict[str, str]]:
     if step == "train":
         address = done.tags.get("lsa.checkpoint")
         return [{"address": address, "run": done.run_id}] if address else []
-    ids = [done.params[k] for k in ("checkpoint", "checkpoint_b") if k in done.params]
+    names = ("checkpoint", "checkpoint_b", "checkpoint_c")
+    ids = [done.params[name] for name in names if name in done.params]
     found = []
     for one in ids:
         try:
@@ -183,7 +184,8 @@ def _declaration(declared: Probe) -> dict[str, Any]:
     return {
         "name": declared.name,
         "summary": declared.summary,
-        "checkpoints": 2 if declared.pair else 1,
+        "checkpoints": 1 + declared.pair,
+        "most_checkpoints": declared.most,
         "along_training": declared.along,
         "headline": list(declared.headline),
         "options": {

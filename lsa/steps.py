@@ -5,13 +5,24 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lsa import claims, plots, progress, project, provenance, registry, store, tracking
+from lsa import (
+    claims,
+    interactive,
+    partial,
+    plots,
+    progress,
+    project,
+    provenance,
+    registry,
+    store,
+    tracking,
+)
 from lsa.checkpoint import Checkpoint
 from lsa.errors import InputError
 from lsa.landscape import Landscape
@@ -174,7 +185,7 @@ def measure(
     reuse: bool = False,
     **options: Any,
 ) -> Step:
-    """Run a probe on a checkpoint (a pair probe on two) as a tracked step.
+    """Run a probe on a checkpoint (a pair probe on two, some on up to three) as a tracked step.
 
     Args:
         name: The probe.
@@ -202,16 +213,21 @@ def _measure(
     name, recipe = declared.name, sources[0].recipe
     title = "-".join([name, *(f"{s.recipe.optimizer}-s{s.recipe.seed}" for s in sources)])
     tags = step_tags(name, recipe) | {"lsa.key": key}
-    tags |= {f"lsa.input.{i}": s.model_id for i, s in zip("ab", sources, strict=False)}
+    tags |= {f"lsa.input.{i}": s.model_id for i, s in zip("abc", sources, strict=False)}
     place = sources[0].device
-    with tracking.run(title, experiment=recipe.project, tags=tags, device=place) as opened:
+    with (
+        tracking.run(title, experiment=recipe.project, tags=tags, device=place) as opened,
+        partial.numbers(key) as memory,
+    ):
         opened.params(probe_params(sources, resolved, seed))
         opened.inputs(sources)
         with progress.bar(title) as report:
-            result = call_probe(declared, sources, seed, report, resolved)
+            result = call_probe(declared, sources, seed, report, resolved, memory=memory)
         tracking.log_result(opened, declared, result, sources)
         for path, figure in plots.figures(name, result, title).items():
             opened.figure(figure, path)
+        for path, page in interactive.pages(name, result, title).items():
+            opened.text(page, path)
     return finished_step(opened.id)
 
 
@@ -221,16 +237,18 @@ def check_sources(declared: Probe, sources: Sequence[Checkpoint]) -> None:
     Raises:
         InputError: Too few or many, of different models or data, or not finite.
     """
-    wanted = 2 if declared.pair else 1
-    if len(sources) != wanted:
+    least, most = 1 + declared.pair, declared.most
+    if not least <= len(sources) <= most:
+        wanted = most if least == most else f"{least} to {most}"
         raise InputError(f"probe {declared.name} takes {wanted} checkpoint(s), not {len(sources)}")
-    a, b = sources[0], sources[-1]
-    if a.recipe.model != b.recipe.model or a.data_hash != b.data_hash:
-        raise InputError(
-            f"the checkpoints are of different models or data ({a.recipe.model.name} on "
-            f"{a.recipe.dataset.name}, {b.recipe.model.name} on {b.recipe.dataset.name}); "
-            "a pair needs two of one architecture and dataset"
-        )
+    a = sources[0]
+    for b in sources[1:]:
+        if a.recipe.model != b.recipe.model or a.data_hash != b.data_hash:
+            raise InputError(
+                f"the checkpoints are of different models or data ({a.recipe.model.name} on "
+                f"{a.recipe.dataset.name}, {b.recipe.model.name} on {b.recipe.dataset.name}); "
+                "choose all of one architecture and dataset"
+            )
     for source in sources:
         if not torch.isfinite(source.theta).all():
             raise InputError(
@@ -246,16 +264,18 @@ def call_probe(
     report: Any,
     options: dict[str, Any],
     start: Tensor | None = None,
+    memory: MutableMapping[str, list[float]] | None = None,
 ) -> Result:
     """The probe's result, with what the reader must know about the subset noted.
 
     Args:
         declared: The probe.
-        sources: Its checkpoint, or two.
+        sources: Its checkpoint, or several.
         seed: Of its randomness.
         report: Told its progress.
         options: All of them.
         start: Direction `(d,)` from which an eigensolver may start.
+        memory: What an interrupted run of the step has left.
     """
     source = sources[0]
     available = {
@@ -266,7 +286,10 @@ def call_probe(
         "theta_b": lambda: sources[1].theta,
         "theta_init": lambda: source.theta_init,
         "optimizer": lambda: source.optimizer,
+        "others": lambda: _others(sources),
+        "trajectory": lambda: lambda: _kept(source),
         "start": lambda: start,
+        "memory": lambda: {} if memory is None else memory,
         "rng": lambda: torch.Generator().manual_seed(seed),
         "report": lambda: report,
     }
@@ -279,6 +302,29 @@ def call_probe(
             note += "; a subset biases λ_max up and λ_min down"
         result = dataclasses.replace(result, notes=(*result.notes, note))
     return result
+
+
+def _others(sources: Sequence[Checkpoint]) -> dict[str, Tensor]:
+    """θ of all but the first, named by their optimizers, and by their letters where those agree."""
+    names = [source.recipe.optimizer for source in sources]
+    return {
+        name if names.count(name) == 1 else f"{name} ({letter})": source.theta
+        for letter, name, source in zip("abc", names, sources, strict=False)
+        if source is not sources[0]
+    }
+
+
+def _kept(source: Checkpoint) -> dict[int, Tensor]:
+    """Epoch → θ of every checkpoint that the training of this one kept, this one included."""
+    key = registry.key(source.model_id)
+    kept = {**dict(registry.trajectory(key) if key else ()), source.epoch: source.model_id}
+    found = {}
+    for epoch, model_id in sorted(kept.items()):
+        address, trusted = f"models:/{model_id}", tuple(source.trusted)
+        same = model_id == source.model_id
+        here = source if same else registry.fetch(address, device=source.device, trusted=trusted)
+        found[epoch] = here.theta
+    return found
 
 
 def probe_params(
@@ -296,10 +342,10 @@ def probe_params(
         "rng_seed": seed,
         "checkpoint": sources[0].run_id,
     }
-    if len(sources) > 1:
+    for letter, source in zip("bc", sources[1:], strict=False):
         found |= {
-            "optimizer_b": sources[1].recipe.optimizer,
-            "seed_b": sources[1].recipe.seed,
-            "checkpoint_b": sources[1].run_id,
+            f"optimizer_{letter}": source.recipe.optimizer,
+            f"seed_{letter}": source.recipe.seed,
+            f"checkpoint_{letter}": source.run_id,
         }
     return found | resolved

@@ -117,7 +117,8 @@ class Study:
 
         Args:
             name: `train`, a probe, or `trajectory.<probe>`.
-            *inputs: The training whose checkpoint a probe takes; two for a pair probe.
+            *inputs: The training whose checkpoint a probe takes; two for a pair probe, up to
+                three for one with the input `others`.
             **options: Of the step: a probe's own; for `train` `optimizer`, `seed`, and `epochs`,
                 `batch_size`, `lr` to override the project's. The rest are the project's.
 
@@ -148,8 +149,9 @@ class Study:
         along = name != declared.name
         if along:
             project.check_along(declared, f"step {name}", self.setting.train)
-        wanted = 1 + declared.pair
-        if len(inputs) != wanted or any(i.call.step != TRAIN for i in inputs):
+        least, most = 1 + declared.pair, 1 if along else declared.most
+        if not least <= len(inputs) <= most or any(i.call.step != TRAIN for i in inputs):
+            wanted = most if least == most else f"{least} to {most}"
             raise InputError(
                 f"{name} takes {wanted} training(s) as its input(s): step({name!r}, …)"
             )

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "lsa"
 # A module imports only from lines above its own (probes and plots, packages, also within).
 LAYERS = [
     {"errors", "signals"},
-    {"mlflow_plugin", "provenance", "claims"},
+    {"mlflow_plugin", "provenance", "claims", "partial"},
     {
         "krylov",
         "paths",
@@ -24,13 +24,14 @@ LAYERS = [
         "serial",
         "second_order",
         "budget",
+        "planes",
     },
     {"linalg", "trace", "neb", "permutations", "images", "levels", "matching", "page", "products"},
     {"quadrature", "moments", "ascent", "autoneb", "curves", "torchvision_data"},
     {"landscape", "data", "models", "optimizers"},
     {"probe", "heads", "stability"},
     {"outline"},
-    {"project", "progress", "mlproject", "plots", "subspace_training"},
+    {"project", "progress", "mlproject", "plots", "interactive", "subspace_training"},
     {"probes", "train"},
     {"checkpoint", "display", "store"},
     {"tracking"},
@@ -109,7 +110,7 @@ def test_the_maths_loads_neither_tracking_nor_plots_nor_the_command_line():
     names = [m for m in sources() if m.startswith("probes.") and m != "probes.__init__"]
     names += ["landscape", "linalg", "paths", "neb", "autoneb", "curves", "subspaces", "train"]
     names += ["krylov", "quadrature", "trace", "crossing", "permutations", "units", "probe"]
-    names += ["stability", "ascent"]
+    names += ["stability", "ascent", "planes"]
     code = "; ".join(f"import lsa.{name}" for name in names)
     code += "; import sys; print({'mlflow', 'typer', 'matplotlib'} & set(sys.modules))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

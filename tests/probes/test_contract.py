@@ -26,6 +26,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "perturbation": {"points": 9},
     "sharpness": {"probes": 2, "starts": 2, "m": 50},
     "layers": {"probes": 2},
+    "surface": {"points": 5},
     "interpolation": {"points": 9},
     "auto_neb": {"curve_steps": 10, "cycles": 1, "steps": 3},
     "intrinsic_dim": {"d": 5, "subspaces": 2, "epochs": 1},
@@ -54,7 +55,10 @@ def inputs() -> dict[str, Any]:
         "theta_b": descend(0.1),
         "theta_init": start,
         "optimizer": stepped(start, training),
+        "others": {},
+        "trajectory": dict,
         "start": None,
+        "memory": {},
         "report": lambda done, total, text="": None,
     }
 

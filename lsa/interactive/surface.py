@@ -1,0 +1,56 @@
+"""The loss on a plane, to be turned and read in a browser."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lsa.probe import Result
+
+TEMPLATE = Path(__file__).with_name("surface.html")
+FIELDS = ("loss", "loss_error", "rise_error", "error", "error_error")
+
+
+def page(result: Result, title: str) -> str:
+    """The page: `surface.html` with title and numbers filled in.
+
+    The numbers stand in a script as JSON, where `<` is written so that no text of theirs can end
+    it; the page shows texts as text, never as markup.
+    """
+    found = {k.partition(".")[2]: v for k, v in result.arrays.items() if k.startswith("surface.")}
+    content = {
+        "title": title,
+        "plane": str(found["plane"]),
+        "labels": [str(label) for label in found["labels"]],
+        "x": _numbers(found["x"]),
+        "y": _numbers(found["y"]),
+        "grid": {name: [_numbers(row) for row in found[name]] for name in FIELDS},
+        "marks": {
+            "name": [str(name) for name in found["mark"]],
+            **{key: _numbers(found[f"mark_{key}"]) for key in ("x", "y", "distance", *FIELDS)},
+        },
+        "metrics": [
+            [name, _number(m.value), m.unit, {k: _number(e) for k, e in m.errors.items()}]
+            for name, m in result.metrics.items()
+        ],
+        "notes": list(result.notes),
+    }
+    data = json.dumps(content, ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")
+    text = TEMPLATE.read_text(encoding="utf-8")
+    filled = {"title": html.escape(title), "data": data}
+    # In one pass: what is filled in may look like a placeholder.
+    return re.sub(r"\{\{(title|data)\}\}", lambda found: filled[found[1]], text)
+
+
+def _numbers(values: np.ndarray) -> list[float | None]:
+    return [_number(value) for value in values]
+
+
+def _number(value: Any) -> float | None:
+    """To eight digits, which no standard error reaches; None where JSON has no such number."""
+    return float(f"{float(value):.8g}") if np.isfinite(value) else None

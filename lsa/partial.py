@@ -1,0 +1,46 @@
+"""Partial results of a step that outlive its process, in a file that only grows."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections import UserDict
+from collections.abc import Iterator
+from pathlib import Path
+
+SCRATCH = Path(".lsa", "partial")  # in the working folder, as the states of trainings are
+
+
+class Numbers(UserDict[str, list[float]]):
+    """Name → numbers; each entry is appended to a file as it is set."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+        self.data.update(_read(path))
+
+    def __setitem__(self, name: str, values: list[float]) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", encoding="utf-8") as file:
+            # A newline before, not after: what follows a line that a kill tore is not lost.
+            file.write("\n" + json.dumps([name, values]))
+        super().__setitem__(name, values)
+
+
+@contextlib.contextmanager
+def numbers(key: str) -> Iterator[Numbers]:
+    """What an interrupted run of the step with this key had computed; gone once it has finished."""
+    found = Numbers(SCRATCH / f"{key}.jsonl")
+    yield found
+    found.path.unlink(missing_ok=True)
+
+
+def _read(path: Path) -> dict[str, list[float]]:
+    """The whole lines of the file."""
+    found: dict[str, list[float]] = {}
+    if path.exists():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            with contextlib.suppress(ValueError):  # torn by a kill, or empty
+                name, values = json.loads(line)
+                found[name] = values
+    return found
