@@ -29,7 +29,7 @@ LAYERS = [
     {"linalg", "trace", "neb", "permutations", "images", "levels", "matching", "page", "products"},
     {"quadrature", "moments", "ascent", "autoneb", "curves", "torchvision_data"},
     {"landscape", "data", "models", "optimizers"},
-    {"probe", "heads", "stability"},
+    {"probe", "heads", "stability", "sam", "symmetries"},
     {"outline"},
     {"project", "progress", "mlproject", "plots", "interactive", "subspace_training"},
     {"probes", "train"},
@@ -110,7 +110,7 @@ def test_the_maths_loads_neither_tracking_nor_plots_nor_the_command_line():
     names = [m for m in sources() if m.startswith("probes.") and m != "probes.__init__"]
     names += ["landscape", "linalg", "paths", "neb", "autoneb", "curves", "subspaces", "train"]
     names += ["krylov", "quadrature", "trace", "crossing", "permutations", "units", "probe"]
-    names += ["stability", "ascent", "planes"]
+    names += ["stability", "ascent", "planes", "sam", "symmetries"]
     code = "; ".join(f"import lsa.{name}" for name in names)
     code += "; import sys; print({'mlflow', 'typer', 'matplotlib'} & set(sys.modules))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

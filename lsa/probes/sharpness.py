@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lsa.ascent import Function, Peak, ascend, dot, length
+from lsa import sam
+from lsa.ascent import Function, Peak, ascend, length
 from lsa.errors import InputError
 from lsa.landscape import Landscape
 from lsa.probe import Curve, Metric, Report, Result, Sizes, Work, probe, standard_error
@@ -129,7 +130,7 @@ def sharpness(
             )
         if step is not None:
             rises, curves[f"{p}rise_along_sam"] = _along(landscape, theta, ball.scale * step, base)
-            turned = _turning(landscape, theta, ball, step)
+            turned = sam.turning(landscape, theta, ball.scale, ball.radius, step)
             metrics[f"{p}sam_rise"] = _mean(rises, rises + turned)
         else:
             notes.append(f"{p}sam_rise: the gradient is 0, so SAM's step has no direction")
@@ -191,8 +192,7 @@ def _search(
 ) -> tuple[Tensor | None, list[Peak]]:
     """SAM's e, None where the gradient is 0, and the peaks of ascents from it and from random e."""
     slope = rise(torch.zeros_like(theta))[1]
-    steepness = length(slope)
-    step = slope * (ball.radius / steepness) if steepness > 0 else None
+    step = sam.ascent(slope, ball.radius)
     first = [] if step is None else [step]
     drawn = [torch.randn(len(theta), generator=rng).to(theta) for _ in range(starts - len(first))]
     rim = [e * (ball.radius / length(e)) for e in drawn]
@@ -222,18 +222,6 @@ def _along(landscape: Landscape, theta: Tensor, step: Tensor, base: Tensor) -> t
 
 def _mean(rises: Tensor, influences: Tensor) -> Metric:
     return Metric(rises.mean().item(), "loss", standard_error(influences))
-
-
-def _turning(landscape: Landscape, theta: Tensor, ball: Ball, step: Tensor) -> Tensor:
-    """What sample i adds to the rise of SAM's step by turning it, `(N,)`.
-
-    e = ρu with u = Tg/|Tg|, so de = ρ (I − uuᵀ) T dg/|Tg|, and the rise changes by ∇L(θ + Te)·T de.
-    """
-    steepness = length(ball.scale * landscape.gradient(theta))
-    slope = ball.scale * landscape.gradient(theta + ball.scale * step)
-    u = step / ball.radius
-    across = slope - u * dot(u, slope)
-    return landscape.slopes(theta, ball.radius / steepness * ball.scale * across).double()
 
 
 def _worst(prefix: str, rises: Tensor, best: Peak, peaks: list[Peak]) -> dict[str, Metric]:

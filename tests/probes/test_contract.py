@@ -27,6 +27,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "sharpness": {"probes": 2, "starts": 2, "m": 50},
     "layers": {"probes": 2},
     "surface": {"points": 5},
+    "symmetry_audit": {"probes": 2},
     "interpolation": {"points": 9},
     "auto_neb": {"curve_steps": 10, "cycles": 1, "steps": 3},
     "intrinsic_dim": {"d": 5, "subspaces": 2, "epochs": 1},

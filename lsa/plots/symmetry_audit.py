@@ -1,0 +1,56 @@
+"""By what factor each number moved when the weights changed and the function did not."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from lsa.plots.axes import PANEL
+from lsa.probe import Result
+
+CHANGES = {
+    "rescaled_layers": ("tab:red", "o", "layers rescaled"),
+    "rescaled_units": ("tab:orange", "s", "units rescaled"),
+    "permuted": ("tab:blue", "D", "units renumbered"),
+}
+
+
+def draw(result: Result, title: str) -> Figure:
+    """A row per number, a mark per change, on a logarithmic axis about 1."""
+    names = [n for n in result.metrics if not _changed(n) and n != "n_samples"]
+    figure = Figure(figsize=(PANEL[0] * 1.3, 1.6 + 0.4 * len(names)), layout="constrained", dpi=120)
+    plot = figure.subplots()
+    rows = np.arange(len(names))[::-1]
+    drawn = False
+    for k, (change, (colour, mark, text)) in enumerate(CHANGES.items()):
+        found = [
+            (row + 0.2 * (1 - k), metric)
+            for row, name in zip(rows, names, strict=True)
+            if (metric := result.metrics.get(f"{name}_{change}")) and metric.value > 0
+        ]
+        if not found:
+            continue
+        drawn = True
+        y, values = [row for row, _ in found], np.array([m.value for _, m in found])
+        errors = np.array([sum(e**2 for e in m.errors.values()) ** 0.5 for _, m in found])
+        # A log axis has no room below 0.
+        spans = [np.minimum(2 * errors, 0.9 * values), 2 * errors]
+        plot.errorbar(
+            values, y, xerr=spans, fmt=mark, color=colour, markersize=5, capsize=2, label=text
+        )
+    plot.axvline(1, color="black", linewidth=0.8)
+    plot.set_xscale("log")
+    plot.set_yticks(rows, [name.replace("_", " ") for name in names])
+    plot.grid(axis="y", color="#eee")
+    plot.set_axisbelow(True)
+    plot.set_title(f"{title}: the same function with other weights")
+    if drawn:
+        plot.set_xlabel("factor by which the number moved; ±2 standard errors")
+        plot.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    else:
+        plot.set_xlabel("this network has no symmetry that is known")
+    return figure
+
+
+def _changed(name: str) -> bool:
+    return name.endswith(tuple(CHANGES))

@@ -1,0 +1,316 @@
+"""Which numbers move when the weights change and the function does not."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lsa import linalg, sam
+from lsa.errors import InputError
+from lsa.landscape import Landscape, flatten
+from lsa.permutations import PermutationSpec, apply, permutation_spec, random_permutations
+from lsa.planes import filter_normalised
+from lsa.probe import Metric, Report, Result, Sizes, Work, probe, standard_error
+from lsa.symmetries import Change, function_change, rescaled, rescalings
+from lsa.trace import rademacher
+
+MOVED = 0.01  # relative change of a number that counts as one
+PRODUCTS = 20  # of one Lanczos run to the upper end, for the estimate of the cost
+EPS = 1e-8  # that torch's Adam adds to the root of its second moment
+UNITS = {"weight_norm": "", "preconditioned_lambda_max": "1/η"}  # the others are in the loss's
+
+Carry = Callable[[Tensor], Tensor]
+
+
+class Variant(NamedTuple):
+    """The network with other weights and the same function."""
+
+    landscape: Landscape
+    theta: Tensor
+    carry: Carry  # a random vector for θ as the same one for these weights
+
+
+class Measured(NamedTuple):
+    """A number, with what each sample and each random vector adds to it."""
+
+    value: float
+    samples: Tensor | None = None  # (N,)
+    probes: Tensor | None = None  # (probes,)
+
+
+class Search(NamedTuple):
+    """How eigenvalues and random means are found."""
+
+    start: Tensor
+    signs: list[Tensor]
+    normals: list[Tensor]
+    rho: float
+    adaptive_rho: float
+    options: dict[str, Any]  # of `linalg.lanczos`
+    notes: list[str]
+
+
+def _work(at: Sizes, *, probes: int, **_: Any) -> Work:
+    """Three Lanczos runs and two random means on each of four networks, in float64."""
+    return Work(
+        losses=60.0 * at.samples,
+        gradients=2 * 4 * 12.0 * at.samples,
+        products=2 * 4 * (3.0 * PRODUCTS + 2 * probes) * at.samples,
+        vectors=2 * (PRODUCTS + 2 * probes),
+    )
+
+
+@probe(headline=("lambda_max_rescaled_layers",), work=_work)
+def symmetry_audit(
+    landscape: Landscape,
+    theta: Tensor,
+    rng: torch.Generator,
+    report: Report,
+    *,
+    factor: Annotated[float, "by which layers are scaled; a power of two rounds nothing"] = 4.0,
+    rho: Annotated[float, "radius of SAM's step, in the unit of θ"] = 0.05,
+    adaptive_rho: Annotated[float, "radius of the adaptive step, relative to |θ|"] = 0.5,
+    probes: Annotated[int, "random vectors for the trace and the filter-normalised curvature"] = 10,
+    tol: Annotated[float, "residual allowed, relative to the eigenvalue"] = 1e-3,
+    max_products: Annotated[int, "products per eigenvalue after which to stop unconverged"] = 500,
+) -> Result:
+    """Which flatness measures move, and how far, when weights change but the function does not.
+
+    Three changes that leave every output as it is, made wherever the network has the symmetry:
+    rescaled_layers multiplies what makes a hidden layer's units by `factor` and divides what takes
+    them by it, for the next such layer the other way round; rescaled_units does so with a random
+    factor for every unit, between 1/`factor` and `factor`; permuted renumbers the units at random.
+    Units are scaled where their activation is positively homogeneous, as ReLU is (Dinh et al. 2017,
+    arXiv 1703.04933), which is tried on the samples; behind normalisation with fixed statistics its
+    scale and shift take the part of the incoming weights. `function_change_…` is the largest change
+    of an output over the largest output: rounding.
+
+    Each number is measured at the checkpoint (its plain name) and after each change; with the
+    change's name behind it, it is the factor between: 1 did not move. Random vectors are the same
+    ones throughout, renumbered with the units.
+
+    lambda_max, trace, gradient_norm, weight_norm: of the Hessian, gradient and weights.
+    sam_rise, adaptive_sam_rise: loss rise at SAM's and ASAM's step (Foret et al. 2021; Kwon et al.
+    2021). adaptive_lambda_max: λ_max of |θ|H|θ|, relative to each weight. filter_curvature: mean of
+    uᵀHu over random directions with the norm of each filter (Li et al. 2018).
+    preconditioned_lambda_max: λ_max of P⁻¹H with P = √(1/N ∑ gᵢ²) + 10⁻⁸, the preconditioner at
+    which Adam and RMSprop would rest here with batches of one sample; not that of the training.
+
+    All in float64, so that what moves is no rounding. Standard errors of a factor are first-order
+    and paired: the same samples and random vectors stand on both sides of it.
+    """
+    _check(factor, rho, adaptive_rho, probes)
+    place = landscape.double()
+    here = Variant(place, theta.double(), lambda v: v)
+    notes: list[str] = []
+    d = len(theta)
+    search = Search(
+        start=torch.randn(d, generator=rng).to(here.theta),
+        signs=[rademacher(d, rng, here.theta.dtype, theta.device) for _ in range(probes)],
+        normals=[torch.randn(d, generator=rng).to(here.theta) for _ in range(probes)],
+        rho=rho,
+        adaptive_rho=adaptive_rho,
+        options={"rng": rng, "tol": tol, "max_products": max_products},
+        notes=notes,
+    )
+    base = _numbers(here, search)
+    metrics = {name: _metric(name, number) for name, number in base.items()}
+    told: list[str] = []
+    variants = dict(_variants(here, factor, rng, told))
+    for i, (change, variant) in enumerate(variants.items()):
+        report(i + 1, 1 + len(variants), change.replace("_", " "))
+        found = _numbers(variant, search)
+        ratios = {name: _ratio(found[name], base[name]) for name in base if name in found}
+        metrics |= {f"{name}_{change}": ratio for name, ratio in ratios.items()}
+        difference = function_change(place, here.theta, variant.landscape, variant.theta)
+        metrics[f"function_change_{change}"] = Metric(difference)
+        told.append(_verdict(change, {name: ratio.value for name, ratio in ratios.items()}))
+    metrics["n_samples"] = Metric(landscape.n_samples)
+    return Result(metrics, converged=not notes, notes=(*told, *dict.fromkeys(notes)))
+
+
+def _check(factor: float, rho: float, adaptive_rho: float, probes: int) -> None:
+    if not 1 < factor < float("inf"):
+        raise InputError(
+            f"factor={factor:g} scales nothing; choose a finite one above 1, such as 4"
+        )
+    if not (0 < rho < float("inf") and 0 < adaptive_rho < float("inf")) or probes < 2:
+        raise InputError(
+            f"rho={rho:g}, adaptive_rho={adaptive_rho:g}, probes={probes}: choose positive, finite "
+            "radii and 2 random vectors or more, which a standard error needs"
+        )
+
+
+# --- the changes ---------------------------------------------------------------------------------
+
+
+def _variants(
+    here: Variant, factor: float, rng: torch.Generator, told: list[str]
+) -> Iterator[tuple[str, Variant]]:
+    """Name of each change and the network after it; what there is none of is told."""
+    place, theta, _ = here
+    try:
+        spec = permutation_spec(place.model)
+    except InputError as error:
+        told.append(f"no symmetry of this network is known: {error}")
+        return
+    changes = rescalings(place, theta, spec)
+    if changes:
+        told.append("layers that can be rescaled: " + ", ".join(changes))
+        for name, factors in _factors(spec, changes, factor, rng).items():
+            yield name, Variant(place, rescaled(place, theta, changes, factors), lambda v: v)
+    else:
+        told.append(
+            "no layer can be rescaled: none has a positively homogeneous activation, such as ReLU, "
+            "between weights that are trained"
+        )
+    if frozen := _frozen(place, spec):
+        told.append(
+            f"no units can be renumbered: {frozen} is frozen, so its units keep their order"
+        )
+    elif spec.sizes:
+        yield "permuted", _permuted(here, spec, rng)
+    else:
+        told.append("no units can be renumbered: there is no hidden layer")
+
+
+def _factors(
+    spec: PermutationSpec, changes: dict[str, Change], factor: float, rng: torch.Generator
+) -> dict[str, dict[str, Tensor]]:
+    """Change → group → factors of its units.
+
+    Every second layer is divided: of two neighbours with one factor the weights between would stay.
+    """
+    layers, units = {}, {}
+    for i, group in enumerate(changes):
+        n = spec.sizes[group]
+        layers[group] = torch.full((n,), factor if i % 2 == 0 else 1 / factor).double()
+        units[group] = factor ** (2 * torch.rand(n, generator=rng).double() - 1)
+    return {"rescaled_layers": layers, "rescaled_units": units}
+
+
+def _frozen(place: Landscape, spec: PermutationSpec) -> str | None:
+    """A parameter that would have to be renumbered too, but is no part of θ."""
+    trainable = place.unflatten(torch.empty(place.dimension)).keys()
+    return next((n for n in spec.axes if n not in spec.buffers and n not in trainable), None)
+
+
+def _permuted(here: Variant, spec: PermutationSpec, rng: torch.Generator) -> Variant:
+    place, theta, _ = here
+    orders = random_permutations(spec, rng)
+    model = copy.deepcopy(place.model)
+    tensors = {**model.state_dict(), **place.unflatten(theta)}
+    model.load_state_dict(apply(spec, orders, tensors))
+
+    def carry(v: Tensor) -> Tensor:
+        moved = apply(spec, orders, place.unflatten(v))
+        return torch.cat([tensor.reshape(-1) for tensor in moved.values()])
+
+    return Variant(place.with_model(model), flatten(model), carry)
+
+
+# --- the numbers ---------------------------------------------------------------------------------
+
+
+def _numbers(variant: Variant, search: Search) -> dict[str, Measured]:
+    """Every number of one network; SAM's steps are left out where the gradient is 0."""
+    place, theta, carry = variant
+    ones = torch.ones_like(theta)
+    gradient = place.gradient(theta)
+    steepness = gradient.norm()
+    numbers = {
+        "lambda_max": _top(variant, ones, search),
+        "trace": _mean_curvature(place, theta, [carry(v) for v in search.signs]),
+        "gradient_norm": Measured(steepness.item()),
+        "weight_norm": Measured(theta.norm().item()),
+        "adaptive_lambda_max": _top(variant, theta.abs(), search),
+        "filter_curvature": _mean_curvature(
+            place,
+            theta,
+            [filter_normalised(place.unflatten(theta), carry(v)) for v in search.normals],
+        ),
+        "preconditioned_lambda_max": _top(variant, _root(place, theta).rsqrt(), search),
+    }
+    if steepness > 0:
+        slopes = place.slopes(theta, gradient / steepness)
+        numbers["gradient_norm"] = Measured(steepness.item(), slopes)
+        for name, scale, radius in (
+            ("sam_rise", ones, search.rho),
+            ("adaptive_sam_rise", theta.abs(), search.adaptive_rho),
+        ):
+            if (step := sam.ascent(scale * gradient, radius)) is not None:
+                rises = place.losses(theta + scale * step) - place.losses(theta)
+                turned = sam.turning(place, theta, scale, radius, step)
+                numbers[name] = Measured(rises.mean().item(), rises + turned)
+    return numbers
+
+
+def _top(variant: Variant, scale: Tensor, search: Search) -> Measured:
+    """λ_max of S H S, S = diag(scale)."""
+    place, theta, carry = variant
+    hessian = place.hessian(theta)
+    found = linalg.lanczos(
+        lambda v: scale * hessian(scale * v),
+        carry(search.start),
+        largest=1,
+        smallest=0,
+        confirm=0,  # one pair from a random start needs none
+        **search.options,
+    )
+    search.notes.extend(found.shortfall("an eigenvalue"))
+    v = scale * found.largest.vectors[:, 0]
+    return Measured(found.largest.values[0].item(), place.curvatures(theta, v))
+
+
+def _mean_curvature(place: Landscape, theta: Tensor, directions: list[Tensor]) -> Measured:
+    """Mean of vᵀHv over the directions."""
+    table = torch.stack([place.curvatures(theta, v) for v in directions])
+    return Measured(table.mean().item(), table.mean(0), table.mean(1))
+
+
+def _root(place: Landscape, theta: Tensor) -> Tensor:
+    """√(1/N ∑ gᵢ²) + ε, `(d,)`."""
+    total = torch.zeros_like(theta)
+    for block in place.sample_gradients(theta):
+        total += block.square().sum(0)
+    return (total / place.n_samples).sqrt() + EPS
+
+
+def _metric(name: str, number: Measured) -> Metric:
+    return Metric(number.value, UNITS.get(name, "loss"), _errors(number.samples, number.probes))
+
+
+def _ratio(after: Measured, before: Measured) -> Metric:
+    """How many times the number is what it was, with the error of the pair."""
+    if not before.value:
+        return Metric(float("nan"))
+    ratio = after.value / before.value
+
+    def influences(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+        return None if a is None or b is None else (a - ratio * b) / before.value
+
+    errors = _errors(
+        influences(after.samples, before.samples), influences(after.probes, before.probes)
+    )
+    return Metric(ratio, "", errors)
+
+
+def _errors(samples: Tensor | None, probes: Tensor | None) -> dict[str, float]:
+    data = {} if samples is None else standard_error(samples)
+    return data if probes is None else data | standard_error(probes, "probes")
+
+
+def _verdict(change: str, ratios: dict[str, float]) -> str:
+    """One sentence: what moved by what factor, and what did not."""
+    moved = {name: ratio for name, ratio in ratios.items() if not abs(ratio - 1) <= MOVED}
+    still = [name for name in ratios if name not in moved]
+    text = f"{change.replace('_', ' ')}, the function is the same"
+    if moved:
+        text += ", and moves " + ", ".join(f"{name} ×{ratio:.3g}" for name, ratio in moved.items())
+    if still:
+        text += f"; {'unmoved are' if moved else 'nothing moves:'} {', '.join(still)}"
+    return text

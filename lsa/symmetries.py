@@ -1,0 +1,106 @@
+"""Changes of a network's weights that leave its function as it is: layers and units rescaled.
+
+A unit of a hidden layer whose activation is positively homogeneous, f(az) = a f(z) for a > 0 (ReLU,
+leaky ReLU, pooling), may have its incoming weights and bias multiplied by a and its outgoing
+weights divided by a (Neyshabur et al. 2015, "Path-SGD"; Dinh et al. 2017, "Sharp minima can
+generalize"). Behind a normalisation layer with fixed statistics its scale and shift take the place
+of the incoming weights.
+
+Which units there are is read from the traced network (`lsa.units`); whether their activation is
+homogeneous is tried: what changes the outputs is no symmetry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from lsa.landscape import Landscape
+from lsa.units import PermutationSpec
+
+ROUNDING = 1e-9  # relative change of an output in float64 that is none
+TRIAL = 3.0  # factor with which a group of units is tried; no power of two, which ReLU6 might pass
+NORMALISED = (
+    nn.modules.batchnorm._BatchNorm,
+    nn.modules.instancenorm._InstanceNorm,
+    nn.LayerNorm,
+)
+
+Change = dict[str, list[tuple[int, Tensor, int]]]
+"""Parameter → (axis, positions `(n, m)` of the units on it, +1 where multiplied, −1 divided)."""
+
+
+def rescalings(landscape: Landscape, theta: Tensor, spec: PermutationSpec) -> dict[str, Change]:
+    """Group of hidden units → how to rescale them; those without such a symmetry are left out.
+
+    Args:
+        landscape: In float64.
+        theta: Where it is tried, on the landscape's samples.
+        spec: The network's groups of units.
+    """
+    found = {}
+    for group, n in spec.sizes.items():
+        for change in _candidates(landscape, spec, group):
+            factors = torch.full((n,), TRIAL, dtype=theta.dtype)
+            for trial in (factors, 1 / factors):
+                other = rescaled(landscape, theta, {group: change}, {group: trial})
+                if not function_change(landscape, theta, landscape, other) <= ROUNDING:
+                    break
+            else:
+                found[group] = change
+                break
+    return found
+
+
+def _candidates(landscape: Landscape, spec: PermutationSpec, group: str) -> Iterator[Change]:
+    """Scale what makes the units and unscale what takes them: layers first, then normalisation."""
+    modules = dict(landscape.model.named_modules())
+    trainable = landscape.unflatten(torch.empty(landscape.dimension))
+    for kinds in ((nn.Conv2d, nn.Linear), NORMALISED):
+        change: Change = {}
+        signs = set()
+        for name, axes in spec.axes.items():
+            owner, _, key = name.rpartition(".")
+            for axis in axes:
+                makes = axis.dim == 0 and key in ("weight", "bias")
+                if group not in axis.positions or (makes and not isinstance(modules[owner], kinds)):
+                    continue
+                if name in trainable and (makes or axis.dim == 1):
+                    sign = 1 if makes else -1
+                    change.setdefault(name, []).append((axis.dim, axis.positions[group], sign))
+                    signs.add(sign)
+        if signs == {1, -1}:
+            yield change
+
+
+def rescaled(
+    landscape: Landscape,
+    theta: Tensor,
+    changes: Mapping[str, Change],
+    factors: Mapping[str, Tensor],
+) -> Tensor:
+    """θ `(d,)` with the units of every group scaled by their factors `(n,)`."""
+    tensors = {name: value.clone() for name, value in landscape.unflatten(theta).items()}
+    for group, change in changes.items():
+        for name, places in change.items():
+            for axis, positions, sign in places:
+                scale = torch.ones(tensors[name].shape[axis], dtype=theta.dtype)
+                scale[positions] = (factors[group] ** sign).unsqueeze(1).to(theta.dtype)
+                shape = [1] * tensors[name].ndim
+                shape[axis] = -1
+                tensors[name] *= scale.view(shape).to(theta.device)
+    return torch.cat([tensor.reshape(-1) for tensor in tensors.values()])
+
+
+def function_change(a: Landscape, theta_a: Tensor, b: Landscape, theta_b: Tensor) -> float:
+    """Largest difference of an output on a's samples, over the largest output."""
+    largest = difference = 0.0
+    with torch.no_grad():
+        for x in a.x.split(a.chunk):
+            outputs = a.outputs(theta_a, x)
+            gap = (outputs - b.outputs(theta_b, x)).abs().max()
+            largest = max(largest, outputs.abs().max().item())
+            difference = max(difference, gap.nan_to_num(nan=torch.inf).item())
+    return difference / largest if largest else difference
