@@ -54,5 +54,16 @@ def test_a_page_has_every_part_and_a_small_figure(name):
     assert f"(docs/probes/{name}.md)" in readme
 
 
+def test_the_gallery_has_a_figure_of_every_probe():
+    gallery = PAGES.parent / "gallery.md"
+    text = gallery.read_text()
+    for name in OWN:
+        section = text.split(f"\n## [`{name}`](probes/{name}.md)\n")[1].split("\n## ")[0]
+        assert f"(probes/{name}.png)" in section, name
+    for link in re.findall(r"\]\(([^)]+)\)", text):
+        assert (gallery.parent / link).is_file(), link
+    assert "(docs/gallery.md)" in (PAGES.parents[1] / "README.md").read_text()
+
+
 def test_no_page_is_left_of_a_probe_that_is_gone():
     assert {page.stem for page in PAGES.glob("*.md")} == set(OWN)
