@@ -122,7 +122,7 @@ def surface(
     grid = _grid(view, at, base, memory, report)
     marks = {name: _point(at(t), t, base) for name, t in view.marks.items()}
     metrics = _metrics(at(theta), theta, view, grid, marks[HERE])
-    curves = {} if view.far else _curves(view, grid)
+    curves = {} if view.far else _curves(plane, view, grid)
     return Result(
         metrics,
         curves,
@@ -352,11 +352,14 @@ def _errors(data: float) -> dict[str, float]:
     return {"data": data} if np.isfinite(data) else {}
 
 
-def _curves(view: View, grid: np.ndarray) -> dict[str, Curve]:
-    """Rises along the two axes, on a grid that all checkpoints share."""
+def _curves(plane: str, view: View, grid: np.ndarray) -> dict[str, Curve]:
+    """Rises along the two axes, on a grid that all checkpoints share.
+
+    Named by the plane, so that nobody draws those of two kinds into one figure.
+    """
     middle = len(view.xs) // 2
     at = torch.linspace(-1, 1, len(view.xs), dtype=torch.float64).numpy()
-    lines = {"rise_along_x": grid[middle], "rise_along_y": grid[:, middle]}
+    lines = {f"rise_along_{plane}_x": grid[middle], f"rise_along_{plane}_y": grid[:, middle]}
     base = grid[middle, middle, 0]
     return {
         name: Curve(at, line[:, 0] - base, "relative_position", line[:, 2], y_unit="loss")

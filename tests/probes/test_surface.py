@@ -118,8 +118,8 @@ def test_a_random_plane_of_a_quadratic_is_known_at_every_point():
     assert v["cosine"] == pytest.approx(0, abs=1e-12)
     assert v["lowest_rise"] == pytest.approx((expected - expected[3, 3]).min())
     assert v["highest_rise"] == pytest.approx((expected - expected[3, 3]).max())
-    assert found.curves["rise_along_x"].y == pytest.approx(expected[3] - expected[3, 3])
-    assert found.curves["rise_along_y"].y == pytest.approx(expected[:, 3] - expected[3, 3])
+    assert found.curves["rise_along_random_x"].y == pytest.approx(expected[3] - expected[3, 3])
+    assert found.curves["rise_along_random_y"].y == pytest.approx(expected[:, 3] - expected[3, 3])
 
 
 def test_the_hessian_plane_of_a_quadratic_is_its_saddle():
