@@ -50,6 +50,7 @@ class Train(_Section):
     schedule: Named = Named(name="constant")
     augment: Augment = Augment()
     checkpoint_every: Annotated[int, Field(ge=0)] = 0  # epochs; 0 keeps the final one alone
+    noise_scale: bool = True  # measured after every epoch, beside the training
 
     def keeps(self, epoch: int) -> bool:
         """Whether an epoch's checkpoint is kept; 0 is before training, the last always is."""

@@ -3,6 +3,7 @@ or stop. Nothing here knows about tracking or files."""
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lsa import data, models, optimizers
+from lsa import data, models, noise_scale, optimizers
 from lsa.budget import cache_size
 from lsa.data import Data
 from lsa.landscape import Landscape, flatten
@@ -105,6 +106,8 @@ def train(
         metrics = _epoch(recipe, split, model, optimizer, rng, factor, base, number, report)
         metrics["train/seconds"] = time.perf_counter() - started
         metrics |= _validation(model, split)
+        if recipe.train.noise_scale:
+            metrics |= _noise(model, split, number)
         yield Epoch(
             number,
             metrics,
@@ -217,6 +220,29 @@ def _pass_size(model: nn.Module, x: Tensor) -> int:
 def _validation(model: nn.Module, split: Data) -> dict[str, float]:
     found = Landscape(model, split.x_val, split.y_val).evaluate(flatten(model))
     return {"val/loss": found.loss, "val/accuracy": 1 - found.error}
+
+
+def _noise(model: nn.Module, split: Data, number: int) -> dict[str, float]:
+    """Gradient noise at an epoch's end, in evaluation mode, with the standard errors of the draw.
+
+    The samples follow from the epoch's number alone: the same for every optimizer and seed, and
+    nothing is drawn from the generator that training uses.
+    """
+    if len(split.x_train) < noise_scale.PARTS:
+        return {}
+    landscape = Landscape(model, split.x_train, split.y_train)
+    rng = torch.Generator().manual_seed(number)
+    found = noise_scale.measure(landscape, flatten(model), rng)
+    named = {
+        "train/noise_trace": found.trace,
+        "train/gradient_squared": found.gradient_squared,
+        "train/noise_scale": found.scale,
+        "train/gradient_diversity": found.diversity,
+    }
+    values = {name: estimate.value for name, estimate in named.items()}
+    values |= {f"{name}_se_data": estimate.error for name, estimate in named.items()}
+    # Where noise hides the gradient there is no noise scale, and no point in its curve.
+    return {name: value for name, value in values.items() if math.isfinite(value)}
 
 
 def final_metrics(model: nn.Module, split: Data) -> dict[str, float]:

@@ -29,6 +29,7 @@ LAYERS = [
     {"linalg", "trace", "neb", "permutations", "images", "levels", "matching", "page", "products"},
     {"quadrature", "moments", "ascent", "autoneb", "curves", "torchvision_data"},
     {"landscape", "data", "models", "optimizers"},
+    {"consistency", "noise_scale"},
     {"probe", "heads", "stability", "sam", "symmetries"},
     {"outline"},
     {"project", "progress", "mlproject", "plots", "interactive", "subspace_training"},

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lsa import data, serial
+from lsa import data, noise_scale, serial
+from lsa.landscape import Landscape, flatten
 from lsa.project import Project
 from lsa.train import Diverged, final_metrics, network, train
 
@@ -27,6 +28,8 @@ SETTING = {
     },
 }
 
+NOISE = ("noise_trace", "gradient_squared", "noise_scale", "gradient_diversity")
+
 pytestmark = pytest.mark.usefixtures("global_rng_untouched")
 
 
@@ -46,10 +49,38 @@ def test_every_epoch_is_measured_and_training_learns(split, optimizer):
     assert {
         "train/loss", "train/accuracy", "train/gradient_norm", "train/weight_norm",
         "train/learning_rate", "train/seconds", "val/loss", "val/accuracy",
+        *(f"train/{name}{end}" for name in NOISE for end in ("", "_se_data")),
     } == set(epochs[0].metrics)  # fmt: skip
     assert epochs[-1].metrics["val/loss"] < epochs[0].metrics["val/loss"]
     assert epochs[-1].metrics["val/accuracy"] > 0.2  # chance is 0.1, and these are 20 steps
     assert epochs[-1].metrics["train/learning_rate"] < epochs[1].metrics["train/learning_rate"]
+
+
+def test_measuring_the_noise_changes_no_bit_of_the_training(split):
+    with_it, without = recipe("adamw"), recipe("adamw")
+    without = without.model_copy(
+        update={"train": without.train.model_copy(update={"noise_scale": False})}
+    )
+    for a, b in zip(train(with_it, split), train(without, split), strict=True):
+        assert torch.equal(a.state["rng"], b.state["rng"])
+        for name, weight in a.state["model"].items():
+            assert torch.equal(weight, b.state["model"][name]), name
+        own = {k: v for k, v in a.metrics.items() if k in b.metrics and k != "train/seconds"}
+        assert own == {k: v for k, v in b.metrics.items() if k != "train/seconds"}
+        assert {k.removesuffix("_se_data") for k in a.metrics.keys() - b.metrics.keys()} <= {
+            f"train/{name}" for name in NOISE
+        }
+
+
+def test_the_noise_of_an_epoch_is_that_of_its_weights_whoever_measures_it(split):
+    last = list(train(recipe("sgd"), split))[-1]
+    model = network(recipe("sgd"), split)
+    model.load_state_dict(last.state["model"])
+    landscape = Landscape(model, split.x_train, split.y_train)
+    rng = torch.Generator().manual_seed(last.number)
+    found = noise_scale.measure(landscape, flatten(model), rng)
+    assert last.metrics["train/noise_trace"] == found.trace.value
+    assert last.metrics["train/noise_trace_se_data"] == found.trace.error
 
 
 def test_one_seed_gives_one_result_and_another_another(split):
