@@ -18,7 +18,7 @@ import typer
 
 from lsa import outline, probe, signals
 from lsa.cli_show import checkpoints, probes, show, written
-from lsa.cli_study import DEVICE, PROJECT, compare, report, study
+from lsa.cli_study import DEVICE, PROJECT, compare, mode_graph, report, study
 from lsa.errors import InputError
 
 CONTEXT = {
@@ -119,6 +119,7 @@ def application(wanted: str | None = None) -> typer.Typer:
     )
     for function in (train, study, compare, report, show, checkpoints, probes):
         app.command(context_settings=CONTEXT)(function)
+    app.command("mode_graph", context_settings=CONTEXT)(mode_graph)
     app.command("mlproject", hidden=True, context_settings=CONTEXT)(mlproject)
     for name, summary in outline.summaries().items():
         function, text = (_command(name), None) if name == wanted else (_stub, summary)

@@ -1,4 +1,4 @@
-"""The commands about a whole project: study, compare, report."""
+"""The commands about a whole project: study, mode_graph, compare, report."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from lsa.cli_show import print_table
+from lsa.cli_show import print_table, written
 from lsa.errors import InputError
 
 PROJECT = Annotated[
@@ -135,6 +135,57 @@ def _ui_command() -> str:
     default = f"sqlite:///{Path.cwd() / 'mlflow.db'}"
     where = "" if uri in (default, "sqlite:///mlflow.db") else f" --backend-store-uri {uri}"
     return f"{program} ui{where}    # then http://127.0.0.1:5000"
+
+
+def mode_graph(
+    name: NAME = None,
+    project: PROJECT = None,
+    optimizers: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="of these alone: sgd,adamw", show_default="all of the project"),
+    ] = None,
+    seeds: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="training seeds: 0,1,2", show_default="the project's"),
+    ] = None,
+    device: DEVICE = "auto",
+    workers: Annotated[int, typer.Option(help="processes that run steps side by side")] = 1,
+) -> None:
+    """Barriers between all checkpoints of a project: line, aligned, curve, path, and their tree.
+
+    Trains what is not trained and measures every pair by interpolation and auto_neb, with the
+    options that the project gives them. What has been measured before is reused.
+    """
+    from lsa import mode_graph as graphs
+    from lsa import mode_study, studies
+    from lsa import project as projects
+
+    setting = projects.load(name or project or projects.DEFAULT)
+    chosen = optimizers.split(",") if optimizers else []
+    numbers = _integers(seeds) if seeds else []
+    with (
+        _view({}, 0, workers) as view,
+        studies.study(
+            setting, kind=graphs.NAME, workers=workers, device=device, view=view
+        ) as running,
+    ):
+        found = mode_study.run(setting, running, optimizers=chosen, seeds=numbers)
+        if found is not None:
+            print_table(graphs.HEADINGS, graphs.rows(found), "Loss above the higher end")
+            for key, metric in found.metrics.items():
+                print(f"{key:20} {written(metric.value, metric.errors, metric.unit)}")
+            for note in found.notes:
+                print(f"note: {note}")
+    print("± in the table is two standard errors over the samples.")
+    if running.opened:
+        print(f"run  {running.opened.id}")
+
+
+def _integers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(f"seeds={text!r} must be whole numbers, such as 0,1,2") from None
 
 
 def compare(

@@ -7,6 +7,10 @@ from lsa import outline
 STEPS = {
     "main": ("study", "The whole study of a project: -P project=digits"),
     "train": ("train", "Train one optimizer: -P optimizer=sgd"),
+    "mode_graph": (
+        "mode_graph",
+        "Barriers between all checkpoints of a project: -P project=digits",
+    ),
 }
 
 

@@ -146,8 +146,9 @@ def _newest(done: list[Done]) -> dict[tuple[str, str, int], Done]:
     found: dict[tuple[str, str, int], Done] = {}
     for run in done:
         names = [run.tags.get("optimizer", ""), *filter(None, [run.params.get("optimizer_b")])]
-        if "seed" in run.tags:
-            key = (run.tags["lsa.step"], " – ".join(names), int(run.tags["seed"]))
+        seed = run.tags.get("seed")
+        if seed and run.params.get("seed_b", seed) == seed:  # else a pair of a mode graph
+            key = (run.tags["lsa.step"], " – ".join(names), int(seed))
             found.setdefault(key, run)
     return found
 

@@ -248,6 +248,7 @@ def study(
     setting: Project | str = project.DEFAULT,
     *,
     name: str = "",
+    kind: str = "study",
     workers: int = 1,
     device: str = "auto",
     keep_going: bool = True,
@@ -260,7 +261,8 @@ def study(
 
     Args:
         setting: A project or its name.
-        name: Of the study's run; `study-<project>` by default.
+        name: Of the study's run; `<kind>-<project>` by default.
+        kind: What its run is found by.
         workers: Processes that run steps side by side, sharing the threads.
         device: Where to compute.
         keep_going: After a failed step, go on with those that do not need it.
@@ -273,8 +275,8 @@ def study(
         raise InputError(f"workers={workers} must be at least 1; 1 runs steps in this process")
     setting = project.load(setting) if isinstance(setting, str) else setting
     tracking.end_stale(setting.name)
-    tags = {"lsa.step": "study", "project": setting.name}
-    name = name or f"study-{setting.name}"
+    tags = {"lsa.step": kind, "project": setting.name}
+    name = name or f"{kind}-{setting.name}"
     with tracking.run(
         name,
         experiment=setting.name,

@@ -1,9 +1,10 @@
-"""Energies for path searches: two potentials with known saddles, and a small classifier."""
+"""Energies for path searches: potentials with known saddles, and a small classifier."""
 
 from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -82,6 +83,40 @@ class CurvedWell:
 
     def ends(self) -> tuple[Tensor, Tensor]:
         return -self.Q[:, 0], self.Q[:, 0].clone()
+
+
+class FourWells:
+    """V = low (1−x²)² + high (1−y²)² + ½∑ kᵢ zᵢ², rotated into R^d: minima (±1, ±1) with V = 0.
+
+    The terms do not see each other, so the minimax between neighbours along x is exactly `low`,
+    and `high` between all others; the straight line along a diagonal reaches low + high.
+    """
+
+    def __init__(self, low: float, high: float, d: int = 20) -> None:
+        rng = torch.Generator().manual_seed(1)
+        self.Q = torch.linalg.qr(torch.randn(d, d, generator=rng, dtype=F64))[0]
+        self.heights = torch.tensor([low, high], dtype=F64)
+        self.k = torch.linspace(0.5, 3, d - 2, dtype=F64)
+
+    def __call__(self, p: Tensor, step: int = 0) -> tuple[Tensor, Tensor]:
+        q = p @ self.Q
+        xy, z = q[:, :2], q[:, 2:]
+        energies = (self.heights * (1 - xy**2) ** 2).sum(1) + 0.5 * (self.k * z**2).sum(1)
+        slopes = torch.cat([4 * self.heights * xy * (xy**2 - 1), self.k * z], 1)
+        return energies, slopes @ self.Q.T
+
+    def dense(self, p: Tensor) -> Tensor:
+        return self(p)[0]
+
+    def ends(self) -> Tensor:
+        """The minima (−1, −1), (1, −1), (−1, 1), (1, 1), as rows."""
+        x, y = self.Q[:, 0], self.Q[:, 1]
+        return torch.stack([-x - y, x - y, y - x, x + y])
+
+    def same_row(self) -> np.ndarray:
+        """Whether two minima are neighbours along x, `(4, 4)`."""
+        row = np.array([0, 0, 1, 1])
+        return row[:, None] == row
 
 
 class SmallClassifier:

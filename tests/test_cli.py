@@ -111,5 +111,5 @@ def test_mlproject_is_the_rendering_of_the_registry():
     text = (ROOT / "MLproject").read_text()
     assert text == mlproject.render(), "run `make mlproject`"
     content = yaml.safe_load(text)
-    assert set(content["entry_points"]) == {"main", "train", *probe.modules()}
+    assert set(content["entry_points"]) == {"main", "train", "mode_graph", *probe.modules()}
     assert content["conda_env"] == "conda.yaml"

@@ -66,4 +66,5 @@ def test_the_gallery_has_a_figure_of_every_probe():
 
 
 def test_no_page_is_left_of_a_probe_that_is_gone():
-    assert {page.stem for page in PAGES.glob("*.md")} == set(OWN)
+    studies_of_probes = {"mode_graph"}
+    assert {page.stem for page in PAGES.glob("*.md")} == set(OWN) | studies_of_probes

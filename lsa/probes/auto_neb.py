@@ -98,12 +98,13 @@ def auto_neb(
     line = refine(torch.stack([theta, theta_b]), pivots)
     head = find_head(landscape, theta, theta_b)
     collapse = [] if head is None else [head_collapse_path(theta, theta_b, head)]
-    first, notes = None, []
+    first, of_curve, notes = None, {}, []
     if curve_steps:
         curve = train_curve(
             energy, theta, theta_b, steps=curve_steps, lr=lr, rng=rng, report=bar.after(0)
         )
         first = curve.at(torch.linspace(0, 1, pivots + 2))
+        of_curve = _above_ends(dense, refine(first, between), "curve_barrier")
         if not dense.height(first, between) < dense.height(line, between):
             first = None
             notes.append(f"the line was relaxed: the trained curve is higher ({curve.stop_reason})")
@@ -127,6 +128,7 @@ def auto_neb(
     metrics = {
         **_heights(dense, path),
         "linear_max": Metric(line_energies.max().item(), "loss"),
+        **of_curve,
         **(_bound(landscape, path) if collapse else {}),
         **_held_out(held_out, path),
         **_slope(landscape, path, batch_size),
@@ -277,14 +279,20 @@ def _mean(values: Tensor, unit: str = "") -> Metric:
 def _heights(dense: _Samples, path: _Path) -> dict[str, Metric]:
     """The highest point of the path, and its height above the higher endpoint."""
     top = dense.at(path.points[path.top])
-    higher = max((dense.at(path.points[end]) for end in (0, -1)), key=lambda s: s.losses.mean())
     metrics = {
         "path_loss": _mean(top.losses, "loss"),
-        "barrier": _mean(top.losses - higher.losses, "loss"),
+        **_above_ends(dense, path.points, "barrier"),
     }
     if top.wrong is not None:
         metrics["saddle_train_error"] = _mean(top.wrong)
     return metrics
+
+
+def _above_ends(dense: _Samples, points: Tensor, name: str) -> dict[str, Metric]:
+    """How far the highest of the points rises above the higher end, paired by sample."""
+    top = dense.at(points[dense.energies(points).argmax()])
+    higher = max((dense.at(points[end]) for end in (0, -1)), key=lambda s: s.losses.mean())
+    return {name: _mean(top.losses - higher.losses, "loss")}
 
 
 def _held_out(held_out: _Samples, path: _Path) -> dict[str, Metric]:

@@ -114,6 +114,16 @@ def test_the_path_is_far_below_the_straight_line(pair: Pair) -> None:
     assert value(found, "barrier") == pytest.approx(value(found, "path_loss") - ends, abs=1e-6)
 
 
+def test_the_curve_is_reported_before_it_is_relaxed(pair: Pair) -> None:
+    curve = pair.search(curve_steps=200, cycles=0, pivots=3)
+    assert any("the path is the trained curve" in note for note in curve.notes)
+    assert curve.metrics["curve_barrier"] == curve.metrics["barrier"]
+    relaxed = pair.search(curve_steps=200, cycles=2, steps=20, pivots=3)
+    assert relaxed.metrics["curve_barrier"] == curve.metrics["barrier"]  # the same curve
+    assert value(relaxed, "barrier") <= value(relaxed, "curve_barrier")
+    assert "curve_barrier" not in pair.search(start="line", steps=0).metrics
+
+
 @pytest.mark.parametrize("options", [{"cycles": 0, "start": "line"}, {"steps": 0}, {"lr": 30.0}])
 def test_no_budget_exceeds_ln_c(pair: Pair, options: dict) -> None:
     a, b = 6 * pair.a, 6 * pair.b  # a straight line far above ln C

@@ -1,0 +1,102 @@
+"""The mode graph measured: a study of pair probes, and the graph of all that they found.
+
+It is no probe itself: every pair is a run of `interpolation` and one of `auto_neb`. So pairs that
+another study has measured are reused, pairs run side by side in workers, a graph that was stopped
+goes on, and another seed adds its own pairs alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+
+from lsa import measurements, plots, tracking
+from lsa.errors import InputError
+from lsa.factories import nearest
+from lsa.mode_graph import NAME, Pair, Stored, graph
+from lsa.probe import Result
+from lsa.project import Project
+from lsa.studies import Handle, Study
+
+STEPS = ("interpolation", "auto_neb")
+
+
+def run(
+    setting: Project, study: Study, *, optimizers: Sequence[str] = (), seeds: Sequence[int] = ()
+) -> Result | None:
+    """Measure every pair of a project's final checkpoints in a study, and log the graph on its run.
+
+    Args:
+        setting: The project; its `pairs:` give the options of both probes.
+        study: Runs what is missing, trainings included.
+        optimizers: Of these alone.
+        seeds: Of these in place of the project's.
+
+    Returns:
+        The graph of what could be measured; None where that is nothing.
+
+    Raises:
+        InputError: Fewer than two checkpoints, or an optimizer that the project does not name.
+    """
+    subjects = _subjects(setting, optimizers, seeds)
+    trained = [study.step("train", optimizer=name, seed=seed) for name, seed in subjects]
+    asked = {
+        (a, b): {step: study.step(step, trained[a], trained[b]) for step in STEPS}
+        for a, b in combinations(range(len(subjects)), 2)
+    }
+    study.advance()
+    pairs = _read(asked)
+    if not pairs:
+        return None
+    result = graph([f"{name} s{seed}" for name, seed in subjects], pairs)
+    if study.opened:
+        log(study.opened, result, f"{setting.name}: mode graph")
+    return result
+
+
+def _subjects(
+    setting: Project, optimizers: Sequence[str], seeds: Sequence[int]
+) -> list[tuple[str, int]]:
+    for name in optimizers:
+        if name not in setting.optimizers:
+            raise InputError(
+                f"unknown optimizer {name!r}; project {setting.name} names "
+                f"{', '.join(setting.optimizers)}.{nearest(name, setting.optimizers)}"
+            )
+    # In the project's order, so that a pair is asked for as the project's own study asks for it.
+    chosen = [name for name in setting.optimizers if not optimizers or name in optimizers]
+    found = [(name, seed) for name in chosen for seed in dict.fromkeys(seeds or setting.seeds)]
+    if len(found) < 2:
+        raise InputError(
+            f"a mode graph needs at least two checkpoints, here is {len(found)}; give more "
+            "optimizers or seeds"
+        )
+    return found
+
+
+def _read(asked: Mapping[tuple[int, int], Mapping[str, Handle]]) -> list[Pair]:
+    """The results of the steps that have finished."""
+    done = [
+        (pair, step, handle.run_id)
+        for pair, handles in asked.items()
+        for step, handle in handles.items()
+        if handle.state in ("done", "reused")
+    ]
+    stored = measurements.artifacts([(run_id, f"{step}.json") for _, step, run_id in done])
+    found: dict[tuple[int, int], dict[str, Stored]] = {}
+    for (pair, step, _), content in zip(done, stored, strict=True):
+        found.setdefault(pair, {})[step] = content
+    return [Pair(a, b, results) for (a, b), results in found.items()]
+
+
+def log(opened: tracking.Run, result: Result, title: str) -> None:
+    """Store the graph with its figure on a run."""
+    values = {f"{NAME}/{name}": metric.value for name, metric in result.metrics.items()}
+    for name, metric in result.metrics.items():
+        values |= {f"{NAME}/{name}_se_{source}": e for source, e in metric.errors.items()}
+    opened.metrics(values)
+    opened.arrays(result.arrays)
+    opened.json(tracking.summary(result), f"{NAME}.json")
+    opened.tags({f"lsa.note.{i}": note for i, note in enumerate(result.notes)})
+    for path, figure in plots.figures(NAME, result, title).items():
+        opened.figure(figure, path)
