@@ -148,8 +148,11 @@ class Probe:
         Unless given, `rng` is seeded with 0, `report` says nothing, `start` is None, and `others`,
         `trajectory` and `memory` are empty. Inputs that the probe does not take are passed over.
 
+        The landscape is checked first (`lsa.consistency`); what is off with it is a note.
+
         Raises:
-            InputError: An input is missing, or a name is neither an input nor an option.
+            InputError: An input is missing, a name is neither an input nor an option, or the
+                landscape's derivatives are plainly not its own.
         """
         import torch
 
@@ -167,8 +170,18 @@ class Probe:
                 raise InputError(
                     f"probe {self.name} has no option {name!r}; known: {', '.join(self.options)}"
                 )
+        doubts = self._doubts(given)
         result = self.function(*(given[name] for name in self.inputs), **options)
-        return replace(result, probe=self.name)
+        return replace(result, probe=self.name, notes=(*result.notes, *doubts))
+
+    def _doubts(self, given: Mapping[str, Any]) -> tuple[str, ...]:
+        """What is off with the landscape that it measures, before it does."""
+        from lsa import consistency
+
+        places = [given[name] for name in ("landscape", "training") if name in self.inputs]
+        if not places or "theta" not in self.inputs:
+            return ()
+        return consistency.notes(places[0], given["theta"])
 
     @property
     def pair(self) -> bool:

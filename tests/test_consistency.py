@@ -1,0 +1,306 @@
+"""Every fault that a landscape may have, planted; of sound landscapes nothing is said."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lsa import consistency, data, models
+from lsa.errors import InputError
+from lsa.landscape import Landscape, flatten
+from lsa.probe import find
+
+pytestmark = pytest.mark.usefixtures("global_rng_untouched")
+
+
+class Planted(nn.Module):
+    """A small network with one layer of a test's choice inside."""
+
+    def __init__(self, inside: nn.Module) -> None:
+        super().__init__()
+        self.first, self.inside, self.last = nn.Linear(6, 8), inside, nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.inside(torch.tanh(self.first(x))))
+
+
+def place(inside: nn.Module, n: int = 40, **options: Any) -> tuple[Landscape, Tensor]:
+    rng = torch.Generator().manual_seed(1)
+    x, y = torch.randn(n, 6, generator=rng), torch.randint(3, (n,), generator=rng)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = Planted(inside)
+    return Landscape(network, x, y, **options), flatten(network)
+
+
+def said(inside: nn.Module, **options: Any) -> str:
+    return "; ".join(consistency.notes(*place(inside, **options)))
+
+
+# --- sound ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "inside",
+    [
+        nn.Identity(), nn.ReLU(), nn.GELU(), nn.Dropout(0.5), nn.BatchNorm1d(8), nn.LayerNorm(8),
+        nn.MaxPool1d(1), nn.Hardswish(), nn.LeakyReLU(),
+    ],
+    ids=lambda module: type(module).__name__,
+)  # fmt: skip
+def test_of_a_sound_landscape_nothing_is_said(inside):
+    assert said(inside) == ""
+
+
+@pytest.mark.parametrize("name", ["simple_cnn", "mlp", "resnet20"])
+def test_of_the_models_of_lsa_nothing_is_said(name):
+    split = data.load("digits", train_limit=20, val_limit=10)
+    model = models.build(name, input_shape=(1, 8, 8), classes=10, seed=0)
+    landscape = Landscape(model, split.x_train, split.y_train)
+    assert consistency.notes(landscape, flatten(model)) == ()
+
+
+class InFloat32(nn.Module):
+    """As layers do that are not to lose range in half precision."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(x.float()).to(x.dtype)
+
+
+def test_a_layer_that_computes_in_float32_is_no_fault():
+    assert said(InFloat32()) == ""
+
+
+def test_a_minimum_without_slope_is_no_fault():
+    with torch.random.fork_rng():
+        model = nn.Linear(6, 1, bias=False)
+    x = place(nn.Identity())[0].x
+    landscape = Landscape(model, x, torch.zeros(len(x), 1), nn.MSELoss())
+    assert consistency.notes(landscape, torch.zeros(6)) == ()
+
+
+# --- planted faults -------------------------------------------------------------------------------
+
+
+class AlwaysDrops(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(x, 0.3)
+
+
+class StaysInTraining(nn.Dropout):
+    def train(self, mode: bool = True) -> StaysInTraining:
+        return super().train(True)
+
+
+class Counts(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return x * (1 + 0.01 * self.calls)
+
+
+class CountsInABuffer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen += 1
+        return x
+
+
+class FromElsewhere(nn.Module):
+    """Noise that the global random state does not know of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.source = iter(range(10**6))
+
+    def __deepcopy__(self, memo: dict) -> FromElsewhere:
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 1e-3 * (next(self.source) * 0.618 % 1)
+
+
+class MixesSamples(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x - x.mean(0)
+
+
+class NeedsTwo(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) < 2:
+            raise ValueError("two samples or more")
+        return x
+
+
+@pytest.mark.parametrize(
+    ("inside", "line"),
+    [
+        (AlwaysDrops(), "draws random numbers when it is evaluated"),
+        (StaysInTraining(), "module 'inside' (StaysInTraining) is in training mode"),
+        (Counts(), "two passes over the same samples give the losses"),
+        (CountsInABuffer(), "changes its buffer 'inside.seen'"),
+        (FromElsewhere(), "not deterministic"),
+        (MixesSamples(), "a layer mixes them"),
+        (NeedsTwo(), "a sample alone cannot be evaluated: two samples or more"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_makes_the_loss_no_fixed_function_is_a_note(inside, line):
+    found = said(inside)
+    assert line in found and "\n" not in found
+
+
+def test_a_loss_that_is_a_sum_is_a_note():
+    assert "no mean over samples" in said(nn.Identity(), loss=nn.CrossEntropyLoss(reduction="sum"))
+
+
+class WrongBackward(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return torch.sin(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # pyright: ignore
+        (x,) = ctx.saved_tensors
+        return 1.2 * grad * torch.cos(x)
+
+
+class WrongDoubleBackward(WrongBackward):
+    """The backward is right, but its own derivative is lost."""
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # pyright: ignore
+        (x,) = ctx.saved_tensors
+        return grad * torch.cos(x.detach())
+
+
+class Once(WrongBackward):
+    """Not to be differentiated twice, which torch (2.14) does not refuse here but ignores."""
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # pyright: ignore
+        (x,) = ctx.saved_tensors
+        return grad * torch.cos(x)
+
+
+class Applies(nn.Module):
+    def __init__(self, function: Any) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function.apply(x)
+
+
+class Rounds(torch.autograd.Function):
+    """Straight through: a jump forward, the identity backward."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return (4 * x).round() / 4
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # pyright: ignore
+        return grad
+
+
+@pytest.mark.parametrize(
+    ("function", "line"),
+    [
+        (WrongBackward, "the gradient is not that of the loss"),
+        (WrongDoubleBackward, "the Hessian product is not the derivative of the gradient"),
+        (Once, "the Hessian product is not the derivative of the gradient"),
+        (Rounds, "the gradient is not that of the loss"),
+    ],
+)
+def test_wrong_derivatives_are_refused_in_one_line(function, line):
+    with pytest.raises(InputError, match=line) as refused:
+        said(Applies(function))
+    assert "LSA_CONSISTENCY=off" in str(refused.value) and "\n" not in str(refused.value)
+
+
+class OnlyFloat32(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dtype != torch.float32:
+            raise RuntimeError("this kernel takes float32")
+        return x
+
+
+def test_what_cannot_be_checked_is_a_note():
+    assert "not checked against differences: this kernel takes float32" in said(OnlyFloat32())
+
+
+def test_at_a_kink_it_says_so_and_blames_nobody():
+    landscape, theta = place(nn.ReLU())
+    at = theta.clone()
+    names = landscape.unflatten(at)
+    names["first.weight"].zero_()  # every unit is exactly at the kink of the ReLU
+    names["first.bias"].zero_()
+    assert "kinks or jumps at this checkpoint" in consistency.notes(landscape, at)[0]
+
+
+# --- how it is asked ------------------------------------------------------------------------------
+
+
+def test_a_probe_carries_the_note_and_refuses_what_is_plainly_wrong(monkeypatch):
+    landscape, theta = place(Counts())
+    options = {"landscape": landscape, "theta": theta, "k": 1, "density_probes": 0}
+    assert any("two passes" in note for note in find("lanczos")(**options).notes)
+    landscape, theta = place(Applies(WrongBackward))
+    options |= {"landscape": landscape, "theta": theta}
+    with pytest.raises(InputError, match="not that of the loss"):
+        find("lanczos")(**options)
+    monkeypatch.setenv("LSA_CONSISTENCY", "off")
+    assert consistency.notes(landscape, theta) == ()
+
+
+def test_it_is_asked_once_at_a_checkpoint_and_costs_little(monkeypatch):
+    landscape, theta = place(nn.Identity())
+    asked = []
+    own = Landscape.loss_and_gradient
+    monkeypatch.setattr(
+        Landscape, "loss_and_gradient", lambda self, t: (asked.append(len(self.x)), own(self, t))[1]
+    )
+    began = time.perf_counter()
+    assert consistency.notes(landscape, theta) == ()
+    assert asked == [2, 2]  # two gradients of two samples
+    assert time.perf_counter() - began < 20
+    assert consistency.notes(landscape, theta.clone()) == () and len(asked) == 2
+    consistency.notes(landscape, theta + 1)
+    assert len(asked) == 4
+
+
+def test_numbers_are_the_same_with_and_without(monkeypatch):
+    landscape, theta = place(nn.GELU())
+
+    def numbers() -> dict[str, float]:
+        found = find("sgd_noise")(landscape=landscape, theta=theta, k=1, probes=2)
+        return {name: metric.value for name, metric in found.metrics.items()}
+
+    checked = numbers()
+    monkeypatch.setenv("LSA_CONSISTENCY", "off")
+    assert numbers() == checked
