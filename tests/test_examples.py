@@ -34,20 +34,26 @@ def ran(folder: Path, *command: str, path: str = "") -> str:
 
 
 @pytest.fixture
-def own_model(capsys) -> dict:
-    """The example's names after it has run."""
-    spec = importlib.util.spec_from_file_location("own_model", EXAMPLES / "own_model.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return vars(module) | {"printed": capsys.readouterr().out}
+def example(capsys, monkeypatch):
+    """Runs an example here; its names afterwards, and what it printed."""
+
+    def run(name: str, *arguments: str) -> dict:
+        monkeypatch.setattr(sys, "argv", [name, *arguments])
+        spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return vars(module) | {"printed": capsys.readouterr().out}
+
+    return run
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
-def test_the_spectrum_of_your_own_model_is_that_of_its_dense_hessian(own_model):
+def test_the_spectrum_of_your_own_model_is_that_of_its_dense_hessian(example):
     import torch
     from torch.func import functional_call, hessian
 
+    own_model = example("own_model")
     assert len((EXAMPLES / "own_model.py").read_text().splitlines()) <= 30
     model, x, y, loss = (own_model[name] for name in ("model", "x", "y", "loss"))
     double = model.double()
@@ -118,3 +124,80 @@ def test_a_model_that_others_registered_is_measured_as_it_was_before_they_did(tm
     result = find("lanczos")(landscape=landscape, theta=flatten(network), density_probes=0)
     found = re.search(r"lambda_max (\S+) ± ", printed)
     assert found and float(found[1]) == pytest.approx(result.metrics["lambda_max"].value, rel=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+def test_the_page_lists_every_example_and_what_it_measures(example):
+    page = (ROOT / "docs" / "examples.md").read_text()
+    listed = set(re.findall(r"\]\(\.\./examples/([\w.]+)\)", page))
+    assert listed == {path.name for path in EXAMPLES.iterdir() if path.name[0] not in "_."}
+    shown = page.split("$ python examples/own_model.py\n")[1].split("```")[0]
+    printed = example("own_model")["printed"]
+    assert [line.split()[0] for line in shown.splitlines()] == [
+        line.split()[0] for line in printed.splitlines()
+    ]
+
+
+def gradient_of(model, loss, x, y):
+    """θ ↦ ∇L(θ) by plain torch, in float64; and θ."""
+    import torch
+    from torch.func import functional_call
+
+    double = model.double().eval()
+    named = {name: p.detach() for name, p in double.named_parameters()}
+    sizes = [p.numel() for p in named.values()]
+
+    def gradient(flat: torch.Tensor, *, again: bool = False) -> torch.Tensor:
+        parts = zip(named, flat.split(sizes), strict=True)
+        there = {name: part.view(named[name].shape) for name, part in parts}
+        value = loss(functional_call(double, there, (x,)), y)
+        return torch.autograd.grad(value, flat, create_graph=again)[0]
+
+    return gradient, torch.cat([p.reshape(-1) for p in named.values()])
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+def test_the_top_pair_of_a_resnet_on_an_image_folder_is_that_of_plain_torch(example, tmp_path):
+    import torch
+    from torchvision.utils import save_image
+
+    assert len((EXAMPLES / "resnet_folder.py").read_text().splitlines()) <= 60
+    rng = torch.Generator().manual_seed(0)
+    for channel, name in enumerate(("red", "green", "blue")):
+        (tmp_path / name).mkdir()
+        for i in range(4):
+            image = 0.3 * torch.rand(3, 40, 40, generator=rng)
+            image[channel] += 0.5
+            save_image(image, tmp_path / name / f"{i}.png")
+    found = example("resnet_folder", str(tmp_path))
+    assert found["printed"].startswith("12 images, 11178051 parameters, loss ")
+    result = found["result"]
+    top = result.metrics["lambda_max"].value
+    assert re.search(r"lambda_max +\S+ ± \S+ \(data\) loss", found["printed"])
+    loss = torch.nn.functional.cross_entropy
+    gradient, theta = gradient_of(found["model"], loss, found["x"].double(), found["y"])
+    v = torch.from_numpy(result.arrays["eigenvectors"])[:, 0].double()
+    theta.requires_grad_()
+    product = torch.autograd.grad(gradient(theta, again=True), theta, v)[0]
+    # The residual that Lanczos allows, and float32.
+    assert (product - top * v).norm() < 5e-3 * top
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+def test_the_top_pair_of_a_transformer_is_that_of_differences_of_its_gradient(example):
+    import torch
+
+    assert len((EXAMPLES / "transformer_text.py").read_text().splitlines()) <= 60
+    found = example("transformer_text")
+    assert float(re.search(r"loss (\S+)$", found["printed"], re.MULTILINE)[1]) < 0.5  # it learned
+    result = found["result"]
+    assert not result.notes
+    gradient, theta = gradient_of(found["model"], found["loss"], found["x"], found["y"])
+    vectors = torch.from_numpy(result.arrays["eigenvectors"]).double()
+    values = result.arrays["eigenvalues"]
+    for value, v in zip(values[:2], vectors.T, strict=False):
+        ends = [(theta + step * v).requires_grad_() for step in (1e-5, -1e-5)]
+        product = (gradient(ends[0]) - gradient(ends[1])) / 2e-5
+        assert (product - value * v).norm() < 5e-3 * value
