@@ -24,6 +24,7 @@ from lsa.data import Data
 from lsa.errors import InputError
 from lsa.landscape import Landscape, flatten
 from lsa.project import Recipe
+from lsa.sharded import shared
 from lsa.stability import OptimizerState
 from lsa.train import network
 
@@ -88,7 +89,7 @@ class Checkpoint:
     @functools.cached_property
     def training(self) -> Landscape:
         """L(θ) on the whole training split."""
-        return Landscape(self.model, self.data.x_train, self.data.y_train)
+        return shared(Landscape(self.model, self.data.x_train, self.data.y_train))
 
     @functools.cached_property
     def validation(self) -> Landscape:

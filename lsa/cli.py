@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, Optional
 
 import typer
 
-from lsa import outline, probe, signals
+from lsa import outline, probe, ranks, signals
 from lsa.cli_show import checkpoints, probes, show, written
 from lsa.cli_study import DEVICE, PROJECT, compare, mode_graph, report, study
 from lsa.errors import InputError
@@ -42,6 +42,10 @@ def run(arguments: Sequence[str]) -> int:
     warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated")
     words = arguments or _being_completed()
     wanted = next((word for word in words if not word.startswith("-")), None)
+    if ranks.size() > 1 and wanted not in (None, *outline.summaries()):
+        return _refused(
+            f"{wanted} runs in one process; start it without torchrun, as probes do not"
+        )
     command = typer.main.get_command(application(wanted))
     with signals.caught():
         try:
@@ -53,6 +57,7 @@ def run(arguments: Sequence[str]) -> int:
                 return _stopped(stop)
             line = _explained(error, arguments)
             if line is None:
+                ranks.speaks_of_failure()  # its traceback will
                 raise
             return _refused(line)
 
@@ -89,14 +94,19 @@ def _usage(error: Any, arguments: Sequence[str]) -> str:
 
 def _refused(message: str) -> int:
     _end_attached("FAILED", message)
-    print(f"lsa: {message}", file=sys.stderr)
+    _say(message)
     return EXIT_INPUT
 
 
 def _stopped(stop: signals.Killed) -> int:
     _end_attached("KILLED", f"stopped by {stop}")
-    print(f"lsa: stopped by {stop}; the run is marked KILLED", file=sys.stderr)
+    _say(f"stopped by {stop}; the run is marked KILLED")
     return stop.exit_code
+
+
+def _say(message: str) -> None:
+    if ranks.speaks_of_failure():
+        print(f"lsa: {message}", file=sys.stderr)
 
 
 def _end_attached(status: str, message: str) -> None:
@@ -198,7 +208,8 @@ def _command(name: str) -> Callable[..., None]:
     declared = outline.read(name)
 
     def command(**given: Any) -> None:
-        _measure(declared, {k: v for k, v in given.items() if v is not None})
+        with ranks.joined():
+            _measure(declared, {k: v for k, v in given.items() if v is not None})
 
     command.__doc__ = declared.doc
     parameters = [*_selectors(declared), *_options(declared)]
@@ -243,6 +254,8 @@ def _measure(declared: probe.Probe, given: dict[str, Any]) -> None:
     if along:
         step, measure = projects.ALONG + step, trajectory.follow
     done = measure(declared.name, *sources, seed=given.get("rng_seed", 0), **options)
+    if ranks.rank():
+        return
     _print_metrics(done, (f"{step}/",))
     for note in records.notes(done.tags):
         print(f"note: {note}")

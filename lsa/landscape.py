@@ -137,7 +137,7 @@ class Landscape:
 
     def with_model(self, model: nn.Module) -> Landscape:
         """The same data and loss with a copy of another model of the same architecture."""
-        return Landscape(
+        return type(self)(
             model, self.x, self.y, self.loss_function, chunk=self._chunk, memory=self._memory
         )
 
@@ -334,9 +334,9 @@ class Landscape:
         Per-sample slopes gᵢ·v, then their pull-back; no `(N, d)` storage. Uncentred it is the
         second moment 1/N ∑ gᵢgᵢᵀ, the "empirical Fisher".
         """
-        second_moment = products.second_moment(*self._split(theta))
         if not centred:
-            return second_moment
+            return products.second_moment(*self._split(theta))
+        second_moment = self.covariance(theta, centred=False)
         mean = self.gradient(theta).double()
 
         def product(v: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from lsa import (
     progress,
     project,
     provenance,
+    ranks,
     registry,
     store,
     tracking,
@@ -55,7 +56,8 @@ def device_of(name: str) -> str:
         InputError: No such device here.
     """
     if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    name = ranks.device(name)
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError):
@@ -88,6 +90,7 @@ def load(
         InputError: Nothing registered there, or not an lsa checkpoint.
     """
     address, trusted = locate(reference, project, optimizer, seed)
+    address = ranks.agreed(address)
     found = registry.fetch(address, device=device_of(device), trusted=(*trusted, *trust))
     return on_subset(found, samples)
 
@@ -201,6 +204,9 @@ def measure(
     declared = find(name)
     check_sources(declared, sources)
     resolved = project.resolve(declared, options, "options")
+    if ranks.rank():  # the first logs what this one helps to compute
+        result = call_probe(declared, sources, seed, lambda *_: None, resolved)
+        return Step("", {f"{name}/{key}": metric.value for key, metric in result.metrics.items()})
     recipe = sources[0].recipe
     models = [source.model_id for source in sources]
     key = probe_key(declared, resolved, models, recipe.landscape.samples, seed)
@@ -212,7 +218,7 @@ def _measure(
 ) -> Step:
     name, recipe = declared.name, sources[0].recipe
     title = "-".join([name, *(f"{s.recipe.optimizer}-s{s.recipe.seed}" for s in sources)])
-    tags = step_tags(name, recipe) | {"lsa.key": key}
+    tags = step_tags(name, recipe) | {"lsa.key": key, "lsa.ranks": ranks.size()}
     tags |= {f"lsa.input.{i}": s.model_id for i, s in zip("abc", sources, strict=False)}
     place = sources[0].device
     with (
@@ -289,7 +295,8 @@ def call_probe(
         "others": lambda: _others(sources),
         "trajectory": lambda: lambda: _kept(source),
         "start": lambda: start,
-        "memory": lambda: {} if memory is None else memory,
+        # Ranks must compute the same points together, and the first alone has seen these.
+        "memory": lambda: {} if memory is None or ranks.meeting() else memory,
         "rng": lambda: torch.Generator().manual_seed(seed),
         "report": lambda: report,
     }

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lsa import plots, progress, project, registry, stability, steps, tracking
+from lsa import plots, progress, project, ranks, registry, stability, steps, tracking
 from lsa.checkpoint import Checkpoint
 from lsa.errors import InputError
 from lsa.plots.trajectory import LIMITS, SHARPNESS
@@ -53,6 +53,10 @@ def follow(
             f"the training of {recipe.optimizer} (seed {recipe.seed}) kept its final checkpoint "
             "alone; set train.checkpoint_every in the project and train again"
         )
+    if ranks.rank():  # the first logs what this one helps to compute
+        for _ in _measured(declared, final, kept, seed, lambda *_: None, resolved):
+            pass
+        return Step("", {})
     ids = [model_id for _, model_id in kept]
     key = steps.probe_key(declared, resolved, ids, final.recipe.landscape.samples, seed, along=True)
     return steps.once(key, lambda: _follow(declared, final, kept, seed, key, resolved), reuse=reuse)
@@ -75,18 +79,13 @@ def _follow(
     step, recipe = STEP + declared.name, final.recipe
     title = f"{declared.name}-along-{recipe.optimizer}-s{recipe.seed}"
     tags = steps.step_tags(step, recipe) | {"lsa.key": key, "lsa.input.a": final.model_id}
+    tags |= {"lsa.ranks": ranks.size()}
     with tracking.run(title, experiment=recipe.project, tags=tags, device=final.device) as opened:
         opened.params(steps.probe_params([final], resolved, seed))
         opened.inputs([dataclasses.replace(final, model_id=model_id) for _, model_id in kept])
         results: list[Result] = []
-        near, (limit, _) = None, threshold(recipe, SHARPNESS)
         with progress.bar(title) as report:
-            for epoch, model_id in kept:
-                source = _source(final, model_id)
-                part = _part(report, len(results), len(kept), epoch)
-                result = _at(declared, source, epoch, seed, part, resolved, near)
-                near = _directions(result, source.theta)
-                result = _against(result, limit)
+            for epoch, result in _measured(declared, final, kept, seed, report, resolved):
                 _log(opened, step, epoch, result, last=epoch == kept[-1][0])
                 results.append(dataclasses.replace(result, arrays={}))  # θ-sized, and not kept
         content = _content(declared, recipe, kept, results)
@@ -96,6 +95,24 @@ def _follow(
         for path, figure in plots.figures("trajectory", drawn, title).items():
             opened.figure(figure, path)
     return steps.finished_step(opened.id)
+
+
+def _measured(
+    declared: Probe,
+    final: Checkpoint,
+    kept: Sequence[tuple[int, str]],
+    seed: int,
+    report: Any,
+    resolved: dict[str, Any],
+) -> Iterator[tuple[int, Result]]:
+    """Epoch and result at each checkpoint, every eigensolver started from what the last found."""
+    near, (limit, _) = None, threshold(final.recipe, SHARPNESS)
+    for i, (epoch, model_id) in enumerate(kept):
+        source = _source(final, model_id)
+        part = _part(report, i, len(kept), epoch)
+        result = _at(declared, source, epoch, seed, part, resolved, near)
+        near = _directions(result, source.theta)
+        yield epoch, _against(result, limit)
 
 
 def _source(final: Checkpoint, model_id: str) -> Checkpoint:

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "lsa"
 # A module imports only from lines above its own (probes and plots, packages, also within).
 LAYERS = [
     {"errors", "signals"},
-    {"mlflow_plugin", "provenance", "claims", "partial"},
+    {"mlflow_plugin", "provenance", "claims", "partial", "ranks"},
     {
         "krylov",
         "paths",
@@ -31,7 +31,7 @@ LAYERS = [
     {"quadrature", "moments", "ascent", "autoneb", "curves", "torchvision_data"},
     {"landscape", "data", "models", "optimizers"},
     {"consistency", "noise_scale"},
-    {"probe", "heads", "stability", "sam", "symmetries"},
+    {"probe", "heads", "stability", "sam", "symmetries", "sharded"},
     {"outline"},
     {"project", "progress", "mlproject", "plots", "interactive", "subspace_training", "mode_graph"},
     {"probes", "train"},
@@ -112,7 +112,7 @@ def test_the_maths_loads_neither_tracking_nor_plots_nor_the_command_line():
     names = [m for m in sources() if m.startswith("probes.") and m != "probes.__init__"]
     names += ["landscape", "linalg", "paths", "neb", "autoneb", "curves", "subspaces", "train"]
     names += ["krylov", "quadrature", "trace", "crossing", "permutations", "units", "probe"]
-    names += ["stability", "ascent", "planes", "sam", "symmetries"]
+    names += ["stability", "ascent", "planes", "sam", "symmetries", "sharded"]
     code = "; ".join(f"import lsa.{name}" for name in names)
     code += "; import sys; print({'mlflow', 'typer', 'matplotlib'} & set(sys.modules))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

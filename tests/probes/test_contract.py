@@ -14,6 +14,7 @@ import torch
 from lsa import data, models, plots, probe, stability
 from lsa.landscape import Landscape, flatten
 from lsa.project import resolve
+from lsa.sharded import shared
 from lsa.tracking import summary
 
 pytestmark = pytest.mark.usefixtures("global_rng_untouched")
@@ -34,12 +35,16 @@ SMALL: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(scope="module")
-def inputs() -> dict[str, Any]:
+@pytest.fixture(scope="module", name="inputs")
+def _inputs() -> dict[str, Any]:
+    return inputs()
+
+
+def inputs(dtype: torch.dtype = torch.float32) -> dict[str, Any]:
     """Everything that a probe may ask for, by its reserved name."""
     split = data.load("digits", train_limit=200, val_limit=80)
-    model = models.build("mlp", input_shape=(1, 8, 8), classes=10, seed=0, hidden=[12])
-    training = Landscape(model, split.x_train, split.y_train)
+    model = models.build("mlp", input_shape=(1, 8, 8), classes=10, seed=0, hidden=[12]).to(dtype)
+    training = shared(Landscape(model, split.x_train.to(dtype), split.y_train))
     start = flatten(model)
 
     def descend(lr: float) -> torch.Tensor:
@@ -51,7 +56,7 @@ def inputs() -> dict[str, Any]:
     return {
         "training": training,
         "landscape": training.subset(torch.arange(100)),
-        "validation": training.with_data(split.x_val, split.y_val),
+        "validation": training.with_data(split.x_val.to(dtype), split.y_val),
         "theta": descend(0.5),
         "theta_b": descend(0.1),
         "theta_init": start,

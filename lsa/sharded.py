@@ -1,0 +1,135 @@
+"""A landscape whose samples are shared out to the ranks that `torchrun` started.
+
+Every rank holds θ and all samples; what is shared out is the work on them and the graphs that it
+keeps, which are far larger. A quantity is computed on the rank's own samples by the plain landscape
+and then made whole: sums, by adding those of all ranks, each chunk weighted by its part of all N;
+per-sample values, by adding vectors that are zero at the others' samples, so that order is kept.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from lsa import budget, ranks
+from lsa.landscape import GRADIENTS, Landscape
+from lsa.products import Matvec
+
+
+def shared(landscape: Landscape) -> Landscape:
+    """The landscape shared out to all ranks; itself in a process of its own."""
+    if not ranks.meeting():
+        return landscape
+    memory = landscape._memory
+    if memory is None and landscape.x.device.type == "cpu":  # which the ranks of a machine share
+        memory = budget.graph_memory(landscape.x.device) // int(os.environ["LOCAL_WORLD_SIZE"])
+    return Sharded(
+        landscape.model,
+        landscape.x,
+        landscape.y,
+        landscape.loss_function,
+        chunk=landscape._chunk,
+        memory=memory,
+    )
+
+
+class Sharded(Landscape):
+    """A landscape on which each rank computes its share and every rank gets the whole.
+
+    A split of fewer samples than ranks, and one on batch statistics, which cannot be divided, are
+    computed in full by every rank.
+    """
+
+    _divisible = True
+
+    @property
+    def _divided(self) -> bool:
+        return self._divisible and self.n_samples >= ranks.size()
+
+    def _chunks(self) -> Iterator[tuple[float, Tensor, Tensor]]:
+        own = ranks.share(self.n_samples) if self._divided else slice(None)
+        for x, y in zip(self.x[own].split(self.chunk), self.y[own].split(self.chunk), strict=True):
+            yield len(x) / self.n_samples, x, y
+
+    def _total(self, part: Tensor) -> Tensor:
+        """A sum over all samples from that over the rank's own."""
+        return ranks.total(part.contiguous()) if self._divided else part
+
+    def _gathered(self, values: Tensor) -> Tensor:
+        """Values `(N, …)` of all samples from those of the rank's own."""
+        if not self._divided:
+            return values
+        whole = values.new_zeros(self.n_samples, *values.shape[1:])
+        whole[ranks.share(self.n_samples)] = values
+        return ranks.total(whole)
+
+    def _totalled(self, matvec: Matvec) -> Matvec:
+        return lambda v: self._total(matvec(v))
+
+    def on_batch_statistics(self) -> Landscape:
+        """This landscape on the statistics of its samples together, which no rank can divide."""
+        other = super().on_batch_statistics()
+        if isinstance(other, Sharded) and other is not self:
+            other._divisible = False
+        return other
+
+    # --- sums ------------------------------------------------------------------------------------
+
+    def loss(self, theta: Tensor) -> float:
+        """L(θ)."""
+        return self._total(theta.new_tensor(super().loss(theta), dtype=torch.float64)).item()
+
+    def loss_and_gradient(self, theta: Tensor) -> tuple[float, Tensor]:
+        """L(θ) and ∇L(θ) `(d,)` in one pass."""
+        loss, gradient = super().loss_and_gradient(theta)
+        both = torch.cat([theta.new_tensor([loss], dtype=torch.float64), gradient.double()])
+        both = self._total(both)
+        return both[0].item(), both[1:].to(theta.dtype)
+
+    def hessian(self, theta: Tensor) -> Matvec:
+        """v ↦ H(θ)v; `(d,)` or `(d, b)`."""
+        return self._totalled(super().hessian(theta))
+
+    def gauss_newton(self, theta: Tensor) -> Matvec:
+        """v ↦ G(θ)v."""
+        return self._totalled(super().gauss_newton(theta))
+
+    def covariance(self, theta: Tensor, *, centred: bool = True) -> Matvec:
+        """v ↦ C(θ)v; the centred one is made of the total uncentred one."""
+        matvec = super().covariance(theta, centred=centred)
+        return matvec if centred else self._totalled(matvec)
+
+    # --- per sample ------------------------------------------------------------------------------
+
+    def per_sample(self, theta: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Loss of each sample, and whether a classifier takes it for another class."""
+        losses, wrong = super().per_sample(theta)
+        if wrong is not None:
+            wrong = self._gathered(wrong.to(torch.uint8)).bool()
+        return self._gathered(losses), wrong
+
+    def slopes(self, theta: Tensor, u: Tensor) -> Tensor:
+        """Per-sample slopes ∇ℓᵢ(θ)·u, `(N,)`."""
+        return self._gathered(super().slopes(theta, u))
+
+    def curvatures(self, theta: Tensor, u: Tensor) -> Tensor:
+        """Per-sample curvatures uᵀ∇²ℓᵢ(θ)u, `(N,)`."""
+        return self._gathered(super().curvatures(theta, u))
+
+    def gauss_newton_curvatures(self, theta: Tensor, u: Tensor) -> Tensor:
+        """Per-sample (Jᵢu)ᵀ∇²ℓᵢ(Jᵢu), `(N,)`."""
+        return self._gathered(super().gauss_newton_curvatures(theta, u))
+
+    def sample_gradients(self, theta: Tensor) -> Iterator[Tensor]:
+        """Per-sample gradients in blocks `(n, d)`, the rows of each computed by all ranks."""
+        size = min(ranks.size() * self.chunk, max(1, GRADIENTS // self.dimension))
+        for rows in torch.arange(self.n_samples, device=self.x.device).split(size):
+            block = self.subset(rows)
+            if not (isinstance(block, Sharded) and block._divided):
+                yield from Landscape.sample_gradients(block, theta)
+                continue
+            own = block.subset(torch.arange(len(rows), device=rows.device)[ranks.share(len(rows))])
+            yield block._gathered(torch.cat(list(Landscape.sample_gradients(own, theta))))

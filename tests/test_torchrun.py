@@ -1,0 +1,103 @@
+"""`torchrun -m lsa`: one run of the same numbers, and one plain line when it fails."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import mlflow
+import psutil
+import pytest
+from processes import started
+
+import lsa
+from lsa import cli
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # MLflow's own
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "lsa"]
+OF_SGD = ["--project", "tiny", "--optimizer", "sgd"]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{os.getcwd()}/mlflow.db"}
+
+
+def torchrun(*arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [*TORCHRUN, *arguments], capture_output=True, text=True, env=environment(), timeout=200
+    )
+
+
+def said(errors: str) -> list[str]:
+    """What lsa said, without torchrun's own table."""
+    return [line for line in errors.splitlines() if line.startswith("lsa: ")]
+
+
+def probed() -> list:
+    tags = "tags.`lsa.step` = 'lanczos'"
+    return mlflow.search_runs(search_all_experiments=True, filter_string=tags, output_format="list")
+
+
+def test_two_processes_log_one_run_with_the_eigenvalues_of_one(trained):
+    alone = lsa.measure("lanczos", lsa.load(trained.run_id), k=3)
+    done = torchrun("lanczos", *OF_SGD, "--k", "3")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("\nrun  ") == 1  # one process speaks
+    together, before = probed()
+    assert before.info.run_id == alone.run_id
+    assert together.data.tags["lsa.ranks"] == "2" and together.info.status == "FINISHED"
+    for name in ("lambda_max", "lambda_min", "trace", "gradient_norm", "lambda_max_se_data"):
+        key = f"lanczos/{name}"
+        assert together.data.metrics[key] == pytest.approx(alone.metrics[key], rel=1e-5)
+    values = [
+        [m.value for m in mlflow.MlflowClient().get_metric_history(run, "lanczos/eigenvalue")]
+        for run in (together.info.run_id, alone.run_id)
+    ]
+    assert values[0] == pytest.approx(values[1], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["lanczos", *OF_SGD, "--k", "0"], "k=0"),
+        (["lanczos", *OF_SGD, "--kk", "1"], "No such option"),
+    ],
+)
+def test_bad_input_is_told_once(trained, arguments, line):
+    done = torchrun(*arguments)
+    (only,) = said(done.stderr)
+    assert line in only and done.returncode != 0
+    assert not [run for run in probed() if run.info.status == "RUNNING"]
+
+
+def test_training_is_not_shared(monkeypatch, capsys):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "test")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank, expected in (("0", "lsa: train runs in one process"), ("1", "")):
+        monkeypatch.setenv("RANK", rank)
+        assert cli.run(["train", *OF_SGD]) == 2
+        assert capsys.readouterr().err.startswith(expected)
+        assert expected or not capsys.readouterr().err
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_killed_ends_all_with_one_line(trained, rank, tmp_path):
+    command = [*TORCHRUN, "lanczos", *OF_SGD, "--density-probes", "100000"]
+    log = Path(tmp_path, "errors")
+    with log.open("w") as errors, started(command, stderr=errors, env=environment()) as process:
+        deadline = time.monotonic() + 120
+        while not probed():
+            assert process.poll() is None and time.monotonic() < deadline, log.read_text()
+            time.sleep(0.3)
+        workers = psutil.Process(process.pid).children(recursive=True)
+        (victim,) = [w for w in workers if w.environ().get("RANK") == str(rank)]
+        victim.kill()
+        assert process.wait(120) != 0
+        assert not psutil.wait_procs(workers, timeout=30)[1]
+    assert len(said(log.read_text())) == 1
+    (run,) = probed()
+    # The first rank logs: what it cannot end any more, the next study does.
+    assert run.info.status in (("RUNNING",) if rank == 0 else ("FAILED", "KILLED"))

@@ -1,0 +1,48 @@
+"""Two real processes that meet as `torchrun` makes them meet."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import socket
+from collections.abc import Callable
+from typing import Any
+
+from lsa import ranks
+
+
+def on_two_ranks(function: Callable[[], Any]) -> list[Any]:
+    """What a module's function returns on each of two ranks."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = multiprocessing.get_context("spawn")
+    pipes, processes = [], []
+    for rank in range(2):
+        here, there = context.Pipe(duplex=False)
+        process = context.Process(target=_begin, args=(rank, port, function, there), daemon=True)
+        process.start()
+        there.close()  # so that a dead process is the end of the file
+        pipes.append(here)
+        processes.append(process)
+    try:
+        return [pickle.loads(pipe.recv_bytes()) for pipe in pipes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+
+
+def _begin(rank: int, port: int, function: Callable[[], Any], answer: Any) -> None:
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "TORCHELASTIC_RUN_ID": "test",
+    }
+    with ranks.joined():
+        answer.send_bytes(pickle.dumps(function()))  # tensors by value: the process then ends
