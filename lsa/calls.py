@@ -65,18 +65,18 @@ class Call:
         return shlex.join(words)
 
 
-def perform(call: Call, addresses: tuple[str, ...]) -> Step:
+def perform(call: Call, *trained: Step) -> Step:
     """Run a call, or find that it has been run.
 
     Args:
         call: What to run.
-        addresses: Of the checkpoints that a probe takes.
+        *trained: The trainings whose checkpoints a probe takes.
     """
     with progress.titled(call.label):
-        return _perform(call, addresses)
+        return _perform(call, [step.address for step in trained])
 
 
-def _perform(call: Call, addresses: tuple[str, ...]) -> Step:
+def _perform(call: Call, addresses: Sequence[str]) -> Step:
     overrides = call.options if call.step == TRAIN else {}
     recipe = call.setting.recipe(call.optimizers[0], call.seeds[0], **overrides)
     trusted = steps.trusted_by(recipe)

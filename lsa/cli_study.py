@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any, Literal, Optional
 
 import typer
 
@@ -25,7 +25,13 @@ def study(
     name: NAME = None,
     project: PROJECT = None,
     device: DEVICE = "auto",
-    workers: Annotated[int, typer.Option(help="processes that run steps side by side")] = 1,
+    workers: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(
+            help="steps that run side by side",
+            show_default="1; with ray one per CPU of the cluster",
+        ),
+    ] = None,
     only: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(help="run these probes alone: lanczos,sgd_noise", show_default="all"),
@@ -37,6 +43,15 @@ def study(
             help="after a failed step, go on with those that do not need it, or stop",
         ),
     ] = True,
+    engine: Annotated[
+        Literal["processes", "ray"], typer.Option(help="where steps run: here, or as tasks of Ray")
+    ] = "processes",
+    address: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            help="of a Ray cluster (head:6379, auto)", show_default="a Ray of its own here"
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="say what would run and why, and run nothing")
     ] = False,
@@ -45,6 +60,8 @@ def study(
     from lsa import plan, studies, tracking
     from lsa import project as projects
 
+    if address and engine != "ray":
+        raise InputError(f"address={address} is of a Ray cluster; give engine=ray with it")
     whole = projects.load(name or project or projects.DEFAULT)
     setting = whole if only is None else plan.only(whole, only.split(","))
     tracking.end_stale(setting.name)
@@ -54,14 +71,22 @@ def study(
             why = f"  ({one.why})" if one.why else ""
             print(f"{one.state:8} {one.planned.label}{why}")
     forecast = plan.forecast(setting, outlook, device=device)
-    _print_forecast(outlook, forecast, workers)
+    place, beside = None, 1 if workers is None else workers
+    if engine == "ray" and not dry_run:
+        place, beside = _ray(whole.name, address, forecast.peaks, device, workers)
+    _print_forecast(outlook, forecast, beside, here=place is None)
     if dry_run:
         return
     failed = None
-    with _view(forecast.seconds, len(outlook), workers) as view:
+    with _view(forecast.seconds, len(outlook), beside) as view:
         try:
             with studies.study(
-                whole, workers=workers, device=device, keep_going=keep_going, view=view
+                whole,
+                workers=beside,
+                device=device,
+                keep_going=keep_going,
+                view=view,
+                engine=place,
             ) as running:
                 plan.run(setting, running)
         except studies.Failed as error:
@@ -76,7 +101,26 @@ def study(
         raise failed
 
 
-def _print_forecast(outlook: Any, forecast: Any, workers: int) -> None:
+def _ray(
+    project: str, address: str | None, peaks: Any, device: str, workers: int | None
+) -> tuple[Any, int]:
+    """What makes a study's Ray engine, and how many steps then run side by side."""
+    from lsa import ray_tasks
+
+    if workers is not None and workers < 1:
+        raise InputError(f"workers={workers} must be at least 1")
+    offered = ray_tasks.connect(address)
+
+    def demand(kind: str) -> ray_tasks.Demand:
+        return ray_tasks.demand(kind, offered, peaks, device, workers)
+
+    def place(run_id: str) -> ray_tasks.RayTasks:
+        return ray_tasks.RayTasks(demand, project, run_id)
+
+    return place, workers or max(1, int(offered.cpus))
+
+
+def _print_forecast(outlook: Any, forecast: Any, workers: int, *, here: bool) -> None:
     """The plan in two lines: steps, time and memory."""
     import psutil
 
@@ -94,7 +138,7 @@ def _print_forecast(outlook: Any, forecast: Any, workers: int) -> None:
         line += f"; without {', '.join(forecast.unknown)}, which declare no work"
     print(line, flush=True)
     free = psutil.virtual_memory().available
-    if workers * forecast.memory > free:
+    if here and workers * forecast.memory > free:
         print(f"note: only {free / 1e9:.1f} GB of memory are free; take fewer workers", flush=True)
 
 

@@ -10,7 +10,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
-from typing import Any
+from typing import Any, Protocol
 
 from lsa import progress, signals, store, tracking
 
@@ -18,14 +18,64 @@ NEWS = 0.2  # seconds between two reports of a worker's progress
 PATIENCE = 20.0  # seconds that a stopped worker has for ending its run
 
 
+class Engine(Protocol):
+    """Where steps run. A future among a call's arguments stands for its result."""
+
+    @property
+    def background(self) -> bool:
+        """Whether calls run beside the caller."""
+        ...
+
+    @property
+    def chained(self) -> bool:
+        """Whether a call may be submitted before those that it needs have finished."""
+        ...
+
+    @property
+    def slots(self) -> float:
+        """Calls that may be submitted and not finished."""
+        ...
+
+    def submit(self, function: Callable[..., Any], /, *arguments: Any) -> Future:
+        """The call's future."""
+        ...
+
+    def cancel(self, future: Future) -> None:
+        """Drop a call."""
+        ...
+
+    def news(self) -> Iterator[tuple[str, int, int, str]]:
+        """Progress that the workers have reported since the last call."""
+        ...
+
+    def shutdown(self) -> None:
+        """End the workers; what they have not finished ends as killed."""
+        ...
+
+
+def _results(arguments: tuple[Any, ...]) -> list[Any]:
+    """Arguments with the results of futures, which have finished, in their place."""
+    return [a.result() if isinstance(a, Future) else a for a in arguments]
+
+
 class Inline(Executor):
     """Runs each call at once, in this process."""
+
+    background = chained = False
+    slots = 1
+
+    def cancel(self, future: Future) -> None:
+        """Nothing: it has run."""
+
+    def news(self) -> Iterator[tuple[str, int, int, str]]:
+        """Nothing: progress is shown as it is made."""
+        return iter(())
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future:
         """Run the call and return its finished future."""
         done: Future = Future()
         try:
-            done.set_result(fn(*args, **kwargs))
+            done.set_result(fn(*_results(args), **kwargs))
         except Exception as error:
             if signals.behind(error):
                 raise
@@ -40,10 +90,12 @@ class Processes:
     an equal share of the threads. They end when this process does, however it does.
     """
 
+    background, chained = True, False
+
     def __init__(self, workers: int, parent: str | None) -> None:
         import torch
 
-        self._workers = workers
+        self.slots = self._workers = workers
         self._arguments = (
             *store.addresses(),
             parent,
@@ -60,7 +112,11 @@ class Processes:
 
     def submit(self, function: Callable[..., Any], *arguments: Any) -> Future:
         """The call's future."""
-        return self._pool.submit(_work, function, *arguments)
+        return self._pool.submit(_work, function, *_results(arguments))
+
+    def cancel(self, future: Future) -> None:
+        """Drop a call that has not begun."""
+        future.cancel()
 
     def restart(self) -> None:
         """A new pool in place of a broken one, whose workers are gone."""

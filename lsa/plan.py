@@ -197,8 +197,13 @@ class Forecast:
 
     seconds: dict[str, float]  # of one step, by its kind
     total: float  # seconds of them all, one after the other
-    memory: int  # bytes of one process at its peak
+    peaks: dict[str, int]  # bytes of its process at the peak, by its kind
     unknown: list[str]  # kinds that say nothing of their work
+
+    @property
+    def memory(self) -> int:
+        """Bytes of the largest process."""
+        return max(self.peaks.values(), default=0)
 
 
 def forecast(setting: Project, found: list[Outlook], *, device: str = "auto") -> Forecast:
@@ -208,10 +213,10 @@ def forecast(setting: Project, found: list[Outlook], *, device: str = "auto") ->
     """
     kinds = dict.fromkeys(o.planned.step for o in found if o.state != "reused")
     if not kinds:
-        return Forecast({}, 0.0, 0, [])
+        return Forecast({}, 0.0, {}, [])
     recipe = setting.recipe(next(iter(setting.optimizers)))
     rates = cost.rates(setting, recipe, steps.device_of(device), steps.trusted_by(recipe))
-    seconds, unknown, memory = {}, [], rates.memory
+    seconds, unknown, peaks = {}, [], {}
     took = _took(setting)
     for kind in kinds:
         if kind == "train":
@@ -224,9 +229,9 @@ def forecast(setting: Project, found: list[Outlook], *, device: str = "auto") ->
             seconds[kind] = estimate.seconds
         else:
             unknown.append(kind)
-        memory = max(memory, estimate.memory if estimate else 0)
+        peaks[kind] = estimate.memory if estimate else rates.memory
     total = sum(seconds.get(o.planned.step, 0.0) for o in found if o.state != "reused")
-    return Forecast(seconds, total, memory, unknown)
+    return Forecast(seconds, total, peaks, unknown)
 
 
 def _probing(setting: Project, kind: str, rates: cost.Rates) -> cost.Cost | None:

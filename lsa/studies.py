@@ -16,7 +16,7 @@ the same options, inputs, data and code is not run again, so a study goes on whe
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextvars import ContextVar
@@ -25,13 +25,14 @@ from typing import Any, Literal
 
 from lsa import calls, probe, progress, project, tracking
 from lsa.calls import TRAIN, Call
-from lsa.engines import Inline, Processes
+from lsa.engines import Engine, Inline, Processes
 from lsa.errors import InputError
 from lsa.project import ALONG, Project
 from lsa.steps import Step
 from lsa.view import View, quiet
 
-State = Literal["waiting", "running", "done", "reused", "failed", "skipped"]
+# "queued": an engine that waits for a step's inputs by itself has it.
+State = Literal["waiting", "queued", "running", "done", "reused", "failed", "skipped"]
 BUDGET = ("epochs", "batch_size", "lr")  # what a training may override
 ENDS: tuple[State, ...] = ("done", "reused", "failed", "skipped")
 TRIES = 2  # of a step whose process dies under it
@@ -52,12 +53,13 @@ class Handle:
     state: State = "waiting"
     tries: int = 0
     error: str = ""
+    future: Future | None = None  # since it was submitted
     _step: Step | None = None
 
     @property
     def finished(self) -> bool:
         """Whether it will change no more."""
-        return self.state not in ("waiting", "running")
+        return self.state in ENDS
 
     @property
     def step(self) -> Step:
@@ -94,10 +96,9 @@ class Study:
     def __init__(
         self,
         setting: Project,
-        engine: Inline | Processes,
+        engine: Engine,
         opened: tracking.Run | None = None,
         *,
-        workers: int = 1,
         device: str = "auto",
         keep_going: bool = True,
         view: View | None = None,
@@ -106,7 +107,6 @@ class Study:
         self.opened = opened  # the run whose children the steps are
         self.handles: list[Handle] = []
         self._engine = engine
-        self._workers = workers
         self._device = device
         self._keep_going = keep_going
         self._view = view or quiet()
@@ -128,7 +128,7 @@ class Study:
         call = self._training(options) if name == TRAIN else self._probe(name, inputs, options)
         handle = Handle(call, inputs, self)
         self.handles.append(handle)
-        if isinstance(self._engine, Processes):
+        if self._engine.background:
             self._start()  # beside what the caller does next
         return handle
 
@@ -170,9 +170,7 @@ class Study:
             if not self._running:
                 continue
             done, _ = wait(self._running, POLL, FIRST_COMPLETED)
-            if isinstance(self._engine, Processes):
-                for news in self._engine.news():
-                    self._view.progress(*news)
+            self._heed(self._engine.news())
             self._collect(done)
             self._view.refresh(self.handles)
 
@@ -181,23 +179,39 @@ class Study:
         for handle in self.handles:
             if handle.state != "waiting":
                 continue
-            failed = [need for need in handle.needs if need.state in ("failed", "skipped")]
-            if failed or self._stopped():
-                handle.state = "skipped"
-                handle.error = f"not run: {failed[0].call.label} failed" if failed else "not run"
-            elif len(self._running) >= self._workers:
+            if self._skipped(handle):
+                continue
+            if len(self._running) >= self._engine.slots:
                 return
-            elif all(need.finished for need in handle.needs):
+            if self._engine.chained or all(need.finished for need in handle.needs):
                 self._submit(handle)
 
+    def _skipped(self, handle: Handle) -> bool:
+        """Skip a step that is not to run any more."""
+        failed = [need for need in handle.needs if need.state in ("failed", "skipped")]
+        if failed or self._stopped():
+            handle.state = "skipped"
+            handle.error = f"not run: {failed[0].call.label} failed" if failed else "not run"
+        return handle.state == "skipped"
+
     def _submit(self, handle: Handle) -> None:
-        handle.state, handle.tries = "running", handle.tries + 1
+        handle.state = "queued" if self._engine.chained else "running"
+        handle.tries += 1
         self._view.refresh(self.handles)
-        addresses = tuple(need.step.address for need in handle.needs)
-        future = self._engine.submit(calls.perform, handle.call, addresses)
+        inputs = [need.future for need in handle.needs]
+        future = handle.future = self._engine.submit(calls.perform, handle.call, *inputs)
         self._running[future] = handle
-        if future.done():  # inline
+        if not self._engine.background:
             self._collect({future})
+
+    def _heed(self, news: Iterable[tuple[str, int, int, str]]) -> None:
+        """Show progress; what makes some is running."""
+        told = {one[0]: one for one in news}
+        for handle in self._running.values() if told else ():
+            if handle.state == "queued" and handle.call.label in told:
+                handle.state = "running"
+        for one in told.values():
+            self._view.progress(*one)
 
     def _stopped(self) -> bool:
         return not self._keep_going and any(h.state == "failed" for h in self.handles)
@@ -213,6 +227,9 @@ class Study:
     def _broke(self, future: Future) -> bool:
         """Take the outcome of a step; whether the pool of processes broke under it."""
         handle, broke = self._running.pop(future), False
+        for need in handle.needs:  # what it needs has ended, and may be why it has
+            if need.future in self._running:
+                self._broke(need.future)
         try:
             done = future.result()
             handle._step, handle.state = done, "reused" if done.reused else "done"
@@ -222,10 +239,19 @@ class Study:
             if handle.tries >= TRIES:
                 handle.state = "failed"
         except Exception as error:
-            handle.state, handle.error = "failed", _line(error)
-        if handle.finished:
+            if not (handle.state == "queued" and self._skipped(handle)):
+                handle.state, handle.error = "failed", _line(error)
+                self._drop()
+        if handle.finished and handle.state != "skipped":
             self._view.finished(handle)
         return broke
+
+    def _drop(self) -> None:
+        """After a failure that stops the study, drop what is queued."""
+        if self._stopped():
+            for future, handle in self._running.items():
+                if handle.state == "queued":
+                    self._engine.cancel(future)
 
     @property
     def failures(self) -> list[Handle]:
@@ -253,6 +279,7 @@ def study(
     device: str = "auto",
     keep_going: bool = True,
     view: View | None = None,
+    engine: Callable[[str], Engine] | None = None,
 ) -> Iterator[Study]:
     """A study: the steps asked for inside, run by the end of the block, as children of one run.
 
@@ -267,6 +294,7 @@ def study(
         device: Where to compute.
         keep_going: After a failed step, go on with those that do not need it.
         view: Shown what happens.
+        engine: Makes, from the study's run, another place for its steps than processes here.
 
     Raises:
         Failed: At the end of the block: steps have failed; the first is named.
@@ -286,16 +314,11 @@ def study(
     ) as opened:
         opened.params({"project": setting.name})
         opened.json(setting.model_dump(), "project.json")
-        engine = Processes(workers, opened.id) if workers > 1 else Inline()
-        running = Study(
-            setting,
-            engine,
-            opened,
-            workers=workers,
-            device=device,
-            keep_going=keep_going,
-            view=view,
-        )
+        if engine is not None:
+            place = engine(opened.id)
+        else:
+            place = Processes(workers, opened.id) if workers > 1 else Inline()
+        running = Study(setting, place, opened, device=device, keep_going=keep_going, view=view)
         token = _current.set(running)
         if view is not None:
             progress.redirect(view.progress)
@@ -305,7 +328,7 @@ def study(
         finally:
             progress.redirect(None)
             _current.reset(token)
-            engine.shutdown()
+            place.shutdown()
         states = [handle.state for handle in running.handles]
         opened.metrics({f"steps_{state}": states.count(state) for state in ENDS})
         if running.failures:

@@ -61,7 +61,7 @@ def test_a_forecast_prices_what_would_run_and_nothing_else(workplace):
     assert before.total == pytest.approx(2 * sum(before.seconds.values()))
     with studies.study(setting) as running:
         plan.run(setting, running)
-    assert plan.forecast(setting, plan.outlook(setting)) == plan.Forecast({}, 0.0, 0, [])
+    assert plan.forecast(setting, plan.outlook(setting)) == plan.Forecast({}, 0.0, {}, [])
     again = setting.model_copy(update={"seeds": [1]})
     assert plan.forecast(again, plan.outlook(again)).seconds.keys() == {"train", "lanczos"}
 

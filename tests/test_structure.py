@@ -46,7 +46,7 @@ LAYERS = [
     {"findings"},
     {"insights"},
     {"report", "calls", "engines", "view", "cost"},
-    {"studies"},
+    {"studies", "ray_tasks"},
     {"plan", "mode_study"},
     {"__init__"},
     {"cli_show"},
@@ -58,6 +58,7 @@ ALLOWED = {
     "mlflow": {"store", "tracking", "registry"},
     "typer": {"cli", "cli_show", "cli_study"},
     "matplotlib": {"plots"},
+    "ray": {"ray_tasks"},
 }
 
 

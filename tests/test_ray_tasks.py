@@ -1,0 +1,187 @@
+"""Studies on Ray: the numbers of one process, and nothing lost with a worker."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import functools
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+
+import mlflow
+import psutil
+import pytest
+from processes import started
+
+from lsa import cli, plan, project, ray_tasks, step, store, studies, study
+from lsa.errors import InputError
+from lsa.ray_tasks import CONTEXT, Cluster, Demand
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's, SQLAlchemy's and Ray's own
+STUDY = [sys.executable, "-m", "lsa", "study", "tiny", "--engine", "ray", "--workers", "2"]
+
+
+# --- without Ray -----------------------------------------------------------------------------
+
+
+def test_a_step_takes_what_its_forecast_says():
+    offered = Cluster(cpus=16, gpus=0, largest_cpus=8, largest_memory=64e9, machines=2)
+    of = functools.partial(ray_tasks.demand, offered=offered, device="auto")
+    assert of("train", peaks={"train": 10**9}, workers=None) == Demand(1, memory=10**9)
+    assert of("lanczos", peaks={}, workers=4) == Demand(4)
+    assert of("lanczos", peaks={"lanczos": 10**12}, workers=1) == Demand(8, memory=64 * 10**9)
+
+
+def test_a_step_takes_a_part_of_a_gpu(monkeypatch):
+    offered = Cluster(cpus=16, gpus=2, largest_cpus=16, largest_memory=64e9, machines=1)
+    total = 100 * CONTEXT
+    monkeypatch.setattr(ray_tasks, "gpu_memory", lambda: total)
+    of = functools.partial(ray_tasks.demand, offered=offered, workers=None)
+    peaks = {"train": int(23.5 * CONTEXT), "lanczos": 2 * total}
+    assert of("train", peaks=peaks, device="auto") == Demand(1, gpus=0.25)
+    assert of("lanczos", peaks=peaks, device="cuda").gpus == 1  # as is the most that there is
+    assert of("sharpness", peaks=peaks, device="auto").gpus == 1  # nothing is known of it
+    assert of("train", peaks=peaks, device="cpu").gpus == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (["--engine", "ray"], "pip install 'lsa[ray]'"),
+        (["--address", "auto"], "give engine=ray with it"),
+        (["--engine", "ray", "--workers", "0"], "workers=0 must be at least 1"),
+    ],
+)
+def test_what_cannot_be_is_told_in_one_line(workplace, monkeypatch, capsys, options, line):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert cli.run(["study", "tiny", *options]) == 2
+    (only,) = capsys.readouterr().err.splitlines()
+    assert line in only
+
+
+# --- with it ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def ray():
+    """The package, with nothing running of it before or after."""
+    found = pytest.importorskip("ray", reason="the extra lsa[ray] is not installed")
+    yield found
+    found.shutdown()
+
+
+@contextlib.contextmanager
+def on_ray(setting: project.Project, **options) -> Iterator[studies.Study]:
+    offered = ray_tasks.connect(None)
+    demand = functools.partial(ray_tasks.demand, offered=offered, peaks={}, device="cpu", workers=2)
+    make = functools.partial(ray_tasks.RayTasks, demand, setting.name)
+    with study(setting, device="cpu", engine=make, **options) as running:
+        yield running
+
+
+def runs(**tags: str) -> list:
+    found = mlflow.search_runs(search_all_experiments=True, output_format="list")
+    return [r for r in found if tags.items() <= r.data.tags.items()]
+
+
+def numbers() -> dict[tuple[str, str], float]:
+    """(run, metric) → value of every finished step, but for what a clock says."""
+    return {
+        (r.info.run_name, k): v
+        for r in runs()
+        if "lsa.key" in r.data.tags and r.info.status == "FINISHED"
+        for k, v in r.data.metrics.items()
+        if "seconds" not in k
+    }
+
+
+@pytest.mark.slow
+def test_ray_computes_what_one_process_computes(workplace, ray):
+    """Bit for bit, since both use one thread per step."""
+    file = workplace / "projects" / "tiny.yaml"
+    file.write_text(file.read_text() + "pairs: {interpolation: {points: 5}}\n")
+    setting = project.load("tiny")
+    with study(setting) as alone:
+        plan.run(setting, alone)
+    expected = numbers()
+    other = f"sqlite:///{os.getcwd()}/other.db"
+    store.use(other, other)
+    with on_ray(setting) as running:
+        plan.run(setting, running)
+    assert [handle.state for handle in running.handles] == ["done"] * 5
+    assert numbers() == expected and len({name for name, _ in expected}) == 5
+    (parent,) = runs(**{"lsa.step": "study"})
+    assert len(runs(**{"mlflow.parentRunId": parent.info.run_id})) == 5
+    assert not ray.is_initialized()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("keep_going", [True, False])
+def test_a_failing_step_takes_those_with_it_that_need_it(workplace, ray, keep_going):
+    file = workplace / "projects" / "tiny.yaml"
+    file.write_text(file.read_text().replace("lr: 0.1}", "lr: 1.0e+30}"))
+    setting = project.load("tiny")
+    failed = r"1 of the study's \d+ steps failed: train sgd seed 0: .*diverged"
+    with pytest.raises(studies.Failed, match=failed):
+        with on_ray(setting, keep_going=keep_going):
+            bad, good = (step("train", optimizer=name) for name in ("sgd", "adamw"))
+            probes = [step("lanczos", trained, k=1) for trained in (bad, good)]
+            many = [step("lanczos", good, k=k) for k in range(2, 20 if not keep_going else 3)]
+    assert (bad.state, probes[0].state) == ("failed", "skipped")
+    if keep_going:
+        assert {handle.state for handle in (good, probes[1], *many)} == {"done"}
+    else:  # what had not begun is dropped
+        assert many[-1].state == "skipped"
+    with pytest.raises(InputError, match="not run: train sgd seed 0 failed"):
+        _ = probes[0].metrics
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "MLFLOW_TRACKING_URI": store.uri(), "OMP_NUM_THREADS": "1"}
+
+
+def busy(**tags: str) -> int:
+    """The process of the first run with these tags, once there is one."""
+    deadline = time.monotonic() + 180
+    while not (found := [r for r in runs(**tags) if r.info.status == "RUNNING"]):
+        assert time.monotonic() < deadline, "no step has begun"
+        time.sleep(0.2)
+    return int(found[0].data.tags["lsa.process"].partition("@")[0])
+
+
+@pytest.fixture
+def long(workplace) -> None:
+    """A project whose trainings last long enough to be hit."""
+    file = workplace / "projects" / "tiny.yaml"
+    file.write_text(file.read_text().replace("epochs: 2,", "epochs: 400,"))
+
+
+@pytest.mark.slow
+def test_a_worker_killed_in_mid_step_loses_nothing(workplace, ray, long):
+    with started(STUDY, env=environment()) as process:
+        os.kill(busy(optimizer="sgd"), signal.SIGKILL)
+        assert process.wait(300) == 0
+    steps = [r for r in runs() if "lsa.key" in r.data.tags]
+    finished = collections.Counter(
+        r.data.tags["lsa.key"] for r in steps if r.info.status == "FINISHED"
+    )
+    assert len(finished) == 4 and set(finished.values()) == {1}  # no key twice
+    (lost,) = [r for r in steps if r.info.status != "FINISHED"]
+    assert lost.info.status == "KILLED"
+    (whole,) = runs(**{"lsa.step": "study"})
+    assert whole.data.metrics["steps_done"] == 4 and whole.info.status == "FINISHED"
+
+
+@pytest.mark.slow
+def test_a_study_told_to_stop_leaves_no_process_and_no_open_run(workplace, ray, long):
+    with started(STUDY, env=environment()) as process:
+        busy(optimizer="sgd")
+        below = psutil.Process(process.pid).children(recursive=True)
+        process.terminate()
+        assert process.wait(120) == 143
+        _, alive = psutil.wait_procs(below, timeout=30)
+        assert not alive
+    assert {r.info.status for r in runs()} == {"KILLED"}
