@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import sys
+import traceback
+from types import TracebackType
 
 from lsa import cli
+from lsa.errors import without_passwords
 
 
 def main() -> None:
     """Run the command line and exit with its code."""
+    sys.excepthook = _unforeseen
     sys.exit(cli.run(sys.argv[1:]))
+
+
+def _unforeseen(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """Print a traceback: MLflow writes the store's address, password and all, into its errors."""
+    lines = traceback.format_exception(kind, error, trace)
+    print(without_passwords("".join(lines)), end="", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 On disk it is a folder of `config.json`, `weights.safetensors` and `optimizer.safetensors`. Nothing
 in it can run code: no pickle, and a model factory outside lsa, torch and torchvision is imported
-only when the local user trusts its package.
+only when the local user trusts its package. `config.json` holds the SHA-256 of all that is in the
+folder, so that damage is told and not measured.
 """
 
 from __future__ import annotations
@@ -12,18 +13,18 @@ import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import pydantic
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lsa import data, serial, stability
+from lsa import data, documents, serial, stability
 from lsa.data import Data
 from lsa.errors import InputError
 from lsa.landscape import Landscape, flatten
-from lsa.project import Recipe
+from lsa.project import Recipe, first_rule
 from lsa.sharded import shared
 from lsa.stability import OptimizerState
 from lsa.train import network
@@ -113,12 +114,18 @@ class Checkpoint:
         Raises:
             InputError: Its preconditioner is not known, or its state is not kept.
         """
-        return stability.read(
-            self.recipe.rule.name,
-            self.optimizer_state,
-            list(self.model.parameters()),
-            self.recipe.train.batch_size,
-        )
+        try:
+            return stability.read(
+                self.recipe.rule.name,
+                self.optimizer_state,
+                list(self.model.parameters()),
+                self.recipe.train.batch_size,
+            )
+        except (LookupError, TypeError, AttributeError, RuntimeError) as error:
+            raise InputError(
+                f"the checkpoint's state of {self.recipe.rule.name} is none that torch wrote "
+                f"({error!r}); train again"
+            ) from None
 
 
 @functools.lru_cache(maxsize=2)
@@ -133,6 +140,17 @@ def load_data(recipe: Recipe, device: str) -> Data:
     return _load_data(recipe.dataset.model_dump_json(), device)
 
 
+class _Config(pydantic.BaseModel):
+    """Content of `config.json`."""
+
+    format: int
+    recipe: dict[str, Any]
+    epoch: Annotated[int, pydantic.Field(ge=0)]
+    data_hash: str
+    versions: dict[str, str]
+    sha256: str = ""  # a checkpoint made before there was one has none
+
+
 def save(checkpoint: Checkpoint, folder: Path) -> None:
     """Write the checkpoint's files into an existing folder."""
     config = {
@@ -142,34 +160,54 @@ def save(checkpoint: Checkpoint, folder: Path) -> None:
         "data_hash": checkpoint.data_hash,
         "versions": dict(checkpoint.versions),
     }
-    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
     weights = {k: v.detach().cpu().contiguous().clone() for k, v in checkpoint.weights.items()}
+    config["sha256"] = _digest(config, weights, checkpoint.optimizer_state)
     save_file(weights, folder / WEIGHTS)
     serial.save(checkpoint.optimizer_state, folder / OPTIMIZER)
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+
+
+def _digest(config: Mapping[str, Any], weights: Mapping[str, Tensor], state: Any) -> str:
+    described = json.loads(json.dumps({k: v for k, v in config.items() if k != "sha256"}))
+    return serial.digest({"config": described, "weights": dict(weights), "optimizer": state})
 
 
 def read(folder: Path, **fields: Any) -> Checkpoint:
     """Read what `save` wrote; `fields` are set on the checkpoint.
 
     Raises:
-        InputError: A file is missing, damaged or of another format.
+        InputError: A file is missing, damaged, altered or of another format.
     """
     try:
-        config = json.loads((folder / CONFIG).read_text())
-        if config["format"] != FORMAT:
-            raise InputError(
-                f"checkpoint format {config['format']} is not {FORMAT}; use a matching lsa version"
-            )
-        return Checkpoint(
-            recipe=Recipe.model_validate(config["recipe"]),
-            epoch=config["epoch"],
-            weights=load_file(folder / WEIGHTS),
-            optimizer_state=serial.load(folder / OPTIMIZER),
-            data_hash=config["data_hash"],
-            versions=config["versions"],
-            **fields,
-        )
-    except (OSError, KeyError, SafetensorError, json.JSONDecodeError) as error:
-        raise InputError(
-            f"{folder.name} is no whole lsa checkpoint ({error}); register it again"
-        ) from None
+        stored = documents.read_json(folder / CONFIG)
+        config = _Config.model_validate(stored)
+        if config.format != FORMAT:
+            raise InputError(f"format {config.format} is not {FORMAT}; use a matching lsa version")
+        weights, _ = serial.tensors(folder / WEIGHTS)
+        state = serial.load(folder / OPTIMIZER)
+        if config.sha256 and config.sha256 != _digest(stored, weights, state):
+            raise InputError("its content is not what was written")
+        recipe = Recipe.model_validate(config.recipe)
+    except pydantic.ValidationError as error:
+        raise _not_whole(folder, f"{CONFIG}: {first_rule(error)}") from None
+    except InputError as error:
+        raise _not_whole(folder, error) from None
+    return Checkpoint(
+        recipe=recipe,
+        epoch=config.epoch,
+        weights=weights,
+        optimizer_state=state,
+        data_hash=config.data_hash,
+        versions=config.versions,
+        **fields,
+    )
+
+
+def recorded(folder: Path) -> str:
+    """The SHA-256 of its content that a checkpoint's folder states."""
+    stored = documents.read_json(folder / CONFIG)
+    return str(stored.get("sha256", "")) if isinstance(stored, dict) else ""
+
+
+def _not_whole(folder: Path, reason: object) -> InputError:
+    return InputError(f"{folder.name} is no whole lsa checkpoint ({reason}); register it again")

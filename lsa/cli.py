@@ -16,16 +16,16 @@ from typing import Annotated, Any, Literal, Optional
 
 import typer
 
-from lsa import outline, probe, ranks, signals
+from lsa import failures, outline, probe, ranks, signals
 from lsa.cli_show import checkpoints, probes, show, written
 from lsa.cli_study import DEVICE, PROJECT, compare, mode_graph, report, study
-from lsa.errors import InputError
+from lsa.errors import InputError, plain
 
 CONTEXT = {
     "help_option_names": ["-h", "--help"],
     "token_normalize_func": lambda token: token.replace("_", "-"),
 }
-EXIT_INPUT = 2
+EXIT_FAILURE, EXIT_INPUT = 1, 2
 # Module that a tracking store's address asks for -> what to install.
 DRIVERS = {"psycopg": "psycopg[binary]", "psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}
 # Click's usage error; typer carries its own copy of click, so its own is the one raised.
@@ -36,7 +36,8 @@ def run(arguments: Sequence[str]) -> int:
     """Run one command.
 
     Returns:
-        The exit code: 0, 2 for bad input (one plain line on stderr), 130 or 143 after a signal.
+        The exit code: 0, 2 for bad input and 1 for what the machine refuses (one plain line on
+        stderr), 130 or 143 after a signal.
     """
     # torch's own forward mode says this to people who cannot do anything about it.
     warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated")
@@ -56,10 +57,13 @@ def run(arguments: Sequence[str]) -> int:
             if stop:
                 return _stopped(stop)
             line = _explained(error, arguments)
+            if line is not None:
+                return _refused(line, EXIT_INPUT)
+            line = failures.explained(error)
             if line is None:
                 ranks.speaks_of_failure()  # its traceback will
                 raise
-            return _refused(line)
+            return _refused(line, EXIT_FAILURE)
 
 
 def _being_completed() -> list[str]:
@@ -92,10 +96,10 @@ def _usage(error: Any, arguments: Sequence[str]) -> str:
     return f"{message}; see {path} --help"
 
 
-def _refused(message: str) -> int:
+def _refused(message: str, code: int) -> int:
     _end_attached("FAILED", message)
     _say(message)
-    return EXIT_INPUT
+    return code
 
 
 def _stopped(stop: signals.Killed) -> int:
@@ -106,7 +110,7 @@ def _stopped(stop: signals.Killed) -> int:
 
 def _say(message: str) -> None:
     if ranks.speaks_of_failure():
-        print(f"lsa: {message}", file=sys.stderr)
+        print(f"lsa: {plain(message)}", file=sys.stderr)
 
 
 def _end_attached(status: str, message: str) -> None:

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from lsa import outline
+from lsa.errors import printable
 
 JSON = Annotated[bool, typer.Option("--json", help="print one JSON document and nothing else")]
 LEADING = ("final/val_accuracy", "lanczos/lambda_max")  # the first columns of checkpoints
@@ -86,7 +87,7 @@ def show(
 
 
 def _line(kind: str, text: str) -> None:
-    print(f"{kind:11} {text}")
+    print(f"{kind:11} {printable(text)}")
 
 
 def _otherwise(default: Any) -> str:
@@ -178,6 +179,13 @@ def _print_json(document: Any) -> None:
     print(jsons.dumps(document, indent=2, ensure_ascii=False, allow_nan=False))
 
 
+def _cell(text: str) -> Any:
+    """Text as it is: a name from a store is neither rich's markup nor a terminal's command."""
+    from rich.text import Text
+
+    return Text("\n".join(map(printable, text.split("\n"))))
+
+
 def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:
     """A table that fits the terminal by breaking cells, but never the first: it is for copying."""
     from rich import box
@@ -190,5 +198,5 @@ def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]], title: s
     for heading in headings:
         table.add_column(heading, overflow="fold", no_wrap=not table.columns)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(_cell, row))
     console.print(table)

@@ -172,12 +172,13 @@ def _ui_command() -> str:
 
     uri = store.uri()
     if uri.startswith("http"):
-        return f"open {uri}"
+        return f"open {store.shown(uri)}"
     beside = Path(sys.executable).with_name("mlflow")
     near = beside.is_relative_to(Path.cwd())
     program = str(beside.relative_to(Path.cwd())) if near else "mlflow"
     default = f"sqlite:///{Path.cwd() / 'mlflow.db'}"
-    where = "" if uri in (default, "sqlite:///mlflow.db") else f" --backend-store-uri {uri}"
+    known = uri in (default, "sqlite:///mlflow.db")
+    where = "" if known else f" --backend-store-uri {store.shown(uri)}"
     return f"{program} ui{where}    # then http://127.0.0.1:5000"
 
 

@@ -1,5 +1,39 @@
 """The one exception that means "the input is at fault", shown to people as a single plain line."""
 
+from __future__ import annotations
+
+import re
+
+LONGEST = 1000  # characters of a message
+
 
 class InputError(ValueError):
     """Bad input. The message is one line: the value, the rule it breaks, and what to do."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(plain(message))
+
+
+def plain(text: str) -> str:
+    """Text as one line of printable characters, without passwords and of bounded length.
+
+    Messages hold values from project files and from stores that others write: a value must neither
+    fill the screen nor command the terminal.
+    """
+    line = printable(without_passwords(" ".join(text.split())))
+    if len(line) <= LONGEST:
+        return line
+    return f"{line[: LONGEST * 2 // 3]} … {line[-LONGEST // 3 :]}"
+
+
+def printable(text: str) -> str:
+    """Text with its control characters written out: those of names could command a terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def without_passwords(text: str) -> str:
+    """Text with the passwords and tokens of the addresses in it left out."""
+    text = re.sub(r"(://[^\s:/@]*):[^\s/]*@", r"\1:***@", text)
+    text = re.sub(r"\b(https?://)[^\s:/@]+@", r"\1***@", text)  # a token in the user's place
+    named = r"(?i)([?&](?:password|passwd|pwd|token|sslpassword)=)[^\s&'\"]*"
+    return re.sub(named, r"\1***", text)

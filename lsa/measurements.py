@@ -7,16 +7,18 @@ import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
+import pydantic
 
 from lsa import probe, store, tracking, train_step
 from lsa.comparison import interval
 from lsa.errors import InputError
-from lsa.project import ALONG, Project
+from lsa.project import ALONG, Project, first_rule
 from lsa.tracking import Done
 
+Shape = TypeVar("Shape", bound=pydantic.BaseModel)
 FETCHERS = 8  # artifacts asked for at once
 # What tells two measurements of one kind apart although they may be compared.
 IDENTITY = {"optimizer", "seed", "checkpoint", "optimizer_b", "seed_b", "checkpoint_b"}
@@ -148,31 +150,92 @@ class Trajectory:
     formula: str = ""  # of the threshold
 
 
+# Text that a figure takes as it is: between two $ it would be a formula.
+_Text = Annotated[str, pydantic.Field(pattern=r"^[^$]*$", max_length=200)]
+
+
+class StoredCurve(pydantic.BaseModel):
+    """A curve in a probe's JSON artifact, as far as figures need it."""
+
+    x_name: _Text
+    x: list[float]
+    y: list[float]
+
+    @pydantic.model_validator(mode="after")
+    def _paired(self) -> StoredCurve:
+        if len(self.x) != len(self.y):
+            raise ValueError("of as many x as y")
+        return self
+
+
+class StoredResult(pydantic.BaseModel):
+    """A probe's JSON artifact."""
+
+    curves: dict[_Text, StoredCurve]
+
+
+class _Series(pydantic.BaseModel):
+    value: list[float]
+
+
+class _Threshold(pydantic.BaseModel):
+    value: float = math.nan
+    formula: _Text = ""
+
+
+class _StoredTrajectory(pydantic.BaseModel):
+    epochs: list[float]
+    train_loss: list[float]
+    metrics: dict[_Text, _Series]
+    threshold: _Threshold | None = None
+
+    @pydantic.model_validator(mode="after")
+    def _paired(self) -> _StoredTrajectory:
+        series = [self.train_loss, *(one.value for one in self.metrics.values())]
+        if any(len(one) != len(self.epochs) for one in series):
+            raise ValueError("of one value per epoch")
+        return self
+
+
 def trajectories(measurements: Sequence[Measurement]) -> list[Trajectory]:
     """Every trajectory that the project has measured."""
     steps = [m for m in measurements if m.step.startswith("trajectory.")]
-    found = artifacts([(m.done.run_id, "trajectory.json") for m in steps])
+    found = artifacts([(m.done.run_id, "trajectory.json") for m in steps], _StoredTrajectory)
     return [_trajectory(m, stored) for m, stored in zip(steps, found, strict=True)]
 
 
-def _trajectory(m: Measurement, stored: dict) -> Trajectory:
-    threshold = stored.get("threshold") or {}
+def _trajectory(m: Measurement, stored: _StoredTrajectory) -> Trajectory:
+    threshold = stored.threshold or _Threshold()
     return Trajectory(
         probe=m.step.partition(".")[2],
         subject=m.subject,
         seed=m.seed,
-        epochs=[float(v) for v in stored["epochs"]],
-        train_loss=[float(v) for v in stored["train_loss"]],
-        metrics={k: [float(v) for v in s["value"]] for k, s in stored["metrics"].items()},
-        threshold=float(threshold.get("value", math.nan)),
-        formula=str(threshold.get("formula", "")),
+        epochs=stored.epochs,
+        train_loss=stored.train_loss,
+        metrics={name: series.value for name, series in stored.metrics.items()},
+        threshold=threshold.value,
+        formula=threshold.formula,
     )
 
 
-def artifacts(wanted: Sequence[tuple[str, str]]) -> list:
-    """JSON artifacts by run and path, fetched several at a time: a server answers each slowly."""
+def artifacts(wanted: Sequence[tuple[str, str]], shape: type[Shape]) -> list[Shape]:
+    """JSON artifacts by run and path, fetched several at a time: a server answers each slowly.
+
+    Raises:
+        InputError: One is missing, or none that lsa wrote.
+    """
+
+    def read(run_id: str, path: str) -> Shape:
+        try:
+            return shape.model_validate(tracking.artifact(run_id, path))
+        except pydantic.ValidationError as error:
+            raise InputError(
+                f"artifact {path} of run {run_id} is none that lsa wrote ({first_rule(error)}); "
+                "delete the run and repeat its step"
+            ) from None
+
     with ThreadPoolExecutor(FETCHERS) as pool:
-        return list(pool.map(lambda one: tracking.artifact(*one), wanted))
+        return list(pool.map(lambda one: read(*one), wanted))
 
 
 def histories(

@@ -65,7 +65,13 @@ def build(
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         # Not torch.manual_seed: it would reseed the accelerators' generators as well.
         torch.default_generator.manual_seed(seed)
-        model = make()
+        try:
+            model = make()
+        except (RuntimeError, MemoryError, OverflowError) as error:
+            if ":" in name:  # the user's own code: they need the whole traceback
+                raise
+            reason = factories.one_line(error)
+            raise InputError(f"model {name} cannot be made: {reason}; choose others.") from error
         if not isinstance(model, nn.Module):
             raise InputError(f"model {name} made a {type(model).__name__}, not a torch.nn.Module.")
         model = model.to("cpu", torch.float32)

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from lsa import plots, probe
-from lsa.measurements import Measurement, Trajectory, artifacts, values
+from lsa.measurements import (
+    Measurement,
+    StoredCurve,
+    StoredResult,
+    Trajectory,
+    artifacts,
+    values,
+)
 from lsa.plots import inside
+
+Curves = Mapping[str, StoredCurve]
 
 # The curve of each probe that tells checkpoints apart; of another probe, its first.
 CURVES = {
@@ -84,11 +93,11 @@ def pictures(
     """Training first, then each probe, then the pairs."""
     known, between = probe.modules(), {step for step, _ in WAYS}
     probes = [m for m in measurements if m.step in known]
-    results = artifacts([(m.done.run_id, f"{m.step}.json") for m in probes])
-    stored: dict[str, list[tuple[Measurement, dict[str, Any]]]] = {}
+    results = artifacts([(m.done.run_id, f"{m.step}.json") for m in probes], StoredResult)
+    stored: dict[str, list[tuple[Measurement, Curves]]] = {}
     for m, result in zip(probes, results, strict=True):
-        if result["curves"]:
-            stored.setdefault(m.step, []).append((m, result["curves"]))
+        if result.curves:
+            stored.setdefault(m.step, []).append((m, result.curves))
     for step in dict.fromkeys(course.probe for course in courses):
         for metric in DURING.get(step, probe.find(step).headline[:1]):
             picture = _trajectory(step, metric, courses)
@@ -104,7 +113,7 @@ def pictures(
 
 
 def _overlay(
-    step: str, curves: list[tuple[Measurement, dict[str, Any]]], measurements: Sequence[Measurement]
+    step: str, curves: list[tuple[Measurement, Curves]], measurements: Sequence[Measurement]
 ) -> Picture:
     """The main curve of a probe, all checkpoints or pairs in one figure."""
     first = curves[0][1]
@@ -118,7 +127,7 @@ def _overlay(
         for subject, by_seed in values(measurements, f"{step}/threshold").items()
     }
     title = f"{step}: {y_name}".replace("_", " ")
-    drawn = plots.overlay(title, first[y_name]["x_name"], y_name, lines, levels)
+    drawn = plots.overlay(title, first[y_name].x_name, y_name, lines, levels)
     caption = CAPTIONS.get(step, probe.find(step).summary)
     return Picture(title, (SEEDS if len(curves) > len(lines) else "") + caption, plots.png(drawn))
 
@@ -147,7 +156,7 @@ def _trajectory(step: str, metric: str, courses: Sequence[Trajectory]) -> Pictur
 
 
 def _profiles(
-    curves: list[tuple[Measurement, dict[str, Any]]], measurements: Sequence[Measurement]
+    curves: list[tuple[Measurement, Curves]], measurements: Sequence[Measurement]
 ) -> Picture:
     """Every pair in a panel of its own."""
     panels: dict[str, dict[str, list[Any]]] = {}
@@ -180,7 +189,7 @@ def _means(measurements: Sequence[Measurement], metric: str) -> dict[tuple[str, 
     return found
 
 
-def _points(curve: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    x, y = (np.array([float(v) for v in curve[axis]]) for axis in ("x", "y"))
+def _points(curve: StoredCurve) -> tuple[np.ndarray, np.ndarray]:
+    x, y = np.array(curve.x), np.array(curve.y)
     kept = np.isfinite(y)
     return x[kept], y[kept]

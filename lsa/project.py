@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import pydantic
-import yaml
 from pydantic import ConfigDict, Field, PrivateAttr
 
-from lsa import probe
+from lsa import documents, probe
 from lsa.errors import InputError
-from lsa.factories import nearest, one_line
+from lsa.factories import nearest
 
 DEFAULT = "digits"
 ALONG = "trajectory."  # + name of a probe: the step that runs it along a training
@@ -174,10 +173,7 @@ def load(name: str = DEFAULT) -> Project:
         InputError: No such project, or a file that breaks a rule.
     """
     path = _locate(name)
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not readable YAML: {one_line(error)}; mend it") from None
+    content = documents.read_yaml(path)
     if not isinstance(content, dict):
         raise InputError(f"{path} must hold sections such as `dataset:`; see projects/digits.yaml")
     project = _validated(Project, str(path), {"name": path.stem} | content)
@@ -255,10 +251,17 @@ def _validated(model: type[Any], where: str, content: dict[str, Any]) -> Any:
             raise InputError(
                 f"{where}: unknown key {place!r}.{nearest(key, known)} Known: {', '.join(known)}"
             ) from None
-        rule = first["msg"].removeprefix("Input should be ")
-        raise InputError(
-            f"{where}: {place}={first['input']!r} must be {rule}; correct it"
-        ) from None
+        raise InputError(f"{where}: {first_rule(error)}; correct it") from None
+
+
+def first_rule(error: pydantic.ValidationError) -> str:
+    """The first rule that a document breaks, with the place and the value."""
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "missing":
+        return f"{place} is missing"
+    rule = first["msg"].removeprefix("Input should be ")
+    return f"{place}={first['input']!r} must be {rule}"
 
 
 def _fields(model: Any, place: tuple[Any, ...]) -> list[str]:

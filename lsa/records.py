@@ -58,6 +58,7 @@ def find(
 def run(done: Done) -> dict[str, Any]:
     """Everything about a run; its numbers with units and standard errors."""
     step = done.tags.get("lsa.step", "")
+    seed = done.tags.get("seed", "")
     files = tracking.files(done.run_id)
     units = _units(done.run_id, step, files)
     values = {**done.metrics, **tracking.not_finite(done.tags)}
@@ -71,7 +72,7 @@ def run(done: Done) -> dict[str, Any]:
         "seconds": done.seconds,
         "project": done.tags.get("project"),
         "optimizer": done.tags.get("optimizer"),
-        "seed": int(done.tags["seed"]) if "seed" in done.tags else None,
+        "seed": int(seed) if seed.lstrip("-").isdecimal() else None,
         "checkpoints": _checkpoints(done, step),
         "parameters": _parameters(done.params, step),
         "metrics": {

@@ -22,6 +22,8 @@ from lsa.store import client, experiments, quoted, uri
 from lsa.tracking import Run, whole
 
 FLAVOR = "lsa"
+SHA256 = "lsa.sha256"  # tag of a logged model: of its checkpoint's content
+LISTED = ("project", "optimizer", "seed", "epoch")  # tags of every version that lsa registers
 
 
 class Flavor:
@@ -35,6 +37,9 @@ class Flavor:
         checkpoints.save(checkpoint, folder)
         mlflow_model.add_flavor(FLAVOR, format=checkpoints.FORMAT, config=checkpoints.CONFIG)
         mlflow_model.save(str(folder / "MLmodel"))
+        # In the database too: whoever may write artifacts alone cannot make up another content.
+        sha256 = checkpoints.recorded(folder)
+        client().set_logged_model_tags(mlflow_model.model_id or "", {SHA256: sha256})
 
 
 def registered_name(project: str, optimizer: str) -> str:
@@ -176,7 +181,9 @@ def find(project: str, optimizer: str, seed: int) -> str:
         newest = max(versions, key=lambda version: int(version.version))
         return f"models:/{newest.name}/{newest.version}"
     others = client().search_model_versions(f"tags.project='{quoted(project)}'", max_results=1000)
-    existing = sorted({f"{v.tags['optimizer']} (seed {v.tags['seed']})" for v in others})
+    existing = sorted(
+        {f"{v.tags['optimizer']} (seed {v.tags['seed']})" for v in others if _ours(v.tags)}
+    )
     raise InputError(
         f"no checkpoint with project={project}, optimizer={optimizer}, seed={seed} in {uri()}; "
         f"there is {', '.join(existing[:12]) or 'none of this project'}; make one with: "
@@ -202,9 +209,10 @@ def fetch(address: str, *, device: str = "cpu", trusted: Sequence[str] = ()) -> 
     info = _info(address)
     try:
         with tempfile.TemporaryDirectory() as scratch:
-            folder = download_artifacts(address, dst_path=scratch)
+            folder = Path(download_artifacts(address, dst_path=scratch))
+            _check_whole(folder, info)
             return checkpoints.read(
-                Path(folder),
+                folder,
                 device=device,
                 trusted=trusted,
                 model_id=info.model_id or "",
@@ -220,12 +228,33 @@ def _info(address: str) -> Model:
         info = Model.load(address)
     except (MlflowException, OSError) as error:
         raise _missing(address, error) from None
+    except Exception as error:  # MLflow takes the file as it is: whatever it holds may go wrong
+        raise InputError(
+            f"the MLmodel file of {address} is damaged ({error}); train again or restore the store"
+        ) from None
     if FLAVOR not in info.flavors:
         raise InputError(
-            f"{address} is a model of flavour {', '.join(info.flavors)}, not an lsa "
+            f"{address} is a model of flavour {', '.join(map(str, info.flavors))}, not an lsa "
             "checkpoint; register one with lsa train"
         )
     return info
+
+
+def _check_whole(folder: Path, info: Model) -> None:
+    """Compare downloaded files with what the store's database knows of them.
+
+    Raises:
+        InputError: They are of another model or run, or were altered.
+    """
+    if not info.model_id:  # logged as the artifact of a run
+        return
+    known = client().get_logged_model(info.model_id)
+    sha256 = known.tags.get(SHA256)  # none of what was logged before there was one
+    if known.source_run_id != info.run_id or sha256 not in (None, checkpoints.recorded(folder)):
+        raise InputError(
+            f"the files of checkpoint {info.model_id} are not those that were logged: they were "
+            "altered or replaced; train again or restore the store's artifacts"
+        )
 
 
 def _missing(address: str, error: Exception) -> InputError:
@@ -255,7 +284,7 @@ def listing(project: str | None = None) -> list[Listed]:
     versions, token = [], None
     while True:
         page = client().search_model_versions(criteria, max_results=1000, page_token=token)
-        versions += [version for version in page if "epoch" in version.tags]
+        versions += [version for version in page if _ours(version.tags)]
         token = page.token
         if not token:
             break
@@ -271,6 +300,11 @@ def listing(project: str | None = None) -> list[Listed]:
         )
         for v in sorted(versions, key=lambda v: (v.name, int(v.version)))
     ]
+
+
+def _ours(tags: Mapping[str, str]) -> bool:
+    """Whether a version has the tags of one that lsa registered: others may share a store."""
+    return all(name in tags for name in LISTED) and all(tags[k].isdecimal() for k in LISTED[2:])
 
 
 def _registered_numbers(criteria: str) -> dict[str, dict[str, float]]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from lsa.documents import parse_json
 from lsa.errors import InputError
 
 
@@ -17,21 +20,70 @@ def save(tree: Any, path: Path) -> None:
     """Write a tree of dicts, lists, tuples, numbers, strings and tensors to one file."""
     tensors: dict[str, Tensor] = {}
     structure = _pack(tree, tensors)
-    save_file(tensors, path, metadata={"structure": json.dumps(structure)})
+    metadata = {"structure": json.dumps(structure), "sha256": digest(tree)}
+    save_file(tensors, path, metadata=metadata)
 
 
 def load(path: Path) -> Any:
     """Read what `save` wrote, tensors on the CPU.
 
     Raises:
-        InputError: The file is missing, truncated or was not written by `save`.
+        InputError: The file is missing, truncated, altered or was not written by `save`.
+    """
+    found, metadata = tensors(path)
+    try:
+        tree = _unpack(parse_json(metadata["structure"], f"the structure in {path}"), found)
+        sha256 = digest(tree)
+    except (LookupError, ValueError, TypeError, AttributeError) as error:
+        raise _damaged(path, error) from None
+    if metadata.get("sha256", sha256) != sha256:
+        raise _damaged(path, "its content is not what was written")
+    return tree
+
+
+def tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors, on the CPU, and metadata of a safetensors file.
+
+    Raises:
+        InputError: The file is missing, truncated, or no safetensors.
     """
     try:
         with safe_open(path, framework="pt") as file:
-            structure = json.loads((file.metadata() or {})["structure"])
-            return _unpack(structure, {key: file.get_tensor(key) for key in file.keys()})
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise InputError(f"{path} is missing or damaged ({error}); make it again") from None
+            found = {key: file.get_tensor(key) for key in file.keys()}
+            return found, file.metadata() or {}
+    # Beside its own errors, safetensors passes on those of torch about types and shapes that a
+    # header claims.
+    except (OSError, SafetensorError, LookupError, ValueError, TypeError, RuntimeError) as error:
+        raise _damaged(path, error) from None
+
+
+def _damaged(path: Path, reason: object) -> InputError:
+    return InputError(f"{path} is missing or damaged ({reason}); make it again")
+
+
+def digest(tree: Any) -> str:
+    """SHA-256 of a tree that `save` takes: the same for the same content, in whatever order."""
+    found = hashlib.sha256()
+    _feed(tree, found)
+    return found.hexdigest()
+
+
+def _feed(node: Any, found: Any) -> None:
+    if isinstance(node, Tensor):
+        values = node.detach().cpu().contiguous()
+        found.update(f"tensor {values.dtype} {list(values.shape)}\n".encode())
+        found.update(values.reshape(-1).view(torch.uint8).numpy().data)
+    elif isinstance(node, dict):
+        found.update(f"dict {len(node)}\n".encode())
+        for key in sorted(node, key=lambda key: (type(key).__name__, key)):
+            _feed(key, found)
+            _feed(node[key], found)
+    elif isinstance(node, list | tuple):
+        found.update(f"{type(node).__name__} {len(node)}\n".encode())
+        for value in node:
+            _feed(value, found)
+    else:
+        found.update(f"{type(node).__name__} {json.dumps(node)}\n".encode())
 
 
 def _pack(node: Any, tensors: dict[str, Tensor]) -> Any:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import functools
 import logging
 import os
-import re
 import shutil
 from pathlib import Path
 
 import mlflow
 
 from lsa import claims
-from lsa.errors import InputError
+from lsa.errors import InputError, without_passwords
 
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # we draw our own
 logging.getLogger("mlflow").setLevel(logging.ERROR)
@@ -37,7 +36,7 @@ def use(tracking: str, registry: str) -> None:
 
 def shown(uri: str) -> str:
     """The address without the password that it may hold."""
-    return re.sub(r"(://[^:/@]*):[^@/]*@", r"\1:***@", uri)
+    return without_passwords(uri)
 
 
 def client() -> mlflow.MlflowClient:

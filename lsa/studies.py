@@ -23,10 +23,10 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from lsa import calls, probe, progress, project, tracking
+from lsa import calls, failures, probe, progress, project, tracking
 from lsa.calls import TRAIN, Call
 from lsa.engines import Engine, Inline, Processes
-from lsa.errors import InputError
+from lsa.errors import InputError, plain
 from lsa.project import ALONG, Project
 from lsa.steps import Step
 from lsa.view import View, quiet
@@ -261,8 +261,9 @@ class Study:
 
 def _line(error: Exception) -> str:
     """An error in one line; the whole of an unforeseen one is in its run's traceback."""
-    first = (str(error).splitlines() or [""])[0]
-    foreseen = isinstance(error, (InputError, ArithmeticError))
+    refused = failures.explained(error)
+    first = refused or plain((str(error).splitlines() or [""])[0])
+    foreseen = refused or isinstance(error, (InputError, ArithmeticError))
     return first if foreseen else f"{type(error).__name__}: {first}"
 
 

@@ -22,8 +22,11 @@ from lsa.images import Split, decode, located
 
 
 def names() -> list[str]:
-    """The classes of `torchvision.datasets`, without those that others are made of."""
-    parts = ("VisionDataset", "ImageFolder", "DatasetFolder", "FakeData")
+    """The classes of `torchvision.datasets`, without those that others are made of.
+
+    And without LSUN, which unpickles what lies in its folder: a checkpoint names both.
+    """
+    parts = ("VisionDataset", "ImageFolder", "DatasetFolder", "FakeData", "LSUN")
     return [name for name in datasets.__all__ if name not in parts]
 
 

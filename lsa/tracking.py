@@ -20,7 +20,6 @@ from typing import Any
 
 import mlflow
 import numpy as np
-from mlflow.artifacts import load_dict
 from mlflow.entities import (
     Dataset,
     DatasetInput,
@@ -32,9 +31,9 @@ from mlflow.entities import (
 )
 from mlflow.exceptions import MlflowException
 
-from lsa import provenance, signals
+from lsa import documents, provenance, signals
 from lsa.checkpoint import Checkpoint
-from lsa.errors import InputError
+from lsa.errors import InputError, without_passwords
 from lsa.probe import Probe, Result
 from lsa.store import client, experiments, quoted, shown, uri
 
@@ -181,10 +180,10 @@ def run(
 
 
 def _note(opened: Run, error: BaseException) -> None:
-    with contextlib.suppress(MlflowException):
-        opened.tags({"lsa.error": str(error)[:5000]})
+    with contextlib.suppress(MlflowException, OSError):  # a full disk does not take this either
+        opened.tags({"lsa.error": without_passwords(str(error))[:5000]})
         if not isinstance(error, (InputError, ArithmeticError)):
-            opened.text(traceback.format_exc(), "traceback.txt")
+            opened.text(without_passwords(traceback.format_exc()), "traceback.txt")
 
 
 def adopt(parent: str) -> None:
@@ -228,8 +227,18 @@ def end_attached(status: str, message: str) -> None:
 
 
 def artifact(run_id: str, path: str) -> Any:
-    """A JSON artifact of a run."""
-    return load_dict(f"runs:/{run_id}/{path}")
+    """A JSON artifact of a run.
+
+    Raises:
+        InputError: It is not there, damaged or beyond all bounds.
+    """
+    name = f"artifact {path} of run {run_id}"
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            file = client().download_artifacts(run_id, path, scratch)
+            return documents.read_json(Path(file), name)
+    except (MlflowException, OSError) as error:
+        raise InputError(f"{name} is not there ({error}); run its step again") from None
 
 
 def _experiment(name: str) -> str:
@@ -363,10 +372,15 @@ def finished_steps(project: str) -> Iterator[Done]:
             order_by=["attributes.start_time DESC"],
             page_token=token,
         )
-        yield from map(_done, page)
+        yield from (_done(run) for run in page if _is_step(run.data.tags))
         token = page.token
         if not token:
             return
+
+
+def _is_step(tags: Mapping[str, str]) -> bool:
+    """Whether a run has what every step of a project has; other programs may share a store."""
+    return "lsa.step" in tags and tags.get("seed", "0").lstrip("-").isdecimal()
 
 
 def not_finite(tags: Mapping[str, str]) -> dict[str, float]:

@@ -11,8 +11,8 @@ PACKAGE = Path(__file__).parent.parent / "lsa"
 
 # A module imports only from lines above its own (probes and plots, packages, also within).
 LAYERS = [
-    {"errors", "signals"},
-    {"mlflow_plugin", "provenance", "claims", "partial", "ranks"},
+    {"errors", "signals", "failures"},
+    {"mlflow_plugin", "provenance", "claims", "partial", "ranks", "documents"},
     {
         "krylov",
         "paths",

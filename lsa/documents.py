@@ -1,0 +1,130 @@
+"""JSON and YAML that strangers may have written: read within bounds, as data and nothing else.
+
+A kilobyte of YAML can stand for gigabytes by its aliases, and a deep document exhausts the stack of
+whoever walks through it.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+from yaml.nodes import MappingNode, Node, SequenceNode
+
+from lsa.errors import InputError
+
+JSON_SIZE = 64 << 20  # bytes; curves and heat maps of a probe are far below
+YAML_SIZE = 256 << 10  # bytes; the parser takes seconds for more
+YAML_VALUES = 20_000  # in the document that the aliases stand for
+DEPTH = 40  # of lists and mappings in each other
+
+
+def read_json(path: Path, name: str = "") -> Any:
+    """A JSON file's content.
+
+    Args:
+        path: The file.
+        name: What messages call it; its own name by default.
+
+    Raises:
+        InputError: It is not there, no JSON, or beyond the bounds.
+    """
+    name = name or path.name
+    return parse_json(_text(path, name, JSON_SIZE), name)
+
+
+def parse_json(text: str, name: str) -> Any:
+    """What a JSON text says.
+
+    Raises:
+        InputError: No JSON, or nested too deeply.
+    """
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{name} is not readable JSON ({_reason(error)}); get it anew") from None
+    level = [found]
+    for _ in range(DEPTH):
+        level = [child for node in level for child in _children(node)]
+        if not level:
+            return found
+    raise InputError(f"{name} nests its values more than {DEPTH} deep; get it anew")
+
+
+def _children(node: Any) -> list[Any]:
+    """The lists and mappings directly inside a value."""
+    inside = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+    return [child for child in inside if isinstance(child, dict | list)]
+
+
+def read_yaml(path: Path) -> Any:
+    """A YAML file's content.
+
+    Raises:
+        InputError: It cannot be read, is no YAML, or is beyond the bounds.
+    """
+    text = _text(path, str(path), YAML_SIZE)
+    loader = None
+    try:
+        loader = yaml.SafeLoader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _measure(node, {}, str(path))
+        return loader.construct_document(node)
+    except InputError:
+        raise
+    # Beside its own errors, the parser passes on those of `int`, `datetime` and others on values
+    # such as `!!int ''` or `2020-13-45`.
+    except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} is not readable YAML: {_reason(error)}; mend it") from None
+    except RecursionError:
+        raise InputError(f"{path} nests its values more than {DEPTH} deep; flatten it") from None
+    finally:
+        if loader:
+            loader.dispose()
+
+
+def _measure(node: Node, known: dict[int, tuple[int, int]], name: str) -> tuple[int, int]:
+    """Number of values and depth of what a node stands for, every alias written out."""
+    if id(node) in known:
+        values, depth = known[id(node)]
+        if not values:
+            raise InputError(f"{name} holds an alias inside of what it stands for; write it out")
+        return values, depth
+    known[id(node)] = 0, 0  # under way
+    values, depth = 1, 0
+    inside: list[Node] = []
+    if isinstance(node, SequenceNode):
+        inside = node.value
+    elif isinstance(node, MappingNode):
+        inside = [one for pair in node.value for one in pair]
+    for child in inside:
+        more, below = _measure(child, known, name)
+        values, depth = values + more, max(depth, below)
+    if values > YAML_VALUES:
+        raise InputError(f"{name} stands for more than {YAML_VALUES} values; shorten it")
+    if depth >= DEPTH:
+        raise InputError(f"{name} nests its values more than {DEPTH} deep; flatten it")
+    known[id(node)] = values, depth + 1
+    return known[id(node)]
+
+
+def _text(path: Path, name: str, limit: int) -> str:
+    """A file's text, of a size within the limit."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(limit + 1)
+        if len(data) > limit:
+            raise InputError(f"{name} has more than {limit >> 10} kB; that is none of lsa's")
+        return data.decode("utf-8")
+    except OSError as error:
+        raise InputError(f"{name} cannot be read: {error.strerror or error}; check it") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{name} is no UTF-8 text ({error.reason}); save it as such") from None
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

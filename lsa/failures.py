@@ -1,0 +1,47 @@
+"""What the machine refuses, as one plain line: a full disk, a folder that cannot be written."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+
+RULES = {
+    errno.ENOSPC: "the disk is full; free some space",
+    errno.EDQUOT: "the disk quota is used up; free some space",
+    errno.EFBIG: "a file grows beyond the limit of this process; raise it (ulimit -f)",
+    errno.EROFS: "the file system is read-only; choose another folder",
+    errno.EACCES: "there is no permission; choose another folder or correct its rights",
+    errno.EPERM: "there is no permission; choose another folder or correct its rights",
+    errno.EIO: "the disk fails; look after it",
+}
+# What SQLite and safetensors say instead, through MLflow: part of the text -> the same.
+TEXTS = {
+    "database or disk is full": errno.ENOSPC,
+    "attempt to write a readonly database": errno.EACCES,
+    "unable to open database file": errno.EACCES,
+    "disk I/O error": errno.EIO,
+    **{f"(os error {number})": number for number in RULES},
+}
+
+
+def explained(error: BaseException) -> str | None:
+    """One line about an error that came of the machine; None for any other."""
+    for one in _chain(error):
+        if isinstance(one, OSError) and one.errno in RULES:
+            where = f"{one.filename}: " if one.filename else ""
+            return f"{where}{RULES[one.errno]}, then start again"
+    for one in _chain(error):
+        for text, number in TEXTS.items():
+            if text in str(one):
+                where = "the store's database: " if "sqlite" in f"{type(one)} {one}" else ""
+                return f"{where}{RULES[number]}, then start again"
+    return None
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and those that it came of."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
