@@ -137,6 +137,8 @@ def _converted(label: str, parameter: inspect.Parameter, expected: Any, value: A
         raise InputError(f"{label}: {parameter.name}={value} must be a number{hint}.")
     try:
         return pydantic.TypeAdapter(expected).validate_python(value)
+    except OverflowError:
+        raise InputError(f"{label}: {parameter.name} is too large a number{hint}.") from None
     except pydantic.ValidationError as error:
         message = error.errors()[-1]["msg"]  # of a union, the widest type
         rule = message.removeprefix("Input should be ").partition(", unable")[0]

@@ -12,7 +12,7 @@ RULES = {
     errno.EROFS: "the file system is read-only; choose another folder",
     errno.EACCES: "there is no permission; choose another folder or correct its rights",
     errno.EPERM: "there is no permission; choose another folder or correct its rights",
-    errno.EIO: "the disk fails; look after it",
+    errno.EIO: "the disk fails, or takes no larger file; look after it",
 }
 # What SQLite and safetensors say instead, through MLflow: part of the text -> the same.
 TEXTS = {
@@ -28,7 +28,8 @@ def explained(error: BaseException) -> str | None:
     """One line about an error that came of the machine; None for any other."""
     for one in _chain(error):
         if isinstance(one, OSError) and one.errno in RULES:
-            where = f"{one.filename}: " if one.filename else ""
+            path = one.filename2 or one.filename  # of a copy, where it was to go
+            where = f"{path}: " if path else ""
             return f"{where}{RULES[one.errno]}, then start again"
     for one in _chain(error):
         for text, number in TEXTS.items():

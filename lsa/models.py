@@ -67,8 +67,8 @@ def build(
         torch.default_generator.manual_seed(seed)
         try:
             model = make()
-        except (RuntimeError, MemoryError, OverflowError) as error:
-            if ":" in name:  # the user's own code: they need the whole traceback
+        except (RuntimeError, MemoryError, OverflowError, TypeError, ValueError) as error:
+            if isinstance(error, InputError) or ":" in name:  # a user's own code has a traceback
                 raise
             reason = factories.one_line(error)
             raise InputError(f"model {name} cannot be made: {reason}; choose others.") from error

@@ -279,9 +279,12 @@ def schedule(
     if name not in SCHEDULES:
         hint = factories.nearest(name, SCHEDULES)
         raise InputError(f"unknown schedule {name!r}.{hint} Known are {', '.join(SCHEDULES)}.")
+    given = {"warmup_epochs": warmup_epochs}
+    checked = factories.check_options(f"schedule {name}", schedule, given, complete=False)
+    warmup_epochs = checked["warmup_epochs"]
     if not 0 <= warmup_epochs <= epochs:
         raise InputError(
-            f"warmup_epochs={warmup_epochs} is not within training; choose 0 to {epochs} epochs."
+            f"warmup_epochs={warmup_epochs:g} is not within training; choose 0 to {epochs} epochs."
         )
     shape = SCHEDULES[name]
     reserved = ("epoch", "start", "end")

@@ -15,6 +15,7 @@ from lsa.factories import nearest
 DEFAULT = "digits"
 ALONG = "trajectory."  # + name of a probe: the step that runs it along a training
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what torch's generators take
 Options = dict[str, Any]  # of a constructor, checked by it
 
 
@@ -72,7 +73,7 @@ class Recipe(_Section):
 
     project: Name
     optimizer: Name
-    seed: int
+    seed: Seed
     dataset: Named
     model: Named
     train: Train
@@ -88,7 +89,7 @@ class Project(_Section):
     model: Named
     train: Train = Train()
     optimizers: dict[Name, Named] = Field(min_length=1)
-    seeds: Annotated[list[int], Field(min_length=1)] = [0]
+    seeds: Annotated[list[Seed], Field(min_length=1)] = [0]
     landscape: Split = Split()
     probes: dict[str, Options | None] = {}
     pairs: dict[str, Options | None] = {}

@@ -15,6 +15,8 @@ from lsa.errors import InputError, without_passwords
 
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # we draw our own
 logging.getLogger("mlflow").setLevel(logging.ERROR)
+# It writes every error of the database, which is raised as well, with parameters and traceback.
+logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 logging.getLogger("alembic").setLevel(logging.ERROR)
 
 

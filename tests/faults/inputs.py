@@ -1,0 +1,209 @@
+"""Malformed projects, options and command lines: each gets one line and exit code 2."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import itertools
+import math
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from faults import Row
+from lsa import checkpoint, cli, probe, project
+from lsa import train as training
+from lsa.errors import InputError
+
+BASE: dict[str, Any] = {
+    "dataset": {"name": "digits", "train_limit": 60, "val_limit": 20},
+    "model": {"name": "mlp", "hidden": [4], "activation": "tanh"},
+    "train": {
+        "epochs": 2,
+        "batch_size": 30,
+        "checkpoint_every": 1,
+        "schedule": {"name": "cosine", "warmup_epochs": 1},
+        "augment": {"crop": 0, "flip": False},
+    },
+    "optimizers": {"sgd": {"name": "SGD", "lr": 0.1, "momentum": 0.9, "nesterov": True}},
+    "seeds": [0],
+    "landscape": {"samples": 32},
+    "probes": {"lanczos": {"k": 1, "tol": 0.1, "split": "no"}},
+    "pairs": {"interpolation": {"points": 5}},
+    "trajectory": {"sgd_noise": {}},
+}
+WRONG = [
+    None, True, -1, 0, 1.5, 10**400, -math.inf, math.nan, "", "x", "1e", "a:b", "os:system",
+    "<script>", "\x1b[2J", "x" * 5000, [], [None], ["x"], [[1]], {}, {"a": 1}, {"name": "x"},
+    {1: {2: 3}}, yaml.safe_load("2020-01-01"),
+]  # fmt: skip
+COMMANDS = [
+    shlex.split(line)
+    for line in (
+        "train",
+        "train --optimizer nope",
+        "train --optimizer",
+        "nope",
+        "--nope",
+        "train --optimizer sgd --epochs x",
+        "train --optimizer sgd --lr -1",
+        "train --optimizer sgd --epochs 0",
+        "train --optimizer sgd --seed a",
+        "train --optimizer sgd --device abacus",
+        "train --optimizer sgd x",
+        "train --optimizer sgd --resume maybe",
+        "train --project nope.yaml",
+        "study nope",
+        "study nope.yaml",
+        "study digits --only nope",
+        "study digits --workers x",
+        "study digits --workers 0 --only x",
+        "report nope",
+        "compare nope",
+        "compare digits",
+        "report digits",
+        "show",
+        "show nope",
+        'show "\'"',
+        "show models:/a/1",
+        "show runs:/x/y",
+        'checkpoints --project "\'"',
+        "lanczos",
+        "lanczos --checkpoint nope",
+        "lanczos --checkpoint models:/",
+        "lanczos --checkpoint models:/../../etc/1",
+        "lanczos --checkpoint models:/a@b",
+        "lanczos --checkpoint runs:/../x",
+        "lanczos --checkpoint a --optimizer sgd",
+        "interpolation --optimizer sgd",
+    )
+]
+
+
+def places(node: Any, path: tuple = ()) -> Iterator[tuple]:
+    """Every place in a document."""
+    if path:
+        yield path
+    if isinstance(node, dict | list):
+        for key, child in node.items() if isinstance(node, dict) else enumerate(node):
+            yield from places(child, (*path, key))
+
+
+def replaced(path: tuple, value: Any) -> dict[str, Any]:
+    """The base project with another value at a place."""
+    found = copy.deepcopy(BASE)
+    node: Any = found
+    for key in path[:-1]:
+        node = node[key]
+    node[path[-1]] = value
+    return found
+
+
+def malformed() -> Iterator[dict[str, Any]]:
+    """Projects with one wrong value each, some of them right by chance."""
+    for path in places(BASE):
+        for value in WRONG:
+            yield replaced(path, value)
+        missing = replaced(path, None)
+        node: Any = missing
+        for key in path[:-1]:
+            node = node[key]
+        del node[path[-1]]
+        yield missing
+        if isinstance(path[-1], str):
+            yield replaced((*path[:-1], path[-1] + "s"), 1)
+
+
+def refusal(file: Path) -> str | None:
+    """The line that a project file gets, or None where it can be trained by.
+
+    Any other exception than InputError passes through: it is a traceback for the user.
+    """
+    try:
+        setting = project.load(str(file))
+        recipe = setting.recipe(next(iter(setting.optimizers)))
+        split = checkpoint.load_data(recipe, "cpu")
+        training.initial(recipe, split)
+    except InputError as error:
+        message = str(error)
+        assert message and message.isprintable(), message
+        return message
+    return None
+
+
+def projects(folder: Path, every: int = 1) -> tuple[int, int]:
+    """How many malformed projects were refused, and how many were right by chance.
+
+    Args:
+        folder: To write them into.
+        every: Take each so many-th.
+    """
+    refused = right = 0
+    for content in itertools.islice(malformed(), 0, None, every):
+        file = folder / "p.yaml"
+        file.write_text(yaml.safe_dump(content), encoding="utf-8")
+        try:
+            line = refusal(file)
+        except Exception as error:
+            raise AssertionError(f"{error!r} for {file.read_text()}") from error
+        refused, right = refused + (line is not None), right + (line is None)
+    return refused, right
+
+
+def options() -> int:
+    """How many wrong values of the probes' options were refused."""
+    refused = 0
+    for name in probe.modules():
+        declared = probe.find(name)
+        for option in (*declared.options, "nope"):
+            for value in WRONG:
+                try:
+                    project.resolve(declared, {option: value}, "test")
+                except InputError as error:
+                    assert str(error).isprintable()
+                    refused += 1
+    return refused
+
+
+def commands(*, every: int = 1, processes: bool = False) -> int:
+    """Malformed command lines, in this process or in one of their own; their number."""
+    taken = COMMANDS[::every]
+    for arguments in taken:
+        if processes:
+            command = [sys.executable, "-m", "lsa", *arguments]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+            code, errors = done.returncode, done.stderr
+        else:
+            stream = io.StringIO()
+            with contextlib.redirect_stderr(stream), contextlib.redirect_stdout(io.StringIO()):
+                code = cli.run(arguments)
+            errors = stream.getvalue()
+        assert code == 2, (arguments, code, errors)
+        assert errors.count("\n") == 1 and errors.startswith("lsa: "), (arguments, errors)
+    return len(taken)
+
+
+def rows(folder: Path) -> list[Row]:
+    """The faults of this module."""
+    folder.mkdir(parents=True, exist_ok=True)
+    refused, _ = projects(folder)
+    assert refused >= 200
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        lines = commands()
+    finally:
+        os.chdir(before)
+    said = "one line: the value, the rule, what to do; exit code 2"
+    return [
+        Row("malformed project", "one wrong value at every place", refused, "nothing", said),
+        Row("malformed option", "wrong values of every probe's", options(), "nothing", said),
+        Row("malformed command line", "by hand", lines, "nothing", said),
+    ]
