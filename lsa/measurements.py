@@ -200,7 +200,7 @@ class _StoredTrajectory(pydantic.BaseModel):
 def trajectories(measurements: Sequence[Measurement]) -> list[Trajectory]:
     """Every trajectory that the project has measured."""
     steps = [m for m in measurements if m.step.startswith("trajectory.")]
-    found = artifacts([(m.done.run_id, "trajectory.json") for m in steps], _StoredTrajectory)
+    found = artifacts([(m.done, "trajectory.json") for m in steps], _StoredTrajectory)
     return [_trajectory(m, stored) for m, stored in zip(steps, found, strict=True)]
 
 
@@ -218,20 +218,21 @@ def _trajectory(m: Measurement, stored: _StoredTrajectory) -> Trajectory:
     )
 
 
-def artifacts(wanted: Sequence[tuple[str, str]], shape: type[Shape]) -> list[Shape]:
+def artifacts(wanted: Sequence[tuple[Done, str]], shape: type[Shape]) -> list[Shape]:
     """JSON artifacts by run and path, fetched several at a time: a server answers each slowly.
 
     Raises:
         InputError: One is missing, or none that lsa wrote.
     """
 
-    def read(run_id: str, path: str) -> Shape:
+    def read(done: Done, path: str) -> Shape:
         try:
-            return shape.model_validate(tracking.artifact(run_id, path))
+            return shape.model_validate(tracking.artifact(done.run_id, path, done.artifacts))
         except pydantic.ValidationError as error:
+            rule = first_rule(error)
             raise InputError(
-                f"artifact {path} of run {run_id} is none that lsa wrote ({first_rule(error)}); "
-                "delete the run and repeat its step"
+                f"artifact {path} of run {done.run_id} is none that lsa wrote ({rule}); delete the "
+                "run and repeat its step"
             ) from None
 
     with ThreadPoolExecutor(FETCHERS) as pool:
@@ -244,8 +245,10 @@ def histories(
     """Optimizer → seed → (epoch, value) of a number that training logs every epoch."""
     runs = [m for m in measurements if m.step == "train"]
     found: dict[str, dict[int, list[tuple[int, float]]]] = {}
-    for m in runs:
-        logged = store.client().get_metric_history(m.done.run_id, metric)
+    client = store.client()
+    with ThreadPoolExecutor(FETCHERS) as pool:
+        histories = pool.map(lambda m: client.get_metric_history(m.done.run_id, metric), runs)
+    for m, logged in zip(runs, histories, strict=True):
         by_epoch = {one.step: one.value for one in logged}
         found.setdefault(m.subject, {})[m.seed] = sorted(by_epoch.items())
     return found

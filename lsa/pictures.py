@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from lsa import plots, probe
+from lsa import drawings, plots, probe
 from lsa.measurements import (
     Measurement,
     StoredCurve,
@@ -93,7 +93,7 @@ def pictures(
     """Training first, then each probe, then the pairs."""
     known, between = probe.modules(), {step for step, _ in WAYS}
     probes = [m for m in measurements if m.step in known]
-    results = artifacts([(m.done.run_id, f"{m.step}.json") for m in probes], StoredResult)
+    results = artifacts([(m.done, f"{m.step}.json") for m in probes], StoredResult)
     stored: dict[str, list[tuple[Measurement, Curves]]] = {}
     for m, result in zip(probes, results, strict=True):
         if result.curves:
@@ -127,9 +127,9 @@ def _overlay(
         for subject, by_seed in values(measurements, f"{step}/threshold").items()
     }
     title = f"{step}: {y_name}".replace("_", " ")
-    drawn = plots.overlay(title, first[y_name].x_name, y_name, lines, levels)
+    png = drawings.png(plots.overlay, title, first[y_name].x_name, y_name, lines, levels)
     caption = CAPTIONS.get(step, probe.find(step).summary)
-    return Picture(title, (SEEDS if len(curves) > len(lines) else "") + caption, plots.png(drawn))
+    return Picture(title, (SEEDS if len(curves) > len(lines) else "") + caption, png)
 
 
 def _trajectory(step: str, metric: str, courses: Sequence[Trajectory]) -> Picture | None:
@@ -151,8 +151,9 @@ def _trajectory(step: str, metric: str, courses: Sequence[Trajectory]) -> Pictur
     if not by_epoch:
         return None
     title = f"{step} during training: {metric}".replace("_", " ")
-    drawn = plots.epochs(title, metric.replace("_", " "), by_epoch, by_loss, thresholds)
-    return Picture(title, SEEDS + TRAJECTORY, plots.png(drawn))
+    name = metric.replace("_", " ")
+    png = drawings.png(plots.epochs, title, name, by_epoch, by_loss, thresholds)
+    return Picture(title, SEEDS + TRAJECTORY, png)
 
 
 def _profiles(
@@ -167,8 +168,8 @@ def _profiles(
                 panels.setdefault(m.subject, {}).setdefault(way, []).append(points)
     known = values(measurements, "auto_neb/log_classes").values()
     bounds = [value for by_seed in known for value in by_seed.values()]
-    drawn = plots.profiles(panels, bounds[0] if bounds else None)
-    return Picture("between the optimizers", SEEDS + PAIRS, plots.png(drawn))
+    png = drawings.png(plots.profiles, panels, bounds[0] if bounds else None)
+    return Picture("between the optimizers", SEEDS + PAIRS, png)
 
 
 def _barriers(measurements: Sequence[Measurement]) -> Iterator[Picture]:
@@ -176,8 +177,9 @@ def _barriers(measurements: Sequence[Measurement]) -> Iterator[Picture]:
     names = list(dict.fromkeys(m.subject for m in measurements if m.step == "train"))
     line, path = (_means(measurements, f"{step}/barrier") for step in ("interpolation", "auto_neb"))
     if len(names) > 1 and (line or path):
-        drawn = plots.barriers(names, line, path, ("straight line", "minimum-energy path"))
-        yield Picture("barriers", BARRIERS, plots.png(drawn))
+        ways = ("straight line", "minimum-energy path")
+        png = drawings.png(plots.barriers, names, line, path, ways)
+        yield Picture("barriers", BARRIERS, png)
 
 
 def _means(measurements: Sequence[Measurement], metric: str) -> dict[tuple[str, str], float]:

@@ -16,7 +16,6 @@ from lsa import (
     steps,
     tracking,
     train_step,
-    trajectory,
 )
 from lsa import report as reports
 from lsa.checkpoint import load_data
@@ -120,6 +119,7 @@ def outlook(setting: Project, *, device: str = "auto") -> list[Outlook]:
     by_key = {run.tags["lsa.key"]: run for run in reversed(done) if "lsa.key" in run.tags}
     before = _newest(done)
     models: dict[tuple[str, int], str] = {}
+    kept = registry.kept(setting.name) if setting.trajectory else ({}, {})
     found = []
     for one in planned(setting):
         subject = " – ".join(one.optimizers)
@@ -131,7 +131,7 @@ def outlook(setting: Project, *, device: str = "auto") -> list[Outlook]:
             inputs: list[str] = []
         else:
             inputs = [models.get((optimizer, one.seed), "") for optimizer in one.optimizers]
-            key, params = _probe(setting, one, inputs)
+            key, params = _probe(setting, one, inputs, kept)
         if key in by_key and all(inputs):
             found.append(Outlook(one, "reused"))
         elif old is None:
@@ -160,7 +160,12 @@ def _training(setting: Project, one: Planned, device: str) -> tuple[str, dict[st
     return key, train_step.train_params(recipe)
 
 
-def _probe(setting: Project, one: Planned, inputs: list[str]) -> tuple[str, dict[str, Any]]:
+def _probe(
+    setting: Project,
+    one: Planned,
+    inputs: list[str],
+    kept: tuple[Mapping[str, str], Mapping[str, Mapping[int, str]]],
+) -> tuple[str, dict[str, Any]]:
     """Key and options of a probe on its input models, or along the training of the one."""
     name = one.step.removeprefix(ALONG)
     declared, samples = probe.find(name), setting.landscape.samples
@@ -168,8 +173,9 @@ def _probe(setting: Project, one: Planned, inputs: list[str]) -> tuple[str, dict
     if name == one.step:
         return steps.probe_key(declared, options, inputs, samples), options
     (final,) = inputs
-    kept = trajectory.models(registry.key(final), setting.train.epochs, final) if final else []
-    ids = [model_id for _, model_id in kept]
+    keys, epochs = kept
+    followed = {**epochs.get(keys.get(final, ""), {}), setting.train.epochs: final} if final else {}
+    ids = [model_id for _, model_id in sorted(followed.items())]
     return steps.probe_key(declared, options, ids, samples, along=True), options
 
 

@@ -300,13 +300,14 @@ def find(name: str) -> Probe:
     Raises:
         InputError: There is no such probe.
     """
+    if name in PROBES:
+        return PROBES[name]
     known = modules()
-    if name not in PROBES:
-        if name not in known:
-            near = get_close_matches(name, known, 1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise InputError(f"unknown probe {name!r}; {hint}known: {', '.join(known)}")
-        importlib.import_module(known[name])
+    if name not in known:
+        near = get_close_matches(name, known, 1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise InputError(f"unknown probe {name!r}; {hint}known: {', '.join(known)}")
+    importlib.import_module(known[name])
     if name not in PROBES:
         raise InputError(f"module {known[name]} declares no probe named {name!r}; mend the package")
     return PROBES[name]

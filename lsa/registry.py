@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from lsa.store import client, experiments, quoted, uri
 from lsa.tracking import Run, whole
 
 FLAVOR = "lsa"
+PAGE = 1000  # models of one search
 SHA256 = "lsa.sha256"  # tag of a logged model: of its checkpoint's content
 LISTED = ("project", "optimizer", "seed", "epoch")  # tags of every version that lsa registers
 
@@ -110,19 +111,36 @@ def trajectory(key: str) -> list[tuple[int, str]]:
 
     Of a training that was repeated, each epoch's newest counts.
     """
-    models: dict[int, str] = {}
+    found = _models(f"tags.`lsa.key` = '{quoted(key)}'")
+    return sorted({int(model.tags["epoch"]): model.model_id for model in found}.items())
+
+
+def kept(project: str) -> tuple[dict[str, str], dict[str, dict[int, str]]]:
+    """All checkpoints of a project in one search, where `key` and `trajectory` take one each.
+
+    Returns:
+        Model id → key of its training, and that key → epoch → model id, the newest.
+    """
+    keys: dict[str, str] = {}
+    epochs: dict[str, dict[int, str]] = {}
+    for model in _models(f"tags.project = '{quoted(project)}' and tags.`lsa.key` != ''"):
+        keys[model.model_id] = training = model.tags["lsa.key"]
+        epochs.setdefault(training, {})[int(model.tags["epoch"])] = model.model_id
+    return keys, epochs
+
+
+def _models(criteria: str) -> Iterator[Any]:
+    """Logged models, the oldest first."""
     token = None
+    order = [{"field_name": "creation_timestamp", "ascending": True}]
     while True:
         page = client().search_logged_models(
-            experiments(),
-            f"tags.`lsa.key` = '{quoted(key)}'",
-            order_by=[{"field_name": "creation_timestamp", "ascending": True}],
-            page_token=token,
+            experiments(), criteria, max_results=PAGE, order_by=order, page_token=token
         )
-        models |= {int(model.tags["epoch"]): model.model_id for model in page}
+        yield from page
         token = page.token
         if not token:
-            return sorted(models.items())
+            return
 
 
 def key(model_id: str) -> str:
@@ -310,11 +328,4 @@ def _ours(tags: Mapping[str, str]) -> bool:
 def _registered_numbers(criteria: str) -> dict[str, dict[str, float]]:
     """Source of a registered version → the numbers of its logged model."""
     criteria = f"{criteria} and tags.`{MLFLOW_MODEL_VERSIONS}` != ''"
-    found: dict[str, dict[str, float]] = {}
-    token = None
-    while True:
-        page = client().search_logged_models(experiments(), criteria, page_token=token)
-        found |= {f"models:/{model.model_id}": _newest(model.metrics) for model in page}
-        token = page.token
-        if not token:
-            return found
+    return {f"models:/{model.model_id}": _newest(model.metrics) for model in _models(criteria)}

@@ -35,7 +35,7 @@ LAYERS = [
     {"outline"},
     {"project", "progress", "mlproject", "plots", "interactive", "subspace_training", "mode_graph"},
     {"probes", "train"},
-    {"checkpoint", "display", "store"},
+    {"checkpoint", "display", "store", "drawings"},
     {"tracking"},
     {"registry"},
     {"steps"},

@@ -6,7 +6,9 @@ import importlib
 import importlib.util
 import io
 
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.image import imsave
 
 from lsa.plots.axes import axes, label
 from lsa.plots.barriers import barriers
@@ -31,8 +33,9 @@ def figures(probe: str, result: Result, title: str) -> dict[str, Figure]:
 
 def png(figure: Figure) -> bytes:
     """The figure as a PNG file."""
-    drawn = io.BytesIO()
-    figure.savefig(drawn, format="png")
+    drawn, canvas = io.BytesIO(), FigureCanvasAgg(figure)
+    canvas.draw()  # once, where `savefig` draws twice
+    imsave(drawn, canvas.buffer_rgba(), format="png", dpi=figure.dpi)
     return drawn.getvalue()
 
 
