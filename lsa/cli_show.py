@@ -60,7 +60,7 @@ def show(
     done = records.find(run, name=project, optimizer=optimizer, seed=seed, step=step)
     found = records.run(done)
     if json:
-        _print_json(found)
+        print_json(found)
         return
     when = found["started"][:16].replace("T", " ")
     _line("run", f"{found['run']}  {found['name']}")
@@ -118,7 +118,7 @@ def checkpoints(
 
     found = records.checkpoints(project)
     if json:
-        _print_json(found)
+        print_json(found)
         return
     if not found:
         where = f" of project {project}" if project else ""
@@ -167,7 +167,7 @@ def probes(json: JSON = False) -> None:
     if json:
         from lsa import records
 
-        _print_json(records.probes())
+        print_json(records.probes())
         return
     summaries = outline.summaries()
     width = max(map(len, summaries), default=0)
@@ -175,7 +175,8 @@ def probes(json: JSON = False) -> None:
         print(f"{name:{width}}  {summary}")
 
 
-def _print_json(document: Any) -> None:
+def print_json(document: Any) -> None:
+    """One JSON document on stdout."""
     print(jsons.dumps(document, indent=2, ensure_ascii=False, allow_nan=False))
 
 

@@ -208,14 +208,24 @@ def end_stale(project: str) -> list[str]:
     Returns:
         Their names.
     """
-    criteria = f"tags.project = '{quoted(project)}' and attributes.status = 'RUNNING'"
-    ended = []
-    for found in client().search_runs(experiments(), criteria):
-        if provenance.gone(found.data.tags):
-            ended.append(found.info.run_name)
-            client().set_tag(found.info.run_id, "lsa.error", "its process died without ending it")
-            client().set_terminated(found.info.run_id, "KILLED")
-    return ended
+    gone = [one for one in running(project) if provenance.gone(one.tags)]
+    for one in gone:
+        end_gone(one.run_id)
+    return [one.name for one in gone]
+
+
+def running(project: str | None = None) -> list[Done]:
+    """The runs that are RUNNING, of a project or of all."""
+    criteria = "attributes.status = 'RUNNING'"
+    if project is not None:
+        criteria += f" and tags.project = '{quoted(project)}'"
+    return [_done(found) for found in client().search_runs(experiments(), criteria)]
+
+
+def end_gone(run_id: str) -> None:
+    """End a run whose process is gone."""
+    client().set_tag(run_id, "lsa.error", "its process died without ending it")
+    client().set_terminated(run_id, "KILLED")
 
 
 def end_attached(status: str, message: str) -> None:

@@ -41,7 +41,7 @@ LAYERS = [
     {"steps"},
     {"train_step"},
     {"trajectory"},
-    {"measurements", "records"},
+    {"measurements", "records", "doctor"},
     {"tables", "pictures", "checks"},
     {"findings"},
     {"insights"},
@@ -50,13 +50,13 @@ LAYERS = [
     {"plan", "mode_study"},
     {"__init__"},
     {"cli_show"},
-    {"cli_study"},
+    {"cli_study", "cli_doctor"},
     {"cli"},
     {"__main__"},
 ]
 ALLOWED = {
     "mlflow": {"store", "tracking", "registry"},
-    "typer": {"cli", "cli_show", "cli_study"},
+    "typer": {"cli", "cli_show", "cli_study", "cli_doctor"},
     "matplotlib": {"plots"},
     "ray": {"ray_tasks"},
 }

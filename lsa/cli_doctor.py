@@ -1,0 +1,43 @@
+"""The command that looks after the machine and the store."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from lsa.cli_show import JSON, print_json
+from lsa.errors import printable
+
+# A server that does not answer is not asked again for minutes.
+PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+
+
+def doctor(
+    end_stale: Annotated[
+        bool, typer.Option("--end-stale", help="end runs that are RUNNING, their process gone")
+    ] = False,
+    json: JSON = False,
+) -> None:
+    """Check versions, environment, device, disk, spool, store and runs; say what to do.
+
+    The exit code is 1 when a check fails.
+
+    Keys of --json, a list of: what, state (ok, warning or failure), found, advice.
+    """
+    for name, value in PATIENCE.items():
+        os.environ.setdefault(name, value)  # before the store sets its own
+    from lsa import doctor as examination
+
+    found = []
+    for one in examination.examine(end_stale=end_stale):
+        found.append(one)
+        if not json:
+            advice = f"; {one.advice}" if one.advice else ""
+            print(f"{one.state:8} {one.what:12} {printable(one.found + advice)}", flush=True)
+    if json:
+        print_json([asdict(one) for one in found])
+    if any(one.state == "failure" for one in found):
+        raise typer.Exit(1)

@@ -1,0 +1,181 @@
+"""What may be wrong with this machine and its store, each with what to do about it."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import platform
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import psutil
+
+from lsa import failures, mlflow_plugin, provenance, store, tracking
+from lsa.errors import plain
+
+LITTLE, TOO_LITTLE = 2e9, 2e8  # bytes of a disk: a training's checkpoints, a single one
+
+
+@dataclass(frozen=True)
+class Checked:
+    """One thing looked at."""
+
+    what: str
+    state: Literal["ok", "warning", "failure"]
+    found: str
+    advice: str = ""  # what to do, unless it is ok
+
+
+def examine(*, end_stale: bool = False) -> Iterator[Checked]:
+    """Look at everything, one after the other.
+
+    Args:
+        end_stale: End runs that are RUNNING although their process here is gone.
+    """
+    looks: dict[str, Callable[[], Checked]] = {
+        "versions": _versions,
+        "environment": _environment,
+        "device": _device,
+        "disk": _disk,
+        "spool": _spool,
+        "store": _store,
+    }
+    state = ""
+    for what, look in looks.items():
+        found = _looked(what, look)
+        yield found
+        state = found.state
+    if state != "failure" and not _absent():  # the store, which comes last, answers
+        yield _looked("runs", lambda: _runs(end_stale))
+
+
+def _looked(what: str, look: Callable[[], Checked]) -> Checked:
+    try:
+        return look()
+    except Exception as error:  # whatever it is: that is what the doctor was called for
+        refused = failures.explained(error)
+        found = refused or plain(f"{type(error).__name__}: {error}".partition("\n")[0])
+        return Checked(what, "failure", found, "correct that and look again")
+
+
+def _versions() -> Checked:
+    found = provenance.versions()
+    text = ", ".join(f"{name} {version}" for name, version in found.items())
+    missing = [name for name, version in found.items() if version == "not installed"]
+    if missing:
+        return Checked("versions", "failure", text, f"pip install {' '.join(missing)}")
+    return Checked("versions", "ok", text)
+
+
+def _environment() -> Checked:
+    """What `mlflow run` of this project computes in."""
+    conda, uv = (shutil.which(name) for name in ("conda", "uv"))
+    here = f"Python {platform.python_version()} in {sys.prefix}"
+    if conda or {"MLFLOW_CONDA_HOME", "CONDA_EXE"} & os.environ.keys():
+        return Checked("environment", "ok", f"{here}; `mlflow run` builds one with conda")
+    managers = "--env-manager local" + (" or --env-manager uv" if uv else "")
+    if mlflow_plugin.needs_stand_in(["mlflow", "run", "."], os.environ):
+        return Checked(
+            "environment", "ok", f"{here}; `mlflow run` takes it too, as there is no conda"
+        )
+    off = os.environ.get(mlflow_plugin.SWITCH) == "off"
+    why = f", and {mlflow_plugin.SWITCH}=off" if off else ""
+    advice = f"install conda, or call mlflow run with {managers}"
+    return Checked("environment", "warning", f"{here}; there is no conda{why}", advice)
+
+
+def _device() -> Checked:
+    import torch
+
+    memory = psutil.virtual_memory()
+    free = f"{memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB of memory free"
+    cpu = f"{psutil.cpu_count()} CPU cores, {torch.get_num_threads()} threads, {free}"
+    if not torch.cuda.is_available():
+        return Checked("device", "ok", f"{cpu}; no GPU")
+    names = []
+    for i in range(torch.cuda.device_count()):
+        ones = torch.ones(8, 8, device=f"cuda:{i}")
+        if not bool((ones @ ones == 8).all()):
+            advice = "leave it out with CUDA_VISIBLE_DEVICES"
+            return Checked("device", "failure", f"cuda:{i} computes wrongly", advice)
+        unused, total = torch.cuda.mem_get_info(i)
+        name = torch.cuda.get_device_name(i)
+        names.append(f"cuda:{i} {name}, {unused / 1e9:.1f} of {total / 1e9:.1f} GB free")
+    return Checked("device", "ok", "; ".join([cpu, *names]))
+
+
+def _disk() -> Checked:
+    """Space where lsa writes, and whether it may."""
+    found, worst = [], float("inf")
+    places = {"here": Path.cwd(), "for temporary files": Path(tempfile.gettempdir())}
+    for name, place in places.items():
+        with tempfile.TemporaryFile(dir=place) as file:
+            file.write(b"0")
+        free = shutil.disk_usage(place).free
+        worst = min(worst, free)
+        found.append(f"{free / 1e9:.1f} GB free {name}")
+    text = ", ".join(found)
+    if worst < LITTLE:
+        state = "failure" if worst < TOO_LITTLE else "warning"
+        return Checked("disk", state, text, "free some space; a checkpoint is lost without")
+    return Checked("disk", "ok", text)
+
+
+def _spool() -> Checked:
+    """Results that were measured while the store was away."""
+    if importlib.util.find_spec("lsa.spool") is None:
+        return Checked("spool", "ok", "none")
+    spool: Any = importlib.import_module("lsa.spool")
+    waiting = spool.entries()
+    for path in waiting:
+        spool.read(path)  # raises what is damaged
+    if waiting:
+        text = f"{len(waiting)} results in {spool.folder()} are measured and not logged"
+        return Checked("spool", "warning", text, "run lsa sync when the store answers")
+    return Checked("spool", "ok", f"nothing waits in {spool.folder()}")
+
+
+def _store() -> Checked:
+    uri = store.uri()
+    shown = store.shown(uri)
+    if _absent():
+        with tempfile.TemporaryFile(dir=Path(uri.removeprefix("sqlite:///")).absolute().parent):
+            pass
+        return Checked("store", "ok", f"{shown} is not there yet; the first run makes it")
+    client = store.client()
+    (first, *_) = client.search_experiments(max_results=1)
+    client.set_experiment_tag(first.experiment_id, "lsa.doctor", "can write")
+    versions = client.search_model_versions(max_results=1)
+    holds = "with" if versions else "without"
+    return Checked("store", "ok", f"{shown} answers and takes what is written, {holds} checkpoints")
+
+
+def _absent() -> bool:
+    """Whether the store is a database that no run has made yet."""
+    uri = store.uri()
+    return uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists()
+
+
+def _runs(end: bool) -> Checked:
+    running = list(tracking.running())
+    gone = [one for one in running if provenance.gone(one.tags)]
+    elsewhere = [one for one in running if one.tags.get("lsa.host") != provenance.host()]
+    text = f"{len(running)} are RUNNING"
+    if elsewhere:
+        text += f", {len(elsewhere)} of them on other machines, of which nothing is known here"
+    if not gone:
+        return Checked("runs", "ok", text)
+    names = ", ".join(f"{one.name} ({one.run_id[:8]})" for one in gone[:5])
+    names += ", …" if len(gone) > 5 else ""
+    if end:
+        for one in gone:
+            tracking.end_gone(one.run_id)
+        return Checked("runs", "ok", f"{text}; ended {len(gone)} whose process is gone: {names}")
+    text += f"; the process of {len(gone)} is gone: {names}"
+    return Checked("runs", "warning", plain(text), "end them with lsa doctor --end-stale")
