@@ -46,7 +46,7 @@ def run(arguments: Sequence[str]) -> int:
     wanted = next((word for word in words if not word.startswith("-")), None)
     if ranks.size() > 1 and wanted not in (None, *outline.summaries()):
         return _refused(
-            f"{wanted} runs in one process; start it without torchrun, as probes do not"
+            f"{wanted} runs in one process; start it without torchrun, as probes do not", EXIT_INPUT
         )
     command = typer.main.get_command(application(wanted))
     with signals.caught():

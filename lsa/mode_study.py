@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 
+import pydantic
+
 from lsa import measurements, plots, tracking
 from lsa.errors import InputError
 from lsa.factories import nearest
@@ -19,6 +21,23 @@ from lsa.project import Project
 from lsa.studies import Handle, Study
 
 STEPS = ("interpolation", "auto_neb")
+
+
+class _Number(pydantic.BaseModel):
+    value: float
+    unit: str = ""
+    standard_errors: dict[str, float] = {}
+
+
+class _Curve(measurements.StoredCurve):
+    y_standard_error: list[float] | None = None
+
+
+class _Stored(pydantic.BaseModel):
+    """A pair probe's JSON artifact, as far as the graph needs it."""
+
+    metrics: dict[str, _Number]
+    curves: dict[str, _Curve]
 
 
 def run(
@@ -82,10 +101,11 @@ def _read(asked: Mapping[tuple[int, int], Mapping[str, Handle]]) -> list[Pair]:
         for step, handle in handles.items()
         if handle.state in ("done", "reused")
     ]
-    stored = measurements.artifacts([(run_id, f"{step}.json") for _, step, run_id in done])
+    wanted = [(tracking.read(run_id), f"{step}.json") for _, step, run_id in done]
+    stored = measurements.artifacts(wanted, _Stored)
     found: dict[tuple[int, int], dict[str, Stored]] = {}
     for (pair, step, _), content in zip(done, stored, strict=True):
-        found.setdefault(pair, {})[step] = content
+        found.setdefault(pair, {})[step] = content.model_dump()
     return [Pair(a, b, results) for (a, b), results in found.items()]
 
 
