@@ -1,4 +1,9 @@
-"""Faults injected on purpose, each telling whether anything was lost: the rows of a table."""
+"""Faults injected on purpose into real processes, and what was lost by them.
+
+`python -m tests.faults` runs them all and writes docs/reliability.md; `--only server` runs one
+module again and replaces its rows. Each module has `rows(folder)`, which raises AssertionError when
+anything was lost.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +12,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Row:
-    """One kind of fault, and what came of it every time."""
+    """One row of the table."""
 
     fault: str
     injected: str  # how

@@ -124,7 +124,7 @@ def rows(folder: Path) -> list[Row]:
     assert all(cut) and all(gone)
     harmless = bits.count(False)
     said = "one line: is no whole lsa checkpoint, and why; exit code 2"
-    read = f"; {harmless} of the bits stand for nothing (spaces), and the checkpoint was read"
+    read = f"; {harmless} of the bits mean nothing, and the same was read" if harmless else ""
     return [
         Row("checkpoint truncated", f"cut off at {PLACES} places", len(cut), "nothing", said),
         Row("checkpoint's file deleted", "each of its files", len(gone), "nothing", said),

@@ -198,12 +198,13 @@ def rows(folder: Path) -> list[Row]:
     before = Path.cwd()
     os.chdir(folder)
     try:
-        lines = commands()
+        lines, in_processes = commands(), commands(every=6, processes=True)
     finally:
         os.chdir(before)
     said = "one line: the value, the rule, what to do; exit code 2"
     return [
         Row("malformed project", "one wrong value at every place", refused, "nothing", said),
         Row("malformed option", "wrong values of every probe's", options(), "nothing", said),
-        Row("malformed command line", "by hand", lines, "nothing", said),
+        Row("malformed command line", "in one process", lines, "nothing", said),
+        Row("the same", "each in a process of its own", in_processes, "nothing", said),
     ]
