@@ -300,7 +300,7 @@ def find(name: str) -> Probe:
     Raises:
         InputError: There is no such probe.
     """
-    if name in PROBES:
+    if name in PROBES:  # to list all, the metadata of every installed package is read
         return PROBES[name]
     known = modules()
     if name not in known:
