@@ -59,6 +59,29 @@ def test_two_processes_log_one_run_with_the_eigenvalues_of_one(trained):
     assert values[0] == pytest.approx(values[1], rel=1e-5)
 
 
+def test_a_probe_along_a_training_is_shared_too(workplace):
+    file = workplace / "projects" / "tiny.yaml"
+    kept = file.read_text().replace("batch_size: 50}", "batch_size: 50, checkpoint_every: 1}")
+    file.write_text(kept)
+    final = lsa.load(lsa.step("train", project="tiny", optimizer="sgd").run_id)
+    alone = lsa.follow("lanczos", final, k=1, density_probes=0, split="no")
+    options = ["--k", "1", "--density-probes", "0", "--split", "no", "--epochs", "all"]
+    done = torchrun("lanczos", *OF_SGD, *options)
+    assert done.returncode == 0, done.stderr
+    key = "trajectory.lanczos/lambda_max"
+    found = mlflow.search_runs(
+        search_all_experiments=True,
+        filter_string="tags.`lsa.step` = 'trajectory.lanczos'",
+        output_format="list",
+    )
+    together, before = (
+        {m.step: m.value for m in mlflow.MlflowClient().get_metric_history(r.info.run_id, key)}
+        for r in found
+    )
+    assert found[1].info.run_id == alone.run_id and before.keys() == {0, 1, 2}
+    assert together == pytest.approx(before, rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
