@@ -77,8 +77,11 @@ def host() -> str:
 
 
 def _identity(process: psutil.Process) -> str:
-    """A process as no later one can be named: process numbers are used again."""
-    return f"{process.pid}@{process.create_time():.2f}"
+    """A process as no later one can be named: process numbers are used again.
+
+    By the time from the machine's start to its own, which setting the clock does not change.
+    """
+    return f"{process.pid}@{process.create_time() - psutil.boot_time():.2f}"
 
 
 def gone(tags: Mapping[str, str]) -> bool:

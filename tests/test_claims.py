@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 
+import psutil
 from processes import started
 
 from lsa import claims, provenance
@@ -53,3 +54,13 @@ def test_a_process_is_known_to_be_gone(tmp_path):
     assert provenance.gone(here | {"lsa.process": f"{pid}@1.00"})  # its number, used again
     assert not provenance.gone(here | {"lsa.host": "elsewhere", "lsa.process": "1@1.00"})
     assert not provenance.gone({})
+
+
+def test_a_process_is_the_same_after_the_clock_was_set(monkeypatch):
+    """The system tells when it was started by the clock of now; so does psutil of a process."""
+    before = provenance.machine("cpu")
+    began = psutil.boot_time()
+    for module in (psutil, psutil._psplatform):
+        monkeypatch.setattr(module, "boot_time", lambda: began + 3600.5)
+    assert psutil.Process().create_time() > time.time()
+    assert not provenance.gone(before)
