@@ -16,8 +16,9 @@ from typing import Annotated, Any, Literal, Optional
 
 import typer
 
-from lsa import failures, outline, probe, ranks, signals
+from lsa import failures, outline, probe, ranks, signals, spool
 from lsa.cli_doctor import doctor
+from lsa.cli_server import sync
 from lsa.cli_show import checkpoints, probes, show, written
 from lsa.cli_study import DEVICE, PROJECT, compare, mode_graph, report, study
 from lsa.errors import InputError, plain
@@ -27,6 +28,7 @@ CONTEXT = {
     "token_normalize_func": lambda token: token.replace("_", "-"),
 }
 EXIT_FAILURE, EXIT_INPUT = 1, 2
+EXIT_NOT_LOGGED = 75  # as of a mail that could not be delivered yet (sysexits.h)
 # Module that a tracking store's address asks for -> what to install.
 DRIVERS = {"psycopg": "psycopg[binary]", "psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}
 # Click's usage error; typer carries its own copy of click, so its own is the one raised.
@@ -38,7 +40,7 @@ def run(arguments: Sequence[str]) -> int:
 
     Returns:
         The exit code: 0, 2 for bad input and 1 for what the machine refuses (one plain line on
-        stderr), 130 or 143 after a signal.
+        stderr), 75 when something is measured and not logged (also one), 130 or 143 after a signal.
     """
     # torch's own forward mode says this to people who cannot do anything about it.
     warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated")
@@ -59,7 +61,8 @@ def run(arguments: Sequence[str]) -> int:
                 return _stopped(stop)
             line = _explained(error, arguments)
             if line is not None:
-                return _refused(line, EXIT_INPUT)
+                measured = isinstance(error, spool.NotLogged)
+                return _refused(line, EXIT_NOT_LOGGED if measured else EXIT_INPUT)
             line = failures.explained(error)
             if line is None:
                 ranks.speaks_of_failure()  # its traceback will
@@ -79,8 +82,12 @@ def _explained(error: BaseException, arguments: Sequence[str]) -> str | None:
     """One plain line about bad input; None for an error that is no one's input."""
     if isinstance(error, UsageError):
         return _usage(error, arguments)
-    if isinstance(error, InputError | ArithmeticError):  # arithmetic: diverged
+    if isinstance(error, InputError | ArithmeticError | spool.NotLogged):  # arithmetic: diverged
         return str(error)
+    if type(error).__module__ == "mlflow.exceptions":
+        from lsa import store
+
+        return store.explained(error) if store.away(error) or store.barred(error) else None
     if isinstance(error, ModuleNotFoundError) and error.name in DRIVERS:
         return f"the store's database driver is missing; pip install '{DRIVERS[error.name]}'"
     return None
@@ -132,7 +139,7 @@ def application(wanted: str | None = None) -> typer.Typer:
         add_completion=True,
         pretty_exceptions_enable=False,
     )
-    for function in (train, study, compare, report, show, checkpoints, probes, doctor):
+    for function in (train, study, compare, report, show, checkpoints, probes, doctor, sync):
         app.command(context_settings=CONTEXT)(function)
     app.command("mode_graph", context_settings=CONTEXT)(mode_graph)
     app.command("mlproject", hidden=True, context_settings=CONTEXT)(mlproject)

@@ -57,7 +57,7 @@ def study(
     ] = False,
 ) -> None:
     """Train every optimizer of a project and run every probe; print the table."""
-    from lsa import plan, studies, tracking
+    from lsa import plan, spool, studies, tracking
     from lsa import project as projects
 
     if address and engine != "ray":
@@ -89,12 +89,14 @@ def study(
                 engine=place,
             ) as running:
                 plan.run(setting, running)
-        except studies.Failed as error:
+        except (studies.Failed, spool.NotLogged) as error:
             failed = error
-    _print_tables(whole)
+    if not running.unlogged:
+        _print_tables(whole)
     states = [handle.state for handle in running.handles]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
-    print(f"{len(states)} steps: {counts}. To compare them, open MLflow:\n    {_ui_command()}")
+    there = "" if running.unlogged else f" To compare them, open MLflow:\n    {_ui_command()}"
+    print(f"{len(states)} steps: {counts}.{there}")
     if failed:
         for handle in running.failures:
             print(f"{handle.call.label}: {handle.error}\n    {handle.command}")

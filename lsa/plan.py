@@ -100,6 +100,8 @@ def run(setting: Project, study: Study) -> None:
         else:
             study.step(one.step, *(trained[optimizer, one.seed] for optimizer in one.optimizers))
     study.advance()
+    if study.unlogged:
+        return
     if study.opened and any(handle.state in ("done", "reused") for handle in study.handles):
         reports.log(study.opened, reports.report(study.setting))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mlflow.artifacts import download_artifacts
+from mlflow.entities import LoggedModelStatus, Metric
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
@@ -18,10 +20,11 @@ from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 from lsa import checkpoint as checkpoints
 from lsa.checkpoint import Checkpoint
 from lsa.errors import InputError
-from lsa.store import client, experiments, quoted, uri
-from lsa.tracking import Run, whole
+from lsa.store import away, client, experiments, explained, quoted, uri
+from lsa.tracking import Run, dataset_key, finite, whole
 
 FLAVOR = "lsa"
+FILES, ABOUT = "files", "about.json"  # of a checkpoint in a spool entry
 PAGE = 1000  # models of one search
 SHA256 = "lsa.sha256"  # tag of a logged model: of its checkpoint's content
 LISTED = ("project", "optimizer", "seed", "epoch")  # tags of every version that lsa registers
@@ -31,11 +34,10 @@ class Flavor:
     """The MLflow flavour of a checkpoint: our files beside an `MLmodel`, nothing to unpickle."""
 
     @staticmethod
-    def save_model(path: str, mlflow_model: Model, checkpoint: Checkpoint, **_: Any) -> None:
-        """Write the checkpoint where MLflow wants it."""
+    def save_model(path: str, mlflow_model: Model, files: Path, **_: Any) -> None:
+        """Put the checkpoint's files where MLflow wants it."""
         folder = Path(path)
-        folder.mkdir(parents=True, exist_ok=True)
-        checkpoints.save(checkpoint, folder)
+        shutil.copytree(files, folder, dirs_exist_ok=True)
         mlflow_model.add_flavor(FLAVOR, format=checkpoints.FORMAT, config=checkpoints.CONFIG)
         mlflow_model.save(str(folder / "MLmodel"))
         # In the database too: whoever may write artifacts alone cannot make up another content.
@@ -48,43 +50,104 @@ def registered_name(project: str, optimizer: str) -> str:
     return f"{project}.{optimizer}"
 
 
-def log(checkpoint: Checkpoint) -> str:
-    """Log a checkpoint as a model of the run that is open.
+# --- from a run's spool entry into the store ------------------------------------------------------
 
-    Returns:
-        The logged model's id.
+
+def keep(
+    opened: Run, checkpoint: Checkpoint, values: Mapping[str, float], key: str, *, final: bool
+) -> None:
+    """Write a checkpoint and its evaluation into a run's entry; `deliver` sends it.
+
+    Args:
+        opened: The training's run.
+        checkpoint: Without a `model_id`, which the store gives.
+        values: Logged on the run and on the checkpoint.
+        key: Of the training.
+        final: Whether it is to be registered.
     """
-    recipe, tags = checkpoint.recipe, _tags(checkpoint)
-    on_the_way = "" if checkpoint.epoch == recipe.train.epochs else f"-epoch{checkpoint.epoch}"
-    logged = Model.log(
-        artifact_path=None,
-        name=f"{recipe.optimizer}-s{recipe.seed}{on_the_way}",
-        flavor=Flavor,
-        step=checkpoint.epoch,
-        params=tags,
-        tags=tags,
+    recipe = checkpoint.recipe
+    opened.not_finite(values)
+    on_the_way = "" if final else f"-epoch{checkpoint.epoch}"
+    with opened.entry.checkpoint(f"{checkpoint.epoch:06}") as folder:
+        (folder / FILES).mkdir()
+        checkpoints.save(checkpoint, folder / FILES)
+        about = {
+            "name": f"{recipe.optimizer}-s{recipe.seed}{on_the_way}",
+            "register": registered_name(recipe.project, recipe.optimizer) if final else None,
+            "epoch": checkpoint.epoch,
+            "key": key,
+            "tags": _tags(checkpoint),
+            "metrics": finite(values, checkpoint.epoch, dataset_key(checkpoint)),
+        }
+        (folder / ABOUT).write_text(json.dumps(about), encoding="utf-8")
+
+
+def deliver(opened: Run) -> None:
+    """Send all that a run's entry holds, its checkpoints too: each once, however often this ends
+    early and is repeated."""
+    opened.send()
+    for folder in opened.entry.checkpoints():
+        about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+        if about["register"] is None and about["epoch"] in dict(trajectory(about["key"])):
+            shutil.rmtree(folder)  # an earlier run of this training has logged it
+            continue
+        model_id = _logged(opened.id, about) or log(opened.id, about, folder / FILES)
+        metrics = [Metric(**one, model_id=model_id) for one in about["metrics"]]
+        client().log_batch(opened.id, metrics=metrics)
+        if about["register"]:
+            address = _registered(opened.id, about["register"], model_id, about["tags"])
+            opened.tags({"lsa.checkpoint": address, "lsa.model_id": model_id})
+        seal(model_id, about["key"])
+        if about["register"] is None:
+            shutil.rmtree(folder)
+    opened.send()
+
+
+def _logged(run_id: str, about: Mapping[str, Any]) -> str | None:
+    """The model of a checkpoint whose files are in the store."""
+    criteria = f"source_run_id = '{quoted(run_id)}' and name = '{quoted(about['name'])}'"
+    found = client().search_logged_models(experiments(), criteria)
+    return next((m.model_id for m in found if m.status == LoggedModelStatus.READY), None)
+
+
+def log(run_id: str, about: Mapping[str, Any], files: Path) -> str:
+    """Log a checkpoint's files as a model of a run; the model's id."""
+    run = client().get_run(run_id)
+    made = client().create_logged_model(  # Model.log would make it in another experiment
+        run.info.experiment_id,
+        name=about["name"],
+        source_run_id=run_id,
+        tags=about["tags"],
+        params={**about["tags"], **run.data.params},
         model_type="lsa.checkpoint",
-        checkpoint=checkpoint,
     )
-    return logged.model_id
+    Model.log(
+        artifact_path=None,
+        flavor=Flavor,
+        step=about["epoch"],
+        run_id=run_id,
+        model_id=made.model_id,
+        files=files,
+    )
+    return made.model_id
 
 
-def register(opened: Run, checkpoint: Checkpoint) -> tuple[str, str]:
-    """Log a checkpoint as a model of the run and register it.
-
-    Returns:
-        The logged model's id and the registered version's address.
-    """
-    recipe, tags = checkpoint.recipe, _tags(checkpoint)
-    name = registered_name(recipe.project, recipe.optimizer)
-    model_id = log(checkpoint)
-    with contextlib.suppress(MlflowException):  # it exists
-        client().create_registered_model(name, tags={k: tags[k] for k in ("project", "optimizer")})
+def _registered(run_id: str, name: str, model_id: str, tags: Mapping[str, str]) -> str:
+    """Register a model of a run, unless it is; the version's address."""
     source = f"models:/{model_id}"
-    version = client().create_model_version(name, source, opened.id, tags=tags, model_id=model_id)
+    known = client().search_model_versions(f"run_id='{quoted(run_id)}'")
+    version = next((v for v in known if v.source == source), None)
+    if version is None:
+        with contextlib.suppress(MlflowException):  # it exists
+            client().create_registered_model(
+                name, tags={k: tags[k] for k in ("project", "optimizer")}
+            )
+        version = client().create_model_version(
+            name, source, run_id, tags=dict(tags), model_id=model_id
+        )
     link = json.dumps([{"name": name, "version": version.version}])  # what the UI's table reads
     client().set_logged_model_tags(model_id, {MLFLOW_MODEL_VERSIONS: link})
-    return model_id, f"models:/{name}/{version.version}"
+    return f"models:/{name}/{version.version}"
 
 
 def _tags(checkpoint: Checkpoint) -> dict[str, str]:
@@ -276,6 +339,8 @@ def _check_whole(folder: Path, info: Model) -> None:
 
 
 def _missing(address: str, error: Exception) -> InputError:
+    if away(error):
+        return InputError(f"cannot fetch {address}: {explained(error)}")
     return InputError(
         f"no checkpoint at {address} in {uri()} ({str(error).splitlines()[0]}); list them with "
         "lsa checkpoints, or make one with lsa train"

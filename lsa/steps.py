@@ -21,7 +21,9 @@ from lsa import (
     provenance,
     ranks,
     registry,
+    spool,
     store,
+    sync,
     tracking,
 )
 from lsa.checkpoint import Checkpoint
@@ -157,13 +159,18 @@ def probe_key(
 def once(key: str, run: Callable[[], Step], *, reuse: bool) -> Step:
     """Run a step alone on this machine, or return the finished one with its key.
 
+    One that has been measured and not logged is delivered, and not measured again.
+
     Args:
         key: Of the step.
         run: Runs it.
         reuse: Whether a finished one counts.
     """
     with claims.claim(store.uri(), key):
-        if reuse and (done := tracking.finished(key)):
+        if waiting := spool.find(key, store.shown(store.uri())):
+            return finished_step(sync.deliver(waiting), reused=True)
+        # Anyway: to measure what is there already takes longer than to ask for it.
+        if reuse and (done := store.ask(lambda: tracking.finished(key), None, anyway=True)):
             return finished_step(done.run_id, reused=True)
         return run()
 
@@ -227,6 +234,7 @@ def _measure(
     ):
         opened.params(probe_params(sources, resolved, seed))
         opened.inputs(sources)
+        opened.attempt()
         with progress.bar(title) as report:
             result = call_probe(declared, sources, seed, report, resolved, memory=memory)
         tracking.log_result(opened, declared, result, sources)

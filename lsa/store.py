@@ -5,19 +5,34 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import re
 import shutil
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import mlflow
+from mlflow.exceptions import MlflowException, RestException
+from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
 from lsa import claims
 from lsa.errors import InputError, without_passwords
 
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # we draw our own
+# Waits of 0, 4, 8, 16 and 32 s between its tries: longer than a server takes to start again.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "5")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # a line for every try
 logging.getLogger("mlflow").setLevel(logging.ERROR)
 # It writes every error of the database, which is raised as well, with parameters and traceback.
 logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 logging.getLogger("alembic").setLevel(logging.ERROR)
+
+PAUSE = 30.0  # seconds in which a store that did not answer is not asked again
+_silent_until = 0.0
+T = TypeVar("T")
 
 
 def uri() -> str:
@@ -54,14 +69,18 @@ def _prepare(uri: str) -> None:
         with claims.claim(uri, "tables"):
             path = Path(uri.removeprefix("sqlite:///"))
             if uri.startswith("sqlite:///") and "?" not in uri and not path.exists():
-                _make_whole(path)
+                make_whole(path)
             mlflow.MlflowClient().search_experiments(max_results=1)
 
 
-def _make_whole(path: Path) -> None:
+def make_whole(path: Path, artifacts: str | None = None) -> None:
     """A new SQLite store, there only when it is complete.
 
     MLflow cannot open one whose making was cut short, nor finish it.
+
+    Args:
+        path: Of the database.
+        artifacts: Root of the files, in place of MLflow's own choice.
     """
     folder = path.with_name(f".{path.name}.new")
     shutil.rmtree(folder, ignore_errors=True)  # what a process left that was killed here
@@ -70,10 +89,62 @@ def _make_whole(path: Path) -> None:
     except OSError as error:
         raise InputError(f"cannot make the store {path}: {error.strerror or error}") from None
     new = folder / path.name
-    mlflow.MlflowClient(f"sqlite:///{new}").search_experiments(max_results=1)
+    if artifacts:
+        SqlAlchemyStore(f"sqlite:///{new}", artifacts)
+    else:
+        mlflow.MlflowClient(f"sqlite:///{new}").search_experiments(max_results=1)
     if not path.exists():  # else another program was faster
         new.replace(path)
     shutil.rmtree(folder)
+
+
+def away(error: BaseException) -> bool:
+    """Whether an error says that the store did not answer, as against refusing what was asked."""
+    if not isinstance(error, MlflowException):
+        return False
+    if error.error_code == "TEMPORARILY_UNAVAILABLE":
+        return True
+    return not isinstance(error, RestException) and "failed with exception" in str(error)
+
+
+def barred(error: BaseException) -> bool:
+    """Whether the store asks for another name or password."""
+    return isinstance(error, MlflowException) and bool(re.search(r"\b401\b", str(error)))
+
+
+def explained(error: BaseException) -> str:
+    """A store's error in one line."""
+    first = (str(error).splitlines() or [""])[0]
+    if away(error):
+        cause = re.search(r"(?<=\] )[\w ]+|timed out|too many \d+ error responses", first)
+        why = f" ({cause[0]})" if cause else ""
+        return f"the store {shown(uri())} does not answer{why}"
+    if barred(error):
+        return (
+            f"the store {shown(uri())} does not let you in; set MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD"
+        )
+    return f"the store {shown(uri())} refuses: {shown(first)}"
+
+
+def ask(question: Callable[[], T], otherwise: T, *, anyway: bool = False) -> T:
+    """The store's answer; `otherwise` where it does not answer, or did not a moment ago.
+
+    Args:
+        question: Asks it.
+        otherwise: In place of the answer.
+        anyway: Ask also if it did not answer a moment ago.
+    """
+    global _silent_until
+    if time.monotonic() < _silent_until and not anyway:
+        return otherwise
+    try:
+        return question()
+    except MlflowException as error:
+        if not away(error):
+            raise
+        _silent_until = time.monotonic() + PAUSE
+        return otherwise
 
 
 def experiments() -> list[str]:

@@ -23,7 +23,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from lsa import calls, failures, probe, progress, project, tracking
+from lsa import calls, failures, probe, progress, project, spool, store, tracking
 from lsa.calls import TRAIN, Call
 from lsa.engines import Engine, Inline, Processes
 from lsa.errors import InputError, plain
@@ -32,9 +32,10 @@ from lsa.steps import Step
 from lsa.view import View, quiet
 
 # "queued": an engine that waits for a step's inputs by itself has it.
-State = Literal["waiting", "queued", "running", "done", "reused", "failed", "skipped"]
+State = Literal["waiting", "queued", "running", "done", "reused", "unlogged", "failed", "skipped"]
 BUDGET = ("epochs", "batch_size", "lr")  # what a training may override
-ENDS: tuple[State, ...] = ("done", "reused", "failed", "skipped")
+ENDS: tuple[State, ...] = ("done", "reused", "unlogged", "failed", "skipped")
+LOST: dict[State, str] = {"unlogged": "is not logged", "failed": "failed", "skipped": "failed"}
 TRIES = 2  # of a step whose process dies under it
 POLL = 0.2  # seconds between two looks at the workers' progress
 
@@ -188,10 +189,11 @@ class Study:
 
     def _skipped(self, handle: Handle) -> bool:
         """Skip a step that is not to run any more."""
-        failed = [need for need in handle.needs if need.state in ("failed", "skipped")]
-        if failed or self._stopped():
-            handle.state = "skipped"
-            handle.error = f"not run: {failed[0].call.label} failed" if failed else "not run"
+        lost = next((need for need in handle.needs if need.state in LOST), None)
+        if lost or self._stopped():
+            handle.state, handle.error = "skipped", "not run"
+            if lost:
+                handle.error += f": {lost.call.label} {LOST[lost.state]}"
         return handle.state == "skipped"
 
     def _submit(self, handle: Handle) -> None:
@@ -221,7 +223,7 @@ class Study:
         if broken and isinstance(self._engine, Processes):
             for future in list(self._running):  # they broke with it
                 self._broke(future)
-            tracking.end_stale(self.setting.name)
+            store.ask(lambda: tracking.end_stale(self.setting.name), [])
             self._engine.restart()
 
     def _broke(self, future: Future) -> bool:
@@ -238,6 +240,8 @@ class Study:
             handle.state, handle.error = "waiting", "its process died (out of memory?)"
             if handle.tries >= TRIES:
                 handle.state = "failed"
+        except spool.NotLogged as error:
+            handle.state, handle.error = "unlogged", str(error)
         except Exception as error:
             if not (handle.state == "queued" and self._skipped(handle)):
                 handle.state, handle.error = "failed", _line(error)
@@ -254,6 +258,11 @@ class Study:
                     self._engine.cancel(future)
 
     @property
+    def unlogged(self) -> list[Handle]:
+        """What is measured and waits in the spool."""
+        return [handle for handle in self.handles if handle.state == "unlogged"]
+
+    @property
     def failures(self) -> list[Handle]:
         """What failed, without what was skipped because of it."""
         return [handle for handle in self.handles if handle.state == "failed"]
@@ -261,6 +270,8 @@ class Study:
 
 def _line(error: Exception) -> str:
     """An error in one line; the whole of an unforeseen one is in its run's traceback."""
+    if store.away(error):
+        return store.explained(error)
     refused = failures.explained(error)
     first = refused or plain((str(error).splitlines() or [""])[0])
     foreseen = refused or isinstance(error, (InputError, ArithmeticError))
@@ -299,6 +310,7 @@ def study(
 
     Raises:
         Failed: At the end of the block: steps have failed; the first is named.
+        NotLogged: At the end of the block: the store did not take what was measured.
     """
     if workers < 1:
         raise InputError(f"workers={workers} must be at least 1; 1 runs steps in this process")
@@ -315,6 +327,7 @@ def study(
     ) as opened:
         opened.params({"project": setting.name})
         opened.json(setting.model_dump(), "project.json")
+        opened.send()
         if engine is not None:
             place = engine(opened.id)
         else:
@@ -333,10 +346,17 @@ def study(
         states = [handle.state for handle in running.handles]
         opened.metrics({f"steps_{state}": states.count(state) for state in ENDS})
         if running.failures:
-            first = running.failures[0]
+            first, waiting = running.failures[0], len(running.unlogged)
+            also = f"; {waiting} more are measured, not logged: lsa sync" if waiting else ""
             raise Failed(
                 f"{len(running.failures)} of the study's {len(states)} steps failed: "
-                f"{first.call.label}: {first.error}; repeat it with: {first.command}"
+                f"{first.call.label}: {first.error}; repeat it with: {first.command}{also}"
+            )
+        if running.unlogged:
+            raise spool.NotLogged(
+                f"{len(running.unlogged)} of the study's {len(states)} steps are measured, not "
+                f"logged; they are kept in {spool.folder()}; deliver them with: lsa sync, then "
+                "start the study again"
             )
 
 

@@ -8,11 +8,12 @@ metric logged with a `model_id` stands on that checkpoint's page as well as on t
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,12 +28,12 @@ from mlflow.entities import (
     LoggedModelInput,
     Metric,
     Param,
-    RunStatus,
     RunTag,
 )
 from mlflow.exceptions import MlflowException
+from mlflow.tracking.context.registry import resolve_tags
 
-from lsa import documents, provenance, signals
+from lsa import documents, provenance, signals, spool, store
 from lsa.checkpoint import Checkpoint
 from lsa.errors import InputError, without_passwords
 from lsa.probe import Probe, Result
@@ -42,83 +43,182 @@ KIND = "custom_model_development"
 NOT_FINITE = "lsa.not_finite."  # + name of the metric: a tag that holds its value
 _PARENT: ContextVar[str | None] = ContextVar("parent", default=None)
 BATCH = 900  # metrics per request; the server takes 1000
+FEW = 90  # parameters or tags per request; the server takes 100
+TOKEN = "lsa.entry"  # tag: names a run before the store does
+REFUSALS = (MlflowException, OSError)  # what keeps a store from taking something
 
 
 # --- runs ---------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
 class Run:
-    """An open MLflow run."""
+    """An open MLflow run. What it logs is written to its spool entry and sent from there."""
 
-    id: str
-    attached: bool = False  # `mlflow run` created it
+    def __init__(self, entry: spool.Entry) -> None:
+        self.entry = entry
+        self._content = entry.content
+        self._asked = entry.kept  # the store may have made the run already
+        self._open = False
+        self._sent_params: set[str] = set()
+        self._sent_tags: dict[str, str] = {}
+        self._sent_metrics = 0
+        self._sent_inputs = False
+        self._sent_files: set[str] = set()
+
+    @property
+    def id(self) -> str:
+        """Its ID; empty until the store has given it one."""
+        return self._content.run_id
+
+    # --- what it logs -----------------------------------------------------------------------------
 
     def params(self, values: Mapping[str, Any]) -> None:
         """Log parameters that the run does not have yet; what the user typed stays as typed."""
-        present = client().get_run(self.id).data.params
-        missing = [Param(k, str(v)) for k, v in values.items() if k not in present]
-        client().log_batch(self.id, params=missing)
+        self._content.params |= {k: str(v) for k, v in values.items()}
 
     def tags(self, values: Mapping[str, Any]) -> None:
         """Set tags."""
-        client().log_batch(self.id, tags=[RunTag(k, str(v)) for k, v in values.items()])
+        self._content.tags |= {k: str(v) for k, v in values.items()}
 
-    def metrics(
-        self, values: Mapping[str, float], *, step: int = 0, source: Checkpoint | None = None
-    ) -> None:
-        """Log numbers at a step, on the checkpoint `source` too; not finite ones become tags."""
-        finite = {k: float(v) for k, v in values.items() if np.isfinite(v)}
-        now = int(time.time() * 1000)
-        where = {"model_id": source.model_id, **_dataset_key(source)} if source else {}
-        self._send([Metric(k, v, now, step, **where) for k, v in finite.items()])
-        self.tags({NOT_FINITE + k: values[k] for k in values.keys() - finite.keys()})
+    def metrics(self, values: Mapping[str, float], *, step: int = 0, on: Any = None) -> None:
+        """Log numbers at a step, `on` a checkpoint too; not finite ones become tags."""
+        where = {"model_id": on.model_id, **dataset_key(on)} if on else {}
+        self._content.metrics += finite(values, step, where)
+        self.not_finite(values)
+
+    def not_finite(self, values: Mapping[str, float]) -> None:
+        """Log those numbers that are not finite, as tags."""
+        self.tags({NOT_FINITE + k: v for k, v in values.items() if not np.isfinite(v)})
 
     def curve(self, name: str, values: np.ndarray) -> None:
         """Log one metric at steps 0, 1, …; a curve and its x have equal steps, so either can be
         the axis of a chart."""
-        now = int(time.time() * 1000)
-        finite = [(i, float(v)) for i, v in enumerate(values) if np.isfinite(v)]
-        # A millisecond per step: the UI's default axis, relative time, then shows a curve too.
-        self._send([Metric(name, value, now + step, step) for step, value in finite])
-
-    def _send(self, metrics: Sequence[Metric]) -> None:
-        for i in range(0, len(metrics), BATCH):
-            client().log_batch(self.id, metrics=metrics[i : i + BATCH])
+        for i, value in enumerate(values):
+            # A millisecond per step: the UI's default axis, relative time, then shows it too.
+            points = finite({name: value}, i, {})
+            self._content.metrics += [one | {"timestamp": one["timestamp"] + i} for one in points]
 
     def json(self, content: Any, path: str) -> None:
         """Store a JSON artifact."""
-        client().log_dict(self.id, content, path)
+        self.text(json.dumps(content, indent=2), path)
 
     def text(self, content: str, path: str) -> None:
         """Store a text artifact."""
-        client().log_text(self.id, content, path)
+        self.entry.file(path).write_text(content, encoding="utf-8")
 
     def arrays(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Store arrays: `name` as `name.npy`, `file.name` with all others of its file as `.npz`."""
         packed: dict[str, dict[str, np.ndarray]] = {}
-        with tempfile.TemporaryDirectory() as scratch:
-            for name, values in arrays.items():
-                file, _, key = name.partition(".")
-                if key:
-                    packed.setdefault(file, {})[key] = values
-                else:
-                    np.save(Path(scratch, f"{name}.npy"), values, allow_pickle=False)
-            for file, together in packed.items():
-                np.savez(Path(scratch, f"{file}.npz"), **together)  # pyright: ignore[reportArgumentType]
-            client().log_artifacts(self.id, scratch)
+        for name, values in arrays.items():
+            file, _, key = name.partition(".")
+            if key:
+                packed.setdefault(file, {})[key] = values
+            else:
+                np.save(self.entry.file(f"{name}.npy"), values, allow_pickle=False)
+        for file, together in packed.items():
+            np.savez(self.entry.file(f"{file}.npz"), **together)  # pyright: ignore[reportArgumentType]
 
     def figure(self, figure: Any, path: str) -> None:
         """Store a matplotlib figure."""
-        client().log_figure(self.id, figure, path)
+        figure.savefig(self.entry.file(path))
 
     def inputs(self, sources: Sequence[Checkpoint]) -> None:
         """Link the checkpoints that the run measures, and their dataset."""
-        client().log_inputs(
-            self.id,
-            models=[LoggedModelInput(source.model_id) for source in sources if source.model_id],
-            datasets=[DatasetInput(_dataset(sources[0]))],
-        )
+        self._content.models = [source.model_id for source in sources if source.model_id]
+        key, options = dataset_key(sources[0]), sources[0].recipe.dataset.model_dump_json()
+        named = {"name": key["dataset_name"], "digest": key["dataset_digest"]}
+        self._content.dataset = {**named, "source_type": "lsa", "source": options}
+
+    # --- into the store ---------------------------------------------------------------------------
+
+    def attempt(self, send: Callable[[Run], None] | None = None) -> None:
+        """Send what there is so far, unless the store does not answer: the rest goes later."""
+        store.ask(lambda: (send or Run.send)(self), None)
+
+    def send(self) -> None:
+        """Log everything that has not been sent; again what was, where that is not known."""
+        if not self._open:
+            self._take_up()
+        content, to = self._content, client()
+        if content.params.keys() - self._sent_params:
+            present = to.get_run(self.id).data.params
+            missing = {k: v for k, v in content.params.items() if k not in present}
+            for part in _parts([Param(k, v) for k, v in missing.items()], FEW):
+                to.log_batch(self.id, params=part)
+            self._sent_params = set(content.params)
+        changed = {k: v for k, v in content.tags.items() if self._sent_tags.get(k) != v}
+        for part in _parts([RunTag(k, v) for k, v in changed.items()], FEW):
+            to.log_batch(self.id, tags=part)
+        self._sent_tags |= changed
+        for part in _parts(content.metrics[self._sent_metrics :], BATCH):
+            to.log_batch(self.id, metrics=[Metric(**one) for one in part])
+            self._sent_metrics += len(part)
+        if content.dataset and not self._sent_inputs:
+            models = [LoggedModelInput(model_id) for model_id in content.models]
+            to.log_inputs(self.id, [DatasetInput(Dataset(**content.dataset))], models=models)  # pyright: ignore[reportArgumentType]
+            self._sent_inputs = True
+        for name in self.entry.files():
+            if name not in self._sent_files:
+                folder = name.rpartition("/")[0]
+                to.log_artifact(self.id, str(self.entry.file(name)), folder or None)
+                self._sent_files.add(name)
+
+    def _take_up(self) -> None:
+        """Have the run in the store: the one that was made for this entry, or a new one."""
+        found = _existing(self._content, self._asked)
+        self._asked = True
+        if found is None:
+            self.entry.name_run(_create(self._content))
+            self._sent_tags = dict(self._content.tags)
+        else:
+            self.entry.name_run(found.info.run_id)
+            if found.info.status != "RUNNING":
+                client().update_run(self.id, status="RUNNING")
+            if "lsa.error" in found.data.tags:
+                client().delete_tag(self.id, "lsa.error")
+        self._open = True
+
+    def end(self, status: str) -> None:
+        """End the run, at the time when it was measured if that is known."""
+        client().set_terminated(self.id, status, self._content.ended or None)
+
+
+def finite(values: Mapping[str, float], step: int, where: Mapping[str, str]) -> list[dict]:
+    """The finite ones as fields of MLflow's metrics, as of now."""
+    at = {"timestamp": int(time.time() * 1000), "step": step, **where}
+    return [{"key": k, "value": float(v), **at} for k, v in values.items() if np.isfinite(v)]
+
+
+def _parts(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    for i in range(0, len(items), size):
+        yield items[i : i + size]
+
+
+def _existing(content: spool.Content, asked: bool) -> Any:
+    """The run of an entry, if the store has it."""
+    if content.run_id:
+        try:
+            found = client().get_run(content.run_id)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+        else:
+            return found if found.info.lifecycle_stage == "active" else None
+    if not asked:
+        return None
+    made = client().search_runs(experiments(), f"tags.`{TOKEN}` = '{content.token}'", max_results=1)
+    return made[0] if made else None
+
+
+def _create(content: spool.Content) -> str:
+    """A new run for an entry; its ID."""
+    made = client().create_run(
+        content.experiment_id or _experiment(content.experiment),
+        start_time=content.started,
+        tags=content.tags,
+        run_name=content.name,
+    )
+    return made.info.run_id
 
 
 @contextlib.contextmanager
@@ -129,55 +229,92 @@ def run(
     tags: Mapping[str, Any],
     device: str,
     again: str | None = None,
+    deliver: Callable[[Run], None] = Run.send,
 ) -> Iterator[Run]:
     """Attach to the run that `mlflow run` made, or start one; end it as what happened.
 
-    `again` is a run to take up again instead of a new one.
+    What a step logs (its tags have `lsa.key`) is kept in the spool before it is sent, so it may
+    begin, measure and end while the store does not answer.
 
     An error ends it FAILED with the message in the tag `lsa.error` (and, where it is nobody's
     input, the traceback as an artifact), a signal KILLED. Its tags are set as it is made, so that
     `end_stale` knows it however early its process dies.
+
+    Args:
+        name: Of the run.
+        experiment: The project's.
+        tags: Set on it.
+        device: Where it computes.
+        again: A run to take up again instead of a new one.
+        deliver: Sends all that the run has, at its end.
+
+    Raises:
+        NotLogged: It is measured, but the store did not take it.
     """
     client()  # the store is there
     git_tags, diff = provenance.git()
     versions = {f"lsa.version.{k}": v for k, v in provenance.versions().items()}
     found = {**versions, **git_tags, **provenance.machine(device), **tags}
-    whole = {k: str(v) for k, v in found.items()}
-    attached = "MLFLOW_RUN_ID" in os.environ
-    if attached:
-        active = mlflow.start_run()
-        Run(active.info.run_id).tags({"mlflow.runName": name, **whole})
-    elif again:
-        active = mlflow.start_run(run_id=again)
-        with contextlib.suppress(MlflowException):  # it may have ended well
-            client().delete_tag(again, "lsa.error")
-        Run(again).tags(whole)
-    else:
-        above = mlflow.active_run()
-        parent = above.info.run_id if above else _PARENT.get()
-        where = above.info.experiment_id if above else _experiment(experiment)
-        active = mlflow.start_run(
-            experiment_id=where,
-            run_name=name,
-            nested=above is not None,
-            parent_run_id=parent,
-            tags=whole,
-        )
-    opened = Run(active.info.run_id, attached)
-    status = RunStatus.FAILED
+    content = spool.Content(name, experiment, shown(uri()), {k: str(v) for k, v in found.items()})
+    _place(content, again)
+    key = content.tags.get("lsa.key")
+    opened = Run(spool.begin(key, content))
+    os.environ.pop("MLFLOW_RUN_ID", None)  # what runs below is not that run
+    token = _PARENT.set(opened.id or _PARENT.get())
     try:
+        opened.attempt() if key else opened.send()
+        unseen = not opened.id  # by others, who may measure the same
+        _PARENT.set(opened.id or None)
         if diff:
             opened.text(diff, "provenance/uncommitted.diff")
         yield opened
-        status = RunStatus.FINISHED
-    except BaseException as error:
-        if isinstance(error, KeyboardInterrupt) or signals.behind(error):
-            status = RunStatus.KILLED
+        if key:
+            opened.entry.keep()
+        if key and unseen and (done := finished(key)):
+            content.run_id = done.run_id
         else:
-            _note(opened, error)
+            deliver(opened)
+            opened.end("FINISHED")
+        opened.entry.drop()
+    except BaseException as error:
+        if opened.entry.kept and isinstance(error, REFUSALS):
+            raise spool.NotLogged(
+                f"{name} is measured, not logged: {store.explained(error)}; it is kept in "
+                f"{spool.folder()}; deliver it with: lsa sync"
+            ) from None
+        _fail(opened, error)
         raise
     finally:
-        mlflow.end_run(RunStatus.to_string(status))
+        _PARENT.reset(token)
+
+
+def _place(content: spool.Content, again: str | None) -> None:
+    """Say where an entry's run is to be made, or which it is."""
+    if given := os.environ.get("MLFLOW_RUN_ID") or again:
+        content.run_id = given
+        content.tags["mlflow.runName"] = content.name
+        return
+    content.tags = resolve_tags({**content.tags, TOKEN: content.token})
+    above = mlflow.active_run()  # of the caller's own
+    if parent := _PARENT.get() or (above and above.info.run_id):
+        content.tags["mlflow.parentRunId"] = parent
+    content.experiment_id = (
+        above.info.experiment_id if above else os.environ.get("MLFLOW_EXPERIMENT_ID", "")
+    )
+
+
+def _fail(opened: Run, error: BaseException) -> None:
+    """End a run that was not measured to its end."""
+    killed = isinstance(error, KeyboardInterrupt) or signals.behind(error)
+    gone = store.away(error)
+    if not opened.entry.kept:  # else it is whole, and may yet be delivered
+        if not killed:
+            _note(opened, error)
+        if not gone:
+            opened.attempt()
+        opened.entry.leave()
+    if opened.id and not gone:
+        store.ask(lambda: opened.end("KILLED" if killed else "FAILED"), None)
 
 
 def _note(opened: Run, error: BaseException) -> None:
@@ -259,26 +396,24 @@ def artifact(run_id: str, path: str, root: str = "") -> Any:
 
 
 def _experiment(name: str) -> str:
-    """The experiment that `mlflow run` or the user chose, else the project's own."""
-    if "MLFLOW_EXPERIMENT_ID" in os.environ:
-        return os.environ["MLFLOW_EXPERIMENT_ID"]
+    """The experiment that the user chose by its name, else the project's own."""
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME", name)
     found = client().get_experiment_by_name(name)
     if found and found.lifecycle_stage == "deleted":
         raise InputError(f"experiment {name!r} is deleted in {uri()}; restore or purge it")
     if found:
         return found.experiment_id
-    # The kind makes the UI open on models and runs, not on its pages for language-model agents.
-    return client().create_experiment(name, tags={"mlflow.experimentKind": KIND})
+    try:
+        # The kind makes the UI open on models and runs, not on its pages for language agents.
+        return client().create_experiment(name, tags={"mlflow.experimentKind": KIND})
+    except MlflowException:
+        if made := client().get_experiment_by_name(name):  # by another client, just now
+            return made.experiment_id
+        raise
 
 
-def _dataset(source: Checkpoint) -> Dataset:
-    options = source.recipe.dataset.model_dump_json()
-    key = _dataset_key(source)
-    return Dataset(key["dataset_name"], key["dataset_digest"], "lsa", options)
-
-
-def _dataset_key(source: Checkpoint) -> dict[str, str]:
+def dataset_key(source: Checkpoint) -> dict[str, str]:
+    """Name and digest of a checkpoint's dataset, as metrics on it carry them."""
     return {
         "dataset_name": source.recipe.dataset.name,
         "dataset_digest": source.data_hash[:36],
@@ -300,7 +435,7 @@ def log_result(opened: Run, probe: Probe, result: Result, sources: Sequence[Chec
         values[f"{name}/{key}"] = metric.value
         for origin, error in metric.errors.items():
             values[f"{name}/{key}_se_{origin}"] = error
-    opened.metrics(of_checkpoint, source=sources[0])
+    opened.metrics(of_checkpoint, on=sources[0])
     opened.metrics(of_run)
     axes = {curve.x_name: curve.x for curve in result.curves.values()}
     curves = axes | {name: curve.y for name, curve in result.curves.items()}

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from lsa import checkpoint as checkpoints
-from lsa import progress, provenance, registry, serial, steps, tracking
+from lsa import progress, provenance, registry, serial, steps, store, tracking
 from lsa import train as training
 from lsa.checkpoint import Checkpoint
 from lsa.data import Data
@@ -51,21 +50,35 @@ def _train(
     name = f"train-{recipe.optimizer}-s{recipe.seed}"
     tags = steps.step_tags("train", recipe) | {"lsa.key": key}
     with (
-        tracking.run(name, experiment=recipe.project, tags=tags, device=place) as opened,
+        tracking.run(
+            name,
+            experiment=recipe.project,
+            tags=tags,
+            device=place,
+            deliver=registry.deliver,
+        ) as opened,
         progress.bar(name) as report,
     ):
         opened.params(train_params(recipe))
         opened.json(recipe.model_dump(), "recipe.json")
         state_file = SCRATCH / "training" / f"{key}.safetensors"
         history, state = _resumed(state_file, opened) if resume else ([], None)
-        kept = {epoch for epoch, _ in registry.trajectory(key)}
+        kept = store.ask(lambda: dict(registry.trajectory(key)), {})
 
-        def keep(state: Mapping[str, Any]) -> None:
-            """Log a checkpoint on the way, unless this training has logged it before."""
+        def checkpoint(state: Mapping[str, Any]) -> None:
+            """Keep the checkpoint of a state, with its evaluation."""
+            found = _checkpoint(recipe, split, state, place, trusted)
+            values = training.final_metrics(found.model, found.data)
+            final = found.epoch == recipe.train.epochs
+            registry.keep(opened, found, values, key, final=final)
+
+        def on_the_way(state: Mapping[str, Any]) -> None:
+            """Keep a checkpoint of the trajectory, unless this training has logged it before."""
             if recipe.train.keeps(epoch := state["epoch"]) and epoch not in kept:
-                _log(opened, _checkpoint(recipe, split, state, place, trusted, opened.id), key)
+                checkpoint(state)
 
-        keep(training.initial(recipe, split, trusted))
+        on_the_way(training.initial(recipe, split, trusted))
+        opened.attempt(registry.deliver)
         last = None
         for epoch in training.train(recipe, split, trusted=trusted, state=state, report=report):
             history.append(dict(epoch.metrics))
@@ -73,11 +86,13 @@ def _train(
             state_file.parent.mkdir(parents=True, exist_ok=True)
             last = {"state": epoch.state, "history": history, "run": opened.id}
             if epoch.number < recipe.train.epochs:
-                keep(epoch.state)
+                on_the_way(epoch.state)
+            opened.attempt(registry.deliver)
             _replace(state_file, last)
         if last is None:  # interrupted after the last epoch, before it was registered
             last = serial.load(state_file)
-        _register(opened, _checkpoint(recipe, split, last["state"], place, trusted, opened.id), key)
+        checkpoint(last["state"])
+        opened.entry.keep()
         state_file.unlink(missing_ok=True)
     return steps.finished_step(opened.id)
 
@@ -108,7 +123,6 @@ def _checkpoint(
     state: Mapping[str, Any],
     place: str,
     trusted: Collection[str],
-    run_id: str,
 ) -> Checkpoint:
     """The checkpoint of a training's state."""
     return Checkpoint(
@@ -120,26 +134,7 @@ def _checkpoint(
         versions=provenance.versions(),
         device=place,
         trusted=trusted,
-        run_id=run_id,
     )
-
-
-def _log(opened: tracking.Run, source: Checkpoint, key: str) -> None:
-    """Log a checkpoint on the way, with its evaluation, as part of the training's trajectory."""
-    _evaluate(opened, dataclasses.replace(source, model_id=registry.log(source)), key)
-
-
-def _register(opened: tracking.Run, final: Checkpoint, key: str) -> None:
-    """Register the final epoch and log its evaluation on the checkpoint."""
-    model_id, address = registry.register(opened, final)
-    _evaluate(opened, dataclasses.replace(final, model_id=model_id), key)
-    opened.tags({"lsa.checkpoint": address, "lsa.model_id": model_id})
-
-
-def _evaluate(opened: tracking.Run, source: Checkpoint, key: str) -> None:
-    found = training.final_metrics(source.model, source.data)
-    opened.metrics(found, step=source.epoch, source=source)
-    registry.seal(source.model_id, key)
 
 
 def train_key(recipe: Recipe, data_hash: str, device: str) -> str:

@@ -87,6 +87,7 @@ def _follow(
         with progress.bar(title) as report:
             for epoch, result in _measured(declared, final, kept, seed, report, resolved):
                 _log(opened, step, epoch, result, last=epoch == kept[-1][0])
+                opened.attempt()
                 results.append(dataclasses.replace(result, arrays={}))  # θ-sized, and not kept
         content = _content(declared, recipe, kept, results)
         opened.json(content, ARTIFACT)

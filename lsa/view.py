@@ -39,7 +39,8 @@ class Lines:
         """The line."""
         self._count += 1
         of = f"/{self._total}" if self._total else ""
-        end = handle.error if handle.state == "failed" else f"run {handle.run_id}"
+        lost = handle.state in ("failed", "unlogged")
+        end = handle.error if lost else f"run {handle.run_id}"
         self._say(f"[{self._count}{of}] {handle.call.label}: {handle.state} ({end})")
 
 

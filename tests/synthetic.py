@@ -10,7 +10,7 @@ from typing import Any
 import mlflow
 import numpy as np
 
-from lsa import store
+from lsa import spool, store
 from lsa.probe import Curve, Metric, Result, find
 from lsa.tracking import Run, summary
 
@@ -68,13 +68,16 @@ class Store:
             tags["lsa.input.b"] = "m-b"
             params |= {"optimizer_b": names[1], "seed_b": seed}
         with mlflow.start_run(experiment_id=self.experiment, tags=tags) as run:
-            opened = Run(run.info.run_id)
+            content = spool.Content("", "", "", run_id=run.info.run_id)
+            opened = Run(spool.begin(None, content))
             opened.metrics(metrics)
             opened.params({"optimizer": names[0], "seed": seed, **params})
             for name, values in (history or {}).items():
                 opened.curve(name, np.asarray(values))
             if artifact:
                 opened.json(artifact[1], artifact[0])
+            opened.send()
+            opened.entry.drop()
         return run.info.run_id
 
     def probe(self, step: str, names: Sequence[str], seed: int, result: Result) -> None:

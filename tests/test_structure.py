@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "lsa"
 # A module imports only from lines above its own (probes and plots, packages, also within).
 LAYERS = [
     {"errors", "signals", "failures"},
-    {"mlflow_plugin", "provenance", "claims", "partial", "ranks", "documents"},
+    {"mlflow_plugin", "provenance", "claims", "partial", "ranks", "documents", "spool"},
     {
         "krylov",
         "paths",
@@ -38,6 +38,7 @@ LAYERS = [
     {"checkpoint", "display", "store", "drawings"},
     {"tracking"},
     {"registry"},
+    {"sync"},
     {"steps"},
     {"train_step"},
     {"trajectory"},
@@ -49,7 +50,7 @@ LAYERS = [
     {"studies", "ray_tasks"},
     {"plan", "mode_study"},
     {"__init__"},
-    {"cli_show"},
+    {"cli_show", "cli_server"},
     {"cli_study", "cli_doctor"},
     {"cli"},
     {"__main__"},

@@ -1,0 +1,306 @@
+"""Nothing measured is lost: the spool, and its delivery to a store that fails at every call."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+
+import mlflow
+import pytest
+from mlflow.exceptions import MlflowException
+
+import lsa
+from lsa import cli, project, registry, spool, step, steps, store, study, sync, train_step
+from lsa.errors import InputError
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore"),  # MLflow's and SQLAlchemy's own
+    pytest.mark.usefixtures("global_rng_untouched"),
+]
+GONE = (
+    "API request to http://host failed with exception Max retries: [Errno 111] Connection refused"
+)
+
+
+class Plug:
+    """The store's client; without it, nothing answers."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._real = mlflow.MlflowClient
+        self._before: Callable[[], None] = lambda: None
+        self._after: Callable[[], None] = lambda: None
+        monkeypatch.setattr(mlflow, "MlflowClient", self._client)
+        monkeypatch.setattr(store, "PAUSE", 0.0)  # so that being there again is noticed at once
+
+    def _client(self, *arguments: str, **named: str) -> Plugged:
+        return Plugged(
+            self._real(*arguments, **named), lambda: self._before(), lambda: self._after()
+        )
+
+    def pull(self) -> None:
+        self._before = lambda: raises(MlflowException(GONE))
+
+    def put(self) -> None:
+        self._before = self._after = lambda: None
+
+    def fail_at(self, call: int, *, answered: bool) -> None:
+        """Answer so many calls, then none; the last is done, though nobody learns of it."""
+        left = call
+
+        def count() -> None:
+            nonlocal left
+            left -= 1
+            if left <= 0:
+                self.pull()
+                raises(MlflowException(GONE))
+
+        self.put()
+        if answered:
+            self._before = count
+        else:
+            self._after = count
+
+
+class Plugged:
+    def __init__(self, real: object, before: Callable[[], None], after: Callable[[], None]) -> None:
+        self._real, self._before, self._after = real, before, after
+
+    def __getattr__(self, name: str) -> Callable:
+        method = getattr(self._real, name)
+
+        def call(*arguments: object, **named: object) -> object:
+            self._before()
+            done = method(*arguments, **named)
+            self._after()
+            return done
+
+        return call
+
+
+def raises(error: Exception) -> None:
+    raise error
+
+
+@pytest.fixture
+def plug(monkeypatch, workplace) -> Plug:
+    return Plug(monkeypatch)
+
+
+def runs(**tags: str) -> list:
+    found = mlflow.search_runs(search_all_experiments=True, output_format="list")
+    return [r for r in found if tags.items() <= r.data.tags.items()]
+
+
+def contents(run) -> tuple:
+    """What a run holds, but for when and where it was made."""
+    timings = ("train/seconds",)
+    metrics = {k: v for k, v in run.data.metrics.items() if k not in timings}
+    files = {file.path for file in mlflow.artifacts.list_artifacts(run_id=run.info.run_id)}
+    notes = {k: v for k, v in run.data.tags.items() if k.startswith(("lsa.note", "lsa.not"))}
+    return run.info.status, run.info.run_name, metrics, run.data.params, files, notes
+
+
+# --- the spool itself -----------------------------------------------------------------------------
+
+
+def entry(key: str = "k" * 64, **values) -> spool.Entry:
+    return spool.begin(key, spool.Content("probe-sgd-s0", "tiny", "here", **values))
+
+
+def test_an_entry_is_there_whole_or_not_at_all(workplace):
+    begun = entry(tags={"lsa.key": "k" * 64})
+    begun.file("folder/a.txt").write_text("a")
+    assert spool.entries() == [] and spool.find("k" * 64, "here") is None
+    begun.keep()
+    (path,) = spool.entries()
+    found = spool.read(path)
+    assert found.content == begun.content and found.files() == ["folder/a.txt"]
+    assert spool.find("k" * 64, "elsewhere") is None
+    again = entry()  # the same step, measured again
+    assert spool.entries() == [path] and again.files() == []
+    again.keep()
+    assert spool.entries() == [path] and spool.read(path).files() == []
+    again.drop()
+    assert spool.entries() == []
+
+
+def test_a_checkpoint_counts_once_it_is_whole_and_outlives_its_process(workplace):
+    begun = entry()
+    with pytest.raises(KeyboardInterrupt), begun.checkpoint("000001") as folder:
+        (folder / "weights").write_text("half")
+        raise KeyboardInterrupt
+    assert begun.checkpoints() == []
+    with begun.checkpoint("000002") as folder:
+        (folder / "weights").write_text("whole")
+    begun.leave()
+    assert [path.name for path in entry().checkpoints()] == ["000002"]
+
+
+def test_a_clock_that_is_set_back_makes_no_run_end_before_it_began(workplace, monkeypatch):
+    begun = entry()
+    monkeypatch.setattr(time, "time", lambda: 0.0)
+    begun.keep()
+    assert 0 <= begun.content.ended - begun.content.started < 60_000
+
+
+def test_a_folder_where_nothing_can_be_written_is_refused_in_one_line(workplace, monkeypatch):
+    (workplace / "file").write_text("")
+    monkeypatch.setenv(spool.FOLDER, str(workplace / "file" / "spool"))
+    with pytest.raises(InputError, match=r"cannot write to the spool .*/file/spool \(Not a dir"):
+        entry()
+
+
+# --- away and back --------------------------------------------------------------------------------
+
+
+def test_no_answer_is_told_from_a_refusal(workplace, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(MlflowException) as caught:
+        mlflow.MlflowClient("http://127.0.0.1:9").search_experiments()
+    assert store.away(caught.value)
+    assert store.explained(caught.value).endswith("does not answer (Connection refused)")
+    with pytest.raises(MlflowException) as caught:
+        mlflow.MlflowClient().get_run("0" * 32)
+    assert not store.away(caught.value) and "refuses" in store.explained(caught.value)
+
+
+def test_a_probe_measured_while_the_store_is_away_is_delivered_as_it_would_have_been(trained, plug):
+    source = lsa.load(trained.run_id)
+    steps.measure("lanczos", source, k=2)
+    (expected,) = runs(**{"lsa.step": "lanczos"})
+    mlflow.MlflowClient().delete_run(expected.info.run_id)
+    plug.pull()
+    with pytest.raises(spool.NotLogged, match="lanczos-sgd-s0 is measured, not logged: ") as caught:
+        steps.measure("lanczos", source, k=2)
+    assert "\n" not in str(caught.value) and "deliver it with: lsa sync" in str(caught.value)
+    with pytest.raises(spool.NotLogged):  # it is not measured again
+        steps.measure("lanczos", source, k=2, reuse=True)
+    ((name, end),) = sync.sync()
+    assert name == "lanczos-sgd-s0" and end.endswith("does not answer (Connection refused)")
+    plug.put()
+    ((_, end),) = sync.sync()
+    (found,) = runs(**{"lsa.step": "lanczos"})
+    assert end == f"run {found.info.run_id}" and contents(found) == contents(expected)
+    (measured,) = mlflow.MlflowClient().get_run(found.info.run_id).inputs.model_inputs
+    assert measured.model_id == source.model_id
+    assert found.info.end_time >= found.info.start_time
+    assert spool.entries() == [] and list(sync.sync()) == []
+
+
+def test_what_another_client_logged_meanwhile_is_not_logged_again(trained, plug, monkeypatch):
+    source = lsa.load(trained.run_id)
+    first = steps.measure("perturbation", source, points=5)
+    measure = steps.call_probe
+    monkeypatch.setattr(
+        steps, "call_probe", lambda *of, **more: (plug.put(), measure(*of, **more))[1]
+    )
+    plug.pull()  # when it begins; back when it has measured
+    again = steps.measure("perturbation", source, points=5, reuse=True)
+    assert again.run_id == first.run_id and len(runs(**{"lsa.step": "perturbation"})) == 1
+    assert spool.entries() == []
+
+
+def test_a_training_while_the_store_is_away_keeps_its_checkpoints(workplace, plug):
+    file = workplace / "projects" / "tiny.yaml"
+    budget = "train: {epochs: 5, batch_size: 50, checkpoint_every: 2}"
+    file.write_text(file.read_text().replace("train: {epochs: 2, batch_size: 50}", budget))
+    recipe = project.load("tiny").recipe("sgd")
+    store.client()
+    plug.pull()
+    with pytest.raises(spool.NotLogged, match="train-sgd-s0 is measured, not logged"):
+        train_step.train(recipe)
+    plug.put()
+    done = train_step.train(recipe)  # delivered, not trained again
+    assert done.reused and done.address == "models:/tiny.sgd/1"
+    assert [epoch for epoch, _ in registry.trajectory(done.tags["lsa.key"])] == [0, 2, 4, 5]
+    assert len(mlflow.MlflowClient().get_metric_history(done.run_id, "val/loss")) == 5
+    again = train_step.train(recipe)
+    assert again.metrics["final/train_loss"] == done.metrics["final/train_loss"]
+    assert lsa.load(done.address).theta.equal(lsa.load(again.address).theta)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("answered", [False, True])
+def test_a_delivery_cut_short_at_every_call_ends_as_one_run(workplace, plug, answered):
+    """Whether the store did what it was asked last, or not: neither is known to who asked."""
+    recipe = project.load("tiny").recipe("sgd")
+    store.client()
+    plug.pull()
+    with pytest.raises(spool.NotLogged):
+        train_step.train(recipe)
+    attempts = 0
+    while spool.entries():
+        attempts += 1
+        assert attempts < 80
+        plug.fail_at(attempts, answered=answered)
+        list(sync.sync())
+    plug.put()
+    assert attempts > 15  # calls that it takes
+    (found,) = runs()
+    assert found.info.status == "FINISHED" and found.data.params["optimizer"] == "sgd"
+    (version,) = mlflow.MlflowClient().search_model_versions("")
+    assert found.data.tags["lsa.checkpoint"] == f"models:/{version.name}/{version.version}"
+    assert len(mlflow.MlflowClient().get_metric_history(found.info.run_id, "val/loss")) == 2
+    models = mlflow.MlflowClient().search_logged_models(store.experiments())
+    assert [m.model_id for m in models if "lsa.key" in m.tags] == [found.data.tags["lsa.model_id"]]
+
+
+def test_a_study_goes_on_where_it_can_and_is_finished_later(workplace, plug):
+    with pytest.raises(spool.NotLogged, match="2 of the study's 5 steps are measured, not logged"):
+        with study("tiny") as running:
+            trained = step("train", optimizer="sgd")
+            _ = step("lanczos", trained, k=1).run_id
+            plug.pull()
+            step("perturbation", trained, points=5)  # of the checkpoint that it has
+            other = step("train", optimizer="adamw")
+            step("lanczos", other, k=1)
+    assert [h.state for h in running.handles] == ["done", "done", "unlogged", "unlogged", "skipped"]
+    assert running.handles[4].error == "not run: train adamw seed 0 is not logged"
+    plug.put()
+    assert all(end.startswith("run ") for _, end in sync.sync())
+    (parent,) = runs(**{"lsa.step": "study"})  # nobody could end it, so it is as of a dead process
+    mlflow.MlflowClient().set_tag(parent.info.run_id, "lsa.process", "1@1.00")
+    with study("tiny") as running:
+        trained, other = (step("train", optimizer=name) for name in ("sgd", "adamw"))
+        step("perturbation", trained, points=5)
+        for one in (trained, other):
+            step("lanczos", one, k=1)
+    assert [h.state for h in running.handles] == ["reused"] * 4 + ["done"]
+    (parent,) = runs(**{"lsa.step": "study"})
+    assert parent.info.status == "FINISHED"
+    assert len(runs(**{"mlflow.parentRunId": parent.info.run_id})) == 5
+
+
+def test_the_command_line_says_so_in_one_line_with_its_own_code(workplace, plug, capsys):
+    store.client()
+    arguments = ["train", "--project", "tiny", "--optimizer", "sgd", "--epochs", "1"]
+    plug.pull()
+    assert cli.run(arguments) == 75
+    assert cli.run(["sync"]) == 75
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith("lsa: train-sgd-s0 is measured, not logged: the store sqlite:")
+    assert second == "lsa: 1 of 1 entries stay in .lsa/spool"
+    assert cli.run(["checkpoints"]) == 2
+    assert capsys.readouterr().err.endswith("does not answer (Connection refused)\n")
+    plug.put()
+    assert cli.run(["sync"]) == 0 and cli.run(["sync"]) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert told[0].startswith("train-sgd-s0: run ") and told[1] == "nothing waits in .lsa/spool"
+
+
+def test_what_cannot_be_delivered_does_not_hold_up_the_rest(workplace, plug):
+    store.client()
+    plug.pull()
+    with pytest.raises(spool.NotLogged):
+        train_step.train(project.load("tiny").recipe("sgd"))
+    plug.put()
+    for key, content in (("a" * 64, {"store": "http://elsewhere"}), ("b" * 64, None)):
+        other = entry(key, tags={"lsa.key": key})
+        other.keep()
+        text = "{" if content is None else json.dumps(vars(other.content) | content)
+        (other.path / spool.RUN).write_text(text)
+    ends = dict(sync.sync())
+    assert sorted(end.split()[0] for end in ends.values()) == ["run", "stays:", "stays:"]
+    assert "is for the store http://elsewhere" in ends["probe-sgd-s0"]
+    assert "is damaged" in ends["b" * 32]
