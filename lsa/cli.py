@@ -18,7 +18,7 @@ import typer
 
 from lsa import failures, outline, probe, ranks, signals, spool
 from lsa.cli_doctor import doctor
-from lsa.cli_server import sync
+from lsa.cli_server import server, sync
 from lsa.cli_show import checkpoints, probes, show, written
 from lsa.cli_study import DEVICE, PROJECT, compare, mode_graph, report, study
 from lsa.errors import InputError, plain
@@ -139,7 +139,8 @@ def application(wanted: str | None = None) -> typer.Typer:
         add_completion=True,
         pretty_exceptions_enable=False,
     )
-    for function in (train, study, compare, report, show, checkpoints, probes, doctor, sync):
+    commands = (train, study, compare, report, show, checkpoints, probes, doctor, server, sync)
+    for function in commands:
         app.command(context_settings=CONTEXT)(function)
     app.command("mode_graph", context_settings=CONTEXT)(mode_graph)
     app.command("mlproject", hidden=True, context_settings=CONTEXT)(mlproject)

@@ -1,6 +1,73 @@
-"""The command that gives the tracking store what it has missed."""
+"""The commands about the tracking server: starting one, and giving it what it has missed."""
 
 from __future__ import annotations
+
+from typing import Annotated, Optional
+
+import typer
+
+TEXT = Optional[str]  # noqa: UP045 (typer reads it on every Python)
+
+
+def server(
+    folder: Annotated[str, typer.Option(help="of database, files and logins")] = "mlflow-server",
+    store: Annotated[
+        TEXT,
+        typer.Option(
+            help="postgresql://user@host/name, its password in PGPASSWORD; or the whole address in "
+            "MLFLOW_BACKEND_STORE_URI",
+            show_default="SQLite in the folder",
+        ),
+    ] = None,
+    artifacts: Annotated[
+        TEXT, typer.Option(help="s3://bucket/… for the files", show_default="in the folder")
+    ] = None,
+    host: Annotated[str, typer.Option(help="network interface; 0.0.0.0 is all")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 5000,
+    allowed_hosts: Annotated[
+        TEXT,
+        typer.Option(
+            help="names by which clients call it, comma-separated",
+            show_default="this machine's own",
+        ),
+    ] = None,
+    origins: Annotated[
+        TEXT,
+        typer.Option(
+            help="of other web pages that may call it: https://…", show_default="this machine's own"
+        ),
+    ] = None,
+    auth: Annotated[
+        bool,
+        typer.Option("--auth", help="ask for a login; first one from MLFLOW_AUTH_ADMIN_PASSWORD"),
+    ] = False,
+    workers: Annotated[int, typer.Option(help="server processes", min=1)] = 2,
+) -> None:
+    """Start MLflow's tracking server, for several people or machines."""
+    from pathlib import Path
+
+    from lsa import server as servers
+
+    wanted = servers.Server(
+        folder=Path(folder).resolve(),
+        store=store or "",
+        artifacts=artifacts or "",
+        host=host,
+        port=port,
+        allowed_hosts=_listed(allowed_hosts),
+        origins=_listed(origins),
+        auth=auth,
+        workers=workers,
+    )
+    if not auth and host not in servers.LOOPBACK:
+        print("note: without --auth everyone who reaches this port may change everything")
+    called = host if host not in servers.ANYWHERE else wanted.allowed_hosts[:1] or ("this machine",)
+    print(f"clients: export MLFLOW_TRACKING_URI=http://{''.join(called)}:{port}", flush=True)
+    servers.serve(wanted)
+
+
+def _listed(text: str | None) -> tuple[str, ...]:
+    return tuple(filter(None, (text or "").split(",")))
 
 
 def sync() -> None:

@@ -36,7 +36,7 @@ LAYERS = [
     {"project", "progress", "mlproject", "plots", "interactive", "subspace_training", "mode_graph"},
     {"probes", "train"},
     {"checkpoint", "display", "store", "drawings"},
-    {"tracking"},
+    {"tracking", "server"},
     {"registry"},
     {"sync"},
     {"steps"},
@@ -57,7 +57,8 @@ LAYERS = [
 ]
 ALLOWED = {
     "mlflow": {"store", "tracking", "registry"},
-    "typer": {"cli", "cli_show", "cli_study", "cli_doctor"},
+    "typer": {"cli", "cli_show", "cli_study", "cli_doctor", "cli_server"},
+    "sqlalchemy": {"server"},
     "matplotlib": {"plots"},
     "ray": {"ray_tasks"},
 }
