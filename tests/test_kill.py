@@ -86,21 +86,23 @@ def numbers(folder: Path) -> dict[tuple[str, str], float]:
     return {(name, key): value for name, key, value in rows}
 
 
-@pytest.fixture
-def folders(tmp_path: Path) -> list[Path]:
-    made = [tmp_path / name for name in ("peace", "war")]
-    for folder in made:
-        (folder / "projects").mkdir(parents=True)
-        (folder / "projects" / "tiny.yaml").write_text(PROJECT)
-    return made
+def prepared(folder: Path) -> Path:
+    """A folder with the project."""
+    (folder / "projects").mkdir(parents=True)
+    (folder / "projects" / "tiny.yaml").write_text(PROJECT)
+    return folder
 
 
-def test_kills_change_nothing(folders):
-    peace, war = folders
+def test_kills_change_nothing(tmp_path):
+    kills_change_nothing(prepared(tmp_path / "peace"), prepared(tmp_path / "war"), KILLS)
+
+
+def kills_change_nothing(peace: Path, war: Path, kills: int) -> int:
+    """A study in peace and one that is killed so often end alike; how often it was killed."""
     finish(peace)
     moments = random.Random(0)
     hit = 0
-    for i in range(KILLS):
+    for i in range(kills):
         with start(war) as process:
             until_a_step_runs(war, process)
             time.sleep(moments.uniform(0, LONGEST))
@@ -114,7 +116,7 @@ def test_kills_change_nothing(folders):
                 process.kill()  # its workers must notice
             _, alive = psutil.wait_procs(workers, timeout=30)
             assert not alive
-    assert hit > KILLS / 2  # a study that had ended before would show nothing
+    assert hit > kills / 2  # a study that had ended before would show nothing
     finish(war)
 
     assert numbers(war) == numbers(peace)
@@ -125,3 +127,4 @@ def test_kills_change_nothing(folders):
     assert query(war, "select name from runs where status = 'RUNNING'") == []
     study = "select status, count(*) from runs where name = 'study-tiny' group by status"
     assert query(war, study) == [("FINISHED", 1)]  # one run, however often it was killed
+    return hit

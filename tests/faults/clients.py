@@ -1,0 +1,241 @@
+"""Clients are stopped, crowded, and told the wrong time; their workers are killed."""
+
+from __future__ import annotations
+
+import collections
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+from processes import started
+from servers import LSA, Served, environment, lsa
+
+from faults import Row
+from faults.server import PATIENCE, PROJECT, numbers, runs
+
+CLIENTS = 24
+
+
+def rows(folder: Path) -> list[Row]:
+    """The faults of this module."""
+    return [
+        stopped(folder / "stopped", 3),
+        worker_killed(folder / "worker"),
+        crowd(folder / "sqlite", CLIENTS, served=False),
+        crowd(folder / "http", CLIENTS, served=True),
+        wrong_clock(folder / "clock"),
+    ]
+
+
+def stopped(folder: Path, times: int) -> Row:
+    """SIGTERM to a training."""
+    client, uri = alone(folder, epochs=120)
+    env = environment(MLFLOW_TRACKING_URI=uri)
+    command = [*LSA, "train", "--project", "tiny", "--optimizer", "sgd"]
+    for i in range(times):
+        began = time.time()
+        log = client / "said.txt"
+        with (
+            log.open("w") as said,
+            started(command, cwd=client, env=env, stdout=said, stderr=said) as process,
+        ):
+            until(lambda began=began: saved(client) > began)  # an epoch of this very process
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(PATIENCE) == 143, log.read_text()
+        told = log.read_text().splitlines()
+        assert told == ["lsa: stopped by SIGTERM; the run is marked KILLED"], told
+        assert count(client, "status = 'KILLED'") == i + 1
+        assert count(client, "status = 'RUNNING'") == 0
+    lsa(*command[3:], cwd=client, env=env)
+    (finished,) = runs(uri, "attributes.status = 'FINISHED'")
+    resumed = int(finished.data.tags["lsa.resumed_epoch"])
+    assert resumed > 0 and int(finished.data.params["epochs"]) == 120
+    return Row(
+        "client stopped",
+        "SIGTERM to a training",
+        times,
+        f"nothing: started again it went on after epoch {resumed} of 120",
+        f"exit code 143: “{told[0]}”",
+    )
+
+
+def worker_killed(folder: Path) -> Row:
+    """SIGKILL to one of two workers of a study."""
+    client, uri = alone(folder, epochs=120)
+    env = environment(MLFLOW_TRACKING_URI=uri)
+    command = [*LSA, "study", "tiny", "--workers", "2"]
+    with started(command, cwd=client, env=env, stdout=subprocess.DEVNULL) as process:
+        until(lambda: saved(client) > 0 and count(client, "status = 'RUNNING'") == 3)
+        busy = [
+            int(run.data.tags["lsa.process"].partition("@")[0])
+            for run in runs(uri, "attributes.status = 'RUNNING' and tags.`lsa.step` = 'train'")
+        ]
+        psutil.Process(busy[0]).kill()
+        assert process.wait(PATIENCE) == 0
+    assert {name for name, _ in numbers(uri)} == {
+        "train-sgd-s0", "train-adamw-s0", "lanczos-sgd-s0", "lanczos-adamw-s0",
+    }  # fmt: skip
+    assert count(client, "status = 'RUNNING'") == 0
+    return Row(
+        "worker killed",
+        "SIGKILL to one of the two workers of a study, in a training",
+        1,
+        "nothing: what it ran is run once more, the training from its last epoch",
+        "nothing, exit code 0",
+    )
+
+
+CROWD = """
+import os, sys
+import torch
+import mlflow
+import lsa.plots.lanczos
+from lsa import checkpoint, project, registry, spool, steps, train_step
+torch.set_num_threads(1)
+checkpoint.load_data(project.load("tiny").recipe("sgd"), "cpu")  # before they part, so once
+
+def client(seed):
+    recipe = project.load("tiny").recipe("sgd", seed)
+    try:
+        done = train_step.train(recipe, reuse=True)
+        steps.measure("lanczos", registry.fetch(done.address), k=1, density_steps=5, reuse=True)
+    except spool.NotLogged as error:
+        print(error, file=sys.stderr)
+        return 75
+    return 0
+
+children = []
+for seed in range(int(sys.argv[1])):
+    child = os.fork()
+    if not child:
+        os._exit(client(seed))
+    children.append(child)
+codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+print(*codes)
+"""
+
+
+def crowd(folder: Path, clients: int, *, served: bool) -> Row:
+    """So many processes train and measure at once."""
+    client, uri = alone(folder, epochs=3)
+    if not served:
+        lsa("checkpoints", cwd=client, env=environment(MLFLOW_TRACKING_URI=uri))
+        return _crowd(client, uri, clients, "one SQLite file")
+    with Served(folder) as server:
+        return _crowd(client, server.uri, clients, "one server (SQLite, one process)")
+
+
+def _crowd(client: Path, uri: str, clients: int, where: str) -> Row:
+    env = environment(MLFLOW_TRACKING_URI=uri)
+    began = time.monotonic()
+    ran = subprocess.run(
+        [sys.executable, "-c", CROWD, str(clients)], cwd=client, env=env, capture_output=True,
+        text=True, timeout=3 * PATIENCE, check=False,
+    )  # fmt: skip
+    seconds = time.monotonic() - began
+    codes = [int(code) for code in ran.stdout.split()]
+    assert len(codes) == clients and set(codes) <= {0, 75}, (ran.stdout, ran.stderr)
+    late = codes.count(75)
+    if late:  # what was late is delivered, what had to wait for it measured
+        lsa("sync", cwd=client, env=env)
+        subprocess.run(
+            [sys.executable, "-c", CROWD, str(clients)], cwd=client, env=env, check=True,
+            timeout=3 * PATIENCE,
+        )  # fmt: skip
+    steps = collections.Counter(name.partition("-")[0] for name in {n for n, _ in numbers(uri)})
+    assert steps == {"train": clients, "lanczos": clients}
+    registered = lsa("checkpoints", cwd=client, env=env).stdout.count("models:/tiny.sgd/")
+    assert registered == clients
+    waited = f"{late} of them got one line and exit code 75" if late else "nothing, exit code 0"
+    return Row(
+        f"{clients} clients at once on {where}",
+        f"each trains 3 epochs and measures, together {seconds:.0f} s",
+        1,
+        f"nothing: {2 * clients} finished steps, {clients} registered checkpoints, none twice",
+        waited,
+    )
+
+
+SKEWED = """
+import sys, time
+offset, true = float(sys.argv.pop(1)), time.time
+time.time = lambda: true() + offset
+from lsa.__main__ import main
+main()
+"""
+
+
+def wrong_clock(folder: Path) -> Row:
+    """Clients whose clocks are a day ahead and a day behind share a server."""
+    day = 86_400
+    client, _ = alone(folder, epochs=3)
+    with Served(folder) as served:
+        env = environment(MLFLOW_TRACKING_URI=served.uri)
+
+        def at(offset: int, *command: str) -> str:
+            whole = [sys.executable, "-c", SKEWED, str(offset), *command]
+            done = subprocess.run(
+                whole, cwd=client, env=env, capture_output=True, text=True, check=False,
+                timeout=PATIENCE,
+            )  # fmt: skip
+            assert done.returncode == 0, done.stderr
+            return done.stdout
+
+        at(day, "study", "tiny")
+        expected = numbers(served.uri)
+        for offset in (-day, day):  # nothing is done twice, whoever asks
+            assert ": 4 reused" in at(offset, "study", "tiny")
+        assert numbers(served.uri) == expected
+        again = at(-day, "train", "--project", "tiny", "--optimizer", "sgd")
+        newest = at(0, "show", "--project", "tiny", "--optimizer", "sgd")
+        assert again.split()[-1] in newest  # by the registry's count, not by a clock
+        at(0, "report", "tiny")
+        started = [run.info.start_time for run in runs(served.uri, "")]
+        assert max(started) - min(started) > 1.9 * day * 1000  # the clocks were believed
+        ended = [run.info.end_time - run.info.start_time for run in runs(served.uri, "")]
+        assert min(ended) >= 0
+    return Row(
+        "wrong clocks",
+        "clients a day ahead, a day behind and right, taking turns on one server",
+        6,
+        "nothing: no step runs twice, the newest checkpoint is the one registered last",
+        "runs in the UI stand in the order of their clients' clocks",
+    )
+
+
+# --- how ------------------------------------------------------------------------------------------
+
+
+def alone(folder: Path, *, epochs: int) -> tuple[Path, str]:
+    """A client's folder with the project, and the address of a store of its own."""
+    (folder / "projects").mkdir(parents=True)
+    (folder / "projects" / "tiny.yaml").write_text(PROJECT.replace("EPOCHS", str(epochs)))
+    return folder, f"sqlite:///{folder}/mlflow.db"
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(random.uniform(0.02, 0.1))
+
+
+def saved(client: Path) -> float:
+    """When a training's state was written last, in seconds since 1970; 0 before the first."""
+    states = (client / ".lsa" / "training").glob("*.safetensors")
+    return max((state.stat().st_mtime for state in states), default=0.0)
+
+
+def count(client: Path, criteria: str) -> int:
+    """Runs in a client's own store."""
+    if not os.path.exists(client / "mlflow.db"):
+        return 0
+    with sqlite3.connect(f"file:{client}/mlflow.db?mode=ro", uri=True) as connection:
+        return connection.execute(f"select count(*) from runs where {criteria}").fetchone()[0]
