@@ -14,8 +14,9 @@ RULES = {
     errno.EPERM: "there is no permission; choose another folder or correct its rights",
     errno.EIO: "the disk fails, or takes no larger file; look after it",
 }
-# What SQLite and safetensors say instead, through MLflow: part of the text -> the same.
+# What SQLite, safetensors and NumPy say instead, through MLflow: part of the text -> the same.
 TEXTS = {
+    " requested and ": errno.ENOSPC,  # … bytes, and fewer written
     "database or disk is full": errno.ENOSPC,
     "attempt to write a readonly database": errno.EACCES,
     "unable to open database file": errno.EACCES,

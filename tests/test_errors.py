@@ -59,6 +59,7 @@ def test_what_the_machine_refuses_is_one_line():
         assert failures.explained(error) == (
             "the store's database: the disk is full; free some space, then start again"
         )
+    assert "full" in str(failures.explained(OSError("1200 requested and 30 written")))  # NumPy's
     assert failures.explained(OSError(errno.ENOENT, "x")) is None
     assert failures.explained(ValueError("x")) is None
 
