@@ -22,14 +22,7 @@ from typing import Any
 import mlflow
 import numpy as np
 from mlflow.artifacts import download_artifacts
-from mlflow.entities import (
-    Dataset,
-    DatasetInput,
-    LoggedModelInput,
-    Metric,
-    Param,
-    RunTag,
-)
+from mlflow.entities import Dataset, DatasetInput, LoggedModelInput, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking.context.registry import resolve_tags
 
@@ -318,7 +311,7 @@ def _fail(opened: Run, error: BaseException) -> None:
 
 
 def _note(opened: Run, error: BaseException) -> None:
-    with contextlib.suppress(MlflowException, OSError):  # a full disk does not take this either
+    with contextlib.suppress(OSError):  # a full disk does not take this either
         opened.tags({"lsa.error": without_passwords(str(error))[:5000]})
         if not isinstance(error, (InputError, ArithmeticError)):
             opened.text(without_passwords(traceback.format_exc()), "traceback.txt")
