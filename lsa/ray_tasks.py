@@ -8,6 +8,7 @@ lost is tried again on another; what it had begun in the store is ended as kille
 from __future__ import annotations
 
 import functools
+import logging
 import math
 import os
 import signal
@@ -62,9 +63,8 @@ def connect(address: str | None) -> Cluster:
     local: dict[str, Any] = {"include_dashboard": False, "object_store_memory": OBJECTS}
     own = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(
-            where, log_to_driver=False, logging_level="ERROR", **(local if where == "local" else {})
-        )
+        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+        ray.init(where, **quiet, **(local if where == "local" else {}))
     except (ConnectionError, RuntimeError, ValueError) as error:
         reason = (str(error).splitlines() or ["no answer"])[0]
         raise InputError(f"cannot join the Ray cluster at {where}: {reason}") from None
