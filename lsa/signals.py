@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 AGAIN = 0.05  # seconds until an exception that was lost is raised again
+_put_off: list[int] | None = None  # signals that wait for the end of a block of `held`
 
 
 class Killed(BaseException):
@@ -55,6 +56,9 @@ def catch(
     def stop(number: int, _: Any) -> None:
         if over.is_set() or (raised and raised[-1]() is not None):
             return
+        if _put_off is not None:
+            _put_off.append(number)
+            return
         error = made(number)
         raised[:] = [weakref.ref(error, lambda _: dropped(number))]
         try:
@@ -90,3 +94,19 @@ def caught() -> Iterator[None]:
         yield
     finally:
         restore()
+
+
+@contextlib.contextmanager
+def held() -> Iterator[None]:
+    """Put signals off to the end of the block: what cleans up after an error ends first."""
+    global _put_off
+    if _put_off is not None:
+        yield
+        return
+    _put_off = []
+    try:
+        yield
+    finally:
+        late, _put_off = _put_off, None
+        if late:
+            os.kill(os.getpid(), late[0])

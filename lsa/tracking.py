@@ -275,7 +275,8 @@ def run(
                 f"{name} is measured, not logged: {store.explained(error)}; it is kept in "
                 f"{spool.folder()}; deliver it with: lsa sync"
             ) from None
-        _fail(opened, error)
+        with signals.held():
+            _fail(opened, error)
         raise
     finally:
         _PARENT.reset(token)

@@ -94,3 +94,17 @@ def test_a_signal_is_found_behind_what_replaced_it():
             stop = signals.behind(error)
     assert stop is not None and stop.exit_code == 143
     assert signals.behind(ValueError("another")) is None
+
+
+def test_clean_up_after_an_error_is_not_interrupted():
+    done = False
+    with pytest.raises(signals.Killed) as stop, signals.caught():
+        try:
+            raise ValueError("an error, while another process asks this one to stop")
+        except ValueError:
+            with signals.held():
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(0.01)  # here the handler runs
+                done = True
+            raise
+    assert done and stop.value.exit_code == 128 + signal.SIGTERM
