@@ -22,7 +22,13 @@ LSA = [sys.executable, "-m", "lsa"]
 STARTING = 180.0  # seconds that a server may take on a busy machine
 # A server that is gone is given up after a second or two, and not after the usual minute.
 IMPATIENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1"}
-DROPPED = ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME", "LSA_SPOOL")
+DROPPED = (
+    "MLFLOW_REGISTRY_URI",
+    "MLFLOW_RUN_ID",
+    "MLFLOW_EXPERIMENT_ID",
+    "MLFLOW_EXPERIMENT_NAME",
+    "LSA_SPOOL",
+)
 
 
 def environment(**more: str) -> dict[str, str]:
