@@ -26,7 +26,7 @@ def rows(model: nn.Module, x: Tensor, y: Tensor) -> list[dict[str, Any]]:
 
 def _samples(model: nn.Module, x: Tensor, y: Tensor) -> list[dict[str, Any]]:
     found = []
-    for n in (n for n in SAMPLES if n <= len(x)):
+    for n in [n for n in SAMPLES if n <= len(x)] or [len(x)]:
         at, theta = setting.landscape(model, x[:n], y[:n])
         found.append((n, *_product(at, theta)))
     return _fitted("samples", found)
