@@ -147,8 +147,7 @@ class Run:
             to.log_batch(self.id, metrics=[Metric(**one) for one in part])
             self._sent_metrics += len(part)
         if content.dataset and not self._sent_inputs:
-            models = [LoggedModelInput(model_id) for model_id in content.models]
-            to.log_inputs(self.id, [DatasetInput(Dataset(**content.dataset))], models=models)  # pyright: ignore[reportArgumentType]
+            _send_inputs(self.id, content)
             self._sent_inputs = True
         for name in self.entry.files():
             if name not in self._sent_files:
@@ -472,6 +471,19 @@ def summary(result: Result) -> dict[str, Any]:
 def plain(value: float) -> float | str:
     """A JSON number, or the name of one that JSON does not have."""
     return float(value) if np.isfinite(value) else str(float(value))
+
+
+def _send_inputs(run_id: str, content: spool.Content) -> None:
+    """The dataset and the checkpoints that a run measures."""
+    dataset = DatasetInput(Dataset(**content.dataset))  # pyright: ignore[reportArgumentType]
+    models = [LoggedModelInput(model_id) for model_id in content.models]
+    try:
+        client().log_inputs(run_id, [dataset], models=models)
+    except MlflowException as error:
+        # MLflow looks whether a dataset is known and then adds it: two that do so at once collide.
+        if "unique constraint" not in str(error).lower():
+            raise
+        client().log_inputs(run_id, [dataset], models=models)
 
 
 # --- memory ------------------------------------------------------------------------------------

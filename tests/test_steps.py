@@ -12,6 +12,8 @@ import mlflow
 import numpy as np
 import pytest
 import torch
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
 from processes import started
 
 import lsa
@@ -209,3 +211,22 @@ def test_processes_may_open_a_new_store_at_once(workplace):
     command = [sys.executable, "-c", code]
     with started(command, env=environment) as one, started(command, env=environment) as other:
         assert [process.wait(timeout=120) for process in (one, other)] == [0, 0]
+
+
+def test_two_that_log_a_new_dataset_at_once_both_do(trained, monkeypatch):
+    """MLflow looks whether it is there and then adds it; a database refuses the second."""
+    log_inputs, refused = MlflowClient.log_inputs, []
+
+    def once(self, *args, **kwargs):
+        if not refused:
+            refused.append(1)
+            raise MlflowException(
+                "(sqlite3.IntegrityError) UNIQUE constraint failed: datasets.name"
+            )
+        return log_inputs(self, *args, **kwargs)
+
+    monkeypatch.setattr(MlflowClient, "log_inputs", once)
+    checkpoint = steps.load(trained.run_id)
+    done = steps.measure("perturbation", checkpoint, points=5)
+    run = store.client().get_run(done.run_id)
+    assert refused and run.info.status == "FINISHED" and run.inputs.dataset_inputs
