@@ -133,6 +133,7 @@ class RayTasks:
         self._ray = ray
         self._demand = demand
         self._news = ray.remote(num_cpus=0)(_News).remote()
+        self._asked: Any = None  # what it was last asked for, and has not answered
         self._setting = (*store.addresses(), parent, project, os.getcwd())
         self._references: dict[Future, Any] = {}
 
@@ -159,8 +160,15 @@ class RayTasks:
         self._ray.cancel(self._references[future])
 
     def news(self) -> Iterator[tuple[str, int, int, str]]:
-        """Progress that the workers have reported since the last call."""
-        yield from self._ray.get(self._news.take.remote())
+        """Progress that the workers have reported since the last call.
+
+        It is not waited for: the actor may start after the steps, and a study that stands still
+        until then would not notice that one has failed.
+        """
+        self._asked = self._asked or self._news.take.remote()
+        if self._ray.wait([self._asked], timeout=0)[0]:
+            told, self._asked = self._ray.get(self._asked), None
+            yield from told
 
     def shutdown(self) -> None:
         """Leave the cluster; what has not finished ends as killed."""

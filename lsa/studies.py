@@ -219,7 +219,8 @@ class Study:
         return not self._keep_going and any(h.state == "failed" for h in self.handles)
 
     def _collect(self, futures: Collection[Future]) -> None:
-        broken = [future for future in futures if self._broke(future)]
+        # One that another needs may be taken with it, and is then no longer there.
+        broken = [one for one in futures if one in self._running and self._broke(one)]
         if broken and isinstance(self._engine, Processes):
             for future in list(self._running):  # they broke with it
                 self._broke(future)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from processes import started
 
 import lsa
 from lsa import plan, project, provenance, step, store, studies, study
+from lsa.engines import Inline
 from lsa.errors import InputError
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's and SQLAlchemy's own
@@ -285,3 +287,19 @@ def test_a_trajectory_without_checkpoints_is_refused_when_asked_for(workplace):
             step("trajectory.lanczos", trained)
         with pytest.raises(InputError, match="takes two checkpoints"):
             step("trajectory.interpolation", trained)
+
+
+class Chained(Inline):
+    """Takes steps before what they need has run, as a cluster does; all are over at once."""
+
+    background = chained = True
+    slots = math.inf
+
+
+def test_a_step_and_what_it_needs_may_end_together(workplace):
+    """In any order: of eight probes and their training, the training is rarely taken first."""
+    with study("tiny", engine=lambda _: Chained()) as running:
+        trained = step("train", optimizer="sgd")
+        for k in range(1, 9):
+            step("lanczos", trained, k=k, density_probes=0, split="no")
+    assert {handle.state for handle in running.handles} == {"done"}
