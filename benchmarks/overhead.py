@@ -30,7 +30,7 @@ import torch
 
 import lsa
 from benchmarks.__main__ import table
-from lsa import engines, plots, ray_tasks, steps, studies, tracking
+from lsa import engines, plots, ray_tasks, runs, steps, studies
 from lsa import project as projects
 from lsa.calls import Call
 from lsa.probe import Curve, Metric, Result, find, probe
@@ -62,7 +62,7 @@ def tracked(address: str, sizes: list[int], rounds: int) -> Iterator[dict[str, A
     trained = lsa.step("train", project="overhead", optimizer="sgd")
     source = lsa.load(trained.run_id)
     template = steps.measure("nothing", source, p=0.5)
-    key = tracking.finished_steps("overhead")
+    key = runs.finished_steps("overhead")
     known = next(done.tags["lsa.key"] for done in key if done.run_id == template.run_id)
     declared, ballast = find("nothing"), 0
     for size in sorted(sizes):
@@ -87,7 +87,7 @@ def tracked(address: str, sizes: list[int], rounds: int) -> Iterator[dict[str, A
             "computing, ms": milliseconds(alone, rounds),
             "tracked step, ms": milliseconds(step, rounds),
             "of it figure, ms": milliseconds(draw, rounds),
-            "finding it done, ms": milliseconds(lambda: tracking.finished(known), rounds),
+            "finding it done, ms": milliseconds(lambda: runs.finished(known), rounds),
         }
 
 

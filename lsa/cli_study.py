@@ -57,14 +57,14 @@ def study(
     ] = False,
 ) -> None:
     """Train every optimizer of a project and run every probe; print the table."""
-    from lsa import plan, spool, studies, tracking
+    from lsa import plan, runs, spool, studies
     from lsa import project as projects
 
     if address and engine != "ray":
         raise InputError(f"address={address} is of a Ray cluster; give engine=ray with it")
     whole = projects.load(name or project or projects.DEFAULT)
     setting = whole if only is None else plan.only(whole, only.split(","))
-    tracking.end_stale(setting.name)
+    runs.end_stale(setting.name)
     outlook = plan.outlook(setting, device=device)
     if dry_run:
         for one in outlook:

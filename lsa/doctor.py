@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import psutil
 
-from lsa import failures, mlflow_plugin, provenance, store, tracking
+from lsa import failures, mlflow_plugin, provenance, runs, store
 from lsa.errors import plain
 
 LITTLE, TOO_LITTLE = 2e9, 2e8  # bytes of a disk: a training's checkpoints, a single one
@@ -163,7 +163,7 @@ def _absent() -> bool:
 
 
 def _runs(end: bool) -> Checked:
-    running = list(tracking.running())
+    running = list(runs.running())
     gone = [one for one in running if provenance.gone(one.tags)]
     elsewhere = [one for one in running if one.tags.get("lsa.host") != provenance.host()]
     text = f"{len(running)} are RUNNING"
@@ -175,7 +175,7 @@ def _runs(end: bool) -> Checked:
     names += ", …" if len(gone) > 5 else ""
     if end:
         for one in gone:
-            tracking.end_gone(one.run_id)
+            runs.end_gone(one.run_id)
         return Checked("runs", "ok", f"{text}; ended {len(gone)} whose process is gone: {names}")
     text += f"; the process of {len(gone)} is gone: {names}"
     return Checked("runs", "warning", plain(text), "end them with lsa doctor --end-stale")

@@ -12,11 +12,11 @@ from typing import Annotated, Any, TypeVar
 import numpy as np
 import pydantic
 
-from lsa import probe, store, tracking, train_step
+from lsa import probe, runs, store, train_step
 from lsa.comparison import interval
 from lsa.errors import InputError
 from lsa.project import ALONG, Project, first_rule
-from lsa.tracking import Done
+from lsa.runs import Done
 
 Shape = TypeVar("Shape", bound=pydantic.BaseModel)
 FETCHERS = 8  # artifacts asked for at once
@@ -36,7 +36,7 @@ class Measurement:
     @property
     def numbers(self) -> dict[str, float]:
         """Full name → value, those that are not finite included."""
-        return {**self.done.metrics, **tracking.not_finite(self.done.tags)}
+        return {**self.done.metrics, **runs.not_finite(self.done.tags)}
 
 
 def measured(setting: Project) -> list[Measurement]:
@@ -61,7 +61,7 @@ def newest(setting: Project) -> list[Measurement]:
     that counts, with the options that the project gives it, if it does: what somebody
     tried by hand with another rate is no part of a comparison.
     """
-    done = list(tracking.finished_steps(setting.name))
+    done = list(runs.finished_steps(setting.name))
     trainings: dict[tuple[str, int], Measurement] = {}
     for run in done:
         if run.tags["lsa.step"] == "train" and _as_given(setting, run):
@@ -227,7 +227,7 @@ def artifacts(wanted: Sequence[tuple[Done, str]], shape: type[Shape]) -> list[Sh
 
     def read(done: Done, path: str) -> Shape:
         try:
-            return shape.model_validate(tracking.artifact(done.run_id, path, done.artifacts))
+            return shape.model_validate(runs.artifact(done.run_id, path, done.artifacts))
         except pydantic.ValidationError as error:
             rule = first_rule(error)
             raise InputError(

@@ -12,7 +12,7 @@ from itertools import combinations
 
 import pydantic
 
-from lsa import measurements, plots, tracking
+from lsa import measurements, plots, runs, tracking
 from lsa.errors import InputError
 from lsa.factories import nearest
 from lsa.mode_graph import NAME, Pair, Stored, graph
@@ -101,7 +101,7 @@ def _read(asked: Mapping[tuple[int, int], Mapping[str, Handle]]) -> list[Pair]:
         for step, handle in handles.items()
         if handle.state in ("done", "reused")
     ]
-    wanted = [(tracking.read(run_id), f"{step}.json") for _, step, run_id in done]
+    wanted = [(runs.read(run_id), f"{step}.json") for _, step, run_id in done]
     stored = measurements.artifacts(wanted, _Stored)
     found: dict[tuple[int, int], dict[str, Stored]] = {}
     for (pair, step, _), content in zip(done, stored, strict=True):

@@ -13,8 +13,8 @@ from lsa import (
     probe,
     provenance,
     registry,
+    runs,
     steps,
-    tracking,
     train_step,
 )
 from lsa import report as reports
@@ -22,8 +22,8 @@ from lsa.checkpoint import load_data
 from lsa.errors import InputError
 from lsa.factories import nearest
 from lsa.project import ALONG, Project
+from lsa.runs import Done
 from lsa.studies import Handle, Study
-from lsa.tracking import Done
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def outlook(setting: Project, *, device: str = "auto") -> list[Outlook]:
     is to be trained again follows it.
     """
     place = steps.device_of(device)
-    done = list(tracking.finished_steps(setting.name))
+    done = list(runs.finished_steps(setting.name))
     by_key = {run.tags["lsa.key"]: run for run in reversed(done) if "lsa.key" in run.tags}
     before = _newest(done)
     models: dict[tuple[str, int], str] = {}

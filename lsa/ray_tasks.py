@@ -19,7 +19,7 @@ from concurrent.futures import CancelledError, Future, wait
 from dataclasses import dataclass
 from typing import Any
 
-from lsa import engines, progress, signals, store, tracking
+from lsa import engines, progress, runs, signals, store, tracking
 from lsa.errors import InputError
 
 RETRIES = 3  # of a step whose worker is lost: more than of a local one, since machines are lost too
@@ -250,4 +250,4 @@ def _begin(uri: str, registry: str, parent: str, project: str, folder: str, thre
     torch.set_num_threads(threads)
     store.use(uri, registry)
     tracking.adopt(parent)
-    tracking.end_stale(project)
+    runs.end_stale(project)

@@ -7,10 +7,11 @@ from collections.abc import Collection, Mapping
 from datetime import datetime, timezone
 from typing import Any, get_args
 
-from lsa import probe, project, registry, steps, tracking
+from lsa import probe, project, registry, runs, steps
 from lsa.errors import InputError
 from lsa.probe import Metric, Probe
-from lsa.tracking import Done, plain
+from lsa.runs import Done
+from lsa.tracking import plain
 
 PICTURES = (".png", ".html")
 NOTE = "lsa.note."  # + its number: a tag
@@ -39,14 +40,14 @@ def find(
     if not reference and not optimizer:
         raise InputError("no run is named; give a run ID or its beginning, or optimizer=…")
     if reference and not optimizer and not reference.startswith(("models:/", "runs:/")):
-        named = tracking.whole(reference)
+        named = runs.whole(reference)
     else:
         address, _ = steps.locate(reference, name, optimizer, seed)
-        named = tracking.read(registry.training(address))
+        named = runs.read(registry.training(address))
     if step is None:
         return named
     command = probe.find(step.removeprefix(project.ALONG)).name
-    found = tracking.newest_on(named.run_id, step)
+    found = runs.newest_on(named.run_id, step)
     if found is None:
         raise InputError(
             f"no run of {step} measured the checkpoint of run {named.run_id}; make one with: "
@@ -59,9 +60,9 @@ def run(done: Done) -> dict[str, Any]:
     """Everything about a run; its numbers with units and standard errors."""
     step = done.tags.get("lsa.step", "")
     seed = done.tags.get("seed", "")
-    files = tracking.files(done.run_id)
+    files = runs.files(done.run_id)
     units = _units(done.run_id, step, files)
-    values = {**done.metrics, **tracking.not_finite(done.tags)}
+    values = {**done.metrics, **runs.not_finite(done.tags)}
     return {
         "run": done.run_id,
         "name": done.name,
@@ -112,7 +113,7 @@ def _units(run_id: str, step: str, files: Collection[str]) -> dict[str, str]:
     file = f"{step.partition('.')[0]}.json"
     if file not in files:
         return {}
-    stored = tracking.artifact(run_id, file).get("metrics", {})
+    stored = runs.artifact(run_id, file).get("metrics", {})
     return {name: metric["unit"] for name, metric in stored.items()}
 
 

@@ -21,6 +21,7 @@ from lsa import (
     provenance,
     ranks,
     registry,
+    runs,
     spool,
     store,
     sync,
@@ -46,8 +47,8 @@ class Step:
 
 def finished_step(run_id: str, reused: bool = False) -> Step:
     """The handle of a run that has finished."""
-    done = tracking.read(run_id)
-    metrics = {**done.metrics, **tracking.not_finite(done.tags)}
+    done = runs.read(run_id)
+    metrics = {**done.metrics, **runs.not_finite(done.tags)}
     return Step(run_id, metrics, done.tags.get("lsa.checkpoint", ""), done.tags, reused)
 
 
@@ -170,7 +171,7 @@ def once(key: str, run: Callable[[], Step], *, reuse: bool) -> Step:
         if waiting := spool.find(key, store.shown(store.uri())):
             return finished_step(sync.deliver(waiting), reused=True)
         # Anyway: to measure what is there already takes longer than to ask for it.
-        if reuse and (done := store.ask(lambda: tracking.finished(key), None, anyway=True)):
+        if reuse and (done := store.ask(lambda: runs.finished(key), None, anyway=True)):
             return finished_step(done.run_id, reused=True)
         return run()
 

@@ -23,7 +23,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from lsa import calls, failures, probe, progress, project, spool, store, tracking
+from lsa import calls, failures, probe, progress, project, runs, spool, store, tracking
 from lsa.calls import TRAIN, Call
 from lsa.engines import Engine, Inline, Processes
 from lsa.errors import InputError, plain
@@ -224,7 +224,7 @@ class Study:
         if broken and isinstance(self._engine, Processes):
             for future in list(self._running):  # they broke with it
                 self._broke(future)
-            store.ask(lambda: tracking.end_stale(self.setting.name), [])
+            store.ask(lambda: runs.end_stale(self.setting.name), [])
             self._engine.restart()
 
     def _broke(self, future: Future) -> bool:
@@ -316,7 +316,7 @@ def study(
     if workers < 1:
         raise InputError(f"workers={workers} must be at least 1; 1 runs steps in this process")
     setting = project.load(setting) if isinstance(setting, str) else setting
-    tracking.end_stale(setting.name)
+    runs.end_stale(setting.name)
     tags = {"lsa.step": kind, "project": setting.name}
     name = name or f"{kind}-{setting.name}"
     with tracking.run(
@@ -324,7 +324,7 @@ def study(
         experiment=setting.name,
         tags=tags,
         device="cpu",
-        again=tracking.ended(name, tags),
+        again=runs.ended(name, tags),
     ) as opened:
         opened.params({"project": setting.name})
         opened.json(setting.model_dump(), "project.json")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lsa import claims, registry, spool, store, tracking
+from lsa import claims, registry, runs, spool, store, tracking
 from lsa.errors import InputError
 
 
@@ -29,7 +29,7 @@ def deliver(entry: spool.Entry) -> str:
 
 
 def _deliver(entry: spool.Entry) -> str:
-    done = tracking.finished(entry.content.tags["lsa.key"])
+    done = runs.finished(entry.content.tags["lsa.key"])
     if done is None:
         opened = tracking.Run(entry)
         registry.deliver(opened)

@@ -11,7 +11,7 @@ from collections import namedtuple
 import mlflow
 import pytest
 
-from lsa import cli, cli_doctor, doctor, provenance, store, tracking
+from lsa import cli, cli_doctor, doctor, provenance, runs, store
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's and SQLAlchemy's own
 Usage = namedtuple("Usage", "total used free")
@@ -67,10 +67,10 @@ def test_a_run_left_by_a_dead_process_is_told_and_ended_only_when_asked(dead_run
     found = looked()["runs"]
     assert found.state == "warning" and f"left ({dead_run[:8]})" in found.found
     assert "--end-stale" in found.advice
-    assert tracking.read(dead_run).status == "RUNNING"
+    assert runs.read(dead_run).status == "RUNNING"
     assert cli.run(["doctor", "--end-stale"]) == 0
     assert "ended 1 whose process is gone: left" in capsys.readouterr().out
-    assert tracking.read(dead_run).status == "KILLED"
+    assert runs.read(dead_run).status == "KILLED"
     assert looked()["runs"].state == "ok"
 
 
@@ -81,7 +81,7 @@ def test_runs_of_living_processes_and_other_machines_are_left_alone(workplace):
         client.create_run(experiment, tags=tags)
     found = looked(end_stale=True)["runs"]
     assert (found.state, "2 are RUNNING, 1 of them on other" in found.found) == ("ok", True)
-    assert len(tracking.running()) == 2
+    assert len(runs.running()) == 2
 
 
 def test_a_store_that_does_not_answer_fails_without_its_password(workplace, capsys):

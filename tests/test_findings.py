@@ -10,7 +10,7 @@ from lsa import cli, project
 from lsa.errors import InputError
 from lsa.findings import Finding, findings, pair_findings
 from lsa.measurements import Measurement, Trajectory, measured
-from lsa.tracking import Done
+from lsa.runs import Done
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's and SQLAlchemy's own
 

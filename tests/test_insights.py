@@ -21,7 +21,7 @@ from lsa.insights import (
 )
 from lsa.measurements import Measurement, Trajectory
 from lsa.project import Named, Project
-from lsa.tracking import Done
+from lsa.runs import Done
 
 KINDS = {"sgd": "plain", "heavy": "momentum", "adamw": "adaptive"}
 SEEDS = range(8)

@@ -12,7 +12,7 @@ import mlflow
 import numpy as np
 import pytest
 
-from lsa import cli, mode_study, plan, plots, project, tracking
+from lsa import cli, mode_study, plan, plots, project, runs
 from lsa.errors import InputError
 from lsa.mode_graph import HEADINGS, NAME, WAYS, Pair, graph, rows
 from lsa.probe import Curve, Metric, Result
@@ -143,13 +143,13 @@ def test_one_command_measures_all_pairs_and_again_only_what_is_new(workplace, ca
     assert cli.run(["mode_graph", "tiny", "--seeds", "0,1"]) == 0
     printed = capsys.readouterr().out
     run_id = re.search(r"^run +(\w+)$", printed, re.MULTILINE)[1]
-    done = tracking.read(run_id)
+    done = runs.read(run_id)
     assert done.tags["lsa.step"] == NAME and done.metrics["steps_done"] == 4 + 2 * 6
-    assert {"mode_graph.png", "mode_graph.json", "mode_graph.npz"} <= set(tracking.files(run_id))
+    assert {"mode_graph.png", "mode_graph.json", "mode_graph.npz"} <= set(runs.files(run_id))
     # The numbers are those of the pairs' own runs.
     barriers = [
         one.metrics["auto_neb/barrier"]
-        for one in tracking.finished_steps("tiny")
+        for one in runs.finished_steps("tiny")
         if one.tags["lsa.step"] == "auto_neb"
     ]
     assert len(barriers) == 6
@@ -161,7 +161,7 @@ def test_one_command_measures_all_pairs_and_again_only_what_is_new(workplace, ca
     assert states.count("reused") == 2 + 2 and states.count("done") == 1 + 4
     assert again.opened.id == run_id
     # A study of the project does not take pairs of two seeds for its own.
-    found = plan._newest(list(tracking.finished_steps("tiny")))
+    found = plan._newest(list(runs.finished_steps("tiny")))
     assert {key[1] for key in found if key[0] == "auto_neb"} == {"sgd – adamw"}
     assert all(found[key].params["seed_b"] == str(key[2]) for key in found if " – " in key[1])
     assert "mode graph" in mlflow.get_run(run_id).info.run_name.replace("_", " ")

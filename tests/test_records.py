@@ -8,7 +8,7 @@ import math
 import mlflow
 import pytest
 
-from lsa import cli, probe, records, registry, store, tracking
+from lsa import cli, probe, records, registry, runs, store, tracking
 from lsa.errors import InputError
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's and SQLAlchemy's own
@@ -39,7 +39,7 @@ def test_a_probe_run_shows_all_that_was_logged(measured, capsys):
     assert (shown["step"], shown["status"], shown["optimizer"]) == ("lanczos", "FINISHED", "sgd")
     assert shown["checkpoints"] == [{"address": "models:/tiny.sgd/1", "run": measured.run_id}]
     assert shown["parameters"]["k"] == {"value": 1, "default": 3}
-    logged = tracking.read(shown["run"]).metrics
+    logged = runs.read(shown["run"]).metrics
     top = shown["metrics"]["lanczos/lambda_max"]
     error = logged["lanczos/lambda_max_se_data"]
     assert top["value"] == logged["lanczos/lambda_max"] and top["unit"] == "loss"
@@ -107,9 +107,9 @@ def test_an_ambiguous_beginning_lists_what_it_may_be(workplace):
         ids.add(store.client().create_run(experiment).info.run_id)
     first = next(c for c in "0123456789abcdef" if sum(one[0] == c for one in ids) == 2)
     with pytest.raises(InputError, match="give more of its ID"):
-        tracking.whole(first)
+        runs.whole(first)
     for one in ids:
-        assert tracking.whole(one).run_id == one
+        assert runs.whole(one).run_id == one
 
 
 def test_checkpoints_are_listed_with_their_numbers(measured, capsys, monkeypatch):

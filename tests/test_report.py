@@ -21,8 +21,8 @@ from lsa import cli, plan, project, step, study
 from lsa.checks import checks
 from lsa.measurements import Measurement, measured, written
 from lsa.report import report
+from lsa.runs import Done
 from lsa.store import shown
-from lsa.tracking import Done
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's and SQLAlchemy's own
 

@@ -13,7 +13,7 @@ import synthetic
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
-from lsa import drawings, measurements, plan, plots, project, registry, report, store, tracking
+from lsa import drawings, measurements, plan, plots, project, registry, report, runs, store
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's and SQLAlchemy's own
 SMALL = """
@@ -60,7 +60,7 @@ def costs(name: str, seeds: int) -> dict[str, int]:
         "resolve a beginning": asked(lambda: registry.resolve(run[:16])),
         "plan": asked(lambda: plan.outlook(setting)),
         "list": asked(lambda: registry.listing(name)),
-        "stale": asked(lambda: tracking.end_stale(name)),
+        "stale": asked(lambda: runs.end_stale(name)),
         "measured": asked(lambda: measurements.newest(setting)),
     }
 

@@ -17,7 +17,7 @@ from mlflow.tracking import MlflowClient
 from processes import started
 
 import lsa
-from lsa import project, provenance, steps, store, tracking, train_step
+from lsa import project, provenance, runs, steps, store, tracking, train_step
 from lsa import train as training
 from lsa.errors import InputError
 from lsa.landscape import flatten
@@ -188,11 +188,11 @@ def test_runs_whose_process_died_are_ended(workplace):
         pass
     client = mlflow.MlflowClient()
     client.update_run(old.id, status="RUNNING")
-    assert tracking.end_stale("tiny") == []  # this very process holds it
+    assert runs.end_stale("tiny") == []  # this very process holds it
     pid = provenance.machine("cpu")["lsa.process"].partition("@")[0]
     client.set_tag(old.id, "lsa.process", f"{pid}@1.00")
-    assert tracking.end_stale("other") == []
-    assert tracking.end_stale("tiny") == ["old"]
+    assert runs.end_stale("other") == []
+    assert runs.end_stale("tiny") == ["old"]
     assert run(old.id).info.status == "KILLED" and "died" in run(old.id).data.tags["lsa.error"]
 
 

@@ -36,7 +36,8 @@ LAYERS = [
     {"project", "progress", "mlproject", "plots", "interactive", "subspace_training", "mode_graph"},
     {"probes", "train"},
     {"checkpoint", "display", "store", "drawings"},
-    {"tracking", "server"},
+    {"runs", "server"},
+    {"tracking"},
     {"registry"},
     {"sync"},
     {"steps"},
@@ -56,7 +57,7 @@ LAYERS = [
     {"__main__"},
 ]
 ALLOWED = {
-    "mlflow": {"store", "tracking", "registry"},
+    "mlflow": {"store", "runs", "tracking", "registry"},
     "typer": {"cli", "cli_show", "cli_study", "cli_doctor", "cli_server"},
     "sqlalchemy": {"server"},
     "matplotlib": {"plots"},

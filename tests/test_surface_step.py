@@ -14,7 +14,7 @@ import pytest
 from processes import started
 
 import lsa
-from lsa import cli, measurements, partial, project, records, steps, tracking, train_step
+from lsa import cli, measurements, partial, project, records, runs, steps, train_step
 from lsa.errors import InputError
 from lsa.project import Project
 
@@ -56,7 +56,7 @@ def test_a_plane_through_three_checkpoints_names_and_links_them(setting, capsys)
     assert grid["mark_loss"] == pytest.approx([s.landscape.loss(s.theta) for s in sources])
     found = mlflow.MlflowClient().get_run(run_id)
     assert {m.model_id for m in found.inputs.model_inputs} == {s.model_id for s in sources}
-    shown = records.run(tracking.read(run_id))
+    shown = records.run(runs.read(run_id))
     assert [one["run"] for one in shown["checkpoints"]] == [s.run_id for s in sources]
     assert (files(run_id) / "surface.html").read_text().startswith("<!doctype html>")
     # it is no property of one checkpoint or pair, so no table may show it as such

@@ -17,8 +17,8 @@ from lsa import (
     project,
     registry,
     report,
+    runs,
     steps,
-    tracking,
     train_step,
     trajectory,
 )
@@ -77,7 +77,7 @@ def test_a_probe_follows_a_training(final):
         assert abs(alone["lanczos/lambda_max"] - column["value"][i]) <= residual
         evaluated = source.training.evaluate(source.theta)
         assert content["train_loss"][i] == pytest.approx(evaluated.loss)
-    whole = tracking.read(final.run_id).metrics
+    whole = runs.read(final.run_id).metrics
     assert content["val_accuracy"][-1] == whole["final/val_accuracy"]
     assert content["train_loss"][0] > content["train_loss"][-1]
     assert sum("subset" in note for note in content["notes"]) == 1  # said once for all epochs
@@ -90,7 +90,7 @@ def test_noise_is_followed_too_and_adam_has_no_threshold(setting):
     final = lsa.load(train_step.train(setting.recipe("adamw")).address)
     done = lsa.follow("sgd_noise", final, k=1, probes=2)
     assert "sgd noise during training" in report.report(setting).html  # reads what is stored
-    content = tracking.artifact(done.run_id, "trajectory.json")
+    content = runs.artifact(done.run_id, "trajectory.json")
     assert np.all(np.array(content["metrics"]["noise_ratio"]["value"]) > 0)
     assert content["threshold"] is None and "threshold_ratio" not in content["metrics"]
     assert any("preconditioned Hessian" in note for note in content["notes"])
@@ -104,7 +104,7 @@ def test_preconditioned_sharpness_stands_beside_the_threshold_of_its_epoch(setti
     recipe = setting.recipe("adamw").model_copy(update={"train": budget})
     final = lsa.load(train_step.train(recipe).address)
     done = lsa.follow("preconditioned", final, k=1)
-    content = tracking.artifact(done.run_id, "trajectory.json")
+    content = runs.artifact(done.run_id, "trajectory.json")
     assert content["epochs"] == [0, 2, 3] and content["threshold"] is None
     rate = optimizers.schedule("cosine", epochs=3, steps_per_epoch=4, warmup_epochs=1)
     # of the first step, where none is taken yet, then of the last step taken
@@ -141,7 +141,7 @@ def test_a_number_that_is_not_finite_at_first_does_not_hide_the_last(final):
     finally:
         del PROBES["inverse"]
     assert done.metrics["trajectory.inverse/a"] == 2
-    found = tracking.artifact(done.run_id, "trajectory.json")["metrics"]
+    found = runs.artifact(done.run_id, "trajectory.json")["metrics"]
     assert found["a"]["value"] == ["inf", 2, 2] and found["b"]["value"] == ["nan", 3, 3]
 
 
@@ -203,7 +203,7 @@ def test_the_command_line_follows_with_the_projects_options(workplace, final, ca
     assert cli.run([*arguments, "--epochs", "all"]) == 0
     shown = capsys.readouterr().out
     assert "trajectory.lanczos/lambda_max " in shown
-    done = tracking.read(shown.split()[-1])
+    done = runs.read(shown.split()[-1])
     assert done.tags["lsa.step"] == "trajectory.lanczos"
     wanted = {"k": "1", "density_probes": "0", "split": "no"}
     assert wanted.items() <= done.params.items()

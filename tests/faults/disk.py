@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from faults import Row
-from lsa import cli, registry, store, tracking
+from lsa import cli, registry, runs, store
 
 PROJECT = """
 dataset: {name: digits, train_limit: 200, val_limit: 100}
@@ -100,7 +100,7 @@ def check_store() -> None:
             registry.fetch(tags["lsa.checkpoint"])
             assert "final/val_accuracy" in found.data.metrics
         else:
-            stored = tracking.artifact(found.info.run_id, f"{step}.json")
+            stored = runs.artifact(found.info.run_id, f"{step}.json")
             assert {f"{step}/{name}" for name in stored["metrics"]} <= found.data.metrics.keys()
     for version in client.search_model_versions():
         registry.fetch(f"models:/{version.name}/{version.version}")

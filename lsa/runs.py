@@ -1,0 +1,194 @@
+"""Runs in MLflow read back, and those ended that their processes left open."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlflow.artifacts import download_artifacts
+from mlflow.exceptions import MlflowException
+
+from lsa import documents, provenance
+from lsa.errors import InputError
+from lsa.store import client, experiments, quoted, shown, uri
+
+NOT_FINITE = "lsa.not_finite."  # + name of the metric: a tag that holds its value
+
+
+@dataclass(frozen=True)
+class Done:
+    """A finished run, read back."""
+
+    run_id: str
+    metrics: Mapping[str, float]
+    params: Mapping[str, str]
+    tags: Mapping[str, str]
+    seconds: float = 0.0  # from its start to its end
+    experiment: str = ""
+    data: str = ""  # digest of the dataset that it measured
+    name: str = ""
+    status: str = "FINISHED"
+    started: int = 0  # milliseconds since 1970
+    artifacts: str = ""  # where its files are
+
+
+def finished(key: str) -> Done | None:
+    """The newest FINISHED run whose step has this key, in any experiment."""
+    found = client().search_runs(
+        experiments(),
+        f"tags.`lsa.key` = '{key}' and attributes.status = 'FINISHED'",
+        max_results=1,
+        order_by=["attributes.start_time DESC"],
+    )
+    return _done(found[0]) if found else None
+
+
+def finished_steps(project: str) -> Iterator[Done]:
+    """Every FINISHED step of a project, newest first, in any experiment."""
+    everywhere = experiments()
+    criteria = f"tags.project = '{quoted(project)}' and attributes.status = 'FINISHED'"
+    token = None
+    while True:
+        page = client().search_runs(
+            everywhere,
+            criteria,
+            max_results=1000,
+            order_by=["attributes.start_time DESC"],
+            page_token=token,
+        )
+        yield from (_done(run) for run in page if _is_step(run.data.tags))
+        token = page.token
+        if not token:
+            return
+
+
+def _is_step(tags: Mapping[str, str]) -> bool:
+    """Whether a run has what every step of a project has; other programs may share a store."""
+    return "lsa.step" in tags and tags.get("seed", "0").lstrip("-").isdecimal()
+
+
+def not_finite(tags: Mapping[str, str]) -> dict[str, float]:
+    """Metrics that were not finite: MLflow would store another number, so they are tags."""
+    return {
+        k.removeprefix(NOT_FINITE): float(v) for k, v in tags.items() if k.startswith(NOT_FINITE)
+    }
+
+
+def whole(prefix: str) -> Done:
+    """The run whose ID starts like this, whatever became of it.
+
+    Raises:
+        InputError: There is none, or there are several.
+    """
+    found = []
+    if prefix.isalnum():  # as all IDs are, and no wildcard is
+        criteria = f"attributes.run_id LIKE '{prefix}%'"
+        found = client().search_runs(experiments(), criteria, max_results=10)
+    if not found:
+        raise InputError(
+            f"no run {prefix!r} in {shown(uri())}; give a run ID or the beginning of one, or "
+            "optimizer=…"
+        )
+    if len(found) > 1:
+        some = ", ".join(f"{one.info.run_id[:12]}… ({one.info.run_name})" for one in found)
+        raise InputError(f"run {prefix!r} may be any of {some}; give more of its ID")
+    return _done(found[0])
+
+
+def newest_on(training: str, step: str) -> Done | None:
+    """The newest run of a step on the checkpoint of a training."""
+    criteria = f"tags.`lsa.step` = '{quoted(step)}' and params.checkpoint = '{quoted(training)}'"
+    order = ["attributes.start_time DESC"]
+    found = client().search_runs(experiments(), criteria, max_results=1, order_by=order)
+    return _done(found[0]) if found else None
+
+
+def files(run_id: str) -> list[str]:
+    """Names of a run's artifacts, those in folders left out."""
+    return [file.path for file in client().list_artifacts(run_id) if not file.is_dir]
+
+
+def read(run_id: str) -> Done:
+    """A run's metrics, parameters and tags."""
+    return _done(client().get_run(run_id))
+
+
+def _done(found: Any) -> Done:
+    data, info = found.data, found.info
+    inputs = found.inputs.dataset_inputs if found.inputs else []
+    return Done(
+        run_id=info.run_id,
+        metrics=dict(data.metrics),
+        params=dict(data.params),
+        tags=dict(data.tags),
+        seconds=((info.end_time or info.start_time) - info.start_time) / 1000,
+        experiment=info.experiment_id,
+        data=", ".join(dict.fromkeys(one.dataset.digest for one in inputs)),
+        name=info.run_name or "",
+        status=info.status,
+        started=info.start_time,
+        artifacts=info.artifact_uri or "",
+    )
+
+
+def artifact(run_id: str, path: str, root: str = "") -> Any:
+    """A JSON artifact of a run.
+
+    Args:
+        run_id: The run.
+        path: Of the artifact in it.
+        root: Where the run's artifacts are, as `Done` says it: the store need not be asked then.
+
+    Raises:
+        InputError: It is not there, damaged or beyond all bounds.
+    """
+    name = f"artifact {path} of run {run_id}"
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            root = root or client().get_run(run_id).info.artifact_uri or ""
+            file = download_artifacts(f"{root}/{path}", dst_path=scratch)
+            return documents.read_json(Path(file), name)
+    except (MlflowException, OSError) as error:
+        raise InputError(f"{name} is not there ({error}); run its step again") from None
+
+
+# --- left open ------------------------------------------------------------------------------------
+
+
+def ended(name: str, tags: Mapping[str, str]) -> str | None:
+    """The newest run of that name and tags that is not RUNNING, to be taken up again."""
+    criteria = f"attributes.run_name = '{quoted(name)}' and attributes.status != 'RUNNING'"
+    for key, value in tags.items():
+        criteria += f" and tags.`{key}` = '{quoted(value)}'"
+    order = ["attributes.start_time DESC"]
+    found = client().search_runs(experiments(), criteria, max_results=1, order_by=order)
+    return found[0].info.run_id if found else None
+
+
+def end_stale(project: str) -> list[str]:
+    """End the runs of a project that are RUNNING although their process here has died.
+
+    Returns:
+        Their names.
+    """
+    gone = [one for one in running(project) if provenance.gone(one.tags)]
+    for one in gone:
+        end_gone(one.run_id)
+    return [one.name for one in gone]
+
+
+def running(project: str | None = None) -> list[Done]:
+    """The runs that are RUNNING, of a project or of all."""
+    criteria = "attributes.status = 'RUNNING'"
+    if project is not None:
+        criteria += f" and tags.project = '{quoted(project)}'"
+    return [_done(found) for found in client().search_runs(experiments(), criteria)]
+
+
+def end_gone(run_id: str) -> None:
+    """End a run whose process is gone."""
+    client().set_tag(run_id, "lsa.error", "its process died without ending it")
+    client().set_terminated(run_id, "KILLED")
