@@ -201,6 +201,7 @@ def test_a_study_that_is_killed_leaves_no_process_and_is_taken_up_again(tiny, wo
     script = workplace / "mine.py"
     script.write_text(textwrap.dedent(code))
     environment = os.environ | {"MLFLOW_TRACKING_URI": store.uri()}
+    store.client()  # made here: `runs` below and the study would make its tables at once
     with started([sys.executable, script], env=environment) as process:
         deadline = time.monotonic() + 60
         while len(runs(**{"lsa.step": "train"})) < 2 and time.monotonic() < deadline:
