@@ -20,10 +20,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lsa import data, documents, serial, stability
+from lsa import data, documents, muon_state, serial, stability
 from lsa.data import Data
 from lsa.errors import InputError
 from lsa.landscape import Landscape, flatten
+from lsa.muon_state import MuonState
 from lsa.project import Recipe, first_rule
 from lsa.sharded import shared
 from lsa.stability import OptimizerState
@@ -108,23 +109,22 @@ class Checkpoint:
         return flatten(network(self.recipe, self.data, self.trusted).to(self.device))
 
     @functools.cached_property
-    def optimizer(self) -> OptimizerState:
+    def optimizer(self) -> OptimizerState | MuonState:
         """The optimizer as of the checkpoint.
 
         Raises:
             InputError: Its preconditioner is not known, or its state is not kept.
         """
+        parameters, size = list(self.model.parameters()), self.recipe.train.batch_size
+        name = self.recipe.rule.name
         try:
-            return stability.read(
-                self.recipe.rule.name,
-                self.optimizer_state,
-                list(self.model.parameters()),
-                self.recipe.train.batch_size,
-            )
+            if name == "Muon":
+                return muon_state.read(self.optimizer_state, parameters, size)
+            return stability.read(name, self.optimizer_state, parameters, size)
         except (LookupError, TypeError, AttributeError, RuntimeError) as error:
             raise InputError(
-                f"the checkpoint's state of {self.recipe.rule.name} is none that torch wrote "
-                f"({error!r}); train again"
+                f"the checkpoint's state of {name} is none that torch wrote ({error!r}); "
+                "train again"
             ) from None
 
 

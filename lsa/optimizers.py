@@ -183,12 +183,7 @@ class Muon(Optimizer):
         adamw_betas: tuple[Fraction, Fraction] = (0.9, 0.95),
     ) -> None:
         params = list(params)
-        hidden = [p for p in params if p.ndim >= 2][1:-1]
-        if not hidden:
-            raise InputError(
-                "optimizer Muon works on hidden weights, and this network has none between its "
-                "first and its last layer; choose AdamW."
-            )
+        hidden = hidden_weights(params)
         chosen = {id(p) for p in hidden}
         rest = {
             "params": [p for p in params if id(p) not in chosen],
@@ -236,13 +231,31 @@ class Muon(Optimizer):
         p.add_(update.reshape(p.shape).to(p.dtype), alpha=-group["lr"] * scale)
 
 
+def hidden_weights(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
+    """The weights of a network, in its order, that belong to Muon itself.
+
+    Raises:
+        InputError: There are none.
+    """
+    hidden = [p for p in parameters if p.ndim >= 2][1:-1]
+    if not hidden:
+        raise InputError(
+            "optimizer Muon works on hidden weights, and this network has none between its "
+            "first and its last layer; choose AdamW."
+        )
+    return hidden
+
+
+NEWTON_SCHULZ = 3.4445, -4.7750, 2.0315  # a, b, c of Jordan et al. 2024
+
+
 def orthogonalised(G: Tensor, steps: int) -> Tensor:
     """Roughly UVᵀ of G = USVᵀ, shape `(m, n)`, by quintic Newton–Schulz iteration in bfloat16.
 
     X ← aX + (bA + cA²)X with A = XXᵀ. The coefficients (Jordan et al. 2024) are steepest at zero
     and do not converge: singular values end between about 0.5 and 1.5, by intent.
     """
-    a, b, c = 3.4445, -4.7750, 2.0315
+    a, b, c = NEWTON_SCHULZ
     X = G.bfloat16()
     X = X / X.norm().clamp_min(1e-7)
     wide = X.shape[0] <= X.shape[1]

@@ -5,13 +5,13 @@ whether it converges is the largest eigenvalue of P⁻¹(H + λI), with λ the L
 to the gradient (Cohen et al. 2022, "Adaptive gradient methods at the edge of stability",
 arXiv 2207.14484). Decoupled weight decay is no part of the gradient: it lowers the threshold.
 
-θ is flat, shape `(d,)`: the optimizers known here act on each parameter by itself, but for a common
-number of steps.
+θ is flat, shape `(d,)`: the optimizers of this module act on each parameter by itself, but for a
+common number of steps. Muon, which acts on matrices, is in `muon_state`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,14 +21,23 @@ from torch import Tensor, nn
 from lsa import optimizers
 from lsa.errors import InputError
 
-KNOWN = ("SGD", "RMSprop", "Adagrad", "Adam", "AdamW")  # whose preconditioner is a known diagonal
+DIAGONAL = ("SGD", "RMSprop", "Adagrad", "Adam", "AdamW")  # whose preconditioner is one
+KNOWN = (*DIAGONAL, "Muon")
+
+
+@dataclass(frozen=True)
+class Preconditioner:
+    """P, symmetric and positive, in float64."""
+
+    diagonal: Tensor  # of P, (d,)
+    inverse_root: Callable[[Tensor], Tensor]  # v ↦ P^(−½)v
 
 
 @dataclass(frozen=True)
 class OptimizerState:
     """An optimizer after its last step."""
 
-    name: str  # one of `KNOWN`
+    name: str  # one of `DIAGONAL`
     options: Mapping[str, Any]  # of its parameter group, `lr` as of the last step
     state: Mapping[str, Tensor]  # name in torch → (d,); averages that it does not keep are absent
     steps: int  # taken
@@ -50,8 +59,8 @@ class OptimizerState:
         """Largest eigenvalue of P⁻¹(H + λI) that does not diverge while P stands still."""
         return _threshold(self.name, {**self.options, "lr": self.learning_rate})
 
-    def preconditioner(self, theta: Tensor) -> Tensor | None:
-        """Diagonal of P as of the last step, `(d,)` in float64; None before the first step.
+    def preconditioner(self, theta: Tensor) -> Preconditioner | None:
+        """P as of the last step; None before the first step.
 
         The step is θ ← θ − η P⁻¹m, m the gradient or its (undivided) average. Adam's correction
         for the start of its averages belongs to P: P = (1 − β₁ᵗ)(√(v/(1 − β₂ᵗ)) + ε).
@@ -60,7 +69,7 @@ class OptimizerState:
             InputError: A second moment that is negative or not finite.
         """
         if self.name == "SGD":
-            return torch.ones_like(theta, dtype=torch.float64)
+            return diagonal(torch.ones_like(theta, dtype=torch.float64))
         if not self.steps:
             return None
         P = self._root().to(theta.device) + self.options["eps"]
@@ -71,7 +80,7 @@ class OptimizerState:
                 f"the second moment of {self.name} is not positive and finite everywhere, so it "
                 "preconditions nothing; train again with a larger eps or a lower learning rate"
             )
-        return P
+        return diagonal(P)
 
     def _root(self) -> Tensor:
         """The root of the second moment, without ε."""
@@ -99,6 +108,12 @@ class OptimizerState:
         return (moved.detach() - theta.double()).to(theta.dtype)
 
 
+def diagonal(P: Tensor) -> Preconditioner:
+    """A diagonal preconditioner, from its diagonal."""
+    scale = P.rsqrt()
+    return Preconditioner(P, lambda v: scale * v)
+
+
 def read(
     name: str, stored: Mapping[str, Any], parameters: Sequence[nn.Parameter], batch_size: int
 ) -> OptimizerState:
@@ -111,13 +126,13 @@ def read(
         batch_size: Samples per step.
 
     Raises:
-        InputError: An optimizer that divides by no known diagonal, or a state that is not there,
+        InputError: An optimizer that divides by no diagonal, or a state that is not there,
             not whole or of another network.
     """
-    if name not in KNOWN:
+    if name not in DIAGONAL:
         raise InputError(
-            f"optimizer {name} has no diagonal preconditioner that is known here, so its stability "
-            f"cannot be told; choose a checkpoint of {', '.join(KNOWN)}"
+            f"optimizer {name} has no preconditioner that is known here, so its stability cannot "
+            f"be told; choose a checkpoint of {', '.join(KNOWN)}"
         )
     groups = stored.get("param_groups", [])
     if len(groups) != 1 or len(groups[0]["params"]) != len(parameters):
@@ -193,7 +208,7 @@ def _threshold(name: str, options: Mapping[str, Any]) -> tuple[float, str] | Non
         value = (2 - decay) * (1 + beta) / ((1 - beta) * rate)
         return value, f"{'(2−ηλ)' if decay else '2'}(1+β₁)/((1−β₁)η)"
     momentum = options.get("momentum", 0)
-    if name not in KNOWN or options.get("dampening") or not 0 <= momentum < 1:
+    if name not in DIAGONAL or options.get("dampening") or not 0 <= momentum < 1:
         return None
     if not momentum:
         return 2 / rate, "2/η"

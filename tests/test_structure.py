@@ -32,7 +32,7 @@ LAYERS = [
     {"landscape", "data", "models", "optimizers"},
     {"consistency", "noise_scale"},
     {"probe", "heads", "stability", "sam", "symmetries", "sharded"},
-    {"outline"},
+    {"outline", "muon_state"},
     {"project", "progress", "mlproject", "plots", "interactive", "subspace_training", "mode_graph"},
     {"probes", "train"},
     {"checkpoint", "display", "store", "drawings"},
@@ -116,7 +116,7 @@ def test_the_maths_loads_neither_tracking_nor_plots_nor_the_command_line():
     names = [m for m in sources() if m.startswith("probes.") and m != "probes.__init__"]
     names += ["landscape", "linalg", "paths", "neb", "autoneb", "curves", "subspaces", "train"]
     names += ["krylov", "quadrature", "trace", "crossing", "permutations", "units", "probe"]
-    names += ["stability", "ascent", "planes", "sam", "symmetries", "sharded"]
+    names += ["stability", "muon_state", "ascent", "planes", "sam", "symmetries", "sharded"]
     code = "; ".join(f"import lsa.{name}" for name in names)
     code += "; import sys; print({'mlflow', 'typer', 'matplotlib'} & set(sys.modules))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

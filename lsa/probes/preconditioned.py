@@ -12,8 +12,11 @@ from torch import Tensor
 from lsa import linalg
 from lsa.errors import InputError
 from lsa.landscape import Landscape
+from lsa.muon_state import MuonState
 from lsa.probe import Curve, Metric, Report, Result, Sizes, Work, probe, standard_error
-from lsa.stability import OptimizerState
+from lsa.stability import OptimizerState, Preconditioner
+
+State = OptimizerState | MuonState
 
 SHARE = 0.5  # of the sharpness, that one sample carries, from which a note says so
 PRODUCTS = 20  # of one Lanczos run to the upper end, for the estimate of the cost
@@ -29,7 +32,7 @@ def _work(at: Sizes, **_: Any) -> Work:
 def preconditioned(
     landscape: Landscape,
     theta: Tensor,
-    optimizer: OptimizerState,
+    optimizer: State,
     rng: torch.Generator,
     report: Report,
     start: Tensor | None = None,
@@ -44,18 +47,20 @@ def preconditioned(
     raw λ_max of optimizers with different P tells nothing of which of them is near its edge (Cohen
     et al. 2022, "Adaptive gradient methods at the edge of stability", arXiv 2207.14484). P is the
     diagonal of the training's last step: 1 for SGD, √v + ε for RMSprop, √∑g² + ε for Adagrad, and
-    for Adam and AdamW (1 − β₁ᵗ)(√(v/(1 − β₂ᵗ)) + ε). Other optimizers are refused: Muon's P is no
-    diagonal, and SAM steps by the gradient of another point.
+    for Adam and AdamW (1 − β₁ᵗ)(√(v/(1 − β₂ᵗ)) + ε). That of Muon acts on the smaller side of each
+    hidden weight, roughly (MMᵀ)^½ of the momentum M, with AdamW's for the rest (`muon_state`).
+    Other optimizers are refused: SAM steps by the gradient of another point.
 
     sharpness is λ_max of the symmetric P^(−½)(H + λI)P^(−½), which has the eigenvalues of
     P⁻¹(H + λI), in units of 1/η. λ is the weight decay that is added to the gradient, part of what
     the optimizer descends; AdamW's is not, and lowers the threshold instead.
     threshold_ratio = sharpness over stability_threshold, with the learning rate of the last step:
     2/η, 2(1+β)/η for heavy ball, 2(1+β)/(η(1+2β)) for Nesterov, (2−ηλ)(1+β₁)/((1−β₁)η) for AdamW,
-    which is 38/η at β₁ = 0.9 and no decay. It is exact for a quadratic, the whole data in each step
-    and P at rest, so it is a diagnostic and no criterion: full-batch training hovers about 1,
-    mini-batch training usually stays below. Only the ratio compares optimizers; sharpness itself
-    has another unit for each P.
+    which is 38/η at β₁ = 0.9 and no decay, and (2−ηλ)(1+β)/((1−β)(1+2β)η) for Muon. It is exact for
+    a quadratic, the whole data in each step and P at rest, so it is a diagnostic and no criterion:
+    full-batch training hovers about 1, mini-batch training usually stays below, and Muon's P, which
+    grows with the momentum, keeps steps bounded even above. Only the ratio compares optimizers;
+    sharpness itself has another unit for each P.
 
     update_curvature is uᵀHu/|u|² along the next step u that torch's optimizer makes from its state
     and the gradient over the measured samples (not that of a mini-batch), decoupled decay included.
@@ -92,7 +97,7 @@ def preconditioned(
     raw = top(hessian, "H")
     P, penalty = optimizer.preconditioner(theta), optimizer.penalty
     felt = None
-    if P is not None and (P == 1).all():
+    if optimizer.name == "SGD":
         felt = replace(raw, values=raw.values + penalty)
     elif P is not None:
         felt = top(_felt(hessian, P, penalty), "P⁻¹H")
@@ -116,10 +121,10 @@ def preconditioned(
         notes.append(f"{optimizer.name} has not stepped yet, so there is no preconditioner")
         return Result(metrics, curves, arrays, converged, tuple(notes))
 
-    z = felt.vectors[:, 0].double() * P.rsqrt()  # zᵀHz + λ|z|² is the eigenvalue
+    z = P.inverse_root(felt.vectors[:, 0].double())  # zᵀHz + λ|z|² is the eigenvalue
     curvatures = landscape.curvatures(theta, z).double()
     sharpness, error = felt.values[0].item(), standard_error(curvatures)
-    notes += _single(curvatures, P[felt.vectors[:, 0].abs().argmax()].item())
+    notes += _single(curvatures, P.diagonal[felt.vectors[:, 0].abs().argmax()].item())
     metrics["sharpness"] = Metric(sharpness, "1/η", error)
     if limit:
         shares = {source: e / limit for source, e in error.items()}
@@ -129,13 +134,12 @@ def preconditioned(
     return Result(metrics, curves, arrays, converged, tuple(notes))
 
 
-def _felt(hessian: linalg.Matvec, P: Tensor, penalty: float) -> linalg.Matvec:
-    """v ↦ P^(−½)(H + λI)P^(−½)v, P by its diagonal."""
-    scale = P.rsqrt()
+def _felt(hessian: linalg.Matvec, P: Preconditioner, penalty: float) -> linalg.Matvec:
+    """v ↦ P^(−½)(H + λI)P^(−½)v."""
 
     def product(v: Tensor) -> Tensor:
-        w = scale * v.double()
-        return (scale * (hessian(w) + penalty * w)).to(v.dtype)
+        w = P.inverse_root(v.double())
+        return P.inverse_root(hessian(w) + penalty * w).to(v.dtype)
 
     return product
 
@@ -156,7 +160,7 @@ def _curve(values: Tensor, unit: str) -> Curve:
 
 
 def _update(
-    landscape: Landscape, theta: Tensor, optimizer: OptimizerState, notes: list[str]
+    landscape: Landscape, theta: Tensor, optimizer: State, notes: list[str]
 ) -> dict[str, Metric]:
     """Curvature along the optimizer's next step."""
     u = optimizer.update(theta, landscape.gradient(theta)).double()

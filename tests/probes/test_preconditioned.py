@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from itertools import combinations
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.functional import hessian
 from torch.func import functional_call, grad
 
-from lsa import data, stability
+from lsa import data, muon_state, optimizers, stability
 from lsa.errors import InputError
 from lsa.landscape import Landscape, flatten
 from lsa.plots.preconditioned import draw
@@ -118,7 +119,7 @@ def test_every_number_agrees_with_dense_matrices_and_a_real_step(net, name, opti
     penalty = 0.0 if name == "AdamW" else options.get("weight_decay", 0.0)
     identity = torch.eye(len(theta), dtype=torch.float64)
     # P⁻¹(H + λI) is not symmetric, yet its eigenvalues are real: those of the symmetric form.
-    eigenvalues = torch.linalg.eigvals((H + penalty * identity) / P[:, None])
+    eigenvalues = torch.linalg.eigvals((H + penalty * identity) / P.diagonal[:, None])
     assert eigenvalues.imag.abs().max() < 1e-8 * eigenvalues.abs().max()
     expected = eigenvalues.real.sort(descending=True).values[:3]
     assert found.curves["preconditioned_eigenvalue"].y == pytest.approx(expected.numpy(), rel=1e-8)
@@ -134,6 +135,49 @@ def test_every_number_agrees_with_dense_matrices_and_a_real_step(net, name, opti
     along = (u @ H @ u / (u @ u)).item()
     assert found.metrics["update_curvature"].value == pytest.approx(along, rel=1e-9)
     assert found.converged and len(draw(found, "title").axes) == 2
+
+
+def test_muon_agrees_with_dense_matrices_and_a_real_step():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            *(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3))
+        ).double()
+    y = torch.randint(0, 3, (60,), generator=generator(2))
+    landscape = Landscape(model, normal(60, 6), y)
+    optimizer = optimizers.build("Muon", model.parameters(), lr=0.05)
+
+    def step() -> Tensor:
+        for p, g in zip(
+            model.parameters(),
+            landscape.unflatten(landscape.gradient(flatten(model))).values(),
+            strict=True,
+        ):
+            p.grad = g.clone()
+        optimizer.step()
+        return flatten(model)
+
+    for _ in range(3):
+        theta = step()
+    stored = copy.deepcopy(optimizer.state_dict())
+    state = muon_state.read(stored, list(model.parameters()), 20)
+    found = measure(landscape, theta, state, k=3)
+    H = dense(landscape.hessian(theta), len(theta))
+    P = state.preconditioner(theta)
+    assert P is not None
+    root = dense(P.inverse_root, len(theta))
+    eigenvalues = torch.linalg.eigvals(root @ root @ H).real.sort(descending=True).values[:3]
+    assert found.curves["preconditioned_eigenvalue"].y == pytest.approx(
+        eigenvalues.numpy(), rel=1e-8
+    )
+    limit = (2 - 0.05 * 0.01) * 1.95 / (0.05 * 2.9 * 0.05)
+    assert found.metrics["stability_threshold"].value == pytest.approx(limit)
+    ratio = found.metrics["threshold_ratio"].value
+    assert ratio == pytest.approx(eigenvalues[0].item() / limit)
+    u = step() - theta
+    along = (u @ H @ u / (u @ u)).item()
+    assert found.metrics["update_curvature"].value == pytest.approx(along, rel=1e-9)
+    assert any("stability threshold of Muon: (2−ηλ)(1+β)" in note for note in found.notes)
 
 
 @pytest.mark.parametrize(
@@ -177,7 +221,7 @@ def test_the_error_over_the_data_is_the_spread_of_sample_curvatures(net):
     found = measure(landscape, theta, state)
     P = state.preconditioner(theta)
     assert P is not None
-    z = torch.from_numpy(found.arrays["preconditioned_vectors"][:, 0]) / P.sqrt()
+    z = torch.from_numpy(found.arrays["preconditioned_vectors"][:, 0]) / P.diagonal.sqrt()
     each = [landscape.subset(torch.tensor([i])).hessian(theta) for i in range(60)]
     curvatures = torch.stack([z @ product(z) for product in each])
     sharpness = found.metrics["sharpness"]

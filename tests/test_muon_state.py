@@ -1,0 +1,187 @@
+"""Muon's preconditioner against its own steps, dense matrices and the iteration of both rules."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lsa import muon_state, optimizers
+from lsa.errors import InputError
+from lsa.muon_state import MuonState
+
+pytestmark = pytest.mark.usefixtures("global_rng_untouched")
+
+SHAPES = ((3, 2), (3,), (3, 5), (7, 3), (2, 2, 3, 1), (2, 7))  # hidden: wide, tall, a convolution
+HIDDEN = {2: (3, 5), 3: (7, 3), 4: (2, 6)}  # place → as a matrix
+
+
+def normal(*shape: int, seed: int = 1) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def stepped(steps: int, frozen: tuple[int, ...] = (), **options: Any) -> tuple[list, Any]:
+    """A network's parameters and its Muon after steps with random gradients."""
+    parameters = [nn.Parameter(normal(*shape, seed=i)) for i, shape in enumerate(SHAPES)]
+    for i in frozen:
+        parameters[i].requires_grad_(False)
+    optimizer = optimizers.build("Muon", parameters, **options)
+    for k in range(steps):
+        step(parameters, optimizer, normal(dimension(parameters), seed=10 + k))
+    return parameters, optimizer
+
+
+def trainable(parameters: list[nn.Parameter]) -> list[nn.Parameter]:
+    return [p for p in parameters if p.requires_grad]
+
+
+def dimension(parameters: list[nn.Parameter]) -> int:
+    return sum(p.numel() for p in trainable(parameters))
+
+
+def flat(parameters: list[nn.Parameter]) -> Tensor:
+    return torch.cat([p.detach().reshape(-1).clone() for p in trainable(parameters)])
+
+
+def step(parameters: list[nn.Parameter], optimizer: Any, g: Tensor) -> None:
+    own = trainable(parameters)
+    for p, part in zip(own, g.split([p.numel() for p in own]), strict=True):
+        p.grad = part.view(p.shape).clone()
+    optimizer.step()
+
+
+def kept(parameters: list[nn.Parameter], optimizer: Any) -> MuonState:
+    return muon_state.read(copy.deepcopy(optimizer.state_dict()), parameters, 16)
+
+
+def inverse(found: MuonState, theta: Tensor) -> Tensor:
+    """P⁻¹ as a matrix."""
+    P = found.preconditioner(theta)
+    assert P is not None
+    root = torch.stack([P.inverse_root(e) for e in torch.eye(len(theta)).double()], dim=1)
+    torch.testing.assert_close(root, root.T, rtol=1e-10, atol=1e-12)
+    assert torch.linalg.eigvalsh(root)[0] > 0
+    torch.testing.assert_close(
+        torch.linalg.inv(root @ root).diagonal(), P.diagonal, rtol=1e-8, atol=0
+    )
+    return root @ root
+
+
+@pytest.mark.parametrize("nesterov", [True, False])
+@pytest.mark.parametrize("frozen", [(), (1, 3)])
+def test_the_next_step_is_that_of_the_real_optimizer(nesterov, frozen):
+    for steps in (0, 1, 4):
+        parameters, optimizer = stepped(steps, frozen, lr=0.03, nesterov=nesterov)
+        found, before = kept(parameters, optimizer), flat(parameters)
+        g = normal(len(before), seed=5)
+        u = found.update(before, g)
+        assert torch.equal(u, found.update(before, g)), "the state was changed"
+        step(parameters, optimizer, g)
+        torch.testing.assert_close(u, flat(parameters) - before, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("frozen", [(), (0, 3)])
+def test_the_last_step_is_the_rate_times_the_average_over_the_preconditioner(frozen):
+    """−η P⁻¹m of both rules at once, m the momentum or the first moment, P⁻¹ as one matrix."""
+    options = {"lr": 0.03, "adamw_lr": 0.004, "weight_decay": 0.0, "nesterov": False}
+    parameters, optimizer = stepped(4, frozen, **options)
+    before = flat(stepped(3, frozen, **options)[0])
+    found = kept(parameters, optimizer)
+    m, rate, exact = [], [], []
+    assert found.threshold is not None and found.rest.threshold is not None
+    for i, p in enumerate(parameters):
+        if not p.requires_grad:
+            continue
+        state = optimizer.state[p]
+        m.append(state["momentum_buffer" if i in HIDDEN else "exp_avg"].reshape(-1))
+        share = found.rest.threshold[0] / found.threshold[0]
+        rate.append(torch.full_like(m[-1], 0.03 if i in HIDDEN else 0.004 * share))
+        exact.append(torch.full_like(m[-1], i not in HIDDEN, dtype=torch.bool))
+    average, rates, diagonal = torch.cat(m), torch.cat(rate), torch.cat(exact)
+    expected = -rates * (inverse(found, before) @ average)
+    last = flat(parameters) - before
+    torch.testing.assert_close(last[diagonal], expected[diagonal], rtol=1e-9, atol=1e-14)
+    # Newton–Schulz itself runs in bfloat16: five steps of three roundings of 2⁻⁹.
+    error = (last - expected)[~diagonal].norm() / expected[~diagonal].norm()
+    assert error < 5 * 3 * 2**-9
+
+
+def test_the_preconditioner_is_roughly_the_root_of_the_momentum_squared():
+    """Of UVᵀ it would be exactly (MMᵀ)^½: singular values 0.5 to 1.5 bound the two apart."""
+    parameters, optimizer = stepped(3)
+    found, theta = kept(parameters, optimizer), flat(parameters)
+    product, begin = inverse(found, theta), 0
+    for i, p in enumerate(parameters):
+        part = slice(begin, begin := begin + p.numel())
+        if i not in HIDDEN:
+            continue
+        rows, columns = HIDDEN[i]
+        M = optimizer.state[p]["momentum_buffer"].reshape(rows, columns)
+        small, size = (M @ M.T, columns) if rows <= columns else (M.T @ M, rows)
+        values, U = torch.linalg.eigh(small)
+        root = (U * values.sqrt()) @ U.T / max(1, rows / columns) ** 0.5
+        identity = torch.eye(size, dtype=torch.float64)
+        P = torch.kron(root, identity) if rows <= columns else torch.kron(identity, root)
+        gains = torch.linalg.eigvals(product[part, part] @ P).real
+        assert 0.5 < gains.min() and gains.max() < 1.5, i
+
+
+def radius(found: MuonState, P_inverse: Tensor, H: Tensor, hidden: Tensor) -> float:
+    """Spectral radius of (θ, m) → one step of both rules at rest, P⁻¹ of each by its own rate.
+
+    m ← βm + (1−β)g, θ ← (1−ηλ)θ − ηP⁻¹u with u = m, or (1−β)g + βm where Muon looks ahead.
+    """
+    own, rest = found.options, found.rest.options
+    muon, adamw = hidden.double(), 1 - hidden.double()
+    beta = muon * own["momentum"] + adamw * rest["betas"][0]
+    eta = muon * own["lr"] + adamw * rest["lr"]
+    by_g = (1 - beta) * (1 + muon * own["nesterov"] * beta)
+    by_m = torch.where(hidden & own["nesterov"], beta**2, beta)
+    back, scale = torch.diag(1 - eta * own["weight_decay"]), torch.diag(eta)
+    up = torch.cat([back - scale @ P_inverse @ torch.diag(by_g) @ H, -scale @ P_inverse * by_m], 1)
+    down = torch.cat([torch.diag(1 - beta) @ H, torch.diag(beta)], 1)
+    return torch.linalg.eigvals(torch.cat([up, down])).abs().max().item()
+
+
+@pytest.mark.parametrize("nesterov", [True, False])
+@pytest.mark.parametrize("weight_decay", [0.0, 0.5])
+@pytest.mark.parametrize("adamw_lr", [1e-3, 1.0])
+def test_both_rules_together_turn_unstable_at_one_threshold(nesterov, weight_decay, adamw_lr):
+    """On a quadratic that couples all parameters, where two thresholds would be read apart."""
+    options = {"lr": 0.1, "adamw_lr": adamw_lr, "nesterov": nesterov, "weight_decay": weight_decay}
+    parameters, optimizer = stepped(3, **options)
+    found, d = kept(parameters, optimizer), dimension(parameters)
+    A, common = normal(d, d + 3, seed=8), inverse(found, flat(parameters))
+    sharpness = torch.linalg.eigvals(common @ A @ A.T).real.max().item()
+    assert found.threshold is not None and found.rest.threshold is not None
+    H = A @ A.T * (found.threshold[0] / sharpness)
+    hidden = torch.cat([torch.full((p.numel(),), i in HIDDEN) for i, p in enumerate(parameters)])
+    share = found.rest.threshold[0] / found.threshold[0]
+    each = torch.where(hidden, 1.0, share).double()[:, None] * common  # AdamW's own P⁻¹ again
+    assert radius(found, each, 0.999 * H, hidden) < 1
+    assert radius(found, each, 1.001 * H, hidden) > 1
+
+
+def test_before_the_first_step_there_is_none():
+    parameters, optimizer = stepped(0)
+    found = kept(parameters, optimizer)
+    assert found.steps == 0 and found.preconditioner(flat(parameters)) is None
+    assert found.threshold is not None
+
+
+def test_what_has_no_common_preconditioner_is_refused_in_one_line():
+    parameters, optimizer = stepped(2, adamw_lr=0.0)
+    found = kept(parameters, optimizer)
+    assert found.threshold is None
+    with pytest.raises(InputError, match=r"stood still .* rates 0.02 and 0"):
+        found.preconditioner(flat(parameters))
+    parameters, optimizer = stepped(2)
+    optimizer.state[parameters[3]]["momentum_buffer"].zero_()
+    with pytest.raises(InputError, match="momentum of Muon is zero"):
+        kept(parameters, optimizer).preconditioner(flat(parameters))
+    for stored in ({}, {"state": {}, "param_groups": [{"params": [0]}]}):
+        with pytest.raises(InputError, match="no state of Muon over the 6 parameters"):
+            muon_state.read(stored, parameters, 16)
