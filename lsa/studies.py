@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -244,7 +244,9 @@ class Study:
         except spool.NotLogged as error:
             handle.state, handle.error = "unlogged", str(error)
         except Exception as error:
-            if not (handle.state == "queued" and self._skipped(handle)):
+            # News that one has begun may come after it was dropped: that is no failure of its own.
+            dropped = handle.state == "queued" or isinstance(error, CancelledError)
+            if not (dropped and self._skipped(handle)):
                 handle.state, handle.error = "failed", _line(error)
                 self._drop()
         if handle.finished and handle.state != "skipped":

@@ -9,6 +9,8 @@ import subprocess
 import sys
 import textwrap
 import time
+from concurrent.futures import CancelledError, Future
+from typing import Any
 
 import mlflow
 import psutil
@@ -108,6 +110,42 @@ def test_a_study_is_plain_python(workplace):
 def test_a_step_asked_for_wrongly_is_refused_when_asked_for(workplace, call, message):
     with study("tiny"), pytest.raises(InputError, match=message):
         call(step("train", optimizer="sgd"))
+
+
+class Dropping:
+    """An engine whose first call fails, and which hears that a dropped one had begun."""
+
+    background = chained = True
+    slots = float("inf")
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, int, int, str]] = []
+        self.labels: dict[Future, str] = {}
+
+    def submit(self, _function: Any, call: Any, *_needs: Future) -> Future:
+        future: Future = Future()
+        if not self.labels:
+            future.set_exception(InputError("the first fails"))
+        self.labels[future] = call.label
+        return future
+
+    def cancel(self, future: Future) -> None:
+        future.set_exception(CancelledError())
+        self.told.append((self.labels[future], 0, 0, ""))
+
+    def news(self) -> list[tuple[str, int, int, str]]:
+        told, self.told = self.told, []
+        return told
+
+
+def test_a_dropped_step_has_not_failed_though_it_had_begun(tiny):
+    """News that it had begun may come after it was dropped."""
+    dropping = studies.Study(tiny, Dropping(), keep_going=False)
+    for optimizer in ("sgd", "adamw"):
+        dropping.step("train", optimizer=optimizer, seed=0)
+    dropping.advance()
+    assert states(dropping) == ["failed", "skipped"]
+    assert [handle.error for handle in dropping.handles] == ["the first fails", "not run"]
 
 
 def test_workers_compute_what_one_process_computes(tiny, monkeypatch):

@@ -73,9 +73,10 @@ def _marks(plot: Any, found: dict[str, np.ndarray], along: bool) -> None:
         plot.annotate(
             text,
             (x[i], y[i]),
-            (-6 if right else 6, 6),
+            (-6, -6) if right else (6, 6),  # at one height they would cover each other
             textcoords="offset points",
             horizontalalignment="right" if right else "left",
+            verticalalignment="top" if right else "bottom",
             fontsize=9,
             bbox={"boxstyle": "round,pad=0.2", "facecolor": "white", "alpha": 0.8, "linewidth": 0},
         )
