@@ -65,7 +65,7 @@ TASKS = {
     "density": Task(
         f"Spectral density, {density.PROBES} probe of {density.STEPS} steps",
         "simple_cnn",
-        256,
+        512,
         density.rows,
     ),
     "noise": Task(

@@ -26,7 +26,7 @@ Pairs = tuple[Tensor, Tensor]  # values (k,), vectors (d, k)
 def lsa(model: nn.Module, x: Tensor, y: Tensor, **options: Any) -> Pairs:
     at, theta = setting.landscape(model, x, y)
     rng = torch.Generator().manual_seed(0)
-    start = linalg.start_vector(theta, rng)
+    start = linalg.start_vector(theta, rng, at.gradient(theta))
     found = linalg.lanczos(
         at.hessian(theta), start, rng=rng, largest=K, smallest=0, tol=TOL, **options
     ).largest
@@ -74,7 +74,11 @@ RIVALS: dict[str, Callable[..., Pairs]] = {
 
 
 def rows(model: nn.Module, x: Tensor, y: Tensor, rivals: list[str]) -> list[dict[str, Any]]:
-    """Per library: seconds, eigenvalues, and the largest residual."""
+    """Per library: seconds, eigenvalues, and the largest residual.
+
+    Accurate is who meets the residual and has missed none: within its residual of a value lies *an*
+    eigenvalue, not always the one that it is listed as.
+    """
     at, theta = setting.landscape(model, x, y)
     product = at.hessian(theta)
     contestants = {
@@ -82,24 +86,30 @@ def rows(model: nn.Module, x: Tensor, y: Tensor, rivals: list[str]) -> list[dict
         "lsa, unconfirmed as the others": lambda *at: lsa(*at, confirm=0),
         **{name: RIVALS[name] for name in rivals},
     }
-    return [
+    found = [
         _measured(name, contestant, product, (model, x, y))
         for name, contestant in contestants.items()
     ]
+    met = [values for values, row in found if row["accurate"]]
+    best = torch.stack(met).amax(0) if met else None  # a Ritz value is never too large
+    for values, row in found:
+        row["accurate"] = row["accurate"] and torch.allclose(values, best, rtol=2 * TOL)
+    return [row for _, row in found]
 
 
 def _measured(
     name: str, contestant: Callable[..., Pairs], product: Callable[[Tensor], Tensor], at: tuple
-) -> dict[str, Any]:
+) -> tuple[Tensor, dict[str, Any]]:
     row = {"library": name, "seconds": float("nan"), "eigenvalues": "", "residual": float("nan")}
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             (values, vectors), row["seconds"] = timed(lambda: contestant(*at))
     except RuntimeError as error:  # an operation that the library cannot differentiate
-        return row | {"eigenvalues": f"fails: {str(error).splitlines()[0]}", "accurate": False}
+        reason = f"fails: {str(error).splitlines()[0]}"
+        return torch.empty(0), row | {"eigenvalues": reason, "accurate": False}
     row["eigenvalues"] = ", ".join(f"{v:.4g}" for v in values.tolist())
     row["residual"] = max(
         float((product(v) - value * v).norm() / (value.abs() * v.norm()))
         for value, v in zip(values.float(), vectors.float().T, strict=True)
     )
-    return row | {"accurate": row["residual"] <= 2 * TOL}
+    return values.double(), row | {"accurate": row["residual"] <= 2 * TOL}

@@ -37,7 +37,7 @@ def rows(model: nn.Module, x: Tensor, y: Tensor) -> list[dict[str, Any]]:
     @torch.no_grad()
     def bare() -> None:
         for point in weights:
-            for part in x.split(cache_size(x)):
+            for part in x.split(cache_size(model, x)):
                 functional_call(model, point, (part,))
 
     seconds = alternate({"lsa interpolation": probe, "bare forward passes": bare}, ROUNDS)

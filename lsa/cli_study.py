@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Annotated, Any, Literal, Optional
 
@@ -70,8 +71,9 @@ def study(
         for one in outlook:
             why = f"  ({one.why})" if one.why else ""
             print(f"{one.state:8} {one.planned.label}{why}")
-    forecast = plan.forecast(setting, outlook, device=device)
     place, beside = None, 1 if workers is None else workers
+    shared = os.cpu_count() or 1 if engine == "ray" and workers is None else beside
+    forecast = plan.forecast(setting, outlook, device=device, workers=max(1, shared))
     if engine == "ray" and not dry_run:
         place, beside = _ray(whole.name, address, forecast.peaks, device, workers)
     _print_forecast(outlook, forecast, beside, here=place is None)
@@ -124,8 +126,7 @@ def _ray(
 
 def _print_forecast(outlook: Any, forecast: Any, workers: int, *, here: bool) -> None:
     """The plan in two lines: steps, time and memory."""
-    import psutil
-
+    from lsa import budget
     from lsa.view import duration
 
     due = sum(one.state != "reused" for one in outlook)
@@ -139,7 +140,7 @@ def _print_forecast(outlook: Any, forecast: Any, workers: int, *, here: bool) ->
     if forecast.unknown:
         line += f"; without {', '.join(forecast.unknown)}, which declare no work"
     print(line, flush=True)
-    free = psutil.virtual_memory().available
+    free = budget.free_memory()
     if here and workers * forecast.memory > free:
         print(f"note: only {free / 1e9:.1f} GB of memory are free; take fewer workers", flush=True)
 

@@ -23,6 +23,7 @@ STEP = 2.0  # seconds of a step beside its arithmetic: checkpoint, logging, figu
 LONG = 1.0  # seconds of measuring after which one more is not worth it
 BYTES = 4  # of a number in float32
 OPERATORS = 2  # whose graphs a probe may keep at once: H and G, or H and C
+SPARE = 1.5  # times what the first of them may hold: the second finds half as much free
 
 
 @dataclass(frozen=True)
@@ -47,17 +48,25 @@ class Cost:
     memory: int  # bytes of the process at its peak
 
 
-def rates(setting: Project, recipe: Recipe, device: str, trusted: tuple[str, ...] = ()) -> Rates:
+def rates(
+    setting: Project,
+    recipe: Recipe,
+    device: str,
+    trusted: tuple[str, ...] = (),
+    workers: int = 1,
+) -> Rates:
     """Measure loss, gradient and Hessian product at the initial weights of a recipe's network."""
     split = load_data(recipe, device)
     model = network(recipe, split, trusted).to(device)
     wanted, training = setting.landscape.samples, len(split.x_train)
     samples = training if wanted == "all" else min(wanted, training)
     landscape = Landscape(model, split.x_train[:samples], split.y_train[:samples])
-    return measured(landscape, flatten(model), training, len(split.x_val))
+    return measured(landscape, flatten(model), training, len(split.x_val), workers)
 
 
-def measured(landscape: Landscape, theta: Tensor, training: int, validation: int) -> Rates:
+def measured(
+    landscape: Landscape, theta: Tensor, training: int, validation: int, workers: int = 1
+) -> Rates:
     """Measure them on a part of a landscape.
 
     Args:
@@ -65,8 +74,9 @@ def measured(landscape: Landscape, theta: Tensor, training: int, validation: int
         theta: Where.
         training: Samples of the whole training split.
         validation: Samples of the held-out split.
+        workers: Processes that will share cores and memory.
     """
-    samples, spare = landscape.n_samples, budget.graph_memory(theta.device)
+    samples, spare = landscape.n_samples, budget.graph_memory(theta.device) // workers
     sizes = Sizes(
         len(theta), samples, training, validation, parameters=tuple(landscape.unflatten(theta))
     )
@@ -119,5 +129,5 @@ def probing(declared: Probe, options: Mapping[str, Any], measured: Rates) -> Cos
     memory = measured.memory + work.vectors * measured.sizes.dimension * BYTES
     if work.products or work.jacobians:
         kept = measured.graphs * measured.sizes.samples
-        memory += OPERATORS * int(min(kept, measured.spare))
+        memory += int(min(OPERATORS * kept, SPARE * measured.spare))
     return Cost(STEP + seconds, memory)

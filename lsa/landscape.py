@@ -58,8 +58,8 @@ class Landscape:
         loss: ℓ as an unweighted mean over a batch, `(outputs, targets) -> scalar`.
         chunk: Samples per pass; bounds memory, does not change the result.
         memory: Bytes that graphs may hold from one product to the next, which then costs up to a
-            third less; does not change the result. Default an eighth of the free memory, half
-            of a GPU's.
+            third less; does not change the result. Default half of the free memory, less for a
+            process that does not use all cores.
 
     Raises:
         InputError: No samples, inputs and targets of different number, chunk below 1, or batch
@@ -104,7 +104,7 @@ class Landscape:
             )
         self.x = x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
         self.y = y
-        self.chunk = self._chunk or budget.cache_size(x)
+        self.chunk = self._chunk or budget.cache_size(self.model, x)
 
     # --- the vector θ ----------------------------------------------------------------------------
 

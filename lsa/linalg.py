@@ -160,27 +160,31 @@ def start_vector(like: Tensor, rng: torch.Generator, near: Tensor | None = None)
 
     The random half makes a warm start as safe as a cold one but for a factor √2: an eigenvector
     orthogonal to the direction has its usual share of it. A smaller half saves no products (tuned
-    here); between checkpoints five epochs apart a warm start saves about a tenth of them, more
-    where the eigenvectors have settled, none right after the initial weights.
+    here). For the Hessian of a loss the gradient is a good direction, because most of it lies in
+    the top eigenspace (Gur-Ari et al. 2018, arXiv 1812.04754): on simple_cnn 17 products instead of
+    19 to 22 for three pairs, 32 and 33 instead of 33 and 44 for both ends; for the covariance of
+    the gradients it saves none. Between checkpoints five epochs apart the eigenvectors of the other
+    save about a tenth, more where they have settled, none right after the initial weights.
 
     Args:
         like: Any vector `(d,)` of the dtype and device wanted.
         rng: On the CPU; both kinds draw the same numbers.
-        near: Direction `(d,)` such as a sum of the eigenvectors of a matrix nearby.
+        near: Direction `(d,)`, the gradient or a sum of the eigenvectors of a matrix nearby; one
+            of zero length is none.
 
     Raises:
-        InputError: A direction of another shape, zero or not finite.
+        InputError: A direction of another shape, or not finite.
     """
     random = torch.randn(len(like), generator=rng).to(like)
     if near is None:
         return random
     length = float(near.norm())
-    if near.shape != like.shape or not 0 < length < float("inf"):
+    if near.shape != like.shape or not length < float("inf"):
         raise InputError(
             f"the direction to start from has shape {tuple(near.shape)} and length {length:g}; "
             f"give a finite one of shape {tuple(like.shape)}, or none"
         )
-    return random / random.norm() + near.to(like) / length
+    return random / random.norm() + near.to(like) / length if length else random
 
 
 def subspace_overlap(U: Tensor, V: Tensor) -> float:

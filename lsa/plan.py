@@ -214,7 +214,9 @@ class Forecast:
         return max(self.peaks.values(), default=0)
 
 
-def forecast(setting: Project, found: list[Outlook], *, device: str = "auto") -> Forecast:
+def forecast(
+    setting: Project, found: list[Outlook], *, device: str = "auto", workers: int = 1
+) -> Forecast:
     """The cost of all that an outlook would run, from a gradient measured here and now.
 
     Kinds of steps that the project has run on this host before cost what they took then.
@@ -223,7 +225,8 @@ def forecast(setting: Project, found: list[Outlook], *, device: str = "auto") ->
     if not kinds:
         return Forecast({}, 0.0, {}, [])
     recipe = setting.recipe(next(iter(setting.optimizers)))
-    rates = cost.rates(setting, recipe, steps.device_of(device), steps.trusted_by(recipe))
+    place, trusted = steps.device_of(device), steps.trusted_by(recipe)
+    rates = cost.rates(setting, recipe, place, trusted, workers)
     seconds, unknown, peaks = {}, [], {}
     took = _took(setting)
     for kind in kinds:

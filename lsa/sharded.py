@@ -25,7 +25,7 @@ def shared(landscape: Landscape) -> Landscape:
         return landscape
     memory = landscape._memory
     if memory is None and landscape.x.device.type == "cpu":  # which the ranks of a machine share
-        memory = budget.graph_memory(landscape.x.device) // int(os.environ["LOCAL_WORLD_SIZE"])
+        memory = budget.free_memory() // (2 * int(os.environ["LOCAL_WORLD_SIZE"]))
     return Sharded(
         landscape.model,
         landscape.x,

@@ -214,7 +214,7 @@ def _pass_size(model: nn.Module, x: Tensor) -> int:
     """
     if x.device.type != "cpu" or any(isinstance(m, _BatchNorm) for m in model.modules()):
         return len(x)
-    return min(len(x), cache_size(x))
+    return min(len(x), cache_size(model, x))
 
 
 def _validation(model: nn.Module, split: Data) -> dict[str, float]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -49,6 +51,9 @@ def test_costs_are_work_times_rates():
     )
     found = cost.probing(declared, {"k": 2}, rates)
     assert found.seconds == cost.STEP + 1 + 6 + 2000 + 20 and found.memory == 500 + 7 * 1000 * 4
+    for spare, kept in ((10**6, 2 * 50 * 100), (4000, 6000)):  # the second finds half as much
+        graphs = dataclasses.replace(rates, graphs=50.0, spare=spare)
+        assert cost.probing(declared, {"k": 2}, graphs).memory == found.memory + kept
     silent = probe.Probe("p", lambda: None, (), {}, ())
     assert cost.probing(silent, {}, rates) is None
 

@@ -576,7 +576,13 @@ def test_a_cold_start_is_the_random_vector_and_a_warm_one_draws_the_same() -> No
     assert torch.equal(rng.get_state(), after.get_state())
 
 
-@pytest.mark.parametrize("near", [torch.zeros(5), torch.ones(4), torch.full((5,), math.nan)])
+def test_a_direction_of_no_length_is_none() -> None:
+    """As is the gradient at a minimum."""
+    zero = torch.zeros(5)
+    assert torch.equal(start_vector(zero, generator(), zero), start_vector(zero, generator()))
+
+
+@pytest.mark.parametrize("near", [torch.ones(4), torch.full((5,), math.nan)])
 def test_a_direction_to_start_from_must_fit(near: Tensor) -> None:
     with pytest.raises(InputError, match="direction to start from"):
         start_vector(torch.zeros(5), generator(), near)

@@ -14,7 +14,7 @@ from lsa import paths
 from lsa.errors import InputError
 from lsa.landscape import Landscape
 from lsa.permutations import PermutationSpec, apply, permutation_spec, weight_matching
-from lsa.probe import Curve, Metric, Report, Result, Sizes, Work, probe
+from lsa.probe import Curve, Metric, Report, Result, Sizes, Work, probe, standard_error
 
 BARRIERS = {"barrier": "linear", "barrier_mean": "mean", "barrier_max": "max"}
 RESAMPLES = 200  # of the data; a standard error is then known to 5 %
@@ -25,7 +25,7 @@ def _work(at: Sizes, *, points: int, align: str, **_: Any) -> Work:
     lines = 2 if align == "weights" else 1
     return Work(
         losses=lines * points * (at.samples + at.validation),
-        gradients=4.0 * lines * at.samples,
+        gradients=2.0 * lines * at.samples,
         vectors=4,
     )
 
@@ -155,13 +155,9 @@ def _per_sample(landscape: Landscape, theta: Tensor) -> dict[str, Tensor]:
 
 
 def _slope(landscape: Landscape, theta: Tensor, direction: Tensor) -> Metric:
-    """dL/dα = ∇L·(θ_B − θ_A); its error from the spread vᵀCv of the per-sample slopes."""
-    v, n = direction.double(), landscape.n_samples
-    value = (landscape.gradient(theta).double() @ v).item()
-    if n < 2:
-        return Metric(value, "loss")
-    variance = (landscape.covariance(theta)(direction).double() @ v).clamp(min=0).item()
-    return Metric(value, "loss", _data((variance / (n - 1)) ** 0.5))
+    """dL/dα = ∇L·(θ_B − θ_A); its error from the spread of the per-sample slopes."""
+    slopes = landscape.slopes(theta, direction).double()
+    return Metric(slopes.mean().item(), "loss", standard_error(slopes))
 
 
 # --- numbers --------------------------------------------------------------------------------------

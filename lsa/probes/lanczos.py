@@ -69,9 +69,10 @@ def lanczos(
     """
     _check(landscape, k, k_min, density_probes, density_steps)
     hessian = landscape.hessian(theta)
+    near = landscape.gradient(theta) if start is None else start
     found = linalg.lanczos(
         hessian,
-        linalg.start_vector(theta, rng, start),
+        linalg.start_vector(theta, rng, near),
         rng=rng,
         largest=k,
         smallest=k_min,

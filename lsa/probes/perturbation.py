@@ -73,16 +73,15 @@ def perturbation(
         raise InputError(
             f"points={points}, rise={rise:g}: choose an odd number of points from 5 and rise > 0"
         )
-    hessian = landscape.hessian(theta)
+    hessian, gradient = landscape.hessian(theta), landscape.gradient(theta)
     found = linalg.lanczos(
         hessian,
-        linalg.start_vector(theta, rng),
+        linalg.start_vector(theta, rng, gradient),
         rng=rng,
         tol=tol,
         max_products=max_products,
         report=report,
     )
-    gradient = landscape.gradient(theta)
     control = torch.randn(len(theta), generator=rng).to(theta)
     directions = {
         "top": _downhill(found.largest.vectors[:, 0], gradient),

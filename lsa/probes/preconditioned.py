@@ -79,13 +79,15 @@ def preconditioned(
         raise InputError(f"k={k}: choose 1 to d={landscape.dimension} eigenvalues")
     notes: list[str] = []
 
+    near = landscape.gradient(theta) if start is None else start
+
     def top(matvec: linalg.Matvec, name: str) -> linalg.Eigenpairs:
         found = linalg.top(
             matvec,
             k,
             theta,
             rng=rng,
-            near=start,
+            near=near,
             tol=tol,
             max_products=max_products,
             report=report,

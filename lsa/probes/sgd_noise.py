@@ -84,7 +84,8 @@ def sgd_noise(
         return found.largest
 
     hessian, covariance = landscape.hessian(theta), landscape.covariance(theta)
-    H, C = top(hessian, k, "Hessian", start), top(covariance, k, "covariance", start)
+    near = landscape.gradient(theta) if start is None else start
+    H, C = top(hessian, k, "Hessian", near), top(covariance, k, "covariance", start)
     converged = not notes
     moments = None
     if probes:
