@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -209,7 +209,8 @@ class Study:
     def _heed(self, news: Iterable[tuple[str, int, int, str]]) -> None:
         """Show progress; what makes some is running."""
         told = {one[0]: one for one in news}
-        for handle in self._running.values() if told else ():
+        # What was dropped stays queued, though it had begun: how it ends is no failure of its own.
+        for handle in self._running.values() if told and not self._stopped() else ():
             if handle.state == "queued" and handle.call.label in told:
                 handle.state = "running"
         for one in told.values():
@@ -244,9 +245,7 @@ class Study:
         except spool.NotLogged as error:
             handle.state, handle.error = "unlogged", str(error)
         except Exception as error:
-            # News that one has begun may come after it was dropped: that is no failure of its own.
-            dropped = handle.state == "queued" or isinstance(error, CancelledError)
-            if not (dropped and self._skipped(handle)):
+            if not (handle.state == "queued" and self._skipped(handle)):
                 handle.state, handle.error = "failed", _line(error)
                 self._drop()
         if handle.finished and handle.state != "skipped":
