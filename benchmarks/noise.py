@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,9 +16,9 @@ from lsa import linalg
 TOL = 1e-3
 
 
-def by_products(model: nn.Module, x: Tensor, y: Tensor) -> float:
+def by_products(model: nn.Module, x: Tensor, y: Tensor, memory: int | None = None) -> float:
     """λ_max of C = 1/N ∑ (gᵢ − g)(gᵢ − g)ᵀ by Lanczos from a random start."""
-    at, theta = setting.landscape(model, x, y)
+    at, theta = setting.landscape(model, x, y, memory=memory)
     rng = torch.Generator().manual_seed(0)
     found = linalg.top(at.covariance(theta), 1, theta, rng=rng, tol=TOL, confirm=0)
     return float(found.largest.values[0])
@@ -42,7 +43,12 @@ def by_gram(model: nn.Module, x: Tensor, y: Tensor) -> float:
 def rows(model: nn.Module, x: Tensor, y: Tensor) -> list[dict[str, Any]]:
     """Per method: seconds, bytes and eigenvalue."""
     found = []
-    for name, method in (("lsa", by_products), ("sample gradients and Gram matrix", by_gram)):
+    methods = {
+        "lsa": by_products,
+        "lsa, nothing kept": partial(by_products, memory=0),
+        "sample gradients and Gram matrix": by_gram,
+    }
+    for name, method in methods.items():
         value, seconds, size = peak(lambda method=method: method(model, x, y))
         found.append({"method": name, "seconds": seconds, "MB": size / 1e6, "λ_C": value})
     return found

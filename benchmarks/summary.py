@@ -52,13 +52,11 @@ def headlines(found: Mapping[str, Rows]) -> list[dict[str, Any]]:
                 rivals[best] / rows["lsa"]["seconds"],
             )
     if rows := _by(found, "noise", "method"):
-        other = next(row for k, row in rows.items() if k != "lsa")
-        add(
-            "λ_C",
-            "time of sample gradients and Gram matrix / ours",
-            other["seconds"] / rows["lsa"]["seconds"],
-        )
-        add("λ_C", "their memory / ours", other["MB"] / max(rows["lsa"]["MB"], 1e-3))
+        other = rows.pop("sample gradients and Gram matrix")
+        for name, row in rows.items():
+            task = f"λ_C, {name}, against sample gradients and Gram matrix"
+            add(task, "their time / ours", other["seconds"] / row["seconds"])
+            add(task, "their memory / ours", other["MB"] / row["MB"])
     for row in found.get("training", ()):
         if row["loop"] != "lsa":
             add(f"epoch of {row['network']}", f"time of the {row['loop']} / ours", row["of lsa's"])
