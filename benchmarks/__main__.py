@@ -98,6 +98,7 @@ def main() -> None:
     parser.add_argument("--images", help="class folders (CIFAR-10's, say); default: digits")
     parser.add_argument("--samples", type=int, help="images, instead of each task's own number")
     parser.add_argument("--only", help=f"comma-separated, of {', '.join(TASKS)}")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, …")
     parser.add_argument("--rivals", default=",".join(PACKAGES), help="comma-separated; '' for none")
     parser.add_argument("--out", type=Path, help="Markdown file; the figure goes beside it")
     chosen = parser.parse_args()
@@ -109,7 +110,7 @@ def main() -> None:
     found: dict[str, Rows] = {}
     for name in _listed(chosen.only, TASKS, parser) if chosen.only else TASKS:
         task = TASKS[name]
-        x, y = setting.images(chosen.images, chosen.samples or task.samples)
+        x, y = setting.images(chosen.images, chosen.samples or task.samples, chosen.device)
         options = {"norm": "group"} if task.network.startswith("resnet") else {}
         model = setting.network(task.network, x[:2048], y[:2048], **options)
         found[name] = task.rows(model, x, y, rivals)
@@ -120,7 +121,7 @@ def main() -> None:
     headlines = summary.headlines({name: rows[1:] for name, rows in found.items()})
     parts = [
         "# Benchmarks",
-        _machine(),
+        _machine(chosen.device),
         f"`{' '.join(['python -m benchmarks', *_shown(sys.argv[1:])])}`",
         summary.table(headlines),
         *(f"## {rows[0]['']}\n\n{summary.table(rows[1:])}" for rows in found.values()),
@@ -151,12 +152,13 @@ def _installed(name: str) -> bool:
     return importlib.util.find_spec(module) is not None
 
 
-def _machine() -> str:
+def _machine(device: str) -> str:
     packages = ["torch", *(p for n, p in PACKAGES.items() if _installed(n))]
     versions = ", ".join(f"{p} {version(p)}" for p in packages)
     memory = psutil.virtual_memory().total / 1e9
+    card = f"{torch.cuda.get_device_name(device)}; " if device.startswith("cuda") else ""
     return (
-        f"{datetime.date.today()}, {_processor()}, {torch.get_num_threads()} threads, "
+        f"{datetime.date.today()}, {card}{_processor()}, {torch.get_num_threads()} threads, "
         f"{memory:.0f} GB; {versions}."
     )
 

@@ -42,14 +42,14 @@ def curvlinops(model: nn.Module, x: Tensor, y: Tensor) -> Pairs:
     ).to_scipy()
     values, vectors = eigsh(operator, k=K, which="LA", tol=TOL)
     order = np.argsort(-values)
-    return torch.from_numpy(values[order].copy()), torch.from_numpy(vectors[:, order].copy())
+    return torch.from_numpy(values[order].copy()), torch.from_numpy(vectors[:, order].copy()).to(x.device)
 
 
 def pyhessian(model: nn.Module, x: Tensor, y: Tensor) -> Pairs:
     from pyhessian import hessian
 
     loader = list(zip(x.split(256), y.split(256), strict=True))
-    found = hessian(model, nn.CrossEntropyLoss(), dataloader=loader, cuda=False)
+    found = hessian(model, nn.CrossEntropyLoss(), dataloader=loader, cuda=x.is_cuda)
     values, vectors = found.eigenvalues(maxIter=100, tol=TOL, top_n=K)
     flat = [torch.cat([p.reshape(-1) for p in vector]).detach() for vector in vectors]
     return torch.tensor(values), torch.stack(flat, 1)
@@ -61,9 +61,8 @@ def eigenthings(model: nn.Module, x: Tensor, y: Tensor) -> Pairs:
     loader = list(zip(x.split(256), y.split(256), strict=True))
     operator = HessianOperator(model, loader, supervised_loss(nn.CrossEntropyLoss()))
     found = lanczos(operator, k=K, max_iter=30, tol=TOL, which="LA", seed=0)
-    return found.eigenvalues, found.eigenvectors.T if len(
-        found.eigenvectors
-    ) == K else found.eigenvectors
+    vectors = found.eigenvectors
+    return found.eigenvalues.cpu(), vectors.T if len(vectors) == K else vectors
 
 
 RIVALS: dict[str, Callable[..., Pairs]] = {

@@ -61,7 +61,7 @@ def _steps(model: nn.Module, x: Tensor, y: Tensor) -> list[dict[str, Any]]:
 def _product(at: Any, theta: Tensor) -> tuple[float, int]:
     """Seconds of a second Hessian product, and the bytes that the first one took."""
     hessian = at.hessian(theta)
-    v = torch.randn(len(theta), generator=torch.Generator().manual_seed(0))
+    v = torch.randn(len(theta), generator=torch.Generator().manual_seed(0)).to(theta)
     _, _, size = peak(lambda: hessian(v))
     _, seconds, _ = peak(lambda: hessian(v))
     return seconds, size

@@ -22,7 +22,7 @@ def rows(model: nn.Module, x: Tensor, y: Tensor) -> list[dict[str, Any]]:
     half = len(x) // 2
     at, theta = setting.landscape(model, x[:half], y[:half])
     validation = at.with_data(x[half:], y[half:])
-    theta_b = theta + 0.01 * torch.randn(len(theta), generator=torch.Generator().manual_seed(0))
+    theta_b = theta + 0.01 * torch.randn(len(theta), generator=torch.Generator().manual_seed(0)).to(theta)
     weights = [
         at.unflatten(theta + a * (theta_b - theta)) for a in torch.linspace(-0.5, 1.5, POINTS)
     ]

@@ -39,11 +39,11 @@ def rows(model: nn.Module, x: Tensor, y: Tensor) -> list[dict[str, Any]]:
     def arpack() -> Pair:
         operator = LinearOperator(
             (len(theta), len(theta)),
-            matvec=lambda v: counted(torch.from_numpy(v).reshape(-1).to(theta)).numpy(),  # type: ignore[call-arg]
-            dtype=start.numpy().dtype,
+            matvec=lambda v: counted(torch.from_numpy(v).reshape(-1).to(theta)).cpu().numpy(),  # type: ignore[call-arg]
+            dtype=start.cpu().numpy().dtype,
         )
-        values, vectors = eigsh(operator, k=1, which="SA", tol=TOL, v0=start.numpy())
-        return float(values[0]), torch.from_numpy(vectors[:, 0].copy())
+        values, vectors = eigsh(operator, k=1, which="SA", tol=TOL, v0=start.cpu().numpy())
+        return float(values[0]), torch.from_numpy(vectors[:, 0].copy()).to(theta)
 
     found = []
     for name, method in (("lsa", ours), ("ARPACK", arpack)):

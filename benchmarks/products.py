@@ -15,7 +15,7 @@ KEPT = 16 << 30  # bytes: every graph fits
 def rows(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> list[dict[str, object]]:
     """Per matrix and per memory: seconds, and the ratio to a gradient."""
     at, theta = setting.landscape(model, x, y)
-    v = torch.randn(len(theta), generator=torch.Generator().manual_seed(0))
+    v = torch.randn(len(theta), generator=torch.Generator().manual_seed(0)).to(theta)
     tasks = {"gradient": lambda: at.gradient(theta)}
     for label, memory in (("graphs kept", KEPT), ("nothing kept", 0)):
         chosen, _ = setting.landscape(model, x, y, memory=memory)

@@ -12,12 +12,12 @@ from lsa import data, models
 from lsa.landscape import Landscape, flatten
 
 
-def images(folder: str | None, samples: int) -> tuple[Tensor, Tensor]:
+def images(folder: str | None, samples: int, device: str = "cpu") -> tuple[Tensor, Tensor]:
     """Images `(n, 3, 32, 32)` and labels of class folders such as CIFAR-10's, else of digits."""
     if folder:
-        split = data.load("image_folder", root=folder, train_limit=samples)
+        split = data.load("image_folder", root=folder, train_limit=samples, device=device)
         return split.x_train, split.y_train
-    split = data.load("digits")
+    split = data.load("digits", device=device)
     x = F.interpolate(split.x_train, size=32, mode="bilinear").expand(-1, 3, -1, -1).contiguous()
     repeats = -(-samples // len(x))
     return x.repeat(repeats, 1, 1, 1)[:samples], split.y_train.repeat(repeats)[:samples]
@@ -26,10 +26,12 @@ def images(folder: str | None, samples: int) -> tuple[Tensor, Tensor]:
 def network(name: str, x: Tensor, y: Tensor, epochs: int = 2, **options: Any) -> nn.Module:
     """A network after a few epochs of plain SGD, from a fixed seed."""
     model = models.build(name, input_shape=tuple(x.shape[1:]), classes=10, seed=0, **options)
+    model.to(x.device)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.02)
     rng = torch.Generator().manual_seed(0)
     for _ in range(epochs):
         for index in data.batches(len(x), 64, rng):
+            index = index.to(x.device)
             optimizer.zero_grad()
             F.cross_entropy(model(x[index]), y[index]).backward()
             optimizer.step()
@@ -38,4 +40,4 @@ def network(name: str, x: Tensor, y: Tensor, epochs: int = 2, **options: Any) ->
 
 def landscape(model: nn.Module, x: Tensor, y: Tensor, **options: Any) -> tuple[Landscape, Tensor]:
     """The landscape of the model at its parameters."""
-    return Landscape(model, x, y, **options), flatten(model)
+    return Landscape(model, x, y, **options), flatten(model).to(x.device)

@@ -1,4 +1,8 @@
-"""Seconds and bytes, measured so that a machine's moods fall on all competitors alike."""
+"""Seconds and bytes, measured so that a machine's moods fall on all competitors alike.
+
+Where a GPU computes, its queue is empty when the clock starts and when it stops, and the bytes are
+those of its memory.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import psutil
+import torch
 
 Found = TypeVar("Found")
 INTERVAL = 0.01  # seconds between two looks at the memory
@@ -18,8 +23,16 @@ INTERVAL = 0.01  # seconds between two looks at the memory
 
 def timed(task: Callable[[], Found]) -> tuple[Found, float]:
     """What the task returns, and its seconds."""
+    _wait()
     began = time.perf_counter()
-    return task(), time.perf_counter() - began
+    found = task()
+    _wait()
+    return found, time.perf_counter() - began
+
+
+def _wait() -> None:
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
 
 
 def alternate(tasks: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
@@ -33,6 +46,8 @@ def alternate(tasks: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, 
 
 def peak(task: Callable[[], Found]) -> tuple[Found, float, int]:
     """What the task returns, its seconds, and the bytes by which this process grew meanwhile."""
+    if torch.cuda.is_initialized():
+        return _peak_on_card(task)
     process = psutil.Process()
     with contextlib.suppress(OSError, AttributeError):  # or what was freed would hide it
         ctypes.CDLL(None).malloc_trim(0)
@@ -52,3 +67,10 @@ def peak(task: Callable[[], Found]) -> tuple[Found, float, int]:
         done.set()
         watcher.join()
     return found, seconds, highest - before
+
+
+def _peak_on_card(task: Callable[[], Found]) -> tuple[Found, float, int]:
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    found, seconds = timed(task)
+    return found, seconds, torch.cuda.max_memory_allocated() - before

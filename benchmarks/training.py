@@ -26,7 +26,8 @@ class Images(Dataset):
     """Images as a data set on disk gives them: uint8, transformed one at a time."""
 
     def __init__(self, x: Tensor, y: Tensor) -> None:
-        self._x, self._y = (x * 127.5 + 127.5).clamp(0, 255).to(torch.uint8), y.tolist()
+        self._x = (x * 127.5 + 127.5).clamp(0, 255).to(torch.uint8).cpu()
+        self._y = y.tolist()
         self._transform = v2.Compose(
             [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.5], [0.5])]
         )
@@ -64,14 +65,16 @@ def _epochs(name: str, x: Tensor, y: Tensor) -> tuple[Any, Any, Any]:
         landscape=Split(),
     )
     split = Data(x, y, x[:1], y[:1], 10, hash="")
-    batches = [(x[i], y[i]) for i in data.batches(len(x), BATCH, torch.Generator().manual_seed(0))]
+    order = data.batches(len(x), BATCH, torch.Generator().manual_seed(0))
+    batches = [(x[i], y[i]) for i in (index.to(x.device) for index in order)]
     loader = DataLoader(Images(x, y), batch_size=BATCH, shuffle=True)
 
     def loop(batches: Iterable[tuple[Tensor, Tensor]]) -> None:
-        model = models.build(name, input_shape=tuple(x.shape[1:]), classes=10, seed=0).train()
+        model = models.build(name, input_shape=tuple(x.shape[1:]), classes=10, seed=0)
+        model.to(x.device).train()
         optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
         for inputs, targets in batches:
-            _step(model, optimizer, inputs, targets)
+            _step(model, optimizer, inputs.to(x.device), targets.to(x.device))
 
     return lambda: list(train(recipe, split)), lambda: loop(batches), lambda: loop(loader)
 

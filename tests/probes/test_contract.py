@@ -40,10 +40,14 @@ def _inputs() -> dict[str, Any]:
     return inputs()
 
 
-def inputs(dtype: torch.dtype = torch.float32) -> dict[str, Any]:
+def inputs(
+    dtype: torch.dtype = torch.float32, device: str = "cpu", network: str = "mlp", **shape: Any
+) -> dict[str, Any]:
     """Everything that a probe may ask for, by its reserved name."""
-    split = data.load("digits", train_limit=200, val_limit=80)
-    model = models.build("mlp", input_shape=(1, 8, 8), classes=10, seed=0, hidden=[12]).to(dtype)
+    split = data.load("digits", train_limit=200, val_limit=80, device=device)
+    shape = shape or {"hidden": [12]}
+    model = models.build(network, input_shape=(1, 8, 8), classes=10, seed=0, **shape)
+    model.to(device, dtype)
     training = shared(Landscape(model, split.x_train.to(dtype), split.y_train))
     start = flatten(model)
 
