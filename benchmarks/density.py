@@ -24,7 +24,12 @@ def lsa(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     at, theta = setting.landscape(model, x, y)
     rng = torch.Generator().manual_seed(0)
     return spectral_density(
-        at.hessian(theta), len(theta), rng=rng, probes=PROBES, steps=STEPS
+        at.hessian(theta),
+        len(theta),
+        rng=rng,
+        probes=PROBES,
+        steps=STEPS,
+        device=x.device,
     ).nodes
 
 

@@ -10,7 +10,6 @@ from torch.func import functional_call
 
 from benchmarks import setting
 from benchmarks.timing import alternate
-from lsa.budget import cache_size
 from lsa.probes.interpolation import interpolation
 
 POINTS = 41
@@ -22,7 +21,8 @@ def rows(model: nn.Module, x: Tensor, y: Tensor) -> list[dict[str, Any]]:
     half = len(x) // 2
     at, theta = setting.landscape(model, x[:half], y[:half])
     validation = at.with_data(x[half:], y[half:])
-    theta_b = theta + 0.01 * torch.randn(len(theta), generator=torch.Generator().manual_seed(0)).to(theta)
+    away = torch.randn(len(theta), generator=torch.Generator().manual_seed(0)).to(theta)
+    theta_b = theta + 0.01 * away
     weights = [
         at.unflatten(theta + a * (theta_b - theta)) for a in torch.linspace(-0.5, 1.5, POINTS)
     ]
@@ -37,7 +37,7 @@ def rows(model: nn.Module, x: Tensor, y: Tensor) -> list[dict[str, Any]]:
     @torch.no_grad()
     def bare() -> None:
         for point in weights:
-            for part in x.split(cache_size(model, x)):
+            for part in x.split(at.chunk):
                 functional_call(model, point, (part,))
 
     seconds = alternate({"lsa interpolation": probe, "bare forward passes": bare}, ROUNDS)

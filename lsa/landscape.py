@@ -8,7 +8,7 @@ float64, and neither the caller's model nor any random state is touched.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -21,10 +21,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lsa import budget, products
 from lsa.errors import InputError
+from lsa.precision import full_float32
 from lsa.products import Matvec
+from lsa.replay import replayed
 
 Loss = Callable[[Tensor, Tensor], Tensor]
+BatchGradient = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
+FEW = 8  # samples on which the size of a pass is measured
 GRADIENTS = 1 << 26  # numbers that a block of per-sample gradients may hold
 
 
@@ -56,7 +60,8 @@ class Landscape:
         x: Inputs, shape `(N, …)`, on the device where the work shall happen.
         y: Targets, shape `(N, …)`.
         loss: ℓ as an unweighted mean over a batch, `(outputs, targets) -> scalar`.
-        chunk: Samples per pass; bounds memory, does not change the result.
+        chunk: Samples per pass; bounds memory, does not change the result. Default what a CPU's
+            cache holds, or what fills a GPU within an eighth of its free memory.
         memory: Bytes that graphs may hold from one product to the next, which then costs up to a
             third less; does not change the result. Default half of the free memory, less for a
             process that does not use all cores.
@@ -88,6 +93,7 @@ class Landscape:
         self.loss_function = loss
         self._chunk = chunk
         self._memory = memory
+        self._saved: dict[object, float] = {}  # by a sample's shape: bytes that its pass saves
         self._index()
         self._place(x, y)
 
@@ -102,9 +108,19 @@ class Landscape:
             raise InputError(
                 f"{len(x)} inputs and {len(y)} targets; give as many of each, at least 1"
             )
-        self.x = x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
+        self.x = _laid_out(x)
         self.y = y
-        self.chunk = self._chunk or budget.cache_size(self.model, x)
+        self.chunk = self._chunk or self._pass_size(x)
+
+    def _pass_size(self, x: Tensor) -> int:
+        if x.device.type != "cuda":
+            return budget.cache_size(self.model, x)
+        key = (x.shape[1:], x.dtype)
+        if key not in self._saved:
+            few = _laid_out(x[:FEW])
+            size = products.saved(partial(self.outputs, x=few), flatten(self.model))
+            self._saved[key] = size / len(few)
+        return budget.card_size(self._saved[key], x.device)
 
     # --- the vector θ ----------------------------------------------------------------------------
 
@@ -171,6 +187,7 @@ class Landscape:
         other.x, other.y = (t.double() if t.is_floating_point() else t for t in (self.x, self.y))
         return other
 
+    @full_float32()
     def recalibrated(self, theta: Tensor) -> Landscape:
         """This landscape with batch-norm statistics re-estimated at θ on its own data.
 
@@ -235,6 +252,7 @@ class Landscape:
     def _sample_losses(self, theta: Tensor, x: Tensor, y: Tensor) -> Tensor:
         return self._losses_of(self.outputs(theta, x), y)
 
+    @full_float32()
     @torch.no_grad()
     def loss(self, theta: Tensor) -> float:
         """L(θ)."""
@@ -247,6 +265,7 @@ class Landscape:
         """Per-sample losses ℓᵢ(θ), shape `(N,)`."""
         return self.per_sample(theta)[0]
 
+    @full_float32()
     @torch.no_grad()
     def per_sample(self, theta: Tensor) -> tuple[Tensor, Tensor | None]:
         """Loss of each sample, and whether a classifier takes it for another class, `(N,)` each.
@@ -274,21 +293,42 @@ class Landscape:
 
     # --- first derivatives -----------------------------------------------------------------------
 
+    @full_float32()
     @torch.enable_grad()
     def loss_and_gradient(self, theta: Tensor) -> tuple[float, Tensor]:
         """L(θ) and ∇L(θ) `(d,)` in one pass."""
+        loss, gradient = self._loss_and_gradient(theta, self._chunks())
+        return loss.item(), gradient
+
+    def _loss_and_gradient(
+        self, theta: Tensor, chunks: Iterable[tuple[float, Tensor, Tensor]]
+    ) -> tuple[Tensor, Tensor]:
         loss = torch.zeros((), dtype=torch.float64, device=theta.device)
         gradient = torch.zeros_like(theta, dtype=torch.float64)
-        for weight, x, y in self._chunks():
+        for weight, x, y in chunks:
             t = theta.detach().requires_grad_()
             value = self._chunk_loss(t, x, y)
             gradient.add_(torch.autograd.grad(value, t)[0], alpha=weight)
             loss += weight * value.detach().double()
-        return loss.item(), gradient.to(theta.dtype)
+        return loss, gradient.to(theta.dtype)
 
     def gradient(self, theta: Tensor) -> Tensor:
         """∇L(θ), shape `(d,)`."""
         return self.loss_and_gradient(theta)[1]
+
+    def batch_gradient(self) -> BatchGradient:
+        """(θ, x, y) ↦ loss `()` in float64 and gradient `(d,)` on the mini-batch (x, y).
+
+        For many steps on other samples than the landscape's: nothing is prepared anew.
+        """
+
+        @full_float32()
+        @torch.enable_grad()
+        def on(theta: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+            parts = zip(_laid_out(x).split(self.chunk), y.split(self.chunk), strict=True)
+            return self._loss_and_gradient(theta, ((len(a) / len(x), a, b) for a, b in parts))
+
+        return replayed(on, self.x.device)
 
     def sample_gradients(self, theta: Tensor) -> Iterator[Tensor]:
         """Per-sample gradients ∇ℓᵢ(θ), as blocks of shape `(n, d)`, n bounded by memory."""
@@ -298,8 +338,11 @@ class Landscape:
 
         size = min(self.chunk, max(1, GRADIENTS // self.dimension))
         for x, y in zip(self.x.split(size), self.y.split(size), strict=True):
-            yield vmap(grad(one), in_dims=(None, 0, 0))(theta.detach(), x, y)
+            with full_float32():
+                block = vmap(grad(one), in_dims=(None, 0, 0))(theta.detach(), x, y)
+            yield block
 
+    @full_float32()
     def slopes(self, theta: Tensor, u: Tensor) -> Tensor:
         """Per-sample slopes ∇ℓᵢ(θ)·u, shape `(N,)`; their variance is uᵀCu."""
         tangent = u.to(theta.dtype)
@@ -362,6 +405,7 @@ class Landscape:
     def _loss_of(self, outputs: Tensor, y: Tensor) -> Tensor:
         return self.loss_function(outputs, y)
 
+    @full_float32()
     def curvatures(self, theta: Tensor, u: Tensor) -> Tensor:
         """Per-sample curvatures uᵀ∇²ℓᵢ(θ)u, shape `(N,)`.
 
@@ -379,6 +423,7 @@ class Landscape:
             ]
         )
 
+    @full_float32()
     def gauss_newton_curvatures(self, theta: Tensor, u: Tensor) -> Tensor:
         """Per-sample (Jᵢu)ᵀ∇²ℓᵢ(Jᵢu), shape `(N,)`: the part of the curvature that G has."""
         parts = []
@@ -409,6 +454,11 @@ def _plain_attention() -> Iterator[None]:
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def _laid_out(x: Tensor) -> Tensor:
+    """Images with channels last."""
+    return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
 
 
 def _push(function: Callable[[Tensor], Tensor], theta: Tensor, tangent: Tensor) -> Tensor:

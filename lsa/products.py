@@ -3,7 +3,7 @@
 The parts Lₖ are the chunks of a split. All products are reverse mode through graphs that outlive
 one product: what does not depend on the vector, the forward and the first backward pass, is
 computed once for as many parts as fit a given memory, and again at every product for the others.
-The numbers are the same to the last bit either way.
+The numbers are the same to the last bit either way. On a GPU a product is recorded and replayed.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from torch.autograd import grad
 from torch.autograd.graph import saved_tensors_hooks
 
 from lsa.errors import InputError
+from lsa.precision import full_float32
+from lsa.replay import replayed
 from lsa.second_order import SecondOrder
 
 Matvec = Callable[[Tensor], Tensor]
@@ -43,6 +45,7 @@ def hessian(parts: Sequence[Part], theta: Tensor, memory: int) -> Matvec:
 
     graph = _kept(lambda k: _gradient(parts[k], theta), memory)
 
+    @full_float32()
     @torch.enable_grad()
     def product(v: Tensor) -> Tensor:
         columns = v.to(theta.dtype).reshape(len(v), -1).unbind(1)
@@ -53,7 +56,14 @@ def hessian(parts: Sequence[Part], theta: Tensor, memory: int) -> Matvec:
                 sum_.add_(pull_back(g, t, column), alpha=part.weight)
         return total.T.reshape(v.shape).to(v.dtype)
 
-    return product
+    return replayed(product, theta.device)
+
+
+@torch.enable_grad()
+def saved(function: Function, theta: Tensor) -> int:
+    """Bytes that a pass through the function saves for its gradient, θ itself left out."""
+    t = theta.detach().requires_grad_()
+    return max(1, _weighed(lambda: function(t))[1] - t.nbytes)
 
 
 @torch.enable_grad()
@@ -100,6 +110,7 @@ def _between(
     """v ↦ ∑ₖ wₖ Jₖᵀ Mₖ Jₖ v, Jₖ the Jacobian of fₖ, and `middle` its (part, fₖ(θ), w) ↦ Mₖ w."""
     graph = _kept(lambda k: _Jacobian(functions[k], theta), memory)
 
+    @full_float32()
     @torch.enable_grad()
     def product(v: Tensor) -> Tensor:
         total = torch.zeros_like(v, dtype=torch.float64)
@@ -109,9 +120,10 @@ def _between(
             total.add_(jacobian.pull(moved), alpha=part.weight)
         return total.to(v.dtype)
 
-    return product
+    return replayed(product, theta.device)
 
 
+@full_float32()
 @torch.enable_grad()
 def second_derivatives(losses: Function, n: int, like: Tensor) -> Tensor:
     """Second derivatives d²ℓᵢ(α)/dα² at α = 0 of n losses of one scalar, `(n,)`.

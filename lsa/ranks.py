@@ -40,12 +40,14 @@ def joined() -> Iterator[None]:
     if size() == 1:
         yield
         return
+    import torch
     import torch.distributed as dist
     from torch.distributed.rendezvous import rendezvous
 
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"  # device=cpu needs gloo
     with _lost_told():
         _met, at, of = next(rendezvous("env://"))
-        dist.init_process_group(store=_met, rank=at, world_size=of, timeout=PATIENCE)
+        dist.init_process_group(backend, store=_met, rank=at, world_size=of, timeout=PATIENCE)
     try:
         yield
     finally:

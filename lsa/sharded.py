@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lsa import budget, ranks
-from lsa.landscape import GRADIENTS, Landscape
+from lsa.landscape import GRADIENTS, BatchGradient, Landscape
 from lsa.products import Matvec
 
 
@@ -88,6 +88,20 @@ class Sharded(Landscape):
         both = torch.cat([theta.new_tensor([loss], dtype=torch.float64), gradient.double()])
         both = self._total(both)
         return both[0].item(), both[1:].to(theta.dtype)
+
+    def batch_gradient(self) -> BatchGradient:
+        """(θ, x, y) ↦ loss `()` and gradient `(d,)` on the mini-batch (x, y)."""
+        alone = super().batch_gradient()
+
+        def on(theta: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+            if not self._divisible or len(x) < ranks.size():
+                return alone(theta, x, y)
+            own = ranks.share(len(x))
+            loss, gradient = alone(theta, x[own], y[own])
+            both = ranks.total(torch.cat([loss[None], gradient.double()]) * len(x[own]) / len(x))
+            return both[0], both[1:].to(theta.dtype)
+
+        return on
 
     def hessian(self, theta: Tensor) -> Matvec:
         """v ↦ H(θ)v; `(d,)` or `(d, b)`."""

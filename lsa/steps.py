@@ -30,6 +30,7 @@ from lsa import (
 from lsa.checkpoint import Checkpoint
 from lsa.errors import InputError
 from lsa.landscape import Landscape
+from lsa.precision import full_float32
 from lsa.probe import Probe, Result, find
 from lsa.project import Recipe
 
@@ -309,7 +310,9 @@ def call_probe(
         "rng": lambda: torch.Generator().manual_seed(seed),
         "report": lambda: report,
     }
-    result = declared(**{name: available[name]() for name in declared.inputs}, **options)
+    given = {name: available[name]() for name in declared.inputs}
+    with full_float32():
+        result = declared(**given, **options)
     landscape: Landscape = source.landscape
     whole = len(source.data.x_train)
     if "landscape" in declared.inputs and landscape.n_samples < whole:

@@ -21,7 +21,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from lsa.landscape import Landscape
+from lsa.precision import full_float32
 from lsa.probe import Report
+from lsa.replay import replayed
 from lsa.subspaces import Projection, make_projection
 
 WARM_UP = 0.1  # of the steps (tuned here)
@@ -122,6 +124,12 @@ def train_in_subspace(
     z = torch.zeros(projection.d, dtype=start.dtype, device=start.device)
     rate = budget.lr * math.sqrt(projection.dimension / projection.d)
     optimizer = torch.optim.Adam([z], lr=rate)
+
+    def slope(z: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        theta = start + projection.expand(z)
+        return projection.restrict(_gradient(landscape, network, theta, x, y))
+
+    slope_of = replayed(slope, start.device)
     n = landscape.n_samples
     steps = -(-n // budget.batch_size)
     total = budget.epochs * steps
@@ -130,8 +138,7 @@ def train_in_subspace(
             break
         order = torch.randperm(n, generator=rng).to(start.device)
         for step, batch in enumerate(order.tensor_split(steps), epoch * steps):
-            g = _gradient(landscape, network, start + projection.expand(z), batch)
-            z.grad = projection.restrict(g)
+            z.grad = slope_of(z, landscape.x[batch], landscape.y[batch])
             optimizer.param_groups[0]["lr"] = rate * _factor(step / total, 1 / total)
             optimizer.step()
             if report:
@@ -153,10 +160,12 @@ def _training_network(landscape: Landscape) -> nn.Module:
     return network
 
 
+@full_float32()
 @torch.enable_grad()
-def _gradient(landscape: Landscape, network: nn.Module, theta: Tensor, batch: Tensor) -> Tensor:
+def _gradient(
+    landscape: Landscape, network: nn.Module, theta: Tensor, x: Tensor, y: Tensor
+) -> Tensor:
     """∇_θ of the loss on one batch, `(D,)`."""
     t = theta.detach().requires_grad_()
-    outputs = functional_call(network, landscape.unflatten(t), (landscape.x[batch],))
-    loss = landscape.loss_function(outputs, landscape.y[batch])
+    loss = landscape.loss_function(functional_call(network, landscape.unflatten(t), (x,)), y)
     return torch.autograd.grad(loss, t)[0]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -168,7 +169,11 @@ def _fastfood(
 
 
 _RADIX = 5  # levels per matrix product; measured 5 times faster than one butterfly per level
-_HADAMARD = torch.from_numpy(linalg.hadamard(2**_RADIX))
+
+
+@lru_cache
+def _hadamard(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.from_numpy(linalg.hadamard(size)).to(device, dtype)
 
 
 def fwht(x: Tensor) -> Tensor:
@@ -192,7 +197,7 @@ def fwht(x: Tensor) -> Tensor:
     while levels:
         step = min(levels, _RADIX)
         # Transform the top index bits and move them to the bottom; after all steps they are back.
-        H = _HADAMARD[: 2**step, : 2**step].to(x)
+        H = _hadamard(2**step, x.dtype, x.device)
         x = (x.unflatten(-1, (2**step, -1)).transpose(-1, -2) @ H).flatten(-2)
         levels -= step
     return x

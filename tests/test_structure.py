@@ -23,6 +23,8 @@ LAYERS = [
         "factories",
         "serial",
         "second_order",
+        "precision",
+        "replay",
         "budget",
         "planes",
         "spanning",

@@ -106,7 +106,7 @@ def test_the_gradient_in_the_subspace_is_the_slope_of_the_loss() -> None:
     p, z, h = projection(found, 6), normal(6, seed=9), 1e-5
     theta = found.start + p.expand(z)
     network = _training_network(landscape)
-    slopes = p.restrict(_gradient(landscape, network, theta, torch.arange(7)))
+    slopes = p.restrict(_gradient(landscape, network, theta, landscape.x, landscape.y))
     for i, e in enumerate(torch.eye(6, dtype=torch.float64)):
         up, down = (landscape.loss(theta + s * h * p.expand(e)) for s in (1, -1))
         assert slopes[i].item() == pytest.approx((up - down) / (2 * h), abs=1e-8)
@@ -162,7 +162,7 @@ def test_batch_norm_trains_on_the_statistics_of_the_batch() -> None:
     before = copy.deepcopy(landscape.model.state_dict())
     batch = torch.arange(10, 20)
     network = _training_network(landscape)
-    g = _gradient(landscape, network, flatten(model), batch)
+    g = _gradient(landscape, network, flatten(model), landscape.x[batch], landscape.y[batch])
     model.train()
     loss = F.cross_entropy(model(landscape.x[batch]), landscape.y[batch])
     expected = torch.autograd.grad(loss, list(model.parameters()))

@@ -240,17 +240,15 @@ class _Samples:
 
 def _mini_batches(training: Landscape, batch_size: int, rng: torch.Generator) -> EnergyFunction:
     """Energies and gradients of points, all on one mini-batch that is drawn anew in each call."""
-    place, n = training.on_batch_statistics(), training.n_samples
+    gradient_on, n = training.on_batch_statistics().batch_gradient(), training.n_samples
 
     def energy(points: Tensor, _: int) -> tuple[Tensor, Tensor]:
-        batch = place
+        x, y = training.x, training.y
         if batch_size < n:
-            chosen = torch.randperm(n, generator=rng)[:batch_size]
-            batch = place.subset(chosen.to(place.x.device))
-        values, gradients = zip(*map(batch.loss_and_gradient, points), strict=True)
-        return torch.tensor(values, dtype=torch.float64, device=points.device), torch.stack(
-            gradients
-        )
+            chosen = torch.randperm(n, generator=rng)[:batch_size].to(x.device)
+            x, y = x[chosen], y[chosen]
+        values, gradients = zip(*(gradient_on(point, x, y) for point in points), strict=True)
+        return torch.stack(values), torch.stack(gradients)
 
     return energy
 

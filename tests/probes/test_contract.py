@@ -41,7 +41,11 @@ def _inputs() -> dict[str, Any]:
 
 
 def inputs(
-    dtype: torch.dtype = torch.float32, device: str = "cpu", network: str = "mlp", **shape: Any
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    network: str = "mlp",
+    rates: tuple[float, float] = (0.5, 0.1),
+    **shape: Any,
 ) -> dict[str, Any]:
     """Everything that a probe may ask for, by its reserved name."""
     split = data.load("digits", train_limit=200, val_limit=80, device=device)
@@ -61,8 +65,8 @@ def inputs(
         "training": training,
         "landscape": training.subset(torch.arange(100)),
         "validation": training.with_data(split.x_val.to(dtype), split.y_val),
-        "theta": descend(0.5),
-        "theta_b": descend(0.1),
+        "theta": descend(rates[0]),
+        "theta_b": descend(rates[1]),
         "theta_init": start,
         "optimizer": stepped(start, training),
         "others": {},
