@@ -47,11 +47,12 @@ def test_a_checkpoint_is_found_by_every_address(trained):
     assert accuracy == pytest.approx(trained.metrics["final/val_accuracy"])
     assert found.landscape.n_samples == 64 and found.optimizer_state["param_groups"]
     initial = training.network(found.recipe, found.data)
-    assert torch.equal(found.theta_init, flatten(initial))
+    assert torch.equal(found.theta_init.cpu(), flatten(initial))
 
 
 def test_the_optimizer_of_a_checkpoint_steps_on_as_torchs_own(workplace):
-    found = lsa.load(train_step.train(project.load("tiny").recipe("adamw")).address)
+    trained = train_step.train(project.load("tiny").recipe("adamw"))
+    found = lsa.load(trained.address, device="cpu")
     kept = found.optimizer
     assert (kept.name, kept.steps, kept.batch_size) == ("AdamW", 8, 50)  # 2 epochs of 4 batches
     model = training.network(found.recipe, found.data)

@@ -94,7 +94,7 @@ def test_checkpoints_on_the_way_are_kept_and_fetched(every_second):
     ways = ["-epoch0", "-epoch2", "-epoch4", ""]
     assert [model.name for model in models] == [f"sgd-s0{way}" for way in ways]
     assert torch.equal(found[0].theta, found[0].theta_init)
-    assert torch.equal(found[-1].theta, lsa.load(trained.address).theta)
+    assert torch.equal(found[-1].theta, lsa.load(trained.address, device="cpu").theta)
     for source in found:
         own = source.training.evaluate(source.theta).loss
         assert registry.numbers(source.model_id)["final/train_loss"] == pytest.approx(own)
