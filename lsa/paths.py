@@ -148,28 +148,31 @@ def tangents(pivots: Tensor, energies: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Barriers:
-    """Height of a path above its endpoints, in the three ways the literature measures it."""
+    """Heights of paths above their endpoints, in the three ways the literature measures them."""
 
-    mean: float  # sup E − (E_A + E_B)/2, Frankle et al. 2020; not zero if E_A ≠ E_B
-    linear: float  # sup E(α) − ((1−α)E_A + αE_B), Entezari et al. 2022
-    max: float  # sup E − max(E_A, E_B)
+    mean: Tensor  # sup E − (E_A + E_B)/2, Frankle et al. 2020; not zero if E_A ≠ E_B
+    linear: Tensor  # sup E(α) − ((1−α)E_A + αE_B), Entezari et al. 2022
+    max: Tensor  # sup E − max(E_A, E_B)
 
 
 def barriers(energies: Tensor, alphas: Tensor) -> Barriers:
-    """The three barriers of an energy profile, each a supremum over the grid points in [0, 1].
+    """The three barriers of energy profiles, each a supremum over the grid points in [0, 1].
 
     Args:
-        energies: Energy (loss or error) at each α, shape `(M,)`. A nan inside stays a nan.
+        energies: Energy (loss or error) at each α, shape `(…, M)`. A nan inside stays a nan.
         alphas: Positions `(M,)`, 0 at endpoint A and 1 at B, both present to within 1e-6; points
             outside [0, 1] (extrapolation) are not part of the path and are left out.
+
+    Returns:
+        Heights `(…)` in float64.
 
     Raises:
         InputError: Shapes differ, or the grid lacks an endpoint.
     """
-    if energies.shape != alphas.shape or energies.ndim != 1:
+    if alphas.ndim != 1 or energies.shape[-1:] != alphas.shape:
         raise InputError(
-            f"energies {tuple(energies.shape)} and alphas {tuple(alphas.shape)} must be vectors "
-            "of one length"
+            f"energies {tuple(energies.shape)} must end in the length of alphas "
+            f"{tuple(alphas.shape)}, a vector"
         )
     E, alpha = energies.double(), alphas.to(energies.device, torch.float64)
     ends = []
@@ -177,15 +180,16 @@ def barriers(energies: Tensor, alphas: Tensor) -> Barriers:
         distance = (alpha - end).abs()
         if not (distance <= 1e-6).any():
             raise InputError(f"no grid point at alpha={end:g}; a barrier needs both endpoints")
-        ends.append(E[distance.argmin()])
+        ends.append(E[..., distance.argmin()])
     E_a, E_b = ends
     inside = (alpha >= -1e-6) & (alpha <= 1 + 1e-6)
-    E, alpha = E[inside], alpha[inside].clamp(0, 1)
-    chord = (1 - alpha) * E_a + alpha * E_b
+    E, alpha = E[..., inside], alpha[inside].clamp(0, 1)
+    chord = (1 - alpha) * E_a[..., None] + alpha * E_b[..., None]
+    top = E.amax(-1)
     return Barriers(
-        mean=(E.max() - (E_a + E_b) / 2).item(),
-        linear=(E - chord).max().clamp(min=0).item(),
-        max=(E.max() - torch.maximum(E_a, E_b)).item(),
+        mean=top - (E_a + E_b) / 2,
+        linear=(E - chord).amax(-1).clamp(min=0),
+        max=top - torch.maximum(E_a, E_b),
     )
 
 

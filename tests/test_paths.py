@@ -190,7 +190,7 @@ def test_nan_stays_nan_and_divergence_is_infinite() -> None:
 def test_barriers_refuse_a_grid_without_endpoints() -> None:
     with pytest.raises(InputError, match="alpha=1"):
         barriers(torch.zeros(3), torch.tensor([0.0, 0.5, 0.9]))
-    with pytest.raises(InputError, match="one length"):
+    with pytest.raises(InputError, match="the length of alphas"):
         barriers(torch.zeros(3), torch.zeros(4))
 
 
@@ -227,7 +227,7 @@ def test_head_collapse_needs_a_boolean_mask_that_selects() -> None:
         head_collapse_path(a, a, torch.zeros(4, dtype=torch.bool))
     with pytest.raises(InputError, match="boolean mask"):
         head_collapse_path(a, a, torch.ones(4))
-    with pytest.raises(InputError, match="one length"):
+    with pytest.raises(InputError, match="the length of alphas"):
         head_collapse_path(a, a, torch.ones(3, dtype=torch.bool))
 
 

@@ -141,12 +141,13 @@ def _line(
             ("test", here.with_data(validation.x, validation.y)),
         ):
             for name, values in _per_sample(there, theta).items():
-                rows.setdefault(f"{split}_{name}", []).append(values.cpu())
+                rows.setdefault(f"{split}_{name}", []).append(values)
         if alpha in (0, 1):
             slopes.append(_slope(here, theta, b - a))
         report(i + 1)
     # Kept whole: a row of numbers per sample is less than the sample itself.
-    return _Line({name: torch.stack(r) for name, r in rows.items()}, (slopes[0], slopes[1]))
+    tables = {name: torch.stack(r).cpu() for name, r in rows.items()}
+    return _Line(tables, (slopes[0], slopes[1]))
 
 
 def _per_sample(landscape: Landscape, theta: Tensor) -> dict[str, Tensor]:
@@ -168,10 +169,9 @@ def _metrics(line: _Line, alphas: Tensor, rng: torch.Generator) -> dict[str, Met
     metrics = {}
     for quantity, rows in means.items():
         suffix = "" if quantity == "train_loss" else f"_{quantity}"
-        heights = [paths.barriers(row, alphas) for row in rows]
+        heights = paths.barriers(rows, alphas)
         for name, definition in BARRIERS.items():
-            values = rows.new_tensor([getattr(height, definition) for height in heights])
-            metrics[name + suffix] = _bootstrapped(values, _unit(quantity))
+            metrics[name + suffix] = _bootstrapped(getattr(heights, definition), _unit(quantity))
     metrics["alpha_min"] = _lowest(means["train_loss"], alphas)
     return metrics | {"slope_a": line.slopes[0], "slope_b": line.slopes[1]}
 
