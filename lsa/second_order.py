@@ -267,7 +267,11 @@ class _GroupNorm(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, w: Tensor, b: Tensor, groups: int, eps: float) -> Tensor:
         n, c, *image = x.shape
-        y, mean, r = aten.native_group_norm(x, w, b, n, c, math.prod(image), groups, eps)
+        last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
+        known = x.is_contiguous() or (last and x.device.type == "cpu")  # to the kernel
+        plain = x if known else x.contiguous()
+        y, mean, r = aten.native_group_norm(plain, w, b, n, c, math.prod(image), groups, eps)
+        y = y if known else torch.empty_like(x).copy_(y)
         spread = c // groups
         ctx.save_for_backward(
             x, w, mean.repeat_interleave(spread, 1), r.repeat_interleave(spread, 1)

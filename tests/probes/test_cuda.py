@@ -17,6 +17,7 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is 
 NETWORKS: dict[str, dict[str, Any]] = {
     "mlp": {"hidden": [12]},
     "simple_cnn": {"width": 8, "rates": (0.05, 0.02)},
+    "resnet20": {"norm": "group", "width": 8, "rates": (0.05, 0.02)},
 }
 
 
