@@ -283,7 +283,13 @@ def _plan(declared: probe.Probe, options: dict[str, Any], source: Any, along: bo
 
     at = source.landscape
     split = source.data
-    rates = cost.measured(at, source.theta, len(split.x_train), len(split.x_val))
+    rates = cost.measured(
+        at,
+        source.theta,
+        len(split.x_train),
+        len(split.x_val),
+        optimizer=source.recipe.rule.name,
+    )
     found = cost.probing(declared, projects.resolve(declared, options, "options"), rates)
     if found is None:
         raise InputError(f"probe {declared.name} declares no work; add work=… to its @probe")

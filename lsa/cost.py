@@ -65,7 +65,12 @@ def rates(
 
 
 def measured(
-    landscape: Landscape, theta: Tensor, training: int, validation: int, workers: int = 1
+    landscape: Landscape,
+    theta: Tensor,
+    training: int,
+    validation: int,
+    workers: int = 1,
+    optimizer: str = "",
 ) -> Rates:
     """Measure them on a part of a landscape.
 
@@ -75,11 +80,11 @@ def measured(
         training: Samples of the whole training split.
         validation: Samples of the held-out split.
         workers: Processes that will share cores and memory.
+        optimizer: That trained the checkpoint.
     """
     samples, spare = landscape.n_samples, budget.graph_memory(theta.device) // workers
-    sizes = Sizes(
-        len(theta), samples, training, validation, parameters=tuple(landscape.unflatten(theta))
-    )
+    names = tuple(landscape.unflatten(theta))
+    sizes = Sizes(len(theta), samples, training, validation, names, optimizer)
     n = min(SAMPLES, samples)
     graphs = landscape.graph_size(theta)
     # As many of the graphs must fit here as will fit there, since a kept one makes a product cheap.

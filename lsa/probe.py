@@ -118,6 +118,7 @@ class Sizes:
     training: int  # samples of the whole training split
     validation: int
     parameters: tuple[str, ...] = ()  # their names
+    optimizer: str = ""  # that trained the checkpoint; empty where several are meant
 
 
 @dataclass(frozen=True)

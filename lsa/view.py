@@ -129,5 +129,5 @@ def duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
+        return f"{seconds / 60:.2g} min"
     return f"{seconds / 3600:.1f} h"

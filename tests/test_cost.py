@@ -24,6 +24,12 @@ def test_every_probe_says_what_it_will_compute(name):
     assert work.vectors > 0 and work.losses + work.gradients + work.products > 0
 
 
+def test_for_sgd_the_hessian_that_it_feels_costs_nothing_more():
+    declared = probe.find("preconditioned")
+    of = {name: declared.work(dataclasses.replace(AT, optimizer=name)) for name in ("SGD", "Adam")}
+    assert 1.5 < of["Adam"].products / of["SGD"].products < 2
+
+
 def test_the_work_of_a_line_is_what_it_evaluates(workplace, monkeypatch):
     """Interpolation is deterministic, so its count can be held against the calls themselves."""
     declared = probe.find("interpolation")

@@ -67,7 +67,15 @@ def test_a_terminal_sees_what_runs_and_how_far_it_is():
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(0.2, "0 s"), (89, "89 s"), (120, "2 min"), (9000, "2.5 h")]
+    ("seconds", "text"),
+    [
+        (0.2, "0 s"),
+        (89, "89 s"),
+        (92, "1.5 min"),
+        (120, "2 min"),
+        (5000, "83 min"),
+        (9000, "2.5 h"),
+    ],
 )
 def test_durations_read_as_people_say_them(seconds, text):
     assert view.duration(seconds) == text

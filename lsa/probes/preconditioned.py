@@ -23,8 +23,11 @@ PRODUCTS = 20  # of one Lanczos run to the upper end, for the estimate of the co
 
 
 def _work(at: Sizes, **_: Any) -> Work:
-    """Lanczos on H and P⁻¹H, a product of every mini-batch, and curvatures along three vectors."""
-    products = 2 * PRODUCTS + 7
+    """Lanczos on H and P⁻¹H, a product of every mini-batch, and curvatures along three vectors.
+
+    For SGD P⁻¹H is H.
+    """
+    products = (1 if at.optimizer == "SGD" else 2) * PRODUCTS + 7
     return Work(gradients=2.0 * at.samples, products=products * at.samples, vectors=2 * PRODUCTS)
 
 
