@@ -73,7 +73,7 @@ def train(
 
     Initial weights, batch order and augmentation follow from the recipe's seed alone, so two runs
     on one machine and thread count agree bit for bit, also when one was interrupted and went on
-    from a yielded state.
+    from a yielded state. On a GPU they agree only as far as its kernels do, which add in any order.
 
     Args:
         recipe: Model, optimizer, schedule and budget.
