@@ -227,7 +227,7 @@ def test_head_collapse_needs_a_boolean_mask_that_selects() -> None:
         head_collapse_path(a, a, torch.zeros(4, dtype=torch.bool))
     with pytest.raises(InputError, match="boolean mask"):
         head_collapse_path(a, a, torch.ones(4))
-    with pytest.raises(InputError, match="the length of alphas"):
+    with pytest.raises(InputError, match="one length"):
         head_collapse_path(a, a, torch.ones(3, dtype=torch.bool))
 
 
