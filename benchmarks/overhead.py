@@ -29,7 +29,7 @@ import sqlalchemy
 import torch
 
 import lsa
-from benchmarks.__main__ import table
+from benchmarks.summary import table
 from lsa import engines, plots, ray_tasks, runs, steps, studies
 from lsa import project as projects
 from lsa.calls import Call

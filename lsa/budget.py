@@ -12,7 +12,7 @@ from torch import Tensor, nn
 MOST = 512  # samples in one pass on a CPU
 MOST_ON_CARD = 4096
 PASS = 0.125  # of the free memory of a GPU may be taken by one pass
-GRAPHS = 8  # bytes that a Hessian product takes per byte that a forward pass saves: 3 to 7 measured
+GRAPHS = 8  # bytes that a product may need per byte that a pass saves; what it keeps: 1.7 to 5
 PIXELS = 1 << 15  # of the images in one pass through convolutions on a CPU
 SHARE = 0.5  # of the free memory may hold graphs, on a CPU by a process that uses all of its cores
 # Limit and use of a container or a batch job, in the second and the first version of cgroup.
@@ -38,8 +38,8 @@ def cache_size(model: nn.Module, x: Tensor) -> int:
 def card_size(saved: float, device: torch.device) -> int:
     """Samples per pass that fill a GPU, as its free memory allows; a power of two.
 
-    A Hessian product with 2,048 CIFAR images takes an H200 in passes of 512 1.15 times as long as
-    at once with simple_cnn, with an mlp 4 times.
+    A Hessian product with 2,048 CIFAR images takes an H200 in passes of 512 1.14 times as long as
+    at once with simple_cnn, with an mlp 4 times, 2 times when recorded (`lsa.replay`).
 
     Args:
         saved: Bytes that a forward pass saves per sample.

@@ -3,7 +3,7 @@
 PyTorch differentiates the gradient of a convolution as convolutions with kernels as large as the
 image, that of max pooling in another memory layout, after a copy, that of a rectifier with a zero
 as large as its input, which is then added, that of batch norm as if its statistics were not
-fixed, and that of group norm in some eighty elementwise passes. All but the last are linear maps
+fixed, and that of group norm in many elementwise passes. All but the last are linear maps
 given their input, so the derivative of the gradient needs nothing but the kernels that forward and
 backward pass use.
 """

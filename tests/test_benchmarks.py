@@ -40,6 +40,13 @@ def test_only_who_missed_no_eigenvalue_is_accurate(monkeypatch):
     assert {line["figure"] for line in lines} == {"time of whole / ours"}
 
 
+@pytest.mark.parametrize("module", ["benchmarks", "benchmarks.overhead"])
+def test_every_command_says_what_it_takes(module):
+    command = [sys.executable, "-m", module, "--help"]
+    found = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    assert f"python -m {module}" in found.stdout
+
+
 @pytest.mark.slow
 def test_the_command_writes_tables_and_a_figure(tmp_path):
     page = tmp_path / "page.md"
