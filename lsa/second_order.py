@@ -22,6 +22,9 @@ from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 
 aten = torch.ops.aten
+# Names of the nodes by which a weight is a view of a flat θ, and of the node of θ itself.
+VIEWS = ("ViewBackward0", "SplitWithSizesBackward0")
+LEAF = "torch::autograd::AccumulateGrad"
 DIMENSIONS = {torch.conv1d: 1, torch.conv2d: 2, torch.conv3d: 3}
 
 
@@ -33,11 +36,14 @@ class SecondOrder(TorchFunctionMode):
     Args:
         linear: The gradient will be differentiated by its cotangents alone, in which it is linear;
             what its derivatives by the inputs would need is left out.
+        values: Whether the gradient itself is wanted. If not, that by the parameters of a
+            convolution may be zeros with the right derivatives: one convolution of three less.
     """
 
-    def __init__(self, linear: bool = False) -> None:
+    def __init__(self, linear: bool = False, values: bool = True) -> None:
         super().__init__()
         self._linear = linear
+        self._values = values
 
     def __torch_function__(
         self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
@@ -45,7 +51,7 @@ class SecondOrder(TorchFunctionMode):
         """The same operation, by another route where there is one."""
         kwargs = kwargs or {}
         if func in DIMENSIONS:
-            return _convolution(func, self._linear, *args, **kwargs)
+            return _convolution(func, self._linear, self._values, *args, **kwargs)
         route = ROUTES.get(func)
         return route(func, *args, **kwargs) if route else func(*args, **kwargs)
 
@@ -53,6 +59,7 @@ class SecondOrder(TorchFunctionMode):
 def _convolution(
     func: Callable,
     linear: bool,
+    values: bool,
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
@@ -61,11 +68,27 @@ def _convolution(
     dilation: Any = 1,
     groups: int = 1,
 ) -> Tensor:
-    n = DIMENSIONS[func]
-    if isinstance(padding, str) or input.ndim != n + 2:
+    if isinstance(padding, str) or input.ndim != DIMENSIONS[func] + 2:
         return func(input, weight, bias, stride, padding, dilation, groups)
-    geometry = (_each(stride, n), _each(padding, n), _each(dilation, n), False, [0] * n, groups)
-    return _Convolution.apply(input, weight, bias, geometry, linear)
+    geometry = convolution_geometry(func, stride, padding, dilation, groups)
+    valued = values or not _is_view_of_leaf(weight)
+    return _Convolution.apply(input, weight, bias, geometry, linear, valued)
+
+
+def _is_view_of_leaf(w: Tensor) -> bool:
+    """Whether the gradient by w goes on as it is: its value then enters no second derivative."""
+    node = w.grad_fn
+    while node is not None and node.name() in VIEWS:
+        ((node, _),) = node.next_functions
+    return node is not None and node.name() == LEAF
+
+
+def convolution_geometry(
+    func: Callable, stride: Any, padding: Any, dilation: Any, groups: int
+) -> tuple:
+    """Of one of `DIMENSIONS`, as `aten.convolution` takes it after input, weight and bias."""
+    n = DIMENSIONS[func]
+    return _each(stride, n), _each(padding, n), _each(dilation, n), False, [0] * n, groups
 
 
 def _each(value: Any, n: int) -> list[int]:
@@ -79,17 +102,26 @@ class _Convolution(Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, w: Tensor, b: Tensor | None, geometry: tuple, linear: bool
+        ctx: Any,
+        x: Tensor,
+        w: Tensor,
+        b: Tensor | None,
+        geometry: tuple,
+        linear: bool,
+        valued: bool,
     ) -> Tensor:
         ctx.save_for_backward(x, w)
-        ctx.geometry, ctx.linear = geometry, linear
+        ctx.geometry, ctx.linear, ctx.valued = geometry, linear, valued
         return aten.convolution(x, w, b, *geometry)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple:
         (g,) = gradients
         x, w = (t.detach() if ctx.linear else t for t in ctx.saved_tensors)
-        return *_Transposed.apply(g, x, w, ctx.geometry, ctx.needs_input_grad[:3]), None, None
+        # Without a graph the gradient is a product's: its value is all that it is computed for.
+        valued = ctx.valued or not torch.is_grad_enabled()
+        found = _Transposed.apply(g, x, w, ctx.geometry, ctx.needs_input_grad[:3], valued)
+        return *found, None, None, None
 
 
 class _Transposed(Function):
@@ -99,18 +131,32 @@ class _Transposed(Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, g: Tensor, x: Tensor, w: Tensor, geometry: tuple, needed: tuple) -> tuple:
+    def forward(
+        ctx: Any,
+        g: Tensor,
+        x: Tensor,
+        w: Tensor,
+        geometry: tuple,
+        needed: tuple,
+        valued: bool,
+    ) -> tuple:
         ctx.save_for_backward(g, x, w)
         ctx.geometry = geometry
         ctx.set_materialize_grads(False)
-        return aten.convolution_backward(g, x, w, [len(w)], *geometry, list(needed))
+        to_x, to_w, to_b = needed
+        if valued or not to_w:
+            return aten.convolution_backward(g, x, w, [len(w)], *geometry, list(needed))
+        computed = [to_x, False, False]
+        gx, _, _ = aten.convolution_backward(g, x, w, None, *geometry, computed)
+        zero = w.new_zeros(())
+        return gx, zero.expand_as(w), zero.expand(len(w)) if to_b else None
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple:
         """From cotangents u, z, c of gx, gw, gb: w ∗ u + z ∗ x + c for g, zᵀ ∗ g for x, uᵀ ∗ g."""
         u, z, c = gradients
         g, x, w = ctx.saved_tensors
-        to_g, to_x, to_w, _, _ = ctx.needs_input_grad
+        to_g, to_x, to_w, *_ = ctx.needs_input_grad
         dg = None
         for image, kernel in ((u, w), (x, z)):
             if to_g and image is not None and kernel is not None:
@@ -124,7 +170,7 @@ class _Transposed(Function):
         if any(needed):
             stand_ins = x if u is None else u, w if z is None else z
             dx, dw, _ = aten.convolution_backward(g, *stand_ins, None, *ctx.geometry, needed)
-        return dg, dx, dw, None, None
+        return dg, dx, dw, None, None, None
 
 
 def _max_pool2d(

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.func import hessian, jacrev
+from torch.nn.utils.parametrize import register_parametrization
 
 from lsa.errors import InputError
 from lsa.landscape import Landscape, flatten
@@ -55,6 +56,27 @@ def test_products_equal_those_of_the_dense_matrix(name):
     wanted = dense(at, theta, name)
     found = torch.stack([product(e) for e in torch.eye(len(theta)).double()], 1)
     torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-12)
+
+
+class Sinh(nn.Module):
+    def forward(self, w: Tensor) -> Tensor:
+        return w.sinh()
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_weights_that_are_computed_from_parameters(name):
+    """The value of a weight's gradient then enters the second derivative."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        convolution = nn.Conv2d(1, 2, 3)
+        register_parametrization(convolution, "weight", Sinh())
+        model = nn.Sequential(convolution, nn.Tanh(), nn.Flatten(), nn.Linear(8, 3)).double()
+        x, y = torch.randn(N, 1, 4, 4).double(), torch.randint(0, 3, (N,))
+    at = Landscape(model, x, y)
+    theta = flatten(at.model)
+    product = getattr(at, name)(theta)
+    found = torch.stack([product(e) for e in torch.eye(len(theta)).double()], 1)
+    torch.testing.assert_close(found, dense(at, theta, name), rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", PRODUCTS)
@@ -117,14 +139,38 @@ class Layer(nn.Module):
         return Once.apply(x)
 
 
-@pytest.mark.parametrize("name", PRODUCTS)
+def once_differentiable_landscape() -> Landscape:
+    model = nn.Sequential(nn.Linear(3, 4), Layer(), nn.Linear(4, 2))
+    return Landscape(model, torch.randn(5, 3), torch.randint(2, (5,)))
+
+
+@pytest.mark.parametrize("name", ["hessian", "gauss_newton"])
 def test_what_has_no_second_derivative_is_refused(name):
     """`autograd.grad` leaves it out in silence: the Hessian would be wrong by 87 % here."""
-    model = nn.Sequential(nn.Linear(3, 4), Layer(), nn.Linear(4, 2))
-    at = Landscape(model, torch.randn(5, 3), torch.randint(2, (5,)))
-    theta = flatten(model)
+    at = once_differentiable_landscape()
+    theta = flatten(at.model)
     with pytest.raises(InputError, match="has no second derivative"):
         getattr(at, name)(theta)(theta)
+
+
+def test_the_covariance_needs_no_second_derivative():
+    at = once_differentiable_landscape()
+    theta = flatten(at.model)
+    rows = torch.stack([at.subset(torch.tensor([i])).gradient(theta) for i in range(5)])
+    rows -= rows.mean(0)
+    torch.testing.assert_close(at.covariance(theta)(theta), rows.T @ (rows @ theta) / 5)
+
+
+@pytest.mark.parametrize("memory", [0, 1 << 30])
+def test_the_covariance_is_the_same_by_layers_and_through_the_graph(monkeypatch, memory):
+    at = landscape(memory)
+    theta = flatten(at.model)
+    v = torch.randn(len(theta), generator=torch.Generator().manual_seed(2)).double()
+    layered = at.covariance(theta)
+    monkeypatch.setattr(at, "_known_by_layers", lambda theta: False)
+    through = at.covariance(theta)
+    for _ in range(2):  # the second with what was kept of the first
+        torch.testing.assert_close(layered(v), through(v))
 
 
 @pytest.mark.parametrize("name", PRODUCTS)

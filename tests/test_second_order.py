@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 
 import pytest
 import torch
@@ -50,6 +51,26 @@ def test_convolutions_have_the_right_derivatives(name, bias):
     assert torch.equal(ours(*inputs), function(*inputs, **options))
     assert gradcheck(ours, inputs)
     assert gradgradcheck(ours, inputs)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_derivatives_of_gradients_that_are_not_computed_are_right(name, bias):
+    function, x_shape, w_shape, options = CONVOLUTIONS[name]
+    shapes = [w_shape, (w_shape[0],)] if bias else [w_shape]
+    theta, x = draw(sum(math.prod(shape) for shape in shapes)), draw(*x_shape)
+
+    def derivatives(values: bool) -> tuple[Tensor, ...]:
+        parts = theta.split([math.prod(shape) for shape in shapes])
+        weights = [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+        with SecondOrder(values=values):
+            value = function(x, *weights, **options).sin().sum()
+        g_theta, g_x = torch.autograd.grad(value, (theta, x), create_graph=True)
+        along = torch.arange(1.0, len(theta) + 1).double()
+        return torch.autograd.grad(g_theta @ along + g_x.square().sum(), (theta, x))
+
+    for found, wanted in zip(derivatives(False), derivatives(True), strict=True):
+        torch.testing.assert_close(found, wanted)
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
