@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lsa import budget, products
+from lsa import budget, products, sample_gradients
 from lsa.errors import InputError
 from lsa.precision import full_float32
 from lsa.products import Matvec
@@ -337,9 +337,13 @@ class Landscape:
             return self._chunk_loss(t, x.unsqueeze(0), y.unsqueeze(0))
 
         size = min(self.chunk, max(1, GRADIENTS // self.dimension))
+        by_layers = self._known_by_layers(theta)
         for x, y in zip(self.x.split(size), self.y.split(size), strict=True):
             with full_float32():
-                block = vmap(grad(one), in_dims=(None, 0, 0))(theta.detach(), x, y)
+                if by_layers:
+                    block = products.layered(partial(self._sample_losses, x=x, y=y), theta).rows()
+                else:
+                    block = vmap(grad(one), in_dims=(None, 0, 0))(theta.detach(), x, y)
             yield block
 
     @full_float32()
@@ -377,21 +381,32 @@ class Landscape:
         Per-sample slopes gᵢ·v, then their pull-back; no `(N, d)` storage. Uncentred it is the
         second moment 1/N ∑ gᵢgᵢᵀ, the "empirical Fisher".
         """
+        second_moment, mean_gradient = self._moments(theta)
         if not centred:
-            return products.second_moment(*self._split(theta))
-        second_moment = self.covariance(theta, centred=False)
-        mean = self.gradient(theta).double()
+            return second_moment
+        mean = mean_gradient().double()
 
         def product(v: Tensor) -> Tensor:
             return (second_moment(v).double() - mean * (mean @ v.double())).to(v.dtype)
 
         return product
 
+    def _moments(self, theta: Tensor) -> tuple[Matvec, Callable[[], Tensor]]:
+        """Product with the second moment of the per-sample gradients, and their mean."""
+        by_layers = self._known_by_layers(theta)
+        return products.second_moment(*self._split(theta), by_layers=by_layers)
+
+    def _known_by_layers(self, theta: Tensor) -> bool:
+        """Whether `lsa.sample_gradients` has the per-sample gradients; tried on a few samples."""
+        few = partial(self._sample_losses, x=self.x[:FEW], y=self.y[:FEW])
+        return sample_gradients.are_exact(few, theta)
+
     def _split(self, theta: Tensor) -> tuple[list[products.Part], Tensor, int]:
         """The chunks as functions of θ, θ, and the bytes that their graphs may hold."""
         parts = [
             products.Part(
                 weight,
+                len(x),
                 loss=partial(self._chunk_loss, x=x, y=y),
                 losses=partial(self._sample_losses, x=x, y=y),
                 outputs=partial(self.outputs, x=x),

@@ -17,9 +17,11 @@ from torch import Tensor
 from torch.autograd import grad
 from torch.autograd.graph import saved_tensors_hooks
 
+from lsa import sample_gradients
 from lsa.errors import InputError
 from lsa.precision import full_float32
 from lsa.replay import replayed
+from lsa.sample_gradients import SampleGradients, size
 from lsa.second_order import SecondOrder
 
 Matvec = Callable[[Tensor], Tensor]
@@ -34,6 +36,7 @@ class Part:
     """One chunk of a split, as functions of θ `(d,)`."""
 
     weight: float  # wₖ; they sum to one
+    samples: int  # n
     loss: Function  # Lₖ(θ), scalar
     losses: Function  # ℓᵢ(θ) of its samples, `(n,)`
     outputs: Function  # f(θ, xᵢ), `(n, …)`
@@ -43,7 +46,7 @@ class Part:
 def hessian(parts: Sequence[Part], theta: Tensor, memory: int) -> Matvec:
     """v ↦ H v with H = ∇²L, by double backward (Pearlmutter 1994); `(d,)` or `(d, b)`."""
 
-    graph = _kept(lambda k: _gradient(parts[k], theta), memory)
+    graph = _kept(lambda k: _gradient(parts[k], theta), memory, _weighed)
 
     @full_float32()
     @torch.enable_grad()
@@ -75,7 +78,7 @@ def graph_size(part: Part, theta: Tensor) -> int:
 def _gradient(part: Part, theta: Tensor) -> tuple[Tensor, Tensor]:
     """∇Lₖ(θ) with its graph, and the θ that it is a graph of."""
     t = theta.detach().requires_grad_()
-    with SecondOrder():
+    with SecondOrder(values=False):
         value = part.loss(t)
     return _differentiable(grad(value, t, create_graph=True)[0]), t
 
@@ -83,44 +86,72 @@ def _gradient(part: Part, theta: Tensor) -> tuple[Tensor, Tensor]:
 def gauss_newton(parts: Sequence[Part], theta: Tensor, memory: int) -> Matvec:
     """v ↦ G v with G = ∑ₖ wₖ Jₖᵀ ∇²Lₖ Jₖ, J and ∇² by the outputs; v is `(d,)`."""
 
-    def curved(part: Part, outputs: Tensor, moved: Tensor) -> Tensor:
-        o = outputs.detach().requires_grad_()
-        (g,) = grad(part.loss_of(o), o, create_graph=True)
+    jacobian = _kept(lambda k: _Jacobian(parts[k].outputs, theta), memory, _weighed)
+
+    def curved(k: int, moved: Tensor) -> Tensor:
+        o = jacobian(k).value.detach().requires_grad_()
+        (g,) = grad(parts[k].loss_of(o), o, create_graph=True)
         return pull_back(g, o, moved)
 
-    return _between(parts, theta, memory, [part.outputs for part in parts], curved)
+    return _between(parts, theta, jacobian, curved)
 
 
-def second_moment(parts: Sequence[Part], theta: Tensor, memory: int) -> Matvec:
-    """v ↦ 1/N ∑ᵢ gᵢ gᵢᵀ v over the per-sample gradients gᵢ = ∇ℓᵢ; v is `(d,)`."""
+def second_moment(
+    parts: Sequence[Part], theta: Tensor, memory: int, *, by_layers: bool
+) -> tuple[Matvec, Callable[[], Tensor]]:
+    """v ↦ 1/N ∑ᵢ gᵢ gᵢᵀ v over the per-sample gradients gᵢ = ∇ℓᵢ(θ), v `(d,)`, and their mean.
 
-    def averaged(_part: Part, _losses: Tensor, slopes: Tensor) -> Tensor:
-        return slopes / len(slopes)
+    Args:
+        parts: Of the split.
+        theta: Where.
+        memory: Bytes that may be kept.
+        by_layers: Take the gᵢ of each layer as `lsa.sample_gradients` does, which then must know
+            them all: a third to an eighth of the time (measured here, simple_cnn and resnet20).
+    """
+    jacobian: Callable[[int], SampleGradients | _Jacobian]
+    if by_layers:
+        jacobian = _kept(lambda k: layered(parts[k].losses, theta), memory, _held)
+    else:
+        jacobian = _kept(lambda k: _Jacobian(parts[k].losses, theta), memory, _weighed)
 
-    return _between(parts, theta, memory, [part.losses for part in parts], averaged)
+    @full_float32()
+    @torch.enable_grad()
+    def mean() -> Tensor:
+        total = torch.zeros_like(theta, dtype=torch.float64)
+        for k, part in enumerate(parts):
+            each = theta.new_full((part.samples,), 1 / part.samples)
+            total.add_(jacobian(k).pull(each), alpha=part.weight)
+        return total.to(theta.dtype)
+
+    return _between(parts, theta, jacobian, lambda k, slopes: slopes / parts[k].samples), mean
 
 
 def _between(
     parts: Sequence[Part],
     theta: Tensor,
-    memory: int,
-    functions: Sequence[Function],
-    middle: Callable[[Part, Tensor, Tensor], Tensor],
+    jacobian: Callable[[int], SampleGradients | _Jacobian],
+    middle: Callable[[int, Tensor], Tensor],
 ) -> Matvec:
-    """v ↦ ∑ₖ wₖ Jₖᵀ Mₖ Jₖ v, Jₖ the Jacobian of fₖ, and `middle` its (part, fₖ(θ), w) ↦ Mₖ w."""
-    graph = _kept(lambda k: _Jacobian(functions[k], theta), memory)
+    """v ↦ ∑ₖ wₖ Jₖᵀ Mₖ Jₖ v, and `middle` is (k, w) ↦ Mₖ w."""
 
     @full_float32()
     @torch.enable_grad()
     def product(v: Tensor) -> Tensor:
         total = torch.zeros_like(v, dtype=torch.float64)
         for k, part in enumerate(parts):
-            jacobian = graph(k)
-            moved = middle(part, jacobian.value, jacobian.push(v.to(theta.dtype)))
-            total.add_(jacobian.pull(moved), alpha=part.weight)
+            J = jacobian(k)
+            total.add_(J.pull(middle(k, J.push(v.to(theta.dtype)))), alpha=part.weight)
         return total.to(v.dtype)
 
     return replayed(product, theta.device)
+
+
+def layered(losses: Function, theta: Tensor) -> SampleGradients:
+    """The per-sample gradients of a part's losses, where `lsa.sample_gradients` has them."""
+    found = sample_gradients.of(losses, theta)
+    if found is None:
+        raise ValueError("these gradients are not known by layers")
+    return found
 
 
 @full_float32()
@@ -147,7 +178,7 @@ class _Jacobian:
 
     def __init__(self, function: Function, theta: Tensor) -> None:
         self._theta = theta.detach().requires_grad_()
-        with SecondOrder(linear=True):
+        with SecondOrder(linear=True, values=False):
             self.value = function(self._theta)
         self._w = torch.zeros_like(self.value).requires_grad_()
         self._h = _differentiable(grad(self.value, self._theta, self._w, create_graph=True)[0])
@@ -190,8 +221,12 @@ def _differentiable(g: Tensor) -> Tensor:
     return g
 
 
-def _kept(build: Callable[[int], Graph], memory: int) -> Callable[[int], Graph]:
-    """`build`, each k remembered while all that they hold for their backward pass fits `memory`."""
+def _kept(
+    build: Callable[[int], Graph],
+    memory: int,
+    weighed: Callable[[Callable[[], Graph]], tuple[Graph, int]],
+) -> Callable[[int], Graph]:
+    """`build`, each k remembered while the bytes that all hold, as `weighed` says, fit `memory`."""
     kept: dict[int, Graph] = {}
     left = memory
 
@@ -201,7 +236,7 @@ def _kept(build: Callable[[int], Graph], memory: int) -> Callable[[int], Graph]:
             return kept[k]
         if left <= 0:
             return build(k)
-        made, size = _weighed(lambda: build(k))
+        made, size = weighed(lambda: build(k))
         left -= size
         if left >= 0:
             kept[k] = made
@@ -212,13 +247,18 @@ def _kept(build: Callable[[int], Graph], memory: int) -> Callable[[int], Graph]:
 
 def _weighed(build: Callable[[], Graph]) -> tuple[Graph, int]:
     """A graph, and the bytes that it holds for its backward pass."""
-    held: dict[int, int] = {}
+    held: list[Tensor] = []
 
-    def count(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        held[storage.data_ptr()] = storage.nbytes()
+    def note(tensor: Tensor) -> Tensor:
+        held.append(tensor.detach())
         return tensor
 
-    with saved_tensors_hooks(count, lambda tensor: tensor):
+    with saved_tensors_hooks(note, lambda tensor: tensor):
         made = build()
-    return made, sum(held.values())
+    return made, size(held)
+
+
+def _held(build: Callable[[], SampleGradients]) -> tuple[SampleGradients, int]:
+    """Gradients by layers, and the bytes that they hold."""
+    made = build()
+    return made, made.nbytes

@@ -9,7 +9,7 @@ per-sample values, by adding vectors that are zero at the others' samples, so th
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -111,10 +111,9 @@ class Sharded(Landscape):
         """v ↦ G(θ)v."""
         return self._totalled(super().gauss_newton(theta))
 
-    def covariance(self, theta: Tensor, *, centred: bool = True) -> Matvec:
-        """v ↦ C(θ)v; the centred one is made of the total uncentred one."""
-        matvec = super().covariance(theta, centred=centred)
-        return matvec if centred else self._totalled(matvec)
+    def _moments(self, theta: Tensor) -> tuple[Matvec, Callable[[], Tensor]]:
+        second_moment, mean = super()._moments(theta)
+        return self._totalled(second_moment), lambda: self._total(mean())
 
     # --- per sample ------------------------------------------------------------------------------
 
