@@ -299,7 +299,8 @@ def _plan(declared: probe.Probe, options: dict[str, Any], source: Any, along: bo
         f"{declared.name}: about {duration(found.seconds)}{each}, "
         f"peak memory about {found.memory / 1e9:.1f} GB\n"
         f"measured here, for {n:,} samples: gradient {rates.gradient * n:.2g} s, "
-        f"Hessian product {rates.product * n:.2g} s, covariance product {rates.jacobian * n:.2g} s"
+        f"Hessian product {rates.product * n:.2g} s, "
+        f"covariance product {rates.covariance * n:.2g} s"
     )
 
 

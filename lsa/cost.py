@@ -28,12 +28,13 @@ SPARE = 1.5  # times what the first of them may hold: the second finds half as m
 
 @dataclass(frozen=True)
 class Rates:
-    """Seconds per sample of the four things that everything here is made of."""
+    """Seconds per sample of the five things that everything here is made of."""
 
     loss: float
     gradient: float
     product: float  # Hessian times vector
-    jacobian: float  # covariance times vector; the Gauss–Newton matrix costs the same
+    gauss_newton: float  # Gauss–Newton matrix times vector
+    covariance: float  # covariance times vector
     memory: int  # bytes of this process with the data and a gradient
     sizes: Sizes
     graphs: float = 0.0  # bytes per sample that a product keeps for the next
@@ -92,13 +93,14 @@ def measured(
     memory = int(spare * n / samples)
     part = Landscape(landscape.model, x, y, landscape.loss_function, memory=memory)
     v = torch.randn(len(theta), generator=torch.Generator().manual_seed(0)).to(theta)
-    hessian, covariance = part.hessian(theta), part.covariance(theta, centred=False)
+    operators = part.hessian(theta), part.gauss_newton(theta), part.covariance(theta, centred=False)
     loss = _time(lambda: part.loss(theta)) / n
     gradient = _time(lambda: part.gradient(theta)[0].item()) / n
     resident = psutil.Process().memory_info().rss
-    product = _time(lambda: hessian(v)[0].item()) / n
-    jacobian = _time(lambda: covariance(v)[0].item()) / n
-    return Rates(loss, gradient, product, jacobian, resident, sizes, graphs, spare)
+    product, gauss_newton, covariance = (
+        _time(lambda matvec=matvec: matvec(v)[0].item()) / n for matvec in operators
+    )
+    return Rates(loss, gradient, product, gauss_newton, covariance, resident, sizes, graphs, spare)
 
 
 def _time(work: Callable[[], Any]) -> float:
@@ -129,10 +131,11 @@ def probing(declared: Probe, options: Mapping[str, Any], measured: Rates) -> Cos
         work.losses * measured.loss
         + work.gradients * measured.gradient
         + work.products * measured.product
-        + work.jacobians * measured.jacobian
+        + work.gauss_newton * measured.gauss_newton
+        + work.covariance * measured.covariance
     )
     memory = measured.memory + work.vectors * measured.sizes.dimension * BYTES
-    if work.products or work.jacobians:
+    if work.products or work.gauss_newton or work.covariance:
         kept = measured.graphs * measured.sizes.samples
         memory += int(min(OPERATORS * kept, SPARE * measured.spare))
     return Cost(STEP + seconds, memory)

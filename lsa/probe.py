@@ -128,7 +128,8 @@ class Work:
     losses: float = 0.0
     gradients: float = 0.0
     products: float = 0.0  # of the Hessian with a vector
-    jacobians: float = 0.0  # of the Gauss–Newton matrix or the covariance with a vector
+    gauss_newton: float = 0.0  # products of the Gauss–Newton matrix with a vector
+    covariance: float = 0.0  # products of the gradient covariance with a vector
     vectors: int = 0  # of length d held at once
 
 

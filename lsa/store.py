@@ -23,6 +23,9 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # we dra
 # Waits of 0, 4, 8, 16 and 32 s between its tries: longer than a server takes to start again.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "5")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
+# Through the server: else it sends clients to its S3 storage, which they may not reach.
+os.environ.setdefault("MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD", "false")
+os.environ.setdefault("MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD", "false")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # a line for every try
 logging.getLogger("mlflow").setLevel(logging.ERROR)

@@ -121,7 +121,7 @@ def postgres_programs() -> Path | None:
 
 
 @contextlib.contextmanager
-def postgres(password: str) -> Iterator[str]:
+def postgres(password: str, user: str = "lsa", database: str = "postgres") -> Iterator[str]:
     """A new PostgreSQL with an empty database; its address without the password.
 
     It refuses to run as root, so root starts it as `postgres` or `nobody`.
@@ -132,15 +132,15 @@ def postgres(password: str) -> Iterator[str]:
     pytest.importorskip("psycopg", reason="psycopg is not installed (pip install '.[server]')")
     folder = Path(tempfile.mkdtemp(prefix="lsa-postgres-"))
     port = free_port()
-    user = _unprivileged()
+    owner = _unprivileged()
     try:
         secret = folder / "password"
         secret.write_text(password)
-        if user:
-            shutil.chown(folder, user)
-            shutil.chown(secret, user)
-        settings = {"cwd": folder, "user": user, "stdout": subprocess.DEVNULL}
-        made = [programs / "initdb", "--pgdata", folder / "data", "--username", "lsa"]
+        if owner:
+            shutil.chown(folder, owner)
+            shutil.chown(secret, owner)
+        settings = {"cwd": folder, "user": owner, "stdout": subprocess.DEVNULL}
+        made = [programs / "initdb", "--pgdata", folder / "data", "--username", user]
         made += ["--auth", "scram-sha-256", "--pwfile", secret, "--no-sync"]
         subprocess.run(made, check=True, timeout=STARTING, **settings)
         command = [programs / "postgres", "-D", folder / "data", "-p", str(port)]
@@ -151,7 +151,19 @@ def postgres(password: str) -> Iterator[str]:
             while subprocess.run(ready, stdout=subprocess.DEVNULL, check=False).returncode:
                 assert process.poll() is None and time.monotonic() < deadline
                 time.sleep(0.2)
-            yield f"postgresql://lsa@127.0.0.1:{port}/postgres"
+            if database != "postgres":
+                made = [
+                    programs / "createdb",
+                    "-h",
+                    "127.0.0.1",
+                    "-p",
+                    str(port),
+                    "-U",
+                    user,
+                    database,
+                ]
+                subprocess.run(made, check=True, env=os.environ | {"PGPASSWORD": password})
+            yield f"postgresql://{user}@127.0.0.1:{port}/{database}"
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -24,12 +24,17 @@ def _work(
 ) -> Work:
     """Products until both ends converge vary; these are typical of trained networks."""
     products = (PRODUCTS if k_min else UPPER) + density_probes * density_steps
-    jacobians = 0
+    gauss_newton = 0
     if split == "yes":  # it has two ends of its own, that of G and that of H − G
-        products, jacobians = products + PRODUCTS, UPPER + PRODUCTS
+        products, gauss_newton = products + PRODUCTS, UPPER + PRODUCTS
     vectors = 2 * (PRODUCTS + k + k_min) + (density_steps if density_probes else 0)
     n = at.samples
-    return Work(gradients=8.0 * n, products=products * n, jacobians=jacobians * n, vectors=vectors)
+    return Work(
+        gradients=8.0 * n,
+        products=products * n,
+        gauss_newton=gauss_newton * n,
+        vectors=vectors,
+    )
 
 
 @probe(headline=("lambda_max", "lambda_min", "condition_number", "trace", "n_outliers"), work=_work)

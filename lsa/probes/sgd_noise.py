@@ -24,7 +24,7 @@ def _work(at: Sizes, *, k: int, probes: int, **_: Any) -> Work:
     return Work(
         gradients=8.0 * at.samples,
         products=(PRODUCTS + moments) * at.samples,
-        jacobians=(2 * PRODUCTS + moments) * at.samples,  # whole, and two halves
+        covariance=(2 * PRODUCTS + moments) * at.samples,  # whole, and two halves
         vectors=4 * PRODUCTS,
     )
 
