@@ -63,7 +63,7 @@ class Landscape:
         chunk: Samples per pass; bounds memory, does not change the result. Default what a CPU's
             cache holds, or what fills a GPU within an eighth of its free memory.
         memory: Bytes that graphs may hold from one product to the next, which then costs up to a
-            third less; does not change the result. Default half of the free memory, less for a
+            third less; changes the result by rounding. Default half of the free memory, less for a
             process that does not use all cores.
 
     Raises:

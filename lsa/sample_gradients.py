@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -52,6 +52,33 @@ class SampleGradients:
         for layer in self.layers:
             rows[:, layer.place] += layer.rows()
         return rows
+
+    def in_rows(self) -> SampleGradients:
+        """The same, held as `rows`."""
+        return SampleGradients(self.n, self.d, [Rows(slice(0, self.d), self.rows())])
+
+    def copied(self) -> SampleGradients:
+        """The same in memory of its own.
+
+        Among what a pass frees, the originals leave holes, which took as much memory again (seen
+        with glibc).
+        """
+        own: dict[int, Tensor] = {}
+
+        def copy(t: Tensor) -> Tensor:
+            if t.untyped_storage().nbytes() > t.nbytes:  # a part of the data
+                return t
+            if t.data_ptr() not in own:  # else layers share it
+                own[t.data_ptr()] = t.clone()
+            return own[t.data_ptr()]
+
+        layers = [
+            replace(layer, a=copy(layer.a), delta=copy(layer.delta))
+            if isinstance(layer, Factors)
+            else layer
+            for layer in self.layers
+        ]
+        return SampleGradients(self.n, self.d, layers)
 
     @property
     def nbytes(self) -> int:

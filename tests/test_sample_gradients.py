@@ -116,9 +116,10 @@ def test_slopes_sums_and_rows_are_those_of_every_sample_alone(name):
     assert sample_gradients.are_exact(of, theta)
     rows = jacrev(of)(theta)
     v, c = torch.randn(len(theta)), torch.randn(N)
-    torch.testing.assert_close(found.rows(), rows)
-    torch.testing.assert_close(found.push(v), rows @ v)
-    torch.testing.assert_close(found.pull(c), c @ rows)
+    for held in (found, found.in_rows(), found.copied()):
+        torch.testing.assert_close(held.rows(), rows)
+        torch.testing.assert_close(held.push(v), rows @ v)
+        torch.testing.assert_close(held.pull(c), c @ rows)
 
 
 def test_what_does_not_depend_on_theta_has_none_and_frozen_parameters_are_left_out():
@@ -171,7 +172,8 @@ def test_bytes_count_what_is_shared_once_and_no_more_than_the_samples_own():
     model = Applied(lambda x, u, w: F.linear(x, u) * F.linear(x, w), u=(60, 50), w=(60, 50))
     found = sample_gradients.of(losses(model, everything[:N]), flatten(model))
     assert found is not None
-    assert found.nbytes == 8 * N * (50 + 2 * 60)  # the inputs once, δ of each
+    for held in (found, found.copied()):
+        assert held.nbytes == 8 * N * (50 + 2 * 60)  # the inputs once, δ of each
 
 
 def test_a_layer_keeps_whatever_is_smaller():
