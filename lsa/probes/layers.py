@@ -15,7 +15,7 @@ from lsa.landscape import Landscape, flatten
 from lsa.probe import Curve, Metric, Report, Result, Sizes, Work, probe, standard_error
 from lsa.trace import rademacher
 
-BOTH, UPPER = 35, 8  # products of a Lanczos run to both ends, to the upper one; for the cost
+BOTH, UPPER = 15, 8  # products of a Lanczos run to both ends, to the upper one; for the cost
 
 
 def blocks(names: Iterable[str], depth: int) -> dict[str, list[str]]:

@@ -15,17 +15,17 @@ from lsa.moments import ProductMoments, product_moments
 from lsa.probe import Curve, Metric, Report, Result, Sizes, Work, probe, standard_error
 
 BRACKET = 0.1  # width of the bracket of λ_C, relative, above which a note says so
-PRODUCTS = 15  # of one Lanczos run to the upper end, for the estimate of the cost
+PRODUCTS = 8  # per eigenpair, of a Lanczos run to the upper end; for the estimate of the cost
 
 
 def _work(at: Sizes, *, k: int, probes: int, **_: Any) -> Work:
     """Lanczos on H, on C and on two halves of C, then two products per probe and basis vector."""
     moments = 2 * k + probes if probes else 0
     return Work(
-        gradients=8.0 * at.samples,
-        products=(PRODUCTS + moments) * at.samples,
-        covariance=(2 * PRODUCTS + moments) * at.samples,  # whole, and two halves
-        vectors=4 * PRODUCTS,
+        gradients=22.0 * at.samples,  # with slopes and curvatures, in their place
+        products=(PRODUCTS * k + moments) * at.samples,
+        covariance=(PRODUCTS * (k + 1) + moments) * at.samples,  # whole, and two halves
+        vectors=4 * PRODUCTS * k,
     )
 
 
