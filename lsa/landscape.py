@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lsa import budget, products, sample_gradients
+from lsa import budget, products, sample_gradients, slopes
 from lsa.errors import InputError
 from lsa.precision import full_float32
 from lsa.products import Matvec
@@ -250,7 +250,11 @@ class Landscape:
         return self.loss_function(self.outputs(theta, x), y)
 
     def _sample_losses(self, theta: Tensor, x: Tensor, y: Tensor) -> Tensor:
-        return self._losses_of(self.outputs(theta, x), y)
+        return self._losses_and_outputs(theta, x, y)[0]
+
+    def _losses_and_outputs(self, theta: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        outputs = self.outputs(theta, x)
+        return self._losses_of(outputs, y), outputs
 
     @full_float32()
     @torch.no_grad()
@@ -276,9 +280,8 @@ class Landscape:
         for _, x, y in self._chunks():
             outputs = self.outputs(theta, x)
             losses.append(self._losses_of(outputs, y))
-            if outputs.ndim == 2 and y.ndim == 1 and not y.is_floating_point():
-                wrong.append(outputs.argmax(1) != y)
-        return torch.cat(losses), torch.cat(wrong) if wrong else None
+            wrong.append(_wrong(outputs, y))
+        return torch.cat(losses), _joined(wrong)
 
     def evaluate(self, theta: Tensor) -> Evaluation:
         """Loss and error with standard errors over the N samples."""
@@ -346,16 +349,23 @@ class Landscape:
                     block = vmap(grad(one), in_dims=(None, 0, 0))(theta.detach(), x, y)
             yield block
 
-    @full_float32()
     def slopes(self, theta: Tensor, u: Tensor) -> Tensor:
         """Per-sample slopes ∇ℓᵢ(θ)·u, shape `(N,)`; their variance is uᵀCu."""
-        tangent = u.to(theta.dtype)
-        return torch.cat(
-            [
-                _push(lambda t, x=x, y=y: self._sample_losses(t, x, y), theta, tangent)
-                for _, x, y in self._chunks()
-            ]
-        )
+        return self.per_sample_along(theta, u)[2]
+
+    @full_float32()
+    def per_sample_along(self, theta: Tensor, u: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+        """What `per_sample` and `slopes` along u give, from one pass, `(N,)` each."""
+        known = self._known_by_layers(theta)
+        measure = slopes.by_layers if known else slopes.by_forward_mode
+        losses, wrong, along = [], [], []
+        for _, x, y in self._chunks():
+            both = partial(self._losses_and_outputs, x=x, y=y)
+            values, outputs, slope = measure(both, theta, u.to(theta.dtype))
+            losses.append(values)
+            wrong.append(_wrong(outputs, y))
+            along.append(slope)
+        return torch.cat(losses), _joined(wrong), torch.cat(along)
 
     # --- products --------------------------------------------------------------------------------
 
@@ -479,6 +489,17 @@ def _laid_out(x: Tensor) -> Tensor:
 def _push(function: Callable[[Tensor], Tensor], theta: Tensor, tangent: Tensor) -> Tensor:
     """Derivative of `function` at θ along a tangent, by forward mode."""
     return jvp(function, (theta.detach(),), (tangent,))[1]
+
+
+def _wrong(outputs: Tensor, y: Tensor) -> Tensor | None:
+    """Whether each sample is taken for another class, `(n,)`; None for no classes."""
+    classes = outputs.ndim == 2 and y.ndim == 1 and not y.is_floating_point()
+    return outputs.argmax(1) != y if classes else None
+
+
+def _joined(parts: list[Tensor | None]) -> Tensor | None:
+    known = [part for part in parts if part is not None]
+    return torch.cat(known) if known else None
 
 
 def _mean_and_error(values: Tensor) -> tuple[float, float]:

@@ -66,6 +66,9 @@ class Sharded(Landscape):
         whole[ranks.share(self.n_samples)] = values
         return ranks.total(whole)
 
+    def _gathered_flags(self, flags: Tensor | None) -> Tensor | None:
+        return None if flags is None else self._gathered(flags.to(torch.uint8)).bool()
+
     def _totalled(self, matvec: Matvec) -> Matvec:
         return lambda v: self._total(matvec(v))
 
@@ -120,13 +123,12 @@ class Sharded(Landscape):
     def per_sample(self, theta: Tensor) -> tuple[Tensor, Tensor | None]:
         """Loss of each sample, and whether a classifier takes it for another class."""
         losses, wrong = super().per_sample(theta)
-        if wrong is not None:
-            wrong = self._gathered(wrong.to(torch.uint8)).bool()
-        return self._gathered(losses), wrong
+        return self._gathered(losses), self._gathered_flags(wrong)
 
-    def slopes(self, theta: Tensor, u: Tensor) -> Tensor:
-        """Per-sample slopes ∇ℓᵢ(θ)·u, `(N,)`."""
-        return self._gathered(super().slopes(theta, u))
+    def per_sample_along(self, theta: Tensor, u: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Losses, errors and slopes along u of each sample."""
+        losses, wrong, slopes = super().per_sample_along(theta, u)
+        return self._gathered(losses), self._gathered_flags(wrong), self._gathered(slopes)
 
     def curvatures(self, theta: Tensor, u: Tensor) -> Tensor:
         """Per-sample curvatures uᵀ∇²ℓᵢ(θ)u, `(N,)`."""

@@ -123,6 +123,20 @@ def test_covariance_agrees_with_sample_gradients(mlp):
     assert C.trace().item() == pytest.approx(identity.item(), rel=1e-10)
 
 
+@pytest.mark.parametrize("known", [True, False])
+def test_one_pass_gives_losses_errors_and_slopes(mlp, monkeypatch, known):
+    landscape, theta = mlp
+    assert landscape._known_by_layers(theta)
+    monkeypatch.setattr(landscape, "_known_by_layers", lambda theta: known)
+    u = torch.randn(len(theta), generator=torch.Generator().manual_seed(3)).to(theta)
+    losses, wrong, slopes = landscape.per_sample_along(theta, u)
+    expected, expected_wrong = landscape.per_sample(theta)
+    torch.testing.assert_close(losses, expected)
+    assert torch.equal(wrong, expected_wrong)
+    rows = torch.func.jacrev(lambda t: landscape._sample_losses(t, landscape.x, landscape.y))(theta)
+    torch.testing.assert_close(slopes, rows @ u)
+
+
 def test_sample_curvatures_agree_with_dense_sample_hessians(mlp):
     landscape, theta = mlp
     u = normal(66)

@@ -24,7 +24,7 @@ def _work(at: Sizes, *, points: int, align: str, **_: Any) -> Work:
     """Both splits at every point of one or two lines."""
     lines = 2 if align == "weights" else 1
     return Work(
-        losses=lines * points * (at.samples + at.validation),
+        losses=lines * (points * (at.samples + at.validation) - 2 * at.samples),  # with slopes
         gradients=2.0 * lines * at.samples,
         vectors=4,
     )
@@ -135,29 +135,25 @@ def _line(
     for i, alpha in enumerate(alphas.tolist()):
         theta = torch.lerp(a, b, alpha)  # bitwise a and b at 0 and 1
         here = landscape.recalibrated(theta)
-        # The held-out samples pass through statistics of the training samples.
-        for split, there in (
-            ("train", here),
-            ("test", here.with_data(validation.x, validation.y)),
-        ):
-            for name, values in _per_sample(there, theta).items():
-                rows.setdefault(f"{split}_{name}", []).append(values)
         if alpha in (0, 1):
-            slopes.append(_slope(here, theta, b - a))
+            losses, wrong, along = here.per_sample_along(theta, b - a)
+            slopes.append(_slope(along.double()))
+        else:
+            losses, wrong = here.per_sample(theta)
+        # The held-out samples pass through statistics of the training samples.
+        held_out = here.with_data(validation.x, validation.y).per_sample(theta)
+        for split, (loss, error) in (("train", (losses, wrong)), ("test", held_out)):
+            rows.setdefault(f"{split}_loss", []).append(loss)
+            if error is not None:
+                rows.setdefault(f"{split}_error", []).append(error)
         report(i + 1)
     # Kept whole: a row of numbers per sample is less than the sample itself.
     tables = {name: torch.stack(r).cpu() for name, r in rows.items()}
     return _Line(tables, (slopes[0], slopes[1]))
 
 
-def _per_sample(landscape: Landscape, theta: Tensor) -> dict[str, Tensor]:
-    losses, wrong = landscape.per_sample(theta)
-    return {"loss": losses} if wrong is None else {"loss": losses, "error": wrong}
-
-
-def _slope(landscape: Landscape, theta: Tensor, direction: Tensor) -> Metric:
+def _slope(slopes: Tensor) -> Metric:
     """dL/dα = ∇L·(θ_B − θ_A); its error from the spread of the per-sample slopes."""
-    slopes = landscape.slopes(theta, direction).double()
     return Metric(slopes.mean().item(), "loss", standard_error(slopes))
 
 
