@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev
+from torch.utils.checkpoint import checkpoint
 
 from lsa import sample_gradients
 from lsa.landscape import flatten
@@ -80,6 +81,17 @@ class Shared(nn.Module):
         y = self.layer(x)
         y += x
         return self.layer(y)
+
+
+class Checkpointed(nn.Module):
+    """Keeps no activations, but computes them again in the backward pass."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        return checkpoint(self.inner, x, use_reentrant=False)
 
 
 KNOWN: dict[str, Callable[[], tuple[nn.Module, tuple[int, ...]]]] = {
@@ -160,6 +172,12 @@ def test_samples_along_another_dimension_are_not_taken_for_the_first():
     assert sample_gradients.of(losses(model, short), theta) is None
     assert sample_gradients.of(losses(model, square), theta) is not None
     assert not sample_gradients.are_exact(losses(model, square), theta)
+
+
+def test_a_network_that_computes_parts_of_itself_again_is_left_to_autograd():
+    inner = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 3))
+    model = nn.Sequential(nn.Linear(4, 4), Checkpointed(inner))
+    assert not sample_gradients.are_exact(losses(model, torch.randn(N, 4)), flatten(model))
 
 
 def test_an_input_that_is_changed_afterwards_is_not_kept():
