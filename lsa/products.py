@@ -27,6 +27,7 @@ from lsa.second_order import SecondOrder
 Matvec = Callable[[Tensor], Tensor]
 Function = Callable[[Tensor], Tensor]
 Graph = TypeVar("Graph")
+Jacobian = TypeVar("Jacobian", bound="SampleGradients | _Jacobian")
 # In the names of the nodes by which PyTorch marks what cannot be differentiated again.
 MARKS = ("autograd::Error", "NotImplemented")
 
@@ -88,8 +89,8 @@ def gauss_newton(parts: Sequence[Part], theta: Tensor, memory: int) -> Matvec:
 
     jacobian = _kept(lambda k: _Jacobian(parts[k].outputs, theta), memory, _weighed)
 
-    def curved(k: int, moved: Tensor) -> Tensor:
-        o = jacobian(k).value.detach().requires_grad_()
+    def curved(k: int, J: _Jacobian, moved: Tensor) -> Tensor:
+        o = J.value.detach().requires_grad_()
         (g,) = grad(parts[k].loss_of(o), o, create_graph=True)
         return pull_back(g, o, moved)
 
@@ -125,7 +126,10 @@ def second_moment(
             total.add_(jacobian(k).pull(each), alpha=part.weight)
         return total.to(theta.dtype)
 
-    return _between(parts, theta, jacobian, lambda k, slopes: slopes / parts[k].samples), mean
+    def averaged(k: int, _: SampleGradients | _Jacobian, slopes: Tensor) -> Tensor:
+        return slopes / parts[k].samples
+
+    return _between(parts, theta, jacobian, averaged), mean
 
 
 def _in_rows(losses: Function, theta: Tensor) -> SampleGradients:
@@ -136,10 +140,10 @@ def _in_rows(losses: Function, theta: Tensor) -> SampleGradients:
 def _between(
     parts: Sequence[Part],
     theta: Tensor,
-    jacobian: Callable[[int], SampleGradients | _Jacobian],
-    middle: Callable[[int, Tensor], Tensor],
+    jacobian: Callable[[int], Jacobian],
+    middle: Callable[[int, Jacobian, Tensor], Tensor],
 ) -> Matvec:
-    """v ↦ ∑ₖ wₖ Jₖᵀ Mₖ Jₖ v, and `middle` is (k, w) ↦ Mₖ w."""
+    """v ↦ ∑ₖ wₖ Jₖᵀ Mₖ Jₖ v, and `middle` is (k, Jₖ, w) ↦ Mₖ w."""
 
     @full_float32()
     @torch.enable_grad()
@@ -147,7 +151,7 @@ def _between(
         total = torch.zeros_like(v, dtype=torch.float64)
         for k, part in enumerate(parts):
             J = jacobian(k)
-            total.add_(J.pull(middle(k, J.push(v.to(theta.dtype)))), alpha=part.weight)
+            total.add_(J.pull(middle(k, J, J.push(v.to(theta.dtype)))), alpha=part.weight)
         return total.to(v.dtype)
 
     return replayed(product, theta.device)

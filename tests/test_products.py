@@ -90,14 +90,23 @@ def test_what_is_kept_changes_no_bit(name):
     assert all(torch.equal(one, found[0]) for one in found)
 
 
-@pytest.mark.parametrize(("memory", "builds"), [(0, 9), (20_000, 7), (None, 3)])
-def test_graphs_are_kept_while_they_fit(monkeypatch, memory, builds):
+@pytest.mark.parametrize(
+    ("name", "memory", "builds"),
+    [
+        ("hessian", 0, 9),
+        ("hessian", 20_000, 7),
+        ("hessian", None, 3),
+        ("gauss_newton", 0, 9),
+        ("gauss_newton", None, 3),
+    ],
+)
+def test_graphs_are_kept_while_they_fit(monkeypatch, name, memory, builds):
     """Three products over three chunks; a chunk of four holds about 15 kB."""
     at = landscape(memory)
     passes = []
     outputs = at.outputs
     monkeypatch.setattr(at, "outputs", lambda t, x: passes.append(len(x)) or outputs(t, x))
-    product = at.hessian(flatten(at.model))
+    product = getattr(at, name)(flatten(at.model))
     for _ in range(3):
         product(torch.ones(at.dimension).double())
     assert len(passes) == builds
