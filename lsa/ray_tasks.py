@@ -19,6 +19,8 @@ from concurrent.futures import CancelledError, Future, wait
 from dataclasses import dataclass
 from typing import Any
 
+import psutil
+
 from lsa import engines, progress, runs, signals, store, tracking
 from lsa.errors import InputError
 
@@ -176,7 +178,9 @@ class RayTasks:
         for future in left:
             self.cancel(future)
         wait(left, engines.PATIENCE)
+        workers = [one for one in psutil.Process().children(recursive=True) if _is_rays(one)]
         self._ray.shutdown()
+        psutil.wait_procs(workers, timeout=engines.PATIENCE)
 
 
 class _News:
@@ -191,6 +195,14 @@ class _News:
     def take(self) -> list[tuple[str, int, int, str]]:
         told, self._told = list(self._told.values()), {}
         return told
+
+
+def _is_rays(process: psutil.Process) -> bool:
+    """Whether a process below this one is of a cluster that was started here."""
+    try:
+        return process.name().startswith("ray")
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _settle(outcome: Future, done: Future) -> None:

@@ -345,6 +345,8 @@ def study(
             progress.redirect(None)
             _current.reset(token)
             place.shutdown()
+            if place.background:  # a worker that was ended by force could not end its run
+                store.ask(lambda: runs.end_stale(setting.name), [])
         states = [handle.state for handle in running.handles]
         opened.metrics({f"steps_{state}": states.count(state) for state in ENDS})
         if running.failures:

@@ -342,3 +342,14 @@ def test_a_step_and_what_it_needs_may_end_together(workplace):
         for k in range(1, 9):
             step("lanczos", trained, k=k, density_probes=0, split="no")
     assert {handle.state for handle in running.handles} == {"done"}
+
+
+def test_what_a_worker_could_not_end_is_ended_with_the_study(workplace):
+    """As of one that was killed because it did not stop in time."""
+    client = mlflow.MlflowClient()
+    with study("tiny", engine=lambda _: Chained()):
+        run_id = step("train", optimizer="sgd").run_id
+        pid = provenance.machine("cpu")["lsa.process"].partition("@")[0]
+        client.set_tag(run_id, "lsa.process", f"{pid}@1.00")  # another process of that number
+        client.update_run(run_id, status="RUNNING")
+    assert client.get_run(run_id).info.status == "KILLED"
