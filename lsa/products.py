@@ -132,11 +132,6 @@ def second_moment(
     return _between(parts, theta, jacobian, averaged), mean
 
 
-def _in_rows(losses: Function, theta: Tensor) -> SampleGradients:
-    """The same, each gradient itself: a product then only reads them."""
-    return layered(losses, theta).in_rows()
-
-
 def _between(
     parts: Sequence[Part],
     theta: Tensor,
@@ -163,6 +158,11 @@ def layered(losses: Function, theta: Tensor) -> SampleGradients:
     if found is None:
         raise ValueError("these gradients are not known by layers")
     return found
+
+
+def _in_rows(losses: Function, theta: Tensor) -> SampleGradients:
+    """Those of `layered`, held as one row a sample: a product then only reads them."""
+    return layered(losses, theta).in_rows()
 
 
 @full_float32()
