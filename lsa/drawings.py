@@ -6,14 +6,16 @@ Drawing takes nearly all the time of a report, and little of a project changes b
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 
-from lsa import plots, provenance, serial
+from lsa import plots, provenance
 
 FOLDER = Path(".lsa", "figures")
 KEPT = 200  # files, the newest; a report has about ten
@@ -29,8 +31,8 @@ def png(draw: Callable[..., Any], *content: Any) -> bytes:
         *content: Numbers, text, arrays, and lists, tuples and mappings of them.
     """
     code = provenance.code_hash(draw.__module__)
-    described = [code, version("matplotlib"), draw.__module__, draw.__name__, _plain(content)]
-    file = FOLDER / f"{serial.digest(described)}.png"
+    about = [code, matplotlib.__version__, draw.__module__, draw.__name__, _plain(content)]
+    file = FOLDER / f"{hashlib.sha256(json.dumps(about).encode()).hexdigest()}.png"
     with contextlib.suppress(OSError):
         kept = file.read_bytes()
         if kept.startswith(START) and kept.endswith(END):

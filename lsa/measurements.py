@@ -70,7 +70,11 @@ def newest(setting: Project) -> list[Measurement]:
             trainings.setdefault((optimizer, seed), one)
     checkpoints = {m.done.run_id: (m.subject, m.seed) for m in trainings.values()}
     found = {(m.subject, m.seed, "train"): m for m in trainings.values()}
-    for run in filter(functools.partial(_measured_as_given, setting), done):
+    options = functools.cache(functools.partial(_options, setting))
+    for run in done:
+        wanted = options(run.tags["lsa.step"])
+        if "checkpoint_c" in run.params or not (wanted is None or _agree(run, wanted)):
+            continue  # what was measured of three checkpoints is of neither one nor a pair
         ids = [run.params[k] for k in ("checkpoint", "checkpoint_b") if k in run.params]
         inputs = [checkpoints[one] for one in ids if one in checkpoints]
         if ids and len(inputs) == len(ids) and len({seed for _, seed in inputs}) == 1:
@@ -94,19 +98,13 @@ def _as_given(setting: Project, run: Done) -> bool:
     return _agree(run, train_step.train_params(setting.recipe(optimizer, seed)))
 
 
-def _measured_as_given(setting: Project, run: Done) -> bool:
-    """Whether a probe has them; one that the project does not list may have any.
-
-    What was measured of three checkpoints is a property of neither one nor a pair.
-    """
-    if "checkpoint_c" in run.params:
-        return False
-    step = run.tags["lsa.step"]
+def _options(setting: Project, step: str) -> Mapping[str, object] | None:
+    """The project's options for a probe; None of one that it does not list, which may have any."""
     name = step.removeprefix(ALONG)
     sections = [setting.trajectory] if name != step else [setting.probes, setting.pairs]
     if not any(name in section for section in sections):
-        return True
-    return _agree(run, setting.options(probe.find(name), along=name != step))
+        return None
+    return setting.options(probe.find(name), along=name != step)
 
 
 def _agree(run: Done, wanted: Mapping[str, object]) -> bool:

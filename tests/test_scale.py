@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import time
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -118,23 +120,44 @@ def test_a_figure_is_drawn_again_only_when_what_it_shows_has_changed(workplace, 
     assert len(list((workplace / drawings.FOLDER).glob("*"))) == 2
 
 
+QUESTIONS = """
+import json, time
+from lsa import plan, project, registry, report
+
+setting = project.load("ten")
+seconds = []
+for question in (
+    lambda: registry.find("p7", "muon", 13),
+    lambda: plan.outlook(setting),
+    lambda: report.report(setting),
+):
+    question()  # what a process does once; and the figures are drawn
+    began = time.process_time()
+    question()
+    seconds.append(time.process_time() - began)
+print(json.dumps(seconds))
+"""
+
+
 @pytest.mark.slow
-def test_ten_thousand_runs_are_no_burden(workplace):
-    """In processor time, which others on the machine do not change."""
+def test_ten_thousand_runs_are_no_burden(workplace, monkeypatch):
+    """In processor time, which others on the machine do not change.
+
+    In a process of its own, as a user asks: in one that holds the objects of a thousand tests,
+    Python's garbage collector takes as long as the questions.
+    """
     file = workplace / "projects" / "ten.yaml"
     file.write_text(synthetic.PROJECT.replace("SEEDS", str(list(range(10)))))
     synthetic.study("ten", range(10))
     projects = [f"p{i}" for i in range(20)]
     made = scale.fill(workplace / "mlflow.db", projects=projects, seeds=20)
     assert made == (10_000, 2_000)
-    setting = project.load("ten")
-    report.report(setting)  # draws
-    questions = (
-        lambda: registry.find("p7", "muon", 13),
-        lambda: plan.outlook(setting),
-        lambda: report.report(setting),
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{workplace}/mlflow.db")
+    asking = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", QUESTIONS],
+        check=True,
+        capture_output=True,
+        text=True,
     )
-    for question in questions:
-        began = time.process_time()
-        question()
-        assert time.process_time() - began < 2
+    seconds = json.loads(asking.stdout.splitlines()[-1])
+    assert len(seconds) == 3 and max(seconds) < 2, seconds
