@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 
 from lsa import plots, provenance
@@ -31,7 +30,7 @@ def png(draw: Callable[..., Any], *content: Any) -> bytes:
         *content: Numbers, text, arrays, and lists, tuples and mappings of them.
     """
     code = provenance.code_hash(draw.__module__)
-    about = [code, matplotlib.__version__, draw.__module__, draw.__name__, _plain(content)]
+    about = [code, plots.MATPLOTLIB, draw.__module__, draw.__name__, _plain(content)]
     file = FOLDER / f"{hashlib.sha256(json.dumps(about).encode()).hexdigest()}.png"
     with contextlib.suppress(OSError):
         kept = file.read_bytes()

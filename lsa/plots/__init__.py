@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import io
 
+from matplotlib import __version__ as MATPLOTLIB
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.image import imsave
@@ -17,7 +18,7 @@ from lsa.plots.overlay import overlay
 from lsa.plots.profiles import inside, profiles
 from lsa.probe import Curve, Result
 
-__all__ = ["barriers", "epochs", "figures", "inside", "overlay", "png", "profiles"]
+__all__ = ["MATPLOTLIB", "barriers", "epochs", "figures", "inside", "overlay", "png", "profiles"]
 
 
 def figures(probe: str, result: Result, title: str) -> dict[str, Figure]:
