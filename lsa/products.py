@@ -19,9 +19,9 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from lsa import sample_gradients
 from lsa.errors import InputError
+from lsa.layer_gradients import SampleGradients, size
 from lsa.precision import full_float32
 from lsa.replay import replayed
-from lsa.sample_gradients import SampleGradients, size
 from lsa.second_order import SecondOrder
 
 Matvec = Callable[[Tensor], Tensor]

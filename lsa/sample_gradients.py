@@ -1,16 +1,14 @@
 """Per-sample gradients gᵢ = ∇ℓᵢ(θ), layer by layer, from one backward pass.
 
-With the inputs a of a layer and δ = ∂(∑ⱼ ℓⱼ)/∂y at its outputs y, the part of gᵢ that belongs to
-its weights is bilinear in aᵢ and δᵢ (Goodfellow 2015, arXiv 1510.01799; Rochette et al. 2019, arXiv
-1912.06015, for convolutions). What is wanted of the gᵢ, slopes gᵢ·v and sums ∑ cᵢ gᵢ, takes one
-operation of the layer's kind each: no pass through the network, no `(n, d)` array.
+Calls of layers are recorded on the way forward; the backward pass, which computes no gradient of
+a weight, brings the gradients at their outputs. What is made of both: `lsa.layer_gradients`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,79 +18,11 @@ from torch.autograd import Function
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from lsa.layer_gradients import Convolution, Factors, Layer, Linear, Rows, SampleGradients
 from lsa.second_order import convolution_geometry
 
-aten = torch.ops.aten
 Losses = Callable[[Tensor], Tensor]  # θ `(d,)` ↦ ℓᵢ(θ) `(n,)`
 AGREEMENT = 1e-3  # relative, between gradients that differ by rounding alone
-
-
-@dataclass(frozen=True)
-class SampleGradients:
-    """The gᵢ of n samples as the layers have them: the Jacobian of the losses, `(n, d)`."""
-
-    n: int
-    d: int
-    layers: Sequence[Layer]
-
-    def push(self, v: Tensor) -> Tensor:
-        """Slopes gᵢ·v, `(n,)`."""
-        return torch.stack([layer.push(v[layer.place]) for layer in self.layers]).sum(0)
-
-    def pull(self, c: Tensor) -> Tensor:
-        """∑ cᵢ gᵢ, `(d,)`."""
-        total = c.new_zeros(self.d)
-        for layer in self.layers:
-            total[layer.place] += layer.pull(c)
-        return total
-
-    def rows(self) -> Tensor:
-        """gᵢ, `(n, d)`."""
-        rows = self.layers[0].held[0].new_zeros(self.n, self.d)
-        for layer in self.layers:
-            rows[:, layer.place] += layer.rows()
-        return rows
-
-    def in_rows(self) -> SampleGradients:
-        """The same, held as `rows`."""
-        return SampleGradients(self.n, self.d, [Rows(slice(0, self.d), self.rows())])
-
-    def copied(self) -> SampleGradients:
-        """The same in memory of its own.
-
-        Among what a pass frees, the originals leave holes, which took as much memory again (seen
-        with glibc).
-        """
-        own: dict[int, Tensor] = {}
-
-        def copy(t: Tensor) -> Tensor:
-            if t.untyped_storage().nbytes() > t.nbytes:  # a part of the data
-                return t
-            if t.data_ptr() not in own:  # else layers share it
-                own[t.data_ptr()] = t.clone()
-            return own[t.data_ptr()]
-
-        layers = [
-            replace(layer, a=copy(layer.a), delta=copy(layer.delta))
-            if isinstance(layer, Factors)
-            else layer
-            for layer in self.layers
-        ]
-        return SampleGradients(self.n, self.d, layers)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes held; what layers share counts once."""
-        return size(tensor for layer in self.layers for tensor in layer.held)
-
-
-def size(tensors: Iterable[Tensor]) -> int:
-    """Bytes of tensors that may share memory, or be parts of a larger one that is not counted."""
-    held: dict[int, int] = {}
-    for t in tensors:
-        start = t.data_ptr()
-        held[start] = max(held.get(start, 0), min(t.nbytes, t.untyped_storage().nbytes()))
-    return sum(held.values())
 
 
 def of(losses: Losses, theta: Tensor) -> SampleGradients | None:
@@ -138,121 +68,6 @@ def are_exact(losses: Losses, theta: Tensor) -> bool:
         weights = torch.linspace(1, 2, len(values)).to(values)
         (wanted,) = torch.autograd.grad(values @ weights, t)
     return bool((found.pull(weights) - wanted).norm() <= AGREEMENT * wanted.norm())
-
-
-@dataclass(frozen=True)
-class Rows:
-    """The gradients of a parameter of p numbers, themselves."""
-
-    place: slice  # of the parameter in θ
-    values: Tensor  # (n, p)
-
-    @property
-    def held(self) -> tuple[Tensor, ...]:
-        """All that is kept."""
-        return (self.values,)
-
-    def push(self, v: Tensor) -> Tensor:
-        """Slopes `(n,)` for v `(p,)`."""
-        return self.values @ v
-
-    def pull(self, c: Tensor) -> Tensor:
-        """Their sum with weights c `(n,)`, `(p,)`."""
-        return c @ self.values
-
-    def rows(self) -> Tensor:
-        """All, `(n, p)`."""
-        return self.values
-
-
-@dataclass(frozen=True)
-class Factors:
-    """The gradients of the weights of y = W(a), as a and δ."""
-
-    place: slice  # of the weights in θ
-    operation: Linear | Convolution
-    a: Tensor  # (n, …)
-    delta: Tensor  # (n, …), like y
-
-    @property
-    def held(self) -> tuple[Tensor, ...]:
-        """All that is kept."""
-        return self.a, self.delta
-
-    def push(self, v: Tensor) -> Tensor:
-        """Slopes `(n,)` for v `(p,)`."""
-        return (self.operation.outputs(self.a, v) * self.delta).flatten(1).sum(1)
-
-    def pull(self, c: Tensor) -> Tensor:
-        """Their sum with weights c `(n,)`, `(p,)`."""
-        scaled = self.delta * c.view(-1, *[1] * (self.delta.ndim - 1))
-        return self.operation.gradient(self.a, scaled)
-
-    def rows(self) -> Tensor:
-        """All, `(n, p)`."""
-        return self.operation.gradients(self.a, self.delta)
-
-    def smaller(self) -> Layer:
-        """The gradients themselves where they are fewer numbers than a and δ."""
-        n, p = len(self.a), self.place.stop - self.place.start
-        return Rows(self.place, self.rows()) if n * p < sum(t.numel() for t in self.held) else self
-
-
-Layer = Rows | Factors
-
-
-@dataclass(frozen=True)
-class Linear:
-    """y = a Wᵀ."""
-
-    shape: torch.Size  # of W
-
-    def outputs(self, a: Tensor, w: Tensor) -> Tensor:
-        """y for flat weights `(p,)`."""
-        return F.linear(a, w.view(self.shape))
-
-    def gradient(self, a: Tensor, delta: Tensor) -> Tensor:
-        """Gradient of δ·y by the weights, `(p,)`."""
-        return (delta.flatten(0, -2).T @ a.flatten(0, -2)).flatten()
-
-    def gradients(self, a: Tensor, delta: Tensor) -> Tensor:
-        """That of each sample, `(n, p)`."""
-        a, delta = (t.reshape(len(t), -1, t.shape[-1]) for t in (a, delta))
-        return (delta.mT @ a).flatten(1)
-
-
-@dataclass(frozen=True)
-class Convolution:
-    """y = W ∗ a."""
-
-    shape: torch.Size  # of W
-    geometry: tuple  # as `aten.convolution` takes it; the last is the number of groups
-
-    def outputs(self, a: Tensor, w: Tensor) -> Tensor:
-        """y for flat weights `(p,)`."""
-        return aten.convolution(a, w.view(self.shape), None, *self.geometry)
-
-    def gradient(self, a: Tensor, delta: Tensor) -> Tensor:
-        """Gradient of δ·y by the weights, `(p,)`."""
-        return self._gradient(a, delta, self.shape, self.geometry).flatten()
-
-    def gradients(self, a: Tensor, delta: Tensor) -> Tensor:
-        """That of each sample, `(n, p)`."""
-        n, kernel = len(a), self.shape[2:]
-        *geometry, groups = self.geometry
-        stride, padding, dilation = geometry[:3]
-        if len(kernel) == 2 and groups == 1:
-            patches = F.unfold(a, kernel, dilation, padding, stride)  # (n, p/outputs, positions)
-            return (delta.flatten(2) @ patches.mT).flatten(1)
-        # All samples as groups of channels of one.
-        a, delta = (t.reshape(1, -1, *t.shape[2:]) for t in (a, delta))
-        shape = [n * self.shape[0], *self.shape[1:]]
-        return self._gradient(a, delta, shape, (*geometry, n * groups)).view(n, -1)
-
-    @staticmethod
-    def _gradient(a: Tensor, delta: Tensor, shape: Sequence[int], geometry: Sequence) -> Tensor:
-        stand_in, only = a.new_empty(()).expand(*shape), [False, True, False]
-        return aten.convolution_backward(delta, a, stand_in, None, *geometry, only)[1]
 
 
 # --- what a pass records -------------------------------------------------------------------------
