@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lsa import budget, products, sample_gradients, slopes
+from lsa import batch_norm, budget, products, sample_gradients, slopes
 from lsa.errors import InputError
 from lsa.precision import full_float32
 from lsa.products import Matvec
@@ -83,12 +83,7 @@ class Landscape:
     ) -> None:
         if chunk is not None and chunk < 1:
             raise InputError(f"chunk={chunk} holds no sample; choose chunk ≥ 1")
-        for name, module in model.named_modules():
-            if isinstance(module, _BatchNorm) and module.running_mean is None:
-                raise InputError(
-                    f"batch norm {name!r} keeps no running statistics, so a sample's loss depends "
-                    "on its batch; build it with track_running_stats=True"
-                )
+        batch_norm.check_statistics(model)
         self.model = copy.deepcopy(model).to(x.device).eval()
         self.loss_function = loss
         self._chunk = chunk
@@ -191,30 +186,17 @@ class Landscape:
     def recalibrated(self, theta: Tensor) -> Landscape:
         """This landscape with batch-norm statistics re-estimated at θ on its own data.
 
-        One pass in training mode of the normalisation layers, cumulative averages over chunks of
-        about 128 samples (Izmailov et al. 2018, §3.2; needed at every interpolated θ, Jordan et
-        al. 2023). Returns self when the model tracks no statistics.
+        Needed at every interpolated θ (Jordan et al. 2023, arXiv 2211.08403). Returns self when
+        the model tracks no statistics.
         """
-        model = copy.deepcopy(self.model)
-        tracking = [
-            m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats
-        ]
-        if not tracking:
+        if not batch_norm.tracks_statistics(self.model):
             return self
-        for module in tracking:
-            module.reset_running_stats()
-            module.momentum = None  # cumulative average
-            module.train()
+        other = copy.copy(self)
+        other.model = copy.deepcopy(self.model)
         with torch.no_grad():
             for name, value in self.unflatten(theta).items():
-                model.get_parameter(name).copy_(value)
-            # Chunks as even as can be: the average over them is unweighted.
-            for x in self.x.tensor_split(max(1, self.n_samples // 128)):
-                model(x)
-        for module in tracking:
-            module.eval()
-        other = copy.copy(self)
-        other.model = model
+                other.model.get_parameter(name).copy_(value)
+        batch_norm.recalibrate(other.model, self.x)
         return other
 
     def on_batch_statistics(self) -> Landscape:
@@ -223,14 +205,11 @@ class Landscape:
         For mini-batches: the gradient then contains how the statistics depend on θ. Returns self
         when there is no batch norm.
         """
-        if not any(isinstance(module, _BatchNorm) for module in self.model.modules()):
+        if not batch_norm.layers(self.model):
             return self
         other = copy.copy(self)
         other.model = copy.deepcopy(self.model)
-        for module in other.model.modules():
-            if isinstance(module, _BatchNorm):
-                module.train()
-                module.track_running_stats = False  # they would be written to, and are not read
+        batch_norm.use_batches(other.model)
         other._chunk = other.chunk = self.n_samples
         return other
 
@@ -464,9 +443,6 @@ class Landscape:
 
             parts.append(products.second_derivatives(losses, len(x), theta))
         return torch.cat(parts)
-
-
-_BatchNorm = nn.modules.batchnorm._BatchNorm
 
 
 @contextmanager

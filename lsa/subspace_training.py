@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from lsa import batch_norm
 from lsa.landscape import Landscape
 from lsa.precision import full_float32
 from lsa.probe import Report
@@ -154,9 +155,8 @@ def _factor(done: float, step: float) -> float:
 def _training_network(landscape: Landscape) -> nn.Module:
     """A copy of the network whose batch norm uses the statistics of the batch."""
     network = copy.deepcopy(landscape.model)
-    for module in network.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.train()
+    for layer in batch_norm.layers(network):
+        layer.train()
     return network
 
 

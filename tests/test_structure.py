@@ -22,6 +22,7 @@ LAYERS = [
         "units",
         "factories",
         "serial",
+        "batch_norm",
         "group_norm",
         "layer_gradients",
         "precision",

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lsa import paths
+from lsa import batch_norm, paths
 from lsa.errors import InputError
 from lsa.landscape import Landscape
 from lsa.permutations import PermutationSpec, apply, permutation_spec, weight_matching
@@ -285,7 +285,7 @@ def _notes_on(aligned: _Aligned | None, landscape: Landscape) -> list[str]:
     notes = []
     if aligned and not aligned.converged:
         notes.append("the alignment did not converge: matching one more group would improve it")
-    if any(isinstance(module, _BatchNorm) for module in landscape.model.modules()):
+    if batch_norm.layers(landscape.model):
         notes.append(
             f"batch norm was recalibrated at every alpha on {landscape.n_samples} training "
             "samples, so losses at alpha=0 and 1 may differ from the checkpoints' own; the slopes "
@@ -306,6 +306,3 @@ def _notes_on_curves(curves: dict[str, Curve]) -> list[str]:
         elif name == "train_loss" and curve.y.argmin() in (0, len(curve.y) - 1):
             notes.append("train_loss is lowest at an end of the grid; its minimum lies beyond")
     return notes
-
-
-_BatchNorm = torch.nn.modules.batchnorm._BatchNorm
