@@ -28,7 +28,7 @@ from benchmarks import (
     summary,
     training,
 )
-from lsa.precision import full_float32
+from lsa.derivatives.precision import full_float32
 
 PACKAGES = {
     "curvlinops": "curvlinops-for-pytorch",

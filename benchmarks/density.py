@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from benchmarks import setting
 from benchmarks.timing import timed
-from lsa.quadrature import spectral_density
+from lsa.maths.quadrature import spectral_density
 
 PROBES, STEPS = 1, 80
 CLOSE = 1e-3  # of the largest node: nodes as close as this are one eigenvalue

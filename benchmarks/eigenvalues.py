@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from benchmarks import setting
 from benchmarks.timing import timed
-from lsa import linalg
+from lsa.maths import linalg
 
 K = 3
 TOL = 1e-3

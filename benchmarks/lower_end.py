@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from benchmarks import setting
 from benchmarks.timing import timed
-from lsa import linalg
+from lsa.maths import linalg
 
 TOL = 1e-3
 Pair = tuple[float, Tensor]

@@ -11,7 +11,7 @@ from torch.func import functional_call, grad, vmap
 
 from benchmarks import setting
 from benchmarks.timing import peak
-from lsa import linalg
+from lsa.maths import linalg
 
 TOL = 1e-3
 CHUNKS = {"cuda": 512}  # sample gradients at once; else 32, which a CPU's cache holds

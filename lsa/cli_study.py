@@ -126,7 +126,7 @@ def _ray(
 
 def _print_forecast(outlook: Any, forecast: Any, workers: int, *, here: bool) -> None:
     """The plan in two lines: steps, time and memory."""
-    from lsa import budget
+    from lsa.derivatives import budget
     from lsa.view import duration
 
     due = sum(one.state != "reused" for one in outlook)
@@ -157,7 +157,8 @@ def _view(seconds: dict[str, float], total: int, workers: int) -> Any:
 
 
 def _print_tables(setting: Any) -> None:
-    from lsa import measurements, tables
+    from lsa import measurements
+    from lsa.reports import tables
 
     for table in tables.tables(measurements.measured(setting)):
         print_table(table.headings, table.cells, table.title)
@@ -241,10 +242,10 @@ def compare(
     project: PROJECT = None,
 ) -> None:
     """Compare a project's optimizers over its seeds; say which differences are established."""
-    from lsa import findings as found
     from lsa import measurements
     from lsa import project as projects
-    from lsa.comparison import seeds_needed
+    from lsa.maths.comparison import seeds_needed
+    from lsa.reports import findings as found
 
     setting = projects.load(name or project or projects.DEFAULT)
     measured = measurements.measured(setting)
@@ -278,8 +279,8 @@ def report(
     from pathlib import Path
 
     from lsa import project as projects
-    from lsa import report as reports
     from lsa import tracking
+    from lsa.reports import report as reports
 
     setting = projects.load(name or project or projects.DEFAULT)
     found = reports.report(setting)

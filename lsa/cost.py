@@ -11,8 +11,8 @@ import psutil
 import torch
 from torch import Tensor
 
-from lsa import budget
 from lsa.checkpoint import load_data
+from lsa.derivatives import budget
 from lsa.landscape import Landscape, flatten
 from lsa.probe import Probe, Sizes
 from lsa.project import Project, Recipe

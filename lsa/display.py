@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 
-from lsa.page import Cell, Section, as_fragment
 from lsa.probe import Metric, Result
+from lsa.reports.page import Cell, Section, as_fragment
 
 
 def html(result: Result) -> str:

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lsa import batch_norm, budget, products, sample_gradients, slopes
+from lsa.derivatives import batch_norm, budget, products, sample_gradients, slopes
+from lsa.derivatives.precision import full_float32
+from lsa.derivatives.products import Matvec
+from lsa.derivatives.replay import replayed
 from lsa.errors import InputError
-from lsa.precision import full_float32
-from lsa.products import Matvec
-from lsa.replay import replayed
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 BatchGradient = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -386,7 +386,7 @@ class Landscape:
         return products.second_moment(*self._split(theta), by_layers=by_layers)
 
     def _known_by_layers(self, theta: Tensor) -> bool:
-        """Whether `lsa.sample_gradients` has the per-sample gradients; tried on a few samples."""
+        """Whether `lsa.derivatives.sample_gradients` has them; tried on a few samples."""
         few = partial(self._sample_losses, x=self.x[:FEW], y=self.y[:FEW])
         return sample_gradients.are_exact(few, theta)
 

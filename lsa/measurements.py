@@ -13,8 +13,8 @@ import numpy as np
 import pydantic
 
 from lsa import probe, runs, store, train_step
-from lsa.comparison import interval
 from lsa.errors import InputError
+from lsa.maths.comparison import interval
 from lsa.project import ALONG, Project, first_rule
 from lsa.runs import Done
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from lsa.maths.spanning import SpanningTree, spanning_tree
 from lsa.probe import Metric, Result
-from lsa.spanning import SpanningTree, spanning_tree
 
 NAME = "mode_graph"
 # Way between two checkpoints → the step and the metric that is its height above the higher end.

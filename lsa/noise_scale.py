@@ -19,7 +19,7 @@ from torch import Tensor
 
 from lsa.errors import InputError
 from lsa.landscape import Landscape
-from lsa.trace import Estimate
+from lsa.maths.trace import Estimate
 
 PARTS = 8  # mini-batches: their gradients are held at once, and the errors need several
 SHARE = 32  # of a split's samples, one in so many is drawn

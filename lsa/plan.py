@@ -7,21 +7,12 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, Literal
 
-from lsa import (
-    cost,
-    measurements,
-    probe,
-    provenance,
-    registry,
-    runs,
-    steps,
-    train_step,
-)
-from lsa import report as reports
+from lsa import cost, measurements, probe, provenance, registry, runs, steps, train_step
 from lsa.checkpoint import load_data
 from lsa.errors import InputError
 from lsa.factories import nearest
 from lsa.project import ALONG, Project
+from lsa.reports import report as reports
 from lsa.runs import Done
 from lsa.studies import Handle, Study
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from lsa.ascent import dot, length
 from lsa.landscape import Landscape
+from lsa.maths.ascent import dot, length
 
 
 def ascent(slope: Tensor, radius: float) -> Tensor | None:

@@ -14,9 +14,10 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from lsa import budget, ranks
+from lsa import ranks
+from lsa.derivatives import budget
+from lsa.derivatives.products import Matvec
 from lsa.landscape import GRADIENTS, BatchGradient, Landscape
-from lsa.products import Matvec
 
 
 def shared(landscape: Landscape) -> Landscape:

@@ -28,9 +28,9 @@ from lsa import (
     tracking,
 )
 from lsa.checkpoint import Checkpoint
+from lsa.derivatives.precision import full_float32
 from lsa.errors import InputError
 from lsa.landscape import Landscape
-from lsa.precision import full_float32
 from lsa.probe import Probe, Result, find
 from lsa.project import Recipe
 

@@ -20,12 +20,12 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from lsa import batch_norm
+from lsa.derivatives import batch_norm
+from lsa.derivatives.precision import full_float32
+from lsa.derivatives.replay import replayed
 from lsa.landscape import Landscape
-from lsa.precision import full_float32
+from lsa.maths.subspaces import Projection, make_projection
 from lsa.probe import Report
-from lsa.replay import replayed
-from lsa.subspaces import Projection, make_projection
 
 WARM_UP = 0.1  # of the steps (tuned here)
 CALIBRATION = 2048  # training samples that settle batch-norm statistics (tuned here)

@@ -6,8 +6,8 @@ weights divided by a (Neyshabur et al. 2015, "Path-SGD"; Dinh et al. 2017, "Shar
 generalize"). Behind a normalisation layer with fixed statistics its scale and shift take the place
 of the incoming weights.
 
-Which units there are is read from the traced network (`lsa.units`); whether their activation is
-homogeneous is tried: what changes the outputs is no symmetry.
+Which units there are is read from the traced network (`lsa.maths.units`); whether their activation
+is homogeneous is tried: what changes the outputs is no symmetry.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from lsa.landscape import Landscape
-from lsa.units import PermutationSpec
+from lsa.maths.units import PermutationSpec
 
 ROUNDING = 1e-9  # relative change of an output in float64 that is none
 TRIAL = 3.0  # factor with which a group of units is tried; no power of two, which ReLU6 might pass

@@ -13,9 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lsa import batch_norm, data, models, noise_scale, optimizers
-from lsa.budget import cache_size
+from lsa import data, models, noise_scale, optimizers
 from lsa.data import Data
+from lsa.derivatives import batch_norm
+from lsa.derivatives.budget import cache_size
 from lsa.landscape import Landscape, flatten
 from lsa.probe import Report
 from lsa.project import Recipe

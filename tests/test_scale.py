@@ -15,7 +15,8 @@ import synthetic
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
-from lsa import drawings, measurements, plan, plots, project, registry, report, runs, store
+from lsa import measurements, plan, plots, project, registry, runs, store
+from lsa.reports import drawings, report
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's and SQLAlchemy's own
 SMALL = """
@@ -122,7 +123,8 @@ def test_a_figure_is_drawn_again_only_when_what_it_shows_has_changed(workplace, 
 
 QUESTIONS = """
 import json, time
-from lsa import plan, project, registry, report
+from lsa import plan, project, registry
+from lsa.reports import report
 
 setting = project.load("ten")
 seconds = []

@@ -14,8 +14,9 @@ import mlflow
 import pytest
 import synthetic
 
-from lsa import cli, project, registry, report, store, torchvision_data
+from lsa import cli, project, registry, store, torchvision_data
 from lsa.errors import InputError
+from lsa.reports import report
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's and SQLAlchemy's own
 PACKAGE = Path(__file__).parent.parent / "lsa"

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lsa.landscape import Landscape, flatten
+from lsa.maths.subspaces import KINDS, Projection, make_projection
 from lsa.subspace_training import Budget, SubspaceTrainer, _factor, _gradient, _training_network
-from lsa.subspaces import KINDS, Projection, make_projection
 
 pytestmark = pytest.mark.usefixtures("global_rng_untouched")
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from lsa import models
 from lsa.landscape import Landscape, flatten
-from lsa.permutations import permutation_spec
+from lsa.maths.permutations import permutation_spec
 from lsa.symmetries import function_change, rescaled, rescalings
 
 pytestmark = pytest.mark.usefixtures("global_rng_untouched")

@@ -10,20 +10,10 @@ import pytest
 import torch
 
 import lsa
-from lsa import (
-    cli,
-    optimizers,
-    plots,
-    project,
-    registry,
-    report,
-    runs,
-    steps,
-    train_step,
-    trajectory,
-)
+from lsa import cli, optimizers, plots, project, registry, runs, steps, train_step, trajectory
 from lsa.errors import InputError
 from lsa.probe import PROBES, Metric, Result, find, probe
+from lsa.reports import report
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # MLflow's and SQLAlchemy's own

@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lsa import batch_norm, paths
+from lsa.derivatives import batch_norm
 from lsa.errors import InputError
 from lsa.landscape import Landscape
-from lsa.permutations import PermutationSpec, apply, permutation_spec, weight_matching
+from lsa.maths import paths
+from lsa.maths.permutations import PermutationSpec, apply, permutation_spec, weight_matching
 from lsa.probe import Curve, Metric, Report, Result, Sizes, Work, probe, standard_error
 
 BARRIERS = {"barrier": "linear", "barrier_mean": "mean", "barrier_max": "max"}

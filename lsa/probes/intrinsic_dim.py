@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lsa.crossing import crossing, isotonic, search
 from lsa.errors import InputError
 from lsa.landscape import Landscape
+from lsa.maths.crossing import crossing, isotonic, search
 from lsa.probe import Curve, Metric, Report, Result, Sizes, Work, probe
 from lsa.subspace_training import Budget, SubspaceTrainer, Trained
 
@@ -57,7 +57,7 @@ def intrinsic_dim(
     The network is trained from θ₀ in random affine subspaces θ₀ + P z (Li, Farkhoor, Liu &
     Yosinski 2018, arXiv 1804.08838). Accuracies at d = 8, 32, 128, … until the threshold is passed,
     and at bisections, are made monotone in d; d90 is where they reach `share` × baseline, with a
-    95 % t interval over the subspaces (`lsa.crossing`). The local baseline is the validation
+    95 % t interval over the subspaces (`lsa.maths.crossing`). The local baseline is the validation
     accuracy of the checkpoint, which enters by this and by its start alone: checkpoints of one
     start have the same accuracies at every d.
 

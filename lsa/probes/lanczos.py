@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lsa import linalg
 from lsa.errors import InputError
 from lsa.landscape import Landscape
+from lsa.maths import linalg
+from lsa.maths.quadrature import Quadrature, spectral_density
 from lsa.probe import Curve, Metric, Report, Result, Sizes, Work, probe, standard_error
-from lsa.quadrature import Quadrature, spectral_density
 
 GRID = 211  # points of the density, from −1.05 to 1.05 of the largest |λ|
 PRODUCTS = 40  # of one Lanczos run to both ends, for the estimate of the cost

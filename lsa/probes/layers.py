@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lsa import linalg
 from lsa.errors import InputError
 from lsa.landscape import Landscape, flatten
+from lsa.maths import linalg
+from lsa.maths.trace import rademacher
 from lsa.probe import Curve, Metric, Report, Result, Sizes, Work, probe, standard_error
-from lsa.trace import rademacher
 
 BOTH, UPPER = 15, 8  # products of a Lanczos run to both ends, to the upper one; for the cost
 

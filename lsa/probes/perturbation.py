@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lsa import linalg
 from lsa.errors import InputError
 from lsa.landscape import Landscape
+from lsa.maths import linalg
 from lsa.probe import Curve, Metric, Report, Result, Sizes, Work, probe, standard_error
 
 NEAR = 0.05  # of the reach: the step whose finite curvature is reported

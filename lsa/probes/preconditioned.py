@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lsa import linalg
 from lsa.errors import InputError
 from lsa.landscape import Landscape
+from lsa.maths import linalg
 from lsa.muon_state import MuonState
 from lsa.probe import Curve, Metric, Report, Result, Sizes, Work, probe, standard_error
 from lsa.stability import OptimizerState, Preconditioner

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lsa import linalg
 from lsa.errors import InputError
 from lsa.landscape import Landscape
-from lsa.moments import ProductMoments, product_moments
+from lsa.maths import linalg
+from lsa.maths.moments import ProductMoments, product_moments
 from lsa.probe import Curve, Metric, Report, Result, Sizes, Work, probe, standard_error
 
 BRACKET = 0.1  # width of the bracket of λ_C, relative, above which a note says so

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from lsa import sam
-from lsa.ascent import Function, Peak, ascend, length
 from lsa.errors import InputError
 from lsa.landscape import Landscape
+from lsa.maths.ascent import Function, Peak, ascend, length
 from lsa.probe import Curve, Metric, Report, Result, Sizes, Work, probe, standard_error
 
 FRACTIONS = np.linspace(0, 1, 11)  # of the way to a perturbation at which the rise is shown

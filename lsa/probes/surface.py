@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lsa import linalg
 from lsa.errors import InputError
 from lsa.landscape import Landscape
-from lsa.planes import Plane, filter_normalised, principal, random_walk_shares, through
+from lsa.maths import linalg
+from lsa.maths.planes import Plane, filter_normalised, principal, random_walk_shares, through
 from lsa.probe import Curve, Metric, Report, Result, Sizes, Work, probe, standard_error
 
 PRODUCTS = 30  # of one Lanczos run to both ends, for the estimate of the cost

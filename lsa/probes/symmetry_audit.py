@@ -9,14 +9,15 @@ from typing import Annotated, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lsa import linalg, sam
+from lsa import sam
 from lsa.errors import InputError
 from lsa.landscape import Landscape, flatten
-from lsa.permutations import PermutationSpec, apply, permutation_spec, random_permutations
-from lsa.planes import filter_normalised
+from lsa.maths import linalg
+from lsa.maths.permutations import PermutationSpec, apply, permutation_spec, random_permutations
+from lsa.maths.planes import filter_normalised
+from lsa.maths.trace import rademacher
 from lsa.probe import Metric, Report, Result, Sizes, Work, probe, standard_error
 from lsa.symmetries import Change, function_change, rescaled, rescalings
-from lsa.trace import rademacher
 
 MOVED = 0.01  # relative change of a number that counts as one
 PRODUCTS = 20  # of one Lanczos run to the upper end, for the estimate of the cost

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lsa import data, models, plots
 from lsa.errors import InputError
 from lsa.landscape import Landscape, flatten
-from lsa.paths import refine
+from lsa.maths.paths import refine
 from lsa.probe import Result, find
 from lsa.probes.auto_neb import _gradient, _mini_batches, auto_neb
 

@@ -15,7 +15,7 @@ from torch.func import functional_call
 from lsa import data, models
 from lsa.errors import InputError
 from lsa.landscape import Landscape, flatten
-from lsa.permutations import apply, permutation_spec, random_permutations
+from lsa.maths.permutations import apply, permutation_spec, random_permutations
 from lsa.plots.interpolation import draw
 from lsa.probe import Result, find
 from lsa.probes.interpolation import interpolation

@@ -13,13 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lsa import data, models
-from lsa.crossing import crossing
 from lsa.errors import InputError
 from lsa.landscape import Landscape, flatten
+from lsa.maths.crossing import crossing
+from lsa.maths.subspaces import make_projection
 from lsa.plots.intrinsic_dim import draw
 from lsa.probe import Result
 from lsa.probes.intrinsic_dim import _falling, _part, intrinsic_dim
-from lsa.subspaces import make_projection
 
 pytestmark = pytest.mark.usefixtures("global_rng_untouched")
 

@@ -1,0 +1,4 @@
+"""How gradients, products with curvature and per-sample gradients of a network are computed.
+
+`lsa.landscape` is what makes use of it.
+"""

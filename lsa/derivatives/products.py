@@ -1,0 +1,276 @@
+"""Products of curvature and noise matrices of L(θ) = ∑ₖ wₖ Lₖ(θ) with vectors.
+
+The parts Lₖ are the chunks of a split. All products are reverse mode through graphs that outlive
+one product: what does not depend on the vector, the forward and the first backward pass, is
+computed once for as many parts as fit a given memory, and again at every product for the others.
+What is kept changes the numbers by rounding at most. On a GPU a product is recorded and replayed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+from torch.autograd import grad
+from torch.autograd.graph import saved_tensors_hooks
+
+from lsa.derivatives import sample_gradients
+from lsa.derivatives.layer_gradients import SampleGradients, size
+from lsa.derivatives.precision import full_float32
+from lsa.derivatives.replay import replayed
+from lsa.derivatives.second_order import SecondOrder
+from lsa.errors import InputError
+
+Matvec = Callable[[Tensor], Tensor]
+Function = Callable[[Tensor], Tensor]
+Graph = TypeVar("Graph")
+Jacobian = TypeVar("Jacobian", bound="SampleGradients | _Jacobian")
+# In the names of the nodes by which PyTorch marks what cannot be differentiated again.
+MARKS = ("autograd::Error", "NotImplemented")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One chunk of a split, as functions of θ `(d,)`."""
+
+    weight: float  # wₖ; they sum to one
+    samples: int  # n
+    loss: Function  # Lₖ(θ), scalar
+    losses: Function  # ℓᵢ(θ) of its samples, `(n,)`
+    outputs: Function  # f(θ, xᵢ), `(n, …)`
+    loss_of: Function  # Lₖ as a function of the outputs
+
+
+def hessian(parts: Sequence[Part], theta: Tensor, memory: int) -> Matvec:
+    """v ↦ H v with H = ∇²L, by double backward (Pearlmutter 1994); `(d,)` or `(d, b)`."""
+
+    graph = _kept(lambda k: _gradient(parts[k], theta), memory, _weighed)
+
+    @full_float32()
+    @torch.enable_grad()
+    def product(v: Tensor) -> Tensor:
+        columns = v.to(theta.dtype).reshape(len(v), -1).unbind(1)
+        total = torch.zeros(len(columns), len(v), dtype=torch.float64, device=v.device)
+        for k, part in enumerate(parts):
+            g, t = graph(k)
+            for sum_, column in zip(total, columns, strict=True):
+                sum_.add_(pull_back(g, t, column), alpha=part.weight)
+        return total.T.reshape(v.shape).to(v.dtype)
+
+    return replayed(product, theta.device)
+
+
+@torch.enable_grad()
+def saved(function: Function, theta: Tensor) -> int:
+    """Bytes that a pass through the function saves for its gradient, θ itself left out."""
+    t = theta.detach().requires_grad_()
+    return max(1, _weighed(lambda: function(t))[1] - t.nbytes)
+
+
+@torch.enable_grad()
+def graph_size(part: Part, theta: Tensor) -> int:
+    """Bytes that `hessian` keeps of a part."""
+    return _weighed(lambda: _gradient(part, theta))[1]
+
+
+def _gradient(part: Part, theta: Tensor) -> tuple[Tensor, Tensor]:
+    """∇Lₖ(θ) with its graph, and the θ that it is a graph of."""
+    t = theta.detach().requires_grad_()
+    with SecondOrder(values=False):
+        value = part.loss(t)
+    return _differentiable(grad(value, t, create_graph=True)[0]), t
+
+
+def gauss_newton(parts: Sequence[Part], theta: Tensor, memory: int) -> Matvec:
+    """v ↦ G v with G = ∑ₖ wₖ Jₖᵀ ∇²Lₖ Jₖ, J and ∇² by the outputs; v is `(d,)`."""
+
+    jacobian = _kept(lambda k: _Jacobian(parts[k].outputs, theta), memory, _weighed)
+
+    def curved(k: int, J: _Jacobian, moved: Tensor) -> Tensor:
+        o = J.value.detach().requires_grad_()
+        (g,) = grad(parts[k].loss_of(o), o, create_graph=True)
+        return pull_back(g, o, moved)
+
+    return _between(parts, theta, jacobian, curved)
+
+
+def second_moment(
+    parts: Sequence[Part], theta: Tensor, memory: int, *, by_layers: bool
+) -> tuple[Matvec, Callable[[], Tensor]]:
+    """v ↦ 1/N ∑ᵢ gᵢ gᵢᵀ v over the per-sample gradients gᵢ = ∇ℓᵢ(θ), v `(d,)`, and their mean.
+
+    Args:
+        parts: Of the split.
+        theta: Where.
+        memory: Bytes that may be kept.
+        by_layers: Take the gᵢ of each layer as `lsa.derivatives.sample_gradients` does, which then
+            must know them all. Kept as rows where memory holds all of them, else as the layers have
+            them.
+    """
+    jacobian: Callable[[int], SampleGradients | _Jacobian]
+    if by_layers:
+        rows = sum(part.samples for part in parts) * theta.nbytes
+        build = layered if rows > memory else _in_rows
+        jacobian = _kept(lambda k: build(parts[k].losses, theta), memory, _held)
+    else:
+        jacobian = _kept(lambda k: _Jacobian(parts[k].losses, theta), memory, _weighed)
+
+    @full_float32()
+    @torch.enable_grad()
+    def mean() -> Tensor:
+        total = torch.zeros_like(theta, dtype=torch.float64)
+        for k, part in enumerate(parts):
+            each = theta.new_full((part.samples,), 1 / part.samples)
+            total.add_(jacobian(k).pull(each), alpha=part.weight)
+        return total.to(theta.dtype)
+
+    def averaged(k: int, _: SampleGradients | _Jacobian, slopes: Tensor) -> Tensor:
+        return slopes / parts[k].samples
+
+    return _between(parts, theta, jacobian, averaged), mean
+
+
+def _between(
+    parts: Sequence[Part],
+    theta: Tensor,
+    jacobian: Callable[[int], Jacobian],
+    middle: Callable[[int, Jacobian, Tensor], Tensor],
+) -> Matvec:
+    """v ↦ ∑ₖ wₖ Jₖᵀ Mₖ Jₖ v, and `middle` is (k, Jₖ, w) ↦ Mₖ w."""
+
+    @full_float32()
+    @torch.enable_grad()
+    def product(v: Tensor) -> Tensor:
+        total = torch.zeros_like(v, dtype=torch.float64)
+        for k, part in enumerate(parts):
+            J = jacobian(k)
+            total.add_(J.pull(middle(k, J, J.push(v.to(theta.dtype)))), alpha=part.weight)
+        return total.to(v.dtype)
+
+    return replayed(product, theta.device)
+
+
+def layered(losses: Function, theta: Tensor) -> SampleGradients:
+    """A part's per-sample gradients, where `lsa.derivatives.sample_gradients` has them."""
+    found = sample_gradients.of(losses, theta)
+    if found is None:
+        raise ValueError("these gradients are not known by layers")
+    return found
+
+
+def _in_rows(losses: Function, theta: Tensor) -> SampleGradients:
+    """Those of `layered`, held as one row a sample: a product then only reads them."""
+    return layered(losses, theta).in_rows()
+
+
+@full_float32()
+@torch.enable_grad()
+def second_derivatives(losses: Function, n: int, like: Tensor) -> Tensor:
+    """Second derivatives d²ℓᵢ(α)/dα² at α = 0 of n losses of one scalar, `(n,)`.
+
+    Three reverse passes: two in α of ∑ wᵢℓᵢ, one in w. Forward mode applied twice would be the
+    shorter way, but is silently wrong for layer norm (seen in torch 2.14).
+    """
+    alpha = like.new_zeros(()).requires_grad_()
+    w = like.new_ones(n).requires_grad_()
+    (slope,) = grad(w @ losses(alpha), alpha, create_graph=True)
+    (second,) = grad(slope, alpha, create_graph=True, materialize_grads=True)
+    return pull_back(second, w, torch.ones_like(second))
+
+
+class _Jacobian:
+    """f(θ) and the products of its Jacobian J with vectors, from one graph.
+
+    h(w) = Jᵀw is linear in w, so its derivative along v is J v whatever w is (Townsend 2017).
+    Forward mode would need the forward pass anew for every v.
+    """
+
+    def __init__(self, function: Function, theta: Tensor) -> None:
+        self._theta = theta.detach().requires_grad_()
+        with SecondOrder(linear=True, values=False):
+            self.value = function(self._theta)
+        self._w = torch.zeros_like(self.value).requires_grad_()
+        self._h = _differentiable(grad(self.value, self._theta, self._w, create_graph=True)[0])
+
+    def push(self, v: Tensor) -> Tensor:
+        """J v, in the shape of f(θ)."""
+        return pull_back(self._h, self._w, v)
+
+    def pull(self, w: Tensor) -> Tensor:
+        """Jᵀ w, `(d,)`."""
+        return pull_back(self.value, self._theta, w)
+
+
+def pull_back(g: Tensor, at: Tensor, cotangent: Tensor) -> Tensor:
+    """∂(g·cotangent)/∂at; zero where g does not depend on `at` (a loss linear in its argument)."""
+    if not g.requires_grad:
+        return torch.zeros_like(at)
+    return grad(g, at, cotangent, retain_graph=True, materialize_grads=True)[0]
+
+
+def _differentiable(g: Tensor) -> Tensor:
+    """g, refused where PyTorch marks a part of its graph as not to be differentiated again.
+
+    PyTorch says so only when it gets there, and `autograd.grad` does not: what
+    `once_differentiable` returns is tied to no input, so its part of the derivative would be left
+    out in silence.
+    """
+    seen, waiting = set(), [g.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        if any(mark in node.name() for mark in MARKS):
+            raise InputError(
+                f"an operation of the network has no second derivative ({node.name()} in the graph "
+                "of its gradient); replace it, or take a probe that needs none: interpolation, …"
+            )
+        seen.add(node)
+        waiting += [following for following, _ in node.next_functions]
+    return g
+
+
+def _kept(
+    build: Callable[[int], Graph],
+    memory: int,
+    weighed: Callable[[Callable[[], Graph]], tuple[Graph, int]],
+) -> Callable[[int], Graph]:
+    """`build`, each k remembered while the bytes that all hold, as `weighed` says, fit `memory`."""
+    kept: dict[int, Graph] = {}
+    left = memory
+
+    def graph(k: int) -> Graph:
+        nonlocal left
+        if k in kept:
+            return kept[k]
+        if left <= 0:
+            return build(k)
+        made, size = weighed(lambda: build(k))
+        left -= size
+        if left >= 0:
+            kept[k] = made
+        return made
+
+    return graph
+
+
+def _weighed(build: Callable[[], Graph]) -> tuple[Graph, int]:
+    """A graph, and the bytes that it holds for its backward pass."""
+    held: list[Tensor] = []
+
+    def note(tensor: Tensor) -> Tensor:
+        held.append(tensor.detach())
+        return tensor
+
+    with saved_tensors_hooks(note, lambda tensor: tensor):
+        made = build()
+    return made, size(held)
+
+
+def _held(build: Callable[[], SampleGradients]) -> tuple[SampleGradients, int]:
+    """Gradients by layers to be kept, and the bytes that they hold."""
+    made = build().copied()
+    return made, made.nbytes

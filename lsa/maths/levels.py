@@ -1,0 +1,102 @@
+"""What may be claimed about the sign of one quantity from several training seeds.
+
+A measured number stands on one side of zero beyond its own error, or it does not. Over seeds that
+is a sign test: exact, and conservative, since of a number that is zero far fewer than half the
+seeds stand beyond their error.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy import stats
+
+from lsa.maths.comparison import FEWEST, LEVEL, holm, interval, listed
+
+
+@dataclass(frozen=True)
+class Level:
+    """One quantity of one optimizer or pair over its seeds."""
+
+    subject: str
+    seeds: tuple[int, ...]
+    mean: float
+    low: float  # 95 % t interval of the mean; nan with fewer than two seeds
+    high: float
+    side: str = ""  # "above 0" or "below 0": what was tested; empty: nothing
+    beyond: int = 0  # seeds at which the number is on that side beyond its own error
+    p: float = math.nan  # exact one-sided sign test
+    p_adjusted: float = math.nan  # Holm over the subjects
+    family: int = 1
+    established: bool = False
+
+    @property
+    def every(self) -> bool:
+        """Whether it holds at every seed."""
+        return self.beyond == len(self.seeds)
+
+    @property
+    def statement(self) -> str:
+        """The numbers in one plain line."""
+        n = len(self.seeds)
+        if n < 2:
+            text = f"{self.subject}: {self.mean:.3g}, {listed(self.seeds)} alone"
+        else:
+            text = f"{self.subject}: mean {self.mean:.3g} (95 %: {self.low:.3g} … {self.high:.3g})"
+        if self.side:
+            text += f", {self.side} beyond its error at {self.beyond} of {n} seeds"
+            adjusted = f" ({self.p_adjusted:.2g} adjusted)" if self.family > 1 else ""
+            text += f", sign test p = {self.p:.2g}{adjusted}" if n > 1 else ""
+        return text if n < 2 else f"{text}, {listed(self.seeds)}"
+
+    @property
+    def verdict(self) -> str:
+        """What the numbers establish; empty when nothing was tested."""
+        if not self.side:
+            return ""
+        return "established" if self.established else "not established"
+
+
+def levels(
+    values: Mapping[str, Mapping[int, float]],
+    errors: Mapping[str, Mapping[int, float]] | None = None,
+    *,
+    side: str = "above 0",
+    level: float = LEVEL,
+) -> list[Level]:
+    """Mean and interval of a quantity, and whether it is on one side of zero.
+
+    Established means: at least six seeds, and a Holm-adjusted exact sign-test p of at most `level`.
+
+    Args:
+        values: Optimizer or pair → seed → value.
+        errors: The same → what the number must be beyond zero by; None: nothing is tested.
+        side: "above 0" or "below 0".
+        level: Of the family of all subjects.
+    """
+    sign = 1 if side == "above 0" else -1
+    found = []
+    for subject, by_seed in values.items():
+        seeds = tuple(sorted(by_seed))
+        numbers = np.array([by_seed[seed] for seed in seeds], dtype=float)
+        mean = interval(numbers)
+        if errors is None:
+            found.append(Level(subject, seeds, *mean))
+            continue
+        margins = np.array([errors[subject][seed] for seed in seeds], dtype=float)
+        beyond = int((sign * numbers > margins).sum())
+        p = float(stats.binom.sf(beyond - 1, len(seeds), 0.5)) if len(seeds) > 1 else math.nan
+        found.append(Level(subject, seeds, *mean, side, beyond, p))
+    adjusted = holm([one.p for one in found])
+    return [
+        one if errors is None else _judged(one, p, len(found), level)
+        for one, p in zip(found, adjusted, strict=True)
+    ]
+
+
+def _judged(one: Level, p_adjusted: float, family: int, level: float) -> Level:
+    established = len(one.seeds) >= FEWEST and p_adjusted <= level
+    return replace(one, p_adjusted=p_adjusted, family=family, established=established)

@@ -1,0 +1,1 @@
+"""What a project's measurements show, and the page that says so."""

@@ -1,0 +1,213 @@
+"""Findings of a study: each optimizer against each other on every headline number, by seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from lsa.maths.comparison import FEWEST, Comparison, Scale, compare
+from lsa.maths.levels import Level, levels
+from lsa.maths.matching import ancova, at_common_loss
+from lsa.measurements import Measurement, Trajectory, check_alike, step_of, trajectories, values
+from lsa.reports.tables import headline
+
+# What changes while training goes on, so that optimizers are compared at equal train loss as well.
+CURVATURE = {
+    "lanczos/lambda_max",
+    "lanczos/lambda_min",
+    "lanczos/condition_number",
+    "lanczos/trace",
+    "perturbation/curvature_fit",
+    "perturbation/loss_rise",
+    "preconditioned/threshold_ratio",
+    "preconditioned/batch_sharpness",
+    "preconditioned/update_curvature",
+    "sgd_noise/lambda_h",
+    "sgd_noise/lambda_c",
+    "sgd_noise/noise_ratio",
+    "layers/block_lambda_max",
+    "layers/block_share",
+    "sharpness/worst_case",
+    "sharpness/average_case",
+    "sharpness/adaptive_worst_case",
+    "sharpness/adaptive_average_case",
+}
+
+
+@dataclass(frozen=True)
+class Matched:
+    """Pairs of optimizers on one number at equal train loss."""
+
+    method: str  # "along the trajectories", "by ANCOVA", or empty: not matched
+    text: str = ""  # what was left out, or why there is none
+    comparisons: tuple[Comparison, ...] = ()
+
+    def said(self, matched: Comparison | None) -> str:
+        """One of its pairs in words."""
+        if matched is None:
+            return f"not matched: {self.text}"
+        return f"{self.method}: {matched.statement}{'; ' if self.text else ''}{self.text}"
+
+    def of(self, a: str, b: str) -> Comparison | None:
+        """The comparison of one pair."""
+        return next((c for c in self.comparisons if (c.a, c.b) == (a, b)), None)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One pair of optimizers on one number, of curvature also at equal train loss."""
+
+    metric: str
+    comparison: Comparison
+    matching: Matched | None = None
+
+    @property
+    def matched(self) -> Comparison | None:
+        """The comparison at equal train loss."""
+        return self.matching.of(self.comparison.a, self.comparison.b) if self.matching else None
+
+    @property
+    def established(self) -> bool:
+        """Of curvature: established at the last epoch and at equal train loss, the same way."""
+        raw, matched = self.comparison, self.matched
+        if self.matching is None:
+            return raw.established
+        if matched is None:
+            return False
+        return raw.established and matched.established and raw.larger == matched.larger
+
+    @property
+    def verdict(self) -> str:
+        """What the seeds establish, in a few words."""
+        c, matched = self.comparison, self.matched
+        if self.established:
+            return f"established: larger for {c.larger}"
+        if len(c.seeds) == 1:
+            return "not established (one seed tells no difference)"
+        ways = [
+            f"larger for {one.larger} {where}"
+            for one, where in ((c, "at the last epoch"), (matched, "at equal train loss"))
+            if one and one.established
+        ]
+        only = " only" if len(ways) == 1 else ""
+        return f"not established: {', '.join(ways)}{only}" if ways else "not established"
+
+    @property
+    def at_equal_loss(self) -> str:
+        """The comparison at equal train loss, or that there is none."""
+        if self.matching is None:
+            return ""
+        return self.matching.said(self.matched)
+
+    @property
+    def sentence(self) -> str:
+        """Everything in one plain line."""
+        if not self.matching:
+            return f"{self.comparison.statement}: {self.verdict}"
+        beside = f"at the last epoch; at equal train loss, {self.at_equal_loss}"
+        return f"{self.comparison.statement} {beside}: {self.verdict}"
+
+
+def findings(
+    measurements: Sequence[Measurement], courses: Sequence[Trajectory] | None = None
+) -> list[Finding]:
+    """All pairs of optimizers on accuracy, train loss and every headline number.
+
+    A number of curvature is compared at the last epoch and at equal train loss, and a difference is
+    established only where both are.
+
+    Args:
+        measurements: Of a project.
+        courses: Its trajectories; None: they are read from the store.
+
+    Raises:
+        InputError: Measurements that are not alike: other options or samples.
+    """
+    courses = trajectories(measurements) if courses is None else courses
+    found = []
+    for metric in headline(measurements):
+        step = step_of(metric)
+        check_alike(step, [m.done for m in measurements if m.step == step])
+        of = values(measurements, metric)
+        if len(of) < 2:
+            continue
+        pairs = compare(of, scale=scale_of(metric, of))
+        matching = None
+        if metric in CURVATURE or any(_recorded(metric, course) for course in courses):
+            matching = match(metric, list(of), measurements, courses)
+        found += [Finding(metric, pair, matching) for pair in pairs]
+    return found
+
+
+def match(
+    metric: str,
+    names: Collection[str],
+    measurements: Sequence[Measurement],
+    courses: Sequence[Trajectory],
+) -> Matched:
+    """A number of some optimizers at equal train loss: along the trajectories, else by ANCOVA."""
+    of = {k: v for k, v in values(measurements, metric).items() if k in names}
+    recorded = [course for course in courses if _recorded(metric, course)]
+    if recorded:
+        short = metric.partition("/")[2]
+        losses: dict[str, dict[int, list[float]]] = {}
+        numbers: dict[str, dict[int, list[float]]] = {}
+        for course in recorded:
+            losses.setdefault(course.subject, {})[course.seed] = course.train_loss
+            numbers.setdefault(course.subject, {})[course.seed] = course.metrics[short]
+        found, left_out = at_common_loss(losses, numbers)
+        text = f"without {'; '.join(left_out)}" if left_out else ""
+        pairs = {name: found.get(name, {}) for name in names}
+        return Matched("along the trajectories", text, tuple(compare(pairs)))
+    if scale_of(metric, of) != "ratio":
+        return Matched("", "it is not positive")
+    shared = min((len(by_seed) for by_seed in of.values()), default=0)
+    losses_at_end = values(measurements, "final/train_loss")
+    if shared < FEWEST or not all(name in losses_at_end for name in of):
+        return Matched("", f"no trajectories, and fewer than {FEWEST} seeds with a train loss")
+    found = ancova(of, {name: losses_at_end[name] for name in of})
+    return Matched("by ANCOVA", comparisons=tuple(found))
+
+
+def scale_of(metric: str, of: dict[str, dict[int, float]]) -> Scale:
+    """Ratios for positive sizes, differences for shares and for what changes sign."""
+    positive = all(v > 0 for by_seed in of.values() for v in by_seed.values())
+    return "ratio" if positive and "accuracy" not in metric else "difference"
+
+
+def _recorded(metric: str, course: Trajectory) -> bool:
+    step, _, short = metric.partition("/")
+    return course.probe == step and short in course.metrics
+
+
+@dataclass(frozen=True)
+class PairFinding:
+    """One number of a pair of checkpoints over the seeds."""
+
+    metric: str
+    level: Level
+
+
+def pair_findings(measurements: Sequence[Measurement]) -> list[PairFinding]:
+    """Every headline number of the pair probes: its mean, and of a barrier whether there is one.
+
+    A barrier is a largest height and therefore never below 0: only what exceeds 0 by two standard
+    errors counts as a barrier at a seed.
+
+    Raises:
+        InputError: Measurements that are not alike: other options or samples.
+    """
+    found = []
+    for metric in headline(measurements, pairs=True):
+        step = step_of(metric)
+        check_alike(step, [m.done for m in measurements if m.step == step])
+        of = values(measurements, metric)
+        errors = None
+        if metric.partition("/")[2].startswith("barrier"):
+            known = values(measurements, f"{metric}_se_data")
+            errors = {
+                subject: {seed: 2 * known.get(subject, {}).get(seed, 0.0) for seed in by_seed}
+                for subject, by_seed in of.items()
+            }
+        found += [PairFinding(metric, level) for level in levels(of, errors)]
+    return found

@@ -1,0 +1,198 @@
+"""The figures of a report: the curves of all checkpoints, drawn from the tracking store."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lsa import plots, probe
+from lsa.measurements import (
+    Measurement,
+    StoredCurve,
+    StoredResult,
+    Trajectory,
+    artifacts,
+    values,
+)
+from lsa.plots import inside
+from lsa.reports import drawings
+
+Curves = Mapping[str, StoredCurve]
+
+# The curve of each probe that tells checkpoints apart; of another probe, its first.
+CURVES = {
+    "lanczos": "density",
+    "perturbation": "loss_along_top",
+    "sharpness": "adaptive_rise_along_worst",
+}
+# The numbers of each probe that are drawn during training; of another probe, its first.
+DURING = {
+    "lanczos": ("lambda_max",),
+    "sgd_noise": ("lambda_c", "noise_ratio"),
+    "preconditioned": ("threshold_ratio", "batch_sharpness"),
+}
+WAYS = {  # what a panel of a pair shows: probe, curve → name of the way
+    ("interpolation", "train_loss"): "straight line",
+    ("interpolation", "train_loss_aligned"): "straight line, units aligned",
+    ("auto_neb", "train_loss"): "minimum-energy path",
+}
+SEEDS = "Thin lines are seeds, bold ones their medians. "
+CAPTIONS = {
+    "lanczos": "Density of the Hessian's eigenvalues, each checkpoint in units of its own largest "
+    "|λ|: see where the bulk ends and whether there is mass below 0. The widths of two optimizers "
+    "do not compare here; λ_max stands in the table.",
+    "perturbation": "Rise of the loss along the top eigenvector, each checkpoint by its own step: "
+    "see whether the valley is symmetric and quadratic. It is one direction of many, and its "
+    "length is no measure that survives a rescaling of the layers.",
+    "layers": "Largest eigenvalue of the Hessian of each layer alone, from the first to the last: "
+    "see where the network is sharp. Layers act together too: λ_max of the whole is larger. "
+    "Rescaling two layers against each other moves sharpness from one to the other.",
+    "sharpness": "Rise of the loss on the way to the worst perturbation found, relative to each "
+    "weight, so that rescaled layers do not change it. Sharpness of a whole network predicts "
+    "generalisation badly: it follows the learning rate and the train loss.",
+    "intrinsic_dim": "Accuracy when only d random directions are trained; dashed, the accuracy "
+    "that counts as enough. Optimizers that start at the same weights share the curve and differ "
+    "in the dashed line alone, so this is the network's dimension and not the optimizer's.",
+    "preconditioned": "Top eigenvalues of the raw Hessian. What compares optimizers is the table's "
+    "threshold_ratio: the sharpness that each feels as a share of what its steps can bear.",
+    "sgd_noise": "Top eigenvalues at every checkpoint. A larger eigenvalue is no larger noise in "
+    "the steps: the learning rate, batch size and momentum enter there.",
+}
+PAIRS = (
+    "Train loss between the checkpoints of each pair at one seed: on the straight line, after "
+    "renumbering hidden units, and on the path that was found. A path only bounds the barrier from "
+    "above; that none lower was found does not separate the minima."
+)
+BARRIERS = (
+    "Mean barrier over the seeds. A high number on the straight line says that the weights differ, "
+    "not that the minima are separated; below the diagonal only what the search could not avoid is "
+    "left."
+)
+TRAJECTORY = (
+    "During training; dashed, the value above which the optimizer's own step is unstable (with "
+    "full gradients; mini-batch SGD stays below it). Compare on the right, at "
+    "equal train loss: at the same epoch the optimizers have come to different losses."
+)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure with what to see in it, and what not to conclude."""
+
+    title: str
+    caption: str
+    png: bytes
+
+
+def pictures(
+    measurements: Sequence[Measurement], courses: Sequence[Trajectory]
+) -> Iterator[Picture]:
+    """Training first, then each probe, then the pairs."""
+    known, between = probe.modules(), {step for step, _ in WAYS}
+    probes = [m for m in measurements if m.step in known]
+    results = artifacts([(m.done, f"{m.step}.json") for m in probes], StoredResult)
+    stored: dict[str, list[tuple[Measurement, Curves]]] = {}
+    for m, result in zip(probes, results, strict=True):
+        if result.curves:
+            stored.setdefault(m.step, []).append((m, result.curves))
+    for step in dict.fromkeys(course.probe for course in courses):
+        for metric in DURING.get(step, probe.find(step).headline[:1]):
+            picture = _trajectory(step, metric, courses)
+            if picture:
+                yield picture
+    for step, curves in stored.items():
+        if step not in between:
+            yield _overlay(step, curves, measurements)
+    pairs = [one for step, curves in stored.items() for one in curves if step in between]
+    if pairs:
+        yield _profiles(pairs, measurements)
+    yield from _barriers(measurements)
+
+
+def _overlay(
+    step: str, curves: list[tuple[Measurement, Curves]], measurements: Sequence[Measurement]
+) -> Picture:
+    """The main curve of a probe, all checkpoints or pairs in one figure."""
+    first = curves[0][1]
+    y_name = CURVES[step] if CURVES.get(step) in first else next(iter(first))
+    lines: dict[str, list[Any]] = {}
+    for m, found in curves:
+        if y_name in found:
+            lines.setdefault(m.subject, []).append(_points(found[y_name]))
+    levels = {
+        subject: (float(np.mean(list(by_seed.values()))), f"{subject}: enough")
+        for subject, by_seed in values(measurements, f"{step}/threshold").items()
+    }
+    title = f"{step}: {y_name}".replace("_", " ")
+    png = drawings.png(plots.overlay, title, first[y_name].x_name, y_name, lines, levels)
+    caption = CAPTIONS.get(step, probe.find(step).summary)
+    return Picture(title, (SEEDS if len(curves) > len(lines) else "") + caption, png)
+
+
+def _trajectory(step: str, metric: str, courses: Sequence[Trajectory]) -> Picture | None:
+    """One quantity of a trajectory; what is never finite is not drawn."""
+    mine = [c for c in courses if c.probe == step and metric in c.metrics]
+    by_epoch: dict[str, list[Any]] = {}
+    by_loss: dict[str, list[Any]] = {}
+    thresholds = {}
+    for c in mine:
+        x, loss, y = (np.asarray(v, float) for v in (c.epochs, c.train_loss, c.metrics[metric]))
+        kept = np.isfinite(y) & np.isfinite(loss)
+        if not kept.any():
+            continue
+        by_epoch.setdefault(c.subject, []).append((x[kept], y[kept]))
+        by_loss.setdefault(c.subject, []).append((loss[kept], y[kept]))
+        if metric == "lambda_max" and math.isfinite(c.threshold):
+            formula = f"{c.formula} = " if c.formula else ""
+            thresholds[c.subject] = (c.threshold, f"{c.subject}: {formula}{c.threshold:.3g}")
+    if not by_epoch:
+        return None
+    title = f"{step} during training: {metric}".replace("_", " ")
+    name = metric.replace("_", " ")
+    png = drawings.png(plots.epochs, title, name, by_epoch, by_loss, thresholds)
+    return Picture(title, SEEDS + TRAJECTORY, png)
+
+
+def _profiles(
+    curves: list[tuple[Measurement, Curves]], measurements: Sequence[Measurement]
+) -> Picture:
+    """Every pair in a panel of its own."""
+    panels: dict[str, dict[str, list[Any]]] = {}
+    for m, found in curves:
+        for (step, name), way in WAYS.items():
+            if m.step == step and name in found:
+                points = inside(*_points(found[name]))
+                panels.setdefault(m.subject, {}).setdefault(way, []).append(points)
+    known = values(measurements, "auto_neb/log_classes").values()
+    bounds = [value for by_seed in known for value in by_seed.values()]
+    png = drawings.png(plots.profiles, panels, bounds[0] if bounds else None)
+    return Picture("between the optimizers", SEEDS + PAIRS, png)
+
+
+def _barriers(measurements: Sequence[Measurement]) -> Iterator[Picture]:
+    """The heat map of barriers, where there is one."""
+    names = list(dict.fromkeys(m.subject for m in measurements if m.step == "train"))
+    line, path = (_means(measurements, f"{step}/barrier") for step in ("interpolation", "auto_neb"))
+    if len(names) > 1 and (line or path):
+        ways = ("straight line", "minimum-energy path")
+        png = drawings.png(plots.barriers, names, line, path, ways)
+        yield Picture("barriers", BARRIERS, png)
+
+
+def _means(measurements: Sequence[Measurement], metric: str) -> dict[tuple[str, str], float]:
+    """Pair of optimizers → mean over the seeds."""
+    found = {}
+    for pair, by_seed in values(measurements, metric).items():
+        a, b = pair.split(" – ")
+        found[a, b] = float(np.mean(list(by_seed.values())))
+    return found
+
+
+def _points(curve: StoredCurve) -> tuple[np.ndarray, np.ndarray]:
+    x, y = np.array(curve.x), np.array(curve.y)
+    kept = np.isfinite(y)
+    return x[kept], y[kept]

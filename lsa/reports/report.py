@@ -1,0 +1,235 @@
+"""The report of a project: one page rebuilt from the tracking store alone.
+
+It shows every headline number per optimizer with its error, the findings that the seeds establish
+and those that they do not, the curves of all checkpoints in one figure per probe, whether numbers
+that must agree do, and where everything came from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from lsa import store, tracking
+from lsa.maths.comparison import seeds_needed
+from lsa.measurements import Measurement, histories, measured, trajectories
+from lsa.project import Project
+from lsa.reports.checks import Check, checks
+from lsa.reports.findings import Finding, PairFinding, findings, pair_findings
+from lsa.reports.insights import Insight, insights
+from lsa.reports.page import Cell, Link, Section, as_html, as_markdown
+from lsa.reports.pictures import Picture, pictures
+from lsa.reports.tables import Table, tables
+
+
+@dataclass(frozen=True)
+class Report:
+    """The same content three times."""
+
+    html: str
+    markdown: str
+    content: dict[str, Any]  # for JSON
+
+
+def report(setting: Project) -> Report:
+    """Everything that the store knows of a project.
+
+    Raises:
+        InputError: Nothing measured, or measurements that are not alike.
+    """
+    everything = measured(setting)
+    courses = trajectories(everything)
+    headline = tables(everything)
+    claims = insights(setting, everything, courses, histories(everything, "val/accuracy"))
+    found, pairs = findings(everything, courses), pair_findings(everything)
+    drawn, agreed = list(pictures(everything, courses)), checks(everything)
+    runs = [_run(m) for m in everything]
+    sections = [
+        *_key_results(headline),
+        *_claims(setting, claims, found, pairs),
+        *_figures(drawn),
+        _check_section(agreed),
+        _provenance(runs),
+    ]
+    title = f"lsa: {setting.name}"
+    content = {
+        "project": setting.name,
+        "tables": [asdict(table) for table in headline],
+        "insights": [asdict(one) | {"verdict": one.verdict} for one in claims],
+        "findings": [_finding_content(one) for one in found],
+        "pairs": [
+            {"metric": one.metric, **asdict(one.level), "verdict": one.level.verdict}
+            for one in pairs
+        ],
+        "figures": [{"title": one.title, "caption": one.caption} for one in drawn],
+        "checks": [asdict(check) for check in agreed],
+        "measurements": [
+            run | {"numbers": m.numbers} for run, m in zip(runs, everything, strict=True)
+        ],
+    }
+    return Report(as_html(title, sections), as_markdown(title, sections), _storable(content))
+
+
+def log(opened: tracking.Run, found: Report) -> None:
+    """Store a report as artifacts of a run; the page opens in MLflow's UI."""
+    opened.text(found.html, "report.html")
+    opened.text(found.markdown, "report.md")
+    opened.json(found.content, "report.json")
+
+
+# --- sections -------------------------------------------------------------------------------------
+
+
+def _key_results(headline: Sequence[Table]) -> Iterator[Section]:
+    text = (
+        "Mean over the training seeds ± half its 95 % t interval. Of one seed: ± two standard "
+        "errors of each source, over the samples, probe vectors or subspaces, which tell nothing "
+        "of another seed."
+    )
+    yield Section("Key results", text)
+    for table in headline:
+        rows: list[tuple[Cell, ...]] = [tuple(cells) for cells in table.cells]
+        yield Section(table.title, table.text, tuple(table.headings), rows, level=3)
+
+
+def _claims(
+    setting: Project,
+    claims: Sequence[Insight],
+    found: Sequence[Finding],
+    pairs: Sequence[PairFinding],
+) -> Iterator[Section]:
+    n = len(setting.optimizers)
+    family = max(1, n * (n - 1) // 2)
+    text = (
+        "Optimizers are paired by training seed: geometric mean of the ratio, or mean difference, "
+        "with its 95 % t interval and exact sign-flip p, adjusted by Holm over the pairs of a "
+        f"number. Each number is a family of its own. With fewer than {seeds_needed(family)} seeds "
+        f"no pair can be established; the project has {len(setting.seeds)}."
+    )
+    yield Section("Findings", text)
+    rows: list[tuple[Cell, ...]] = [
+        (one.name, "\n".join((one.claim, *one.evidence)), one.verdict) for one in claims
+    ]
+    text = (
+        "Claims of the literature, each established only if it holds for every pair that it speaks "
+        "of, by that pair's own test."
+    )
+    yield Section("Insights", text, ("claim", "evidence", "verdict"), rows, level=3)
+    rows = _named(
+        (f.metric, f.comparison.statement, f.at_equal_loss or "–", f.verdict) for f in found
+    )
+    text = (
+        "Curvature falls and rises with the train loss, so it is compared at the last epoch and at "
+        "equal train loss: along the trajectories, at the largest final loss among the optimizers "
+        "of a seed, or else by an analysis of covariance over the seeds. A difference counts only "
+        "where both are established the same way. Eigenvalues and traces of the Hessian are not "
+        "invariant when layers are rescaled without changing the network's function: a lower λ_max "
+        "alone is no flatter minimum."
+    )
+    headings = ("number", "at the last epoch", "at equal train loss", "verdict")
+    if rows:
+        yield Section("Every pair of optimizers", text, headings, rows, level=3)
+    rows = _named((p.metric, p.level.statement, p.level.verdict or "–") for p in pairs)
+    text = (
+        "A barrier is a largest height and never below 0; there is one where it exceeds 0 by two "
+        "standard errors over the samples, at more seeds than chance explains. That of a path is "
+        "of the lowest path found: it bounds the barrier between the minima from above."
+    )
+    if rows:
+        yield Section("Between the optimizers", text, ("number", "pair", "verdict"), rows, level=3)
+
+
+def _named(rows: Iterable[tuple[str, ...]]) -> list[tuple[Cell, ...]]:
+    """Rows that do not repeat the number's name."""
+    found: list[tuple[Cell, ...]] = []
+    before = ""
+    for name, *rest in rows:
+        found.append(("" if name == before else name, *rest))
+        before = name
+    return found
+
+
+def _figures(drawn: Sequence[Picture]) -> Iterator[Section]:
+    if drawn:
+        yield Section("Figures")
+    for one in drawn:
+        yield Section(one.title, one.caption, figure=one.png, level=3)
+
+
+def _check_section(agreed: Sequence[Check]) -> Section:
+    broken = sum(not check.holds for check in agreed)
+    rows: list[tuple[Cell, ...]] = [
+        (check.subject, str(check.seed), check.text, "holds" if check.holds else "DOES NOT HOLD")
+        for check in sorted(agreed, key=lambda check: check.holds)
+    ]
+    text = f"{len(agreed)} agreements checked, {broken} do not hold."
+    headings = ("optimizer", "seed", "check", "verdict") if rows else ()
+    return Section("Cross-checks", text, headings, rows)
+
+
+def _provenance(runs: Sequence[dict[str, Any]]) -> Section:
+    rows: list[tuple[Cell, ...]] = []
+    for run in runs:
+        link = Link(run["run"], run["link"]) if _served() else f"{run['run']} ({run['link']})"
+        names = ("step", "subject", "seed", "commit", "versions", "device", "data")
+        step, subject, seed, *rest = (str(run[name]) for name in names)
+        rows.append((step, subject, seed, link, *rest))
+    headings = ("step", "optimizer", "seed", "run", "commit", "versions", "device", "data")
+    text = f"Store: {store.shown(store.uri())}"
+    if not _served():
+        text += "; a run's address continues that of the MLflow UI, such as 127.0.0.1:5000/"
+    return Section("Provenance", text, headings, rows)
+
+
+# --- content --------------------------------------------------------------------------------------
+
+
+def _run(m: Measurement) -> dict[str, Any]:
+    """Where one measurement came from."""
+    tags = m.done.tags
+    dirty = " (changed)" if tags.get("lsa.git.dirty") == "true" else ""
+    route = f"#/experiments/{m.done.experiment}/runs/{m.done.run_id}"
+    return {
+        "step": m.step,
+        "subject": m.subject,
+        "seed": m.seed,
+        "run": m.done.run_id,
+        "link": f"{_address()}/{route}" if _served() else route,
+        "commit": tags.get("lsa.git.commit", "–")[:10] + dirty,
+        "versions": f"lsa {tags.get('lsa.version.lsa')}, torch {tags.get('lsa.version.torch')}",
+        "device": f"{tags.get('lsa.device')}, {tags.get('lsa.threads')} thread(s)",
+        "data": m.done.data or "–",
+    }
+
+
+def _served() -> bool:
+    """Whether the store is a server, with a page for every run."""
+    return urlsplit(store.uri()).scheme in ("http", "https")
+
+
+def _address() -> str:
+    """The server's address without user and password."""
+    parts = urlsplit(store.uri())
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl().rstrip("/")
+
+
+def _finding_content(found: Finding) -> dict[str, Any]:
+    matched = found.matched
+    return {
+        "metric": found.metric,
+        **asdict(found.comparison),
+        "at_equal_loss": asdict(matched) if matched else None,
+        "verdict": found.verdict,
+        "sentence": found.sentence,
+    }
+
+
+def _storable(content: Any) -> Any:
+    """The same with the names of numbers that JSON does not have."""
+    if isinstance(content, dict):
+        return {key: _storable(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_storable(value) for value in content]
+    return tracking.plain(content) if isinstance(content, float) else content

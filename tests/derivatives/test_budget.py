@@ -1,0 +1,47 @@
+"""How much memory may be taken, where others limit it."""
+
+from __future__ import annotations
+
+import psutil
+import pytest
+import torch
+
+from lsa.derivatives import budget
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def box(tmp_path, monkeypatch):
+    """A container of 3 GB of which 1 GB is used."""
+    files = {"max": "3000000000\n", "current": "1000000000\n"}
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    paths = tuple(str(tmp_path / name) for name in files)
+    absent = (str(tmp_path / "none"), str(tmp_path / "none"))
+    monkeypatch.setattr(budget, "LIMITS", (absent, paths))
+    return tmp_path
+
+
+def test_a_container_has_no_more_than_its_limit(box, monkeypatch):
+    assert budget.free_memory() == 2_000_000_000
+    (box / "max").write_text("max\n")  # no limit
+    assert abs(budget.free_memory() - psutil.virtual_memory().available) < 1 << 30
+    (box / "max").write_text("500\n")  # lowered below what is in use
+    assert budget.free_memory() == 0
+
+
+def test_a_process_takes_that_part_of_the_memory_that_it_has_of_the_cores(box, monkeypatch):
+    monkeypatch.setattr(budget, "_cores", lambda: 8)
+    for threads, part in ((8, 0.5), (2, 0.125), (16, 0.5)):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        assert budget.graph_memory(CPU) == part * 2_000_000_000
+
+
+def test_a_pass_holds_fewer_of_larger_images():
+    small, large = torch.empty(1, 3, 8, 8), torch.empty(1, 3, 64, 64)
+    convolution, linear = torch.nn.Conv2d(3, 1, 3), torch.nn.Linear(7, 1)
+    assert budget.cache_size(convolution, small) == 512
+    assert budget.cache_size(convolution, large) == 16
+    assert budget.cache_size(torch.nn.Conv1d(7, 1, 3), torch.empty(5, 7, 9)) == 64
+    assert budget.cache_size(linear, large) == budget.cache_size(linear, torch.empty(5, 7)) == 512

@@ -1,0 +1,204 @@
+"""Per-sample gradients by layers against those of `torch.func`, which knows nothing of layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call, jacrev
+from torch.utils.checkpoint import checkpoint
+
+from lsa.derivatives import sample_gradients
+from lsa.landscape import flatten
+
+N = 5
+
+
+class Applied(nn.Module):
+    """A module from a function of its parameters by name, and of its input."""
+
+    def __init__(self, function: Callable, **shapes: tuple[int, ...]) -> None:
+        super().__init__()
+        for name, shape in shapes.items():
+            self.register_parameter(name, nn.Parameter(torch.randn(shape)))
+        self._function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._function(x, **dict(self.named_parameters()))
+
+
+def losses(model: nn.Module, x: Tensor) -> Callable[[Tensor], Tensor]:
+    """A loss of each sample as a function of θ, of more than first order in the outputs."""
+    names, parts = zip(*model.named_parameters(), strict=True)
+
+    def of(theta: Tensor) -> Tensor:
+        pieces = theta.split([p.numel() for p in parts])
+        weights = {n: t.view(p.shape) for n, p, t in zip(names, parts, pieces, strict=True)}
+        outputs = functional_call(model, weights, (x,))
+        return (outputs.tanh() + 0.1 * outputs.square()).flatten(1).sum(1)
+
+    return of
+
+
+@pytest.fixture(autouse=True)
+def double():
+    """Networks and data in float64, from one seed."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        torch.set_default_dtype(torch.float64)
+        yield
+        torch.set_default_dtype(torch.float32)
+
+
+def image(channels: int = 3) -> tuple[int, ...]:
+    return (N, channels, 6, 5)
+
+
+def trained_batch_norm() -> nn.Module:
+    norm = nn.BatchNorm2d(4)
+    norm(torch.randn(image(4)))
+    return norm.eval()
+
+
+def grown(module: nn.Module) -> nn.Module:
+    """Scales and shifts that are not the ones and zeros of a new layer."""
+    for p in module.parameters():
+        nn.init.normal_(p)
+    return module
+
+
+class Shared(nn.Module):
+    """One layer used twice, the second time on what has been added to in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.layer(x)
+        y += x
+        return self.layer(y)
+
+
+class Checkpointed(nn.Module):
+    """Keeps no activations, but computes them again in the backward pass."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        return checkpoint(self.inner, x, use_reentrant=False)
+
+
+KNOWN: dict[str, Callable[[], tuple[nn.Module, tuple[int, ...]]]] = {
+    "linear": lambda: (nn.Linear(4, 3), (N, 4)),
+    "linear on tokens": lambda: (nn.Linear(4, 3), (N, 7, 4)),
+    "convolution": lambda: (nn.Conv2d(3, 4, 3, padding=1), image()),
+    "strided": lambda: (nn.Conv2d(3, 4, (3, 2), stride=2, padding=(1, 0), bias=False), image()),
+    "dilated": lambda: (nn.Conv2d(3, 2, 2, dilation=2), image()),
+    "grouped": lambda: (nn.Conv2d(4, 6, 3, groups=2), image(4)),
+    "depthwise": lambda: (nn.Conv2d(4, 4, 3, groups=4, padding=1), image(4)),
+    "1-d": lambda: (nn.Conv1d(3, 4, 3, stride=2, padding=1), (N, 3, 8)),
+    "3-d": lambda: (nn.Conv3d(2, 2, 2), (N, 2, 4, 3, 3)),
+    "batch norm": lambda: (grown(trained_batch_norm()), image(4)),
+    "group norm": lambda: (grown(nn.GroupNorm(2, 4)), image(4)),
+    "layer norm": lambda: (grown(nn.LayerNorm(4)), (N, 7, 4)),
+    "layer norm of images": lambda: (grown(nn.LayerNorm((6, 5))), image()),
+    "shared": lambda: (Shared(), (N, 4)),
+    "a network": lambda: (
+        nn.Sequential(
+            nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(inplace=True), grown(nn.GroupNorm(2, 4)),
+            nn.MaxPool2d(2), nn.Conv2d(4, 8, 2), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3),
+        ),
+        image(),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_slopes_sums_and_rows_are_those_of_every_sample_alone(name):
+    model, shape = KNOWN[name]()
+    of, theta = losses(model, torch.randn(shape)), flatten(model)
+    found = sample_gradients.of(of, theta)
+    assert found is not None
+    assert sample_gradients.are_exact(of, theta)
+    rows = jacrev(of)(theta)
+    v, c = torch.randn(len(theta)), torch.randn(N)
+    for held in (found, found.in_rows(), found.copied()):
+        torch.testing.assert_close(held.rows(), rows)
+        torch.testing.assert_close(held.push(v), rows @ v)
+        torch.testing.assert_close(held.pull(c), c @ rows)
+
+
+def test_what_does_not_depend_on_theta_has_none_and_frozen_parameters_are_left_out():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(48, 2))
+    model[0].requires_grad_(False)
+    model[3].bias.requires_grad_(False)
+    x = torch.randn(image())
+
+    def of(theta: Tensor) -> Tensor:
+        return functional_call(model, {"3.weight": theta.view(2, 48)}, (x,)).square().sum(1)
+
+    theta = model[3].weight.detach().flatten()
+    found = sample_gradients.of(of, theta)
+    assert found is not None
+    torch.testing.assert_close(found.rows(), jacrev(of)(theta))
+
+
+@pytest.mark.parametrize(
+    ("function", "shapes"),
+    [
+        pytest.param(lambda x, w, b: F.linear(x, w) + b, {"w": (3, 4), "b": (3,)}, id="added"),
+        pytest.param(lambda x, w: F.linear(x, w.T), {"w": (4, 3)}, id="transposed"),
+        pytest.param(lambda x, w: F.linear(x, 2 * w), {"w": (3, 4)}, id="computed"),
+        pytest.param(lambda x, w: F.linear(w, x), {"w": (2, 4)}, id="as input"),
+        pytest.param(lambda x, w: F.linear(x[0], w)[None], {"w": (3, 4)}, id="one sample"),
+    ],
+)  # fmt: skip
+def test_parameters_that_enter_otherwise_are_not_taken_for_known(function, shapes):
+    model = Applied(function, **shapes)
+    assert sample_gradients.of(losses(model, torch.randn(N, 4)), flatten(model)) is None
+
+
+def test_samples_along_another_dimension_are_not_taken_for_the_first():
+    """N tokens of N samples, the tokens first: only the numbers tell."""
+    model = Applied(lambda x, w: F.linear(x.transpose(0, 1), w).transpose(0, 1), w=(3, 4))
+    short, square = torch.randn(N, 2, 4), torch.randn(N, N, 4)
+    theta = flatten(model)
+    assert sample_gradients.of(losses(model, short), theta) is None
+    assert sample_gradients.of(losses(model, square), theta) is not None
+    assert not sample_gradients.are_exact(losses(model, square), theta)
+
+
+def test_a_network_that_computes_parts_of_itself_again_is_left_to_autograd():
+    inner = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 3))
+    model = nn.Sequential(nn.Linear(4, 4), Checkpointed(inner))
+    assert not sample_gradients.are_exact(losses(model, torch.randn(N, 4)), flatten(model))
+
+
+def test_an_input_that_is_changed_afterwards_is_not_kept():
+    model = Applied(lambda x, w: F.linear(y := x * 1, w) + y.mul_(2).sum(1, keepdim=True), w=(3, 4))
+    assert sample_gradients.of(losses(model, torch.randn(N, 4)), flatten(model)) is None
+
+
+def test_bytes_count_what_is_shared_once_and_no_more_than_the_samples_own():
+    everything = torch.randn(1000, 50)
+    model = Applied(lambda x, u, w: F.linear(x, u) * F.linear(x, w), u=(60, 50), w=(60, 50))
+    found = sample_gradients.of(losses(model, everything[:N]), flatten(model))
+    assert found is not None
+    for held in (found, found.copied()):
+        assert held.nbytes == 8 * N * (50 + 2 * 60)  # the inputs once, δ of each
+
+
+def test_a_layer_keeps_whatever_is_smaller():
+    wide, narrow = nn.Conv2d(3, 4, 3, padding=1, bias=False), nn.Linear(120, 3, bias=False)
+    model = nn.Sequential(wide, nn.Flatten(), narrow)
+    found = sample_gradients.of(losses(model, torch.randn(image())), flatten(model))
+    assert found is not None
+    convolution, linear = sorted(found.layers, key=lambda layer: layer.place.start)
+    assert convolution.held[0].shape == (N, 4 * 3 * 9)  # for 6·5·(3 + 4) numbers
+    assert [t.shape for t in linear.held] == [(N, 120), (N, 3)]  # for 360

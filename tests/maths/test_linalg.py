@@ -1,0 +1,588 @@
+"""Lanczos against closed forms, dense eigenvalues and SciPy's ARPACK."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import scipy.sparse
+import torch
+import torch.nn.functional as F
+from scipy.sparse.linalg import LinearOperator, eigsh
+from torch import Tensor
+
+from lsa.errors import InputError
+from lsa.maths.linalg import Extremes, lanczos, start_vector, subspace_overlap
+
+OUTLIERS = [100.0, 60, 45, 38, 30, 25, 21, 18, 15, 12]
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(1000 + seed)
+
+
+def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def rotation(d: int, seed: int = 0) -> Tensor:
+    return torch.linalg.qr(normal(d, d, seed=seed)).Q
+
+
+def symmetric(d: int, seed: int = 0) -> Tensor:
+    A = normal(d, d, seed=seed)
+    return (A + A.T) / math.sqrt(2 * d)
+
+
+def hessian_like(d: int, outliers: list[float] | None = None, lowest: float = -3.0) -> Tensor:
+    """A spectrum as networks have it: a few large eigenvalues, a bulk at zero, some negative."""
+    bulk = 0.3 * normal(d - len(OUTLIERS if outliers is None else outliers) - 1).abs()
+    bulk[: d // 60] *= -1.7
+    top = torch.tensor(OUTLIERS if outliers is None else outliers, dtype=torch.float64)
+    return torch.cat([top, bulk, torch.tensor([lowest], dtype=torch.float64)])
+
+
+class Counting:
+    """A product that counts its calls."""
+
+    def __init__(self, A: Tensor) -> None:
+        self.A, self.calls = A, 0
+
+    def __call__(self, v: Tensor) -> Tensor:
+        self.calls += 1
+        return self.A * v if self.A.ndim == 1 else self.A @ v
+
+
+def arpack_products(spectrum: Tensor, k: int, which: str, tol: float) -> int:
+    count = Counting(spectrum)
+    d = len(spectrum)
+
+    def product(x: np.ndarray) -> np.ndarray:
+        return count(torch.from_numpy(np.ascontiguousarray(x.ravel()))).numpy()
+
+    operator = LinearOperator((d, d), matvec=product, dtype=np.float64)  # pyright: ignore
+    eigsh(operator, k=k, which=which, tol=tol, v0=normal(d, seed=1).numpy())
+    return count.calls
+
+
+def check_pairs(A: Tensor, result: Extremes, tol: float) -> None:
+    """Values, vectors and residuals are what they claim, against dense eigenvalues."""
+    exact = torch.linalg.eigvalsh(A)
+    scale = float(exact.abs().max())
+    for pairs, truth in ((result.largest, exact.flip(0)), (result.smallest, exact)):
+        k = len(pairs.values)
+        assert torch.allclose(pairs.values, truth[:k], rtol=tol, atol=tol * 0.01 * scale)
+        Y = pairs.vectors.double()
+        assert torch.allclose(Y.T @ Y, torch.eye(k, dtype=torch.float64), atol=1e-10)
+        residuals = (A @ Y - Y * pairs.values).norm(dim=0)
+        assert torch.allclose(residuals, pairs.residuals, rtol=1e-6, atol=1e-12 * scale)
+        assert pairs.converged.all()
+    assert result.converged
+
+
+# --- independent oracles ------------------------------------------------------------------------
+
+
+def test_all_ritz_values_are_the_dense_hessian_of_a_small_network() -> None:
+    x, y = normal(40, 3, seed=1), torch.randint(0, 4, (40,), generator=generator(2))
+    theta = 0.7 * normal(44, seed=3)  # 3 → 5 → 4, with biases
+
+    def loss(theta: Tensor) -> Tensor:
+        W1, b1, W2, b2 = theta.split([15, 5, 20, 4])
+        hidden = torch.tanh(F.linear(x, W1.view(5, 3), b1))
+        return F.cross_entropy(F.linear(hidden, W2.view(4, 5), b2), y)
+
+    def product(v: Tensor) -> Tensor:
+        return torch.autograd.functional.hvp(loss, theta, v)[1]
+
+    H = torch.autograd.functional.hessian(loss, theta)
+    assert isinstance(H, Tensor)
+    d = len(theta)
+    result = lanczos(product, normal(d), rng=generator(), largest=d - 10, smallest=10)
+    values = torch.cat([result.smallest.values, result.largest.values.flip(0)])
+    assert torch.allclose(values, torch.linalg.eigvalsh(H), atol=1e-8, rtol=0)
+    assert result.converged and result.products == d
+    assert result.asymmetry < 1e-12 and result.orthogonality < 1e-12
+
+
+@pytest.mark.parametrize("block", [1, 2, 3])
+@pytest.mark.parametrize(("largest", "smallest"), [(1, 1), (3, 0), (0, 2), (4, 2)])
+def test_random_symmetric_matrix(block: int, largest: int, smallest: int) -> None:
+    A = symmetric(150)
+    options = {"largest": largest, "smallest": smallest, "tol": 1e-6}
+    check_pairs(A, lanczos(Counting(A), normal(150, block), rng=generator(), **options), 1e-6)
+
+
+def test_agrees_with_arpack_on_a_large_sparse_operator() -> None:
+    d = 3000
+    S = scipy.sparse.random(d, d, 2e-3, random_state=0, format="csr")
+    S = (S + S.T + scipy.sparse.diags(np.linspace(-1, 3, d))).tocsr()
+
+    def product(v: Tensor) -> Tensor:
+        return torch.from_numpy(S @ v.numpy())
+
+    result = lanczos(product, normal(d), rng=generator(), largest=3, smallest=3, tol=1e-5, basis=60)
+    assert result.converged
+    top = eigsh(S, k=3, which="LA", tol=1e-10, return_eigenvectors=False)
+    bottom = eigsh(S, k=3, which="SA", tol=1e-10, return_eigenvectors=False)
+    assert np.allclose(result.largest.values.numpy(), np.sort(top)[::-1], rtol=1e-5)
+    assert np.allclose(result.smallest.values.numpy(), np.sort(bottom), rtol=1e-5)
+
+
+@pytest.mark.parametrize(("largest", "smallest"), [(1, 0), (3, 0), (10, 0), (3, 1), (10, 1)])
+def test_no_more_products_than_arpack(largest: int, smallest: int) -> None:
+    spectrum = hessian_like(2000)
+    matvec = Counting(spectrum)
+    options = {"largest": largest, "smallest": smallest, "tol": 1e-3}
+    result = lanczos(matvec, normal(2000, seed=1), rng=generator(), **options)
+    theirs = sum(
+        arpack_products(spectrum, k, which, 1e-3)
+        for k, which in ((largest, "LA"), (smallest, "SA"))
+        if k
+    )
+    assert result.converged
+    assert result.products == matvec.calls <= 1.1 * theirs
+
+
+def test_planted_spectrum_at_both_ends() -> None:
+    spectrum = hessian_like(2000)
+    result = lanczos(Counting(spectrum), normal(2000), rng=generator(), largest=11, tol=1e-4)
+    truth = spectrum.sort(descending=True).values
+    assert torch.allclose(result.largest.values[:10], truth[:10], rtol=1e-6)
+    assert float(result.smallest.values[0]) == pytest.approx(-3, rel=1e-6)
+    assert int((result.largest.values > 10).sum()) == 10
+    # Lanczos never overestimates an extreme
+    assert (result.largest.values <= truth[:11] + 1e-12).all()
+    assert result.smallest.values[0] >= -3 - 1e-12
+
+
+# --- invariances --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("scale", "shift"), [(1, 0), (-2.5, 0), (1e-8, 0), (1e8, 0), (1, 7), (-3, -4)]
+)
+def test_scale_and_shift(scale: float, shift: float) -> None:
+    A = symmetric(80)
+    B = scale * A + shift * torch.eye(80, dtype=torch.float64)
+    result = lanczos(Counting(B), normal(80), rng=generator(), largest=2, smallest=2, tol=1e-5)
+    check_pairs(B, result, 1e-5)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_orthogonal_conjugation(seed: int) -> None:
+    spectrum, Q = hessian_like(120, [9.0, 5, 4]), rotation(120, seed)
+    diagonal, rotated = Counting(spectrum), Counting((Q * spectrum) @ Q.T)
+    v = normal(120, seed=9)
+    options = {"largest": 3, "smallest": 1, "tol": 1e-6, "confirm": 0}
+    one = lanczos(diagonal, v, rng=generator(), **options)
+    two = lanczos(rotated, Q @ v, rng=generator(), **options)
+    assert one.products == two.products  # the Krylov process does not see the basis
+    assert torch.allclose(one.largest.values, two.largest.values, rtol=1e-10)
+    assert torch.allclose(one.smallest.values, two.smallest.values, rtol=1e-8)
+    cosines = ((Q @ one.largest.vectors) * two.largest.vectors).sum(0).abs()
+    assert torch.allclose(cosines, torch.ones(3, dtype=torch.float64), atol=1e-8)
+
+
+# --- memory, blocks, breakdown ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("block", [1, 2])
+def test_thick_restart_finds_the_same_pairs_within_twenty_vectors(block: int) -> None:
+    A = symmetric(300)
+    start = normal(300, block)
+    options = {"largest": 3, "smallest": 2, "tol": 1e-5}
+    free = lanczos(Counting(A), start, rng=generator(), basis=300, **options)
+    bound = lanczos(Counting(A), start, rng=generator(), basis=20, **options)
+    check_pairs(A, free, 1e-5)
+    check_pairs(A, bound, 1e-5)
+    for one, two in ((free.largest, bound.largest), (free.smallest, bound.smallest)):
+        assert torch.allclose(one.values, two.values, rtol=1e-9)
+        assert subspace_overlap(one.vectors, two.vectors) > 1 - 1e-8
+    assert free.products <= bound.products
+    assert bound.orthogonality < 1e-12
+
+
+def test_a_block_resolves_a_multiplicity_that_one_vector_cannot() -> None:
+    spectrum = torch.cat([torch.tensor([5.0, 5, 3]), torch.linspace(0, 1, 500)]).double()
+    options = {"largest": 2, "smallest": 0, "confirm": 0}
+    one = lanczos(Counting(spectrum), normal(503), rng=generator(), **options)
+    two = lanczos(Counting(spectrum), normal(503, 2), rng=generator(), **options)
+    assert one.largest.values.tolist() == pytest.approx([5, 3], rel=1e-5)  # a limit of one vector
+    assert two.largest.values.tolist() == pytest.approx([5, 5], rel=1e-5)
+    plane = torch.eye(503, dtype=torch.float64)[:, :2]
+    assert subspace_overlap(two.largest.vectors, plane) == pytest.approx(1, abs=1e-5)
+
+
+def test_confirmation_resolves_it_too() -> None:
+    spectrum = torch.cat([torch.tensor([5.0, 5, 3]), torch.linspace(0, 1, 500)]).double()
+    result = lanczos(Counting(spectrum), normal(503), rng=generator(), largest=2, smallest=0)
+    assert result.converged
+    assert result.largest.values.tolist() == pytest.approx([5, 5], rel=1e-5)
+
+
+def test_no_duplicates() -> None:
+    """Every value once: a lost orthogonality would return the largest again and again."""
+    spectrum = hessian_like(283, [6.0, 3, 1.5])
+    result = lanczos(Counting(spectrum), normal(283), rng=generator(), largest=20, basis=100)
+    gaps = -result.largest.values.diff()
+    assert result.converged
+    assert torch.allclose(
+        result.largest.values, spectrum.sort(descending=True).values[:20], rtol=1e-3
+    )
+    assert float(gaps.min()) > 1e-6
+
+
+def test_breakdown_in_an_invariant_subspace() -> None:
+    """A start inside an invariant subspace: the rest is found through fresh random directions."""
+    spectrum = torch.arange(1.0, 31).double()
+    start = torch.zeros(30).double()
+    start[3:6] = 1
+    result = lanczos(Counting(spectrum), start, rng=generator(), largest=2, smallest=2)
+    assert result.converged
+    assert torch.allclose(result.largest.values, torch.tensor([30.0, 29]).double(), rtol=1e-3)
+    assert torch.allclose(result.smallest.values, torch.tensor([1.0, 2]).double(), rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "spectrum",
+    [
+        [0.0] * 50,
+        [3.0] * 50,
+        [1.0] + [0.0] * 49,
+        [-1.0] * 25 + [1.0] * 25,
+        [2.0, 2, 2] + [1.0] * 47,
+    ],
+    ids=["zero", "multiple of the identity", "rank one", "two values", "triple"],
+)
+def test_few_distinct_eigenvalues(spectrum: list[float]) -> None:
+    values = torch.tensor(spectrum).double()
+    Q = rotation(50)
+    result = lanczos(
+        Counting((Q * values) @ Q.T), normal(50), rng=generator(), largest=50, smallest=0
+    )
+    assert result.converged and result.products == 50
+    assert result.orthogonality < 1e-13
+    truth = values.sort(descending=True).values
+    assert torch.allclose(result.largest.values, truth, atol=1e-12)
+    early = lanczos(
+        Counting((Q * values) @ Q.T), normal(50), rng=generator(), largest=1, smallest=1
+    )
+    assert early.converged and early.products < 12
+    assert float(early.largest.values[0]) == pytest.approx(float(truth[0]), abs=1e-12)
+    assert float(early.smallest.values[0]) == pytest.approx(float(truth[-1]), abs=1e-12)
+
+
+def test_zero_end_of_a_semidefinite_matrix_converges() -> None:
+    X = normal(400, 60)
+    A = X @ X.T / 60
+    result = lanczos(Counting(A), normal(400), rng=generator(), largest=2, smallest=2)
+    assert result.converged
+    assert (result.smallest.values.abs() <= 1e-3 * 0.01 * float(result.largest.values[0])).all()
+
+
+@pytest.mark.parametrize("d", [1, 2, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_tiny_dimensions(d: int, dtype: torch.dtype) -> None:
+    spectrum = torch.tensor([-4.0, 1, 2])[:d].to(dtype)
+    result = lanczos(Counting(spectrum), normal(d, dtype=dtype), rng=generator(), smallest=d - 1)
+    assert result.converged and result.products == d
+    assert float(result.largest.values[0]) == pytest.approx(float(spectrum.max()), rel=1e-6)
+    assert result.largest.vectors.dtype == dtype
+
+
+def test_whole_spectrum_when_the_basis_can_span_the_space() -> None:
+    A = symmetric(90)
+    result = lanczos(Counting(A), normal(90), rng=generator(), largest=45, smallest=45)
+    check_pairs(A, result, 1e-12)
+
+
+# --- precision ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tol", [1e-3, 1e-4])
+def test_noisy_float32_product_still_converges(tol: float) -> None:
+    spectrum = hessian_like(2000)
+    noise, rng = 1e-6 * 100 / math.sqrt(2000), generator(3)  # ‖noise‖ = 1e-6 ‖A‖ per product
+
+    def product(v: Tensor) -> Tensor:
+        return (spectrum * v.double() + noise * torch.randn(2000, generator=rng)).float()
+
+    start = normal(2000, dtype=torch.float32)
+    result = lanczos(product, start, rng=generator(), largest=3, tol=tol)
+    assert result.converged and result.products < 60
+    Y = result.largest.vectors.double()
+    residuals = (spectrum[:, None] * Y - Y * result.largest.values).norm(dim=0)
+    # the recurrence cannot see the noise of its own products: at most 1e-6 ‖A‖ √products
+    slack = 1e-6 * 100 * math.sqrt(result.products)
+    assert (residuals <= tol * result.largest.values + slack).all()
+    assert result.orthogonality < 1e-5
+    assert 1e-9 < result.asymmetry < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("basis", "product"), [(torch.float32, torch.float64), (torch.float64, torch.float32)]
+)
+def test_mixed_precision(basis: torch.dtype, product: torch.dtype) -> None:
+    spectrum = hessian_like(1000)
+    result = lanczos(
+        lambda v: spectrum.to(product) * v.to(product), normal(1000, dtype=basis), rng=generator()
+    )
+    assert result.converged
+    assert result.largest.vectors.dtype == basis
+    assert float(result.largest.values[0]) == pytest.approx(100, rel=1e-5)
+
+
+def test_unreachable_tolerance_is_reported_and_not_claimed() -> None:
+    spectrum = hessian_like(200).float()
+    start = normal(200, dtype=torch.float32)
+    result = lanczos(
+        Counting(spectrum), start, rng=generator(), tol=1e-12, basis=40, max_products=120
+    )
+    assert not result.converged
+    assert result.products == 120
+
+
+# --- false convergence --------------------------------------------------------------------------
+
+
+def hidden(index: int) -> Tensor:
+    start = normal(5000, seed=5)
+    start[index] = 0
+    return start
+
+
+def single(index: int) -> Tensor:
+    return (torch.arange(5000) == index).double()
+
+
+@pytest.mark.parametrize(
+    "start",
+    [hidden(0), hidden(2), single(1), single(1) + 1e-4 * normal(5000), single(1) + single(4)],
+    ids=["top hidden", "third hidden", "second exactly", "second nearly", "two others"],
+)
+def test_a_start_without_the_top_eigenvectors_does_not_fool_it(start: Tensor) -> None:
+    spectrum = hessian_like(5000)
+    result = lanczos(Counting(spectrum), start, rng=generator(1), largest=3, smallest=0)
+    assert result.converged
+    assert torch.allclose(result.largest.values, spectrum[:3], rtol=1e-3)
+
+
+def test_without_confirmation_it_would() -> None:
+    result = lanczos(
+        Counting(hessian_like(5000)), single(1), rng=generator(1), smallest=0, confirm=0
+    )
+    assert float(result.largest.values[0]) == pytest.approx(60)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_random_starts_agree_within_their_residuals(seed: int) -> None:
+    A = hessian_like(1000)
+    result = lanczos(Counting(A), normal(1000, seed=seed), rng=generator(seed), largest=5)
+    errors = (result.largest.values - A[:5]).abs()
+    assert (errors <= result.largest.residuals + 1e-12).all()
+
+
+def test_too_few_products_say_so() -> None:
+    result = lanczos(
+        Counting(hessian_like(2000)), normal(2000), rng=generator(), largest=5, max_products=8
+    )
+    assert not result.converged and not result.confirmed
+    assert result.products == 8
+    assert not result.largest.converged.all()
+    assert (result.largest.residuals[~result.largest.converged] > 0).all()
+
+
+# --- boundary -----------------------------------------------------------------------------------
+
+
+def test_asymmetric_operator_is_noticed() -> None:
+    A = symmetric(200)
+    skew = normal(200, 200, seed=7)
+    B = A + 0.05 * (skew - skew.T) / math.sqrt(200)
+    wrong = lanczos(Counting(B), normal(200), rng=generator(), max_products=60)
+    right = lanczos(Counting(A), normal(200), rng=generator(), max_products=60)
+    assert right.asymmetry < 1e-12
+    assert wrong.asymmetry > 1e-3
+    for pairs in (wrong.largest, wrong.smallest):
+        residuals = (B @ pairs.vectors - pairs.vectors * pairs.values).norm(dim=0)
+        assert torch.allclose(residuals, pairs.residuals, rtol=1e-8)
+    assert not wrong.converged  # the residual contains the skew part
+
+
+def test_fresh_directions_equal_to_the_start() -> None:
+    """The generator that drew the start, seeded alike again: nothing is left of the new row."""
+    spectrum = hessian_like(5000)
+    start = torch.randn(5000, generator=generator(), dtype=torch.float64)
+    result = lanczos(Counting(spectrum), start, rng=generator(), largest=3)
+    assert result.converged and result.orthogonality < 1e-12
+    assert torch.allclose(result.largest.values, spectrum[:3], rtol=1e-5)
+
+
+@pytest.mark.parametrize("d", [3000, 200_000])
+def test_float32_basis_stays_orthonormal(d: int) -> None:
+    spectrum = torch.cat(
+        [torch.rand(d - 4, generator=generator()), torch.tensor([20.0, 30, 50, -9])]
+    )
+    start = normal(d, dtype=torch.float32)
+    result = lanczos(Counting(spectrum), start, rng=generator(), largest=3)
+    assert result.converged
+    # rounding 6e-8 per addition, a random walk over the additions of one of 8 vector lanes in
+    # pieces of 2^14 numbers; 2 for a maximum over pairs of rows
+    assert result.orthogonality < 2 * 6e-8 * math.sqrt(2**14 / 8)
+    assert result.asymmetry < 2 * 6e-8 * math.sqrt(2**14 / 8)
+
+
+def test_start_rng_and_block_are_left_alone() -> None:
+    spectrum, start = hessian_like(300), normal(300, 2)
+    before, state = start.clone(), torch.get_rng_state()
+    lanczos(Counting(spectrum), start, rng=generator())
+    assert torch.equal(start, before)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_same_seed_same_result() -> None:
+    spectrum = hessian_like(300)
+    one, two = (lanczos(Counting(spectrum), normal(300), rng=generator(4)) for _ in range(2))
+    assert torch.equal(one.largest.vectors, two.largest.vectors)
+
+
+def test_gradients_are_not_recorded() -> None:
+    spectrum = hessian_like(100).requires_grad_()
+    result = lanczos(lambda v: spectrum * v, normal(100).requires_grad_(), rng=generator())
+    assert not result.largest.vectors.requires_grad
+
+
+def test_report_is_called_once_per_product() -> None:
+    calls = []
+    result = lanczos(
+        Counting(hessian_like(300)),
+        normal(300),
+        rng=generator(),
+        report=lambda done, total, text: calls.append((done, total, text)),
+    )
+    assert [done for done, _, _ in calls] == list(range(1, result.products + 1))
+    assert calls[0][1] == 1000 and "λ" in calls[-1][2]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"largest": 11}, "11.*d=10"),
+        ({"largest": 0, "smallest": 0}, "largest=0"),
+        ({"largest": -1}, "largest=-1"),
+        ({"tol": 0.0}, "tol=0"),
+        ({"tol": math.nan}, "tol=nan"),
+        ({"floor": 2.0}, "floor=2"),
+        ({"confirm": -1}, "confirm=-1"),
+        ({"max_products": 1}, "max_products=1"),
+        ({"basis": 3}, "basis=3.*at least 6"),
+    ],
+)
+def test_options_out_of_range(options: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        lanczos(Counting(torch.ones(10)), torch.ones(10), rng=generator(), **options)
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        torch.zeros(10),
+        torch.full((10,), math.nan),
+        torch.ones(10, 2),
+        torch.ones(10, dtype=torch.int64),
+        torch.ones(2, 2, 2),
+        torch.ones(0),
+        torch.randn(10, 11, generator=generator()),
+    ],
+    ids=["zero", "nan", "dependent", "integer", "three axes", "empty", "too wide"],
+)
+def test_bad_start(start: Tensor) -> None:
+    with pytest.raises(InputError, match="start"):
+        lanczos(lambda v: v, start, rng=generator())
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_product_that_is_not_finite(bad: float) -> None:
+    with pytest.raises(InputError, match="not finite"):
+        lanczos(lambda v: v * bad, torch.ones(10), rng=generator())
+
+
+def test_product_of_the_wrong_shape() -> None:
+    with pytest.raises(InputError, match=r"\(9,\) for \(10,\)"):
+        lanczos(lambda v: v[1:], torch.ones(10), rng=generator())
+
+
+# --- subspaces ----------------------------------------------------------------------------------
+
+
+def test_subspace_overlap_is_the_mean_squared_cosine() -> None:
+    Q = rotation(20)
+    angle = 0.3
+    tilted = math.cos(angle) * Q[:, :1] + math.sin(angle) * Q[:, 5:6]
+    assert subspace_overlap(Q[:, :3], Q[:, :3] @ rotation(3, 1)) == pytest.approx(1)
+    assert subspace_overlap(Q[:, :3], Q[:, 3:6]) == pytest.approx(0, abs=1e-12)
+    assert subspace_overlap(Q[:, :1], tilted) == pytest.approx(math.cos(angle) ** 2)
+    assert subspace_overlap(Q[:, :2], Q[:, :5].float()) == pytest.approx(1)
+
+
+def test_random_subspaces_overlap_by_k_over_d() -> None:
+    overlaps = [
+        subspace_overlap(rotation(60, s)[:, :4], rotation(60, 99)[:, :4]) for s in range(30)
+    ]
+    # ‖UᵀV‖_F² / k: k² nearly independent squares of variance 2/d² each
+    deviation = math.sqrt(4**2 * 2 / 60**2) / 4 / math.sqrt(30)
+    assert np.mean(overlaps) == pytest.approx(4 / 60, abs=4 * deviation)
+
+
+@pytest.mark.parametrize(
+    ("U", "V"), [((5, 2), (6, 2)), ((5,), (5, 1)), ((5, 2), (5,))], ids=["d", "U", "V"]
+)
+def test_subspace_shapes(U: tuple[int, ...], V: tuple[int, ...]) -> None:
+    with pytest.raises(InputError, match="shapes"):
+        subspace_overlap(
+            torch.eye(6)[: U[0], : U[1] if len(U) > 1 else 1].reshape(U), torch.ones(V)
+        )
+
+
+def test_subspace_must_be_orthonormal() -> None:
+    with pytest.raises(InputError, match="orthonormal"):
+        subspace_overlap(torch.eye(4)[:, :2], torch.ones(4, 2))
+
+
+def test_a_warm_start_finds_a_new_top_eigenvector_orthogonal_to_the_old() -> None:
+    """The old top is the second now, and the new one has no share of the direction given."""
+    A = hessian_like(2000, outliers=[100.0, 60])
+    old = torch.zeros(len(A), dtype=A.dtype)
+    old[1] = old[-1] = 1  # the old largest and the smallest
+    for seed in range(5):
+        rng = generator(seed)
+        start = start_vector(A, rng, old)
+        found = lanczos(Counting(A), start, rng=rng, confirm=0)
+        check_pairs(torch.diag(A), found, 1e-3)
+        assert found.largest.values[0].item() == pytest.approx(100, rel=1e-3)
+
+
+def test_a_cold_start_is_the_random_vector_and_a_warm_one_draws_the_same() -> None:
+    like, near = torch.zeros(50), torch.full((50,), 3.0)
+    cold = start_vector(like, generator())
+    assert torch.equal(cold, torch.randn(50, generator=generator()))
+    rng = generator()
+    warm = start_vector(like, rng, near)
+    assert torch.allclose(warm - near / near.norm(), cold / cold.norm())
+    after = generator()
+    torch.randn(50, generator=after)
+    assert torch.equal(rng.get_state(), after.get_state())
+
+
+def test_a_direction_of_no_length_is_none() -> None:
+    """As is the gradient at a minimum."""
+    zero = torch.zeros(5)
+    assert torch.equal(start_vector(zero, generator(), zero), start_vector(zero, generator()))
+
+
+@pytest.mark.parametrize("near", [torch.ones(4), torch.full((5,), math.nan)])
+def test_a_direction_to_start_from_must_fit(near: Tensor) -> None:
+    with pytest.raises(InputError, match="direction to start from"):
+        start_vector(torch.zeros(5), generator(), near)

@@ -1,0 +1,230 @@
+"""The report of a real study, rebuilt from its store."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import mlflow
+import pytest
+import synthetic
+from processes import started
+
+from lsa import cli, plan, project, step, study
+from lsa.measurements import Measurement, measured, written
+from lsa.reports.checks import checks
+from lsa.reports.report import report
+from lsa.runs import Done
+from lsa.store import shown
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's and SQLAlchemy's own
+
+
+@pytest.fixture
+def studied(workplace):
+    file = workplace / "projects" / "tiny.yaml"
+    text = file.read_text().replace("{lanczos: {k: 2}}", "{lanczos: {k: 2, density_steps: 9}}")
+    file.write_text(text + "pairs: {interpolation: {points: 5}}\n")
+    setting = project.load("tiny")
+    with study(setting) as running:
+        plan.run(setting, running)
+    return setting
+
+
+def test_the_report_holds_every_number_of_the_study(studied, workplace, capsys):
+    found = report(studied)
+    for m in measured(studied):
+        assert m.done.run_id in found.html and m.done.run_id in found.markdown
+    sgd = next(m for m in found.content["measurements"] if m["step"] == "lanczos")
+    value = sgd["numbers"]["lanczos/lambda_max"]
+    assert f"{value:.4g} ± " in found.html
+    assert "sgd – adamw" in found.markdown and "the project has 1" in found.markdown
+    assert found.html.count("data:image/png;base64,") == 3  # density, pair, barriers
+    assert not re.search(r"(src|href)='(?!data:)", found.html)  # nothing to load from elsewhere
+    json.dumps(found.content, allow_nan=False)
+
+    assert cli.run(["report", "tiny"]) == 0
+    assert (workplace / "report-tiny.html").read_text() == found.html
+    run_id = capsys.readouterr().out.split()[-1]
+    stored = mlflow.artifacts.load_text(f"runs:/{run_id}/report.html")
+    assert stored == found.html
+    assert cli.run(["report", "tiny", "--out", "nowhere"]) == 2
+
+
+def test_a_study_logs_its_report(studied):
+    runs = mlflow.search_runs(search_all_experiments=True, output_format="list")
+    (of_study,) = [run for run in runs if run.data.tags.get("lsa.step") == "study"]
+    assert "lanczos" in mlflow.artifacts.load_text(f"runs:/{of_study.info.run_id}/report.html")
+
+
+def test_what_was_tried_by_hand_is_no_part_of_the_comparison(studied):
+    before = {m.done.run_id for m in measured(studied)}
+    with study("tiny"):
+        other = step("train", optimizer="sgd", lr=0.3)
+        step("lanczos", other, k=1)
+        assert other.run_id not in before
+    assert {m.done.run_id for m in measured(studied)} == before
+    with study("tiny", name="again"):  # the project's training, another option
+        assert step("lanczos", step("train", optimizer="sgd"), k=1).run_id not in before
+    assert {m.done.run_id for m in measured(studied)} == before
+
+
+def test_a_study_of_some_probes_still_tells_of_all_that_the_project_names(studied, capsys):
+    with study("tiny", name="by hand"):
+        step("lanczos", step("train", optimizer="sgd"), k=1)  # the project says 2
+    capsys.readouterr()
+    assert cli.run(["study", "tiny", "--only", "interpolation"]) == 0
+    printed = capsys.readouterr().out
+    assert "3 steps: 3 reused" in printed and "\nlanczos" in printed
+
+
+def test_text_from_the_store_cannot_become_markup(studied):
+    client = mlflow.MlflowClient()
+    victim = measured(studied)[0].done.run_id
+    client.set_tag(victim, "lsa.version.torch", "<script>alert(1)</script>")
+    page = report(studied).html
+    assert "<script>" not in page and "&lt;script&gt;" in page
+
+
+@pytest.fixture
+def imagined(workplace):
+    """A store of known numbers: three optimizers, seven seeds, every probe but two."""
+    text = synthetic.PROJECT.replace("SEEDS", str(list(range(7))))
+    (workplace / "projects" / "imagined.yaml").write_text(text)
+    steps = ("lanczos", "trajectory", "intrinsic_dim", "interpolation", "auto_neb")
+    synthetic.study("imagined", range(7), steps=steps)
+    return project.load("imagined")
+
+
+@pytest.mark.slow
+def test_a_known_study_is_told_as_it_is(imagined):
+    found = report(imagined)
+    verdicts = {one["name"]: one["verdict"] for one in found.content["insights"]}
+    assert verdicts["Adaptive rates win"] == verdicts["Early convergence"] == "established"
+    assert verdicts["Momentum flattens"] == verdicts["Indefinite Hessians"] == "established"
+    missing = "cannot be asked of this project: it has no measured λ_C of plain SGD"
+    assert verdicts["SGD is noisiest by λ_C"].startswith(missing)
+    # λ = c·L^½ with c = 40 of sgd and 20 of heavy, so 2 at equal loss whatever the last epoch says.
+    sharp = [f for f in found.content["findings"] if f["metric"] == "lanczos/lambda_max"]
+    (pair,) = [f for f in sharp if (f["a"], f["b"]) == ("sgd", "heavy")]
+    matched = pair["at_equal_loss"]
+    assert matched["low"] < 2 < matched["high"] < pair["low"]
+    assert pair["seeds"] == list(range(7)) and "seeds 0–6" in pair["sentence"]
+    titles = [one["title"] for one in found.content["figures"]]
+    assert titles[0] == "lanczos during training: lambda max" and titles[-1] == "barriers"
+    assert found.html.count("data:image/png;base64,") == len(titles) == 5
+    order = ["Key results", "Insights", "Every pair", "Figures", "Cross-checks", "Provenance"]
+    for text in (found.html, found.markdown):
+        places = [text.index(f"{heading}") for heading in order]
+        assert places == sorted(places)
+        assert "median" in text and "(6 of 7 finite)" in text  # a search that ended without d90
+    for sentence in (pair["sentence"].partition(" at the last epoch")[0], pair["verdict"]):
+        assert sentence in found.html and sentence in found.markdown
+    assert len(found.html) < 2e6
+    assert "not compared: sgd has the value inf at seed 3" in found.markdown
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("optimizers", "seeds"), [(("sgd",), 1), (("sgd", "adamw"), 1)])
+def test_a_small_study_is_reported_and_establishes_nothing(workplace, optimizers, seeds):
+    text = synthetic.PROJECT.replace("SEEDS", str(list(range(seeds))))
+    (workplace / "projects" / "imagined.yaml").write_text(text)
+    synthetic.study("imagined", range(seeds), optimizers=optimizers)
+    found = report(project.load("imagined"))
+    everything = found.content["insights"] + found.content["findings"] + found.content["pairs"]
+    assert not any(one["established"] for one in everything)
+    assert "the project has 1" in found.markdown
+
+
+@pytest.mark.slow
+def test_the_report_comes_over_http_into_another_folder(workplace, tmp_path_factory):
+    """A study through a real server; its report where nothing but the project's file is known."""
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    address = f"http://127.0.0.1:{port}"
+    mlflow_command = Path(sys.executable).with_name("mlflow")
+    arguments = ["server", "--port", str(port), "--backend-store-uri", "sqlite:///served.db"]
+    arguments += ["--artifacts-destination", "./served", "--workers", "1"]
+    file = workplace / "projects" / "tiny.yaml"
+    text = file.read_text().replace("{lanczos: {k: 2}}", "{lanczos: {k: 1, density_steps: 5}}")
+    file.write_text(text + "pairs: {interpolation: {points: 5}}\n")
+    environment = os.environ | {"MLFLOW_TRACKING_URI": address}
+    with started(
+        [mlflow_command, *arguments],
+        cwd=workplace,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ):
+        _wait_for(f"{address}/health")
+
+        def lsa(*command: str, cwd: Path) -> None:
+            whole = [sys.executable, "-m", "lsa", *command]
+            subprocess.run(whole, cwd=cwd, env=environment, check=True, timeout=240)
+
+        lsa("study", "tiny", cwd=workplace)
+        lsa("report", "--project", str(file), cwd=elsewhere)
+    page = (elsewhere / "report-tiny.html").read_text()
+    content = json.loads((elsewhere / "report-tiny.json").read_text())
+    assert not (elsewhere / "mlflow.db").exists()
+    assert page.count("data:image/png;base64,") == 3
+    runs = content["measurements"]
+    assert len(runs) == 5
+    for run in runs:
+        assert run["link"].startswith(f"{address}/#/experiments/") and run["link"] in page
+        assert run["link"].endswith(f"/runs/{run['run']}")
+    hashes = {run["data"] for run in runs if run["step"] != "train"}
+    assert len(hashes) == 1 and hashes != {"–"}
+
+
+def _wait_for(address: str) -> None:
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            urllib.request.urlopen(address, timeout=5).close()
+            return
+        except OSError:
+            assert time.monotonic() < deadline, f"no answer from {address}"
+            time.sleep(0.3)
+
+
+def numbers(step: str, values: dict[str, float]) -> Measurement:
+    return Measurement(step, "sgd", 0, Done("id", values, {"n_samples": "64"}, {}))
+
+
+def test_numbers_that_must_agree_and_do_not_are_flagged():
+    spectrum = numbers("lanczos", {"lanczos/lambda_max": 10.0})
+    good = numbers("perturbation", {"perturbation/curvature_fit": 10.05})
+    bad = numbers("perturbation", {"perturbation/curvature_fit": 10.2})
+    assert [check.holds for check in checks([spectrum, good])] == [True]
+    assert [check.holds for check in checks([spectrum, bad])] == [False]
+    density = numbers("lanczos", {"lanczos/trace": 100.0, "lanczos/trace_se_probes": 3.0})
+    for trace, holds in ((114.0, True), (115.0, False)):  # t of 19 degrees of freedom: 2.86 · 5
+        values = {"layers/trace": trace, "layers/trace_se_probes": 4.0}
+        layered = Measurement(
+            "layers", "sgd", 0, Done("id", values, {"n_samples": "64", "probes": "20"}, {})
+        )
+        assert [check.holds for check in checks([density, layered])] == [holds]
+    path = {"auto_neb/path_loss": 3.0, "auto_neb/log_classes": 2.303, "auto_neb/linear_max": 4.0}
+    above = numbers("auto_neb", path | {"auto_neb/bound_margin": -0.7})
+    assert [check.holds for check in checks([above])] == [False, True]
+
+
+def test_numbers_are_written_with_their_errors():
+    one = {"a": 1.0, "a_se_data": 0.1, "b": 7.0, "b_low": 5.0, "b_high": float("inf")}
+    assert written([one], "a") == "1 ± 0.2" and written([one], "b") == "7 (5 … inf)"
+    assert written([one], "c") == "–"
+    assert written([{"a": 1.0}, {"a": 3.0}], "a") == "2 ± 13"  # t of one degree of freedom: 12.7
+
+
+def test_a_password_in_the_stores_address_is_not_shown():
+    assert shown("postgresql://me:secret@host/db") == "postgresql://me:***@host/db"
+    assert shown("sqlite:///a/b.db") == "sqlite:///a/b.db"
