@@ -12,7 +12,7 @@ from itertools import combinations
 
 import pydantic
 
-from lsa import measurements, plots, runs, tracking
+from lsa import measurements, plots, results, runs, tracking
 from lsa.errors import InputError
 from lsa.factories import nearest
 from lsa.mode_graph import NAME, Pair, Stored, graph
@@ -116,7 +116,7 @@ def log(opened: tracking.Run, result: Result, title: str) -> None:
         values |= {f"{NAME}/{name}_se_{source}": e for source, e in metric.errors.items()}
     opened.metrics(values)
     opened.arrays(result.arrays)
-    opened.json(tracking.summary(result), f"{NAME}.json")
+    opened.json(results.summary(result), f"{NAME}.json")
     opened.tags({f"lsa.note.{i}": note for i, note in enumerate(result.notes)})
     for path, figure in plots.figures(NAME, result, title).items():
         opened.figure(figure, path)

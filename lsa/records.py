@@ -10,8 +10,8 @@ from typing import Any, get_args
 from lsa import probe, project, registry, runs, steps
 from lsa.errors import InputError
 from lsa.probe import Metric, Probe
+from lsa.results import json_number
 from lsa.runs import Done
-from lsa.tracking import plain
 
 PICTURES = (".png", ".html")
 NOTE = "lsa.note."  # + its number: a tag
@@ -78,9 +78,9 @@ def run(done: Done) -> dict[str, Any]:
         "parameters": _parameters(done.params, step),
         "metrics": {
             name: {
-                "value": plain(metric.value),
+                "value": json_number(metric.value),
                 "unit": units.get(name.removeprefix(f"{step}/"), ""),
-                "standard_errors": {k: plain(error) for k, error in metric.errors.items()},
+                "standard_errors": {k: json_number(error) for k, error in metric.errors.items()},
             }
             for name, metric in numbers(values, done.tags.get("lsa.curves", "").split()).items()
         },
@@ -166,8 +166,10 @@ def checkpoints(name: str | None = None) -> list[dict[str, Any]]:
             "run": one.run_id,
             "metrics": {
                 key: {
-                    "value": plain(metric.value),
-                    "standard_errors": {k: plain(error) for k, error in metric.errors.items()},
+                    "value": json_number(metric.value),
+                    "standard_errors": {
+                        k: json_number(error) for k, error in metric.errors.items()
+                    },
                 }
                 for key, metric in numbers(one.numbers).items()
                 if key.partition("/")[0] in measured

@@ -21,6 +21,7 @@ from lsa import (
     provenance,
     ranks,
     registry,
+    results,
     runs,
     spool,
     store,
@@ -239,7 +240,7 @@ def _measure(
         opened.attempt()
         with progress.bar(title) as report:
             result = call_probe(declared, sources, seed, report, resolved, memory=memory)
-        tracking.log_result(opened, declared, result, sources)
+        results.log(opened, declared, result, sources)
         for path, figure in plots.figures(name, result, title).items():
             opened.figure(figure, path)
         for path, page in interactive.pages(name, result, title).items():

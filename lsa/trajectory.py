@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lsa import plots, progress, project, ranks, registry, stability, steps, tracking
+from lsa import plots, progress, project, ranks, registry, results, stability, steps, tracking
 from lsa.checkpoint import Checkpoint
 from lsa.errors import InputError
 from lsa.plots.trajectory import LIMITS, SHARPNESS
@@ -229,7 +229,7 @@ def _metric(column: Sequence[Metric | None]) -> dict[str, Any]:
 
 
 def _column(values: Iterable[float | None]) -> list[float | str]:
-    return [tracking.plain(np.nan if value is None else value) for value in values]
+    return [results.json_number(np.nan if value is None else value) for value in values]
 
 
 def threshold(recipe: Recipe, names: Sequence[str]) -> tuple[dict[str, Any] | None, list[str]]:

@@ -12,7 +12,8 @@ import numpy as np
 
 from lsa import spool, store
 from lsa.probe import Curve, Metric, Result, find
-from lsa.tracking import Run, summary
+from lsa.results import summary
+from lsa.tracking import Run
 
 EPOCHS = 12
 # Decay of the train loss per epoch, λ_max at the loss 1, final accuracy and noise λ_C, of each.

@@ -16,8 +16,8 @@ from lsa import cli, mode_study, plan, plots, project, runs
 from lsa.errors import InputError
 from lsa.mode_graph import HEADINGS, NAME, WAYS, Pair, graph, rows
 from lsa.probe import Curve, Metric, Result
+from lsa.results import summary
 from lsa.studies import study
-from lsa.tracking import summary
 
 PAGE = Path(__file__).parents[1] / "docs" / "probes" / "mode_graph.md"
 MINIMA = np.array([0.01, 0.02, 0.03, 0.04])

@@ -62,7 +62,7 @@ LAYERS = [
     {"checkpoint", "display", "store", "reports.drawings"},
     {"runs", "server"},
     {"tracking"},
-    {"registry"},
+    {"registry", "results"},
     {"sync"},
     {"steps"},
     {"train_step"},

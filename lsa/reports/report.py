@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from lsa import store, tracking
+from lsa import results, store, tracking
 from lsa.maths.comparison import seeds_needed
 from lsa.measurements import Measurement, histories, measured, trajectories
 from lsa.project import Project
@@ -232,4 +232,4 @@ def _storable(content: Any) -> Any:
         return {key: _storable(value) for key, value in content.items()}
     if isinstance(content, list | tuple):
         return [_storable(value) for value in content]
-    return tracking.plain(content) if isinstance(content, float) else content
+    return results.json_number(content) if isinstance(content, float) else content

@@ -14,8 +14,8 @@ import torch
 from lsa import data, models, plots, probe, stability
 from lsa.landscape import Landscape, flatten
 from lsa.project import resolve
+from lsa.results import summary
 from lsa.sharded import shared
-from lsa.tracking import summary
 
 pytestmark = pytest.mark.usefixtures("global_rng_untouched")
 
