@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -150,6 +151,15 @@ def test_every_module_has_one_layer_and_imports_by_full_name():
     for module, tree in sources().items():
         for node in ast.walk(tree):  # a relative import would escape the tests above
             assert not (isinstance(node, ast.ImportFrom) and node.level), module
+
+
+def test_every_module_has_its_place_on_the_page():
+    page = (PACKAGE.parent / "docs" / "architecture.md").read_text()
+    rows = "\n".join(line.rpartition("|")[0].rpartition("|")[2] for line in page.splitlines())
+    named = re.findall(r"`(\w+)/?`", rows)
+    there = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
+    there |= {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert sorted(named) == sorted(there)
 
 
 def test_heavy_packages_have_one_home_each():
