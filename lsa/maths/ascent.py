@@ -14,6 +14,8 @@ from lsa.errors import InputError
 Function = Callable[[Tensor], tuple[float, Tensor]]
 """x `(d,)` ↦ f(x) and ∇f(x) `(d,)`."""
 
+NEAR = 0.1  # step, in radii, of a failure that shows the other side of a kink
+PATIENCE = 10  # evaluations without growth after which f has settled
 FAR = 2.0  # step, in radii, beyond which the projection leaves nothing but the gradient's direction
 
 
@@ -25,7 +27,8 @@ class Peak(NamedTuple):
     gradient: Tensor  # (d,) ∇f(x)
     gap: float  # max over the ball of ∇f(x)·(z − x): 0 at a stationary point, inside or on the rim
     evaluations: int
-    converged: bool
+    converged: bool  # to the gap asked for
+    settled: bool  # or f(x) no longer grew
 
 
 def ascend(
@@ -48,6 +51,13 @@ def ascend(
     on its rim. On the rim of a convex quadratic, gap = tol · f is an angle of √tol between the
     point and the gradient. It is first-order: a saddle has none either, and near one it is small.
     A few starts guard against that.
+
+    Where f has a kink, as the loss of a network with ReLU has, the highest point may lie on it: the
+    gradient jumps there, and steps along it zigzag. After a failure close by, the direction is
+    therefore the shortest vector between the gradients of both sides, as in bundle methods
+    (Lemaréchal 1975), which leads along the kink. The gap stays open however close x is (seen on
+    trained networks, in float64 too), so an ascent also ends, settled, when f has grown by less
+    than a tenth of tol · f in ten evaluations.
 
     Args:
         function: x `(d,)` ↦ (f(x), ∇f(x)); f(0) should be 0, so that `tol` is a share of the rise.
@@ -72,22 +82,36 @@ def ascend(
             f"the function is not finite at distance {x.norm():.3g} of the centre; choose a "
             f"radius below {radius:g}"
         )
-    step, evaluations = FAR, 1
+    step, evaluations, earlier, across = FAR, 1, [value], None
     while True:
         gap = radius * length(gradient) - dot(gradient, x)
         converged = gap <= tol * value
         if report:
             report(evaluations, max_evaluations, f"rise {value:.4g}, gap {gap:.2g}")
-        if converged or evaluations == max_evaluations:
-            return Peak(x, value, gradient, gap, evaluations, converged)
-        uphill = gradient / max(length(gradient), torch.finfo(x.dtype).tiny)
+        settled = evaluations > PATIENCE and 0 <= value - earlier[-PATIENCE - 1] <= tol * value / 10
+        if converged or settled or evaluations == max_evaluations:
+            return Peak(x, value, gradient, gap, evaluations, converged, settled)
+        uphill = gradient if across is None else nearest_to_zero(gradient, across)
+        uphill = uphill / max(length(uphill), torch.finfo(x.dtype).tiny)
         tried = project(x + step * radius * uphill, radius)
         found, slope = function(tried)
         evaluations += 1
         if _finite(found, slope) and found > value:
+            if across is not None:
+                across = min(across, gradient, key=lambda g: length(nearest_to_zero(slope, g)))
             x, value, gradient, step = tried, found, slope, 2 * step
         else:
             step = min(step, FAR) / 2
+            across = slope if step < NEAR and _finite(found, slope) else None
+        earlier.append(value)
+
+
+def nearest_to_zero(a: Tensor, b: Tensor) -> Tensor:
+    """The shortest vector on the segment from a to b."""
+    along = b - a
+    square = dot(along, along)
+    share = min(1.0, max(0.0, -dot(a, along) / square)) if square else 0.0
+    return a + share * along
 
 
 def project(x: Tensor, radius: float) -> Tensor:

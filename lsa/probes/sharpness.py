@@ -18,7 +18,7 @@ from lsa.probe import Curve, Metric, Report, Result, Sizes, Work, probe, standar
 
 FRACTIONS = np.linspace(0, 1, 11)  # of the way to a perturbation at which the rise is shown
 SAME = 0.01  # relative difference of two peaks that count as one
-CLIMB = 15  # gradients of one ascent, for the estimate of the cost
+CLIMB = 15  # gradients of one ascent, for the estimate of the cost; seen: 4 to 40
 
 Climb = Callable[[Function, Tensor, float], Peak]
 
@@ -82,7 +82,9 @@ def sharpness(
 
     worst_case: the largest rise found in the ball by projected ascents, a lower bound of the
     maximum, at least sam_rise and 0. At a minimum it is ρ²λ_max/2 for small ρ. `ascent_gap` is
-    what the ball still offers to first order, relative to it. Larger balls have several local
+    what the ball still offers to first order, relative to it; where the loss has a kink at its
+    highest point, as with ReLU, it stays open, and an ascent ends when the rise has settled: less
+    than a tenth of `tol` more in ten gradients. Larger balls have several local
     maxima, and SAM's step need not lead to the highest: `ascent_agreement` is the share of the
     starts that came within 1 % of it, and where it was one alone a note says so.
 
@@ -117,13 +119,19 @@ def sharpness(
         e = best.x if best.value > 0 else torch.zeros_like(best.x)
         rises, curves[f"{p}rise_along_worst"] = _along(landscape, theta, ball.scale * e, base)
         metrics |= _worst(p, rises, best, peaks)
-        converged &= best.converged
-        if not best.converged:
+        found = best.converged or best.settled
+        converged &= found
+        if not found:
             notes.append(
                 f"{p}worst_case: not converged after {max_gradients} gradients, so it may be "
                 "higher; raise max_gradients"
             )
-        elif len(peaks) > 1 and sum(_agreeing(peaks)) == 1:
+        elif not best.converged:
+            notes.append(
+                f"{p}worst_case: the rise settled at a kink of the loss, where the gap of "
+                f"{best.gap / best.value:.1%} cannot close"
+            )
+        if found and len(peaks) > 1 and sum(_agreeing(peaks)) == 1:
             notes.append(
                 f"{p}worst_case: only one of {len(peaks)} ascents reached it, so there may be "
                 "higher ones; raise starts"
@@ -279,7 +287,7 @@ def _on_batches(
             rise = _rise(batch, theta, ball)
             best = max(_search(rise, theta, ball, rng, starts, climb)[1], key=_height)
             values.append(max(best.value, 0.0))
-            missed += not best.converged
+            missed += not (best.converged or best.settled)
         found = torch.tensor(values, dtype=torch.float64)
         metrics[f"{ball.prefix}m_sharpness"] = _mean(found, found)
     return metrics, missed

@@ -99,3 +99,29 @@ def test_refusals(options):
     given = {"radius": 1.0} | options
     with pytest.raises(InputError, match="choose all of"):
         ascend(quadratic(symmetric(3), normal(3)), normal(3), **given)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_on_a_kink_it_settles_at_the_top_of_the_ridge(seed):
+    """f = a·x − c |b·x| is highest where b·x = 0, and its gradient is nowhere a's part in there."""
+    a, b = normal(30), normal(30, seed=1)
+    b = b / b.norm()
+
+    def ridge(x: Tensor) -> tuple[float, Tensor]:
+        side = math.copysign(1, dot(b, x))
+        return dot(a, x) - 9 * abs(dot(b, x)), a - 9 * side * b
+
+    found = ascend(ridge, normal(30, seed=2 + seed), 0.3)
+    exact = 0.3 * (a - dot(a, b) * b).norm().item()
+    assert found.settled and not found.converged and found.gap > 0.1 * found.value
+    assert found.evaluations < 60
+    assert exact * 0.99 < found.value <= exact * (1 + 1e-12)
+
+
+def test_slow_growth_is_not_taken_for_the_top():
+    """From next to a saddle, f grows by a constant factor a step: little, but not relative to f."""
+    H = torch.diag(torch.tensor([1.0, 0.9] + [0.0] * 8, dtype=torch.float64))
+    start = torch.full((10,), 1.0, dtype=torch.float64)
+    start[0] = 1e-4
+    found = ascend(quadratic(H, torch.zeros(10, dtype=torch.float64)), start, 1.0)
+    assert found.value > 0.5 * 0.9 * (1 - 1e-2)

@@ -243,3 +243,25 @@ def test_refusals(options, message):
     landscape, theta, _, _ = quadratic()
     with pytest.raises(InputError, match=message):
         measure(landscape, theta, **options)
+
+
+class Roof(nn.Module):
+    """b − 9 |a|: steep on both sides of a = 0, where alone it rises."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Parameter(torch.tensor([0.01], dtype=torch.float64))
+        self.b = nn.Parameter(torch.zeros(20, dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.b.sum() - 9 * self.a.abs()).expand(len(x), 1)
+
+
+def test_the_worst_case_on_a_kink_is_found_and_said_to_lie_there():
+    x = normal(4, 3)
+    landscape = Landscape(Roof(), x, x, lambda outputs, _: outputs.mean())
+    result = measure(landscape, flatten(landscape.model), rho=0.05)
+    exact = 20**0.5 * (0.05**2 - 0.01**2) ** 0.5 + 9 * 0.01
+    assert exact * 0.99 < values(result)["worst_case"] <= exact * (1 + 1e-9)
+    assert values(result)["ascent_gap"] > 0.1 and result.converged
+    assert any("settled at a kink" in note for note in result.notes)
