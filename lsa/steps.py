@@ -35,6 +35,8 @@ from lsa.landscape import Landscape
 from lsa.probe import Probe, Result, find
 from lsa.project import Recipe
 
+DONE = "done"  # what the first rank says of a finished step
+
 
 @dataclasses.dataclass(frozen=True)
 class Step:
@@ -170,12 +172,23 @@ def once(key: str, run: Callable[[], Step], *, reuse: bool) -> Step:
         reuse: Whether a finished one counts.
     """
     with claims.claim(store.uri(), key):
-        if waiting := spool.find(key, store.shown(store.uri())):
-            return finished_step(sync.deliver(waiting), reused=True)
-        # Anyway: to measure what is there already takes longer than to ask for it.
-        if reuse and (done := store.ask(lambda: runs.finished(key), None, anyway=True)):
-            return finished_step(done.run_id, reused=True)
-        return run()
+        done = _finished(key, reuse)
+        ranks.agreed(DONE if done else "")
+        return done or run()
+
+
+def helped() -> Step | None:
+    """For the other ranks of `once`: None where they are to help, else that there is no need."""
+    return Step("", {}, reused=True) if ranks.agreed("") == DONE else None
+
+
+def _finished(key: str, reuse: bool) -> Step | None:
+    if waiting := spool.find(key, store.shown(store.uri())):
+        return finished_step(sync.deliver(waiting), reused=True)
+    # Anyway: to measure what is there already takes longer than to ask for it.
+    if reuse and (done := store.ask(lambda: runs.finished(key), None, anyway=True)):
+        return finished_step(done.run_id, reused=True)
+    return None
 
 
 def step_tags(step: str, recipe: Recipe) -> dict[str, Any]:
@@ -215,6 +228,8 @@ def measure(
     check_sources(declared, sources)
     resolved = project.resolve(declared, options, "options")
     if ranks.rank():  # the first logs what this one helps to compute
+        if done := helped():
+            return done
         result = call_probe(declared, sources, seed, lambda *_: None, resolved)
         return Step("", {f"{name}/{key}": metric.value for key, metric in result.metrics.items()})
     recipe = sources[0].recipe

@@ -12,6 +12,7 @@ import mlflow
 import psutil
 import pytest
 from processes import started
+from two_ranks import on_two_ranks
 
 import lsa
 from lsa import cli
@@ -80,6 +81,18 @@ def test_a_probe_along_a_training_is_shared_too(workplace):
     )
     assert found[1].info.run_id == alone.run_id and before.keys() == {0, 1, 2}
     assert together == pytest.approx(before, rel=1e-5)
+
+
+def reused() -> tuple[str, bool]:
+    """A step that has been measured, asked for by a rank."""
+    found = lsa.measure("lanczos", lsa.load(optimizer="sgd", project="tiny"), k=1, reuse=True)
+    return found.run_id, found.reused
+
+
+def test_what_is_measured_already_keeps_no_rank_waiting(trained, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", environment()["MLFLOW_TRACKING_URI"])
+    alone = lsa.measure("lanczos", lsa.load(trained.run_id), k=1)
+    assert on_two_ranks(reused) == [(alone.run_id, True), ("", True)]
 
 
 @pytest.mark.parametrize(
