@@ -12,12 +12,13 @@ from itertools import combinations
 
 import pydantic
 
-from lsa import measurements, plots, results, runs, tracking
+from lsa import measurements, plots, runs, tracking
 from lsa.errors import InputError
 from lsa.factories import nearest
 from lsa.mode_graph import NAME, Pair, Stored, graph
 from lsa.probe import Result
 from lsa.project import Project
+from lsa.results import summary
 from lsa.studies import Handle, Study
 
 STEPS = ("interpolation", "auto_neb")
@@ -116,7 +117,7 @@ def log(opened: tracking.Run, result: Result, title: str) -> None:
         values |= {f"{NAME}/{name}_se_{source}": e for source, e in metric.errors.items()}
     opened.metrics(values)
     opened.arrays(result.arrays)
-    opened.json(results.summary(result), f"{NAME}.json")
+    opened.json(summary(result), f"{NAME}.json")
     opened.tags({f"lsa.note.{i}": note for i, note in enumerate(result.notes)})
     for path, figure in plots.figures(NAME, result, title).items():
         opened.figure(figure, path)

@@ -177,8 +177,8 @@ def once(key: str, run: Callable[[], Step], *, reuse: bool) -> Step:
         return done or run()
 
 
-def helped() -> Step | None:
-    """For the other ranks of `once`: None where they are to help, else that there is no need."""
+def told_done() -> Step | None:
+    """What the first rank, in `once`, tells the others of a step: done, or None, to be computed."""
     return Step("", {}, reused=True) if ranks.agreed("") == DONE else None
 
 
@@ -228,7 +228,7 @@ def measure(
     check_sources(declared, sources)
     resolved = project.resolve(declared, options, "options")
     if ranks.rank():  # the first logs what this one helps to compute
-        if done := helped():
+        if done := told_done():
             return done
         result = call_probe(declared, sources, seed, lambda *_: None, resolved)
         return Step("", {f"{name}/{key}": metric.value for key, metric in result.metrics.items()})

@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lsa import plots, progress, project, ranks, registry, results, stability, steps, tracking
+from lsa import plots, progress, project, ranks, registry, stability, steps, tracking
 from lsa.checkpoint import Checkpoint
 from lsa.errors import InputError
 from lsa.plots.trajectory import LIMITS, SHARPNESS
 from lsa.probe import Curve, Metric, Probe, Result, find
 from lsa.project import Recipe
+from lsa.results import json_number
 from lsa.steps import Step
 
 STEP = project.ALONG  # + name of the probe: the step's name
@@ -54,7 +55,7 @@ def follow(
             "alone; set train.checkpoint_every in the project and train again"
         )
     if ranks.rank():  # the first logs what this one helps to compute
-        if done := steps.helped():
+        if done := steps.told_done():
             return done
         for _ in _measured(declared, final, kept, seed, lambda *_: None, resolved):
             pass
@@ -231,7 +232,7 @@ def _metric(column: Sequence[Metric | None]) -> dict[str, Any]:
 
 
 def _column(values: Iterable[float | None]) -> list[float | str]:
-    return [results.json_number(np.nan if value is None else value) for value in values]
+    return [json_number(np.nan if value is None else value) for value in values]
 
 
 def threshold(recipe: Recipe, names: Sequence[str]) -> tuple[dict[str, Any] | None, list[str]]:
