@@ -111,8 +111,8 @@ def _refused(message: str, code: int) -> int:
 
 
 def _stopped(stop: signals.Killed) -> int:
-    _end_attached("KILLED", f"stopped by {stop}")
-    _say(f"stopped by {stop}; the run is marked KILLED")
+    marked = _end_attached("KILLED", f"stopped by {stop}") or stop.run_ended
+    _say(f"stopped by {stop}" + ("; the run is marked KILLED" if marked else ""))
     return stop.exit_code
 
 
@@ -121,12 +121,13 @@ def _say(message: str) -> None:
         print(f"lsa: {plain(message)}", file=sys.stderr)
 
 
-def _end_attached(status: str, message: str) -> None:
+def _end_attached(status: str, message: str) -> bool:
     """Under `mlflow run`, a command that stops before its step began must not stay RUNNING."""
-    if "MLFLOW_RUN_ID" in os.environ:
-        from lsa import tracking
+    if "MLFLOW_RUN_ID" not in os.environ:
+        return False
+    from lsa import tracking
 
-        tracking.end_attached(status, message)
+    return tracking.end_attached(status, message)
 
 
 def application(wanted: str | None = None) -> typer.Typer:

@@ -20,6 +20,7 @@ class Killed(BaseException):
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
         self.exit_code = 128 + number
+        self.run_ended = False  # whether the store has taken that its run is KILLED
 
 
 def behind(error: BaseException | None) -> Killed | None:
@@ -98,9 +99,12 @@ def caught() -> Iterator[None]:
 
 @contextlib.contextmanager
 def held() -> Iterator[None]:
-    """Put signals off to the end of the block: what cleans up after an error ends first."""
+    """Put signals off to the end of the block, which is to be done whole.
+
+    They come to the main thread alone, so in another there is nothing to put off.
+    """
     global _put_off
-    if _put_off is not None:
+    if _put_off is not None or threading.current_thread() is not threading.main_thread():
         yield
         return
     _put_off = []

@@ -10,13 +10,13 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import mlflow
 from mlflow.exceptions import MlflowException, RestException
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-from lsa import claims
+from lsa import claims, signals
 from lsa.errors import InputError, without_passwords
 
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # we draw our own
@@ -62,13 +62,39 @@ def shown(uri: str) -> str:
 def client() -> mlflow.MlflowClient:
     """A client of the store in use."""
     _prepare(uri())
-    return mlflow.MlflowClient()
+    return mlflow.MlflowClient() if _is_served(uri()) else _Whole()
+
+
+class _Whole(mlflow.MlflowClient):
+    """A database's client, whose calls no signal cuts short.
+
+    SQLAlchemy gives a connection up when an exception that is not an error comes in its statement,
+    but SQLite keeps its lock until nothing refers to the statement any more, and the traceback
+    does: the run could not be ended for as long as its process lives.
+    """
+
+    def __getattribute__(self, name: str) -> Any:
+        found = super().__getattribute__(name)
+        if name.startswith("_") or not callable(found):
+            return found
+
+        @functools.wraps(found)
+        def whole(*arguments: Any, **options: Any) -> Any:
+            with signals.held():
+                return found(*arguments, **options)
+
+        return whole
+
+
+def _is_served(uri: str) -> bool:
+    """Whether a server stands between this process and the database."""
+    return uri.startswith(("http", "databricks"))
 
 
 @functools.lru_cache(maxsize=4)
 def _prepare(uri: str) -> None:
     """Make a new database's tables, one process at a time: MLflow's own two would collide."""
-    if not uri.startswith(("http", "databricks")):
+    if not _is_served(uri):
         with claims.claim(uri, "tables"):
             path = Path(uri.removeprefix("sqlite:///"))
             if uri.startswith("sqlite:///") and "?" not in uri and not path.exists():

@@ -46,6 +46,7 @@ class Run:
         self._content = entry.content
         self._asked = entry.kept  # the store may have made the run already
         self._open = False
+        self.ended = False  # and the store has taken it
         self._sent_params: set[str] = set()
         self._sent_tags: dict[str, str] = {}
         self._sent_metrics = 0
@@ -167,6 +168,7 @@ class Run:
     def end(self, status: str) -> None:
         """End the run, at the time when it was measured if that is known."""
         client().set_terminated(self.id, status, self._content.ended or None)
+        self.ended = True
 
 
 def finite(values: Mapping[str, float], step: int, where: Mapping[str, str]) -> list[dict]:
@@ -292,7 +294,8 @@ def _place(content: spool.Content, again: str | None) -> None:
 
 def _fail(opened: Run, error: BaseException) -> None:
     """End a run that was not measured to its end."""
-    killed = isinstance(error, KeyboardInterrupt) or signals.behind(error)
+    stop = signals.behind(error)
+    killed = stop or isinstance(error, KeyboardInterrupt)
     gone = store.away(error)
     if not opened.entry.kept:  # else it is whole, and may yet be delivered
         if not killed:
@@ -302,6 +305,8 @@ def _fail(opened: Run, error: BaseException) -> None:
         opened.entry.leave()
     if opened.id and not gone:
         store.ask(lambda: opened.end("KILLED" if killed else "FAILED"), None)
+        if stop:
+            stop.run_ended = opened.ended
 
 
 def _note(opened: Run, error: BaseException) -> None:
@@ -316,13 +321,21 @@ def adopt(parent: str) -> None:
     _PARENT.set(parent)
 
 
-def end_attached(status: str, message: str) -> None:
-    """End the run that `mlflow run` made for this process when no step has begun in it."""
+def end_attached(status: str, message: str) -> bool:
+    """End the run that `mlflow run` made for this process when no step has begun in it.
+
+    Returns:
+        Whether there is one and the store has taken it.
+    """
     run_id = os.environ.get("MLFLOW_RUN_ID")
-    if run_id:
-        with contextlib.suppress(MlflowException):
-            client().set_tag(run_id, "lsa.error", message[:5000])
-            client().set_terminated(run_id, status)
+    if not run_id:
+        return False
+    try:
+        client().set_tag(run_id, "lsa.error", message[:5000])
+        client().set_terminated(run_id, status)
+    except MlflowException:
+        return False
+    return True
 
 
 def _experiment(name: str) -> str:
