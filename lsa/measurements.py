@@ -15,6 +15,7 @@ import pydantic
 from lsa import probe, runs, store, train_step
 from lsa.errors import InputError
 from lsa.maths.comparison import interval
+from lsa.metric_histories import metric_histories
 from lsa.project import ALONG, Project, first_rule
 from lsa.runs import Done
 
@@ -241,14 +242,11 @@ def histories(
     measurements: Sequence[Measurement], metric: str
 ) -> dict[str, dict[int, list[tuple[int, float]]]]:
     """Optimizer → seed → (epoch, value) of a number that training logs every epoch."""
-    runs = [m for m in measurements if m.step == "train"]
+    trainings = [m for m in measurements if m.step == "train"]
+    logged = metric_histories([m.done.run_id for m in trainings], metric)
     found: dict[str, dict[int, list[tuple[int, float]]]] = {}
-    client = store.client()
-    with ThreadPoolExecutor(FETCHERS) as pool:
-        histories = pool.map(lambda m: client.get_metric_history(m.done.run_id, metric), runs)
-    for m, logged in zip(runs, histories, strict=True):
-        by_epoch = {one.step: one.value for one in logged}
-        found.setdefault(m.subject, {})[m.seed] = sorted(by_epoch.items())
+    for m in trainings:
+        found.setdefault(m.subject, {})[m.seed] = sorted(logged[m.done.run_id].items())
     return found
 
 

@@ -16,7 +16,7 @@ import yaml
 from conftest import PROJECT
 from servers import LSA, Served, environment, lsa, postgres
 
-from lsa import server
+from lsa import metric_histories, server, store
 from lsa.errors import InputError
 from lsa.server import Server
 
@@ -177,7 +177,9 @@ def everything(client: Path, env: dict[str, str]) -> None:
 
 
 @pytest.mark.slow
-def test_everything_works_with_a_login_from_a_client_that_shares_no_disk(tmp_path, client):
+def test_everything_works_with_a_login_from_a_client_that_shares_no_disk(
+    tmp_path, client, monkeypatch
+):
     pytest.importorskip("flask_wtf", reason="flask-wtf is not installed (mlflow[auth])")
     (tmp_path / "host").mkdir()
     with Served(tmp_path / "host", "--auth", MLFLOW_AUTH_ADMIN_PASSWORD=PASSWORD) as served:
@@ -187,11 +189,28 @@ def test_everything_works_with_a_login_from_a_client_that_shares_no_disk(tmp_pat
         assert refused.stderr.count("\n") == 1
         login = {"MLFLOW_TRACKING_USERNAME": "admin", "MLFLOW_TRACKING_PASSWORD": PASSWORD}
         everything(client, outside | login)
+        for name, value in login.items():
+            monkeypatch.setenv(name, value)
+        check_histories(served.uri)
         assert (tmp_path / "host" / "server" / "artifacts").is_dir()
         assert {path.name for path in (tmp_path / "host").iterdir()} == {"server", "server.log"}
         assert status(served.uri, {"Host": "evil.example"}) == 403
         assert status(served.uri, {"Origin": "https://evil.example"}) == 403
     assert PASSWORD not in served.log.read_text()
+
+
+def check_histories(uri: str) -> None:
+    """The server gives those of many runs at once."""
+    former = store.addresses()
+    store.use(uri, uri)
+    try:
+        trained = store.client().search_runs(store.experiments(), "tags.`lsa.step` = 'train'")
+        run_id = trained[0].info.run_id
+        rows = metric_histories._together([run_id], "val/loss")
+        history = store.client().get_metric_history(run_id, "val/loss")
+        assert rows == [(run_id, one.step, one.value) for one in history] and rows
+    finally:
+        store.use(*former)
 
 
 def status(address: str, headers: dict[str, str]) -> int:

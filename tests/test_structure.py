@@ -61,7 +61,7 @@ LAYERS = [
     {"project", "progress", "mlproject", "plots", "interactive", "subspace_training", "mode_graph"},
     {"probes", "train"},
     {"checkpoint", "display", "store", "reports.drawings"},
-    {"runs", "server"},
+    {"runs", "server", "metric_histories"},
     {"tracking"},
     {"registry", "results"},
     {"sync"},
@@ -82,7 +82,7 @@ LAYERS = [
     {"__main__"},
 ]
 ALLOWED = {
-    "mlflow": {"store", "runs", "tracking", "registry"},
+    "mlflow": {"store", "runs", "metric_histories", "tracking", "registry"},
     "typer": {"cli", "cli_show", "cli_study", "cli_doctor", "cli_server"},
     "sqlalchemy": {"server"},
     "matplotlib": {"plots"},
