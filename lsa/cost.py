@@ -83,7 +83,9 @@ def measured(
         workers: Processes that will share cores and memory.
         optimizer: That trained the checkpoint.
     """
-    samples, spare = landscape.n_samples, budget.graph_memory(theta.device) // workers
+    samples, spare = landscape.n_samples, budget.fixed(budget.MEMORY, least=0)
+    if spare is None:
+        spare = budget.graph_memory(theta.device) // workers
     names = tuple(landscape.unflatten(theta))
     sizes = Sizes(len(theta), samples, training, validation, names, optimizer)
     n = min(SAMPLES, samples)

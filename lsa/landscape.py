@@ -60,15 +60,17 @@ class Landscape:
         x: Inputs, shape `(N, …)`, on the device where the work shall happen.
         y: Targets, shape `(N, …)`.
         loss: ℓ as an unweighted mean over a batch, `(outputs, targets) -> scalar`.
-        chunk: Samples per pass; bounds memory, does not change the result. Default what a CPU's
-            cache holds, or what fills a GPU within an eighth of its free memory.
+        chunk: Samples per pass; bounds memory, changes the result by rounding. Default `LSA_CHUNK`
+            in the environment, else what a CPU's cache holds, or what fills a GPU within an eighth
+            of its free memory.
         memory: Bytes that graphs may hold from one product to the next, which then costs up to a
-            third less; changes the result by rounding. Default half of the free memory, less for a
-            process that does not use all cores.
+            third less; changes the result by rounding. Default `LSA_GRAPH_MEMORY`, else half of the
+            free memory, less for a process that does not use all cores.
 
     Raises:
-        InputError: No samples, inputs and targets of different number, chunk below 1, or batch
-            norm without running statistics, whose loss depends on the chunk.
+        InputError: No samples, inputs and targets of different number, chunk below 1, a variable
+            that is no such number, or batch norm without running statistics, whose loss depends on
+            the chunk.
     """
 
     def __init__(
@@ -86,8 +88,8 @@ class Landscape:
         batch_norm.check_statistics(model)
         self.model = copy.deepcopy(model).to(x.device).eval()
         self.loss_function = loss
-        self._chunk = chunk
-        self._memory = memory
+        self._chunk = budget.fixed(budget.CHUNK, least=1) if chunk is None else chunk
+        self._memory = budget.fixed(budget.MEMORY, least=0) if memory is None else memory
         self._saved: dict[object, float] = {}  # by a sample's shape: bytes that its pass saves
         self._index()
         self._place(x, y)
@@ -116,6 +118,11 @@ class Landscape:
             size = products.saved(partial(self.outputs, x=few), flatten(self.model))
             self._saved[key] = size / len(few)
         return budget.card_size(self._saved[key], x.device)
+
+    @property
+    def graph_memory(self) -> int:
+        """Bytes that the graphs of products may hold now."""
+        return budget.graph_memory(self.x.device) if self._memory is None else self._memory
 
     # --- the vector θ ----------------------------------------------------------------------------
 
@@ -403,8 +410,7 @@ class Landscape:
             )
             for weight, x, y in self._chunks()
         ]
-        given = self._memory
-        return parts, theta, budget.graph_memory(self.x.device) if given is None else given
+        return parts, theta, self.graph_memory
 
     def _loss_of(self, outputs: Tensor, y: Tensor) -> Tensor:
         return self.loss_function(outputs, y)

@@ -427,3 +427,18 @@ def test_restricted_to_some_parameters_it_has_their_blocks_of_gradient_and_hessi
 def test_a_restriction_to_nothing_is_refused(mlp, names, message):
     with pytest.raises(InputError, match=message):
         mlp[0].restricted(mlp[1], names)
+
+
+def test_the_environment_fixes_chunk_and_memory_for_all_but_who_says_otherwise(mlp, monkeypatch):
+    landscape, theta = mlp
+    model, x, y, v = landscape.model, landscape.x, landscape.y, normal(len(theta))
+    expected = landscape.hessian(theta)(v)
+    for chunk, memory in ((5, 0), (5, 10**9), (23, 0)):
+        monkeypatch.setenv("LSA_CHUNK", str(chunk))
+        monkeypatch.setenv("LSA_GRAPH_MEMORY", str(memory))
+        fixed = Landscape(model, x, y)
+        for one in (fixed, fixed.subset(torch.arange(9))):
+            assert (one.chunk, one.graph_memory) == (chunk, memory)
+        assert torch.allclose(fixed.hessian(theta)(v), expected, rtol=1e-12)
+    own = Landscape(model, x, y, chunk=7, memory=8)
+    assert (own.chunk, own.graph_memory) == (7, 8)

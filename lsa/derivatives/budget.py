@@ -1,4 +1,8 @@
-"""How much at once: samples per pass, and memory for graphs that are kept."""
+"""How much at once: samples per pass, and memory for graphs that are kept.
+
+Both follow from rules that were measured, not from a measurement at run time: a run repeated is the
+same to the last digit.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,9 @@ import psutil
 import torch
 from torch import Tensor, nn
 
+from lsa.errors import InputError
+
+CHUNK, MEMORY = "LSA_CHUNK", "LSA_GRAPH_MEMORY"  # variables of the environment that fix either
 MOST = 512  # samples in one pass on a CPU
 MOST_ON_CARD = 4096
 PASS = 0.125  # of the free memory of a GPU may be taken by one pass
@@ -20,6 +27,24 @@ LIMITS = (
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
     ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
 )
+
+
+def fixed(name: str, least: int) -> int | None:
+    """What the user has fixed in the environment; None where it is lsa's to choose.
+
+    Raises:
+        InputError: No whole number, or less than `least`.
+    """
+    text = os.environ.get(name, "")
+    if not text:
+        return None
+    try:
+        value = float(text)
+        if value.is_integer() and value >= least:
+            return int(value)
+    except ValueError:
+        pass
+    raise InputError(f"{name}={text!r} is no whole number ≥ {least}; correct or unset it")
 
 
 def cache_size(model: nn.Module, x: Tensor) -> int:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from lsa.derivatives import budget
+from lsa.errors import InputError
 
 CPU = torch.device("cpu")
 
@@ -45,3 +46,15 @@ def test_a_pass_holds_fewer_of_larger_images():
     assert budget.cache_size(convolution, large) == 16
     assert budget.cache_size(torch.nn.Conv1d(7, 1, 3), torch.empty(5, 7, 9)) == 64
     assert budget.cache_size(linear, large) == budget.cache_size(linear, torch.empty(5, 7)) == 512
+
+
+def test_what_is_fixed_must_be_a_whole_number(monkeypatch):
+    monkeypatch.delenv(budget.CHUNK, raising=False)
+    assert budget.fixed(budget.CHUNK, least=1) is None
+    for text, value in (("32", 32), ("2e9", 2_000_000_000), ("", None)):
+        monkeypatch.setenv(budget.CHUNK, text)
+        assert budget.fixed(budget.CHUNK, least=1) == value
+    for text in ("0", "-1", "1.5", "many", "nan", "inf"):
+        monkeypatch.setenv(budget.CHUNK, text)
+        with pytest.raises(InputError, match=rf"LSA_CHUNK='{text}' is no whole number ≥ 1"):
+            budget.fixed(budget.CHUNK, least=1)

@@ -18,7 +18,7 @@ from processes import started
 from servers import LSA, Served, environment, lsa
 
 from faults import Row
-from faults.server import PATIENCE, PROJECT, numbers, runs
+from faults.server import PATIENCE, alone, numbers, runs
 
 CLIENTS = 24
 
@@ -211,13 +211,6 @@ def wrong_clock(folder: Path) -> Row:
 
 
 # --- how ------------------------------------------------------------------------------------------
-
-
-def alone(folder: Path, *, epochs: int) -> tuple[Path, str]:
-    """A client's folder with the project, and the address of a store of its own."""
-    (folder / "projects").mkdir(parents=True)
-    (folder / "projects" / "tiny.yaml").write_text(PROJECT.replace("EPOCHS", str(epochs)))
-    return folder, f"sqlite:///{folder}/mlflow.db"
 
 
 def until(condition: Callable[[], bool]) -> None:

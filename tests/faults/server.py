@@ -88,9 +88,9 @@ def in_a_probe(folder: Path, times: int) -> Row:
 
 def for_good(folder: Path) -> Row:
     """Kill it during a study and leave it so until the study has ended."""
-    with server(folder / "peace", epochs=60) as (served, client):
-        lsa("study", "tiny", cwd=client, env=environment(MLFLOW_TRACKING_URI=served.uri))
-        expected = numbers(served.uri)
+    client, uri = alone(folder / "peace", epochs=60)
+    lsa("study", "tiny", cwd=client, env=environment(MLFLOW_TRACKING_URI=uri))
+    expected = numbers(uri)
     with server(folder / "good", epochs=60) as (served, client):
         env = environment(MLFLOW_TRACKING_URI=served.uri, **IMPATIENT)
         command = ["study", "tiny"]
@@ -120,13 +120,17 @@ def for_good(folder: Path) -> Row:
 # --- how ------------------------------------------------------------------------------------------
 
 
+def alone(folder: Path, *, epochs: int) -> tuple[Path, str]:
+    """A client's folder with the project, and the address of a store of its own."""
+    (folder / "projects").mkdir(parents=True)
+    (folder / "projects" / "tiny.yaml").write_text(PROJECT.replace("EPOCHS", str(epochs)))
+    return folder, f"sqlite:///{folder}/mlflow.db"
+
+
 @contextlib.contextmanager
 def server(folder: Path, *, epochs: int):
     """A server and the folder of a client with the project."""
-    client = folder / "client"
-    (client / "projects").mkdir(parents=True)
-    text = PROJECT.replace("EPOCHS", str(epochs))
-    (client / "projects" / "tiny.yaml").write_text(text)
+    client, _ = alone(folder / "client", epochs=epochs)
     with Served(folder) as served:
         yield served, client
 
