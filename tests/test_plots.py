@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgba
+from matplotlib.text import Text
 
 from lsa import plots
 
@@ -69,3 +71,46 @@ def test_every_pair_has_a_panel_with_its_ways():
 def test_only_what_lies_between_the_checkpoints_is_shown(outside):
     x, y = plots.inside([outside, 0, 0.5, 1], [9, 1, np.inf, 2])
     assert (list(x), list(y)) == ([0, 1], [1, 2])
+
+
+def between(x: np.ndarray) -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:
+    return {"straight line": [(np.linspace(0, 1, 5), x)]}
+
+
+@pytest.mark.parametrize(
+    "y",
+    [
+        np.array([-0.00175, -0.0015, -0.00125, -0.001, -0.00075]),
+        np.array([12345.0, 12346.5, 12347.5, 12348.5, 12350.0]),
+        np.array([1e-7, 1e-3, 1.0, 1e3, 1e9]),
+        np.array([-1e-12, 3e-13, 1e-12, 2e-12, 3e-12]),
+    ],
+)
+@pytest.mark.parametrize("kind", ["overlay", "epochs", "profiles", "many profiles"])
+def test_the_margins_hold_all_text_and_none_lies_on_another(kind, y, monkeypatch):
+    drawn, draw = [], Text.draw
+
+    def listed(text, renderer, *arguments):
+        if text.get_visible() and text.get_text():
+            drawn.append((text.get_text(), text.get_window_extent().padded(-1)))
+        return draw(text, renderer, *arguments)
+
+    lines = {"a": [(np.array([1.0, 2, 3, 4, 5]), y)]}
+    pairs = {f"{a} – {a}": between(y) for a in ("sgd", "heavy", "adamw", "muon", "sam")}
+    figure = {
+        "overlay": lambda: plots.overlay("title", "x_name", "y_name", lines),
+        "epochs": lambda: plots.epochs("title", "y name", lines, lines, {"a": (y[0], "a: 1")}),
+        "profiles": lambda: plots.profiles(dict(list(pairs.items())[:2]), y[0]),
+        "many profiles": lambda: plots.profiles(pairs, y[0]),
+    }[kind]()
+    monkeypatch.setattr(Text, "draw", listed)
+    FigureCanvasAgg(figure).draw()
+    whole = figure.bbox
+    for i, (text, box) in enumerate(drawn):
+        inside = (
+            whole.x0 <= box.x0 <= box.x1 <= whole.x1 and whole.y0 <= box.y0 <= box.y1 <= whole.y1
+        )
+        assert inside, f"{text!r} at {box.extents} in {whole.extents}"
+        lying = [other for other, its in drawn[:i] if box.overlaps(its)]
+        assert not lying, f"{lying} on {text!r}"
+    assert len(drawn) > 10

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from lsa.plots.axes import axes
+from lsa.plots.axes import axes, settled
 from lsa.plots.overlay import Points, draw_levels, draw_lines, scale_axes
 
 
@@ -28,7 +28,7 @@ def epochs(
         thresholds: Optimizer → the value above which its training is unstable and its formula,
             dashed in the optimizer's colour.
     """
-    figure, (left, right) = axes(title, columns=2)
+    figure, (left, right) = axes(title, columns=2, layout=None)
     draw_lines(left, by_epoch)
     draw_levels(left, list(by_epoch), thresholds)
     shown = [np.asarray(values, float) for many in by_epoch.values() for values in many]
@@ -48,4 +48,5 @@ def epochs(
     right.set_ylim(left.get_ylim())
     right.invert_xaxis()
     right.set_xlabel("train loss (training goes to the right; dots: the last epoch)")
+    settled(figure, left=0.95, right=0.2, bottom=0.6, top=0.45)
     return figure

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from lsa.plots.axes import axes
+from lsa.plots.axes import axes, settled
 
 DECADES = 1e-7  # of the largest value, the smallest that a log axis shows
 Numbers = Sequence[float] | np.ndarray
@@ -31,7 +31,7 @@ def overlay(
         lines: Subject → the x and y of each seed.
         levels: Subject → a height and what it is, dashed in the subject's colour.
     """
-    figure, plot = axes(title)
+    figure, plot = axes(title, layout=None)
     draw_lines(plot, lines)
     draw_levels(plot, list(lines), levels or {})
     points = [np.asarray(values, float) for many in lines.values() for values in many]
@@ -39,6 +39,7 @@ def overlay(
     plot.set_xlabel(x_name.replace("_", " "))
     plot.set_ylabel(y_name.replace("_", " "))
     plot.legend(frameon=False)
+    settled(figure, left=0.95, right=0.2, bottom=0.6, top=0.4)
     return figure
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
+from lsa.plots.axes import settled
 from lsa.plots.overlay import Numbers, Points, draw_seeds
 
 COLUMNS = 3
@@ -32,7 +33,7 @@ def profiles(
     columns = min(COLUMNS, len(pairs))
     rows = -(-len(pairs) // columns)
     size = (PANEL[0] * columns, PANEL[1] * rows + 0.5)
-    figure = Figure(figsize=size, layout="constrained", dpi=110)
+    figure = Figure(figsize=size, dpi=110)
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     for panel in panels.flat[len(pairs) :]:
         panel.remove()
@@ -55,9 +56,8 @@ def profiles(
         for panel in panels.flat[: len(pairs)]
         for handle, text in zip(*panel.get_legend_handles_labels(), strict=True)
     }
-    figure.legend(
-        handles.values(), handles.keys(), loc="outside upper center", ncols=4, frameon=False
-    )
+    figure.legend(handles.values(), handles.keys(), loc="upper center", ncols=4, frameon=False)
+    settled(figure, left=0.95, right=0.2, bottom=0.6, top=0.75, between=0.3)
     return figure
 
 
