@@ -33,6 +33,7 @@ logging.getLogger("mlflow").setLevel(logging.ERROR)
 logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 logging.getLogger("alembic").setLevel(logging.ERROR)
 
+DATABASES = ("sqlite", "postgresql", "mysql", "mssql")  # whose tables MLflow makes at first use
 PAUSE = 30.0  # seconds in which a store that did not answer is not asked again
 _silent_until = 0.0
 T = TypeVar("T")
@@ -61,7 +62,10 @@ def shown(uri: str) -> str:
 
 def client() -> mlflow.MlflowClient:
     """A client of the store in use."""
-    _prepare(uri())
+    tracking, registry = addresses()
+    _prepare(tracking)
+    if registry.startswith(DATABASES):
+        _prepare(registry)
     return mlflow.MlflowClient() if _is_served(uri()) else _Whole()
 
 
@@ -99,7 +103,7 @@ def _prepare(uri: str) -> None:
             path = Path(uri.removeprefix("sqlite:///"))
             if uri.startswith("sqlite:///") and "?" not in uri and not path.exists():
                 make_whole(path)
-            mlflow.MlflowClient().search_experiments(max_results=1)
+            mlflow.MlflowClient(uri).search_experiments(max_results=1)
 
 
 def make_whole(path: Path, artifacts: str | None = None) -> None:

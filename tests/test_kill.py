@@ -19,6 +19,7 @@ from pathlib import Path
 import psutil
 import pytest
 from processes import started
+from servers import environment
 
 pytestmark = pytest.mark.slow
 
@@ -39,11 +40,9 @@ STUDY = [sys.executable, "-m", "lsa", "study", "tiny", "--workers", "2"]
 
 def start(folder: Path) -> contextlib.AbstractContextManager[subprocess.Popen]:
     """A study in its own process group, as a terminal starts it."""
-    dropped = ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME")
-    environment = {k: v for k, v in os.environ.items() if k not in dropped}
-    environment |= {"MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db", "OMP_NUM_THREADS": "1"}
+    outside = environment(MLFLOW_TRACKING_URI=f"sqlite:///{folder}/mlflow.db")
     return started(
-        STUDY, cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        STUDY, cwd=folder, env=outside, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sqlite3
 import subprocess
 import sys
 
@@ -40,3 +41,15 @@ def test_a_store_where_nothing_can_be_written_is_refused_in_one_line(tmp_path, m
     monkeypatch.setattr(mlflow, "get_tracking_uri", lambda: f"sqlite:///{tmp_path}/file/new.db")
     with pytest.raises(InputError, match=r"cannot make the store .*/file/new\.db: Not a directory"):
         store.client()
+
+
+def test_a_registry_of_its_own_is_made_whole_as_well(workplace):
+    """Two workers that were the first to open it made its tables at once."""
+    tracking, registry = store.addresses()[0], f"sqlite:///{workplace}/models.db"
+    store.use(tracking, registry)
+    store.client()
+    with sqlite3.connect(workplace / "models.db") as database:
+        tables = {name for (name,) in database.execute("select name from sqlite_master")}
+    assert {"registered_models", "evaluation_datasets"} <= tables
+    assert store.client().search_registered_models() == []
+    assert not (workplace / ".models.db.new").exists()
