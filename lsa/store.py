@@ -66,10 +66,10 @@ def client() -> mlflow.MlflowClient:
     _prepare(tracking)
     if registry.startswith(DATABASES):
         _prepare(registry)
-    return mlflow.MlflowClient() if _is_served(uri()) else _Whole()
+    return mlflow.MlflowClient() if _is_served(uri()) else _Uninterrupted()
 
 
-class _Whole(mlflow.MlflowClient):
+class _Uninterrupted(mlflow.MlflowClient):
     """A database's client, whose calls no signal cuts short.
 
     SQLAlchemy gives a connection up when an exception that is not an error comes in its statement,

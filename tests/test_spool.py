@@ -31,7 +31,7 @@ class Plug:
         self._before: Callable[[], None] = lambda: None
         self._after: Callable[[], None] = lambda: None
         monkeypatch.setattr(mlflow, "MlflowClient", self._client)
-        monkeypatch.setattr(store, "_Whole", self._client)
+        monkeypatch.setattr(store, "_Uninterrupted", self._client)
         monkeypatch.setattr(store, "PAUSE", 0.0)  # so that being there again is noticed at once
 
     def _client(self, *arguments: str, **named: str) -> Plugged:

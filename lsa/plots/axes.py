@@ -19,7 +19,7 @@ A, B = "tab:blue", "tab:orange"  # first and second of two things compared
 def axes(
     title: str, columns: int = 1, layout: Literal["constrained"] | None = "constrained"
 ) -> tuple[Figure, Any]:
-    """A figure with one panel, or an array of panels side by side; `layout=None` if `settled`."""
+    """A figure with a panel, or several side by side; `layout=None` for `fix_margins`."""
     figure = Figure(figsize=(PANEL[0] * columns, PANEL[1]), layout=layout, dpi=120)
     panels = figure.subplots(1, columns)
     if columns == 1:
@@ -29,7 +29,7 @@ def axes(
     return figure, panels
 
 
-def settled(
+def fix_margins(
     figure: Figure, left: float, right: float, bottom: float, top: float, between: float = 0.9
 ) -> None:
     """Give a figure margins, and its labels places, in inches, that do not depend on its text.

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from lsa.plots.axes import axes, settled
+from lsa.plots.axes import axes, fix_margins
 from lsa.plots.overlay import Points, draw_levels, draw_lines, scale_axes
 
 
@@ -48,5 +48,5 @@ def epochs(
     right.set_ylim(left.get_ylim())
     right.invert_xaxis()
     right.set_xlabel("train loss (training goes to the right; dots: the last epoch)")
-    settled(figure, left=0.95, right=0.2, bottom=0.6, top=0.45)
+    fix_margins(figure, left=0.95, right=0.2, bottom=0.6, top=0.45)
     return figure

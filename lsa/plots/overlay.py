@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from lsa.plots.axes import axes, settled
+from lsa.plots.axes import axes, fix_margins
 
 DECADES = 1e-7  # of the largest value, the smallest that a log axis shows
 Numbers = Sequence[float] | np.ndarray
@@ -39,7 +39,7 @@ def overlay(
     plot.set_xlabel(x_name.replace("_", " "))
     plot.set_ylabel(y_name.replace("_", " "))
     plot.legend(frameon=False)
-    settled(figure, left=0.95, right=0.2, bottom=0.6, top=0.4)
+    fix_margins(figure, left=0.95, right=0.2, bottom=0.6, top=0.4)
     return figure
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from lsa.plots.axes import settled
+from lsa.plots.axes import fix_margins
 from lsa.plots.overlay import Numbers, Points, draw_seeds
 
 COLUMNS = 3
@@ -57,7 +57,7 @@ def profiles(
         for handle, text in zip(*panel.get_legend_handles_labels(), strict=True)
     }
     figure.legend(handles.values(), handles.keys(), loc="upper center", ncols=4, frameon=False)
-    settled(figure, left=0.95, right=0.2, bottom=0.6, top=0.75, between=0.3)
+    fix_margins(figure, left=0.95, right=0.2, bottom=0.6, top=0.75, between=0.3)
     return figure
 
 
