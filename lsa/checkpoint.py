@@ -20,8 +20,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lsa import data, documents, muon_state, serial, stability
+from lsa import data, documents, muon_state, passes, serial, stability
 from lsa.data import Data
+from lsa.derivatives import budget
 from lsa.errors import InputError
 from lsa.landscape import Landscape, flatten
 from lsa.muon_state import MuonState
@@ -91,7 +92,8 @@ class Checkpoint:
     @functools.cached_property
     def training(self) -> Landscape:
         """L(θ) on the whole training split."""
-        return shared(Landscape(self.model, self.data.x_train, self.data.y_train))
+        landscape = Landscape(self.model, self.data.x_train, self.data.y_train)
+        return shared(passes.fitted(landscape) if budget.measures() else landscape)
 
     @functools.cached_property
     def validation(self) -> Landscape:

@@ -65,7 +65,7 @@ def study(
         raise InputError(f"address={address} is of a Ray cluster; give engine=ray with it")
     whole = projects.load(name or project or projects.DEFAULT)
     setting = whole if only is None else plan.only(whole, only.split(","))
-    runs.end_stale(setting.name)
+    runs.end_stale("project", setting.name)
     outlook = plan.outlook(setting, device=device)
     if dry_run:
         for one in outlook:

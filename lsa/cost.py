@@ -83,7 +83,7 @@ def measured(
         workers: Processes that will share cores and memory.
         optimizer: That trained the checkpoint.
     """
-    samples, spare = landscape.n_samples, budget.fixed(budget.MEMORY, least=0)
+    samples, spare = landscape.n_samples, budget.fixed_memory()
     if spare is None:
         spare = budget.graph_memory(theta.device) // workers
     names = tuple(landscape.unflatten(theta))

@@ -88,8 +88,8 @@ class Landscape:
         batch_norm.check_statistics(model)
         self.model = copy.deepcopy(model).to(x.device).eval()
         self.loss_function = loss
-        self._chunk = budget.fixed(budget.CHUNK, least=1) if chunk is None else chunk
-        self._memory = budget.fixed(budget.MEMORY, least=0) if memory is None else memory
+        self._chunk = budget.fixed_chunk() if chunk is None else chunk
+        self._memory = budget.fixed_memory() if memory is None else memory
         self._saved: dict[object, float] = {}  # by a sample's shape: bytes that its pass saves
         self._index()
         self._place(x, y)

@@ -262,4 +262,4 @@ def _begin(uri: str, registry: str, parent: str, project: str, folder: str, thre
     torch.set_num_threads(threads)
     store.use(uri, registry)
     tracking.adopt(parent)
-    runs.end_stale(project)
+    runs.end_stale("project", project)

@@ -168,23 +168,23 @@ def ended(name: str, tags: Mapping[str, str]) -> str | None:
     return found[0].info.run_id if found else None
 
 
-def end_stale(project: str) -> list[str]:
-    """End the runs of a project that are RUNNING although their process here has died.
+def end_stale(tag: str, value: str) -> list[str]:
+    """End the runs with a tag that are RUNNING although their process here has died.
 
     Returns:
         Their names.
     """
-    gone = [one for one in running(project) if provenance.gone(one.tags)]
+    gone = [one for one in running(tag, value) if provenance.gone(one.tags)]
     for one in gone:
         end_gone(one.run_id)
     return [one.name for one in gone]
 
 
-def running(project: str | None = None) -> list[Done]:
-    """The runs that are RUNNING, of a project or of all."""
+def running(tag: str = "", value: str = "") -> list[Done]:
+    """The runs that are RUNNING, those with a tag or all."""
     criteria = "attributes.status = 'RUNNING'"
-    if project is not None:
-        criteria += f" and tags.project = '{quoted(project)}'"
+    if tag:
+        criteria += f" and tags.`{tag}` = '{quoted(value)}'"
     return [_done(found) for found in client().search_runs(experiments(), criteria)]
 
 

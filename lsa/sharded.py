@@ -32,7 +32,8 @@ def shared(landscape: Landscape) -> Landscape:
         landscape.x,
         landscape.y,
         landscape.loss_function,
-        chunk=landscape._chunk,
+        # Of one size on all ranks, which go through blocks of samples together.
+        chunk=int(ranks.agreed(str(landscape.chunk))),
         memory=memory,
     )
 

@@ -23,12 +23,14 @@ from lsa import (
     registry,
     results,
     runs,
+    signals,
     spool,
     store,
     sync,
     tracking,
 )
 from lsa.checkpoint import Checkpoint
+from lsa.derivatives import budget
 from lsa.derivatives.precision import full_float32
 from lsa.errors import InputError
 from lsa.landscape import Landscape
@@ -177,9 +179,23 @@ def once(key: str, run: Callable[[], Step], *, reuse: bool) -> Step:
         return done or run()
 
 
-def told_done() -> Step | None:
-    """What the first rank, in `once`, tells the others of a step: done, or None, to be computed."""
-    return Step("", {}, reused=True) if ranks.agreed("") == DONE else None
+def helped(key: str, compute: Callable[[], Step]) -> Step:
+    """What a rank beside the first, which is in `once`, does of a step: its part, unless done.
+
+    It leaves no run open: should the first rank be killed, nobody else ends the one that it made.
+
+    Args:
+        key: Of the step.
+        compute: Computes this rank's part.
+    """
+    if ranks.agreed("") == DONE:
+        return Step("", {}, reused=True)
+    try:
+        return compute()
+    except BaseException:
+        with signals.held():
+            store.ask(lambda: runs.end_stale("lsa.key", key), None)
+        raise
 
 
 def _finished(key: str, reuse: bool) -> Step | None:
@@ -227,15 +243,20 @@ def measure(
     declared = find(name)
     check_sources(declared, sources)
     resolved = project.resolve(declared, options, "options")
-    if ranks.rank():  # the first logs what this one helps to compute
-        if done := told_done():
-            return done
-        result = call_probe(declared, sources, seed, lambda *_: None, resolved)
-        return Step("", {f"{name}/{key}": metric.value for key, metric in result.metrics.items()})
     recipe = sources[0].recipe
     models = [source.model_id for source in sources]
     key = probe_key(declared, resolved, models, recipe.landscape.samples, seed)
+    if ranks.rank():  # the first logs what this one helps to compute
+        return helped(key, lambda: _compute(declared, sources, seed, resolved))
     return once(key, lambda: _measure(declared, sources, seed, key, resolved), reuse=reuse)
+
+
+def _compute(
+    declared: Probe, sources: Sequence[Checkpoint], seed: int, resolved: dict[str, Any]
+) -> Step:
+    """A probe's numbers, logged by another rank."""
+    found = call_probe(declared, sources, seed, lambda *_: None, resolved).metrics
+    return Step("", {f"{declared.name}/{key}": metric.value for key, metric in found.items()})
 
 
 def _measure(
@@ -271,6 +292,7 @@ def check_sources(declared: Probe, sources: Sequence[Checkpoint]) -> None:
     Raises:
         InputError: Too few or many, of different models or data, or not finite.
     """
+    budget.check_environment()
     least, most = 1 + declared.pair, declared.most
     if not least <= len(sources) <= most:
         wanted = most if least == most else f"{least} to {most}"

@@ -225,7 +225,7 @@ class Study:
         if broken and isinstance(self._engine, Processes):
             for future in list(self._running):  # they broke with it
                 self._broke(future)
-            store.ask(lambda: runs.end_stale(self.setting.name), [])
+            store.ask(lambda: runs.end_stale("project", self.setting.name), [])
             self._engine.restart()
 
     def _broke(self, future: Future) -> bool:
@@ -317,7 +317,7 @@ def study(
     if workers < 1:
         raise InputError(f"workers={workers} must be at least 1; 1 runs steps in this process")
     setting = project.load(setting) if isinstance(setting, str) else setting
-    runs.end_stale(setting.name)
+    runs.end_stale("project", setting.name)
     tags = {"lsa.step": kind, "project": setting.name}
     name = name or f"{kind}-{setting.name}"
     with tracking.run(
@@ -346,7 +346,7 @@ def study(
             _current.reset(token)
             place.shutdown()
             if place.background:  # a worker that was ended by force could not end its run
-                store.ask(lambda: runs.end_stale(setting.name), [])
+                store.ask(lambda: runs.end_stale("project", setting.name), [])
         states = [handle.state for handle in running.handles]
         opened.metrics({f"steps_{state}": states.count(state) for state in ENDS})
         if running.failures:

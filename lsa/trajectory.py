@@ -54,15 +54,24 @@ def follow(
             f"the training of {recipe.optimizer} (seed {recipe.seed}) kept its final checkpoint "
             "alone; set train.checkpoint_every in the project and train again"
         )
-    if ranks.rank():  # the first logs what this one helps to compute
-        if done := steps.told_done():
-            return done
-        for _ in _measured(declared, final, kept, seed, lambda *_: None, resolved):
-            pass
-        return Step("", {})
     ids = [model_id for _, model_id in kept]
     key = steps.probe_key(declared, resolved, ids, final.recipe.landscape.samples, seed, along=True)
+    if ranks.rank():  # the first logs what this one helps to compute
+        return steps.helped(key, lambda: _compute(declared, final, kept, seed, resolved))
     return steps.once(key, lambda: _follow(declared, final, kept, seed, key, resolved), reuse=reuse)
+
+
+def _compute(
+    declared: Probe,
+    final: Checkpoint,
+    kept: Sequence[tuple[int, str]],
+    seed: int,
+    resolved: dict[str, Any],
+) -> Step:
+    """A probe at each checkpoint, logged by another rank."""
+    for _ in _measured(declared, final, kept, seed, lambda *_: None, resolved):
+        pass
+    return Step("", {})
 
 
 def models(key: str, epoch: int, final: str) -> list[tuple[int, str]]:

@@ -63,7 +63,7 @@ def costs(name: str, seeds: int) -> dict[str, int]:
         "resolve a beginning": asked(lambda: registry.resolve(run[:16])),
         "plan": asked(lambda: plan.outlook(setting)),
         "list": asked(lambda: registry.listing(name)),
-        "stale": asked(lambda: runs.end_stale(name)),
+        "stale": asked(lambda: runs.end_stale("project", name)),
         "measured": asked(lambda: measurements.newest(setting)),
     }
 

@@ -17,7 +17,7 @@ from mlflow.tracking import MlflowClient
 from processes import started
 
 import lsa
-from lsa import project, provenance, runs, steps, store, tracking, train_step
+from lsa import passes, project, provenance, runs, steps, store, tracking, train_step
 from lsa import train as training
 from lsa.errors import InputError
 from lsa.landscape import flatten
@@ -119,6 +119,32 @@ def test_a_probe_logs_on_its_run_and_on_the_checkpoint(trained):
     assert torch.equal(before, source.theta)
 
 
+def test_a_bad_environment_is_refused_before_a_run_is_made(trained, monkeypatch):
+    monkeypatch.setenv("LSA_GRAPH_MEMORY", "much")
+    with pytest.raises(InputError, match="LSA_GRAPH_MEMORY='much' is no whole number"):
+        lsa.measure("lanczos", lsa.load(trained.run_id), k=1)
+    assert not lanczos_runs()
+
+
+def lanczos_runs() -> list:
+    named = "tags.`lsa.step` = 'lanczos'"
+    return mlflow.search_runs(
+        search_all_experiments=True, filter_string=named, output_format="list"
+    )
+
+
+def test_samples_per_pass_are_measured_where_that_is_asked_for(trained, monkeypatch, tmp_path):
+    monkeypatch.setenv("LSA_CACHE", str(tmp_path / "cache"))
+    usual = lsa.measure("lanczos", lsa.load(trained.run_id), k=1)
+    monkeypatch.setenv("LSA_CHUNK", "measure")
+    monkeypatch.setattr(passes, "fastest", lambda _seconds, usual, most: usual // 2)
+    found = lsa.measure("lanczos", lsa.load(trained.run_id), k=1)
+    assert found.tags["lsa.chunk"] == "100"  # half of the training split
+    for name in ("lambda_max", "lambda_min"):
+        key = f"lanczos/{name}"
+        assert found.metrics[key] == pytest.approx(usual.metrics[key], rel=1e-5)
+
+
 def test_steps_with_the_same_key_are_reused(trained):
     recipe = project.load("tiny").recipe("sgd")
     again = train_step.train(recipe, reuse=True)
@@ -191,11 +217,11 @@ def test_runs_whose_process_died_are_ended(workplace):
         pass
     client = mlflow.MlflowClient()
     client.update_run(old.id, status="RUNNING")
-    assert runs.end_stale("tiny") == []  # this very process holds it
+    assert runs.end_stale("project", "tiny") == []  # this very process holds it
     pid = provenance.machine("cpu")["lsa.process"].partition("@")[0]
     client.set_tag(old.id, "lsa.process", f"{pid}@1.00")
-    assert runs.end_stale("other") == []
-    assert runs.end_stale("tiny") == ["old"]
+    assert runs.end_stale("project", "other") == []
+    assert runs.end_stale("project", "tiny") == ["old"]
     assert run(old.id).info.status == "KILLED" and "died" in run(old.id).data.tags["lsa.error"]
 
 

@@ -55,7 +55,7 @@ LAYERS = [
         "torchvision_data",
     },
     {"landscape", "data", "models", "optimizers"},
-    {"consistency", "noise_scale"},
+    {"consistency", "noise_scale", "passes"},
     {"probe", "heads", "stability", "sam", "symmetries", "sharded"},
     {"outline", "muon_state"},
     {"project", "progress", "mlproject", "plots", "interactive", "subspace_training", "mode_graph"},

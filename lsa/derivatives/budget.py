@@ -1,7 +1,7 @@
 """How much at once: samples per pass, and memory for graphs that are kept.
 
-Both follow from rules that were measured, not from a measurement at run time: a run repeated is the
-same to the last digit.
+Both follow from rules that were measured, not from a measurement at run time, unless that is asked
+for: a run repeated is the same to the last digit.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from lsa.errors import InputError
 
 CHUNK, MEMORY = "LSA_CHUNK", "LSA_GRAPH_MEMORY"  # variables of the environment that fix either
+MEASURE = "measure"  # value of the first: probes take what `lsa.passes` finds
 MOST = 512  # samples in one pass on a CPU
 MOST_ON_CARD = 4096
 PASS = 0.125  # of the free memory of a GPU may be taken by one pass
@@ -29,12 +30,40 @@ LIMITS = (
 )
 
 
-def fixed(name: str, least: int) -> int | None:
-    """What the user has fixed in the environment; None where it is lsa's to choose.
+def fixed_chunk() -> int | None:
+    """Samples per pass that the user has fixed in the environment; None where they are lsa's.
 
     Raises:
-        InputError: No whole number, or less than `least`.
+        InputError: Neither a whole number ≥ 1 nor `measure`.
     """
+    return None if measures() else _fixed(CHUNK, 1, f", nor {MEASURE!r}")
+
+
+def measures() -> bool:
+    """Whether the user wants the samples per pass measured."""
+    return os.environ.get(CHUNK) == MEASURE
+
+
+def fixed_memory() -> int | None:
+    """Bytes for graphs that the user has fixed in the environment; None where they are lsa's.
+
+    Raises:
+        InputError: No whole number ≥ 0.
+    """
+    return _fixed(MEMORY, 0)
+
+
+def check_environment() -> None:
+    """Refuse what neither variable can be.
+
+    Raises:
+        InputError: As above.
+    """
+    fixed_chunk()
+    fixed_memory()
+
+
+def _fixed(name: str, least: int, else_: str = "") -> int | None:
     text = os.environ.get(name, "")
     if not text:
         return None
@@ -44,7 +73,7 @@ def fixed(name: str, least: int) -> int | None:
             return int(value)
     except ValueError:
         pass
-    raise InputError(f"{name}={text!r} is no whole number ≥ {least}; correct or unset it")
+    raise InputError(f"{name}={text!r} is no whole number ≥ {least}{else_}; correct or unset it")
 
 
 def cache_size(model: nn.Module, x: Tensor) -> int:

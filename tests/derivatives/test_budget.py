@@ -50,11 +50,18 @@ def test_a_pass_holds_fewer_of_larger_images():
 
 def test_what_is_fixed_must_be_a_whole_number(monkeypatch):
     monkeypatch.delenv(budget.CHUNK, raising=False)
-    assert budget.fixed(budget.CHUNK, least=1) is None
-    for text, value in (("32", 32), ("2e9", 2_000_000_000), ("", None)):
+    assert budget.fixed_chunk() is None
+    for text, value in (("32", 32), ("2e9", 2_000_000_000), ("", None), ("measure", None)):
         monkeypatch.setenv(budget.CHUNK, text)
-        assert budget.fixed(budget.CHUNK, least=1) == value
+        assert budget.fixed_chunk() == value and budget.measures() == (text == "measure")
     for text in ("0", "-1", "1.5", "many", "nan", "inf"):
         monkeypatch.setenv(budget.CHUNK, text)
-        with pytest.raises(InputError, match=rf"LSA_CHUNK='{text}' is no whole number ≥ 1"):
-            budget.fixed(budget.CHUNK, least=1)
+        with pytest.raises(InputError, match=rf"LSA_CHUNK='{text}' is no .* ≥ 1, nor 'measure';"):
+            budget.check_environment()
+    monkeypatch.setenv(budget.CHUNK, "1")
+    monkeypatch.setenv(budget.MEMORY, "0")
+    assert budget.fixed_memory() == 0
+    for text in ("-1", "measure"):
+        monkeypatch.setenv(budget.MEMORY, text)
+        with pytest.raises(InputError, match=rf"LSA_GRAPH_MEMORY='{text}' is no .* ≥ 0;"):
+            budget.check_environment()
