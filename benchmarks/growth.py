@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from benchmarks import setting
 from benchmarks.timing import peak
-from lsa import models
 from lsa.maths import linalg
+from lsa.training import models
 
 SAMPLES = (512, 2048, 8192)
 WIDTHS = (64, 128, 256, 512)  # of simple_cnn: 0.18 to 11 million parameters

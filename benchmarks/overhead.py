@@ -30,9 +30,10 @@ import torch
 
 import lsa
 from benchmarks.summary import table
-from lsa import engines, plots, ray_tasks, runs, steps, studies
+from lsa import engines, plots, ray_tasks, steps, studies
 from lsa import project as projects
 from lsa.calls import Call
+from lsa.memory import runs
 from lsa.probe import Curve, Metric, Result, find, probe
 from lsa.project import Project
 

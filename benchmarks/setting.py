@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lsa import data, models
 from lsa.landscape import Landscape, flatten
+from lsa.training import data, models
 
 
 def images(folder: str | None, samples: int, device: str = "cpu") -> tuple[Tensor, Tensor]:

@@ -12,10 +12,10 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from benchmarks.timing import alternate
-from lsa import data, models
-from lsa.data import Data
 from lsa.project import Named, Recipe, Split, Train
-from lsa.train import train
+from lsa.training import data, models
+from lsa.training.data import Data
+from lsa.training.train import train
 
 IMAGES = {"simple_cnn": 2048, "mlp": 8192}  # so that an epoch takes about a second
 BATCH = 128

@@ -9,16 +9,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lsa.checkpoint import Checkpoint
     from lsa.errors import InputError
     from lsa.landscape import Landscape
+    from lsa.memory.checkpoint import Checkpoint
     from lsa.probe import PROBES, Curve, Metric, Result
     from lsa.steps import load, measure
     from lsa.studies import step, study
     from lsa.trajectory import follow
 
 _HOMES = {
-    "Checkpoint": "lsa.checkpoint",
+    "Checkpoint": "lsa.memory.checkpoint",
     "Curve": "lsa.probe",
     "InputError": "lsa.errors",
     "Landscape": "lsa.landscape",

@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from lsa import probe, progress, registry, steps, store, train_step, trajectory
-from lsa.checkpoint import Checkpoint
+from lsa import probe, progress, steps, train_step, trajectory
+from lsa.memory import registry, store
+from lsa.memory.checkpoint import Checkpoint
 from lsa.project import ALONG, Project
 from lsa.steps import Step
 

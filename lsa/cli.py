@@ -16,12 +16,13 @@ from typing import Annotated, Any, Literal, Optional
 
 import typer
 
-from lsa import failures, outline, probe, ranks, signals, spool
+from lsa import failures, outline, probe, ranks, signals
 from lsa.cli_doctor import doctor
 from lsa.cli_server import server, sync
 from lsa.cli_show import checkpoints, probes, show, written
 from lsa.cli_study import DEVICE, PROJECT, compare, mode_graph, report, study
 from lsa.errors import InputError, plain
+from lsa.memory import spool
 
 CONTEXT = {
     "help_option_names": ["-h", "--help"],
@@ -85,7 +86,7 @@ def _explained(error: BaseException, arguments: Sequence[str]) -> str | None:
     if isinstance(error, InputError | ArithmeticError | spool.NotLogged):  # arithmetic: diverged
         return str(error)
     if type(error).__module__ == "mlflow.exceptions":
-        from lsa import store
+        from lsa.memory import store
 
         return store.explained(error) if store.away(error) or store.barred(error) else None
     if isinstance(error, ModuleNotFoundError) and error.name in DRIVERS:
@@ -125,7 +126,7 @@ def _end_attached(status: str, message: str) -> bool:
     """Under `mlflow run`, a command that stops before its step began must not stay RUNNING."""
     if "MLFLOW_RUN_ID" not in os.environ:
         return False
-    from lsa import tracking
+    from lsa.memory import tracking
 
     return tracking.end_attached(status, message)
 

@@ -58,8 +58,9 @@ def study(
     ] = False,
 ) -> None:
     """Train every optimizer of a project and run every probe; print the table."""
-    from lsa import plan, runs, spool, studies
+    from lsa import plan, studies
     from lsa import project as projects
+    from lsa.memory import runs, spool
 
     if address and engine != "ray":
         raise InputError(f"address={address} is of a Ray cluster; give engine=ray with it")
@@ -172,7 +173,7 @@ def _ui_command() -> str:
     """The command that opens the UI on the store in use."""
     from pathlib import Path
 
-    from lsa import store
+    from lsa.memory import store
 
     uri = store.uri()
     if uri.startswith("http"):
@@ -279,7 +280,7 @@ def report(
     from pathlib import Path
 
     from lsa import project as projects
-    from lsa import tracking
+    from lsa.memory import tracking
     from lsa.reports import report as reports
 
     setting = projects.load(name or project or projects.DEFAULT)

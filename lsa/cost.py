@@ -11,12 +11,12 @@ import psutil
 import torch
 from torch import Tensor
 
-from lsa.checkpoint import load_data
 from lsa.derivatives import budget
 from lsa.landscape import Landscape, flatten
+from lsa.memory.checkpoint import load_data
 from lsa.probe import Probe, Sizes
 from lsa.project import Project, Recipe
-from lsa.train import network
+from lsa.training.train import network
 
 SAMPLES = 256  # on which the rates are measured
 STEP = 2.0  # seconds of a step beside its arithmetic: checkpoint, logging, figure

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from typing import Any, Protocol
 
-from lsa import progress, signals, store, tracking
+from lsa import progress, signals
+from lsa.memory import store, tracking
 
 NEWS = 0.2  # seconds between two reports of a worker's progress
 PATIENCE = 20.0  # seconds that a stopped worker has for ending its run

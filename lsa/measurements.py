@@ -12,12 +12,13 @@ from typing import Annotated, Any, TypeVar
 import numpy as np
 import pydantic
 
-from lsa import probe, runs, store, train_step
+from lsa import probe, train_step
 from lsa.errors import InputError
 from lsa.maths.comparison import interval
-from lsa.metric_histories import metric_histories
+from lsa.memory import runs, store
+from lsa.memory.metric_histories import metric_histories
+from lsa.memory.runs import Done
 from lsa.project import ALONG, Project, first_rule
-from lsa.runs import Done
 
 Shape = TypeVar("Shape", bound=pydantic.BaseModel)
 FETCHERS = 8  # artifacts asked for at once

@@ -12,14 +12,15 @@ from itertools import combinations
 
 import pydantic
 
-from lsa import measurements, plots, runs, tracking
+from lsa import measurements, plots
 from lsa.errors import InputError
-from lsa.factories import nearest
+from lsa.memory import runs, tracking
+from lsa.memory.results import summary
 from lsa.mode_graph import NAME, Pair, Stored, graph
 from lsa.probe import Result
 from lsa.project import Project
-from lsa.results import summary
 from lsa.studies import Handle, Study
+from lsa.training.factories import nearest
 
 STEPS = ("interpolation", "auto_neb")
 

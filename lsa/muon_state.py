@@ -25,9 +25,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lsa import optimizers, stability
+from lsa import stability
 from lsa.errors import InputError
 from lsa.stability import OptimizerState, Preconditioner
+from lsa.training import optimizers
 
 
 @dataclass(frozen=True)

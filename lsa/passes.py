@@ -18,10 +18,11 @@ from typing import Any
 
 import torch
 
-from lsa import documents, provenance
+from lsa import documents
 from lsa.errors import InputError
-from lsa.images import cache_folder
 from lsa.landscape import Landscape, flatten
+from lsa.memory import provenance
+from lsa.training.images import cache_folder
 
 log = logging.getLogger(__name__)
 

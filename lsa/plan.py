@@ -7,14 +7,15 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, Literal
 
-from lsa import cost, measurements, probe, provenance, registry, runs, steps, train_step
-from lsa.checkpoint import load_data
+from lsa import cost, measurements, probe, steps, train_step
 from lsa.errors import InputError
-from lsa.factories import nearest
+from lsa.memory import provenance, registry, runs
+from lsa.memory.checkpoint import load_data
+from lsa.memory.runs import Done
 from lsa.project import ALONG, Project
 from lsa.reports import report as reports
-from lsa.runs import Done
 from lsa.studies import Handle, Study
+from lsa.training.factories import nearest
 
 
 @dataclass(frozen=True)

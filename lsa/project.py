@@ -10,7 +10,7 @@ from pydantic import ConfigDict, Field, PrivateAttr
 
 from lsa import documents, probe
 from lsa.errors import InputError
-from lsa.factories import nearest
+from lsa.training.factories import nearest
 
 DEFAULT = "digits"
 ALONG = "trajectory."  # + name of a probe: the step that runs it along a training

@@ -21,8 +21,9 @@ from typing import Any
 
 import psutil
 
-from lsa import engines, progress, runs, signals, store, tracking
+from lsa import engines, progress, signals
 from lsa.errors import InputError
+from lsa.memory import runs, store, tracking
 
 RETRIES = 3  # of a step whose worker is lost: more than of a local one, since machines are lost too
 OBJECTS = 100 << 20  # bytes of a local Ray's object store: results are a few numbers

@@ -7,11 +7,12 @@ from collections.abc import Collection, Mapping
 from datetime import datetime, timezone
 from typing import Any, get_args
 
-from lsa import probe, project, registry, runs, steps
+from lsa import probe, project, steps
 from lsa.errors import InputError
+from lsa.memory import registry, runs
+from lsa.memory.results import json_number
+from lsa.memory.runs import Done
 from lsa.probe import Metric, Probe
-from lsa.results import json_number
-from lsa.runs import Done
 
 PICTURES = (".png", ".html")
 NOTE = "lsa.note."  # + its number: a tag

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lsa import optimizers
 from lsa.errors import InputError
+from lsa.training import optimizers
 
 DIAGONAL = ("SGD", "RMSprop", "Adagrad", "Adam", "AdamW")  # whose preconditioner is one
 KNOWN = (*DIAGONAL, "Muon")

@@ -11,29 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lsa import (
-    claims,
-    interactive,
-    partial,
-    plots,
-    progress,
-    project,
-    provenance,
-    ranks,
-    registry,
-    results,
-    runs,
-    signals,
-    spool,
-    store,
-    sync,
-    tracking,
-)
-from lsa.checkpoint import Checkpoint
+from lsa import claims, interactive, partial, plots, progress, project, ranks, signals
 from lsa.derivatives import budget
 from lsa.derivatives.precision import full_float32
 from lsa.errors import InputError
 from lsa.landscape import Landscape
+from lsa.memory import provenance, registry, results, runs, spool, store, sync, tracking
+from lsa.memory.checkpoint import Checkpoint
 from lsa.probe import Probe, Result, find
 from lsa.project import Recipe
 

@@ -23,10 +23,11 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from lsa import calls, failures, probe, progress, project, runs, spool, store, tracking
+from lsa import calls, failures, probe, progress, project
 from lsa.calls import TRAIN, Call
 from lsa.engines import Engine, Inline, Processes
 from lsa.errors import InputError, plain
+from lsa.memory import runs, spool, store, tracking
 from lsa.project import ALONG, Project
 from lsa.steps import Step
 from lsa.view import View, quiet

@@ -7,14 +7,15 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from lsa import checkpoint as checkpoints
-from lsa import progress, provenance, registry, serial, steps, store, tracking
-from lsa import train as training
-from lsa.checkpoint import Checkpoint
-from lsa.data import Data
+from lsa import progress, steps
 from lsa.errors import InputError
+from lsa.memory import checkpoint as checkpoints
+from lsa.memory import provenance, registry, serial, store, tracking
+from lsa.memory.checkpoint import Checkpoint
 from lsa.project import Recipe
 from lsa.steps import Step
+from lsa.training import train as training
+from lsa.training.data import Data
 
 SCRATCH = Path(".lsa")  # training states of runs that have not finished, in the working folder
 
@@ -140,7 +141,7 @@ def _checkpoint(
 def train_key(recipe: Recipe, data_hash: str, device: str) -> str:
     """Key of a training run."""
     content = {"recipe": recipe.model_dump(), "data": data_hash, "device": device}
-    return steps.step_key("train", "lsa.train", content)
+    return steps.step_key("train", "lsa.training.train", content)
 
 
 def train_params(recipe: Recipe) -> dict[str, Any]:

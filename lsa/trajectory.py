@@ -10,13 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lsa import plots, progress, project, ranks, registry, stability, steps, tracking
-from lsa.checkpoint import Checkpoint
+from lsa import plots, progress, project, ranks, stability, steps
 from lsa.errors import InputError
+from lsa.memory import registry, tracking
+from lsa.memory.checkpoint import Checkpoint
+from lsa.memory.results import json_number
 from lsa.plots.trajectory import LIMITS, SHARPNESS
 from lsa.probe import Curve, Metric, Probe, Result, find
 from lsa.project import Recipe
-from lsa.results import json_number
 from lsa.steps import Step
 
 STEP = project.ALONG  # + name of the probe: the step's name

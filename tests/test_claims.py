@@ -12,7 +12,8 @@ from collections.abc import Iterator
 import psutil
 from processes import started
 
-from lsa import claims, provenance
+from lsa import claims
+from lsa.memory import provenance
 
 HOLD = """
 import sys, time
@@ -46,7 +47,7 @@ def test_a_claim_waits_for_its_holder_and_survives_its_death(tmp_path):
 
 def test_a_process_is_known_to_be_gone(tmp_path):
     assert not provenance.gone(provenance.machine("cpu"))
-    code = "from lsa import provenance; print(provenance.machine('cpu')['lsa.process'])"
+    code = "from lsa.memory import provenance; print(provenance.machine('cpu')['lsa.process'])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     here = provenance.machine("cpu")
     assert provenance.gone(here | {"lsa.process": done.stdout.strip()})

@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lsa import consistency, data, models
+from lsa import consistency
 from lsa.errors import InputError
 from lsa.landscape import Landscape, flatten
 from lsa.probe import find
+from lsa.training import data, models
 
 pytestmark = pytest.mark.usefixtures("global_rng_untouched")
 

@@ -11,7 +11,8 @@ from collections import namedtuple
 import mlflow
 import pytest
 
-from lsa import cli, cli_doctor, doctor, provenance, runs, store
+from lsa import cli, cli_doctor, doctor
+from lsa.memory import provenance, runs, store
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's and SQLAlchemy's own
 Usage = namedtuple("Usage", "total used free")
@@ -51,7 +52,7 @@ def test_a_store_that_is_not_there_yet_is_not_made(workplace):
 def dead_run(workplace) -> str:
     """A run whose process has ended without ending it."""
     code = (
-        "from lsa import tracking; import os\n"
+        "from lsa.memory import tracking; import os\n"
         "with tracking.run('left', experiment='e', tags={}, device='cpu') as run:\n"
         "    print(run.id, flush=True)\n"
         "    os._exit(9)\n"

@@ -12,11 +12,12 @@ import mlflow
 import numpy as np
 import pytest
 
-from lsa import cli, mode_study, plan, plots, project, runs
+from lsa import cli, mode_study, plan, plots, project
 from lsa.errors import InputError
+from lsa.memory import runs
+from lsa.memory.results import summary
 from lsa.mode_graph import HEADINGS, NAME, WAYS, Pair, graph, rows
 from lsa.probe import Curve, Metric, Result
-from lsa.results import summary
 from lsa.studies import study
 
 PAGE = Path(__file__).parents[1] / "docs" / "probes" / "mode_graph.md"

@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lsa import muon_state, optimizers
+from lsa import muon_state
 from lsa.errors import InputError
 from lsa.muon_state import MuonState
+from lsa.training import optimizers
 
 pytestmark = pytest.mark.usefixtures("global_rng_untouched")
 

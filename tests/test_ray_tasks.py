@@ -17,8 +17,9 @@ import psutil
 import pytest
 from processes import started
 
-from lsa import cli, plan, project, ray_tasks, step, store, studies, study
+from lsa import cli, plan, project, ray_tasks, step, studies, study
 from lsa.errors import InputError
+from lsa.memory import store
 from lsa.ray_tasks import CONTEXT, Cluster, Demand
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's, SQLAlchemy's and Ray's own

@@ -8,8 +8,9 @@ import math
 import mlflow
 import pytest
 
-from lsa import cli, probe, records, registry, runs, store, tracking
+from lsa import cli, probe, records
 from lsa.errors import InputError
+from lsa.memory import registry, runs, store, tracking
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's and SQLAlchemy's own
 RUN = {

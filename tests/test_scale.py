@@ -15,7 +15,8 @@ import synthetic
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
-from lsa import measurements, plan, plots, project, registry, runs, store
+from lsa import measurements, plan, plots, project
+from lsa.memory import registry, runs, store
 from lsa.reports import drawings, report
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's and SQLAlchemy's own

@@ -14,9 +14,11 @@ import mlflow
 import pytest
 import synthetic
 
-from lsa import cli, project, registry, store, torchvision_data
+from lsa import cli, project
 from lsa.errors import InputError
+from lsa.memory import registry, store
 from lsa.reports import report
+from lsa.training import torchvision_data
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's and SQLAlchemy's own
 PACKAGE = Path(__file__).parent.parent / "lsa"

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lsa import optimizers, stability
+from lsa import stability
 from lsa.errors import InputError
 from lsa.stability import OptimizerState
+from lsa.training import optimizers
 
 pytestmark = pytest.mark.usefixtures("global_rng_untouched")
 

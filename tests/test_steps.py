@@ -17,11 +17,12 @@ from mlflow.tracking import MlflowClient
 from processes import started
 
 import lsa
-from lsa import passes, project, provenance, runs, steps, store, tracking, train_step
-from lsa import train as training
+from lsa import passes, project, steps, train_step
 from lsa.errors import InputError
 from lsa.landscape import flatten
+from lsa.memory import provenance, runs, store, tracking
 from lsa.probe import PROBES, Metric, Result, probe
+from lsa.training import train as training
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # MLflow's and SQLAlchemy's own
@@ -178,7 +179,7 @@ def test_numbers_that_are_not_finite_are_tags_not_metrics(trained):
 
 
 def test_a_damaged_or_foreign_checkpoint_is_refused(trained, tmp_path):
-    from lsa import checkpoint
+    from lsa.memory import checkpoint
 
     source = lsa.load(trained.run_id)
     folder = tmp_path / "copy"
@@ -235,7 +236,7 @@ def test_an_error_that_is_no_ones_input_leaves_its_traceback(workplace):
 
 
 def test_processes_may_open_a_new_store_at_once(workplace):
-    code = "from lsa import store; store.client().search_experiments()"
+    code = "from lsa.memory import store; store.client().search_experiments()"
     environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{workplace}/new.db"}
     command = [sys.executable, "-c", code]
     with started(command, env=environment) as one, started(command, env=environment) as other:

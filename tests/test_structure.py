@@ -13,7 +13,15 @@ PACKAGE = Path(__file__).parent.parent / "lsa"
 # A module imports only from lines above its own (probes and plots also within).
 LAYERS = [
     {"errors", "signals", "failures"},
-    {"mlflow_plugin", "provenance", "claims", "partial", "ranks", "documents", "spool"},
+    {
+        "mlflow_plugin",
+        "memory.provenance",
+        "claims",
+        "partial",
+        "ranks",
+        "documents",
+        "memory.spool",
+    },
     {
         "maths.krylov",
         "maths.paths",
@@ -21,8 +29,8 @@ LAYERS = [
         "maths.crossing",
         "maths.comparison",
         "maths.units",
-        "factories",
-        "serial",
+        "training.factories",
+        "memory.serial",
         "derivatives.batch_norm",
         "derivatives.group_norm",
         "derivatives.layer_gradients",
@@ -39,7 +47,7 @@ LAYERS = [
         "maths.trace",
         "maths.neb",
         "maths.permutations",
-        "images",
+        "training.images",
         "maths.levels",
         "maths.matching",
         "reports.page",
@@ -52,19 +60,19 @@ LAYERS = [
         "maths.ascent",
         "maths.autoneb",
         "maths.curves",
-        "torchvision_data",
+        "training.torchvision_data",
     },
-    {"landscape", "data", "models", "optimizers"},
+    {"landscape", "training.data", "training.models", "training.optimizers"},
     {"consistency", "noise_scale", "passes"},
     {"probe", "heads", "stability", "sam", "symmetries", "sharded"},
     {"outline", "muon_state"},
     {"project", "progress", "mlproject", "plots", "interactive", "subspace_training", "mode_graph"},
-    {"probes", "train"},
-    {"checkpoint", "display", "store", "reports.drawings"},
-    {"runs", "server", "metric_histories"},
-    {"tracking"},
-    {"registry", "results"},
-    {"sync"},
+    {"probes", "training.train"},
+    {"memory.checkpoint", "display", "memory.store", "reports.drawings"},
+    {"memory.runs", "memory.server", "memory.metric_histories"},
+    {"memory.tracking"},
+    {"memory.registry", "memory.results"},
+    {"memory.sync"},
     {"steps"},
     {"train_step"},
     {"trajectory"},
@@ -82,15 +90,15 @@ LAYERS = [
     {"__main__"},
 ]
 ALLOWED = {
-    "mlflow": {"store", "runs", "metric_histories", "tracking", "registry"},
+    "mlflow": {"memory"},
     "typer": {"cli", "cli_show", "cli_study", "cli_doctor", "cli_server"},
-    "sqlalchemy": {"server"},
+    "sqlalchemy": {"memory"},
     "matplotlib": {"plots"},
     "ray": {"ray_tasks"},
 }
 
-
-PARTED = {"maths", "derivatives", "reports"}  # packages whose modules stand in layers of their own
+# Packages whose modules stand in layers of their own.
+PARTED = {"maths", "derivatives", "training", "memory", "reports"}
 
 
 def unit(module: str) -> str:
@@ -172,8 +180,15 @@ def test_heavy_packages_have_one_home_each():
 def test_the_maths_loads_neither_tracking_nor_plots_nor_the_command_line():
     packages = ("probes.", "maths.", "derivatives.")
     names = [m for m in sources() if m.startswith(packages) and not m.endswith("__init__")]
-    names += ["landscape", "train", "probe", "stability", "muon_state", "sam", "symmetries"]
-    names += ["sharded", "consistency", "noise_scale", "heads", "subspace_training", "mode_graph"]
+    names += ["landscape", "sharded", "consistency", "noise_scale", "heads", "sam", "symmetries"]
+    names += [
+        "stability",
+        "muon_state",
+        "subspace_training",
+        "mode_graph",
+        "training.train",
+        "probe",
+    ]
     code = "; ".join(f"import lsa.{name}" for name in names)
     code += "; import sys; print({'mlflow', 'typer', 'matplotlib'} & set(sys.modules))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -18,9 +18,10 @@ import pytest
 from processes import started
 
 import lsa
-from lsa import plan, project, provenance, step, store, studies, study
+from lsa import plan, project, step, studies, study
 from lsa.engines import Inline
 from lsa.errors import InputError
+from lsa.memory import provenance, store
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's and SQLAlchemy's own
 

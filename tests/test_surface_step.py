@@ -14,8 +14,9 @@ import pytest
 from processes import started
 
 import lsa
-from lsa import cli, measurements, partial, project, records, runs, steps, train_step
+from lsa import cli, measurements, partial, project, records, steps, train_step
 from lsa.errors import InputError
+from lsa.memory import runs
 from lsa.project import Project
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's and SQLAlchemy's own

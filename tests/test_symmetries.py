@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lsa import models
 from lsa.landscape import Landscape, flatten
 from lsa.maths.permutations import permutation_spec
 from lsa.symmetries import function_change, rescaled, rescalings
+from lsa.training import models
 
 pytestmark = pytest.mark.usefixtures("global_rng_untouched")
 

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 import lsa
-from lsa import project, registry, steps, store, train_step
-from lsa import train as training
+from lsa import project, steps, train_step
+from lsa.memory import registry, store
+from lsa.training import train as training
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # MLflow's and SQLAlchemy's own

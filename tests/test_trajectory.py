@@ -10,10 +10,12 @@ import pytest
 import torch
 
 import lsa
-from lsa import cli, optimizers, plots, project, registry, runs, steps, train_step, trajectory
+from lsa import cli, plots, project, steps, train_step, trajectory
 from lsa.errors import InputError
+from lsa.memory import registry, runs
 from lsa.probe import PROBES, Metric, Result, find, probe
 from lsa.reports import report
+from lsa.training import optimizers
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # MLflow's and SQLAlchemy's own

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from lsa import plots, provenance
+from lsa import plots
+from lsa.memory import provenance
 
 FOLDER = Path(".lsa", "figures")
 KEPT = 200  # files, the newest; a report has about ten

@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from lsa import results, store, tracking
 from lsa.maths.comparison import seeds_needed
 from lsa.measurements import Measurement, histories, measured, trajectories
+from lsa.memory import results, store, tracking
 from lsa.project import Project
 from lsa.reports.checks import Check, checks
 from lsa.reports.findings import Finding, PairFinding, findings, pair_findings

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lsa import models
 from lsa.landscape import Landscape, flatten
+from lsa.training import models
 
 pytestmark = pytest.mark.cross
 

@@ -48,8 +48,8 @@ assert [owner.fp32_precision for owner in owners] == before
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
 def test_a_product_on_a_gpu_does_not_round_to_tf32():
-    from lsa import models
     from lsa.landscape import Landscape, flatten
+    from lsa.training import models
 
     rng = torch.Generator().manual_seed(0)
     x, y = torch.randn(64, 3, 16, 16, generator=rng), torch.randint(10, (64,), generator=rng)

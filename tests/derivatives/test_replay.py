@@ -6,9 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lsa import models
 from lsa.derivatives.replay import EAGER, replayed
 from lsa.landscape import Landscape, flatten
+from lsa.training import models
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
 

@@ -7,11 +7,11 @@ import shutil
 from pathlib import Path
 
 from faults import Row
-from lsa import checkpoint, provenance, serial
-from lsa import train as training
-from lsa.checkpoint import CONFIG, OPTIMIZER, WEIGHTS, Checkpoint
 from lsa.errors import InputError
+from lsa.memory import checkpoint, provenance, serial
+from lsa.memory.checkpoint import CONFIG, OPTIMIZER, WEIGHTS, Checkpoint
 from lsa.project import Project
+from lsa.training import train as training
 
 FILES = (CONFIG, WEIGHTS, OPTIMIZER)
 PLACES, BITS = 20, 200

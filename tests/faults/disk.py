@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from faults import Row
-from lsa import cli, registry, runs, store
+from lsa import cli
+from lsa.memory import registry, runs, store
 
 PROJECT = """
 dataset: {name: digits, train_limit: 200, val_limit: 100}

@@ -18,9 +18,10 @@ from typing import Any
 import yaml
 
 from faults import Row
-from lsa import checkpoint, cli, probe, project
-from lsa import train as training
+from lsa import cli, probe, project
 from lsa.errors import InputError
+from lsa.memory import checkpoint
+from lsa.training import train as training
 
 BASE: dict[str, Any] = {
     "dataset": {"name": "digits", "train_limit": 60, "val_limit": 20},

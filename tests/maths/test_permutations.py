@@ -14,7 +14,6 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from lsa import models
 from lsa.errors import InputError
 from lsa.maths.permutations import (
     Permutations,
@@ -25,6 +24,7 @@ from lsa.maths.permutations import (
     random_permutations,
     weight_matching,
 )
+from lsa.training import models
 
 Tensors = Mapping[str, Tensor]
 

@@ -10,12 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lsa import data, models, plots
+from lsa import plots
 from lsa.errors import InputError
 from lsa.landscape import Landscape, flatten
 from lsa.maths.paths import refine
 from lsa.probe import Result, find
 from lsa.probes.auto_neb import _gradient, _mini_batches, auto_neb
+from lsa.training import data, models
 
 QUICK = {"curve_steps": 20, "cycles": 2, "steps": 3, "pivots": 2, "between": 2, "lr": 0.05}
 

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from lsa import data, models, plots, probe, stability
+from lsa import plots, probe, stability
 from lsa.landscape import Landscape, flatten
+from lsa.memory.results import summary
 from lsa.project import resolve
-from lsa.results import summary
 from lsa.sharded import shared
+from lsa.training import data, models
 
 pytestmark = pytest.mark.usefixtures("global_rng_untouched")
 

@@ -12,13 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from lsa import data, models
 from lsa.errors import InputError
 from lsa.landscape import Landscape, flatten
 from lsa.maths.permutations import apply, permutation_spec, random_permutations
 from lsa.plots.interpolation import draw
 from lsa.probe import Result, find
 from lsa.probes.interpolation import interpolation
+from lsa.training import data, models
 
 pytestmark = pytest.mark.usefixtures("global_rng_untouched")
 QUANTITIES = ("train_loss", "train_error", "test_loss", "test_error")

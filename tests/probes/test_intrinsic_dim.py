@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lsa import data, models
 from lsa.errors import InputError
 from lsa.landscape import Landscape, flatten
 from lsa.maths.crossing import crossing
@@ -20,6 +19,7 @@ from lsa.maths.subspaces import make_projection
 from lsa.plots.intrinsic_dim import draw
 from lsa.probe import Result
 from lsa.probes.intrinsic_dim import _falling, _part, intrinsic_dim
+from lsa.training import data, models
 
 pytestmark = pytest.mark.usefixtures("global_rng_untouched")
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lsa import models
 from lsa.errors import InputError
 from lsa.landscape import Landscape, flatten
 from lsa.plots.layers import draw
 from lsa.probe import Result, Sizes, find
 from lsa.probes.layers import blocks, layers
+from lsa.training import models
 
 pytestmark = pytest.mark.usefixtures("global_rng_untouched")
 N = 160  # the errors are first-order: at 40 samples they are a quarter off the jackknife's

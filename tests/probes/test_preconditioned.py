@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.functional import hessian
 from torch.func import functional_call, grad
 
-from lsa import data, muon_state, optimizers, stability
+from lsa import muon_state, stability
 from lsa.errors import InputError
 from lsa.landscape import Landscape, flatten
 from lsa.plots.preconditioned import draw
@@ -22,6 +22,7 @@ from lsa.probe import Result
 from lsa.probes import preconditioned as module
 from lsa.probes.preconditioned import preconditioned
 from lsa.stability import OptimizerState
+from lsa.training import data, optimizers
 
 pytestmark = pytest.mark.usefixtures("global_rng_untouched")
 

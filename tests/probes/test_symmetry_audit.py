@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lsa import models
 from lsa.errors import InputError
 from lsa.landscape import Landscape, flatten
 from lsa.plots.symmetry_audit import draw
 from lsa.probe import Result, find
+from lsa.training import models
 
 pytestmark = pytest.mark.usefixtures("global_rng_untouched")
 

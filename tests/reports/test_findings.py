@@ -9,8 +9,8 @@ import pytest
 from lsa import cli, project
 from lsa.errors import InputError
 from lsa.measurements import Measurement, Trajectory, measured
+from lsa.memory.runs import Done
 from lsa.reports.findings import Finding, findings, pair_findings
-from lsa.runs import Done
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's and SQLAlchemy's own
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from lsa.measurements import Measurement, Trajectory
+from lsa.memory.runs import Done
 from lsa.project import Named, Project
 from lsa.reports.insights import (
     Insight,
@@ -21,7 +22,6 @@ from lsa.reports.insights import (
     momentum_flattens,
     sgd_is_noisiest,
 )
-from lsa.runs import Done
 
 KINDS = {"sgd": "plain", "heavy": "momentum", "adamw": "adaptive"}
 SEEDS = range(8)

@@ -19,10 +19,10 @@ from processes import started
 
 from lsa import cli, plan, project, step, study
 from lsa.measurements import Measurement, measured, written
+from lsa.memory.runs import Done
+from lsa.memory.store import shown
 from lsa.reports.checks import checks
 from lsa.reports.report import report
-from lsa.runs import Done
-from lsa.store import shown
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's and SQLAlchemy's own
 

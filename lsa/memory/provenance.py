@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-PACKAGE = Path(__file__).parent
+PACKAGE = Path(__file__).parent.parent
 
 
 @lru_cache(maxsize=1)

@@ -22,10 +22,11 @@ from mlflow.entities import Dataset, DatasetInput, LoggedModelInput, Metric, Par
 from mlflow.exceptions import MlflowException
 from mlflow.tracking.context.registry import resolve_tags
 
-from lsa import provenance, runs, signals, spool, store
-from lsa.checkpoint import Checkpoint
+from lsa import signals
 from lsa.errors import InputError, without_passwords
-from lsa.store import client, experiments, shown, uri
+from lsa.memory import provenance, runs, spool, store
+from lsa.memory.checkpoint import Checkpoint
+from lsa.memory.store import client, experiments, shown, uri
 
 KIND = "custom_model_development"
 _PARENT: ContextVar[str | None] = ContextVar("parent", default=None)

@@ -13,13 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lsa import data, models, noise_scale, optimizers
-from lsa.data import Data
+from lsa import noise_scale
 from lsa.derivatives import batch_norm
 from lsa.derivatives.budget import cache_size
 from lsa.landscape import Landscape, flatten
 from lsa.probe import Report
 from lsa.project import Recipe
+from lsa.training import data, models, optimizers
+from lsa.training.data import Data
 
 
 class Diverged(ArithmeticError):
@@ -32,7 +33,7 @@ class Epoch:
 
     number: int
     metrics: Mapping[str, float]
-    state: Mapping[str, Any]  # storable by lsa.serial; `train(…, state=…)` continues from it
+    state: Mapping[str, Any]  # storable by `lsa.memory.serial`; `train` goes on from it
 
 
 def network(recipe: Recipe, split: Data, trusted: Collection[str] = ()) -> nn.Module:

@@ -7,7 +7,7 @@ import math
 import pytest
 from mlflow.entities import Metric
 
-from lsa import metric_histories, store
+from lsa.memory import metric_histories, store
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's and SQLAlchemy's own
 

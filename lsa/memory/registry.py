@@ -17,12 +17,12 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 
-from lsa import checkpoint as checkpoints
-from lsa.checkpoint import Checkpoint
 from lsa.errors import InputError
-from lsa.runs import whole
-from lsa.store import away, client, experiments, explained, quoted, uri
-from lsa.tracking import Run, dataset_key, finite
+from lsa.memory import checkpoint as checkpoints
+from lsa.memory.checkpoint import Checkpoint
+from lsa.memory.runs import whole
+from lsa.memory.store import away, client, experiments, explained, quoted, uri
+from lsa.memory.tracking import Run, dataset_key, finite
 
 FLAVOR = "lsa"
 FILES, ABOUT = "files", "about.json"  # of a checkpoint in a spool entry

@@ -16,8 +16,8 @@ from pydantic import Field, NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lsa import factories
 from lsa.errors import InputError
+from lsa.training import factories
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 

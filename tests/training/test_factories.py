@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from lsa import factories
 from lsa.errors import InputError
+from lsa.training import factories
 
 
 @pytest.fixture
@@ -47,8 +47,8 @@ def test_trusted_package_offers_any_callable(foreign_package):
         "torch:load",
         "torch.utils.cpp_extension:load",
         "torchvision.models:get_model",
-        "lsa.models:build",
-        "lsa.factories:importlib",
+        "lsa.training.models:build",
+        "lsa.training.factories:importlib",
         "torch.optim:SGD",  # a class, but not of networks
     ],
 )

@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lsa import data, noise_scale, serial
+from lsa import noise_scale
 from lsa.landscape import Landscape, flatten
+from lsa.memory import serial
 from lsa.project import Project
-from lsa.train import Diverged, final_metrics, network, train
+from lsa.training import data
+from lsa.training.train import Diverged, final_metrics, network, train
 
 SETTING = {
     "name": "t",

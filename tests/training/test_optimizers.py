@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.optim import lr_scheduler
 
-from lsa import models, optimizers
 from lsa.errors import InputError
+from lsa.training import models, optimizers
 
 OF_TORCH = [
     name

@@ -11,8 +11,9 @@ import pytest
 from mlflow.exceptions import MlflowException
 
 import lsa
-from lsa import cli, project, registry, spool, step, steps, store, study, sync, train_step
+from lsa import cli, project, step, steps, study, train_step
 from lsa.errors import InputError
+from lsa.memory import registry, spool, store, sync
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # MLflow's and SQLAlchemy's own

@@ -10,8 +10,8 @@ import sys
 import mlflow
 import pytest
 
-from lsa import store
 from lsa.errors import InputError
+from lsa.memory import store
 
 KILLED_AT_WORK = """
 import os, signal, sys

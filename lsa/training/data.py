@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lsa import factories
 from lsa.errors import InputError
-from lsa.images import Split, image_folder
+from lsa.training import factories
+from lsa.training.images import Split, image_folder
 
 HELD_OUT = 0.2  # of a dataset that has one split only
 SEED = 0  # of every division and subset, so that they are the same for everyone
@@ -147,7 +147,7 @@ def digits() -> list[Split]:
 
 
 def _torchvision(name: str, label: str, options: dict[str, Any]) -> list[Split]:
-    from lsa import torchvision_data  # slow to import
+    from lsa.training import torchvision_data  # slow to import
 
     known = torchvision_data.names()
     if name not in known:

@@ -12,8 +12,8 @@ import torchvision.datasets
 from PIL import Image
 from scipy.io import savemat
 
-from lsa import data, torchvision_data
 from lsa.errors import InputError
+from lsa.training import data, torchvision_data
 
 
 @pytest.fixture(autouse=True)

@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from lsa import images
 from lsa.errors import InputError
+from lsa.training import images
 
 
 @pytest.fixture(autouse=True)

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call, grad, jvp, vjp
 
-from lsa import models
 from lsa.errors import InputError
+from lsa.training import models
 
 CIFAR = (3, 32, 32)
 

@@ -11,7 +11,8 @@ import pytest
 import sqlalchemy
 from sqlalchemy.orm import loading
 
-from lsa import runs, signals, tracking
+from lsa import signals
+from lsa.memory import runs, tracking
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's and SQLAlchemy's own
 

@@ -16,9 +16,9 @@ from pydantic import PositiveInt
 from torch import Tensor
 from torchvision import datasets
 
-from lsa import factories
 from lsa.errors import InputError
-from lsa.images import Split, decode, located
+from lsa.training import factories
+from lsa.training.images import Split, decode, located
 
 
 def names() -> list[str]:

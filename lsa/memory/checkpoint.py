@@ -20,16 +20,18 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lsa import data, documents, muon_state, passes, serial, stability
-from lsa.data import Data
+from lsa import documents, muon_state, passes, stability
 from lsa.derivatives import budget
 from lsa.errors import InputError
 from lsa.landscape import Landscape, flatten
+from lsa.memory import serial
 from lsa.muon_state import MuonState
 from lsa.project import Recipe, first_rule
 from lsa.sharded import shared
 from lsa.stability import OptimizerState
-from lsa.train import network
+from lsa.training import data
+from lsa.training.data import Data
+from lsa.training.train import network
 
 FORMAT = 1
 CONFIG, WEIGHTS, OPTIMIZER = "config.json", "weights.safetensors", "optimizer.safetensors"

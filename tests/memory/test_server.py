@@ -16,11 +16,11 @@ import yaml
 from conftest import PROJECT
 from servers import LSA, Served, environment, lsa, postgres
 
-from lsa import metric_histories, server, store
 from lsa.errors import InputError
-from lsa.server import Server
+from lsa.memory import metric_histories, server, store
+from lsa.memory.server import Server
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PASSWORD = "correct horse battery"
 
 

@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
-from lsa import factories
 from lsa.errors import InputError
+from lsa.training import factories
 
 Shape = tuple[int, ...]
 

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from lsa import data
 from lsa.errors import InputError
+from lsa.training import data
 
 
 @pytest.fixture(autouse=True)

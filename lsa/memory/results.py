@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from lsa.checkpoint import Checkpoint
+from lsa.memory.checkpoint import Checkpoint
+from lsa.memory.tracking import Run
 from lsa.probe import Probe, Result
-from lsa.tracking import Run
 
 
 def log(opened: Run, probe: Probe, result: Result, sources: Sequence[Checkpoint]) -> None:

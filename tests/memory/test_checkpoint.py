@@ -14,8 +14,9 @@ from faults import checkpoints as damage
 from safetensors.torch import save_file
 
 import lsa
-from lsa import checkpoint, cli, serial, store
+from lsa import cli
 from lsa.errors import InputError
+from lsa.memory import checkpoint, serial, store
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's and SQLAlchemy's own
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lsa import claims, registry, runs, spool, store, tracking
+from lsa import claims
 from lsa.errors import InputError
+from lsa.memory import registry, runs, spool, store, tracking
 
 
 def deliver(entry: spool.Entry) -> str:

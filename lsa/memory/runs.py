@@ -11,9 +11,10 @@ from typing import Any
 from mlflow.artifacts import download_artifacts
 from mlflow.exceptions import MlflowException
 
-from lsa import documents, provenance
+from lsa import documents
 from lsa.errors import InputError
-from lsa.store import client, experiments, quoted, shown, uri
+from lsa.memory import provenance
+from lsa.memory.store import client, experiments, quoted, shown, uri
 
 NOT_FINITE = "lsa.not_finite."  # + name of the metric: a tag that holds its value
 

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lsa.errors import InputError
-from lsa.factories import one_line
+from lsa.training.factories import one_line
 
 T = TypeVar("T")
 

@@ -1,0 +1,1 @@
+"""Data, networks and optimizers by name, and the loop that trains one with another."""
