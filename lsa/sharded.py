@@ -32,8 +32,7 @@ def shared(landscape: Landscape) -> Landscape:
         landscape.x,
         landscape.y,
         landscape.loss_function,
-        # Of one size on all ranks, which go through blocks of samples together.
-        chunk=int(ranks.agreed(str(landscape.chunk))),
+        chunk=landscape._chunk,
         memory=memory,
     )
 
@@ -142,7 +141,8 @@ class Sharded(Landscape):
 
     def sample_gradients(self, theta: Tensor) -> Iterator[Tensor]:
         """Per-sample gradients in blocks `(n, d)`, the rows of each computed by all ranks."""
-        size = min(ranks.size() * self.chunk, max(1, GRADIENTS // self.dimension))
+        chunk = int(ranks.agreed(str(self.chunk)))  # of which each may have chosen its own
+        size = min(ranks.size() * chunk, max(1, GRADIENTS // self.dimension))
         for rows in torch.arange(self.n_samples, device=self.x.device).split(size):
             block = self.subset(rows)
             if not (isinstance(block, Sharded) and block._divided):

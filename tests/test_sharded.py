@@ -97,6 +97,19 @@ def test_each_rank_works_on_its_own_samples():
     assert on_two_ranks(evaluated) == [[3], [3, 1]]
 
 
+def with_passes_of_its_own() -> Tensor:
+    place, theta, _ = landscape(7)
+    place.chunk = 1 + 2 * ranks.rank()  # as GPUs of unequal free memory choose
+    return torch.cat(list(place.sample_gradients(theta)))
+
+
+def test_ranks_whose_passes_differ_go_through_samples_together():
+    place, theta, _ = landscape(7)
+    alone = torch.cat(list(place.sample_gradients(theta)))
+    for found in on_two_ranks(with_passes_of_its_own):
+        torch.testing.assert_close(found, alone, rtol=1e-12, atol=1e-14)
+
+
 def alone_again() -> str:
     place, theta, _ = landscape(7)
     if ranks.rank() == 1:
