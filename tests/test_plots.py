@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgba
+from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from lsa import plots
+from lsa.plots.axes import make_logarithmic
+
+WIDE = "WIDE_NAMED_0.01"
 
 
 def seeds(slope: float, n: int = 5) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -19,18 +25,21 @@ def seeds(slope: float, n: int = 5) -> list[tuple[np.ndarray, np.ndarray]]:
 def test_an_overlay_has_a_colour_per_subject_thin_seeds_and_a_bold_median():
     figure = plots.overlay("t", "x", "y", {"a": seeds(1), "b": seeds(2)}, {"b": (0.5, "enough")})
     (plot,) = figure.axes
-    *_, bold_b, level = plot.lines
-    assert len(plot.lines) == 13  # five seeds and a median of each, one level
+    _bold_a, bold_b, level = plot.lines
+    _thin_a, thin_b = plot.collections
     assert np.allclose(bold_b.get_ydata(), seeds(2)[2][1])
-    assert bold_b.get_linewidth() > 2 * plot.lines[0].get_linewidth()
+    assert np.allclose(thin_b.get_segments(), np.stack([np.stack(p, 1) for p in seeds(2)]))
+    assert bold_b.get_linewidth() > 2 * thin_b.get_linewidth()[0]
     assert to_rgba(level.get_color()) == to_rgba(bold_b.get_color()) == to_rgba("C1")
+    assert tuple(thin_b.get_color()[0][:3]) == to_rgba("C1")[:3]
+    assert plot.get_ylim()[0] < 0 and plot.get_ylim()[1] > 6  # the lowest seed's and the highest's
     texts = [text.get_text() for text in plot.get_legend().get_texts()]
     assert texts == ["a", "b", "enough"]
 
 
 def test_a_single_seed_is_its_own_line():
     (plot,) = plots.overlay("t", "x", "y", {"a": seeds(1, 1)}).axes
-    assert len(plot.lines) == 1
+    assert len(plot.lines) == 1 and not plot.collections
 
 
 def test_the_median_covers_what_all_seeds_reach():
@@ -62,7 +71,8 @@ def test_every_pair_has_a_panel_with_its_ways():
     ways = {"straight line": seeds(1), "minimum-energy path": seeds(2)}
     figure = plots.profiles({f"a – {i}": ways for i in range(4)}, bound=2.3)
     assert [plot.get_title() for plot in figure.axes] == [f"a – {i}" for i in range(4)]
-    assert len(figure.axes[0].lines) == 13  # five seeds and a median of each, ln C
+    assert len(figure.axes[0].lines) == 3  # a median of each, ln C
+    assert [len(thin.get_segments()) for thin in figure.axes[0].collections] == [5, 5]
     texts = [text.get_text() for text in figure.legends[0].get_texts()]
     assert texts == ["straight line", "minimum-energy path", "ln C"]
 
@@ -86,31 +96,61 @@ def between(x: np.ndarray) -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:
         np.array([-1e-12, 3e-13, 1e-12, 2e-12, 3e-12]),
     ],
 )
-@pytest.mark.parametrize("kind", ["overlay", "epochs", "profiles", "many profiles"])
+@pytest.mark.parametrize("kind", ["overlay", "epochs", "profiles", "many profiles", "barriers"])
 def test_the_margins_hold_all_text_and_none_lies_on_another(kind, y, monkeypatch):
     drawn, draw = [], Text.draw
 
     def listed(text, renderer, *arguments):
         if text.get_visible() and text.get_text():
-            drawn.append((text.get_text(), text.get_window_extent().padded(-1)))
+            box = text.get_window_extent().padded(-1)
+            drawn.append((text.get_text(), box, text.get_rotation() % 90 == 0))
         return draw(text, renderer, *arguments)
 
     lines = {"a": [(np.array([1.0, 2, 3, 4, 5]), y)]}
+    heights = {("sgd", "b"): float(y[-1]), ("sgd", WIDE): float(y[0])}
     pairs = {f"{a} – {a}": between(y) for a in ("sgd", "heavy", "adamw", "muon", "sam")}
     figure = {
         "overlay": lambda: plots.overlay("title", "x_name", "y_name", lines),
         "epochs": lambda: plots.epochs("title", "y name", lines, lines, {"a": (y[0], "a: 1")}),
         "profiles": lambda: plots.profiles(dict(list(pairs.items())[:2]), y[0]),
         "many profiles": lambda: plots.profiles(pairs, y[0]),
+        "barriers": lambda: plots.barriers(["sgd", WIDE, "b"], heights, {}, ("above", "below")),
     }[kind]()
     monkeypatch.setattr(Text, "draw", listed)
     FigureCanvasAgg(figure).draw()
     whole = figure.bbox
-    for i, (text, box) in enumerate(drawn):
+    for i, (text, box, straight) in enumerate(drawn):
         inside = (
             whole.x0 <= box.x0 <= box.x1 <= whole.x1 and whole.y0 <= box.y0 <= box.y1 <= whole.y1
         )
         assert inside, f"{text!r} at {box.extents} in {whole.extents}"
-        lying = [other for other, its in drawn[:i] if box.overlaps(its)]
+        # The box of a text that stands askew is far larger than it.
+        lying = [t for t, its, flat in drawn[:i] if straight and flat and box.overlaps(its)]
         assert not lying, f"{lying} on {text!r}"
     assert len(drawn) > 10
+
+
+@pytest.mark.parametrize(
+    ("low", "high"), [(1e-5, 1e3), (1.5, 7), (0.3, 25), (0.02, 0.9), (1e-12, 1e4)]
+)
+def test_logarithmic_axes_say_in_plain_text_what_matplotlibs_own_say(low, high):
+    def texts(plot) -> list[str]:
+        plot.set_ylim(low, high)
+        found = [*plot.get_yticklabels(), *plot.get_yticklabels(minor=True)]
+        return [label.get_text() for label in found if label.get_text()]
+
+    usual, plain = Figure().subplots(), Figure().subplots()
+    usual.set_yscale("log")
+    make_logarithmic(plain, y=True)
+    raised = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+    expected = []
+    for text in texts(usual):
+        factor, power = re.fullmatch(
+            r"\$\\mathdefault\{(?:(\d)\\times)?10\^\{(.+)\}\}\$", text
+        ).groups()
+        expected.append((f"{factor}×" if factor else "") + "10" + power.translate(raised))
+    found = texts(plain)
+    kept = [text for text in expected if text[0] == "1" or text in found]
+    assert found == kept and len(found) >= 2
+    if high < 30 * low:
+        assert found == expected

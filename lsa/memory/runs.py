@@ -10,6 +10,7 @@ from typing import Any
 
 from mlflow.artifacts import download_artifacts
 from mlflow.exceptions import MlflowException
+from mlflow.utils.file_utils import get_local_path_or_none
 
 from lsa import documents
 from lsa.errors import InputError
@@ -148,8 +149,11 @@ def artifact(run_id: str, path: str, root: str = "") -> Any:
     """
     name = f"artifact {path} of run {run_id}"
     try:
+        root = root or client().get_run(run_id).info.artifact_uri or ""
+        here = get_local_path_or_none(root)
+        if here and Path(here, path).is_file():  # else MLflow would copy it first
+            return documents.read_json(Path(here, path), name)
         with tempfile.TemporaryDirectory() as scratch:
-            root = root or client().get_run(run_id).info.artifact_uri or ""
             file = download_artifacts(f"{root}/{path}", dst_path=scratch)
             return documents.read_json(Path(file), name)
     except (MlflowException, OSError) as error:

@@ -7,7 +7,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
+from lsa.plots.axes import Decades
+
+CELL = 1.1  # inches
+LETTER = 0.09  # inches, a wide one
 DECADES = 1e-3  # of the largest barrier, the smallest that has a colour of its own
 
 
@@ -32,9 +37,13 @@ def barriers(
             if i < j:
                 table[i, j] = upper.get((a, b), np.nan)
                 table[j, i] = lower.get((a, b), np.nan)
-    side = 1.1 * n + 2
-    figure = Figure(figsize=(side + 1, side), layout="constrained", dpi=110)
-    plot = figure.subplots()
+    side, longest = CELL * n, LETTER * max(map(len, names))
+    left, bottom = 0.3 + longest, 0.3 + 0.6 * longest  # where names stand askew
+    width, height = left + side + 1.3, bottom + side + 0.6
+    figure = Figure(figsize=(width, height), dpi=110)
+    plot = figure.add_axes((left / width, bottom / height, side / width, side / height))
+    at_right = (left + side + 0.2) / width, (bottom + 0.1 * side) / height
+    beside = figure.add_axes((*at_right, 0.15 / width, 0.8 * side / height))
     largest = np.nanmax(np.where(np.isfinite(table), table, np.nan), initial=0.0) or 1.0
     scale = LogNorm(DECADES * largest, largest, clip=True)
     image = plot.imshow(np.where(table > 0, table, DECADES * largest), norm=scale, cmap="viridis")
@@ -49,5 +58,6 @@ def barriers(
     plot.spines[:].set_visible(False)
     plot.tick_params(length=0)
     plot.set_title(f"above: {kinds[0]}\nbelow: {kinds[1]}", fontsize=10)
-    figure.colorbar(image, ax=plot, label="barrier (loss)", shrink=0.8)
+    bar = figure.colorbar(image, cax=beside, label="barrier (loss)", format=Decades())
+    bar.minorlocator = NullLocator()
     return figure

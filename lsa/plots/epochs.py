@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from lsa.plots.axes import axes, fix_margins
+from lsa.plots.axes import axes, fix_margins, make_logarithmic
 from lsa.plots.overlay import Points, draw_levels, draw_lines, scale_axes
 
 
@@ -43,8 +43,7 @@ def epochs(
         for losses, values in many:  # a loss may rise, so there is no median against it
             right.plot(losses, values, color=f"C{i}", linewidth=1, alpha=0.6)
             right.plot(losses[-1:], values[-1:], "o", color=f"C{i}", markersize=4)
-    right.set_xscale("log")
-    right.set_yscale(left.get_yscale())
+    make_logarithmic(right, x=True, y=left.get_yscale() == "log")
     right.set_ylim(left.get_ylim())
     right.invert_xaxis()
     right.set_xlabel("train loss (training goes to the right; dots: the last epoch)")

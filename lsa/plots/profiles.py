@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from lsa.plots.axes import fix_margins
+from lsa.plots.axes import fix_margins, make_logarithmic
 from lsa.plots.overlay import Numbers, Points, draw_seeds
 
 COLUMNS = 3
@@ -47,7 +47,7 @@ def profiles(
         [y for ways in pairs.values() for many in ways.values() for _, y in many]
     )
     if heights.min() > 0 and heights.max() > DECADE * heights.min():
-        panels[0, 0].set_yscale("log")  # of all, since they share the axis
+        make_logarithmic(panels[0, 0], y=True)  # of all, since they share the axis
     for panel in panels[:, 0]:
         panel.set_ylabel("train loss")
     figure.supxlabel("fraction of the way from the first to the second", fontsize=10)

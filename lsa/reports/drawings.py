@@ -6,9 +6,10 @@ Drawing takes nearly all the time of a report, and little of a project changes b
 from __future__ import annotations
 
 import contextlib
+import gc
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +39,23 @@ def png(draw: Callable[..., Any], *content: Any) -> bytes:
         if kept.startswith(START) and kept.endswith(END):
             file.touch()
             return kept
-    drawn = plots.png(draw(*content))
+    with _no_collection():
+        drawn = plots.png(draw(*content))
     with contextlib.suppress(OSError):  # a folder that cannot be written costs time alone
         _keep(file, drawn)
     return drawn
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """No search for garbage: one through all that MLflow loads takes as long as a figure does."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _keep(file: Path, drawn: bytes) -> None:
