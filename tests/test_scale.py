@@ -122,7 +122,8 @@ def test_a_figure_is_drawn_again_only_when_what_it_shows_has_changed(workplace, 
 
 QUESTIONS = """
 import json, time
-from lsa import plan, project, registry
+from lsa import plan, project
+from lsa.memory import registry
 from lsa.reports import report
 
 setting = project.load("ten")

@@ -97,7 +97,8 @@ import os, sys
 import torch
 import mlflow
 import lsa.plots.lanczos
-from lsa import checkpoint, project, registry, spool, steps, train_step
+from lsa import project, steps, train_step
+from lsa.memory import checkpoint, registry, spool
 torch.set_num_threads(1)
 checkpoint.load_data(project.load("tiny").recipe("sgd"), "cpu")  # before they part, so once
 

@@ -16,7 +16,7 @@ from lsa.memory import store
 KILLED_AT_WORK = """
 import os, signal, sys
 import mlflow.store.db.utils
-from lsa import store
+from lsa.memory import store
 mlflow.store.db.utils._upgrade_db = lambda _: os.kill(os.getpid(), signal.SIGKILL)
 mlflow.set_tracking_uri(sys.argv[1])
 store.client()
