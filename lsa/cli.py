@@ -296,9 +296,11 @@ def _plan(declared: probe.Probe, options: dict[str, Any], source: Any, along: bo
     if found is None:
         raise InputError(f"probe {declared.name} declares no work; add work=… to its @probe")
     each = " at each checkpoint" if along else ""
+    least, most = (duration(factor * found.seconds) for factor in found.spread)
+    between = f" ({least} to {most}, as the checkpoint is)" if least != most else ""
     n = at.n_samples
     return (
-        f"{declared.name}: about {duration(found.seconds)}{each}, "
+        f"{declared.name}: about {duration(found.seconds)}{between}{each}, "
         f"peak memory about {found.memory / 1e9:.1f} GB\n"
         f"measured here, for {n:,} samples: gradient {rates.gradient * n:.2g} s, "
         f"Hessian product {rates.product * n:.2g} s, "

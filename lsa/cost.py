@@ -47,6 +47,7 @@ class Cost:
 
     seconds: float
     memory: int  # bytes of the process at its peak
+    spread: tuple[float, float] = (1.0, 1.0)  # factors of the time, as the checkpoint may be
 
 
 def rates(
@@ -140,4 +141,4 @@ def probing(declared: Probe, options: Mapping[str, Any], measured: Rates) -> Cos
     if work.products or work.gauss_newton or work.covariance:
         kept = measured.graphs * measured.sizes.samples
         memory += int(min(OPERATORS * kept, SPARE * measured.spare))
-    return Cost(STEP + seconds, memory)
+    return Cost(STEP + seconds, memory, work.spread)

@@ -131,6 +131,8 @@ class Work:
     gauss_newton: float = 0.0  # products of the Gauss–Newton matrix with a vector
     covariance: float = 0.0  # products of the gradient covariance with a vector
     vectors: int = 0  # of length d held at once
+    # Factors of the time between which checkpoints lie, where it depends on what is found there.
+    spread: tuple[float, float] = (1.0, 1.0)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -104,7 +105,10 @@ def test_a_plan_predicts_and_measures_nothing(workplace, capsys):
     assert cli.run(["lanczos", *options, "--density_probes", "0", "--plan"]) == 0
     out = capsys.readouterr().out
     assert out.startswith("lanczos: about ") and "for 64 samples: gradient" in out
-    assert "λ" not in out and "run  " not in out
+    assert "λ" not in out and "run  " not in out and "as the checkpoint is" not in out
+    assert cli.run(["sharpness", *options, "--plan"]) == 0
+    spread = r"sharpness: about .* \(.* to .*, as the checkpoint is\), peak"
+    assert re.match(spread, capsys.readouterr().out)
 
 
 def test_mlproject_is_the_rendering_of_the_registry():

@@ -28,6 +28,7 @@ def _work(at: Sizes, *, points: int, align: str, **_: Any) -> Work:
         losses=lines * (points * (at.samples + at.validation) - 2 * at.samples),  # with slopes
         gradients=2.0 * lines * at.samples,
         vectors=4,
+        spread=(1 / lines, 1.0),  # one line where no unit has moved
     )
 
 

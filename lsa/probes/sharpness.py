@@ -18,7 +18,7 @@ from lsa.probe import Curve, Metric, Report, Result, Sizes, Work, probe, standar
 
 FRACTIONS = np.linspace(0, 1, 11)  # of the way to a perturbation at which the rise is shown
 SAME = 0.01  # relative difference of two peaks that count as one
-CLIMB = 15  # gradients of one ascent, for the estimate of the cost; seen: 4 to 40
+CLIMB, CLIMBS = 15, (4, 40)  # gradients of one ascent, for the estimate of the cost; as seen
 
 Climb = Callable[[Function, Tensor, float], Peak]
 
@@ -39,6 +39,7 @@ def _work(at: Sizes, *, probes: int, starts: int, m: int, **_: Any) -> Work:
         losses=2.0 * (2 * len(FRACTIONS) + 2 * probes) * at.samples,
         gradients=2.0 * (climbs + 6) * at.samples,
         vectors=16,
+        spread=(CLIMBS[0] / CLIMB, CLIMBS[1] / CLIMB),
     )
 
 
