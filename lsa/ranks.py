@@ -135,7 +135,8 @@ def _lost_told() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # all that gloo and NCCL raise
+        reason = str(error).partition("\n")[0].partition(". ")[0]  # without general advice
         raise InputError(
-            f"rank {rank()} of {size()} has lost another ({str(error).splitlines()[0]}); start all "
-            "again, and if it recurs look for a process out of memory"
+            f"rank {rank()} of {size()} has lost another ({reason}); start all again, and if it "
+            "recurs look for a process out of memory"
         ) from None
