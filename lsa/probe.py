@@ -14,13 +14,14 @@ this one declaration. The decorated function stays the plain function.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -288,7 +289,7 @@ def modules() -> dict[str, str]:
     found = {
         p.stem: f"lsa.probes.{p.stem}" for p in sorted(folder.glob("*.py")) if p.stem[0] != "_"
     }
-    for entry in entry_points(group="lsa.probes"):
+    for entry in _entries(entry_points):
         if found.get(entry.name, entry.module) != entry.module:
             raise InputError(
                 f"probe {entry.name!r} is declared in both {found[entry.name]} and "
@@ -296,6 +297,12 @@ def modules() -> dict[str, str]:
             )
         found[entry.name] = entry.module
     return found
+
+
+@functools.lru_cache(maxsize=1)
+def _entries(listed: Callable[..., Iterable[EntryPoint]]) -> tuple[EntryPoint, ...]:
+    """Those of group `lsa.probes`, asked for once: every installed package is read for them."""
+    return tuple(listed(group="lsa.probes"))
 
 
 def find(name: str) -> Probe:
