@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import math
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,9 +20,7 @@ from lsa import documents
 from lsa.errors import InputError
 from lsa.landscape import Landscape, flatten
 from lsa.memory import provenance
-from lsa.training.images import cache_folder
-
-log = logging.getLogger(__name__)
+from lsa.training.images import cache_folder, keep
 
 GAIN = 1.05  # by which each doubling or halving must be faster to be worth another
 SAMPLES = 64  # timed at least, however few are in a pass
@@ -43,7 +39,8 @@ def fitted(landscape: Landscape) -> Landscape:
     chunk = _kept(file)
     if chunk is None:
         chunk = fastest(lambda size: _seconds(landscape, size), min(landscape.chunk, n), n)
-        _keep(file, {**key, "chunk": chunk})
+        content = json.dumps({**key, "chunk": chunk})
+        keep(file, lambda temporary: temporary.write_text(content, encoding="utf-8"))
     return _in_passes(landscape, chunk, n)
 
 
@@ -113,14 +110,3 @@ def _kept(file: Path) -> int | None:
     except (InputError, LookupError, TypeError):
         return None
     return chunk if isinstance(chunk, int) and chunk >= 1 else None
-
-
-def _keep(file: Path, content: dict[str, Any]) -> None:
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=file.parent) as folder:
-            temporary = Path(folder) / file.name
-            temporary.write_text(json.dumps(content), encoding="utf-8")
-            temporary.replace(file)  # atomic: another process sees all of it or nothing
-    except OSError as error:
-        log.warning("the size of a pass is not kept: %s; set LSA_CACHE to a writable folder", error)

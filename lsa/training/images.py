@@ -54,6 +54,22 @@ def cache_folder() -> Path:
     return Path(os.environ.get("LSA_CACHE") or "~/.cache/lsa").expanduser()
 
 
+def keep(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file of the cache, of which another process sees all or nothing.
+
+    A folder that cannot be written costs time alone.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            temporary = Path(folder) / path.name
+            write(temporary)
+            temporary.replace(path)
+    except OSError as error:
+        kind = path.parent.name
+        log.warning("%s are not cached: %s; set LSA_CACHE to a writable folder", kind, error)
+
+
 def located(root: str) -> Path:
     """`root` as a path; a relative one is looked up in `$LSA_DATA`, else in the current folder."""
     return Path(os.environ.get("LSA_DATA") or ".").expanduser() / Path(root).expanduser()
@@ -150,14 +166,7 @@ def _cached(key: str, make: Callable[[], Tensor]) -> Tensor:
     except (OSError, SafetensorError, KeyError) as error:
         log.warning("%s is made anew: %s", path, error)
     images = make()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            temporary = Path(folder) / path.name
-            save_file({"images": images}, temporary)
-            temporary.replace(path)  # atomic: another process sees all of it or nothing
-    except OSError as error:
-        log.warning("images are not cached: %s; set LSA_CACHE to a writable folder", error)
+    keep(path, lambda temporary: save_file({"images": images}, temporary))
     return images
 
 
