@@ -11,7 +11,7 @@ from typing import Any
 from lsa import probe, progress, steps, train_step, trajectory
 from lsa.memory import registry, store
 from lsa.memory.checkpoint import Checkpoint
-from lsa.project import ALONG, Project
+from lsa.project import ALONG, Project, trusted_by
 from lsa.steps import Step
 
 TRAIN = "train"
@@ -80,7 +80,7 @@ def perform(call: Call, *trained: Step) -> Step:
 def _perform(call: Call, addresses: Sequence[str]) -> Step:
     overrides = call.options if call.step == TRAIN else {}
     recipe = call.setting.recipe(call.optimizers[0], call.seeds[0], **overrides)
-    trusted = steps.trusted_by(recipe)
+    trusted = trusted_by(recipe)
     if call.step == TRAIN:
         return train_step.train(recipe, device=call.device, reuse=True, trusted=trusted)
     place = steps.device_of(call.device)

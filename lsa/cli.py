@@ -185,14 +185,14 @@ def train(
 ) -> None:
     """Train by a project's recipe, log every epoch, register the checkpoint."""
     from lsa import project as projects
-    from lsa import steps, train_step
+    from lsa import train_step
 
     if resume not in ("auto", "never"):
         raise InputError(f"resume={resume!r} must be auto or never")
     setting = projects.load(project or projects.DEFAULT)
     recipe = setting.recipe(optimizer, seed, epochs=epochs, batch_size=batch_size, lr=lr)
     done = train_step.train(
-        recipe, device=device, resume=resume == "auto", trusted=steps.trusted_by(recipe)
+        recipe, device=device, resume=resume == "auto", trusted=projects.trusted_by(recipe)
     )
     _print_metrics(done, ("final/", "train/seconds"))
     print(f"run         {done.run_id}\ncheckpoint  {done.address}")

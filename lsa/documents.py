@@ -7,6 +7,7 @@ whoever walks through it.
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,11 @@ def parse_json(text: str, name: str) -> Any:
         if not level:
             return found
     raise InputError(f"{name} nests its values more than {DEPTH} deep; get it anew")
+
+
+def json_number(value: float) -> float | str:
+    """A JSON number, or the name of one that JSON does not have."""
+    return float(value) if math.isfinite(value) else str(float(value))
 
 
 def _children(node: Any) -> list[Any]:

@@ -9,10 +9,10 @@ from typing import Any, Literal
 
 from lsa import cost, measurements, probe, steps, train_step
 from lsa.errors import InputError
-from lsa.memory import provenance, registry, runs
+from lsa.memory import provenance, registered, runs
 from lsa.memory.checkpoint import load_data
 from lsa.memory.runs import Done
-from lsa.project import ALONG, Project
+from lsa.project import ALONG, Project, trusted_by
 from lsa.reports import report as reports
 from lsa.studies import Handle, Study
 from lsa.training.factories import nearest
@@ -113,7 +113,7 @@ def outlook(setting: Project, *, device: str = "auto") -> list[Outlook]:
     by_key = {run.tags["lsa.key"]: run for run in reversed(done) if "lsa.key" in run.tags}
     before = _newest(done)
     models: dict[tuple[str, int], str] = {}
-    kept = registry.kept(setting.name) if setting.trajectory else ({}, {})
+    kept = registered.kept(setting.name) if setting.trajectory else ({}, {})
     found = []
     for one in planned(setting):
         subject = " – ".join(one.optimizers)
@@ -217,7 +217,7 @@ def forecast(
     if not kinds:
         return Forecast({}, 0.0, {}, [])
     recipe = setting.recipe(next(iter(setting.optimizers)))
-    place, trusted = steps.device_of(device), steps.trusted_by(recipe)
+    place, trusted = steps.device_of(device), trusted_by(recipe)
     rates = cost.rates(setting, recipe, place, trusted, workers)
     seconds, unknown, peaks = {}, [], {}
     took = _took(setting)

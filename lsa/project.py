@@ -224,6 +224,12 @@ def folders() -> list[Path]:
     return [Path("projects"), package.parent / "projects", package / "_projects"]
 
 
+def trusted_by(recipe: Recipe) -> tuple[str, ...]:
+    """Packages that a project file on this machine names: naming them there is trusting them."""
+    names = (recipe.model.name, recipe.rule.name)
+    return tuple(name.partition(".")[0].partition(":")[0] for name in names if ":" in name)
+
+
 def _locate(name: str) -> Path:
     if name.endswith((".yaml", ".yml")):
         if Path(name).is_file():

@@ -7,10 +7,10 @@ from collections.abc import Collection, Mapping
 from datetime import datetime, timezone
 from typing import Any, get_args
 
-from lsa import probe, project, steps
+from lsa import probe, project
+from lsa.documents import json_number
 from lsa.errors import InputError
-from lsa.memory import registry, runs
-from lsa.memory.results import json_number
+from lsa.memory import registered, runs
 from lsa.memory.runs import Done
 from lsa.probe import Metric, Probe
 
@@ -43,8 +43,8 @@ def find(
     if reference and not optimizer and not reference.startswith(("models:/", "runs:/")):
         named = runs.whole(reference)
     else:
-        address, _ = steps.locate(reference, name, optimizer, seed)
-        named = runs.read(registry.training(address))
+        address, _ = registered.locate(reference, name, optimizer, seed)
+        named = runs.read(registered.training(address))
     if step is None:
         return named
     command = probe.find(step.removeprefix(project.ALONG)).name
@@ -128,7 +128,7 @@ def _checkpoints(done: Done, step: str) -> list[dict[str, str]]:
     found = []
     for one in ids:
         try:
-            address = registry.resolve(one)
+            address = registered.resolve(one)
         except InputError:  # deleted since
             address = ""
         found.append({"address": address, "run": one})
@@ -176,7 +176,7 @@ def checkpoints(name: str | None = None) -> list[dict[str, Any]]:
                 if key.partition("/")[0] in measured
             },
         }
-        for one in registry.listing(name)
+        for one in registered.listing(name)
     ]
 
 

@@ -16,7 +16,7 @@ from lsa.derivatives import budget
 from lsa.derivatives.precision import full_float32
 from lsa.errors import InputError
 from lsa.landscape import Landscape
-from lsa.memory import provenance, registry, results, runs, spool, store, sync, tracking
+from lsa.memory import provenance, registered, registry, results, runs, spool, store, sync, tracking
 from lsa.memory.checkpoint import Checkpoint
 from lsa.probe import Probe, Result, find
 from lsa.project import Recipe
@@ -82,35 +82,10 @@ def load(
     Raises:
         InputError: Nothing registered there, or not an lsa checkpoint.
     """
-    address, trusted = locate(reference, project, optimizer, seed)
+    address, trusted = registered.locate(reference, project, optimizer, seed)
     address = ranks.agreed(address)
     found = registry.fetch(address, device=device_of(device), trusted=(*trusted, *trust))
     return on_subset(found, samples)
-
-
-def locate(
-    reference: str | None, name: str | None, optimizer: str | None, seed: int | None
-) -> tuple[str, tuple[str, ...]]:
-    """The address of the checkpoint meant, and the packages that a local project file trusts."""
-    if reference:
-        if optimizer:
-            raise InputError(
-                f"both checkpoint={reference} and optimizer={optimizer} are given; give one"
-            )
-        return registry.resolve(reference), ()
-    if not optimizer:
-        raise InputError(
-            "no checkpoint is named; give optimizer=… (and project, seed), or checkpoint=<run ID>"
-        )
-    setting = project.load(name or project.DEFAULT)
-    recipe = setting.recipe(optimizer, seed)
-    return registry.find(setting.name, optimizer, recipe.seed), trusted_by(recipe)
-
-
-def trusted_by(recipe: Recipe) -> tuple[str, ...]:
-    """Packages that a project file on this machine names: naming them there is trusting them."""
-    names = (recipe.model.name, recipe.rule.name)
-    return tuple(name.partition(".")[0].partition(":")[0] for name in names if ":" in name)
 
 
 def on_subset(found: Checkpoint, samples: int | str | None) -> Checkpoint:
@@ -359,8 +334,8 @@ def _others(sources: Sequence[Checkpoint]) -> dict[str, Tensor]:
 
 def _kept(source: Checkpoint) -> dict[int, Tensor]:
     """Epoch → θ of every checkpoint that the training of this one kept, this one included."""
-    key = registry.key(source.model_id)
-    kept = {**dict(registry.trajectory(key) if key else ()), source.epoch: source.model_id}
+    key = registered.key(source.model_id)
+    kept = {**dict(registered.trajectory(key) if key else ()), source.epoch: source.model_id}
     found = {}
     for epoch, model_id in sorted(kept.items()):
         address, trusted = f"models:/{model_id}", tuple(source.trusted)

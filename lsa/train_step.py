@@ -10,7 +10,7 @@ from typing import Any
 from lsa import progress, steps
 from lsa.errors import InputError
 from lsa.memory import checkpoint as checkpoints
-from lsa.memory import provenance, registry, serial, store, tracking
+from lsa.memory import provenance, registered, registry, serial, store, tracking
 from lsa.memory.checkpoint import Checkpoint
 from lsa.project import Recipe
 from lsa.steps import Step
@@ -64,7 +64,7 @@ def _train(
         opened.json(recipe.model_dump(), "recipe.json")
         state_file = SCRATCH / "training" / f"{key}.safetensors"
         history, state = _resumed(state_file, opened) if resume else ([], None)
-        kept = store.ask(lambda: dict(registry.trajectory(key)), {})
+        kept = store.ask(lambda: dict(registered.trajectory(key)), {})
 
         def checkpoint(state: Mapping[str, Any]) -> None:
             """Keep the checkpoint of a state, with its evaluation."""

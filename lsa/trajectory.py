@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from lsa import plots, progress, project, ranks, stability, steps
+from lsa.documents import json_number
 from lsa.errors import InputError
-from lsa.memory import registry, tracking
+from lsa.memory import registered, registry, tracking
 from lsa.memory.checkpoint import Checkpoint
-from lsa.memory.results import json_number
 from lsa.plots.trajectory import LIMITS, SHARPNESS
 from lsa.probe import Curve, Metric, Probe, Result, find
 from lsa.project import Recipe
@@ -48,7 +48,7 @@ def follow(
     project.check_along(declared, "a trajectory")
     steps.check_sources(declared, [final])
     resolved = project.resolve(declared, options, "options")
-    kept = models(registry.key(final.model_id), final.epoch, final.model_id)
+    kept = models(registered.key(final.model_id), final.epoch, final.model_id)
     if len(kept) < 2:
         recipe = final.recipe
         raise InputError(
@@ -77,7 +77,7 @@ def _compute(
 
 def models(key: str, epoch: int, final: str) -> list[tuple[int, str]]:
     """Epoch and model id of the checkpoints kept of a training that ended in the model `final`."""
-    on_the_way = registry.trajectory(key) if key else []
+    on_the_way = registered.trajectory(key) if key else []
     return sorted({**dict(on_the_way), epoch: final}.items())
 
 
@@ -209,7 +209,7 @@ def _content(
     declared: Probe, recipe: Recipe, kept: Sequence[tuple[int, str]], results: Sequence[Result]
 ) -> dict[str, Any]:
     """The whole trajectory as JSON; "nan" where an epoch has no such number."""
-    evaluated = [registry.numbers(model_id) for _, model_id in kept]
+    evaluated = [registered.numbers(model_id) for _, model_id in kept]
     names = list(dict.fromkeys(name for result in results for name in result.metrics))
     limit, notes = threshold(recipe, names)
     shared = [note for note in results[0].notes if all(note in r.notes for r in results)]

@@ -82,7 +82,7 @@ def test_a_missing_database_driver_is_named(workplace, capsys, monkeypatch):
     def without_driver(*_: object) -> None:
         raise ModuleNotFoundError("No module named 'psycopg'", name="psycopg")
 
-    monkeypatch.setattr("lsa.memory.registry.listing", without_driver)
+    monkeypatch.setattr("lsa.memory.registered.listing", without_driver)
     assert cli.run(["checkpoints"]) == 2
     assert "pip install 'psycopg[binary]'" in capsys.readouterr().err
 

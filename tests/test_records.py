@@ -10,7 +10,7 @@ import pytest
 
 from lsa import cli, probe, records
 from lsa.errors import InputError
-from lsa.memory import registry, runs, store, tracking
+from lsa.memory import registered, runs, store, tracking
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's and SQLAlchemy's own
 RUN = {
@@ -145,7 +145,7 @@ def test_a_longer_list_costs_no_more_requests(trained, monkeypatch):
         return client()
 
     monkeypatch.setattr(tracking, "client", counted)
-    monkeypatch.setattr(registry, "client", counted)
+    monkeypatch.setattr(registered, "client", counted)
     assert len(records.checkpoints()) == 1
     of_one = len(calls)
     version = client().get_model_version("tiny.sgd", "1")

@@ -16,7 +16,7 @@ from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
 from lsa import measurements, plan, plots, project
-from lsa.memory import registry, runs, store
+from lsa.memory import registered, runs, store
 from lsa.reports import drawings, report
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's and SQLAlchemy's own
@@ -59,11 +59,11 @@ def costs(name: str, seeds: int) -> dict[str, int]:
     versions = store.client().search_model_versions(f"name = '{name}.sgd'")
     run = versions[0].run_id
     return {
-        "find": asked(lambda: registry.find(name, "adamw", seeds - 1)),
-        "resolve": asked(lambda: registry.resolve(run)),
-        "resolve a beginning": asked(lambda: registry.resolve(run[:16])),
+        "find": asked(lambda: registered.find(name, "adamw", seeds - 1)),
+        "resolve": asked(lambda: registered.resolve(run)),
+        "resolve a beginning": asked(lambda: registered.resolve(run[:16])),
         "plan": asked(lambda: plan.outlook(setting)),
-        "list": asked(lambda: registry.listing(name)),
+        "list": asked(lambda: registered.listing(name)),
         "stale": asked(lambda: runs.end_stale("project", name)),
         "measured": asked(lambda: measurements.newest(setting)),
     }
@@ -123,13 +123,13 @@ def test_a_figure_is_drawn_again_only_when_what_it_shows_has_changed(workplace, 
 QUESTIONS = """
 import json, time
 from lsa import plan, project
-from lsa.memory import registry
+from lsa.memory import registered
 from lsa.reports import report
 
 setting = project.load("ten")
 seconds = []
 for question in (
-    lambda: registry.find("p7", "muon", 13),
+    lambda: registered.find("p7", "muon", 13),
     lambda: plan.outlook(setting),
     lambda: report.report(setting),
 ):

@@ -16,7 +16,7 @@ import synthetic
 
 from lsa import cli, project
 from lsa.errors import InputError
-from lsa.memory import registry, store
+from lsa.memory import registered, registry, store
 from lsa.reports import report
 from lsa.training import torchvision_data
 
@@ -144,7 +144,7 @@ def test_what_others_log_beside_us_neither_breaks_nor_commands_the_lists(trained
         assert cli.run(command) in (0, 2)
         out, error = capsys.readouterr()
         assert "\x1b" not in out + error and "\x07" not in out + error and "Traceback" not in error
-    assert len(registry.listing("tiny")) == 1
+    assert len(registered.listing("tiny")) == 1
 
 
 class Traversal(http.server.BaseHTTPRequestHandler):

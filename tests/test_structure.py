@@ -70,7 +70,7 @@ LAYERS = [
     {"probes", "training.train"},
     {"memory.checkpoint", "display", "memory.store", "reports.drawings"},
     {"memory.runs", "memory.server", "memory.metric_histories"},
-    {"memory.tracking"},
+    {"memory.registered", "memory.tracking"},
     {"memory.registry", "memory.results"},
     {"memory.sync"},
     {"steps"},

@@ -10,7 +10,7 @@ import torch
 
 import lsa
 from lsa import project, steps, train_step
-from lsa.memory import registry, store
+from lsa.memory import registered, registry, store
 from lsa.training import train as training
 
 pytestmark = [
@@ -71,7 +71,7 @@ def test_failures_end_the_run_failed_with_the_reason(workplace):
 
 
 def kept(step: steps.Step) -> list[tuple[int, str]]:
-    return registry.trajectory(step.tags["lsa.key"])
+    return registered.trajectory(step.tags["lsa.key"])
 
 
 @pytest.fixture
@@ -98,7 +98,7 @@ def test_checkpoints_on_the_way_are_kept_and_fetched(every_second):
     assert torch.equal(found[-1].theta, lsa.load(trained.address, device="cpu").theta)
     for source in found:
         own = source.training.evaluate(source.theta).loss
-        assert registry.numbers(source.model_id)["final/train_loss"] == pytest.approx(own)
+        assert registered.numbers(source.model_id)["final/train_loss"] == pytest.approx(own)
     assert trained.metrics["final/train_loss"] == pytest.approx(own)  # of the run: the last one
     before = kept(trained)
     again = train_step.train(recipe)  # not reused: of the same training, only the last is another

@@ -12,7 +12,7 @@ import torch
 import lsa
 from lsa import cli, plots, project, steps, train_step, trajectory
 from lsa.errors import InputError
-from lsa.memory import registry, runs
+from lsa.memory import registered, registry, runs
 from lsa.probe import PROBES, Metric, Result, find, probe
 from lsa.reports import report
 from lsa.training import optimizers
@@ -60,7 +60,7 @@ def test_a_probe_follows_a_training(final):
     assert ratios["value"] == pytest.approx([value / 20 for value in column["value"]])
     spread = [error / 20 for error in column["standard_errors"]["data"]]
     assert ratios["standard_errors"]["data"] == pytest.approx(spread)
-    kept = [model for _, model in registry.trajectory(registry.key(final.model_id))]
+    kept = [model for _, model in registered.trajectory(registered.key(final.model_id))]
     for i, model_id in enumerate(kept):  # against the probe on each by itself, from a cold start
         source = registry.fetch(f"models:/{model_id}")
         alone = steps.measure("lanczos", source, **OPTIONS).metrics
@@ -166,7 +166,7 @@ def test_warm_starts_find_what_cold_ones_do_in_fewer_products(setting):
     from lsa.probes.lanczos import lanczos
 
     trained = train_step.train(setting.recipe("sgd", epochs=12))
-    (_, before), (_, after) = registry.trajectory(trained.tags["lsa.key"])[-3:-1]
+    (_, before), (_, after) = registered.trajectory(trained.tags["lsa.key"])[-3:-1]
     a, b = (registry.fetch(f"models:/{model_id}") for model_id in (before, after))
 
     def found(source: lsa.Checkpoint, seed: int, start: torch.Tensor | None = None) -> Result:

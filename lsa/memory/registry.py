@@ -1,4 +1,7 @@
-"""Checkpoints in MLflow's model registry: registered, found and fetched."""
+"""Checkpoints on their way into MLflow's model registry, and back.
+
+What is in there is found by `lsa.memory.registered`.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,7 @@ import contextlib
 import json
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +22,12 @@ from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 from lsa.errors import InputError
 from lsa.memory import checkpoint as checkpoints
 from lsa.memory.checkpoint import Checkpoint
-from lsa.memory.runs import whole
-from lsa.memory.store import away, client, experiments, explained, quoted, uri
+from lsa.memory.registered import FLAVOR, info, missing, registered_name, trajectory
+from lsa.memory.store import client, experiments, quoted
 from lsa.memory.tracking import Run, dataset_key, finite
 
-FLAVOR = "lsa"
 FILES, ABOUT = "files", "about.json"  # of a checkpoint in a spool entry
-PAGE = 1000  # models of one search
 SHA256 = "lsa.sha256"  # tag of a logged model: of its checkpoint's content
-LISTED = ("project", "optimizer", "seed", "epoch")  # tags of every version that lsa registers
 
 
 class Flavor:
@@ -44,11 +43,6 @@ class Flavor:
         # In the database too: whoever may write artifacts alone cannot make up another content.
         sha256 = checkpoints.recorded(folder)
         client().set_logged_model_tags(mlflow_model.model_id or "", {SHA256: sha256})
-
-
-def registered_name(project: str, optimizer: str) -> str:
-    """Name of the registered model of a project and optimizer."""
-    return f"{project}.{optimizer}"
 
 
 # --- from a run's spool entry into the store ------------------------------------------------------
@@ -170,156 +164,26 @@ def seal(model_id: str, key: str) -> None:
     client().set_logged_model_tags(model_id, {"lsa.key": key})
 
 
-def trajectory(key: str) -> list[tuple[int, str]]:
-    """Epoch and model id of every checkpoint kept of the training with that key, in order.
-
-    Of a training that was repeated, each epoch's newest counts.
-    """
-    found = _models(f"tags.`lsa.key` = '{quoted(key)}'")
-    return sorted({int(model.tags["epoch"]): model.model_id for model in found}.items())
-
-
-def kept(project: str) -> tuple[dict[str, str], dict[str, dict[int, str]]]:
-    """All checkpoints of a project in one search, where `key` and `trajectory` take one each.
-
-    Returns:
-        Model id → key of its training, and that key → epoch → model id, the newest.
-    """
-    keys: dict[str, str] = {}
-    epochs: dict[str, dict[int, str]] = {}
-    for model in _models(f"tags.project = '{quoted(project)}' and tags.`lsa.key` != ''"):
-        keys[model.model_id] = training = model.tags["lsa.key"]
-        epochs.setdefault(training, {})[int(model.tags["epoch"])] = model.model_id
-    return keys, epochs
-
-
-def _models(criteria: str) -> Iterator[Any]:
-    """Logged models, the oldest first."""
-    token = None
-    order = [{"field_name": "creation_timestamp", "ascending": True}]
-    while True:
-        page = client().search_logged_models(
-            experiments(), criteria, max_results=PAGE, order_by=order, page_token=token
-        )
-        yield from page
-        token = page.token
-        if not token:
-            return
-
-
-def key(model_id: str) -> str:
-    """Key of the training that kept a checkpoint; empty for one made before there were any."""
-    return client().get_logged_model(model_id).tags.get("lsa.key", "")
-
-
-def numbers(model_id: str) -> dict[str, float]:
-    """The newest value of every metric that was logged on a checkpoint."""
-    return _newest(client().get_logged_model(model_id).metrics)
-
-
-def _newest(logged: Iterable[Any] | None) -> dict[str, float]:
-    return {m.key: m.value for m in sorted(logged or (), key=lambda m: m.timestamp)}
-
-
-def resolve(reference: str) -> str:
-    """The address of the checkpoint meant by a run ID or any address that MLflow knows.
-
-    Args:
-        reference: Run ID or the beginning of one, `runs:/…`, `models:/name/version`,
-            `models:/name@alias`, `models:/m-…`.
-
-    Raises:
-        InputError: Nothing registered under it; says what was looked for.
-    """
-    if reference.startswith(("models:/", "runs:/")):
-        return reference
-    versions = client().search_model_versions(f"run_id='{quoted(reference)}'")
-    if versions:
-        newest = max(versions, key=lambda version: int(version.version))
-        return f"models:/{newest.name}/{newest.version}"
-    try:
-        found = whole(reference)
-    except InputError as error:
-        raise InputError(f"no checkpoint {reference!r}: {error}") from None
-    if found.run_id != reference:
-        return resolve(found.run_id)
-    raise InputError(
-        f"no checkpoint {reference!r}: it is a run of step {found.tags.get('lsa.step', 'unknown')} "
-        "and has registered none; give the ID of a training run, models:/name/version or "
-        "models:/name@alias"
-    )
-
-
-def find(project: str, optimizer: str, seed: int) -> str:
-    """The address of the newest registered checkpoint of a project, optimizer and seed.
-
-    Raises:
-        InputError: There is none; says what there is and the command that makes one.
-    """
-    name = registered_name(project, optimizer)
-    criteria = f"name='{quoted(name)}' and tags.seed='{seed}'"
-    versions = client().search_model_versions(criteria)
-    if versions:
-        newest = max(versions, key=lambda version: int(version.version))
-        return f"models:/{newest.name}/{newest.version}"
-    others = client().search_model_versions(f"tags.project='{quoted(project)}'", max_results=1000)
-    existing = sorted(
-        {f"{v.tags['optimizer']} (seed {v.tags['seed']})" for v in others if _ours(v.tags)}
-    )
-    raise InputError(
-        f"no checkpoint with project={project}, optimizer={optimizer}, seed={seed} in {uri()}; "
-        f"there is {', '.join(existing[:12]) or 'none of this project'}; make one with: "
-        f"lsa train --project {project} --optimizer {optimizer} --seed {seed}"
-    )
-
-
-def training(address: str) -> str:
-    """ID of the run that trained a checkpoint.
-
-    Raises:
-        InputError: There is no such checkpoint.
-    """
-    return _info(address).run_id or ""
-
-
 def fetch(address: str, *, device: str = "cpu", trusted: Sequence[str] = ()) -> Checkpoint:
     """Download a checkpoint by its address and read it.
 
     Raises:
         InputError: It is not there, or is not an lsa checkpoint.
     """
-    info = _info(address)
+    known = info(address)
     try:
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(download_artifacts(address, dst_path=scratch))
-            _check_whole(folder, info)
+            _check_whole(folder, known)
             return checkpoints.read(
                 folder,
                 device=device,
                 trusted=trusted,
-                model_id=info.model_id or "",
-                run_id=info.run_id or "",
+                model_id=known.model_id or "",
+                run_id=known.run_id or "",
             )
     except (MlflowException, OSError) as error:
-        raise _missing(address, error) from None
-
-
-def _info(address: str) -> Model:
-    """What MLflow knows of the checkpoint at an address."""
-    try:
-        info = Model.load(address)
-    except (MlflowException, OSError) as error:
-        raise _missing(address, error) from None
-    except Exception as error:  # MLflow takes the file as it is: whatever it holds may go wrong
-        raise InputError(
-            f"the MLmodel file of {address} is damaged ({error}); train again or restore the store"
-        ) from None
-    if FLAVOR not in info.flavors:
-        raise InputError(
-            f"{address} is a model of flavour {', '.join(map(str, info.flavors))}, not an lsa "
-            "checkpoint; register one with lsa train"
-        )
-    return info
+        raise missing(address, error) from None
 
 
 def _check_whole(folder: Path, info: Model) -> None:
@@ -337,61 +201,3 @@ def _check_whole(folder: Path, info: Model) -> None:
             f"the files of checkpoint {info.model_id} are not those that were logged: they were "
             "altered or replaced; train again or restore the store's artifacts"
         )
-
-
-def _missing(address: str, error: Exception) -> InputError:
-    if away(error):
-        return InputError(f"cannot fetch {address}: {explained(error)}")
-    return InputError(
-        f"no checkpoint at {address} in {uri()} ({str(error).splitlines()[0]}); list them with "
-        "lsa checkpoints, or make one with lsa train"
-    )
-
-
-@dataclass(frozen=True)
-class Listed:
-    """A registered checkpoint and the numbers that were logged on it."""
-
-    address: str
-    project: str
-    optimizer: str
-    seed: int
-    epoch: int
-    run_id: str  # of its training
-    numbers: Mapping[str, float]
-
-
-def listing(project: str | None = None) -> list[Listed]:
-    """Every registered checkpoint, of one project or of all, in two searches."""
-    criteria = f"tags.project = '{quoted(project)}'" if project else "tags.epoch != ''"
-    numbers = _registered_numbers(criteria)
-    versions, token = [], None
-    while True:
-        page = client().search_model_versions(criteria, max_results=1000, page_token=token)
-        versions += [version for version in page if _ours(version.tags)]
-        token = page.token
-        if not token:
-            break
-    return [
-        Listed(
-            address=f"models:/{v.name}/{v.version}",
-            project=v.tags["project"],
-            optimizer=v.tags["optimizer"],
-            seed=int(v.tags["seed"]),
-            epoch=int(v.tags["epoch"]),
-            run_id=v.run_id,
-            numbers=numbers.get(v.source, {}),
-        )
-        for v in sorted(versions, key=lambda v: (v.name, int(v.version)))
-    ]
-
-
-def _ours(tags: Mapping[str, str]) -> bool:
-    """Whether a version has the tags of one that lsa registered: others may share a store."""
-    return all(name in tags for name in LISTED) and all(tags[k].isdecimal() for k in LISTED[2:])
-
-
-def _registered_numbers(criteria: str) -> dict[str, dict[str, float]]:
-    """Source of a registered version → the numbers of its logged model."""
-    criteria = f"{criteria} and tags.`{MLFLOW_MODEL_VERSIONS}` != ''"
-    return {f"models:/{model.model_id}": _newest(model.metrics) for model in _models(criteria)}

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
+from lsa.documents import json_number
 from lsa.memory.checkpoint import Checkpoint
 from lsa.memory.tracking import Run
 from lsa.probe import Probe, Result
@@ -65,8 +64,3 @@ def summary(result: Result) -> dict[str, Any]:
         "converged": result.converged,
         "notes": list(result.notes),
     }
-
-
-def json_number(value: float) -> float | str:
-    """A JSON number, or the name of one that JSON does not have."""
-    return float(value) if np.isfinite(value) else str(float(value))

@@ -12,9 +12,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
+from lsa.documents import json_number
 from lsa.maths.comparison import seeds_needed
 from lsa.measurements import Measurement, histories, measured, trajectories
-from lsa.memory import results, store, tracking
+from lsa.memory import store, tracking
 from lsa.project import Project
 from lsa.reports.checks import Check, checks
 from lsa.reports.findings import Finding, PairFinding, findings, pair_findings
@@ -232,4 +233,4 @@ def _storable(content: Any) -> Any:
         return {key: _storable(value) for key, value in content.items()}
     if isinstance(content, list | tuple):
         return [_storable(value) for value in content]
-    return results.json_number(content) if isinstance(content, float) else content
+    return json_number(content) if isinstance(content, float) else content

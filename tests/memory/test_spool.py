@@ -13,7 +13,7 @@ from mlflow.exceptions import MlflowException
 import lsa
 from lsa import cli, project, step, steps, study, train_step
 from lsa.errors import InputError
-from lsa.memory import registry, spool, store, sync
+from lsa.memory import registered, spool, store, sync
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # MLflow's and SQLAlchemy's own
@@ -215,7 +215,7 @@ def test_a_training_while_the_store_is_away_keeps_its_checkpoints(workplace, plu
     plug.put()
     done = train_step.train(recipe)  # delivered, not trained again
     assert done.reused and done.address == "models:/tiny.sgd/1"
-    assert [epoch for epoch, _ in registry.trajectory(done.tags["lsa.key"])] == [0, 2, 4, 5]
+    assert [epoch for epoch, _ in registered.trajectory(done.tags["lsa.key"])] == [0, 2, 4, 5]
     assert len(mlflow.MlflowClient().get_metric_history(done.run_id, "val/loss")) == 5
     again = train_step.train(recipe)
     assert again.metrics["final/train_loss"] == done.metrics["final/train_loss"]

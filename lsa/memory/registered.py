@@ -1,0 +1,236 @@
+"""What MLflow's model registry holds: checkpoints found by run, project or address, and listed.
+
+Nothing here reads a checkpoint's files, so that what only asks waits for no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model
+from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
+
+from lsa import project as projects
+from lsa.errors import InputError
+from lsa.memory.runs import whole
+from lsa.memory.store import away, client, experiments, explained, quoted, uri
+
+FLAVOR = "lsa"
+PAGE = 1000  # models of one search
+LISTED = ("project", "optimizer", "seed", "epoch")  # tags of every version that lsa registers
+
+
+def registered_name(project: str, optimizer: str) -> str:
+    """Name of the registered model of a project and optimizer."""
+    return f"{project}.{optimizer}"
+
+
+def trajectory(key: str) -> list[tuple[int, str]]:
+    """Epoch and model id of every checkpoint kept of the training with that key, in order.
+
+    Of a training that was repeated, each epoch's newest counts.
+    """
+    found = _models(f"tags.`lsa.key` = '{quoted(key)}'")
+    return sorted({int(model.tags["epoch"]): model.model_id for model in found}.items())
+
+
+def kept(project: str) -> tuple[dict[str, str], dict[str, dict[int, str]]]:
+    """All checkpoints of a project in one search, where `key` and `trajectory` take one each.
+
+    Returns:
+        Model id → key of its training, and that key → epoch → model id, the newest.
+    """
+    keys: dict[str, str] = {}
+    epochs: dict[str, dict[int, str]] = {}
+    for model in _models(f"tags.project = '{quoted(project)}' and tags.`lsa.key` != ''"):
+        keys[model.model_id] = training = model.tags["lsa.key"]
+        epochs.setdefault(training, {})[int(model.tags["epoch"])] = model.model_id
+    return keys, epochs
+
+
+def _models(criteria: str) -> Iterator[Any]:
+    """Logged models, the oldest first."""
+    token = None
+    order = [{"field_name": "creation_timestamp", "ascending": True}]
+    while True:
+        page = client().search_logged_models(
+            experiments(), criteria, max_results=PAGE, order_by=order, page_token=token
+        )
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def key(model_id: str) -> str:
+    """Key of the training that kept a checkpoint; empty for one made before there were any."""
+    return client().get_logged_model(model_id).tags.get("lsa.key", "")
+
+
+def numbers(model_id: str) -> dict[str, float]:
+    """The newest value of every metric that was logged on a checkpoint."""
+    return _newest(client().get_logged_model(model_id).metrics)
+
+
+def _newest(logged: Iterable[Any] | None) -> dict[str, float]:
+    return {m.key: m.value for m in sorted(logged or (), key=lambda m: m.timestamp)}
+
+
+def resolve(reference: str) -> str:
+    """The address of the checkpoint meant by a run ID or any address that MLflow knows.
+
+    Args:
+        reference: Run ID or the beginning of one, `runs:/…`, `models:/name/version`,
+            `models:/name@alias`, `models:/m-…`.
+
+    Raises:
+        InputError: Nothing registered under it; says what was looked for.
+    """
+    if reference.startswith(("models:/", "runs:/")):
+        return reference
+    versions = client().search_model_versions(f"run_id='{quoted(reference)}'")
+    if versions:
+        newest = max(versions, key=lambda version: int(version.version))
+        return f"models:/{newest.name}/{newest.version}"
+    try:
+        found = whole(reference)
+    except InputError as error:
+        raise InputError(f"no checkpoint {reference!r}: {error}") from None
+    if found.run_id != reference:
+        return resolve(found.run_id)
+    raise InputError(
+        f"no checkpoint {reference!r}: it is a run of step {found.tags.get('lsa.step', 'unknown')} "
+        "and has registered none; give the ID of a training run, models:/name/version or "
+        "models:/name@alias"
+    )
+
+
+def find(project: str, optimizer: str, seed: int) -> str:
+    """The address of the newest registered checkpoint of a project, optimizer and seed.
+
+    Raises:
+        InputError: There is none; says what there is and the command that makes one.
+    """
+    name = registered_name(project, optimizer)
+    criteria = f"name='{quoted(name)}' and tags.seed='{seed}'"
+    versions = client().search_model_versions(criteria)
+    if versions:
+        newest = max(versions, key=lambda version: int(version.version))
+        return f"models:/{newest.name}/{newest.version}"
+    others = client().search_model_versions(f"tags.project='{quoted(project)}'", max_results=1000)
+    existing = sorted(
+        {f"{v.tags['optimizer']} (seed {v.tags['seed']})" for v in others if _ours(v.tags)}
+    )
+    raise InputError(
+        f"no checkpoint with project={project}, optimizer={optimizer}, seed={seed} in {uri()}; "
+        f"there is {', '.join(existing[:12]) or 'none of this project'}; make one with: "
+        f"lsa train --project {project} --optimizer {optimizer} --seed {seed}"
+    )
+
+
+def locate(
+    reference: str | None, name: str | None, optimizer: str | None, seed: int | None
+) -> tuple[str, tuple[str, ...]]:
+    """The address of the checkpoint meant, and the packages that a local project file trusts."""
+    if reference:
+        if optimizer:
+            raise InputError(
+                f"both checkpoint={reference} and optimizer={optimizer} are given; give one"
+            )
+        return resolve(reference), ()
+    if not optimizer:
+        raise InputError(
+            "no checkpoint is named; give optimizer=… (and project, seed), or checkpoint=<run ID>"
+        )
+    setting = projects.load(name or projects.DEFAULT)
+    recipe = setting.recipe(optimizer, seed)
+    return find(setting.name, optimizer, recipe.seed), projects.trusted_by(recipe)
+
+
+def training(address: str) -> str:
+    """ID of the run that trained a checkpoint.
+
+    Raises:
+        InputError: There is no such checkpoint.
+    """
+    return info(address).run_id or ""
+
+
+def info(address: str) -> Model:
+    """What MLflow knows of the checkpoint at an address."""
+    try:
+        info = Model.load(address)
+    except (MlflowException, OSError) as error:
+        raise missing(address, error) from None
+    except Exception as error:  # MLflow takes the file as it is: whatever it holds may go wrong
+        raise InputError(
+            f"the MLmodel file of {address} is damaged ({error}); train again or restore the store"
+        ) from None
+    if FLAVOR not in info.flavors:
+        raise InputError(
+            f"{address} is a model of flavour {', '.join(map(str, info.flavors))}, not an lsa "
+            "checkpoint; register one with lsa train"
+        )
+    return info
+
+
+def missing(address: str, error: Exception) -> InputError:
+    """What to say of a checkpoint that cannot be had at an address."""
+    if away(error):
+        return InputError(f"cannot fetch {address}: {explained(error)}")
+    return InputError(
+        f"no checkpoint at {address} in {uri()} ({str(error).splitlines()[0]}); list them with "
+        "lsa checkpoints, or make one with lsa train"
+    )
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A registered checkpoint and the numbers that were logged on it."""
+
+    address: str
+    project: str
+    optimizer: str
+    seed: int
+    epoch: int
+    run_id: str  # of its training
+    numbers: Mapping[str, float]
+
+
+def listing(project: str | None = None) -> list[Listed]:
+    """Every registered checkpoint, of one project or of all, in two searches."""
+    criteria = f"tags.project = '{quoted(project)}'" if project else "tags.epoch != ''"
+    numbers = _registered_numbers(criteria)
+    versions, token = [], None
+    while True:
+        page = client().search_model_versions(criteria, max_results=1000, page_token=token)
+        versions += [version for version in page if _ours(version.tags)]
+        token = page.token
+        if not token:
+            break
+    return [
+        Listed(
+            address=f"models:/{v.name}/{v.version}",
+            project=v.tags["project"],
+            optimizer=v.tags["optimizer"],
+            seed=int(v.tags["seed"]),
+            epoch=int(v.tags["epoch"]),
+            run_id=v.run_id,
+            numbers=numbers.get(v.source, {}),
+        )
+        for v in sorted(versions, key=lambda v: (v.name, int(v.version)))
+    ]
+
+
+def _ours(tags: Mapping[str, str]) -> bool:
+    """Whether a version has the tags of one that lsa registered: others may share a store."""
+    return all(name in tags for name in LISTED) and all(tags[k].isdecimal() for k in LISTED[2:])
+
+
+def _registered_numbers(criteria: str) -> dict[str, dict[str, float]]:
+    """Source of a registered version → the numbers of its logged model."""
+    criteria = f"{criteria} and tags.`{MLFLOW_MODEL_VERSIONS}` != ''"
+    return {f"models:/{model.model_id}": _newest(model.metrics) for model in _models(criteria)}

@@ -1,0 +1,111 @@
+"""What is registered, found and listed by what the store says of it: no file is read."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from lsa.errors import InputError
+from lsa.memory import registered
+from lsa.memory.store import client
+
+SOURCE = "/nowhere"
+
+
+@pytest.fixture
+def experiment(workplace):
+    """An experiment in an empty store."""
+    return client().create_experiment("tiny")
+
+
+def run(experiment: str, step: str = "train") -> str:
+    return client().create_run(experiment, tags={"lsa.step": step}).info.run_id
+
+
+def version(run_id: str, seed: int = 0, name: str = "tiny.sgd", **tags: str) -> None:
+    """Register something under the name, as lsa does."""
+    if not client().search_registered_models(f"name='{name}'"):
+        client().create_registered_model(name)
+    project, _, optimizer = name.partition(".")
+    own = {"project": project, "optimizer": optimizer, "seed": str(seed), "epoch": "2"}
+    client().create_model_version(name, SOURCE, run_id, tags=own | tags)
+
+
+def test_the_newest_version_is_meant_by_number_and_not_as_text(experiment):
+    trained, other = run(experiment), run(experiment)
+    for _ in range(10):
+        version(trained)
+    version(other, seed=1)
+    assert registered.resolve(trained) == "models:/tiny.sgd/10"
+    assert registered.resolve(other[:20]) == "models:/tiny.sgd/11"
+    assert registered.find("tiny", "sgd", 0) == "models:/tiny.sgd/10"
+    assert registered.find("tiny", "sgd", 1) == "models:/tiny.sgd/11"
+    assert registered.resolve("models:/tiny.sgd@best") == "models:/tiny.sgd@best"
+
+
+def test_what_is_not_there_is_told_with_what_is(experiment):
+    version(run(experiment), seed=3)
+    with pytest.raises(InputError, match=r"there is sgd \(seed 3\); make one with: lsa train"):
+        registered.find("tiny", "sgd", 0)
+    probed = run(experiment, "lanczos")
+    with pytest.raises(InputError, match="it is a run of step lanczos and has registered none"):
+        registered.resolve(probed)
+    with pytest.raises(InputError, match=r"no checkpoint at models:/tiny\.sgd/7"):
+        registered.training("models:/tiny.sgd/7")
+
+
+def test_a_checkpoint_is_named_in_one_way(experiment):
+    version(run(experiment))
+    address = "models:/tiny.sgd/1"
+    assert registered.locate(None, "tiny", "sgd", 0) == (address, ())
+    assert registered.locate(address, None, None, None) == (address, ())
+    with pytest.raises(InputError, match=r"both checkpoint=.* and optimizer=sgd are given"):
+        registered.locate(address, None, "sgd", None)
+    with pytest.raises(InputError, match="no checkpoint is named"):
+        registered.locate(None, "tiny", None, None)
+
+
+def test_versions_of_others_are_not_listed(experiment):
+    version(run(experiment), seed=1)
+    version(run(experiment), name="tiny.other", seed=0, epoch="last")
+    client().create_registered_model("foreign")
+    client().create_model_version("foreign", SOURCE, tags={"project": "tiny"})
+    for name in ("tiny", None):
+        (one,) = registered.listing(name)
+        assert (one.address, one.optimizer, one.seed, one.epoch) == (
+            "models:/tiny.sgd/1", "sgd", 1, 2,
+        )  # fmt: skip
+        assert one.numbers == {}
+    assert registered.listing("another") == []
+
+
+def test_a_trajectory_has_the_newest_of_every_epoch_that_was_sealed(experiment):
+    def logged(epoch: int, **tags: str) -> str:
+        tags |= {"project": "tiny", "epoch": str(epoch)}
+        return client().create_logged_model(experiment, tags=tags).model_id
+
+    sealed = {"lsa.key": "k"}
+    logged(2, **sealed)
+    ids = [logged(epoch, **sealed) for epoch in (10, 2)]
+    logged(3)  # its training was killed before all of it was stored
+    another = logged(2, **{"lsa.key": "other"})
+    assert registered.trajectory("k") == [(2, ids[1]), (10, ids[0])]
+    keys, epochs = registered.kept("tiny")
+    assert epochs == {"k": {2: ids[1], 10: ids[0]}, "other": {2: another}}
+    assert keys[another] == registered.key(another) == "other" and len(keys) == 4
+
+
+def test_asking_loads_neither_torch_nor_matplotlib(experiment):
+    version(run(experiment))
+    code = """
+import sys, mlflow
+from lsa import records
+mlflow.set_tracking_uri("sqlite:///mlflow.db")
+(one,) = records.checkpoints()
+records.run(records.find(one["run"]))
+print(one["address"], {"torch", "matplotlib"} & set(sys.modules))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "models:/tiny.sgd/1 set()\n"
