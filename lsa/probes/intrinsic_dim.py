@@ -16,6 +16,7 @@ from lsa.probe import Curve, Metric, Report, Result, Sizes, Work, probe
 from lsa.subspace_training import Budget, SubspaceTrainer, Trained
 
 SMALLEST, RATIO = 8, 4  # the grid of dimensions: 8, 32, 128, … (tuned here)
+FEWEST = 3  # dimensions of a search that the first of the grid ends: it, the next, and 1
 FALL = 0.05  # of the mean accuracy towards larger d that no chance explains (tuned here)
 
 
@@ -23,12 +24,15 @@ def _work(
     at: Sizes, *, d: int, subspaces: int, epochs: int, largest: int, tolerance: float, **_: Any
 ) -> Work:
     """As many trainings as a search makes at most."""
-    sizes = 1 if d else _most_dimensions(min(largest, at.dimension), tolerance)
+    largest = min(largest, at.dimension)
+    sizes = 1 if d else _most_dimensions(largest, tolerance)
+    fewest = 1 if d else min(FEWEST, len(_grid(largest)))
     trainings = sizes * subspaces
     return Work(
         losses=trainings * at.validation,
         gradients=float(trainings * epochs * at.training),
         vectors=8,
+        spread=(fewest / sizes, 1.0),
     )
 
 

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from lsa.errors import InputError
 from lsa.landscape import Landscape, flatten
-from lsa.maths.crossing import crossing
+from lsa.maths.crossing import crossing, search
 from lsa.maths.subspaces import make_projection
 from lsa.plots.intrinsic_dim import draw
-from lsa.probe import Result
+from lsa.probe import Result, Sizes, find
 from lsa.probes.intrinsic_dim import _falling, _part, intrinsic_dim
 from lsa.training import data, models
 
@@ -295,3 +295,22 @@ def test_a_task_without_classes_is_refused(net):
     theta = flatten(model)
     with pytest.raises(InputError, match="use a classifier"):
         intrinsic_dim(regression, regression, theta, theta, generator(), lambda *_: None)
+
+
+def test_the_forecast_holds_between_the_shortest_search_and_the_longest() -> None:
+    declared = find("intrinsic_dim")
+    assert declared.work is not None
+    tolerance = declared.options["tolerance"].default
+    for parameters, largest in ((182_570, 10_000), (182_570, 100), (50, 10_000), (5, 5)):
+        sizes = Sizes(parameters, 256, 1000, 200, (), "")
+        options = {name: option.default for name, option in declared.options.items()}
+        work = declared.work(sizes, **options | {"largest": largest})
+        most = work.gradients / (options["subspaces"] * options["epochs"] * sizes.training)
+        end = min(largest, parameters)
+        lengths = [
+            len(search(lambda d, at=at: [float(d >= at)], 0.5, end, smallest=8, ratio=4,
+                       tolerance=tolerance)[0])
+            for at in range(1, end + 2, 1 + end // 500)
+        ]  # fmt: skip
+        assert max(lengths) <= most + 1
+        assert min(lengths) >= work.spread[0] * most - 1e-9 and work.spread[1] == 1
