@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lsa.derivatives import batch_norm, budget, products, sample_gradients, slopes
+from lsa.derivatives import batch_norm, budget, curvatures, products, sample_gradients, slopes
 from lsa.derivatives.precision import full_float32
 from lsa.derivatives.products import Matvec
 from lsa.derivatives.replay import replayed
@@ -421,17 +421,13 @@ class Landscape:
 
         Their mean is uᵀHu; their spread gives its standard error over the data.
         """
-        at, direction = theta.detach(), u.to(theta.dtype)
-        return torch.cat(
-            [
-                products.second_derivatives(
-                    lambda alpha, x=x, y=y: self._sample_losses(at + alpha * direction, x, y),
-                    len(x),
-                    at,
-                )
-                for _, x, y in self._chunks()
-            ]
-        )
+        known = self._known_by_layers(theta)
+        measure = curvatures.by_layers if known else curvatures.by_one_step
+        parts = [
+            measure(partial(self._sample_losses, x=x, y=y), theta, u, len(x))
+            for _, x, y in self._chunks()
+        ]
+        return torch.cat(parts)
 
     @full_float32()
     def gauss_newton_curvatures(self, theta: Tensor, u: Tensor) -> Tensor:

@@ -56,6 +56,7 @@ LAYERS = [
     {
         "maths.quadrature",
         "maths.moments",
+        "derivatives.curvatures",
         "derivatives.slopes",
         "maths.ascent",
         "maths.autoneb",

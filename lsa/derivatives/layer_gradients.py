@@ -157,6 +157,10 @@ class Linear:
         """y for flat weights `(p,)`."""
         return F.linear(a, w.view(self.shape))
 
+    def inputs(self, delta: Tensor, a: Tensor, w: Tensor) -> Tensor:
+        """Gradient of δ·y by the inputs, like a."""
+        return delta @ w.view(self.shape)
+
     def gradient(self, a: Tensor, delta: Tensor) -> Tensor:
         """Gradient of δ·y by the weights, `(p,)`."""
         return (delta.flatten(0, -2).T @ a.flatten(0, -2)).flatten()
@@ -177,6 +181,11 @@ class Convolution:
     def outputs(self, a: Tensor, w: Tensor) -> Tensor:
         """y for flat weights `(p,)`."""
         return aten.convolution(a, w.view(self.shape), None, *self.geometry)
+
+    def inputs(self, delta: Tensor, a: Tensor, w: Tensor) -> Tensor:
+        """Gradient of δ·y by the inputs, like a."""
+        w, only = w.view(self.shape), [True, False, False]
+        return aten.convolution_backward(delta, a, w, None, *self.geometry, only)[0]
 
     def gradient(self, a: Tensor, delta: Tensor) -> Tensor:
         """Gradient of δ·y by the weights, `(p,)`."""
