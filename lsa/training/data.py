@@ -6,9 +6,11 @@ A dataset is held whole, `(n, channels, height, width)` in float32 on the device
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -139,11 +141,12 @@ def _within(index: Tensor, length: int) -> Tensor:
 
 def digits() -> list[Split]:
     """1,797 handwritten digits, 8×8 in 17 grey levels (Alpaydin & Kaynak 1998)."""
-    from sklearn.datasets import load_digits  # slow to import
-
-    images, labels = load_digits(return_X_y=True)
-    images = torch.from_numpy(images.astype(np.uint8)).view(-1, 1, 8, 8)
-    return [Split(images, torch.from_numpy(labels))]
+    # The file that scikit-learn's `load_digits` reads: importing scikit-learn takes a second.
+    package = importlib.util.find_spec("sklearn")
+    assert package is not None and package.origin is not None  # a dependency
+    file = Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz"
+    table = torch.from_numpy(np.loadtxt(file, delimiter=",", dtype=np.uint8))
+    return [Split(table[:, :-1].reshape(-1, 1, 8, 8), table[:, -1].long())]
 
 
 def _torchvision(name: str, label: str, options: dict[str, Any]) -> list[Split]:
