@@ -28,13 +28,14 @@ SPARE = 1.5  # times what the first of them may hold: the second finds half as m
 
 @dataclass(frozen=True)
 class Rates:
-    """Seconds per sample of the five things that everything here is made of."""
+    """Seconds per sample of the six things that everything here is made of."""
 
     loss: float
     gradient: float
     product: float  # Hessian times vector
     gauss_newton: float  # Gauss–Newton matrix times vector
     covariance: float  # covariance times vector
+    curvature: float  # its own, along a vector
     memory: int  # bytes of this process with the data and a gradient
     sizes: Sizes
     graphs: float = 0.0  # bytes per sample that a product keeps for the next
@@ -103,7 +104,10 @@ def measured(
     product, gauss_newton, covariance = (
         _time(lambda matvec=matvec: matvec(v)[0].item()) / n for matvec in operators
     )
-    return Rates(loss, gradient, product, gauss_newton, covariance, resident, sizes, graphs, spare)
+    curvature = _time(lambda: part.curvatures(theta, v)[0].item()) / n
+    return Rates(
+        loss, gradient, product, gauss_newton, covariance, curvature, resident, sizes, graphs, spare
+    )
 
 
 def _time(work: Callable[[], Any]) -> float:
@@ -136,6 +140,7 @@ def probing(declared: Probe, options: Mapping[str, Any], measured: Rates) -> Cos
         + work.products * measured.product
         + work.gauss_newton * measured.gauss_newton
         + work.covariance * measured.covariance
+        + work.curvatures * measured.curvature
     )
     memory = measured.memory + work.vectors * measured.sizes.dimension * BYTES
     if work.products or work.gauss_newton or work.covariance:

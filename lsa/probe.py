@@ -131,6 +131,7 @@ class Work:
     products: float = 0.0  # of the Hessian with a vector
     gauss_newton: float = 0.0  # products of the Gauss–Newton matrix with a vector
     covariance: float = 0.0  # products of the gradient covariance with a vector
+    curvatures: float = 0.0  # of each sample along a vector
     vectors: int = 0  # of length d held at once
     # Factors of the time between which checkpoints lie, where it depends on what is found there.
     spread: tuple[float, float] = (1.0, 1.0)

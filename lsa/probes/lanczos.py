@@ -30,9 +30,10 @@ def _work(
     vectors = 2 * (PRODUCTS + k + k_min) + (density_steps if density_probes else 0)
     n = at.samples
     return Work(
-        gradients=8.0 * n,
+        gradients=4.0 * n,
         products=products * n,
         gauss_newton=gauss_newton * n,
+        curvatures=(1.0 + (k_min > 0) + (split == "yes")) * n,
         vectors=vectors,
     )
 

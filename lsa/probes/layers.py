@@ -60,8 +60,9 @@ def _work(at: Sizes, *, depth: int, lower: str, k: int, probes: int, **_: Any) -
     n = max(1, len(blocks(at.parameters, depth)))
     products = n * (BOTH if lower == "yes" else UPPER) / 2 + UPPER + 2 * k + probes
     return Work(
-        gradients=3.0 * (n + 2) * at.samples,
+        gradients=3.0 * at.samples,
         products=products * at.samples,
+        curvatures=(n / 2 + 1) * at.samples,
         vectors=2 * (BOTH + k),
     )
 

@@ -34,7 +34,8 @@ def _work(at: Sizes, *, points: int, **_: Any) -> Work:
     return Work(
         losses=(3 * points + 6) * at.samples,
         gradients=20.0 * at.samples,
-        products=(PRODUCTS + 3) * at.samples,
+        products=PRODUCTS * at.samples,
+        curvatures=3.0 * at.samples,
         vectors=2 * PRODUCTS,
     )
 

@@ -27,8 +27,13 @@ def _work(at: Sizes, **_: Any) -> Work:
 
     For SGD P⁻¹H is H.
     """
-    products = (1 if at.optimizer == "SGD" else 2) * PRODUCTS + 7
-    return Work(gradients=2.0 * at.samples, products=products * at.samples, vectors=2 * PRODUCTS)
+    products = (1 if at.optimizer == "SGD" else 2) * PRODUCTS + 1
+    return Work(
+        gradients=2.0 * at.samples,
+        products=products * at.samples,
+        curvatures=3.0 * at.samples,
+        vectors=2 * PRODUCTS,
+    )
 
 
 @probe(headline=("threshold_ratio", "batch_sharpness", "update_curvature"), work=_work)

@@ -22,9 +22,10 @@ def _work(at: Sizes, *, k: int, probes: int, **_: Any) -> Work:
     """Lanczos on H, on C and on two halves of C, then two products per probe and basis vector."""
     moments = 2 * k + probes if probes else 0
     return Work(
-        gradients=22.0 * at.samples,  # with slopes and curvatures, in their place
+        gradients=17.0 * at.samples,  # with slopes, in their place
         products=(PRODUCTS * k + moments) * at.samples,
         covariance=(PRODUCTS * (k + 1) + moments) * at.samples,  # whole, and two halves
+        curvatures=1.0 * at.samples,
         vectors=4 * PRODUCTS * k,
     )
 

@@ -20,7 +20,8 @@ from lsa.probe import Metric, Report, Result, Sizes, Work, probe, standard_error
 from lsa.symmetries import Change, function_change, rescaled, rescalings
 
 MOVED = 0.01  # relative change of a number that counts as one
-PRODUCTS = 20  # of one Lanczos run to the upper end, for the estimate of the cost
+PRODUCTS = 8  # of one Lanczos run to the upper end, for the estimate of the cost
+DOUBLE = 2.5  # what float64 costs here, in that of float32 (2.6 on a CPU)
 EPS = 1e-8  # that torch's Adam adds to the root of its second moment
 UNITS = {"weight_norm": "", "preconditioned_lambda_max": "1/η"}  # the others are in the loss's
 
@@ -56,12 +57,14 @@ class Search(NamedTuple):
 
 
 def _work(at: Sizes, *, probes: int, **_: Any) -> Work:
-    """Three Lanczos runs and two random means on each of four networks, in float64."""
+    """Three Lanczos runs, two random means and some gradients on each of four networks."""
+    each = 4 * DOUBLE * at.samples
     return Work(
-        losses=60.0 * at.samples,
-        gradients=2 * 4 * 12.0 * at.samples,
-        products=2 * 4 * (3.0 * PRODUCTS + 2 * probes) * at.samples,
-        vectors=2 * (PRODUCTS + 2 * probes),
+        losses=4 * each,
+        gradients=8 * each,
+        products=3 * PRODUCTS * each,
+        curvatures=(3 + 2 * probes) * each,
+        vectors=2 * (3 * PRODUCTS + 2 * probes),
     )
 
 
