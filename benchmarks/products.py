@@ -1,4 +1,4 @@
-"""One product with each matrix, against one gradient of the same samples."""
+"""One product with each matrix, and the curvatures of all samples, against one gradient."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ def rows(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> list[dict[str, o
             product = getattr(chosen, name)(theta)
             product(v)  # builds what is kept
             tasks[f"{name}, {label}"] = lambda product=product: product(v)
+    tasks["curvatures of the samples"] = lambda: at.curvatures(theta, v)
     seconds = alternate(tasks, ROUNDS)
     return [
         {"product": name, "seconds": s, "gradients": s / seconds["gradient"]}

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lsa import passes
+from lsa.derivatives import budget
 from lsa.landscape import Landscape, flatten
 from lsa.training import data, models
 
@@ -39,5 +41,8 @@ def network(name: str, x: Tensor, y: Tensor, epochs: int = 2, **options: Any) ->
 
 
 def landscape(model: nn.Module, x: Tensor, y: Tensor, **options: Any) -> tuple[Landscape, Tensor]:
-    """The landscape of the model at its parameters."""
-    return Landscape(model, x, y, **options), flatten(model).to(x.device)
+    """The landscape of the model at its parameters, in passes as a checkpoint's would have them."""
+    at = Landscape(model, x, y, **options)
+    if budget.measures():
+        at = Landscape(model, x, y, chunk=passes.fitted(at).chunk, **options)
+    return at, flatten(model).to(x.device)
