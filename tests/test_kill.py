@@ -28,7 +28,7 @@ KILLS = int(os.environ.get("LSA_KILLS", "2"))
 PROJECT = """
 dataset: {name: digits, train_limit: 200, val_limit: 100}
 model: {name: mlp, hidden: [16]}
-train: {epochs: 60, batch_size: 10}
+train: {epochs: 30, batch_size: 10}
 optimizers: {sgd: {name: SGD, lr: 0.02}, adamw: {name: AdamW, lr: 0.002}}
 seeds: [0, 1]
 landscape: {samples: 64}
