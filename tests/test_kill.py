@@ -28,7 +28,7 @@ KILLS = int(os.environ.get("LSA_KILLS", "2"))
 PROJECT = """
 dataset: {name: digits, train_limit: 200, val_limit: 100}
 model: {name: mlp, hidden: [16]}
-train: {epochs: 30, batch_size: 10}
+train: {epochs: EPOCHS, batch_size: 10}
 optimizers: {sgd: {name: SGD, lr: 0.02}, adamw: {name: AdamW, lr: 0.002}}
 seeds: [0, 1]
 landscape: {samples: 64}
@@ -85,10 +85,10 @@ def numbers(folder: Path) -> dict[tuple[str, str], float]:
     return {(name, key): value for name, key, value in rows}
 
 
-def prepared(folder: Path) -> Path:
+def prepared(folder: Path, epochs: int = 30) -> Path:
     """A folder with the project."""
     (folder / "projects").mkdir(parents=True)
-    (folder / "projects" / "tiny.yaml").write_text(PROJECT)
+    (folder / "projects" / "tiny.yaml").write_text(PROJECT.replace("EPOCHS", str(epochs)))
     return folder
 
 

@@ -14,7 +14,7 @@ TIMES = int(os.environ.get("LSA_KILLS", "20"))
 
 def rows(folder: Path) -> list[Row]:
     """The fault of this module: SIGKILL to a study of two workers."""
-    folders = [test_kill.prepared(folder / name) for name in ("peace", "war")]
+    folders = [test_kill.prepared(folder / name, epochs=60) for name in ("peace", "war")]
     hit = test_kill.kills_change_nothing(*folders, TIMES)
     return [
         Row(
