@@ -21,7 +21,6 @@ from lsa.memory.runs import Done
 from lsa.project import ALONG, Project, first_rule
 
 Shape = TypeVar("Shape", bound=pydantic.BaseModel)
-FETCHERS = 8  # artifacts asked for at once
 # What tells two measurements of one kind apart although they may be compared.
 IDENTITY = {"optimizer", "seed", "checkpoint", "optimizer_b", "seed_b", "checkpoint_b"}
 
@@ -235,7 +234,7 @@ def artifacts(wanted: Sequence[tuple[Done, str]], shape: type[Shape]) -> list[Sh
                 "run and repeat its step"
             ) from None
 
-    with ThreadPoolExecutor(FETCHERS) as pool:
+    with ThreadPoolExecutor(store.AT_ONCE) as pool:
         return list(pool.map(lambda one: read(*one), wanted))
 
 

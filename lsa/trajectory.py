@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lsa import plots, progress, project, ranks, stability, steps
+from lsa import partial, plots, progress, project, ranks, stability, steps
 from lsa.documents import json_number
 from lsa.errors import InputError
 from lsa.memory import registered, registry, tracking
@@ -97,8 +98,12 @@ def _follow(
         opened.params(steps.probe_params([final], resolved, seed))
         opened.inputs([dataclasses.replace(final, model_id=model_id) for _, model_id in kept])
         results: list[Result] = []
-        with progress.bar(title) as report:
-            for epoch, result in _measured(declared, final, kept, seed, report, resolved):
+        with progress.bar(title) as report, contextlib.ExitStack() as until_all_are_measured:
+
+            def memory(epoch: int) -> MutableMapping[str, list[float]]:
+                return until_all_are_measured.enter_context(partial.numbers(f"{key}-{epoch}"))
+
+            for epoch, result in _measured(declared, final, kept, seed, report, resolved, memory):
                 _log(opened, step, epoch, result, last=epoch == kept[-1][0])
                 opened.attempt()
                 results.append(dataclasses.replace(result, arrays={}))  # θ-sized, and not kept
@@ -118,13 +123,17 @@ def _measured(
     seed: int,
     report: Any,
     resolved: dict[str, Any],
+    memory: Callable[[int], MutableMapping[str, list[float]]] = lambda _: {},
 ) -> Iterator[tuple[int, Result]]:
-    """Epoch and result at each checkpoint, every eigensolver started from what the last found."""
+    """Epoch and result at each checkpoint, every eigensolver started from what the last found.
+
+    `memory` of an epoch is what an interrupted run had computed there.
+    """
     near, (limit, _) = None, threshold(final.recipe, SHARPNESS)
     for i, (epoch, model_id) in enumerate(kept):
         source = _source(final, model_id)
         part = _part(report, i, len(kept), epoch)
-        result = _at(declared, source, epoch, seed, part, resolved, near)
+        result = _at(declared, source, epoch, seed, part, resolved, near, memory(epoch))
         near = _directions(result, source.theta)
         yield epoch, _against(result, limit)
 
@@ -146,11 +155,12 @@ def _at(
     report: Any,
     options: dict[str, Any],
     near: Tensor | None,
+    memory: MutableMapping[str, list[float]],
 ) -> Result:
     """The probe's result at one checkpoint; what it refuses is told with the epoch."""
     try:
         steps.check_sources(declared, [source])
-        return steps.call_probe(declared, [source], seed, report, options, near)
+        return steps.call_probe(declared, [source], seed, report, options, near, memory)
     except InputError as error:
         raise InputError(f"at epoch {epoch}: {error}") from None
 

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 import lsa
-from lsa import cli, plots, project, steps, train_step, trajectory
+from lsa import cli, partial, plots, project, steps, train_step, trajectory
 from lsa.errors import InputError
 from lsa.memory import registered, registry, runs
 from lsa.probe import PROBES, Metric, Result, find, probe
+from lsa.probes import surface
 from lsa.reports import report
 from lsa.training import optimizers
 
@@ -76,6 +77,25 @@ def test_a_probe_follows_a_training(final):
     again = lsa.follow("lanczos", final, reuse=True, **OPTIONS)
     assert again.reused and again.run_id == done.run_id
     assert not lsa.follow("lanczos", final, reuse=True, **OPTIONS | {"k": 2}).reused
+
+
+def test_a_surface_along_a_training_goes_on_where_it_was_interrupted(final, workplace, monkeypatch):
+    measured, point, limit = [], surface._point, 30
+
+    def counted(*given):
+        if len(measured) == limit:
+            raise KeyboardInterrupt
+        measured.append(point(*given))
+        return measured[-1]
+
+    monkeypatch.setattr(surface, "_point", counted)
+    with pytest.raises(KeyboardInterrupt):
+        lsa.follow("surface", final, points=5)
+    limit = 10**6
+    done = lsa.follow("surface", final, points=5)
+    assert done.run_id  # each point of the three epochs once, but the first checkpoint twice
+    assert len(measured) == 3 * (25 + 1) + 1
+    assert not list((workplace / partial.SCRATCH).iterdir())
 
 
 def test_noise_is_followed_too_and_adam_has_no_threshold(setting):

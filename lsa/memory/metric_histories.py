@@ -17,7 +17,6 @@ from lsa.memory import store
 
 RUNS, ROWS = 100, 25_000  # that MLflow's server takes and gives at once
 ENDPOINT = "/ajax-api/2.0/mlflow/metrics/get-history-bulk"
-ASKERS = 8  # at once, where each run is asked for
 Row = tuple[str, int, float]  # run, step, value
 
 
@@ -67,7 +66,7 @@ def _row(one: Mapping[str, Any]) -> Row:
 
 def _one_by_one(run_ids: Sequence[str], metric: str) -> Iterator[Row]:
     client = store.client()
-    with ThreadPoolExecutor(ASKERS) as pool:
+    with ThreadPoolExecutor(store.AT_ONCE) as pool:
         histories = pool.map(lambda run_id: client.get_metric_history(run_id, metric), run_ids)
     for run_id, history in zip(run_ids, histories, strict=True):
         yield from ((run_id, one.step, one.value) for one in sorted(history, key=_when))

@@ -34,6 +34,7 @@ logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 logging.getLogger("alembic").setLevel(logging.ERROR)
 
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")  # whose tables MLflow makes at first use
+AT_ONCE = 8  # questions that are asked of it at once, where there is one for each run
 PAUSE = 30.0  # seconds in which a store that did not answer is not asked again
 _silent_until = 0.0
 T = TypeVar("T")
