@@ -419,7 +419,8 @@ class Landscape:
     def curvatures(self, theta: Tensor, u: Tensor) -> Tensor:
         """Per-sample curvatures uᵀ∇²ℓᵢ(θ)u, shape `(N,)`.
 
-        Their mean is uᵀHu; their spread gives its standard error over the data.
+        Their mean is uᵀHu; their spread gives its standard error over the data. They take about as
+        long as two gradients where all parameters are those of layers that are known.
         """
         known = self._known_by_layers(theta)
         measure = curvatures.by_layers if known else curvatures.by_one_step

@@ -40,6 +40,16 @@ def global_rng_untouched():
 
 
 @pytest.fixture
+def double():
+    """Networks and data in float64, from one seed."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        torch.set_default_dtype(torch.float64)
+        yield
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a tiny project and its own store, as the current folder."""
     import mlflow

@@ -69,33 +69,31 @@ class _Moved(TorchFunctionMode):
         w, b = given["weight"], given["bias"]
         if not any(p is not None and p._base is self._theta for p in (w, b)):
             return func(*args, **kwargs)
-        v, c = self._along(w), self._along(b)
         if func in DIMENSIONS or func is F.linear:
             forward = functools.partial(func, *args, **kwargs)
-            operation = _operation(func, given)
+            operation, v = _operation(func, given), self._along(w)
+            c = None if b is None else self._along(b)
             return _Layer.apply(given["input"], self._alpha, forward, operation, w, v, c)
-        one = w if w is not None else b
-        given.update(weight=torch.ones_like(one), bias=torch.zeros_like(one))
-        y = func(*call.args[1:], **call.kwargs)
+        either = b if w is None else w
+        given.update(weight=torch.ones_like(either), bias=torch.zeros_like(either))
+        y = func(*call.args[1:], **call.kwargs)  # normalised, neither scaled nor shifted
         if w is not None:
-            y = y * self._each(w, v, func, y)
-        return y if b is None else y + self._each(b, c, func, y)
+            y = y * self._each(w, func, y)
+        return y if b is None else y + self._each(b, func, y)
 
-    def _along(self, parameter: Tensor | None) -> Tensor | None:
+    def _along(self, parameter: Tensor) -> Tensor:
         """What of u stands where the parameter stands in θ; zeros for one that is fixed."""
-        if parameter is None:
-            return None
         if parameter._base is not self._theta:
             return torch.zeros_like(parameter)
         place = parameter.size(), parameter.stride(), parameter.storage_offset()
         return self._u.as_strided(*place)
 
-    def _each(self, p: Tensor, q: Any, norm: Callable, y: Tensor) -> Tensor:
-        """p + αᵢq of a norm for each sample, in the dimensions of its outputs y."""
+    def _each(self, p: Tensor, norm: Callable, y: Tensor) -> Tensor:
+        """A norm's parameter at θ + αᵢu for each sample, in the dimensions of its outputs y."""
         shape = list(p.shape) if norm is F.layer_norm else [len(p), *[1] * (y.ndim - 2)]
         shape = [1] * (y.ndim - len(shape)) + shape
         alpha = self._alpha.view(-1, *[1] * (y.ndim - 1))
-        return p.view(shape) + alpha * q.view(shape)
+        return p.view(shape) + alpha * self._along(p).view(shape)
 
 
 @functools.cache
