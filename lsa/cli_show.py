@@ -14,7 +14,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from lsa import outline
+from lsa import outline, probe
 from lsa.errors import printable
 
 JSON = Annotated[bool, typer.Option("--json", help="print one JSON document and nothing else")]
@@ -125,7 +125,8 @@ def checkpoints(
         print(f"no checkpoint{where} is registered; make one with: lsa train")
         return
     present = {name for one in found for name in one["metrics"]}
-    first = [f"{d['name']}/{d['headline'][0]}" for d in records.probes() if d["headline"]]
+    declared = [outline.read(name) for name in probe.modules()]
+    first = [f"{one.name}/{one.headline[0]}" for one in declared if one.headline]
     names = [name for name in dict.fromkeys((*LEADING, *first)) if name in present]
     numbers = [name.removeprefix("final/").replace("/", "\n") for name in names]
     headings = ["checkpoint", "seed", "epoch", *numbers]

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from datetime import datetime, timezone
 from typing import Any, get_args
 
-from lsa import probe, project
+from lsa import outline, probe, project
 from lsa.documents import json_number
 from lsa.errors import InputError
 from lsa.memory import registered, runs
@@ -138,7 +138,7 @@ def _checkpoints(done: Done, step: str) -> list[dict[str, str]]:
 def _parameters(params: Mapping[str, str], step: str) -> dict[str, Any]:
     """Name → value and default, which is None where there is none."""
     name = step.removeprefix(project.ALONG)
-    declared = probe.find(name) if name in probe.modules() else None
+    declared = outline.read(name) if name in probe.modules() else None
     return {key: _parameter(declared, key, text) for key, text in params.items()}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -98,14 +99,23 @@ def test_a_trajectory_has_the_newest_of_every_epoch_that_was_sealed(experiment):
 
 
 def test_asking_loads_neither_torch_nor_matplotlib(experiment):
-    version(run(experiment))
-    code = """
-import sys, mlflow
-from lsa import records
-mlflow.set_tracking_uri("sqlite:///mlflow.db")
-(one,) = records.checkpoints()
-records.run(records.find(one["run"]))
-print(one["address"], {"torch", "matplotlib"} & set(sys.modules))
+    version(trained := run(experiment))
+    probed = (
+        client()
+        .create_run(experiment, tags={"lsa.step": "lanczos"}, run_name="lanczos-sgd-s0")
+        .info.run_id
+    )
+    client().log_param(probed, "k", 2)
+    code = f"""
+import sys
+from lsa import cli
+for words in (["checkpoints"], ["show", "{trained}"], ["show", "{probed}"]):
+    assert cli.run(words) == 0
+print({{"torch", "matplotlib"}} & set(sys.modules))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "models:/tiny.sgd/1 set()\n"
+    store = os.environ | {"MLFLOW_TRACKING_URI": "sqlite:///mlflow.db"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=store, capture_output=True, text=True, check=True
+    )
+    said = done.stdout.splitlines()
+    assert said[-1] == "set()" and "k=2" in done.stdout and "models:/tiny.sgd/1" in done.stdout
