@@ -156,7 +156,7 @@ class _Slope(Function):
         ctx.save_for_backward(g, x, step, w, v)
         ctx.operation, ctx.to_x = operation, to_x
         ctx.set_materialize_grads(False)
-        return operation.inputs(g, x, w) if to_x else None, _along(g, step)
+        return operation.inputs(g, x, w) if to_x else None, _inner(g, step)
 
     @staticmethod
     @once_differentiable
@@ -172,11 +172,11 @@ class _Slope(Function):
             dg = step * scale if dg is None else dg.addcmul_(step, scale)
         if ctx.to_x:
             turned = ctx.operation.inputs(g, x, v)
-            da = None if h is None else _along(turned, h)
+            da = None if h is None else _inner(turned, h)
             dx = None if s is None else turned.mul_(s.view(-1, *[1] * (x.ndim - 1)))
         return dg, dx, da, None, None, None, None, None
 
 
-def _along(a: Tensor, b: Tensor) -> Tensor:
+def _inner(a: Tensor, b: Tensor) -> Tensor:
     """Inner products `(n,)` of the samples."""
     return (a * b).flatten(1).sum(1)
