@@ -23,6 +23,7 @@ from benchmarks import (
     line,
     lower_end,
     noise,
+    paths,
     products,
     setting,
     summary,
@@ -36,6 +37,7 @@ PACKAGES = {
     "pyhessian": "PyHessian",
 }
 Rows = Sequence[Mapping[str, Any]]
+NARROW = {"width": 8}  # where thousands of gradients are needed
 
 
 class Task(NamedTuple):
@@ -45,6 +47,7 @@ class Task(NamedTuple):
     network: str
     samples: int
     rows: Callable[..., Rows]  # (model, x, y, rivals)
+    options: Mapping[str, Any] = {}  # of the network
 
 
 TASKS = {
@@ -55,7 +58,11 @@ TASKS = {
         "Three largest eigenvalues to a residual of 1e-3", "simple_cnn", 2048, eigenvalues.rows
     ),
     "eigenvalues-resnet20": Task(
-        "Three largest eigenvalues to a residual of 1e-3", "resnet20", 512, eigenvalues.rows
+        "Three largest eigenvalues to a residual of 1e-3",
+        "resnet20",
+        512,
+        eigenvalues.rows,
+        {"norm": "group"},
     ),
     "lower-end": Task(
         "Smallest eigenvalue to a residual of 1e-3",
@@ -64,9 +71,9 @@ TASKS = {
         lambda model, x, y, _: lower_end.rows(model, x, y),
     ),
     "density": Task(
-        f"Spectral density, {density.PROBES} probe of {density.STEPS} steps",
+        f"Spectral density, {density.PROBES} probes of {density.STEPS} steps",
         "simple_cnn",
-        512,
+        64,
         density.rows,
     ),
     "noise": Task(
@@ -83,6 +90,13 @@ TASKS = {
         "simple_cnn",
         2048,
         lambda model, x, y, _: line.rows(model, x, y),
+    ),
+    "paths": Task(
+        f"A low path between two minima, batches of {paths.BATCH}",
+        "simple_cnn",
+        512,
+        lambda _model, x, y, _: paths.rows("simple_cnn", x, y, **NARROW),
+        NARROW,
     ),
     "growth": Task(
         "Growth of one Hessian product, and of Lanczos",
@@ -112,8 +126,7 @@ def main() -> None:
     for name in _listed(chosen.only, TASKS, parser) if chosen.only else TASKS:
         task = TASKS[name]
         x, y = setting.images(chosen.images, chosen.samples or task.samples, chosen.device)
-        options = {"norm": "group"} if task.network.startswith("resnet") else {}
-        model = setting.network(task.network, x[:2048], y[:2048], **options)
+        model = setting.network(task.network, x[:2048], y[:2048], **task.options)
         with full_float32():  # PyTorch's default on a GPU would fail the accuracy asked for
             found[name] = task.rows(model, x, y, rivals)
         d = sum(p.numel() for p in model.parameters())

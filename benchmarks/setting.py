@@ -25,12 +25,14 @@ def images(folder: str | None, samples: int, device: str = "cpu") -> tuple[Tenso
     return x.repeat(repeats, 1, 1, 1)[:samples], split.y_train.repeat(repeats)[:samples]
 
 
-def network(name: str, x: Tensor, y: Tensor, epochs: int = 2, **options: Any) -> nn.Module:
-    """A network after a few epochs of plain SGD, from a fixed seed."""
-    model = models.build(name, input_shape=tuple(x.shape[1:]), classes=10, seed=0, **options)
+def network(
+    name: str, x: Tensor, y: Tensor, epochs: int = 2, seed: int = 0, **options: Any
+) -> nn.Module:
+    """A network after a few epochs of plain SGD; the seed is that of weights and batches."""
+    model = models.build(name, input_shape=tuple(x.shape[1:]), classes=10, seed=seed, **options)
     model.to(x.device)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.02)
-    rng = torch.Generator().manual_seed(0)
+    rng = torch.Generator().manual_seed(seed)
     for _ in range(epochs):
         for index in data.batches(len(x), 64, rng):
             index = index.to(x.device)
