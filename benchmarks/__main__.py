@@ -22,6 +22,7 @@ from benchmarks import (
     growth,
     line,
     lower_end,
+    modes,
     noise,
     paths,
     products,
@@ -53,6 +54,12 @@ class Task(NamedTuple):
 TASKS = {
     "products": Task(
         "One product", "simple_cnn", 512, lambda model, x, y, _: products.rows(model, x, y)
+    ),
+    "modes": Task(
+        "One Hessian product in other modes",
+        "simple_cnn",
+        512,
+        lambda model, x, y, _: modes.rows(model, x, y),
     ),
     "eigenvalues": Task(
         "Three largest eigenvalues to a residual of 1e-3", "simple_cnn", 2048, eigenvalues.rows

@@ -36,6 +36,12 @@ def headlines(found: Mapping[str, Rows]) -> list[dict[str, Any]]:
     for row in found.get("products", ()):
         if row["product"] != "gradient":
             add(row["product"], "time / that of a gradient (less is better)", row["gradients"])
+    if rows := _by(found, "modes", "mode"):
+        ours = {name: row["seconds"] for name, row in rows.items() if name.startswith("lsa")}
+        others = {k: row["seconds"] for k, row in rows.items() if k not in ours and k != "gradient"}
+        best = min(others, key=lambda k: others[k])
+        for name, seconds in ours.items():
+            add(f"Hessian product, {name}", f"time of {best} / ours", others[best] / seconds)
     if rows := _by(found, "lower-end", "method"):
         add(
             "smallest eigenvalue",

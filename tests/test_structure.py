@@ -64,7 +64,7 @@ LAYERS = [
         "training.torchvision_data",
     },
     {"landscape", "training.data", "training.models", "training.optimizers"},
-    {"consistency", "noise_scale", "passes"},
+    {"consistency", "noise_scale", "passes", "warm_start"},
     {"probe", "heads", "stability", "sam", "symmetries", "sharded"},
     {"outline", "muon_state"},
     {"project", "progress", "mlproject", "plots", "interactive", "subspace_training", "mode_graph"},

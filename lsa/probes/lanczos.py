@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lsa import warm_start
 from lsa.errors import InputError
 from lsa.landscape import Landscape
 from lsa.maths import linalg
@@ -75,10 +76,11 @@ def lanczos(
     """
     _check(landscape, k, k_min, density_probes, density_steps)
     hessian = landscape.hessian(theta)
-    near = landscape.gradient(theta) if start is None else start
+    if start is None:
+        start = warm_start.from_few(landscape, theta, rng, largest=k, smallest=k_min, report=report)
     found = linalg.lanczos(
         hessian,
-        linalg.start_vector(theta, rng, near),
+        linalg.start_vector(theta, rng, start),
         rng=rng,
         largest=k,
         smallest=k_min,

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lsa import warm_start
 from lsa.errors import InputError
 from lsa.landscape import Landscape
 from lsa.maths import linalg
@@ -75,9 +76,10 @@ def perturbation(
             f"points={points}, rise={rise:g}: choose an odd number of points from 5 and rise > 0"
         )
     hessian, gradient = landscape.hessian(theta), landscape.gradient(theta)
+    near = warm_start.from_few(landscape, theta, rng, largest=1, smallest=1, report=report)
     found = linalg.lanczos(
         hessian,
-        linalg.start_vector(theta, rng, gradient),
+        linalg.start_vector(theta, rng, near),
         rng=rng,
         tol=tol,
         max_products=max_products,

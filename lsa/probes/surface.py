@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lsa import warm_start
 from lsa.errors import InputError
 from lsa.landscape import Landscape
 from lsa.maths import linalg
@@ -192,7 +193,10 @@ class _Lanczos(NamedTuple):
 def _hessian(
     landscape: Landscape, theta: Tensor, find: _Lanczos, points: int, extent: float
 ) -> View:
-    start = linalg.start_vector(theta, find.rng)
+    near = warm_start.from_few(
+        landscape, theta, find.rng, largest=1, smallest=1, report=find.report
+    )
+    start = linalg.start_vector(theta, find.rng, near)
     found = linalg.lanczos(landscape.hessian(theta), start, **find._asdict())
     lambda_max, lambda_min = found.largest.values[0].item(), found.smallest.values[0].item()
     if not lambda_max > 0:
