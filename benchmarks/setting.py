@@ -46,5 +46,6 @@ def landscape(model: nn.Module, x: Tensor, y: Tensor, **options: Any) -> tuple[L
     """The landscape of the model at its parameters, in passes as a checkpoint's would have them."""
     at = Landscape(model, x, y, **options)
     if budget.measures():
-        at = Landscape(model, x, y, chunk=passes.fitted(at).chunk, **options)
+        fitted = passes.fitted(at)
+        at = Landscape(model, x, y, chunk=fitted.chunk, layout=fitted.layout, **options)
     return at, flatten(model).to(x.device)

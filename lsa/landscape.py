@@ -66,11 +66,14 @@ class Landscape:
         memory: Bytes that graphs may hold from one product to the next, which then costs up to a
             third less; changes the result by rounding. Default `LSA_GRAPH_MEMORY`, else half of the
             free memory, less for a process that does not use all cores.
+        layout: How images lie in memory, `channels_last` or `contiguous`; changes the result by
+            rounding. Default `LSA_LAYOUT`, else `channels_last`, the faster one on every machine
+            tried.
 
     Raises:
         InputError: No samples, inputs and targets of different number, chunk below 1, a variable
-            that is no such number, or batch norm without running statistics, whose loss depends on
-            the chunk.
+            or layout that is none of these, or batch norm without running statistics, whose loss
+            depends on the chunk.
     """
 
     def __init__(
@@ -82,14 +85,18 @@ class Landscape:
         *,
         chunk: int | None = None,
         memory: int | None = None,
+        layout: str | None = None,
     ) -> None:
         if chunk is not None and chunk < 1:
             raise InputError(f"chunk={chunk} holds no sample; choose chunk ≥ 1")
+        if layout is not None and layout not in budget.LAYOUTS:
+            raise InputError(f"layout={layout!r}; choose {' or '.join(budget.LAYOUTS)}")
         batch_norm.check_statistics(model)
         self.model = copy.deepcopy(model).to(x.device).eval()
         self.loss_function = loss
         self._chunk = budget.fixed_chunk() if chunk is None else chunk
         self._memory = budget.fixed_memory() if memory is None else memory
+        self.layout = layout or budget.fixed_layout() or next(iter(budget.LAYOUTS))
         self._saved: dict[object, float] = {}  # by a sample's shape: bytes that its pass saves
         self._index()
         self._place(x, y)
@@ -105,16 +112,21 @@ class Landscape:
             raise InputError(
                 f"{len(x)} inputs and {len(y)} targets; give as many of each, at least 1"
             )
-        self.x = _laid_out(x)
+        self.x = self._laid_out(x)
         self.y = y
         self.chunk = self._chunk or self._pass_size(x)
+
+    def _laid_out(self, x: Tensor) -> Tensor:
+        """Images in the layout of this landscape."""
+        layout = budget.LAYOUTS[self.layout]
+        return x.contiguous(memory_format=layout) if x.ndim == 4 else x
 
     def _pass_size(self, x: Tensor) -> int:
         if x.device.type != "cuda":
             return budget.cache_size(self.model, x)
         key = (x.shape[1:], x.dtype)
         if key not in self._saved:
-            few = _laid_out(x[:FEW])
+            few = self._laid_out(x[:FEW])
             size = products.saved(partial(self.outputs, x=few), flatten(self.model))
             self._saved[key] = size / len(few)
         return budget.card_size(self._saved[key], x.device)
@@ -156,7 +168,13 @@ class Landscape:
     def with_model(self, model: nn.Module) -> Landscape:
         """The same data and loss with a copy of another model of the same architecture."""
         return type(self)(
-            model, self.x, self.y, self.loss_function, chunk=self._chunk, memory=self._memory
+            model,
+            self.x,
+            self.y,
+            self.loss_function,
+            chunk=self._chunk,
+            memory=self._memory,
+            layout=self.layout,
         )
 
     def restricted(self, theta: Tensor, names: Collection[str]) -> Landscape:
@@ -314,7 +332,7 @@ class Landscape:
         @full_float32()
         @torch.enable_grad()
         def on(theta: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-            parts = zip(_laid_out(x).split(self.chunk), y.split(self.chunk), strict=True)
+            parts = zip(self._laid_out(x).split(self.chunk), y.split(self.chunk), strict=True)
             return self._loss_and_gradient(theta, ((len(a) / len(x), a, b) for a, b in parts))
 
         return replayed(on, self.x.device)
@@ -458,11 +476,6 @@ def _plain_attention() -> Iterator[None]:
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-
-
-def _laid_out(x: Tensor) -> Tensor:
-    """Images with channels last."""
-    return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
 
 
 def _push(function: Callable[[Tensor], Tensor], theta: Tensor, tangent: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
-"""Samples per pass by a measurement, for machines on which the measured rules do not hold.
+"""Samples per pass, and how images lie, by a measurement: where the measured rules do not hold.
 
-The number that is fastest here is kept on this disk by network, device, threads and data's shape:
-it is measured once, and every later run takes the same. It changes results by rounding alone.
+What is fastest here is kept on this disk by network, device, threads and data's shape: it is
+measured once, and every later run takes the same. It changes results by rounding alone.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from lsa import documents
+from lsa.derivatives import budget
 from lsa.errors import InputError
 from lsa.landscape import Landscape, flatten
 from lsa.memory import provenance
@@ -27,21 +28,43 @@ SAMPLES = 64  # timed at least, however few are in a pass
 RUNS = 2  # of which the faster counts
 
 
+class Choice(NamedTuple):
+    """What is fastest."""
+
+    chunk: int  # samples per pass
+    layout: str
+
+
 def fitted(landscape: Landscape) -> Landscape:
-    """The landscape in passes of the size that is fastest on its device.
+    """The landscape in passes of the size, and images in the layout, that are fastest here.
 
     Measured with Hessian products that keep nothing, which takes about as long as five to ten of
-    them on 512 samples; or read, where it was measured before.
+    them on 512 samples; or read, where it was measured before. A layout that the user has fixed
+    stays.
     """
-    n, key = landscape.n_samples, _key(landscape)
+    key = _key(landscape)
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
     file = cache_folder() / "passes" / f"{name}.json"
-    chunk = _kept(file)
-    if chunk is None:
-        chunk = fastest(lambda size: _seconds(landscape, size), min(landscape.chunk, n), n)
-        content = json.dumps({**key, "chunk": chunk})
+    choice = _kept(file)
+    if choice is None:
+        choice = _measured(landscape)
+        content = json.dumps({**key, **choice._asdict()})
         keep(file, lambda temporary: temporary.write_text(content, encoding="utf-8"))
-    return _in_passes(landscape, chunk, n)
+    return _in_passes(landscape, choice, landscape.n_samples)
+
+
+def _measured(landscape: Landscape) -> Choice:
+    """The size in the usual layout, then the layout at that size."""
+    n, usual = landscape.n_samples, landscape.layout
+    chunk = fastest(
+        lambda size: _seconds(landscape, Choice(size, usual)), min(landscape.chunk, n), n
+    )
+    if landscape.x.ndim != 4 or budget.fixed_layout():
+        return Choice(chunk, usual)
+    choices = [Choice(chunk, layout) for layout in budget.LAYOUTS]
+    seconds = {choice: _seconds(landscape, choice) for choice in choices}
+    best = min(choices, key=lambda choice: seconds[choice])
+    return best if seconds[best] * GAIN < seconds[Choice(chunk, usual)] else Choice(chunk, usual)
 
 
 def fastest(seconds: Callable[[int], float], usual: int, most: int) -> int:
@@ -64,10 +87,10 @@ def fastest(seconds: Callable[[int], float], usual: int, most: int) -> int:
     return best
 
 
-def _seconds(landscape: Landscape, chunk: int) -> float:
-    """Seconds that a Hessian product takes per sample, in passes of that size."""
-    n = min(landscape.n_samples, max(chunk, SAMPLES) // chunk * chunk)
-    part = _in_passes(landscape, chunk, n, memory=0)
+def _seconds(landscape: Landscape, choice: Choice) -> float:
+    """Seconds that a Hessian product takes per sample, so chosen."""
+    n = min(landscape.n_samples, max(choice.chunk, SAMPLES) // choice.chunk * choice.chunk)
+    part = _in_passes(landscape, choice, n, memory=0)
     theta, times = flatten(part.model), []
     product = part.hessian(theta)
     for _ in range(RUNS):
@@ -81,10 +104,12 @@ def _seconds(landscape: Landscape, chunk: int) -> float:
 
 
 def _in_passes(
-    landscape: Landscape, chunk: int, samples: int, memory: int | None = None
+    landscape: Landscape, choice: Choice, samples: int, memory: int | None = None
 ) -> Landscape:
     x, y = landscape.x[:samples], landscape.y[:samples]
-    return Landscape(landscape.model, x, y, landscape.loss_function, chunk=chunk, memory=memory)
+    return Landscape(
+        landscape.model, x, y, landscape.loss_function, memory=memory, **choice._asdict()
+    )
 
 
 def _key(landscape: Landscape) -> dict[str, Any]:
@@ -100,13 +125,16 @@ def _key(landscape: Landscape) -> dict[str, Any]:
         "samples": landscape.n_samples,
         "sample": list(landscape.x.shape[1:]),
         "precision": str(landscape.x.dtype),
+        "fixed_layout": budget.fixed_layout(),
     }
 
 
-def _kept(file: Path) -> int | None:
+def _kept(file: Path) -> Choice | None:
     """What was measured before; None where nothing, or nothing sound, was kept."""
     try:
-        chunk = documents.read_json(file)["chunk"]
+        content = documents.read_json(file)
+        choice = Choice(content["chunk"], content["layout"])
     except (InputError, LookupError, TypeError):
         return None
-    return chunk if isinstance(chunk, int) and chunk >= 1 else None
+    sound = isinstance(choice.chunk, int) and choice.chunk >= 1
+    return choice if sound and choice.layout in list(budget.LAYOUTS) else None

@@ -34,6 +34,7 @@ def shared(landscape: Landscape) -> Landscape:
         landscape.loss_function,
         chunk=landscape._chunk,
         memory=memory,
+        layout=landscape.layout,
     )
 
 

@@ -233,7 +233,13 @@ def _measure(
         opened.params(probe_params(sources, resolved, seed))
         opened.inputs(sources)
         landscape = sources[0].landscape
-        opened.tags({"lsa.chunk": landscape.chunk, "lsa.graph_memory": landscape.graph_memory})
+        opened.tags(
+            {
+                "lsa.chunk": landscape.chunk,
+                "lsa.graph_memory": landscape.graph_memory,
+                "lsa.layout": landscape.layout,
+            }
+        )
         opened.attempt()
         with progress.bar(title) as report:
             result = call_probe(declared, sources, seed, report, resolved, memory=memory)

@@ -9,8 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from lsa.derivatives import budget
 from lsa.errors import InputError
 from lsa.landscape import Landscape, flatten
+from lsa.training import models
 
 pytestmark = pytest.mark.usefixtures("global_rng_untouched")
 
@@ -442,3 +444,41 @@ def test_the_environment_fixes_chunk_and_memory_for_all_but_who_says_otherwise(m
         assert torch.allclose(fixed.hessian(theta)(v), expected, rtol=1e-12)
     own = Landscape(model, x, y, chunk=7, memory=8)
     assert (own.chunk, own.graph_memory) == (7, 8)
+
+
+@pytest.mark.parametrize("chunk", [3, 24])
+@pytest.mark.parametrize("memory", [0, 10**9])
+@pytest.mark.parametrize("layout", ["channels_last", "contiguous"])
+def test_every_choice_of_the_engine_gives_the_same_derivatives(chunk, memory, layout, monkeypatch):
+    """In float32; the reference has the usual choices, in float64."""
+    model = models.build("simple_cnn", input_shape=(3, 8, 8), classes=10, seed=0, width=8)
+    x, y = normal(24, 3, 8, 8).float(), torch.arange(24) % 10
+    usual = Landscape(model, x, y)
+    monkeypatch.setenv("LSA_LAYOUT", layout)
+    forced = Landscape(model, x, y, chunk=chunk, memory=memory)
+    assert forced.layout == layout
+    for one in (forced, forced.subset(torch.arange(12)), forced.with_model(model)):
+        assert one.x.is_contiguous(memory_format=budget.LAYOUTS[layout])
+    theta = flatten(model)
+    exact, v = usual.double(), normal(len(theta))
+    assert relative(forced.gradient(theta), exact.gradient(theta.double())) < 1e-5
+    for name in ("hessian", "gauss_newton", "covariance"):
+        found = getattr(forced, name)(theta)(v.float())
+        assert relative(found, getattr(exact, name)(theta.double())(v.double())) < 1e-5
+    u = v.float() / v.float().norm()
+    assert (
+        relative(forced.curvatures(theta, u), exact.curvatures(theta.double(), u.double())) < 1e-5
+    )
+
+
+def relative(found: torch.Tensor, exact: torch.Tensor) -> float:
+    return float((found.double() - exact).norm() / exact.norm())
+
+
+def test_a_layout_that_there_is_not_is_refused(mlp, monkeypatch):
+    landscape, _ = mlp
+    with pytest.raises(InputError, match="layout='rows'; choose channels_last or contiguous"):
+        Landscape(landscape.model, landscape.x, landscape.y, layout="rows")
+    monkeypatch.setenv("LSA_LAYOUT", "rows")
+    with pytest.raises(InputError, match="LSA_LAYOUT='rows' is none of channels_last, contiguous;"):
+        budget.check_environment()

@@ -44,9 +44,9 @@ def clock(monkeypatch, per_sample: dict[int, float]) -> list[int]:
     """Seconds per sample as given instead of measured ones; the sizes asked for."""
     asked: list[int] = []
 
-    def seconds(_: Landscape, size: int) -> float:
-        asked.append(size)
-        return per_sample[size]
+    def seconds(_: Landscape, choice: passes.Choice) -> float:
+        asked.append(choice.chunk)
+        return per_sample[choice.chunk]
 
     monkeypatch.setattr(passes, "_seconds", seconds)
     return asked
@@ -67,7 +67,19 @@ def test_it_is_measured_once_for_a_network_and_shape(landscape, monkeypatch, tmp
     assert len(asked) == 7  # another shape
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"chunk": 0}', '{"chunk": "10"}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "{}",
+        '{"chunk": 0}',
+        '{"chunk": 40}',
+        '{"chunk": "10"}',
+        '{"chunk": 40, "layout": "b"}',
+    ],
+)
 def test_what_was_kept_and_is_damaged_is_measured_anew(landscape, monkeypatch, tmp_path, text):
     asked = clock(monkeypatch, {40: 1.0, 20: 2.0})
     passes.fitted(landscape)
@@ -85,6 +97,36 @@ def test_a_folder_that_cannot_be_written_costs_nothing_but_the_memory(
     assert "set LSA_CACHE to a writable folder" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("contiguous", "fixed", "expected"),
+    [(0.5, "", "contiguous"), (0.97, "", "channels_last"), (0.5, "channels_last", "channels_last")],
+)
+def test_images_lie_as_is_faster_at_that_size_unless_that_is_fixed(
+    monkeypatch, tmp_path, contiguous, fixed, expected
+):
+    monkeypatch.setenv("LSA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("LSA_LAYOUT", fixed)
+    model = torch.nn.Sequential(
+        torch.nn.Conv2d(2, 3, 3), torch.nn.Flatten(), torch.nn.Linear(12, 2)
+    )
+    images = Landscape(model, torch.randn(8, 2, 4, 4), torch.arange(8) % 2)
+    asked: list[passes.Choice] = []
+
+    def seconds(_: Landscape, choice: passes.Choice) -> float:
+        asked.append(choice)
+        return (1 + abs(choice.chunk - 4)) * (contiguous if choice.layout == "contiguous" else 1.0)
+
+    monkeypatch.setattr(passes, "_seconds", seconds)
+    found = passes.fitted(images)
+    assert (found.chunk, found.layout) == (4, expected)
+    last = found.x.is_contiguous(memory_format=torch.channels_last)
+    assert last == (expected == "channels_last") and found.x.is_contiguous() != last
+    before = len(asked)
+    assert passes.fitted(images).layout == expected and len(asked) == before  # kept
+    monkeypatch.setenv("LSA_LAYOUT", "contiguous")
+    assert passes.fitted(images.with_model(model)).chunk == 4 and len(asked) > before  # another
+
+
 def test_what_is_timed_are_whole_passes_and_enough_samples(landscape, monkeypatch):
     sizes = []
 
@@ -94,7 +136,9 @@ def test_what_is_timed_are_whole_passes_and_enough_samples(landscape, monkeypatc
 
     monkeypatch.setattr(Landscape, "hessian", hessian)
     many = landscape.with_data(landscape.x.repeat(10, 1), landscape.y.repeat(10))
-    assert all(passes._seconds(many, size) > 0 for size in (1, 24, 100))
+    assert all(
+        passes._seconds(many, passes.Choice(size, "contiguous")) > 0 for size in (1, 24, 100)
+    )
     assert sizes == [(1, 64, 0), (24, 48, 0), (100, 100, 0)]
 
 
@@ -106,4 +150,4 @@ def test_a_size_that_a_gpu_cannot_hold_is_no_choice(landscape, monkeypatch):
         return product
 
     monkeypatch.setattr(Landscape, "hessian", hessian)
-    assert passes._seconds(landscape, 8) == torch.inf
+    assert passes._seconds(landscape, passes.Choice(8, "contiguous")) == torch.inf

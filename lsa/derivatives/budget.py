@@ -1,6 +1,6 @@
-"""How much at once: samples per pass, and memory for graphs that are kept.
+"""How much at once: samples per pass, memory for graphs that are kept, and how images lie.
 
-Both follow from rules that were measured, not from a measurement at run time, unless that is asked
+All follow from rules that were measured, not from a measurement at run time, unless that is asked
 for: a run repeated is the same to the last digit.
 """
 
@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 from lsa.errors import InputError
 
-CHUNK, MEMORY = "LSA_CHUNK", "LSA_GRAPH_MEMORY"  # variables of the environment that fix either
+# Variables of the environment that fix what is lsa's choice otherwise.
+CHUNK, MEMORY, LAYOUT = "LSA_CHUNK", "LSA_GRAPH_MEMORY", "LSA_LAYOUT"
 MEASURE = "measure"  # value of the first: probes take what `lsa.passes` finds
+LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 MOST = 512  # samples in one pass on a CPU
 MOST_ON_CARD = 4096
 PASS = 0.125  # of the free memory of a GPU may be taken by one pass
@@ -53,14 +55,27 @@ def fixed_memory() -> int | None:
     return _fixed(MEMORY, 0)
 
 
+def fixed_layout() -> str | None:
+    """How images lie in memory, of `LAYOUTS`, if the user has fixed it; None where it is lsa's.
+
+    Raises:
+        InputError: Another word.
+    """
+    text = os.environ.get(LAYOUT, "")
+    if text and text not in LAYOUTS:
+        raise InputError(f"{LAYOUT}={text!r} is none of {', '.join(LAYOUTS)}; correct or unset it")
+    return text or None
+
+
 def check_environment() -> None:
-    """Refuse what neither variable can be.
+    """Refuse what the variables cannot be.
 
     Raises:
         InputError: As above.
     """
     fixed_chunk()
     fixed_memory()
+    fixed_layout()
 
 
 def _fixed(name: str, least: int, else_: str = "") -> int | None:
