@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import eigenvalues, summary
+from benchmarks import density, eigenvalues, paths, summary
+from lsa.maths.quadrature import Quadrature
 
 ROOT = Path(__file__).parents[1]
 
@@ -40,6 +41,44 @@ def test_only_who_missed_no_eigenvalue_is_accurate(monkeypatch):
     assert {line["figure"] for line in lines} == {"time of whole / ours"}
 
 
+def test_errors_of_a_trace_count_in_the_time_of_a_density(monkeypatch):
+    """Nodes and weights of equal rules: the error of each is Hutchinson's, 2 tr A² over n."""
+    nodes, weights = torch.tensor([[1.0, 3.0]] * 4), torch.tensor([[0.75, 0.25]] * 4)
+
+    def rule(*_, pairs: int = 0):
+        whole = Quadrature(8, nodes.double(), weights.double(), 8)
+        if not pairs:
+            return whole
+        shares = torch.full((4, 1), 2.0, dtype=torch.float64)
+        return Quadrature(
+            8, whole.nodes, whole.weights, 8, torch.tensor([3.0], dtype=torch.float64), shares
+        )
+
+    methods = {
+        "lsa": rule,
+        "lsa, eigenpairs first": lambda *at: rule(*at, pairs=1),
+        "eigenthings": rule,
+    }
+    monkeypatch.setattr(density, "METHODS", methods)
+    found = density.rows(nn.Linear(1, 1), nodes, nodes, ["eigenthings"])
+    square = (2 * 8 * (0.75 + 0.25 * 9) / 4, 2 * (8 * (0.75 + 0.25 * 9) - 2 * 9) / 4)
+    assert [row["its error"] ** 2 for row in found] == pytest.approx([*square, square[0]])
+    timed = [{**row, "seconds": s} for row, s in zip(found, (1.0, 3.0, 2.0), strict=True)]
+    plain, equal = summary.headlines({"density": timed})
+    assert plain["value"] == pytest.approx(2)
+    assert equal["value"] == pytest.approx(2 * square[0] / (3 * square[1]))
+
+
+def test_paths_are_judged_alike_and_spend_what_they_say(monkeypatch):
+    monkeypatch.setattr(paths, "SCHEDULES", ((1, 0.1),))
+    x = torch.randn(48, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    line, ours, theirs = paths.rows("mlp", x, torch.arange(48) % 10, hidden=[8])
+    assert line["gradients"] == 0 and line["pivots"] == 2
+    assert ours["highest loss"] <= line["highest loss"] + 1e-6
+    assert theirs["gradients"] == pytest.approx(ours["gradients"], rel=0.3)
+    assert "diverged" not in theirs["search"] and theirs["above the higher end"] > -1e-6
+
+
 @pytest.mark.parametrize("module", ["benchmarks", "benchmarks.overhead"])
 def test_every_command_says_what_it_takes(module):
     command = [sys.executable, "-m", module, "--help"]
@@ -51,8 +90,8 @@ def test_every_command_says_what_it_takes(module):
 def test_the_command_writes_tables_and_a_figure(tmp_path):
     page = tmp_path / "page.md"
     command = [sys.executable, "-m", "benchmarks", "--samples", "32", "--rivals", ""]
-    command += ["--only", "products,noise,line", "--out", str(page)]
+    command += ["--only", "products,noise,line,modes", "--out", str(page)]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     text = page.read_text()
-    assert text.count("## ") == 3 and "| gradient |" in text and "page.png" in text
+    assert text.count("## ") == 4 and "| gradient |" in text and "page.png" in text
     assert page.with_suffix(".png").stat().st_size > 1000
