@@ -49,6 +49,7 @@ class Task(NamedTuple):
     samples: int
     rows: Callable[..., Rows]  # (model, x, y, rivals)
     options: Mapping[str, Any] = {}  # of the network
+    trained: int = 0  # images that it is trained on, where those are more
 
 
 TASKS = {
@@ -82,6 +83,7 @@ TASKS = {
         "simple_cnn",
         64,
         density.rows,
+        trained=2048,
     ),
     "noise": Task(
         "Largest eigenvalue of the gradient covariance",
@@ -132,8 +134,11 @@ def main() -> None:
     found: dict[str, Rows] = {}
     for name in _listed(chosen.only, TASKS, parser) if chosen.only else TASKS:
         task = TASKS[name]
-        x, y = setting.images(chosen.images, chosen.samples or task.samples, chosen.device)
+        n = chosen.samples or task.samples
+        trained = n if chosen.samples else max(n, task.trained)
+        x, y = setting.images(chosen.images, trained, chosen.device)
         model = setting.network(task.network, x[:2048], y[:2048], **task.options)
+        x, y = x[:n], y[:n]
         with full_float32():  # PyTorch's default on a GPU would fail the accuracy asked for
             found[name] = task.rows(model, x, y, rivals)
         d = sum(p.numel() for p in model.parameters())
