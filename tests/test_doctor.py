@@ -43,6 +43,7 @@ def test_a_sound_machine_passes_in_one_line_each(workplace, capsys):
 
 
 def test_a_store_that_is_not_there_yet_is_not_made(workplace):
+    (workplace / "mlflow.db").unlink()
     found = looked()
     assert found["store"].state == "ok" and "the first run makes it" in found["store"].found
     assert "runs" not in found and not (workplace / "mlflow.db").exists()

@@ -19,6 +19,7 @@ LAYERS = [
         "claims",
         "partial",
         "ranks",
+        "derivatives.slabs",
         "documents",
         "memory.spool",
     },

@@ -8,6 +8,7 @@ operation of the layer's kind each: no pass through the network, no `(n, d)` arr
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -15,7 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lsa.derivatives.slabs import Slabs
+
 aten = torch.ops.aten
+BLOCK = 1 << 18  # numbers in half precision made float32 at once: a core's cache holds them
+COLUMNS = 1 << 20  # numbers under the kernels of a convolution that are copied at once
 
 
 @dataclass(frozen=True)
@@ -48,28 +53,25 @@ class SampleGradients:
         """The same, held as `rows`."""
         return SampleGradients(self.n, self.d, [Rows(slice(0, self.d), self.rows())])
 
-    def copied(self) -> SampleGradients:
-        """The same in memory of its own.
-
-        Among what a pass frees, the originals leave holes, which took as much memory again (seen
-        with glibc).
-        """
+    def compact(self, memory: Slabs) -> SampleGradients:
+        """The same in memory of its own, where that is less as rows in half precision."""
         own: dict[int, Tensor] = {}
 
         def copy(t: Tensor) -> Tensor:
             if t.untyped_storage().nbytes() > t.nbytes:  # a part of the data
                 return t
             if t.data_ptr() not in own:  # else layers share it
-                own[t.data_ptr()] = t.clone()
+                own[t.data_ptr()] = memory.copy(t)
             return own[t.data_ptr()]
 
-        layers = [
-            replace(layer, a=copy(layer.a), delta=copy(layer.delta))
-            if isinstance(layer, Factors)
-            else layer
-            for layer in self.layers
-        ]
-        return SampleGradients(self.n, self.d, layers)
+        def least(layer: Layer) -> Layer:
+            if isinstance(layer, Factors):
+                if layer.larger_than_half():
+                    return HalfRows.of(layer, memory)
+                return replace(layer, a=copy(layer.a), delta=copy(layer.delta))
+            return replace(layer, values=copy(layer.values))
+
+        return SampleGradients(self.n, self.d, [least(layer) for layer in self.layers])
 
     @property
     def nbytes(self) -> int:
@@ -112,6 +114,59 @@ class Rows:
 
 
 @dataclass(frozen=True)
+class HalfRows:
+    """The gradients of a parameter, each in units of its largest number and in half precision.
+
+    Rounding moves a gradient by 2·10⁻⁴ of its length in a direction of its own, so that Cv for an
+    eigenvector of C = 1/n ∑ gᵢgᵢᵀ moves by 2·10⁻⁴ √(tr C / (λ n)) of its length, and λ, to which
+    these directions are nearly orthogonal, by much less. A product only reads them, as `Rows`.
+    """
+
+    place: slice  # of the parameter in θ
+    values: Tensor  # (n, p), float16
+    units: Tensor  # (n, 1)
+
+    @classmethod
+    def of(cls, layer: Factors, memory: Slabs) -> HalfRows:
+        """Those of a layer."""
+        n, p = len(layer.a), layer.place.stop - layer.place.start
+        values = memory.empty((n, p), torch.float16, layer.a.device)
+        units = layer.a.new_ones(n, 1)
+        few = max(1, BLOCK // p)
+        parts = (t.split(few) for t in (layer.a, layer.delta, values, units))
+        for a, delta, halves, unit in zip(*parts, strict=True):
+            rows = layer.operation.gradients(a, delta)
+            largest = rows.abs().amax(1, keepdim=True)
+            unit.copy_(largest.masked_fill_(largest == 0, 1))
+            halves.copy_(rows.div_(unit))
+        return cls(layer.place, values, units)
+
+    @property
+    def held(self) -> tuple[Tensor, ...]:
+        """All that is kept."""
+        return self.values, self.units
+
+    def push(self, v: Tensor) -> Tensor:
+        """Slopes `(n,)` for v `(p,)`."""
+        return torch.cat([rows.to(v.dtype) @ v for rows in self._blocks()]) * self.units[:, 0]
+
+    def pull(self, c: Tensor) -> Tensor:
+        """Their sum with weights c `(n,)`, `(p,)`."""
+        blocks = self._blocks()
+        total = c.new_zeros(self.values.shape[1])
+        for rows, weights in zip(blocks, (c * self.units[:, 0]).split(len(blocks[0])), strict=True):
+            total.addmv_(rows.to(c.dtype).T, weights)
+        return total
+
+    def rows(self) -> Tensor:
+        """All, `(n, p)`."""
+        return self.values * self.units
+
+    def _blocks(self) -> Sequence[Tensor]:
+        return self.values.split(max(1, BLOCK // self.values.shape[1]))
+
+
+@dataclass(frozen=True)
 class Factors:
     """The gradients of the weights of y = W(a), as a and δ."""
 
@@ -140,11 +195,23 @@ class Factors:
 
     def smaller(self) -> Layer:
         """The gradients themselves where they are fewer numbers than a and δ."""
-        n, p = len(self.a), self.place.stop - self.place.start
-        return Rows(self.place, self.rows()) if n * p < sum(t.numel() for t in self.held) else self
+        return Rows(self.place, self.rows()) if self._numbers < self._held else self
+
+    def larger_than_half(self) -> bool:
+        """Whether `HalfRows` of float32 are less memory; a GPU's are not measured."""
+        halves = self.delta.dtype == torch.float32 and self.delta.device.type == "cpu"
+        return halves and self._numbers < 2 * self._held
+
+    @property
+    def _numbers(self) -> int:
+        return len(self.a) * (self.place.stop - self.place.start)
+
+    @property
+    def _held(self) -> int:
+        return sum(t.numel() for t in self.held)
 
 
-Layer = Rows | Factors
+Layer = Rows | HalfRows | Factors
 
 
 @dataclass(frozen=True)
@@ -197,12 +264,38 @@ class Convolution:
         *geometry, groups = self.geometry
         stride, padding, dilation = geometry[:3]
         if len(kernel) == 2 and groups == 1:
+            if a.device.type == "cpu" and a.is_contiguous(memory_format=torch.channels_last):
+                return self._of_columns(a, delta)
             patches = F.unfold(a, kernel, dilation, padding, stride)  # (n, p/outputs, positions)
             return (delta.flatten(2) @ patches.mT).flatten(1)
         # All samples as groups of channels of one.
         a, delta = (t.reshape(1, -1, *t.shape[2:]) for t in (a, delta))
         shape = [n * self.shape[0], *self.shape[1:]]
         return self._gradient(a, delta, shape, (*geometry, n * groups)).view(n, -1)
+
+    def _of_columns(self, a: Tensor, delta: Tensor) -> Tensor:
+        """`gradients` of images that lie with the channels last, as many at once as a cache holds.
+
+        The pixels under the kernel are copied row by row of it, which takes a third of the time of
+        `F.unfold`; twice as fast in all.
+        """
+        outputs, inputs, *kernel = self.shape
+        (down, right), (top, left), dilation = self.geometry[:3]
+        positions = math.prod(delta.shape[2:])
+        few = max(1, COLUMNS // (positions * math.prod(self.shape[1:])))
+        found = a.new_empty(len(a), outputs, inputs, *kernel)
+        for images, deltas, part in zip(*(t.split(few) for t in (a, delta, found)), strict=True):
+            padded = F.pad(images.permute(0, 2, 3, 1), (0, 0, left, left, top, top))
+            n, y, x, channel = padded.stride()
+            under = padded.as_strided(
+                (len(images), *delta.shape[2:], *kernel, inputs),
+                (n, y * down, x * right, y * dilation[0], x * dilation[1], channel),
+            )
+            columns = under.reshape(len(images), positions, -1)
+            pixels = deltas.permute(0, 2, 3, 1).flatten(1, 2)  # (n, positions, outputs)
+            products = pixels.mT @ columns  # (n, outputs, kernel × inputs)
+            part.copy_(products.view(-1, outputs, *kernel, inputs).permute(0, 1, 4, 2, 3))
+        return found.flatten(1)
 
     @staticmethod
     def _gradient(a: Tensor, delta: Tensor, shape: Sequence[int], geometry: Sequence) -> Tensor:

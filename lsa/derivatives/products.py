@@ -3,13 +3,15 @@
 The parts Lₖ are the chunks of a split. All products are reverse mode through graphs that outlive
 one product: what does not depend on the vector, the forward and the first backward pass, is
 computed once for as many parts as fit a given memory, and again at every product for the others.
-What is kept changes the numbers by rounding at most. On a GPU a product is recorded and replayed.
+What is kept changes the numbers by rounding at most, which `layer_gradients.HalfRows` tells. On a
+GPU a product is recorded and replayed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -22,6 +24,7 @@ from lsa.derivatives.layer_gradients import SampleGradients, size
 from lsa.derivatives.precision import full_float32
 from lsa.derivatives.replay import replayed
 from lsa.derivatives.second_order import SecondOrder
+from lsa.derivatives.slabs import Slabs
 from lsa.errors import InputError
 
 Matvec = Callable[[Tensor], Tensor]
@@ -113,8 +116,8 @@ def second_moment(
     jacobian: Callable[[int], SampleGradients | _Jacobian]
     if by_layers:
         rows = sum(part.samples for part in parts) * theta.nbytes
-        build = layered if rows > memory else _in_rows
-        jacobian = _kept(lambda k: build(parts[k].losses, theta), memory, _held)
+        build, kept = (layered, Slabs()) if rows > memory else (_in_rows, None)
+        jacobian = _kept(lambda k: build(parts[k].losses, theta), memory, partial(_held, kept))
     else:
         jacobian = _kept(lambda k: _Jacobian(parts[k].losses, theta), memory, _weighed)
 
@@ -270,7 +273,8 @@ def _weighed(build: Callable[[], Graph]) -> tuple[Graph, int]:
     return made, size(held)
 
 
-def _held(build: Callable[[], SampleGradients]) -> tuple[SampleGradients, int]:
-    """Gradients by layers to be kept, and the bytes that they hold."""
-    made = build().copied()
+def _held(kept: Slabs | None, build: Callable[[], SampleGradients]) -> tuple[SampleGradients, int]:
+    """Gradients to be kept, in `kept` if there is one, and the bytes that they hold."""
+    made = build()
+    made = made.compact(kept) if kept else made
     return made, made.nbytes
