@@ -97,17 +97,17 @@ def draw(lines: Rows, file: Path) -> None:
     from matplotlib import pyplot as plt
 
     bars = [row for row in lines if row["figure"].endswith("/ ours")]
-    figure, axes = plt.subplots(figsize=(9, 0.6 + 0.34 * len(bars)), layout="constrained")
+    figure, axes = plt.subplots(figsize=(10, 0.8 + 0.4 * len(bars)), layout="constrained")
     values = [row["value"] for row in bars]
     places = range(len(bars))[::-1]
     axes.barh(places, [v - 1 for v in values], left=1, color="#4477aa")
     for place, value in zip(places, values, strict=True):
         axes.text(max(value, 1) * 1.03, place, f"{value:.2g}×", va="center")
     axes.axvline(1, color="black", linewidth=1)
-    axes.set(xscale="log", yticks=places, xlabel="ratio to lsa (right of 1: lsa is ahead)")
-    axes.set_yticklabels(
-        [f"{row['task']}: {row['figure'].removesuffix(' / ours')}" for row in bars]
-    )
+    axes.set(xscale="log", yticks=places, xlabel="ratio (right of 1: lsa is ahead)")
+    names = [f"{row['task']}\n{row['figure']}" for row in bars]
+    axes.set_yticklabels(names, fontsize=8)
+    axes.margins(y=0.02)
     axes.set_xlim(right=max([*values, 1]) * 1.7)  # with its number
     figure.savefig(file, dpi=130)
     plt.close(figure)
