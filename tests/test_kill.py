@@ -21,7 +21,7 @@ import pytest
 from processes import started
 from servers import environment
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 LONGEST = 3.0  # seconds between the first step of a study and its death
 KILLS = int(os.environ.get("LSA_KILLS", "2"))

@@ -177,6 +177,7 @@ def everything(client: Path, env: dict[str, str]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_everything_works_with_a_login_from_a_client_that_shares_no_disk(
     tmp_path, client, monkeypatch
 ):
