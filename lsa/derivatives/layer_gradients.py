@@ -66,7 +66,7 @@ class SampleGradients:
 
         def least(layer: Layer) -> Layer:
             if isinstance(layer, Factors):
-                if layer.larger_than_half():
+                if layer.less_as_half():
                     return HalfRows.of(layer, memory)
                 return replace(layer, a=copy(layer.a), delta=copy(layer.delta))
             return replace(layer, values=copy(layer.values))
@@ -195,19 +195,21 @@ class Factors:
 
     def smaller(self) -> Layer:
         """The gradients themselves where they are fewer numbers than a and δ."""
-        return Rows(self.place, self.rows()) if self._numbers < self._held else self
+        return Rows(self.place, self.rows()) if self._of_rows < self._of_factors else self
 
-    def larger_than_half(self) -> bool:
+    def less_as_half(self) -> bool:
         """Whether `HalfRows` of float32 are less memory; a GPU's are not measured."""
         halves = self.delta.dtype == torch.float32 and self.delta.device.type == "cpu"
-        return halves and self._numbers < 2 * self._held
+        return halves and self._of_rows < 2 * self._of_factors
 
     @property
-    def _numbers(self) -> int:
+    def _of_rows(self) -> int:
+        """Numbers of all rows."""
         return len(self.a) * (self.place.stop - self.place.start)
 
     @property
-    def _held(self) -> int:
+    def _of_factors(self) -> int:
+        """Numbers of a and δ."""
         return sum(t.numel() for t in self.held)
 
 
@@ -265,7 +267,7 @@ class Convolution:
         stride, padding, dilation = geometry[:3]
         if len(kernel) == 2 and groups == 1:
             if a.device.type == "cpu" and a.is_contiguous(memory_format=torch.channels_last):
-                return self._of_columns(a, delta)
+                return self._gradients_by_columns(a, delta)
             patches = F.unfold(a, kernel, dilation, padding, stride)  # (n, p/outputs, positions)
             return (delta.flatten(2) @ patches.mT).flatten(1)
         # All samples as groups of channels of one.
@@ -273,7 +275,7 @@ class Convolution:
         shape = [n * self.shape[0], *self.shape[1:]]
         return self._gradient(a, delta, shape, (*geometry, n * groups)).view(n, -1)
 
-    def _of_columns(self, a: Tensor, delta: Tensor) -> Tensor:
+    def _gradients_by_columns(self, a: Tensor, delta: Tensor) -> Tensor:
         """`gradients` of images that lie with the channels last, as many at once as a cache holds.
 
         The pixels under the kernel are copied row by row of it, which takes a third of the time of
