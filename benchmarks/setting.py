@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lsa import passes
-from lsa.derivatives import budget
 from lsa.landscape import Landscape, flatten
 from lsa.training import data, models
 
@@ -44,8 +43,6 @@ def network(
 
 def landscape(model: nn.Module, x: Tensor, y: Tensor, **options: Any) -> tuple[Landscape, Tensor]:
     """The landscape of the model at its parameters, in passes as a checkpoint's would have them."""
-    at = Landscape(model, x, y, **options)
-    if budget.measures():
-        fitted = passes.fitted(at)
-        at = Landscape(model, x, y, chunk=fitted.chunk, layout=fitted.layout, **options)
+    chunk, layout, _ = passes.chosen(Landscape(model, x, y))
+    at = Landscape(model, x, y, chunk=chunk, layout=layout, **options)
     return at, flatten(model).to(x.device)

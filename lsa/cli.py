@@ -281,17 +281,19 @@ def _plan(declared: probe.Probe, options: dict[str, Any], source: Any, along: bo
     """What a probe will take, predicted from a gradient and products measured at its checkpoint."""
     from lsa import cost
     from lsa import project as projects
+    from lsa.derivatives import budget
     from lsa.view import duration
 
     at = source.landscape
     split = source.data
-    rates = cost.measured(
-        at,
-        source.theta,
-        len(split.x_train),
-        len(split.x_val),
-        optimizer=source.recipe.rule.name,
-    )
+    with budget.computing(source.choice.threads):
+        rates = cost.measured(
+            at,
+            source.theta,
+            len(split.x_train),
+            len(split.x_val),
+            optimizer=source.recipe.rule.name,
+        )
     found = cost.probing(declared, projects.resolve(declared, options, "options"), rates)
     if found is None:
         raise InputError(f"probe {declared.name} declares no work; add work=… to its @probe")

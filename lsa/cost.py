@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ import psutil
 import torch
 from torch import Tensor
 
+from lsa import passes
 from lsa.derivatives import budget
 from lsa.landscape import Landscape, flatten
 from lsa.memory.checkpoint import load_data
@@ -20,7 +22,8 @@ from lsa.training.train import network
 
 SAMPLES = 256  # on which the rates are measured
 STEP = 2.0  # seconds of a step beside its arithmetic: checkpoint, logging, figure
-LONG = 1.0  # seconds of measuring after which one more is not worth it
+ROUNDS = 5  # of measuring at most
+LONG = 4.0  # seconds of them after which one more is not worth it
 BYTES = 4  # of a number in float32
 OPERATORS = 2  # whose graphs a probe may keep at once: H and G, or H and C
 SPARE = 1.5  # times what the first of them may hold: the second finds half as much free
@@ -64,7 +67,11 @@ def rates(
     wanted, training = setting.landscape.samples, len(split.x_train)
     samples = training if wanted == "all" else min(wanted, training)
     landscape = Landscape(model, split.x_train[:samples], split.y_train[:samples])
-    return measured(landscape, flatten(model), training, len(split.x_val), workers)
+    choice = passes.chosen(landscape)
+    with budget.computing(choice.threads):
+        return measured(
+            choice.applied(landscape), flatten(model), training, len(split.x_val), workers
+        )
 
 
 def measured(
@@ -75,7 +82,7 @@ def measured(
     workers: int = 1,
     optimizer: str = "",
 ) -> Rates:
-    """Measure them on a part of a landscape.
+    """Measure them on a part of a landscape, with the threads that compute now.
 
     Args:
         landscape: On all samples that a probe will see.
@@ -93,32 +100,54 @@ def measured(
     n = min(SAMPLES, samples)
     graphs = landscape.graph_size(theta)
     # As many of the graphs must fit here as will fit there, since a kept one makes a product cheap.
-    x, y = landscape.x[:n], landscape.y[:n]
-    memory = int(spare * n / samples)
-    part = Landscape(landscape.model, x, y, landscape.loss_function, memory=memory)
+    part = Landscape(
+        landscape.model,
+        landscape.x[:n],
+        landscape.y[:n],
+        landscape.loss_function,
+        chunk=landscape.chunk,
+        memory=int(spare * n / samples),
+        layout=landscape.layout,
+    )
     v = torch.randn(len(theta), generator=torch.Generator().manual_seed(0)).to(theta)
     operators = part.hessian(theta), part.gauss_newton(theta), part.covariance(theta, centred=False)
-    loss = _time(lambda: part.loss(theta)) / n
-    gradient = _time(lambda: part.gradient(theta)[0].item()) / n
+    firsts: list[Callable[[], Any]] = [
+        lambda: part.loss(theta),
+        lambda: part.gradient(theta)[0].item(),
+    ]
+    for first in firsts:
+        first()
     resident = psutil.Process().memory_info().rss
-    product, gauss_newton, covariance = (
-        _time(lambda matvec=matvec: matvec(v)[0].item()) / n for matvec in operators
+    seconds = _seconds(
+        [
+            *firsts,
+            *(lambda matvec=matvec: matvec(v)[0].item() for matvec in operators),
+            lambda: part.curvatures(theta, v)[0].item(),
+        ]
     )
-    curvature = _time(lambda: part.curvatures(theta, v)[0].item()) / n
+    loss, gradient, product, gauss_newton, covariance, curvature = (s / n for s in seconds)
     return Rates(
         loss, gradient, product, gauss_newton, covariance, curvature, resident, sizes, graphs, spare
     )
 
 
-def _time(work: Callable[[], Any]) -> float:
-    """Seconds of the fastest of some runs, after one that warms up and may import much."""
-    work()
-    took: list[float] = []
-    while not took or (len(took) < 5 and sum(took) < LONG):
-        began = time.perf_counter()
+def _seconds(works: Sequence[Callable[[], Any]]) -> list[float]:
+    """Least seconds of each in some rounds, after one that warms up and may import much.
+
+    In turn, so that a spell in which the machine is slow does not fall on one of them alone.
+    """
+    for work in works:
         work()
-        took.append(time.perf_counter() - began)
-    return min(took)
+    least = [math.inf] * len(works)
+    begun = time.perf_counter()
+    for _ in range(ROUNDS):
+        for i, work in enumerate(works):
+            before = time.perf_counter()
+            work()
+            least[i] = min(least[i], time.perf_counter() - before)
+        if time.perf_counter() - begun > LONG:
+            break
+    return least
 
 
 def training(recipe: Recipe, measured: Rates) -> Cost:

@@ -315,7 +315,10 @@ class Landscape:
         for weight, x, y in chunks:
             t = theta.detach().requires_grad_()
             value = self._chunk_loss(t, x, y)
-            gradient.add_(torch.autograd.grad(value, t)[0], alpha=weight)
+            (part,) = torch.autograd.grad(value, t)
+            if weight == 1:  # the only chunk: there is nothing to sum
+                return value.detach().double(), part
+            gradient.add_(part, alpha=weight)
             loss += weight * value.detach().double()
         return loss, gradient.to(theta.dtype)
 

@@ -238,6 +238,7 @@ def _measure(
                 "lsa.chunk": landscape.chunk,
                 "lsa.graph_memory": landscape.graph_memory,
                 "lsa.layout": landscape.layout,
+                "lsa.threads": sources[0].choice.threads,
             }
         )
         opened.attempt()
@@ -316,7 +317,7 @@ def call_probe(
         "report": lambda: report,
     }
     given = {name: available[name]() for name in declared.inputs}
-    with full_float32():
+    with full_float32(), budget.computing(source.choice.threads):
         result = declared(**given, **options)
     landscape: Landscape = source.landscape
     whole = len(source.data.x_train)

@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from lsa import passes
+from lsa.derivatives import budget
+from lsa.errors import InputError
 from lsa.landscape import Landscape, flatten
 
 
@@ -32,39 +34,92 @@ def test_the_fastest_size_is_found_by_doubling_or_halving(usual, most, seconds, 
     assert sizes == asked
 
 
-@pytest.fixture
-def landscape(monkeypatch, tmp_path) -> Landscape:
+@pytest.fixture(autouse=True)
+def worth_it(monkeypatch, tmp_path) -> None:
+    """Whatever the work, measured, into a folder of its own; PyTorch has four threads."""
     monkeypatch.setenv("LSA_CACHE", str(tmp_path / "cache"))
+    for name in (budget.CHUNK, budget.LAYOUT, budget.THREADS):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(passes, "WORTH", 0.0)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+
+
+@pytest.fixture
+def landscape() -> Landscape:
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 2))
     return Landscape(model.double(), torch.randn(40, 3).double(), torch.arange(40) % 2)
 
 
-def clock(monkeypatch, per_sample: dict[int, float]) -> list[int]:
-    """Seconds per sample as given instead of measured ones; the sizes asked for."""
-    asked: list[int] = []
+@pytest.fixture
+def images() -> Landscape:
+    model = torch.nn.Sequential(
+        torch.nn.Conv2d(2, 3, 3), torch.nn.Flatten(), torch.nn.Linear(12, 2)
+    )
+    return Landscape(model, torch.randn(8, 2, 4, 4), torch.arange(8) % 2)
+
+
+def clock(
+    monkeypatch, per_sample: dict[int, float], threads: dict[int, float] | None = None
+) -> list[passes.Choice]:
+    """Seconds per sample as given instead of measured ones; what they were asked for."""
+    asked: list[passes.Choice] = []
 
     def seconds(_: Landscape, choice: passes.Choice) -> float:
-        asked.append(choice.chunk)
-        return per_sample[choice.chunk]
+        asked.append(choice)
+        return per_sample.get(choice.chunk, 1.0) * (threads or {}).get(choice.threads, 1.0)
 
     monkeypatch.setattr(passes, "_seconds", seconds)
     return asked
 
 
 def test_it_is_measured_once_for_a_network_and_shape(landscape, monkeypatch, tmp_path):
-    asked = clock(monkeypatch, {40: 1.0, 20: 0.5, 10: 0.2, 5: 0.3})
-    found = passes.fitted(landscape)
-    theta = flatten(landscape.model)
-    assert found.chunk == 10 and asked == [40, 20, 10, 5]
+    asked = clock(monkeypatch, {40: 1.0, 20: 0.5, 10: 0.2, 5: 0.3}, {4: 1.0, 2: 0.8, 1: 1.0})
+    choice = passes.chosen(landscape)
+    assert choice == (10, "channels_last", 2)
+    assert [(c.chunk, c.threads) for c in asked] == [
+        *((size, 4) for size in (40, 20, 10, 5)),
+        *((10, threads) for threads in (4, 2, 1)),
+    ]
+    found, theta = choice.applied(landscape), flatten(landscape.model)
+    assert found.chunk == 10
     assert torch.allclose(
         found.hessian(theta)(theta), landscape.hessian(theta)(theta), rtol=1e-12, atol=1e-15
     )
-    assert passes.fitted(landscape).chunk == 10 and len(asked) == 4  # kept
+    before = len(asked)
+    assert passes.chosen(landscape) == choice and len(asked) == before  # kept
     (file,) = (tmp_path / "cache" / "passes").iterdir()
-    assert json.loads(file.read_text())["parameters"] == [[4, 3], [4], [2, 4], [2]]
-    passes.fitted(landscape.with_data(landscape.x[:20], landscape.y[:20]))
-    assert len(asked) == 7  # another shape
+    assert json.loads(file.read_text())["shapes"] == [[4, 3], [4], [2, 4], [2]]
+    passes.chosen(landscape.with_data(landscape.x[:20], landscape.y[:20]))
+    assert len(asked) > before  # another shape
+
+
+def test_short_work_and_a_user_who_wants_the_rules_are_not_measured(
+    landscape, monkeypatch, tmp_path
+):
+    asked = clock(monkeypatch, {40: 1.0, 20: 0.5, 10: 0.6})
+    usual = (512, "channels_last", 4)
+    monkeypatch.setattr(passes, "WORTH", 60.0)
+    assert passes.chosen(landscape) == usual
+    monkeypatch.setattr(passes, "WORTH", 0.0)
+    monkeypatch.setenv(budget.CHUNK, budget.RULES)
+    assert passes.chosen(landscape) == usual and not asked
+    assert passes.Choice(*usual).applied(landscape) is landscape
+    assert not (tmp_path / "cache").exists()
+
+
+def test_what_is_fixed_is_not_measured(images, monkeypatch):
+    asked = clock(monkeypatch, {8: 1.0, 4: 0.5, 2: 0.6}, {4: 1.0, 2: 0.5, 1: 0.6})
+    monkeypatch.setenv(budget.THREADS, "4")
+    monkeypatch.setenv(budget.LAYOUT, "channels_last")
+    assert passes.chosen(images) == (4, "channels_last", 4)
+    monkeypatch.setenv(budget.CHUNK, "2")
+    fixed = images.with_model(images.model)
+    fixed = Landscape(fixed.model, fixed.x, fixed.y)
+    asked.clear()
+    assert passes.chosen(fixed) == (2, "channels_last", 4) and not asked
+    monkeypatch.delenv(budget.THREADS)
+    assert passes.chosen(fixed) == (2, "channels_last", 2)
 
 
 @pytest.mark.parametrize(
@@ -74,18 +129,21 @@ def test_it_is_measured_once_for_a_network_and_shape(landscape, monkeypatch, tmp
         "{",
         "[]",
         "{}",
-        '{"chunk": 0}',
-        '{"chunk": 40}',
-        '{"chunk": "10"}',
-        '{"chunk": 40, "layout": "b"}',
+        '{"chunk": 0, "layout": "contiguous", "threads": 1}',
+        '{"chunk": 40, "layout": "contiguous"}',
+        '{"chunk": "10", "layout": "contiguous", "threads": 1}',
+        '{"chunk": 40, "layout": "b", "threads": 1}',
+        '{"chunk": 40, "layout": "contiguous", "threads": 0}',
     ],
 )
 def test_what_was_kept_and_is_damaged_is_measured_anew(landscape, monkeypatch, tmp_path, text):
+    monkeypatch.setenv(budget.THREADS, "4")
     asked = clock(monkeypatch, {40: 1.0, 20: 2.0})
-    passes.fitted(landscape)
+    passes.chosen(landscape)
     (file,) = (tmp_path / "cache" / "passes").iterdir()
     file.write_text(text)
-    assert passes.fitted(landscape).chunk == 40 and asked == [40, 20] * 2
+    assert passes.chosen(landscape).chunk == 512
+    assert [choice.chunk for choice in asked] == [40, 20] * 2
 
 
 def test_a_folder_that_cannot_be_written_costs_nothing_but_the_memory(
@@ -93,23 +151,12 @@ def test_a_folder_that_cannot_be_written_costs_nothing_but_the_memory(
 ):
     clock(monkeypatch, {40: 1.0, 20: 2.0})
     (tmp_path / "cache").write_text("a file")
-    assert passes.fitted(landscape).chunk == 40
+    assert passes.chosen(landscape).chunk == 512
     assert "set LSA_CACHE to a writable folder" in caplog.text
 
 
-@pytest.mark.parametrize(
-    ("contiguous", "fixed", "expected"),
-    [(0.5, "", "contiguous"), (0.97, "", "channels_last"), (0.5, "channels_last", "channels_last")],
-)
-def test_images_lie_as_is_faster_at_that_size_unless_that_is_fixed(
-    monkeypatch, tmp_path, contiguous, fixed, expected
-):
-    monkeypatch.setenv("LSA_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("LSA_LAYOUT", fixed)
-    model = torch.nn.Sequential(
-        torch.nn.Conv2d(2, 3, 3), torch.nn.Flatten(), torch.nn.Linear(12, 2)
-    )
-    images = Landscape(model, torch.randn(8, 2, 4, 4), torch.arange(8) % 2)
+@pytest.mark.parametrize(("contiguous", "expected"), [(0.5, "contiguous"), (0.97, "channels_last")])
+def test_images_lie_as_is_faster_at_that_size(images, monkeypatch, contiguous, expected):
     asked: list[passes.Choice] = []
 
     def seconds(_: Landscape, choice: passes.Choice) -> float:
@@ -117,18 +164,20 @@ def test_images_lie_as_is_faster_at_that_size_unless_that_is_fixed(
         return (1 + abs(choice.chunk - 4)) * (contiguous if choice.layout == "contiguous" else 1.0)
 
     monkeypatch.setattr(passes, "_seconds", seconds)
-    found = passes.fitted(images)
-    assert (found.chunk, found.layout) == (4, expected)
+    choice = passes.chosen(images)
+    assert choice[:2] == (4, expected)
+    found = choice.applied(images)
     last = found.x.is_contiguous(memory_format=torch.channels_last)
     assert last == (expected == "channels_last") and found.x.is_contiguous() != last
     before = len(asked)
-    assert passes.fitted(images).layout == expected and len(asked) == before  # kept
-    monkeypatch.setenv("LSA_LAYOUT", "contiguous")
-    assert passes.fitted(images.with_model(model)).chunk == 4 and len(asked) > before  # another
+    assert passes.chosen(images) == choice and len(asked) == before  # kept
+    monkeypatch.setenv(budget.LAYOUT, "contiguous")
+    assert passes.chosen(images.with_model(images.model)).chunk == 4 and len(asked) > before
 
 
 def test_what_is_timed_are_whole_passes_and_enough_samples(landscape, monkeypatch):
-    sizes = []
+    sizes, threads = [], []
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
 
     def hessian(self, theta):
         sizes.append((self.chunk, self.n_samples, self.graph_memory))
@@ -137,17 +186,28 @@ def test_what_is_timed_are_whole_passes_and_enough_samples(landscape, monkeypatc
     monkeypatch.setattr(Landscape, "hessian", hessian)
     many = landscape.with_data(landscape.x.repeat(10, 1), landscape.y.repeat(10))
     assert all(
-        passes._seconds(many, passes.Choice(size, "contiguous")) > 0 for size in (1, 24, 100)
+        passes._seconds(many, passes.Choice(size, "contiguous", 3)) > 0 for size in (1, 24, 100)
     )
     assert sizes == [(1, 64, 0), (24, 48, 0), (100, 100, 0)]
+    assert threads == [3, 4] * 3
 
 
-def test_a_size_that_a_gpu_cannot_hold_is_no_choice(landscape, monkeypatch):
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, InputError, RuntimeError])
+def test_what_has_no_product_is_no_choice_and_no_failure(landscape, monkeypatch, error):
     def hessian(self, theta):
         def product(v):
-            raise torch.OutOfMemoryError
+            raise error("none")
 
         return product
 
     monkeypatch.setattr(Landscape, "hessian", hessian)
-    assert passes._seconds(landscape, passes.Choice(8, "contiguous")) == torch.inf
+    assert passes._seconds(landscape, passes.Choice(8, "contiguous", 4)) == torch.inf
+    assert passes.chosen(landscape) == (512, "channels_last", 4)
+
+
+def test_a_network_without_a_gradient_is_left_to_the_probe(landscape, monkeypatch):
+    def gradient(self, theta):
+        raise RuntimeError("none")
+
+    monkeypatch.setattr(Landscape, "gradient", gradient)
+    assert passes.chosen(landscape) == (512, "channels_last", 4)

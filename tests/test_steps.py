@@ -135,13 +135,16 @@ def lanczos_runs() -> list:
     )
 
 
-def test_samples_per_pass_are_measured_where_that_is_asked_for(trained, monkeypatch, tmp_path):
+def test_long_work_takes_what_is_fastest_and_says_so(trained, monkeypatch, tmp_path):
     monkeypatch.setenv("LSA_CACHE", str(tmp_path / "cache"))
     usual = lsa.measure("lanczos", lsa.load(trained.run_id), k=1)
-    monkeypatch.setenv("LSA_CHUNK", "measure")
-    monkeypatch.setattr(passes, "fastest", lambda _seconds, usual, most: usual // 2)
-    found = lsa.measure("lanczos", lsa.load(trained.run_id), k=1)
-    assert found.tags["lsa.chunk"] == "100"  # half of the training split
+    assert usual.tags["lsa.threads"] == str(torch.get_num_threads())
+    monkeypatch.setattr(passes, "WORTH", 0.0)
+    monkeypatch.setattr(passes, "_measured", lambda at, usual: passes.Choice(100, usual.layout, 1))
+    source = lsa.load(trained.run_id)
+    found = lsa.measure("lanczos", source, k=1)
+    assert (found.tags["lsa.chunk"], found.tags["lsa.threads"]) == ("100", "1")
+    assert source.validation.chunk == 100
     for name in ("lambda_max", "lambda_min"):
         key = f"lanczos/{name}"
         assert found.metrics[key] == pytest.approx(usual.metrics[key], rel=1e-5)

@@ -21,7 +21,6 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lsa import documents, muon_state, passes, stability
-from lsa.derivatives import budget
 from lsa.errors import InputError
 from lsa.landscape import Landscape, flatten
 from lsa.memory import serial
@@ -82,9 +81,17 @@ class Checkpoint:
         return model.to(self.device).eval()
 
     @functools.cached_property
+    def choice(self) -> passes.Choice:
+        """Passes, layout and threads for this landscape here."""
+        return passes.chosen(self._subset(Landscape(self.model, *self._training_data)))
+
+    @functools.cached_property
     def landscape(self) -> Landscape:
         """L(θ) on the project's fixed subset of the training split."""
-        whole, samples = self.training, self.recipe.landscape.samples
+        return self._subset(self.training)
+
+    def _subset(self, whole: Landscape) -> Landscape:
+        samples = self.recipe.landscape.samples
         if samples == "all" or samples >= whole.n_samples:
             return whole
         # Seed 0: one subset for all optimizers and seeds, so that they differ by θ alone.
@@ -94,8 +101,11 @@ class Checkpoint:
     @functools.cached_property
     def training(self) -> Landscape:
         """L(θ) on the whole training split."""
-        landscape = Landscape(self.model, self.data.x_train, self.data.y_train)
-        return shared(passes.fitted(landscape) if budget.measures() else landscape)
+        return shared(self.choice.applied(Landscape(self.model, *self._training_data)))
+
+    @property
+    def _training_data(self) -> tuple[Tensor, Tensor]:
+        return self.data.x_train, self.data.y_train
 
     @functools.cached_property
     def validation(self) -> Landscape:

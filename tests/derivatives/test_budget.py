@@ -51,17 +51,36 @@ def test_a_pass_holds_fewer_of_larger_images():
 def test_what_is_fixed_must_be_a_whole_number(monkeypatch):
     monkeypatch.delenv(budget.CHUNK, raising=False)
     assert budget.fixed_chunk() is None
-    for text, value in (("32", 32), ("2e9", 2_000_000_000), ("", None), ("measure", None)):
+    for text, value in (("32", 32), ("2e9", 2_000_000_000), ("", None), ("rules", None)):
         monkeypatch.setenv(budget.CHUNK, text)
-        assert budget.fixed_chunk() == value and budget.measures() == (text == "measure")
+        assert budget.fixed_chunk() == value and budget.by_rules() == (text == "rules")
     for text in ("0", "-1", "1.5", "many", "nan", "inf"):
         monkeypatch.setenv(budget.CHUNK, text)
-        with pytest.raises(InputError, match=rf"LSA_CHUNK='{text}' is no .* ≥ 1, nor 'measure';"):
+        with pytest.raises(InputError, match=rf"LSA_CHUNK='{text}' is no .* ≥ 1, nor 'rules';"):
             budget.check_environment()
     monkeypatch.setenv(budget.CHUNK, "1")
     monkeypatch.setenv(budget.MEMORY, "0")
     assert budget.fixed_memory() == 0
-    for text in ("-1", "measure"):
+    for text in ("-1", "rules"):
         monkeypatch.setenv(budget.MEMORY, text)
         with pytest.raises(InputError, match=rf"LSA_GRAPH_MEMORY='{text}' is no .* ≥ 0;"):
             budget.check_environment()
+
+
+def test_fewer_threads_compute_with_the_memory_of_all(monkeypatch):
+    monkeypatch.setattr(budget, "free_memory", lambda: 1000)
+    monkeypatch.setattr(budget, "_cores", lambda: 4)
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        with budget.computing(1):
+            assert torch.get_num_threads() == 1
+            with budget.computing(2):
+                assert torch.get_num_threads() == 2
+                assert budget.graph_memory(torch.device("cpu")) == 500
+            assert torch.get_num_threads() == 1
+        assert torch.get_num_threads() == 4
+        torch.set_num_threads(1)  # a worker that was given one
+        assert budget.graph_memory(torch.device("cpu")) == 125
+    finally:
+        torch.set_num_threads(before)
