@@ -67,7 +67,7 @@ def headlines(found: Mapping[str, Rows]) -> list[dict[str, Any]]:
             add(task, "their time / ours", other["seconds"] / row["seconds"])
             add(task, "their memory / ours", other["MB"] / row["MB"])
     for row in found.get("training", ()):
-        if row["loop"] != "lsa":
+        if not row["loop"].startswith("lsa"):
             add(f"epoch of {row['network']}", f"time of the {row['loop']} / ours", row["of lsa's"])
     if rows := _by(found, "line", "what"):
         add(

@@ -24,7 +24,7 @@ SAMPLES = 256  # on which the rates are measured
 STEP = 2.0  # seconds of a step beside its arithmetic: checkpoint, logging, figure
 ROUNDS = 5  # of measuring at most
 LONG = 4.0  # seconds of them after which one more is not worth it
-BYTES = 4  # of a number in float32
+BYTES = 4  # of a number, as all is measured in float32
 OPERATORS = 2  # whose graphs a probe may keep at once: H and G, or H and C
 SPARE = 1.5  # times what the first of them may hold: the second finds half as much free
 
@@ -43,6 +43,7 @@ class Rates:
     sizes: Sizes
     graphs: float = 0.0  # bytes per sample that a product keeps for the next
     spare: int = 0  # bytes that one operator's graphs may hold
+    chunk: int = 0  # samples in a pass
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,17 @@ def measured(
     )
     loss, gradient, product, gauss_newton, covariance, curvature = (s / n for s in seconds)
     return Rates(
-        loss, gradient, product, gauss_newton, covariance, curvature, resident, sizes, graphs, spare
+        loss,
+        gradient,
+        product,
+        gauss_newton,
+        covariance,
+        curvature,
+        resident,
+        sizes,
+        graphs,
+        spare,
+        min(landscape.chunk, samples),
     )
 
 
@@ -171,8 +182,9 @@ def probing(declared: Probe, options: Mapping[str, Any], measured: Rates) -> Cos
         + work.covariance * measured.covariance
         + work.curvatures * measured.curvature
     )
-    memory = measured.memory + work.vectors * measured.sizes.dimension * BYTES
+    memory = measured.memory + work.vectors * measured.sizes.dimension * work.width
     if work.products or work.gauss_newton or work.covariance:
-        kept = measured.graphs * measured.sizes.samples
-        memory += int(min(OPERATORS * kept, SPARE * measured.spare))
+        graphs = measured.graphs * work.width / BYTES
+        kept = min(OPERATORS * graphs * measured.sizes.samples, SPARE * measured.spare)
+        memory += int(kept + graphs * measured.chunk)  # and that of a pass in the making
     return Cost(STEP + seconds, memory, work.spread)

@@ -133,6 +133,7 @@ class Work:
     covariance: float = 0.0  # products of the gradient covariance with a vector
     curvatures: float = 0.0  # of each sample along a vector
     vectors: int = 0  # of length d held at once
+    width: int = 4  # bytes of a number
     # Factors of the time between which checkpoints lie, where it depends on what is found there.
     spread: tuple[float, float] = (1.0, 1.0)
 

@@ -53,7 +53,12 @@ def test_the_work_of_a_line_is_what_it_evaluates(workplace, monkeypatch):
 def test_costs_are_work_times_rates():
     rates = cost.Rates(1.0, 3.0, 10.0, 5.0, 2.0, 6.0, memory=500, sizes=AT)
     declared = probe.Probe(
-        "p", lambda: None, (), {}, (), lambda at, k: Work(1, 2, k * at.samples, 4, 8, 9, 7, (1, k))
+        "p",
+        lambda: None,
+        (),
+        {},
+        (),
+        lambda at, k: Work(1, 2, k * at.samples, 4, 8, 9, 7, 4, (1, k)),
     )
     found = cost.probing(declared, {"k": 2}, rates)
     assert (
@@ -64,6 +69,14 @@ def test_costs_are_work_times_rates():
     for spare, kept in ((10**6, 2 * 50 * 100), (4000, 6000)):  # the second finds half as much
         graphs = dataclasses.replace(rates, graphs=50.0, spare=spare)
         assert cost.probing(declared, {"k": 2}, graphs).memory == found.memory + kept
+        passing = dataclasses.replace(graphs, chunk=8)
+        assert cost.probing(declared, {"k": 2}, passing).memory == found.memory + kept + 400
+    double = probe.Probe(
+        "p", lambda: None, (), {}, (), lambda at: Work(gauss_newton=1, vectors=7, width=8)
+    )
+    graphs = dataclasses.replace(rates, graphs=50.0, spare=10**6, chunk=8)
+    kept = 2 * (7 * 1000 * 4 + 2 * 50 * 100 + 50 * 8)
+    assert cost.probing(double, {}, graphs).memory == 500 + kept
     silent = probe.Probe("p", lambda: None, (), {}, ())
     assert cost.probing(silent, {}, rates) is None
 

@@ -266,7 +266,9 @@ def _weighed(build: Callable[[], Graph]) -> tuple[Graph, int]:
 
     def note(tensor: Tensor) -> Tensor:
         held.append(tensor.detach())
-        return tensor
+        return held[
+            -1
+        ]  # the tensor itself could be an output, and would hold the node that holds it
 
     with saved_tensors_hooks(note, lambda tensor: tensor):
         made = build()

@@ -64,7 +64,8 @@ def _work(at: Sizes, *, probes: int, **_: Any) -> Work:
         gradients=8 * each,
         products=3 * PRODUCTS * each,
         curvatures=(3 + 2 * probes) * each,
-        vectors=2 * (3 * PRODUCTS + 2 * probes),
+        vectors=3 * PRODUCTS + 2 * probes,
+        width=8,
     )
 
 

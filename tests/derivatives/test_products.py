@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -151,6 +154,54 @@ class Layer(nn.Module):
 def once_differentiable_landscape() -> Landscape:
     model = nn.Sequential(nn.Linear(3, 4), Layer(), nn.Linear(4, 2))
     return Landscape(model, torch.randn(5, 3), torch.randint(2, (5,)))
+
+
+class Marked(torch.autograd.Function):
+    """The identity, with something that lives as long as its graph does."""
+
+    @staticmethod
+    def forward(ctx, x, mark):
+        ctx.mark = mark
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, g):
+        return g, None
+
+
+class Marks(nn.Module):
+    """Puts marks into the graphs through it, and knows them as long as they live."""
+
+    def __init__(self):
+        super().__init__()
+        self.living = weakref.WeakSet()
+
+    def __deepcopy__(self, memo):
+        return self
+
+    def forward(self, x):
+        mark = Mark()
+        self.living.add(mark)
+        return Marked.apply(x, mark)
+
+
+class Mark:
+    """What can be referred to weakly."""
+
+
+@pytest.mark.parametrize("name", ["hessian", "gauss_newton"])
+@pytest.mark.parametrize("activation", [nn.Tanh, nn.ReLU])
+def test_what_is_kept_is_given_up_with_the_operator(name, activation):
+    marks = Marks()
+    model = nn.Sequential(nn.Linear(3, 5), marks, activation(), nn.Linear(5, 2))
+    landscape = Landscape(model, torch.randn(8, 3), torch.arange(8) % 2, chunk=4, memory=1 << 30)
+    theta = flatten(model)
+    matvec = getattr(landscape, name)(theta)
+    matvec(theta)
+    assert len(marks.living) == 2  # one for each pass
+    del matvec
+    gc.collect()
+    assert not marks.living
 
 
 @pytest.mark.parametrize("name", ["hessian", "gauss_newton"])

@@ -9,7 +9,7 @@ import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from faults import Row
@@ -138,10 +138,10 @@ def limited(kilobytes: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def full(folder: Path) -> list[str]:
+def full(folder: Path, left: Sequence[int] = FREE) -> list[str]:
     """Train and measure on a disk that fills up at different moments; what was said."""
     said = []
-    for kilobytes in FREE:
+    for kilobytes in left:
         with disk(folder / f"full-{kilobytes}") as mounted, place(mounted):
             with filled(mounted, kilobytes):
                 said.append(refused(TRAIN))

@@ -155,12 +155,8 @@ print(json.dumps([len(checkpoint.theta), checkpoint.run_id, float(gradient.norm(
 def everything(client: Path, env: dict[str, str]) -> None:
     """Every kind of command, from the study to the report."""
     lsa("study", "tiny", cwd=client, env=env)
-    assert ": 5 reused" in lsa("study", "tiny", cwd=client, env=env).stdout
-    lsa("train", "--project", "tiny", "--optimizer", "sgd", "--seed", "1", cwd=client, env=env)
     found = json.loads(lsa("checkpoints", "--json", cwd=client, env=env).stdout)
-    assert [(one["optimizer"], one["seed"]) for one in found] == [
-        ("adamw", 0), ("sgd", 0), ("sgd", 1),
-    ]  # fmt: skip
+    assert [(one["optimizer"], one["seed"]) for one in found] == [("adamw", 0), ("sgd", 0)]
     probe = ["perturbation", "--checkpoint", found[1]["run"][:10], "--points", "5"]
     run_id = lsa(*probe, cwd=client, env=env).stdout.split()[-1]
     shown = json.loads(lsa("show", run_id, "--json", cwd=client, env=env).stdout)
