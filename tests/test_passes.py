@@ -36,12 +36,13 @@ def test_the_fastest_size_is_found_by_doubling_or_halving(usual, most, seconds, 
 
 @pytest.fixture(autouse=True)
 def worth_it(monkeypatch, tmp_path) -> None:
-    """Whatever the work, measured, into a folder of its own; PyTorch has four threads."""
+    """Whatever the work, measured, into a folder of its own; PyTorch says it has four threads."""
     monkeypatch.setenv("LSA_CACHE", str(tmp_path / "cache"))
     for name in (budget.CHUNK, budget.LAYOUT, budget.THREADS):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(passes, "WORTH", 0.0)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)  # or four would stay
 
 
 @pytest.fixture
@@ -211,3 +212,10 @@ def test_a_network_without_a_gradient_is_left_to_the_probe(landscape, monkeypatc
 
     monkeypatch.setattr(Landscape, "gradient", gradient)
     assert passes.chosen(landscape) == (512, "channels_last", 4)
+
+
+def test_the_process_keeps_its_threads(monkeypatch, landscape):
+    monkeypatch.undo()
+    before = torch.get_num_threads()
+    assert passes._seconds(landscape, passes.Choice(8, "contiguous", before + 1)) > 0
+    assert torch.get_num_threads() == before
