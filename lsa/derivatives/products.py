@@ -266,9 +266,7 @@ def _weighed(build: Callable[[], Graph]) -> tuple[Graph, int]:
 
     def note(tensor: Tensor) -> Tensor:
         held.append(tensor.detach())
-        return held[
-            -1
-        ]  # the tensor itself could be an output, and would hold the node that holds it
+        return held[-1]  # an output itself would hold the node that holds it, for ever
 
     with saved_tensors_hooks(note, lambda tensor: tensor):
         made = build()
