@@ -1,8 +1,4 @@
-"""One Hessian product in the modes that PyTorch offers, and in ours.
-
-What lsa takes without asking, double backward in small passes with channels last, is what this
-table shows to be fastest; on another machine it may be looked at again.
-"""
+"""One Hessian product in the modes that PyTorch offers, and with lsa's choice of them."""
 
 from __future__ import annotations
 
@@ -12,28 +8,25 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, jvp
+from torch.func import functional_call
 
 from benchmarks import setting
 from benchmarks.timing import alternate
+from lsa.derivatives.modes import Function, Matvec, forward_over_reverse, reverse_over_forward
 from lsa.landscape import flatten
 
 ROUNDS = 3
-Function = Callable[[Tensor], Tensor]
 
 
-def forward_over_reverse(loss: Function, theta: Tensor, v: Tensor) -> Tensor:
-    return jvp(grad(loss), (theta,), (v,))[1]
+def double_backward(loss: Function, theta: Tensor) -> Matvec:
+    """With PyTorch's own second derivatives."""
 
+    def product(v: Tensor) -> Tensor:
+        t = theta.detach().requires_grad_()
+        (g,) = torch.autograd.grad(loss(t), t, create_graph=True)
+        return torch.autograd.grad(g, t, v)[0]
 
-def reverse_over_forward(loss: Function, theta: Tensor, v: Tensor) -> Tensor:
-    return grad(lambda t: jvp(loss, (t,), (v,))[1])(theta)
-
-
-def double_backward(loss: Function, theta: Tensor, v: Tensor) -> Tensor:
-    t = theta.detach().requires_grad_()
-    (g,) = torch.autograd.grad(loss(t), t, create_graph=True)
-    return torch.autograd.grad(g, t, v)[0]
+    return product
 
 
 MODES = (double_backward, forward_over_reverse, reverse_over_forward)
@@ -73,7 +66,7 @@ def rows(model: nn.Module, x: Tensor, y: Tensor) -> list[dict[str, Any]]:
 
 
 def _summed(
-    mode: Callable[[Function, Tensor, Tensor], Tensor],
+    mode: Callable[[Function, Tensor], Matvec],
     model: nn.Module,
     x: Tensor,
     y: Tensor,
@@ -93,6 +86,6 @@ def _summed(
         return nn.functional.cross_entropy(functional_call(model, weights, (inputs,)), targets)
 
     for inputs, targets in zip(x.split(size), y.split(size), strict=True):
-        part = mode(lambda t, a=inputs, b=targets: loss(t, a, b), theta, v)
+        part = mode(lambda t, a=inputs, b=targets: loss(t, a, b), theta)(v)
         total.add_(part, alpha=len(inputs) / len(x))
     return total.to(v)

@@ -43,6 +43,5 @@ def network(
 
 def landscape(model: nn.Module, x: Tensor, y: Tensor, **options: Any) -> tuple[Landscape, Tensor]:
     """The landscape of the model at its parameters, in passes as a checkpoint's would have them."""
-    chunk, layout, _ = passes.chosen(Landscape(model, x, y))
-    at = Landscape(model, x, y, chunk=chunk, layout=layout, **options)
+    at = passes.chosen(Landscape(model, x, y)).applied(Landscape(model, x, y, **options))
     return at, flatten(model).to(x.device)

@@ -101,14 +101,11 @@ def measured(
     n = min(SAMPLES, samples)
     graphs = landscape.graph_size(theta)
     # As many of the graphs must fit here as will fit there, since a kept one makes a product cheap.
-    part = Landscape(
-        landscape.model,
-        landscape.x[:n],
-        landscape.y[:n],
-        landscape.loss_function,
+    part = landscape.with_data(landscape.x[:n], landscape.y[:n]).computed(
         chunk=landscape.chunk,
-        memory=int(spare * n / samples),
         layout=landscape.layout,
+        mode=landscape.mode,
+        memory=int(spare * n / samples),
     )
     v = torch.randn(len(theta), generator=torch.Generator().manual_seed(0)).to(theta)
     operators = part.hessian(theta), part.gauss_newton(theta), part.covariance(theta, centred=False)

@@ -16,12 +16,20 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call, grad, jvp, vmap
+from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lsa.derivatives import batch_norm, budget, curvatures, products, sample_gradients, slopes
+from lsa.derivatives import (
+    batch_norm,
+    budget,
+    curvatures,
+    modes,
+    products,
+    sample_gradients,
+    slopes,
+)
+from lsa.derivatives.modes import Matvec
 from lsa.derivatives.precision import full_float32
-from lsa.derivatives.products import Matvec
 from lsa.derivatives.replay import replayed
 from lsa.errors import InputError
 
@@ -69,11 +77,13 @@ class Landscape:
         layout: How images lie in memory, `channels_last` or `contiguous`; changes the result by
             rounding. Default `LSA_LAYOUT`, else `channels_last`, the faster one on every machine
             tried.
+        mode: By which Hessian products are taken where no graph is kept, of
+            `lsa.derivatives.modes.MODES`; changes the result by rounding.
 
     Raises:
-        InputError: No samples, inputs and targets of different number, chunk below 1, a variable
-            or layout that is none of these, or batch norm without running statistics, whose loss
-            depends on the chunk.
+        InputError: No samples, inputs and targets of different number, chunk below 1, a variable,
+            layout or mode that is none of these, or batch norm without running statistics, whose
+            loss depends on the chunk.
     """
 
     def __init__(
@@ -86,17 +96,21 @@ class Landscape:
         chunk: int | None = None,
         memory: int | None = None,
         layout: str | None = None,
+        mode: str = modes.DEFAULT,
     ) -> None:
         if chunk is not None and chunk < 1:
             raise InputError(f"chunk={chunk} holds no sample; choose chunk ≥ 1")
         if layout is not None and layout not in budget.LAYOUTS:
             raise InputError(f"layout={layout!r}; choose {' or '.join(budget.LAYOUTS)}")
+        if mode not in modes.MODES:
+            raise InputError(f"mode={mode!r}; choose {', '.join(modes.MODES)}")
         batch_norm.check_statistics(model)
         self.model = copy.deepcopy(model).to(x.device).eval()
         self.loss_function = loss
         self._chunk = budget.fixed_chunk() if chunk is None else chunk
         self._memory = budget.fixed_memory() if memory is None else memory
         self.layout = layout or budget.fixed_layout() or next(iter(budget.LAYOUTS))
+        self.mode = mode
         self._saved: dict[object, float] = {}  # by a sample's shape: bytes that its pass saves
         self._index()
         self._place(x, y)
@@ -175,7 +189,21 @@ class Landscape:
             chunk=self._chunk,
             memory=self._memory,
             layout=self.layout,
+            mode=self.mode,
         )
+
+    def computed(
+        self, *, chunk: int, layout: str, mode: str, memory: int | None = None
+    ) -> Landscape:
+        """The same landscape computed otherwise; the memory for graphs stays where none is given.
+
+        Arguments are those of the class.
+        """
+        other = copy.copy(self)
+        other._chunk, other.layout, other.mode = chunk, layout, mode
+        other._memory = self._memory if memory is None else memory
+        other._place(self.x, self.y)
+        return other
 
     def restricted(self, theta: Tensor, names: Collection[str]) -> Landscape:
         """L as a function of the named parameters alone, the others fixed at θ.
@@ -377,11 +405,11 @@ class Landscape:
     # --- products --------------------------------------------------------------------------------
 
     def hessian(self, theta: Tensor) -> Matvec:
-        """v ↦ H(θ)v with H = ∇²L, by double backward (Pearlmutter 1994); `(d,)` or `(d, b)`.
+        """v ↦ H(θ)v with H = ∇²L; `(d,)` or `(d, b)`.
 
-        A block of b vectors shares the forward pass and the first backward pass of each chunk.
+        By double backward a block of b vectors shares forward and first backward pass of a chunk.
         """
-        return products.hessian(*self._split(theta))
+        return products.hessian(*self._split(theta), self.mode)
 
     def graph_size(self, theta: Tensor) -> float:
         """Bytes per sample that a product with H keeps for the next, where memory allows."""
@@ -458,7 +486,7 @@ class Landscape:
         for _, x, y in self._chunks():
             with torch.no_grad():
                 outputs = self.outputs(theta, x)
-            moved = _push(lambda t, x=x: self.outputs(t, x), theta, u.to(theta.dtype))
+            moved = modes.along(partial(self.outputs, x=x), theta.detach(), u.to(theta.dtype))
 
             def losses(
                 alpha: Tensor, o: Tensor = outputs, m: Tensor = moved, y: Tensor = y
@@ -479,11 +507,6 @@ def _plain_attention() -> Iterator[None]:
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-
-
-def _push(function: Callable[[Tensor], Tensor], theta: Tensor, tangent: Tensor) -> Tensor:
-    """Derivative of `function` at θ along a tangent, by forward mode."""
-    return jvp(function, (theta.detach(),), (tangent,))[1]
 
 
 def _wrong(outputs: Tensor, y: Tensor) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""Samples per pass, how images lie and threads, by a short measurement on first use.
+"""Samples per pass, how images lie, product mode and threads, measured shortly on first use.
 
 The rules of `lsa.derivatives.budget` say where it starts. What is fastest here is kept on this disk
 by network, device, threads and data's shape: it is measured once, and every later run takes the
@@ -9,25 +9,31 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 from lsa import documents
-from lsa.derivatives import budget
+from lsa.derivatives import budget, modes
+from lsa.derivatives.replay import EAGER
 from lsa.errors import InputError
 from lsa.landscape import Landscape, flatten
 from lsa.memory import provenance
 from lsa.training.images import cache_folder, keep
 
+log = logging.getLogger(__name__)
+
 WORTH = 0.25  # seconds of a gradient: with more, a probe of a hundred takes longer than this does
 GAIN = 1.05  # by which each doubling or halving must be faster to be worth another
 SAMPLES = 64  # timed at least, however few are in a pass
-RUNS = 2  # of which the faster counts
+RUNS = 2  # of which the faster counts,
+LONG = 1.0  # but one where it takes so many seconds, of which the own ones of a first call are few
+AGREEMENT = 1e-3  # of its length may a product differ by mode; rounding is far less
 
 
 class Choice(NamedTuple):
@@ -36,12 +42,16 @@ class Choice(NamedTuple):
     chunk: int  # samples per pass
     layout: str
     threads: int
+    mode: str  # of Hessian products that keep nothing
 
-    def applied(self, landscape: Landscape) -> Landscape:
-        """The landscape in such passes and layout; threads are the process's (`budget`)."""
-        if (self.chunk, self.layout) == (landscape.chunk, landscape.layout):
+    def applied(self, landscape: Landscape, memory: int | None = None) -> Landscape:
+        """The landscape so computed; threads are the process's (`budget.computing`)."""
+        now = (landscape.chunk, landscape.layout, landscape.mode)
+        if memory is None and now == (self.chunk, self.layout, self.mode):
             return landscape
-        return _in_passes(landscape, self, landscape.n_samples)
+        return landscape.computed(
+            chunk=self.chunk, layout=self.layout, mode=self.mode, memory=memory
+        )
 
 
 def chosen(landscape: Landscape) -> Choice:
@@ -49,9 +59,11 @@ def chosen(landscape: Landscape) -> Choice:
 
     Measured with Hessian products that keep nothing, which takes about as long as three to ten of
     them on 512 samples; or read, where it was measured before. The rules' choice where a gradient
-    takes less than `WORTH`, or where the user wants it so; what the user has fixed stays.
+    takes less than `WORTH`, or where the user wants it so; what the user has fixed stays, a mode
+    that the network has no derivatives for left out.
     """
-    usual = Choice(landscape.chunk, landscape.layout, torch.get_num_threads())
+    threads, mode = torch.get_num_threads(), _fixed_mode(landscape) or modes.DEFAULT
+    usual = Choice(landscape.chunk, landscape.layout, threads, mode)
     if budget.by_rules():
         return usual
     key = _key(landscape)
@@ -81,7 +93,7 @@ def _is_long(landscape: Landscape) -> bool:
 
 
 def _measured(landscape: Landscape, usual: Choice) -> Choice:
-    """The size as is usual else, then at that size the layout, then threads."""
+    """The size as is usual else, then at that size the layout, then the mode, then threads."""
     on_cpu = landscape.x.device.type == "cpu"
     best, n = usual, landscape.n_samples
     if not budget.fixed_chunk():
@@ -91,12 +103,13 @@ def _measured(landscape: Landscape, usual: Choice) -> Choice:
         if size != first:
             best = best._replace(chunk=size)
     if landscape.x.ndim == 4 and not budget.fixed_layout():
-        seconds = {
-            layout: _seconds(landscape, best._replace(layout=layout)) for layout in budget.LAYOUTS
-        }
-        layout = min(seconds, key=lambda layout: seconds[layout])
-        if seconds[layout] * GAIN < seconds[usual.layout]:
-            best = best._replace(layout=layout)
+        others = [name for name in budget.LAYOUTS if name != best.layout]
+        best = _faster(landscape, best, [best._replace(layout=name) for name in others])
+    if not budget.fixed_mode():
+        others = [name for name in modes.MODES if name != best.mode]
+        other = _faster(landscape, best, [best._replace(mode=name) for name in others])
+        if other != best and _agree(landscape, best, other):
+            best = other
     if on_cpu and not budget.fixed_threads():
         threads = fastest(
             lambda threads: _seconds(landscape, best._replace(threads=threads)),
@@ -127,38 +140,59 @@ def fastest(seconds: Callable[[int], float], usual: int, most: int) -> int:
     return best
 
 
+def _faster(landscape: Landscape, usual: Choice, others: Sequence[Choice]) -> Choice:
+    """The fastest of the others if it is worth it, else the usual one."""
+    before = _seconds(landscape, usual)
+    seconds = [_seconds(landscape, other) for other in others]
+    least = min(seconds)
+    worth_it = least * GAIN < before < math.inf
+    return others[seconds.index(least)] if worth_it else usual
+
+
+def _agree(landscape: Landscape, *choices: Choice) -> bool:
+    """Whether both give the same Hessian product; some derivative of PyTorch may be wrong."""
+    theta = flatten(landscape.model)
+    few = landscape.with_data(landscape.x[:SAMPLES], landscape.y[:SAMPLES])
+    a, b = (choice.applied(few, memory=0).hessian(theta)(theta) for choice in choices)
+    return bool((a - b).norm() <= AGREEMENT * a.norm())
+
+
+def _fixed_mode(landscape: Landscape) -> str | None:
+    """The mode that the user has fixed, if this network has what it needs."""
+    mode, theta = budget.fixed_mode(), flatten(landscape.model)
+    if mode in (None, modes.DEFAULT):  # what that lacks is for a probe to say
+        return mode
+    one = landscape.with_data(landscape.x[:1], landscape.y[:1])
+    try:
+        one.computed(chunk=1, layout=one.layout, mode=mode, memory=0).hessian(theta)(theta)
+    except InputError as error:
+        log.warning("%s; products are by %s", error, modes.DEFAULT)
+        return modes.DEFAULT
+    return mode
+
+
 def _seconds(landscape: Landscape, choice: Choice) -> float:
     """Seconds that a Hessian product takes per sample, so chosen; infinite where there is none.
 
     That a network lacks derivatives, or memory, is for a probe to say that needs them.
     """
     n = min(landscape.n_samples, max(choice.chunk, SAMPLES) // choice.chunk * choice.chunk)
-    part = _in_passes(landscape, choice, n, memory=0)
+    part = choice.applied(landscape.with_data(landscape.x[:n], landscape.y[:n]), memory=0)
     theta, times = flatten(part.model), []
+    # On a GPU the first calls are recorded for those that follow.
+    runs = RUNS if part.x.device.type == "cpu" else RUNS + EAGER
     try:
         with budget.computing(choice.threads):
             product = part.hessian(theta)
-            for _ in range(RUNS):
+            for _ in range(runs):
                 begun = time.perf_counter()
                 product(theta)[0].item()
                 times.append(time.perf_counter() - begun)
+                if times[0] > LONG:
+                    break
     except (InputError, RuntimeError):  # out of memory is one, too
         return math.inf
     return min(times) / n
-
-
-def _in_passes(
-    landscape: Landscape, choice: Choice, samples: int, memory: int | None = None
-) -> Landscape:
-    return Landscape(
-        landscape.model,
-        landscape.x[:samples],
-        landscape.y[:samples],
-        landscape.loss_function,
-        chunk=choice.chunk,
-        memory=memory,
-        layout=choice.layout,
-    )
 
 
 def _key(landscape: Landscape) -> dict[str, Any]:
@@ -174,7 +208,12 @@ def _key(landscape: Landscape) -> dict[str, Any]:
         "samples": landscape.n_samples,
         "sample": list(landscape.x.shape[1:]),
         "precision": str(landscape.x.dtype),
-        "fixed": [budget.fixed_chunk(), budget.fixed_layout(), budget.fixed_threads()],
+        "fixed": [
+            budget.fixed_chunk(),
+            budget.fixed_layout(),
+            budget.fixed_threads(),
+            budget.fixed_mode(),
+        ],
     }
 
 
@@ -187,4 +226,5 @@ def _kept(file: Path) -> Choice | None:
         return None
     numbers = (choice.chunk, choice.threads)
     sound = all(isinstance(number, int) and number >= 1 for number in numbers)
-    return choice if sound and choice.layout in list(budget.LAYOUTS) else None
+    words = choice.layout in list(budget.LAYOUTS) and choice.mode in list(modes.MODES)
+    return choice if sound and words else None

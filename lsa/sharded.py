@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lsa import ranks
 from lsa.derivatives import budget
-from lsa.derivatives.products import Matvec
+from lsa.derivatives.modes import Matvec
 from lsa.landscape import GRADIENTS, BatchGradient, Landscape
 
 
@@ -35,6 +35,7 @@ def shared(landscape: Landscape) -> Landscape:
         chunk=landscape._chunk,
         memory=memory,
         layout=landscape.layout,
+        mode=landscape.mode,
     )
 
 

@@ -238,6 +238,7 @@ def _measure(
                 "lsa.chunk": landscape.chunk,
                 "lsa.graph_memory": landscape.graph_memory,
                 "lsa.layout": landscape.layout,
+                "lsa.product_mode": landscape.mode,
                 "lsa.threads": sources[0].choice.threads,
             }
         )

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lsa.derivatives import budget
+from lsa.derivatives import budget, modes
 from lsa.errors import InputError
 from lsa.landscape import Landscape, flatten
 from lsa.maths import linalg
@@ -450,15 +450,20 @@ def test_the_environment_fixes_chunk_and_memory_for_all_but_who_says_otherwise(m
 @pytest.mark.parametrize("chunk", [3, 24])
 @pytest.mark.parametrize("memory", [0, 10**9])
 @pytest.mark.parametrize("layout", ["channels_last", "contiguous"])
-def test_every_choice_of_the_engine_gives_the_same_derivatives(chunk, memory, layout, monkeypatch):
+@pytest.mark.parametrize("mode", modes.MODES)
+def test_every_choice_of_the_engine_gives_the_same_derivatives(
+    chunk, memory, layout, mode, monkeypatch
+):
     """In float32; the reference has the usual choices, in float64."""
     model = models.build("simple_cnn", input_shape=(3, 8, 8), classes=10, seed=0, width=8)
     x, y = normal(24, 3, 8, 8).float(), torch.arange(24) % 10
     usual = Landscape(model, x, y)
     monkeypatch.setenv("LSA_LAYOUT", layout)
-    forced = Landscape(model, x, y, chunk=chunk, memory=memory)
+    forced = Landscape(model, x, y, chunk=chunk, memory=memory, mode=mode)
     assert forced.layout == layout
-    for one in (forced, forced.subset(torch.arange(12)), forced.with_model(model)):
+    same = usual.computed(chunk=chunk, layout=layout, mode=mode, memory=memory)
+    for one in (forced, same, forced.subset(torch.arange(12)), forced.with_model(model)):
+        assert (one.chunk, one.graph_memory, one.mode) == (chunk, memory, mode)
         assert one.x.is_contiguous(memory_format=budget.LAYOUTS[layout])
     theta = flatten(model)
     exact, v = usual.double(), normal(len(theta))
@@ -492,10 +497,16 @@ def relative(found: torch.Tensor, exact: torch.Tensor) -> float:
     return float((found.double() - exact).norm() / exact.norm())
 
 
-def test_a_layout_that_there_is_not_is_refused(mlp, monkeypatch):
+def test_a_layout_or_mode_that_there_is_not_is_refused(mlp, monkeypatch):
     landscape, _ = mlp
+    with pytest.raises(InputError, match="mode='forward'; choose double_backward, forward_over_"):
+        Landscape(landscape.model, landscape.x, landscape.y, mode="forward")
     with pytest.raises(InputError, match="layout='rows'; choose channels_last or contiguous"):
         Landscape(landscape.model, landscape.x, landscape.y, layout="rows")
     monkeypatch.setenv("LSA_LAYOUT", "rows")
     with pytest.raises(InputError, match="LSA_LAYOUT='rows' is none of channels_last, contiguous;"):
+        budget.check_environment()
+    monkeypatch.delenv("LSA_LAYOUT")
+    monkeypatch.setenv("LSA_PRODUCT_MODE", "forward")
+    with pytest.raises(InputError, match="LSA_PRODUCT_MODE='forward' is none of double_backward, "):
         budget.check_environment()

@@ -4,9 +4,10 @@ import json
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from lsa import passes
-from lsa.derivatives import budget
+from lsa.derivatives import budget, modes
 from lsa.errors import InputError
 from lsa.landscape import Landscape, flatten
 
@@ -38,7 +39,7 @@ def test_the_fastest_size_is_found_by_doubling_or_halving(usual, most, seconds, 
 def worth_it(monkeypatch, tmp_path) -> None:
     """Whatever the work, measured, into a folder of its own; PyTorch says it has four threads."""
     monkeypatch.setenv("LSA_CACHE", str(tmp_path / "cache"))
-    for name in (budget.CHUNK, budget.LAYOUT, budget.THREADS):
+    for name in (budget.CHUNK, budget.LAYOUT, budget.MODE, budget.THREADS):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(passes, "WORTH", 0.0)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
@@ -77,9 +78,10 @@ def clock(
 def test_it_is_measured_once_for_a_network_and_shape(landscape, monkeypatch, tmp_path):
     asked = clock(monkeypatch, {40: 1.0, 20: 0.5, 10: 0.2, 5: 0.3}, {4: 1.0, 2: 0.8, 1: 1.0})
     choice = passes.chosen(landscape)
-    assert choice == (10, "channels_last", 2)
+    assert choice == (10, "channels_last", 2, "double_backward")
     assert [(c.chunk, c.threads) for c in asked] == [
         *((size, 4) for size in (40, 20, 10, 5)),
+        *((10, 4) for _ in modes.MODES),
         *((10, threads) for threads in (4, 2, 1)),
     ]
     found, theta = choice.applied(landscape), flatten(landscape.model)
@@ -99,7 +101,7 @@ def test_short_work_and_a_user_who_wants_the_rules_are_not_measured(
     landscape, monkeypatch, tmp_path
 ):
     asked = clock(monkeypatch, {40: 1.0, 20: 0.5, 10: 0.6})
-    usual = (512, "channels_last", 4)
+    usual = (512, "channels_last", 4, "double_backward")
     monkeypatch.setattr(passes, "WORTH", 60.0)
     assert passes.chosen(landscape) == usual
     monkeypatch.setattr(passes, "WORTH", 0.0)
@@ -113,14 +115,16 @@ def test_what_is_fixed_is_not_measured(images, monkeypatch):
     asked = clock(monkeypatch, {8: 1.0, 4: 0.5, 2: 0.6}, {4: 1.0, 2: 0.5, 1: 0.6})
     monkeypatch.setenv(budget.THREADS, "4")
     monkeypatch.setenv(budget.LAYOUT, "channels_last")
-    assert passes.chosen(images) == (4, "channels_last", 4)
+    monkeypatch.setenv(budget.MODE, "reverse_over_forward")
+    assert passes.chosen(images) == (4, "channels_last", 4, "reverse_over_forward")
     monkeypatch.setenv(budget.CHUNK, "2")
     fixed = images.with_model(images.model)
     fixed = Landscape(fixed.model, fixed.x, fixed.y)
     asked.clear()
-    assert passes.chosen(fixed) == (2, "channels_last", 4) and not asked
+    assert passes.chosen(fixed) == (2, "channels_last", 4, "reverse_over_forward")
+    assert not asked
     monkeypatch.delenv(budget.THREADS)
-    assert passes.chosen(fixed) == (2, "channels_last", 2)
+    assert passes.chosen(fixed).threads == 2
 
 
 @pytest.mark.parametrize(
@@ -130,15 +134,17 @@ def test_what_is_fixed_is_not_measured(images, monkeypatch):
         "{",
         "[]",
         "{}",
-        '{"chunk": 0, "layout": "contiguous", "threads": 1}',
-        '{"chunk": 40, "layout": "contiguous"}',
-        '{"chunk": "10", "layout": "contiguous", "threads": 1}',
-        '{"chunk": 40, "layout": "b", "threads": 1}',
-        '{"chunk": 40, "layout": "contiguous", "threads": 0}',
+        '{"chunk": 0, "layout": "contiguous", "threads": 1, "mode": "double_backward"}',
+        '{"chunk": 40, "layout": "contiguous", "mode": "double_backward"}',
+        '{"chunk": "10", "layout": "contiguous", "threads": 1, "mode": "double_backward"}',
+        '{"chunk": 40, "layout": "b", "threads": 1, "mode": "double_backward"}',
+        '{"chunk": 40, "layout": "contiguous", "threads": 0, "mode": "double_backward"}',
+        '{"chunk": 40, "layout": "contiguous", "threads": 1, "mode": "hessian"}',
     ],
 )
 def test_what_was_kept_and_is_damaged_is_measured_anew(landscape, monkeypatch, tmp_path, text):
     monkeypatch.setenv(budget.THREADS, "4")
+    monkeypatch.setenv(budget.MODE, "double_backward")
     asked = clock(monkeypatch, {40: 1.0, 20: 2.0})
     passes.chosen(landscape)
     (file,) = (tmp_path / "cache" / "passes").iterdir()
@@ -176,6 +182,42 @@ def test_images_lie_as_is_faster_at_that_size(images, monkeypatch, contiguous, e
     assert passes.chosen(images.with_model(images.model)).chunk == 4 and len(asked) > before
 
 
+@pytest.mark.parametrize(
+    ("seconds", "mode"),
+    [
+        ({"reverse_over_forward": 0.5, "forward_over_reverse": 0.9}, "reverse_over_forward"),
+        ({"forward_over_reverse": 0.9, "reverse_over_forward": torch.inf}, "forward_over_reverse"),
+        ({"forward_over_reverse": 0.97}, "double_backward"),  # too little to be a gain
+        ({"double_backward": torch.inf}, "double_backward"),  # for a probe to say
+    ],
+)
+def test_the_fastest_mode_is_taken(landscape, monkeypatch, seconds, mode):
+    monkeypatch.setattr(passes, "_seconds", lambda at, choice: seconds.get(choice.mode, 1.0))
+    choice = passes.chosen(landscape)
+    assert choice.mode == mode and choice.applied(landscape).mode == mode
+
+
+def test_a_mode_that_gives_another_product_is_not_taken(landscape, monkeypatch):
+    wrong = modes.MODES | {"forward_over_reverse": lambda loss, theta: lambda v: 1.01 * v}
+    monkeypatch.setattr("lsa.derivatives.products.MODES", wrong)
+    seconds = {"forward_over_reverse": 0.1}
+    monkeypatch.setattr(passes, "_seconds", lambda at, choice: seconds.get(choice.mode, 1.0))
+    assert passes.chosen(landscape).mode == "double_backward"
+
+
+def test_a_fixed_mode_without_derivatives_gives_way_with_one_line(landscape, monkeypatch, caplog):
+    """As PyTorch fails on tanh with a squared error in torch 2.14."""
+    at = Landscape(landscape.model, landscape.x, torch.zeros(40, 2).double(), F.mse_loss)
+    monkeypatch.setattr(passes, "WORTH", 60.0)
+    monkeypatch.setenv(budget.MODE, "reverse_over_forward")
+    assert passes.chosen(at).mode == "reverse_over_forward" and not caplog.messages
+    monkeypatch.setenv(budget.MODE, "forward_over_reverse")
+    assert passes.chosen(at).mode == "double_backward"
+    (line,) = caplog.messages
+    assert line.startswith("forward_over_reverse is not possible for this network: ")
+    assert line.endswith("; products are by double_backward")
+
+
 def test_what_is_timed_are_whole_passes_and_enough_samples(landscape, monkeypatch):
     sizes, threads = [], []
     monkeypatch.setattr(torch, "set_num_threads", threads.append)
@@ -187,7 +229,8 @@ def test_what_is_timed_are_whole_passes_and_enough_samples(landscape, monkeypatc
     monkeypatch.setattr(Landscape, "hessian", hessian)
     many = landscape.with_data(landscape.x.repeat(10, 1), landscape.y.repeat(10))
     assert all(
-        passes._seconds(many, passes.Choice(size, "contiguous", 3)) > 0 for size in (1, 24, 100)
+        passes._seconds(many, passes.Choice(size, "contiguous", 3, modes.DEFAULT)) > 0
+        for size in (1, 24, 100)
     )
     assert sizes == [(1, 64, 0), (24, 48, 0), (100, 100, 0)]
     assert threads == [3, 4] * 3
@@ -202,8 +245,8 @@ def test_what_has_no_product_is_no_choice_and_no_failure(landscape, monkeypatch,
         return product
 
     monkeypatch.setattr(Landscape, "hessian", hessian)
-    assert passes._seconds(landscape, passes.Choice(8, "contiguous", 4)) == torch.inf
-    assert passes.chosen(landscape) == (512, "channels_last", 4)
+    assert passes._seconds(landscape, passes.Choice(8, "contiguous", 4, modes.DEFAULT)) == torch.inf
+    assert passes.chosen(landscape) == (512, "channels_last", 4, "double_backward")
 
 
 def test_a_network_without_a_gradient_is_left_to_the_probe(landscape, monkeypatch):
@@ -211,11 +254,11 @@ def test_a_network_without_a_gradient_is_left_to_the_probe(landscape, monkeypatc
         raise RuntimeError("none")
 
     monkeypatch.setattr(Landscape, "gradient", gradient)
-    assert passes.chosen(landscape) == (512, "channels_last", 4)
+    assert passes.chosen(landscape) == (512, "channels_last", 4, "double_backward")
 
 
 def test_the_process_keeps_its_threads(monkeypatch, landscape):
     monkeypatch.undo()
     before = torch.get_num_threads()
-    assert passes._seconds(landscape, passes.Choice(8, "contiguous", before + 1)) > 0
+    assert passes._seconds(landscape, passes.Choice(8, "contiguous", before + 1, modes.DEFAULT)) > 0
     assert torch.get_num_threads() == before

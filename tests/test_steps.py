@@ -105,6 +105,7 @@ def test_a_probe_logs_on_its_run_and_on_the_checkpoint(trained):
     assert found.data.tags["lsa.chunk"] == str(source.landscape.chunk)
     assert int(found.data.tags["lsa.graph_memory"]) > 0
     assert found.data.tags["lsa.layout"] == "channels_last"
+    assert found.data.tags["lsa.product_mode"] == "double_backward"
     assert found.data.metrics["lanczos/converged"] == 1
     assert found.data.metrics["lanczos/lambda_max_se_data"] > 0
     assert any("subset" in v for k, v in found.data.tags.items() if k.startswith("lsa.note"))
@@ -140,7 +141,9 @@ def test_long_work_takes_what_is_fastest_and_says_so(trained, monkeypatch, tmp_p
     usual = lsa.measure("lanczos", lsa.load(trained.run_id), k=1)
     assert usual.tags["lsa.threads"] == str(torch.get_num_threads())
     monkeypatch.setattr(passes, "WORTH", 0.0)
-    monkeypatch.setattr(passes, "_measured", lambda at, usual: passes.Choice(100, usual.layout, 1))
+    monkeypatch.setattr(
+        passes, "_measured", lambda at, usual: passes.Choice(100, usual.layout, 1, usual.mode)
+    )
     source = lsa.load(trained.run_id)
     found = lsa.measure("lanczos", source, k=1)
     assert (found.tags["lsa.chunk"], found.tags["lsa.threads"]) == ("100", "1")

@@ -1,4 +1,4 @@
-"""How much at once: samples per pass, memory for graphs that are kept, how images lie, threads.
+"""How much at once, and how: samples per pass, memory for graphs, layout, mode, threads.
 
 All follow from rules here that were measured. Where work is long `lsa.passes` asks the machine.
 """
@@ -6,7 +6,7 @@ All follow from rules here that were measured. Where work is long `lsa.passes` a
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -15,10 +15,12 @@ import psutil
 import torch
 from torch import Tensor, nn
 
+from lsa.derivatives.modes import MODES
 from lsa.errors import InputError
 
 # Variables of the environment that fix what is lsa's choice otherwise.
 CHUNK, MEMORY, LAYOUT = "LSA_CHUNK", "LSA_GRAPH_MEMORY", "LSA_LAYOUT"
+MODE = "LSA_PRODUCT_MODE"
 RULES = "rules"  # value of the first: nothing is measured
 THREADS = "OMP_NUM_THREADS"  # PyTorch reads it
 LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
@@ -85,10 +87,16 @@ def fixed_layout() -> str | None:
     Raises:
         InputError: Another word.
     """
-    text = os.environ.get(LAYOUT, "")
-    if text and text not in LAYOUTS:
-        raise InputError(f"{LAYOUT}={text!r} is none of {', '.join(LAYOUTS)}; correct or unset it")
-    return text or None
+    return _fixed_word(LAYOUT, LAYOUTS)
+
+
+def fixed_mode() -> str | None:
+    """By which mode Hessian products are taken, of `MODES`, if the user has fixed it.
+
+    Raises:
+        InputError: Another word.
+    """
+    return _fixed_word(MODE, MODES)
 
 
 def check_environment() -> None:
@@ -100,6 +108,14 @@ def check_environment() -> None:
     fixed_chunk()
     fixed_memory()
     fixed_layout()
+    fixed_mode()
+
+
+def _fixed_word(name: str, words: Collection[str]) -> str | None:
+    text = os.environ.get(name, "")
+    if text and text not in words:
+        raise InputError(f"{name}={text!r} is none of {', '.join(words)}; correct or unset it")
+    return text or None
 
 
 def _fixed(name: str, least: int, else_: str = "") -> int | None:

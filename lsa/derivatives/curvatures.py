@@ -19,7 +19,8 @@ from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 
 from lsa.derivatives.layer_gradients import Convolution, Linear
-from lsa.derivatives.products import pull_back, second_derivatives
+from lsa.derivatives.modes import pull_back
+from lsa.derivatives.products import second_derivatives
 from lsa.derivatives.sample_gradients import LAYERS
 from lsa.derivatives.second_order import DIMENSIONS, SecondOrder, convolution_geometry
 

@@ -1,7 +1,7 @@
 """Products of curvature and noise matrices of L(θ) = ∑ₖ wₖ Lₖ(θ) with vectors.
 
-The parts Lₖ are the chunks of a split. All products are reverse mode through graphs that outlive
-one product: what does not depend on the vector, the forward and the first backward pass, is
+The parts Lₖ are the chunks of a split. Products are reverse mode through graphs that outlive one
+product: what does not depend on the vector, the forward and the first backward pass, is
 computed once for as many parts as fit a given memory, and again at every product for the others.
 What is kept changes the numbers by rounding at most, which `layer_gradients.HalfRows` tells. On a
 GPU a product is recorded and replayed.
@@ -21,18 +21,21 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from lsa.derivatives import sample_gradients
 from lsa.derivatives.layer_gradients import SampleGradients, size
+from lsa.derivatives.modes import (
+    MODES,
+    Function,
+    Matvec,
+    differentiable,
+    double_backward,
+    pull_back,
+)
 from lsa.derivatives.precision import full_float32
 from lsa.derivatives.replay import replayed
 from lsa.derivatives.second_order import SecondOrder
 from lsa.derivatives.slabs import Slabs
-from lsa.errors import InputError
 
-Matvec = Callable[[Tensor], Tensor]
-Function = Callable[[Tensor], Tensor]
 Graph = TypeVar("Graph")
 Jacobian = TypeVar("Jacobian", bound="SampleGradients | _Jacobian")
-# In the names of the nodes by which PyTorch marks what cannot be differentiated again.
-MARKS = ("autograd::Error", "NotImplemented")
 
 
 @dataclass(frozen=True)
@@ -47,10 +50,20 @@ class Part:
     loss_of: Function  # Lₖ as a function of the outputs
 
 
-def hessian(parts: Sequence[Part], theta: Tensor, memory: int) -> Matvec:
-    """v ↦ H v with H = ∇²L, by double backward (Pearlmutter 1994); `(d,)` or `(d, b)`."""
+def hessian(parts: Sequence[Part], theta: Tensor, memory: int, mode: str) -> Matvec:
+    """v ↦ H v with H = ∇²L; `(d,)` or `(d, b)`.
 
-    graph = _kept(lambda k: _gradient(parts[k], theta), memory, _weighed)
+    Args:
+        parts: Of the split.
+        theta: Where.
+        memory: Bytes that may be kept; the parts that they hold are multiplied by double backward.
+        mode: Of `lsa.derivatives.modes.MODES`, for the others.
+    """
+
+    def by_mode(k: int) -> Matvec:
+        return MODES[mode](parts[k].loss, theta)
+
+    multiply = _kept(lambda k: double_backward(parts[k].loss, theta), memory, _weighed, by_mode)
 
     @full_float32()
     @torch.enable_grad()
@@ -58,9 +71,9 @@ def hessian(parts: Sequence[Part], theta: Tensor, memory: int) -> Matvec:
         columns = v.to(theta.dtype).reshape(len(v), -1).unbind(1)
         total = torch.zeros(len(columns), len(v), dtype=torch.float64, device=v.device)
         for k, part in enumerate(parts):
-            g, t = graph(k)
+            matvec = multiply(k)
             for sum_, column in zip(total, columns, strict=True):
-                sum_.add_(pull_back(g, t, column), alpha=part.weight)
+                sum_.add_(matvec(column), alpha=part.weight)
         return total.T.reshape(v.shape).to(v.dtype)
 
     return replayed(product, theta.device)
@@ -76,15 +89,7 @@ def saved(function: Function, theta: Tensor) -> int:
 @torch.enable_grad()
 def graph_size(part: Part, theta: Tensor) -> int:
     """Bytes that `hessian` keeps of a part."""
-    return _weighed(lambda: _gradient(part, theta))[1]
-
-
-def _gradient(part: Part, theta: Tensor) -> tuple[Tensor, Tensor]:
-    """∇Lₖ(θ) with its graph, and the θ that it is a graph of."""
-    t = theta.detach().requires_grad_()
-    with SecondOrder(values=False):
-        value = part.loss(t)
-    return _differentiable(grad(value, t, create_graph=True)[0]), t
+    return _weighed(lambda: double_backward(part.loss, theta))[1]
 
 
 def gauss_newton(parts: Sequence[Part], theta: Tensor, memory: int) -> Matvec:
@@ -196,7 +201,7 @@ class _Jacobian:
         with SecondOrder(linear=True, values=False):
             self.value = function(self._theta)
         self._w = torch.zeros_like(self.value).requires_grad_()
-        self._h = _differentiable(grad(self.value, self._theta, self._w, create_graph=True)[0])
+        self._h = differentiable(grad(self.value, self._theta, self._w, create_graph=True)[0])
 
     def push(self, v: Tensor) -> Tensor:
         """J v, in the shape of f(θ)."""
@@ -207,41 +212,16 @@ class _Jacobian:
         return pull_back(self.value, self._theta, w)
 
 
-def pull_back(g: Tensor, at: Tensor, cotangent: Tensor) -> Tensor:
-    """∂(g·cotangent)/∂at; zero where g does not depend on `at` (a loss linear in its argument)."""
-    if not g.requires_grad:
-        return torch.zeros_like(at)
-    return grad(g, at, cotangent, retain_graph=True, materialize_grads=True)[0]
-
-
-def _differentiable(g: Tensor) -> Tensor:
-    """g, refused where PyTorch marks a part of its graph as not to be differentiated again.
-
-    PyTorch says so only when it gets there, and `autograd.grad` does not: what
-    `once_differentiable` returns is tied to no input, so its part of the derivative would be left
-    out in silence.
-    """
-    seen, waiting = set(), [g.grad_fn]
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        if any(mark in node.name() for mark in MARKS):
-            raise InputError(
-                f"an operation of the network has no second derivative ({node.name()} in the graph "
-                "of its gradient); replace it, or take a probe that needs none: interpolation, …"
-            )
-        seen.add(node)
-        waiting += [following for following, _ in node.next_functions]
-    return g
-
-
 def _kept(
     build: Callable[[int], Graph],
     memory: int,
     weighed: Callable[[Callable[[], Graph]], tuple[Graph, int]],
+    else_: Callable[[int], Graph] | None = None,
 ) -> Callable[[int], Graph]:
-    """`build`, each k remembered while the bytes that all hold, as `weighed` says, fit `memory`."""
+    """`build`, each k remembered while the bytes that all hold, as `weighed` says, fit `memory`.
+
+    What is not remembered is made by `else_`, if that is another.
+    """
     kept: dict[int, Graph] = {}
     left = memory
 
@@ -250,7 +230,7 @@ def _kept(
         if k in kept:
             return kept[k]
         if left <= 0:
-            return build(k)
+            return (else_ or build)(k)
         made, size = weighed(lambda: build(k))
         left -= size
         if left >= 0:

@@ -1,0 +1,118 @@
+"""The modes of automatic differentiation that give products with a Hessian.
+
+Each takes L(θ) as a function and θ `(d,)`, and returns v ↦ ∇²L(θ) v for v `(d,)`. They differ in
+what they cost and in which derivatives an operation must have (Griewank & Walther 2008, ch. 5.1).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.autograd import grad
+from torch.func import grad as gradient_of
+from torch.func import jvp
+
+from lsa.derivatives.second_order import SecondOrder
+from lsa.errors import InputError
+
+Function = Callable[[Tensor], Tensor]
+Matvec = Callable[[Tensor], Tensor]
+# In the names of the nodes by which PyTorch marks what cannot be differentiated again.
+MARKS = ("autograd::Error", "NotImplemented")
+
+
+def double_backward(loss: Function, theta: Tensor) -> Matvec:
+    """By a reverse pass through a reverse pass, whose graph serves every v (Pearlmutter 1994).
+
+    With layers of our own (`lsa.derivatives.second_order`): of a convolution eight of its kind, six
+    from the second product on.
+
+    Raises:
+        InputError: An operation has no second derivative.
+    """
+    t = theta.detach().requires_grad_()
+    with SecondOrder(values=False):
+        value = loss(t)
+    return partial(pull_back, differentiable(grad(value, t, create_graph=True)[0]), t)
+
+
+def forward_over_reverse(loss: Function, theta: Tensor) -> Matvec:
+    """The gradient's derivative along v; of a convolution nine of its kind, nothing kept.
+
+    Raises:
+        InputError: From the product, where an operation or its gradient has no forward derivative.
+    """
+    return _possible("forward_over_reverse", lambda v: along(gradient_of(loss), theta.detach(), v))
+
+
+def reverse_over_forward(loss: Function, theta: Tensor) -> Matvec:
+    """The gradient of the derivative along v; of a convolution nine of its kind, nothing kept.
+
+    Raises:
+        InputError: From the product, where an operation has no forward derivative, or that has no
+            gradient.
+    """
+    return _possible(
+        "reverse_over_forward", lambda v: gradient_of(lambda t: along(loss, t, v))(theta.detach())
+    )
+
+
+MODES = {
+    mode.__name__: mode for mode in (double_backward, forward_over_reverse, reverse_over_forward)
+}
+DEFAULT = double_backward.__name__
+
+
+def along(function: Function, theta: Tensor, v: Tensor) -> Tensor:
+    """Derivative of the function at θ along v, by forward mode."""
+    with warnings.catch_warnings():  # of PyTorch's own, at its first call
+        warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
+        return jvp(function, (theta,), (v,))[1]
+
+
+def _possible(mode: str, product: Matvec) -> Matvec:
+    """The product; PyTorch's refusal as one line."""
+
+    def checked(v: Tensor) -> Tensor:
+        try:
+            return product(v)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            (reason, *_) = str(error).splitlines() or [type(error).__name__]
+            raise InputError(f"{mode} is not possible for this network: {reason}") from None
+
+    return checked
+
+
+def pull_back(g: Tensor, at: Tensor, cotangent: Tensor) -> Tensor:
+    """∂(g·cotangent)/∂at; zero where g does not depend on `at` (a loss linear in its argument)."""
+    if not g.requires_grad:
+        return torch.zeros_like(at)
+    return grad(g, at, cotangent, retain_graph=True, materialize_grads=True)[0]
+
+
+def differentiable(g: Tensor) -> Tensor:
+    """g, refused where PyTorch marks a part of its graph as not to be differentiated again.
+
+    PyTorch says so only when it gets there, and `autograd.grad` does not: what
+    `once_differentiable` returns is tied to no input, so its part of the derivative would be left
+    out in silence.
+    """
+    seen, waiting = set(), [g.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        if any(mark in node.name() for mark in MARKS):
+            raise InputError(
+                f"an operation of the network has no second derivative ({node.name()} in the graph "
+                "of its gradient); replace it, or take a probe that needs none: interpolation, …"
+            )
+        seen.add(node)
+        waiting += [following for following, _ in node.next_functions]
+    return g
