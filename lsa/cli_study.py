@@ -58,6 +58,10 @@ def study(
     ] = False,
 ) -> None:
     """Train every optimizer of a project and run every probe; print the table."""
+    from lsa import workers as processes
+
+    if engine == "processes" and (workers or 1) > 1 and not dry_run:
+        processes.prepare()
     from lsa import plan, studies
     from lsa import project as projects
     from lsa.memory import runs, spool

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from typing import Any, Protocol
 
-from lsa import progress, signals
+from lsa import progress, signals, workers
 from lsa.memory import store, tracking
 
 NEWS = 0.2  # seconds between two reports of a worker's progress
@@ -87,28 +87,29 @@ class Inline(Executor):
 class Processes:
     """A pool of worker processes, made again when one of them dies.
 
-    Workers are started afresh (`spawn`), told the store's address and the study's run, and given
-    an equal share of the threads. They end when this process does, however it does.
+    Workers have nothing of this process (`lsa.workers`) but its environment. They are told the
+    store's address and the study's run, and given an equal share of the threads. They end when
+    this process does, however it does.
     """
 
     background, chained = True, False
 
-    def __init__(self, workers: int, parent: str | None) -> None:
+    def __init__(self, number: int, parent: str | None) -> None:
         import torch
 
-        self.slots = self._workers = workers
+        self.slots = self._number = number
         self._arguments = (
             *store.addresses(),
             parent,
-            max(1, torch.get_num_threads() // workers),
+            max(1, torch.get_num_threads() // number),
         )
         self._start()
 
     def _start(self) -> None:
-        context = multiprocessing.get_context("spawn")
+        context = workers.context()
         self._news = context.SimpleQueue()
         self._pool = ProcessPoolExecutor(
-            self._workers, context, _begin, (*self._arguments, self._news)
+            self._number, context, _begin, (dict(os.environ), *self._arguments, self._news)
         )
 
     def submit(self, function: Callable[..., Any], *arguments: Any) -> Future:
@@ -140,10 +141,19 @@ class Processes:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _begin(uri: str, registry: str, parent: str | None, threads: int, news: Any) -> None:
+def _begin(
+    environment: dict[str, str],
+    uri: str,
+    registry: str,
+    parent: str | None,
+    threads: int,
+    news: Any,
+) -> None:
     """Make a fresh process a worker."""
     import torch
 
+    os.environ.clear()
+    os.environ.update(environment)  # a fork has that of the first worker's time
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)  # idle, it has nothing to end
     os.environ.pop("MLFLOW_RUN_ID", None)  # that is the study's

@@ -30,7 +30,7 @@ dataset: {name: digits, train_limit: 200, val_limit: 100}
 model: {name: mlp, hidden: [16]}
 train: {epochs: EPOCHS, batch_size: 10}
 optimizers: {sgd: {name: SGD, lr: 0.02}, adamw: {name: AdamW, lr: 0.002}}
-seeds: [0, 1]
+seeds: SEEDS
 landscape: {samples: 64}
 probes: {lanczos: {k: 1}}
 pairs: {interpolation: {points: 9}}
@@ -85,10 +85,11 @@ def numbers(folder: Path) -> dict[tuple[str, str], float]:
     return {(name, key): value for name, key, value in rows}
 
 
-def prepared(folder: Path, epochs: int = 30) -> Path:
+def prepared(folder: Path, epochs: int = 30, seeds: int = 1) -> Path:
     """A folder with the project."""
+    text = PROJECT.replace("EPOCHS", str(epochs)).replace("SEEDS", str(list(range(seeds))))
     (folder / "projects").mkdir(parents=True)
-    (folder / "projects" / "tiny.yaml").write_text(PROJECT.replace("EPOCHS", str(epochs)))
+    (folder / "projects" / "tiny.yaml").write_text(text)
     return folder
 
 
@@ -96,7 +97,7 @@ def test_kills_change_nothing(tmp_path):
     kills_change_nothing(prepared(tmp_path / "peace"), prepared(tmp_path / "war"), KILLS)
 
 
-def kills_change_nothing(peace: Path, war: Path, kills: int) -> int:
+def kills_change_nothing(peace: Path, war: Path, kills: int, seeds: int = 1) -> int:
     """A study in peace and one that is killed so often end alike; how often it was killed."""
     finish(peace)
     moments = random.Random(0)
@@ -121,7 +122,7 @@ def kills_change_nothing(peace: Path, war: Path, kills: int) -> int:
     assert numbers(war) == numbers(peace)
     keys = "select t.value, r.name from tags t join runs r using (run_uuid) where t.key = 'lsa.key'"
     finished = query(war, keys + " and r.status = 'FINISHED'")
-    assert len(finished) == 10  # 4 trainings, 4 spectra, 2 lines
+    assert len(finished) == 5 * seeds  # of each 2 trainings, 2 spectra, a line
     assert max(collections.Counter(key for key, _ in finished).values()) == 1  # no step twice
     assert query(war, "select name from runs where status = 'RUNNING'") == []
     study = "select status, count(*) from runs where name = 'study-tiny' group by status"

@@ -22,6 +22,7 @@ LAYERS = [
         "derivatives.slabs",
         "documents",
         "memory.spool",
+        "workers",
     },
     {
         "maths.krylov",

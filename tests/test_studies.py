@@ -184,7 +184,7 @@ def test_a_failing_step_does_not_stop_the_others(workplace):
 
 def test_a_worker_that_dies_costs_its_step_one_more_try(tiny):
     with study(tiny, workers=2) as running:
-        step("train", optimizer="sgd", epochs=300)
+        step("train", optimizer="sgd", epochs=100)
         deadline = time.monotonic() + 60
         while not runs(optimizer="sgd") and time.monotonic() < deadline:
             time.sleep(0.1)

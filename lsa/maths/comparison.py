@@ -14,7 +14,7 @@ from itertools import combinations
 from typing import Literal
 
 import numpy as np
-from scipy import stats
+from scipy.special import stdtrit
 
 from lsa.errors import InputError
 
@@ -194,5 +194,5 @@ def interval(d: np.ndarray, confidence: float = 0.95) -> tuple[float, float, flo
     n, mean = len(d), float(d.mean())
     if n < 2:
         return mean, math.nan, math.nan
-    half = float(stats.t.ppf((1 + confidence) / 2, n - 1) * d.std(ddof=1) / math.sqrt(n))
+    half = float(stdtrit(n - 1, (1 + confidence) / 2) * d.std(ddof=1) / math.sqrt(n))
     return mean, mean - half, mean + half

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from scipy import stats
+from scipy.special import stdtrit
 from torch import Tensor
 
 from lsa.errors import InputError
@@ -83,7 +83,7 @@ def crossing(
     estimate = _first_reaching(d, isotonic(y.mean(0)), threshold)
     low = high = math.nan
     if runs > 1:
-        t = float(stats.t.ppf((1 + confidence) / 2, runs - 1))
+        t = float(stdtrit(runs - 1, (1 + confidence) / 2))
         half = t * y.std(0) / math.sqrt(runs)
         low = _first_reaching(d, isotonic(y.mean(0) + half), threshold)
         high = _first_reaching(d, isotonic(y.mean(0) - half), threshold)

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy import stats
+from scipy.special import bdtrc
 
 from lsa.maths.comparison import FEWEST, LEVEL, holm, interval, listed
 
@@ -88,7 +88,7 @@ def levels(
             continue
         margins = np.array([errors[subject][seed] for seed in seeds], dtype=float)
         beyond = int((sign * numbers > margins).sum())
-        p = float(stats.binom.sf(beyond - 1, len(seeds), 0.5)) if len(seeds) > 1 else math.nan
+        p = float(bdtrc(beyond - 1, len(seeds), 0.5)) if len(seeds) > 1 else math.nan
         found.append(Level(subject, seeds, *mean, side, beyond, p))
     adjusted = holm([one.p for one in found])
     return [

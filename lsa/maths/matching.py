@@ -14,7 +14,7 @@ from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
-from scipy import stats
+from scipy.special import stdtr, stdtrit
 
 from lsa.maths.comparison import FEWEST, LEVEL, Comparison, holm, paired
 
@@ -112,8 +112,8 @@ def _adjusted(values: BySeed, losses: BySeed, a: str, b: str) -> Comparison:
     effect = float(y.mean() - slope * x.mean())
     residuals = y - effect - slope * x
     error = math.sqrt(float(residuals @ residuals) / (n - 2) * (1 / n + x.mean() ** 2 / spread))
-    half = float(stats.t.ppf(0.975, n - 2)) * error
-    p = 2 * float(stats.t.sf(abs(effect) / error, n - 2)) if error else float(effect == 0)
+    half = float(stdtrit(n - 2, 0.975)) * error
+    p = 2 * float(stdtr(n - 2, -abs(effect) / error)) if error else float(effect == 0)
     if x.min() > 0 or x.max() < 0:
         higher = a if x.min() > 0 else b
         note = f"extrapolated, since {higher} had the higher train loss at every seed"

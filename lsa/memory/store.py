@@ -14,7 +14,6 @@ from typing import Any, TypeVar
 
 import mlflow
 from mlflow.exceptions import MlflowException, RestException
-from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
 from lsa import claims, signals
 from lsa.errors import InputError, without_passwords
@@ -124,6 +123,9 @@ def make_whole(path: Path, artifacts: str | None = None) -> None:
         raise InputError(f"cannot make the store {path}: {error.strerror or error}") from None
     new = folder / path.name
     if artifacts:
+        # Here, since a client of a server need not wait the second that its import takes.
+        from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
         SqlAlchemyStore(f"sqlite:///{new}", artifacts)
     else:
         mlflow.MlflowClient(f"sqlite:///{new}").search_experiments(max_results=1)

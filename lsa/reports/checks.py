@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from scipy import stats
+from scipy.special import stdtrit
 
 from lsa.measurements import Measurement
 
@@ -76,7 +76,7 @@ def _same_trace(n: Numbers, other: str, name: str) -> tuple[str, bool]:
     a, b = n["lanczos/trace"], n[other]
     errors = [n.get(f"{key}_se_probes", math.nan) for key in ("lanczos/trace", other)]
     probes = n[f"{other.partition('/')[0]}/probes"]
-    allowed = float(stats.t.ppf(0.995, max(1, probes - 1))) * math.hypot(*errors)
+    allowed = float(stdtrit(max(1, probes - 1), 0.995)) * math.hypot(*errors)
     text = f"tr H {a:.4g} (density) = {b:.4g} ({name}) within {allowed:.2g} (99 %)"
     return text, abs(a - b) <= allowed
 

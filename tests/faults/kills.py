@@ -14,8 +14,8 @@ TIMES = int(os.environ.get("LSA_KILLS", "20"))
 
 def rows(folder: Path) -> list[Row]:
     """The fault of this module: SIGKILL to a study of two workers."""
-    folders = [test_kill.prepared(folder / name, epochs=60) for name in ("peace", "war")]
-    hit = test_kill.kills_change_nothing(*folders, TIMES)
+    folders = [test_kill.prepared(folder / name, epochs=60, seeds=2) for name in ("peace", "war")]
+    hit = test_kill.kills_change_nothing(*folders, TIMES, seeds=2)
     return [
         Row(
             "client killed",
