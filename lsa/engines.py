@@ -150,10 +150,13 @@ def _begin(
     news: Any,
 ) -> None:
     """Make a fresh process a worker."""
+    import numpy as np
     import torch
 
+    # A fork has both as they were when the first worker was made.
     os.environ.clear()
-    os.environ.update(environment)  # a fork has that of the first worker's time
+    os.environ.update(environment)
+    np.random.seed()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)  # idle, it has nothing to end
     os.environ.pop("MLFLOW_RUN_ID", None)  # that is the study's

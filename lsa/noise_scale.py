@@ -11,7 +11,7 @@ both unbiased: the estimators of McCandlish et al. 2018 (App. A.1) with every pa
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -57,22 +57,30 @@ def measure(
     Raises:
         InputError: Fewer than 3 parts, or more samples than there are.
     """
-    n = landscape.n_samples
+    drawn = draw(landscape.n_samples, rng, parts=parts, size=size).to(landscape.x.device)
+    return of_batches(map(landscape.subset, drawn), theta, landscape.n_samples)
+
+
+def draw(n: int, rng: torch.Generator, *, parts: int = PARTS, size: int | None = None) -> Tensor:
+    """Which of n samples make the mini-batches, `(parts, size)`, as `measure` draws them."""
     size = max(1, n // (SHARE * parts)) if size is None else size
     if parts < 3 or size < 1 or parts * size > n:
         raise InputError(
             f"parts={parts} of size={size} out of {n} samples: choose at least 3 parts of at least "
             "1, and no more samples than there are"
         )
-    drawn = torch.randperm(n, generator=rng)[: parts * size].to(landscape.x.device)
-    gradients = torch.stack(
-        [landscape.subset(part).gradient(theta) for part in drawn.view(parts, size)]
-    )
-    gram = torch.zeros(parts, parts, dtype=torch.float64, device=theta.device)
+    return torch.randperm(n, generator=rng)[: parts * size].view(parts, size)
+
+
+def of_batches(batches: Iterable[Landscape], theta: Tensor, n: int) -> NoiseScale:
+    """The same of mini-batches drawn from n samples, each as a landscape of its own."""
+    sizes, found = zip(*((one.n_samples, one.gradient(theta)) for one in batches), strict=True)
+    gradients = torch.stack(found)
+    gram = torch.zeros(len(found), len(found), dtype=torch.float64, device=theta.device)
     for columns in gradients.split(COLUMNS, dim=1):  # a whole copy in float64 would be large
         part = columns.double()
         gram += part @ part.T
-    return of_gram(gram.cpu(), size, n)
+    return of_gram(gram.cpu(), sizes[0], n)
 
 
 def of_gram(gram: Tensor, size: int, n: int) -> NoiseScale:

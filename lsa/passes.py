@@ -102,7 +102,8 @@ def _measured(landscape: Landscape, usual: Choice) -> Choice:
         size = fastest(lambda size: _seconds(landscape, best._replace(chunk=size)), first, most)
         if size != first:
             best = best._replace(chunk=size)
-    if landscape.x.ndim == 4 and not budget.fixed_layout():
+    images = landscape.x.ndim == 4 and budget.convolves(landscape.model)
+    if images and not budget.fixed_layout():
         others = [name for name in budget.LAYOUTS if name != best.layout]
         best = _faster(landscape, best, [best._replace(layout=name) for name in others])
     if not budget.fixed_mode():

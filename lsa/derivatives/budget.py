@@ -140,9 +140,26 @@ def cache_size(model: nn.Module, x: Tensor) -> int:
     keeps little of an image: an epoch of an mlp on them takes 1.3 times as long with parts of 32 as
     with batches of 128.
     """
-    if not any(p.ndim > 2 for p in model.parameters()):
+    if not convolves(model):
         return MOST
     return min(MOST, max(16, PIXELS // x[0, 0].numel())) if x.ndim == 4 else 64
+
+
+def convolves(model: nn.Module) -> bool:
+    """Whether a network has kernels, to which it matters how images lie."""
+    return any(p.ndim > 2 for p in model.parameters())
+
+
+def laid_out(x: Tensor, model: nn.Module, layout: str | None = None) -> Tensor:
+    """Images in a layout of `LAYOUTS`, where the network convolves; others lie as they are.
+
+    Default is what the user has fixed, else `channels_last`: with contiguous images an epoch of
+    simple_cnn takes a Xeon 1.3 times as long, most of it in max pooling.
+    """
+    if x.ndim != 4 or not convolves(model):
+        return x
+    name = layout or fixed_layout() or next(iter(LAYOUTS))
+    return x.contiguous(memory_format=LAYOUTS[name])
 
 
 def card_size(saved: float, device: torch.device) -> int:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lsa import noise_scale
 from lsa.derivatives import batch_norm
-from lsa.derivatives.budget import cache_size
+from lsa.derivatives.budget import cache_size, laid_out
 from lsa.landscape import Landscape, flatten
 from lsa.probe import Report
 from lsa.project import Recipe
@@ -155,6 +155,7 @@ def _epoch(
         x, y = split.x_train.index_select(0, index), split.y_train[index]
         if budget.augment.crop or budget.augment.flip:
             x = data.augment(x, rng, crop=budget.augment.crop, flip=budget.augment.flip)
+        x = laid_out(x, model)
         step = (number - 1) * steps + i
         for group, lr in zip(optimizer.param_groups, base, strict=True):
             group["lr"] = lr * factor(step)
@@ -229,11 +230,15 @@ def _noise(model: nn.Module, split: Data, number: int) -> dict[str, float]:
     The samples follow from the epoch's number alone: the same for every optimizer and seed, and
     nothing is drawn from the generator that training uses.
     """
-    if len(split.x_train) < noise_scale.PARTS:
+    n = len(split.x_train)
+    if n < noise_scale.PARTS:
         return {}
-    landscape = Landscape(model, split.x_train, split.y_train)
-    rng = torch.Generator().manual_seed(number)
-    found = noise_scale.measure(landscape, flatten(model), rng)
+    drawn = noise_scale.draw(n, torch.Generator().manual_seed(number)).to(split.x_train.device)
+    # Not a landscape of the whole split, which would copy it into the layout of its own.
+    batches = [(split.x_train[part], split.y_train[part]) for part in drawn]
+    first = Landscape(model, *batches[0])
+    landscapes = (first.with_data(x, y) for x, y in batches)
+    found = noise_scale.of_batches(landscapes, flatten(model), n)
     named = {
         "train/noise_trace": found.trace,
         "train/gradient_squared": found.gradient_squared,

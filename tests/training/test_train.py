@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
 from lsa import noise_scale
 from lsa.landscape import Landscape, flatten
 from lsa.memory import serial
-from lsa.project import Project
+from lsa.project import Augment, Named, Project
 from lsa.training import data
+from lsa.training import train as training
 from lsa.training.train import Diverged, final_metrics, network, train
 
 SETTING = {
@@ -83,6 +86,23 @@ def test_the_noise_of_an_epoch_is_that_of_its_weights_whoever_measures_it(split)
     found = noise_scale.measure(landscape, flatten(model), rng)
     assert last.metrics["train/noise_trace"] == found.trace.value
     assert last.metrics["train/noise_trace_se_data"] == found.trace.error
+
+
+@pytest.mark.parametrize(("name", "last"), [("simple_cnn", True), ("mlp", False)])
+@pytest.mark.parametrize("augment", [{}, {"flip": True}])
+def test_images_lie_as_convolutions_are_fast_with(split, monkeypatch, name, last, augment):
+    """Whatever the split's layout is, and after what is done to a batch."""
+    seen: list[torch.Tensor] = []
+    monkeypatch.setattr(training, "_step", lambda model, o, p, x, *rest: seen.append(x))
+    at = recipe("sgd")
+    images = torch.rand(len(split.y_train), 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    for memory_format in (torch.channels_last, torch.contiguous_format):
+        x = images.contiguous(memory_format=memory_format)
+        other = dataclasses.replace(split, x_train=x, x_val=x[: len(split.y_val)])
+        budget = at.train.model_copy(update={"augment": Augment(**augment)})
+        wanted = at.model_copy(update={"model": Named(name=name), "train": budget})
+        next(train(wanted, other))
+    assert {x.is_contiguous(memory_format=torch.channels_last) for x in seen} == {last}
 
 
 def test_one_seed_gives_one_result_and_another_another(split):
