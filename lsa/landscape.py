@@ -131,9 +131,7 @@ class Landscape:
         self.chunk = self._chunk or self._pass_size(x)
 
     def _laid_out(self, x: Tensor) -> Tensor:
-        """Images in the layout of this landscape."""
-        layout = budget.LAYOUTS[self.layout]
-        return x.contiguous(memory_format=layout) if x.ndim == 4 else x
+        return budget.laid_out(x, self.model, self.layout)
 
     def _pass_size(self, x: Tensor) -> int:
         if x.device.type != "cuda":
