@@ -29,7 +29,7 @@ from lsa.training.images import cache_folder, keep
 log = logging.getLogger(__name__)
 
 WORTH = 0.25  # seconds of a gradient: with more, a probe of a hundred takes longer than this does
-GAIN = 1.05  # by which each doubling or halving must be faster to be worth another
+GAIN = 1.1  # by which each doubling or halving, or another way, must be faster to be worth it
 SAMPLES = 64  # timed at least, however few are in a pass
 RUNS = 2  # of which the faster counts,
 LONG = 1.0  # but one where it takes so many seconds, of which the own ones of a first call are few
@@ -99,9 +99,12 @@ def _measured(landscape: Landscape, usual: Choice) -> Choice:
     if not budget.fixed_chunk():
         first = min(landscape.chunk, n)
         most = n if on_cpu else first  # what fills a GPU leaves no memory for more
-        size = fastest(lambda size: _seconds(landscape, best._replace(chunk=size)), first, most)
+        start = best._replace(chunk=first)
+        size = fastest(
+            lambda size: _ratio(landscape, start._replace(chunk=size), start), first, most
+        )
         if size != first:
-            best = best._replace(chunk=size)
+            best = start._replace(chunk=size)
     images = landscape.x.ndim == 4 and budget.convolves(landscape.model)
     if images and not budget.fixed_layout():
         others = [name for name in budget.LAYOUTS if name != best.layout]
@@ -113,7 +116,7 @@ def _measured(landscape: Landscape, usual: Choice) -> Choice:
             best = other
     if on_cpu and not budget.fixed_threads():
         threads = fastest(
-            lambda threads: _seconds(landscape, best._replace(threads=threads)),
+            lambda threads: _ratio(landscape, best._replace(threads=threads), best),
             usual.threads,
             usual.threads,
         )
@@ -125,7 +128,7 @@ def fastest(seconds: Callable[[int], float], usual: int, most: int) -> int:
     """The size to which doubling, or else halving, from the usual one leads while it pays.
 
     Args:
-        seconds: Of one sample in a pass of that size.
+        seconds: Of one sample in a pass of that size, in any unit.
         usual: Where to start, from 1 to `most`.
         most: The largest size.
     """
@@ -143,11 +146,20 @@ def fastest(seconds: Callable[[int], float], usual: int, most: int) -> int:
 
 def _faster(landscape: Landscape, usual: Choice, others: Sequence[Choice]) -> Choice:
     """The fastest of the others if it is worth it, else the usual one."""
+    ratios = [_ratio(landscape, other, usual) for other in others]
+    least = min(ratios)
+    return others[ratios.index(least)] if least * GAIN < 1 else usual
+
+
+def _ratio(landscape: Landscape, choice: Choice, usual: Choice) -> float:
+    """Time with a choice over that with the usual one, which is taken anew just before.
+
+    A shared machine's speed may double within minutes. Infinite where either has no product.
+    """
+    if choice == usual:
+        return 1.0
     before = _seconds(landscape, usual)
-    seconds = [_seconds(landscape, other) for other in others]
-    least = min(seconds)
-    worth_it = least * GAIN < before < math.inf
-    return others[seconds.index(least)] if worth_it else usual
+    return _seconds(landscape, choice) / before if before < math.inf else math.inf
 
 
 def _agree(landscape: Landscape, *choices: Choice) -> bool:

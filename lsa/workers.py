@@ -7,17 +7,34 @@ there at once. The forked process computes nothing, so that it has no threads to
 from __future__ import annotations
 
 import multiprocessing
+import os
 import sys
+import tempfile
 from multiprocessing import forkserver
 from multiprocessing.context import BaseContext
 
 PRELOADED = ["lsa.studies"]
-FORKS = sys.platform == "linux"  # system libraries of macOS do not survive a fork
+LONGEST = 107  # bytes of a Unix socket's path on Linux, by which forks are asked for
+SOCKET = "/pymp-12345678/listener-12345678"  # what multiprocessing calls it in the temporary folder
+
+
+def forks() -> bool:
+    """Whether they are forked here; else they start from a fresh interpreter.
+
+    System libraries of macOS do not survive a fork, and a batch system's temporary folder may have
+    a path too long for a socket in it.
+    """
+    if sys.platform != "linux":
+        return False
+    try:
+        return len(os.fsencode(tempfile.gettempdir() + SOCKET)) <= LONGEST
+    except FileNotFoundError:  # no folder that can be written
+        return False
 
 
 def context() -> BaseContext:
-    """How they start on this system; where nothing is forked, from a fresh interpreter."""
-    if not FORKS:
+    """How they start on this system."""
+    if not forks():
         return multiprocessing.get_context("spawn")
     found = multiprocessing.get_context("forkserver")
     found.set_forkserver_preload(PRELOADED)
@@ -26,6 +43,6 @@ def context() -> BaseContext:
 
 def prepare() -> None:
     """Begin the imports now, beside this process's own."""
-    if FORKS:
+    if forks():
         context()
         forkserver.ensure_running()

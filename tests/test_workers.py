@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 import types
 
 import numpy as np
@@ -23,13 +24,24 @@ def chance() -> float:
     return np.random.random()
 
 
-def test_where_nothing_is_forked_they_start_afresh(monkeypatch):
-    monkeypatch.setattr(workers, "FORKS", False)
+@pytest.mark.parametrize("folder", ["/tmp/" + 80 * "x", None])
+def test_where_a_socket_has_no_place_they_start_afresh(monkeypatch, folder):
+    def temporary() -> str:
+        if folder is None:
+            raise FileNotFoundError
+        return folder
+
+    monkeypatch.setattr(tempfile, "gettempdir", temporary)
     assert workers.context().get_start_method() == "spawn"
     workers.prepare()  # nothing to begin
 
 
-@pytest.mark.skipif(not workers.FORKS, reason="nothing is forked here")
+def test_macos_starts_them_afresh(monkeypatch):
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert workers.context().get_start_method() == "spawn"
+
+
+@pytest.mark.skipif(not workers.forks(), reason="nothing is forked here")
 def test_a_worker_has_what_it_needs_and_nothing_of_this_process(monkeypatch):
     monkeypatch.setitem(sys.modules, "of_this_process", types.ModuleType("of_this_process"))
     context = workers.context()
