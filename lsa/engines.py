@@ -10,6 +10,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any, Protocol
 
 from lsa import progress, signals, workers
@@ -113,8 +114,13 @@ class Processes:
         )
 
     def submit(self, function: Callable[..., Any], *arguments: Any) -> Future:
-        """The call's future."""
-        return self._pool.submit(_work, function, *_results(arguments))
+        """The call's future; broken like the others where a worker has died a moment ago."""
+        try:
+            return self._pool.submit(_work, function, *_results(arguments))
+        except BrokenProcessPool as error:
+            lost: Future = Future()
+            lost.set_exception(error)
+            return lost
 
     def cancel(self, future: Future) -> None:
         """Drop a call that has not begun."""

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures.process import BrokenProcessPool
 
 import pytest
 
@@ -49,3 +50,16 @@ def test_an_error_of_a_step_is_in_its_future():
         raise ValueError("of its own")
 
     assert isinstance(engines.Inline().submit(work).exception(), ValueError)
+
+
+def test_a_call_to_a_pool_that_has_broken_is_lost_with_those_in_it(workplace):
+    """A study that submits before it has heard of the death takes all of them up again."""
+    engine = engines.Processes(1, None)
+    try:
+        with pytest.raises(BrokenProcessPool):
+            engine.submit(os._exit, 1).result(120)
+        assert isinstance(engine.submit(os.getpid).exception(120), BrokenProcessPool)
+        engine.restart()
+        assert engine.submit(os.getpid).result(120) != os.getpid()
+    finally:
+        engine.shutdown()
