@@ -57,10 +57,10 @@ class Choice(NamedTuple):
 def chosen(landscape: Landscape) -> Choice:
     """What is fastest for a landscape here.
 
-    Measured with Hessian products that keep nothing, which takes about as long as three to ten of
+    Measured with Hessian products that keep nothing, which takes about as long as five to ten of
     them on 512 samples; or read, where it was measured before. The rules' choice where a gradient
-    takes less than `WORTH`, or where the user wants it so; what the user has fixed stays, a mode
-    that the network has no derivatives for left out.
+    takes less than `WORTH`, or where the user wants it so. What the user has fixed stays, but for
+    a mode that needs derivatives which the network lacks.
     """
     threads, mode = torch.get_num_threads(), _fixed_mode(landscape) or modes.DEFAULT
     usual = Choice(landscape.chunk, landscape.layout, threads, mode)
