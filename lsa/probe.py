@@ -23,11 +23,12 @@ from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-import numpy as np
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from lsa.errors import InputError
+
+if TYPE_CHECKING:  # what the command line's help does not wait for
+    import numpy as np
 
 Report = Callable[..., None]
 """`report(done, total, text="")`: progress of a long computation; shown, never required."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 
 import pytest
 import torch
@@ -79,6 +80,12 @@ def test_costs_are_work_times_rates():
     assert cost.probing(double, {}, graphs).memory == 500 + kept
     silent = probe.Probe("p", lambda: None, (), {}, ())
     assert cost.probing(silent, {}, rates) is None
+
+
+def test_a_rate_is_a_median_so_that_neither_a_slow_nor_a_fast_spell_decides():
+    seconds = iter([0.3, 0.0, 0.02, 0.04, 0.06, 0.2])  # the first is a call that warms up
+    (found,) = cost._seconds([lambda: time.sleep(next(seconds))])
+    assert 0.04 <= found < 0.06
 
 
 def test_a_forecast_prices_what_would_run_and_nothing_else(workplace):

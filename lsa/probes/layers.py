@@ -15,7 +15,10 @@ from lsa.maths import linalg
 from lsa.maths.trace import rademacher
 from lsa.probe import Curve, Metric, Report, Result, Sizes, Work, probe, standard_error
 
-BOTH, UPPER = 15, 8  # products of a Lanczos run to both ends, to the upper one; for the cost
+# For the cost: products of a Lanczos run to both ends of a block and to the upper one, those of the
+# whole per pair, what a block's product costs of one with H, and how much less or more it may be.
+BOTH, UPPER, PAIR, PART = 15, 8, 5, 0.25
+SPREAD = (0.7, 1.2)
 
 
 def blocks(names: Iterable[str], depth: int) -> dict[str, list[str]]:
@@ -54,16 +57,17 @@ class Block(NamedTuple):
 def _work(at: Sizes, *, depth: int, lower: str, k: int, probes: int, **_: Any) -> Work:
     """A Lanczos run per block and one on the whole.
 
-    A product with the first layer's block costs about what one with H does, with the last's next to
-    nothing; on average, half.
+    A product with the first layer's block costs half of one with H, with the last's next to
+    nothing.
     """
     n = max(1, len(blocks(at.parameters, depth)))
-    products = n * (BOTH if lower == "yes" else UPPER) / 2 + UPPER + 2 * k + probes
+    products = n * (BOTH if lower == "yes" else UPPER) * PART + PAIR * k + probes
     return Work(
         gradients=3.0 * at.samples,
         products=products * at.samples,
         curvatures=(n / 2 + 1) * at.samples,
         vectors=2 * (BOTH + k),
+        spread=SPREAD,
     )
 
 
