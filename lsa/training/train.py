@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from lsa import noise_scale
 from lsa.derivatives import batch_norm
 from lsa.derivatives.budget import cache_size, laid_out
+from lsa.errors import InputError
 from lsa.landscape import Landscape, flatten
 from lsa.probe import Report
 from lsa.project import Recipe
@@ -147,7 +149,7 @@ def _epoch(
     n, device = len(split.x_train), split.x_train.device
     budget = recipe.train
     steps = -(-n // budget.batch_size)
-    sums = torch.zeros(3, dtype=torch.float64, device=device)  # loss, correct, gradient norm
+    figures: list[Tensor] = []  # (3,) of every step: sums of its loss and correct, gradient norm
     parameters = [p for p in model.parameters() if p.requires_grad]
     size = _pass_size(model, split.x_train)
     for i, index in enumerate(data.batches(n, budget.batch_size, rng)):
@@ -159,19 +161,19 @@ def _epoch(
         step = (number - 1) * steps + i
         for group, lr in zip(optimizer.param_groups, base, strict=True):
             group["lr"] = lr * factor(step)
-        _step(model, optimizer, parameters, x, y, size, sums)
+        figures.append(_step(model, optimizer, parameters, x, y, size))
         if report is not None:
             report(step + 1, budget.epochs * steps, f"epoch {number}/{budget.epochs}")
-    loss, correct, norm = sums.tolist()
-    if not torch.isfinite(sums).all():
+    loss, correct, norm = (torch.stack(figures).double().sum(0) / n).tolist()
+    if not math.isfinite(loss + norm):
         raise Diverged(
-            f"training of {recipe.optimizer} diverged in epoch {number} (loss {loss / n:.3g}); "
+            f"training of {recipe.optimizer} diverged in epoch {number} (loss {loss:.3g}); "
             f"lower its learning rate (now {base[0]:g})"
         )
     return {
-        "train/loss": loss / n,
-        "train/accuracy": correct / n,
-        "train/gradient_norm": norm / n,
+        "train/loss": loss,
+        "train/accuracy": correct,
+        "train/gradient_norm": norm,
         "train/weight_norm": flatten(model).double().norm().item(),
         "train/learning_rate": optimizer.param_groups[0]["lr"],
     }
@@ -184,28 +186,54 @@ def _step(
     x: Tensor,
     y: Tensor,
     size: int,
-    sums: Tensor,
-) -> None:
-    """One optimizer step in passes of a size; adds figures of its first evaluation to `sums`."""
-    first = True
+) -> Tensor:
+    """One optimizer step in passes of a size.
+
+    Returns:
+        Sums over the batch of loss, correct and gradient norm at its first evaluation, `(3,)`.
+
+    Raises:
+        InputError: The optimizer evaluates nothing.
+    """
+    first: list[Tensor] = []
 
     def closure() -> Any:
-        nonlocal first
         optimizer.zero_grad()
-        loss, correct = x.new_zeros(()), x.new_zeros(())
-        for inputs, targets in zip(x.split(size), y.split(size), strict=True):
+        parts = []
+        for inputs, targets in _passes(x, y, size):
             outputs = model(inputs)
-            part = F.cross_entropy(outputs, targets, reduction="sum") / len(x)
-            part.backward()
-            loss += part.detach()
-            correct += (outputs.detach().argmax(1) == targets).sum()
-        if first:  # SAM and LBFGS evaluate again elsewhere
-            first = False
-            norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-            sums.add_(torch.stack([loss * len(x), correct, norm * len(x)]))
-        return loss
+            loss = F.cross_entropy(outputs, targets, reduction="sum")
+            (loss / len(x)).backward()
+            parts.append((loss.detach(), (outputs.detach().argmax(1) == targets).sum()))
+        loss, correct = (reduce(torch.add, part) for part in zip(*parts, strict=True))
+        if not first:  # SAM and LBFGS evaluate again elsewhere
+            gradients = [p.grad for p in parameters if p.grad is not None]
+            first.append(torch.stack([loss, correct, _norm(gradients) * len(x)]))
+        return loss / len(x)
 
     optimizer.step(closure)
+    if not first:
+        raise InputError(
+            f"{type(optimizer).__name__}.step does not call the closure that it is given, so there "
+            "is no gradient; let it do so first, as those of torch.optim do"
+        )
+    return first[0]
+
+
+def _passes(x: Tensor, y: Tensor, size: int) -> Iterable[tuple[Tensor, Tensor]]:
+    """A batch in parts of at most a size."""
+    return zip(x.split(size), y.split(size), strict=True) if len(x) > size else [(x, y)]
+
+
+def _norm(gradients: list[Tensor]) -> Tensor:
+    """Norm of all gradients together.
+
+    A CPU's products of vectors read them in 0.6 of the time of `get_total_norm`, which is a tenth
+    of a step of an mlp.
+    """
+    if gradients[0].device.type != "cpu":
+        return torch.nn.utils.get_total_norm(gradients)
+    return torch.stack([torch.dot(g, g) for g in map(torch.flatten, gradients)]).sum().sqrt()
 
 
 def _pass_size(model: nn.Module, x: Tensor) -> int:

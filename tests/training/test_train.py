@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from lsa import noise_scale
+from lsa.errors import InputError
 from lsa.landscape import Landscape, flatten
 from lsa.memory import serial
-from lsa.project import Augment, Named, Project
+from lsa.project import Augment, Named, Project, Train
 from lsa.training import data
 from lsa.training import train as training
 from lsa.training.train import Diverged, final_metrics, network, train
@@ -61,6 +62,30 @@ def test_every_epoch_is_measured_and_training_learns(split, optimizer):
     assert epochs[-1].metrics["train/learning_rate"] < epochs[1].metrics["train/learning_rate"]
 
 
+@pytest.mark.parametrize("size", [20, 512])
+def test_figures_of_an_epoch_are_means_over_its_samples(split, monkeypatch, size):
+    """With a step of nothing they are those of the initial weights, in passes or at once."""
+    monkeypatch.setattr(training, "_pass_size", lambda model, x: size)
+    still = recipe("sgd").model_copy(
+        update={"train": Train(epochs=1, batch_size=64), "rule": Named(name="SGD", lr=0.0)}
+    )
+    metrics = next(train(still, split)).metrics
+    model = network(still, split).double()
+    theta = flatten(model)
+    whole = Landscape(model, split.x_train.double(), split.y_train)
+    order = torch.randperm(len(split.y_train), generator=torch.Generator().manual_seed(0))
+    norms = [len(i) * whole.subset(i).gradient(theta).norm().item() for i in order.split(64)]
+    assert metrics["train/loss"] == pytest.approx(whole.loss(theta), rel=1e-6)
+    assert metrics["train/accuracy"] == pytest.approx(1 - whole.evaluate(theta).error)
+    assert metrics["train/gradient_norm"] == pytest.approx(sum(norms) / len(order), rel=1e-5)
+
+
+def test_an_optimizer_that_evaluates_nothing_is_refused_in_a_line(split, monkeypatch):
+    monkeypatch.setattr(torch.optim.SGD, "step", lambda self, closure=None: None)
+    with pytest.raises(InputError, match=r"SGD.step does not call the closure"):
+        next(train(recipe("sgd"), split))
+
+
 def test_measuring_the_noise_changes_no_bit_of_the_training(split):
     with_it, without = recipe("adamw"), recipe("adamw")
     without = without.model_copy(
@@ -93,7 +118,12 @@ def test_the_noise_of_an_epoch_is_that_of_its_weights_whoever_measures_it(split)
 def test_images_lie_as_convolutions_are_fast_with(split, monkeypatch, name, last, augment):
     """Whatever the split's layout is, and after what is done to a batch."""
     seen: list[torch.Tensor] = []
-    monkeypatch.setattr(training, "_step", lambda model, o, p, x, *rest: seen.append(x))
+
+    def step(model, optimizer, parameters, x, *rest):
+        seen.append(x)
+        return torch.zeros(3)
+
+    monkeypatch.setattr(training, "_step", step)
     at = recipe("sgd")
     images = torch.rand(len(split.y_train), 3, 8, 8, generator=torch.Generator().manual_seed(0))
     for memory_format in (torch.channels_last, torch.contiguous_format):
