@@ -20,10 +20,11 @@ CHUNKS = {"cuda": 512}  # sample gradients at once; else 32, which a CPU's cache
 
 
 def by_products(model: nn.Module, x: Tensor, y: Tensor, memory: int | None = None) -> float:
-    """λ_max of C = 1/N ∑ (gᵢ − g)(gᵢ − g)ᵀ by Lanczos from a random start."""
+    """λ_max of C = 1/N ∑ (gᵢ − g)(gᵢ − g)ᵀ by Lanczos from near g, which comes with C."""
     at, theta = setting.landscape(model, x, y, memory=memory)
     rng = torch.Generator().manual_seed(0)
-    found = linalg.top(at.covariance(theta), 1, theta, rng=rng, tol=TOL, confirm=0)
+    product, g = at.covariance_and_mean(theta)
+    found = linalg.top(product, 1, theta, rng=rng, near=g, tol=TOL, confirm=0)
     return float(found.largest.values[0])
 
 

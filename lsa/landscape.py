@@ -424,15 +424,18 @@ class Landscape:
         Per-sample slopes gᵢ·v, then their pull-back; no `(N, d)` storage. Uncentred it is the
         second moment 1/N ∑ gᵢgᵢᵀ, the "empirical Fisher".
         """
+        return self.covariance_and_mean(theta)[0] if centred else self._moments(theta)[0]
+
+    def covariance_and_mean(self, theta: Tensor) -> tuple[Matvec, Tensor]:
+        """The product with C(θ), and ∇L(θ) `(d,)`, the mean g, which one pass gives with it."""
         second_moment, mean_gradient = self._moments(theta)
-        if not centred:
-            return second_moment
-        mean = mean_gradient().double()
+        gradient = mean_gradient()
+        mean = gradient.double()
 
         def product(v: Tensor) -> Tensor:
             return (second_moment(v).double() - mean * (mean @ v.double())).to(v.dtype)
 
-        return product
+        return product, gradient
 
     def _moments(self, theta: Tensor) -> tuple[Matvec, Callable[[], Tensor]]:
         """Product with the second moment of the per-sample gradients, and their mean."""

@@ -117,8 +117,11 @@ def test_covariance_agrees_with_sample_gradients(mlp):
     landscape, theta = mlp
     g = torch.cat(list(landscape.sample_gradients(theta)))
     centred = g - g.mean(0)
-    C = dense(landscape.covariance(theta), theta)
-    assert torch.allclose(g.mean(0), landscape.gradient(theta), atol=1e-12)
+    product, mean = landscape.covariance_and_mean(theta)
+    C = dense(product, theta)
+    assert torch.equal(C, dense(landscape.covariance(theta), theta))
+    assert torch.allclose(mean, landscape.gradient(theta), atol=1e-12)
+    assert torch.allclose(mean, g.mean(0), atol=1e-12)
     assert torch.allclose(C, centred.T @ centred / 23, atol=1e-12)
     second = dense(landscape.covariance(theta, centred=False), theta)
     assert torch.allclose(second, g.T @ g / 23, atol=1e-12)

@@ -89,8 +89,8 @@ def sgd_noise(
         notes.extend(found.shortfall(name))
         return found.largest
 
-    hessian, covariance = landscape.hessian(theta), landscape.covariance(theta)
-    near = landscape.gradient(theta) if start is None else start
+    hessian, (covariance, gradient) = landscape.hessian(theta), landscape.covariance_and_mean(theta)
+    near = gradient if start is None else start
     H, C = top(hessian, k, "Hessian", near), top(covariance, k, "covariance", start)
     converged = not notes
     moments = None
@@ -99,9 +99,9 @@ def sgd_noise(
         moments = product_moments(hessian, covariance, basis, rng=rng, probes=probes, report=report)
     halves = torch.randperm(n, generator=rng).to(landscape.x.device).tensor_split(2)
     held_out = [
-        _variance(landscape.subset(other), theta, top(half, 1, "half").vectors[:, 0])
+        _variance(landscape.subset(other), theta, top(half, 1, "half", mean).vectors[:, 0])
         for one, other in (halves, halves[::-1])
-        for half in [landscape.subset(one).covariance(theta)]
+        for half, mean in [landscape.subset(one).covariance_and_mean(theta)]
     ]
     metrics = _ratio(landscape, theta, H, C) | _traces(landscape, theta, notes)
     if moments:
