@@ -92,7 +92,7 @@ TASKS = {
         lambda model, x, y, _: noise.rows(model, x, y),
     ),
     "training": Task(
-        "An epoch of training", "simple_cnn", 50_000, lambda _model, x, y, _: training.rows(x, y)
+        "An epoch of training", "simple_cnn", 40_000, lambda _model, x, y, _: training.rows(x, y)
     ),
     "line": Task(
         f"{line.POINTS} points on a line",

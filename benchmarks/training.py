@@ -17,7 +17,7 @@ from lsa.training import data, models
 from lsa.training.data import Data
 from lsa.training.train import train
 
-IMAGES = {"simple_cnn": 2048, "mlp": 50_000}  # an epoch of a second or two, on CIFAR-10
+IMAGES = {"simple_cnn": 2048, "mlp": 40_000}  # an epoch of a second or two, on CIFAR-10
 BATCH = 128
 ROUNDS = 5
 RATE = 0.01
