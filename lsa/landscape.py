@@ -59,6 +59,9 @@ class Evaluation:
     error_error: float
 
 
+IGNORED = -100  # the class that `F.cross_entropy` leaves out
+
+
 class Landscape:
     """L(θ) = 1/N ∑ᵢ ℓ(f(θ, xᵢ), yᵢ) with gradient, curvature and gradient-noise products.
 
@@ -322,6 +325,10 @@ class Landscape:
         return Evaluation(loss, loss_error, *_mean_and_error(wrong.double()))
 
     def _losses_of(self, outputs: Tensor, y: Tensor) -> Tensor:
+        if self.loss_function is F.cross_entropy and outputs.ndim == 2 and y.ndim == 1:
+            # A fifteenth of the time of `vmap`, which is 3 % of a forward pass of simple_cnn. A
+            # class that the mean leaves out has no loss of its own: 0/0, as its mean alone is.
+            return F.cross_entropy(outputs, y, reduction="none") / (y != IGNORED)
         return vmap(lambda o, t: self.loss_function(o.unsqueeze(0), t.unsqueeze(0)))(outputs, y)
 
     # --- first derivatives -----------------------------------------------------------------------

@@ -143,6 +143,21 @@ def test_one_pass_gives_losses_errors_and_slopes(mlp, monkeypatch, known):
     torch.testing.assert_close(slopes, rows @ u)
 
 
+def test_losses_of_all_samples_at_once_are_those_of_each_alone(mlp):
+    landscape, theta = mlp
+    alone = Landscape(landscape.model, landscape.x, landscape.y, lambda o, y: F.cross_entropy(o, y))
+    u = normal(len(theta))
+    for measure in ("losses", "slopes", "curvatures", "gauss_newton_curvatures"):
+        along = () if measure == "losses" else (u,)
+        one_by_one = getattr(alone, measure)(theta, *along)
+        torch.testing.assert_close(getattr(landscape, measure)(theta, *along), one_by_one)
+    left_out = torch.where(torch.arange(23) == 3, -100, landscape.y)
+    losses = landscape.with_data(landscape.x, left_out).losses(theta)
+    expected = alone.with_data(landscape.x, left_out).losses(theta)
+    assert losses.isnan().nonzero().tolist() == [[3]]  # that it has none is not passed over
+    torch.testing.assert_close(losses, expected, equal_nan=True)
+
+
 def test_sample_curvatures_agree_with_dense_sample_hessians(mlp):
     landscape, theta = mlp
     u = normal(66)

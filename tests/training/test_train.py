@@ -80,6 +80,12 @@ def test_figures_of_an_epoch_are_means_over_its_samples(split, monkeypatch, size
     assert metrics["train/gradient_norm"] == pytest.approx(sum(norms) / len(order), rel=1e-5)
 
 
+def test_figures_of_steps_in_which_a_parameter_has_no_gradient():
+    steps = [torch.tensor([1.0, 3.0, 9.0, 16.0]), torch.tensor([4.0, 1.0, 4.0])]
+    found = training._means(steps, 6, 4)  # batches of 4 and 2
+    assert found == pytest.approx([(4 * 1 + 2 * 4) / 6, 4 / 6, (4 * 5 + 2 * 2) / 6])
+
+
 def test_an_optimizer_that_evaluates_nothing_is_refused_in_a_line(split, monkeypatch):
     monkeypatch.setattr(torch.optim.SGD, "step", lambda self, closure=None: None)
     with pytest.raises(InputError, match=r"SGD.step does not call the closure"):
