@@ -160,6 +160,10 @@ class Krylov:
         for _ in range(2):  # little of w is left when the basis nearly spans the space
             w, _ = orthogonalise(w / length(w), self.V[: self.count])
         self._append(w / length(w))
+        self.put_newest_first()
+
+    def put_newest_first(self) -> None:
+        """Let the row appended last be the next to be multiplied: its chain goes on alone."""
         order = [self.count - 1, *range(self.done, self.count - 1)]
         self.V[self.done : self.count] = self.V[order]
         self.T[self.done : self.count] = self.T[order]

@@ -16,8 +16,8 @@ from lsa.maths.quadrature import Quadrature, spectral_density
 from lsa.probe import Curve, Metric, Report, Result, Sizes, Work, probe, standard_error
 
 GRID = 211  # points of the density, from −1.05 to 1.05 of the largest |λ|
-PRODUCTS = 40  # of one Lanczos run to both ends, for the estimate of the cost
-UPPER = 15  # of one to the upper end alone
+PRODUCTS = 38  # of one Lanczos run to both ends, for the estimate of the cost
+UPPER = 13  # of one to the upper end alone
 
 
 def _work(

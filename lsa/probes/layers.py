@@ -17,7 +17,7 @@ from lsa.probe import Curve, Metric, Report, Result, Sizes, Work, probe, standar
 
 # For the cost: products of a Lanczos run to both ends of a block and to the upper one, those of the
 # whole per pair, what a block's product costs of one with H, and how much less or more it may be.
-BOTH, UPPER, PAIR, PART = 15, 8, 5, 0.25
+BOTH, UPPER, PAIR, PART = 13, 8, 5, 0.25
 SPREAD = (0.7, 1.2)
 
 
@@ -121,7 +121,7 @@ def layers(
             rng=rng,
             largest=largest,
             smallest=smallest,
-            confirm=5 if largest + smallest > 1 else 0,  # one pair from a random start needs none
+            confirm=linalg.CONFIRM if largest + smallest > 1 else 0,  # one pair needs none
             tol=tol,
             max_products=max_products,
             report=lambda done, total, text: report(done, total, f"{name}: {text}"),

@@ -27,7 +27,7 @@ class Fit(NamedTuple):
     half_width: float
 
 
-PRODUCTS = 30  # of one Lanczos run to both ends, for the estimate of the cost
+PRODUCTS = 28  # of one Lanczos run to both ends, for the estimate of the cost
 
 
 def _work(at: Sizes, *, points: int, **_: Any) -> Work:

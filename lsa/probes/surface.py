@@ -19,7 +19,7 @@ from lsa.maths import linalg
 from lsa.maths.planes import Plane, filter_normalised, principal, random_walk_shares, through
 from lsa.probe import Curve, Metric, Report, Result, Sizes, Work, probe, standard_error
 
-PRODUCTS = 30  # of one Lanczos run to both ends, for the estimate of the cost
+PRODUCTS = 28  # of one Lanczos run to both ends, for the estimate of the cost
 MARGIN = 1.5  # side of the grid over the larger span of the points that a plane was laid through
 HERE = "checkpoint"  # name of the mark at θ
 COLUMNS = ("loss", "loss_error", "rise_error", "error", "error_error")  # of a point of the grid

@@ -369,6 +369,19 @@ def test_a_start_without_the_top_eigenvectors_does_not_fool_it(start: Tensor) ->
     assert torch.allclose(result.largest.values, spectrum[:3], rtol=1e-3)
 
 
+def test_confirmation_takes_so_many_products_and_changes_nothing_that_was_found() -> None:
+    spectrum = hessian_like(5000)
+    found = [
+        lanczos(Counting(spectrum), normal(5000), rng=generator(1), largest=3, confirm=confirm)
+        for confirm in (0, 3, 8)
+    ]
+    first = found[0]
+    assert [one.products - first.products for one in found] == [0, 3, 8]
+    for one in found[1:]:
+        assert torch.allclose(one.largest.values, first.largest.values, rtol=1e-5)
+        assert one.orthogonality < 1e-13
+
+
 def test_without_confirmation_it_would() -> None:
     result = lanczos(
         Counting(hessian_like(5000)), single(1), rng=generator(1), smallest=0, confirm=0
