@@ -8,8 +8,9 @@ PIP := $(BIN)/pip --disable-pip-version-check install --quiet
 demo: .venv/installed
 	$(BIN)/lsa study digits --workers 2
 
+# Three at once also on two cores: the slow tests wait for servers and workers a good part of theirs.
 test: .venv/installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist worksteal
 
 check: .venv/installed-dev
 	$(BIN)/ruff check .
