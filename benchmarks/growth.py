@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from benchmarks import setting
 from benchmarks.timing import peak
+from lsa import heap
 from lsa.maths import linalg
 from lsa.training import models
 
@@ -20,6 +21,7 @@ BASIS = 60  # vectors held by the Lanczos runs
 IMAGES = 64  # where parameters or steps grow
 
 
+@heap.kept()
 def rows(model: nn.Module, x: Tensor, y: Tensor) -> list[dict[str, Any]]:
     """Per quantity: what grew, how seconds and bytes did, and the fitted exponent of the time."""
     return [*_samples(model, x, y), *_parameters(x, y), *_steps(model, x, y)]

@@ -12,6 +12,7 @@ from torch.func import functional_call
 
 from benchmarks import setting
 from benchmarks.timing import alternate
+from lsa import heap
 from lsa.derivatives.modes import Function, Matvec, forward_over_reverse, reverse_over_forward
 from lsa.landscape import flatten
 
@@ -32,6 +33,7 @@ def double_backward(loss: Function, theta: Tensor) -> Matvec:
 MODES = (double_backward, forward_over_reverse, reverse_over_forward)
 
 
+@heap.kept()
 def rows(model: nn.Module, x: Tensor, y: Tensor) -> list[dict[str, Any]]:
     """Per mode, layout of the images and samples per pass: seconds, gradients, difference."""
     at, theta = setting.landscape(model, x, y)

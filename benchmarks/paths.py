@@ -18,6 +18,7 @@ from torch import Tensor
 
 from benchmarks import setting
 from benchmarks.timing import timed
+from lsa import heap
 from lsa.landscape import Landscape, flatten
 from lsa.maths import autoneb
 from lsa.maths.autoneb import DRAXLER_2018, Cycle, MinimumEnergyPath
@@ -34,6 +35,7 @@ MOST = sum(cycle.steps * (FIRST + MORE * i + 2) for i, cycle in enumerate(DRAXLE
 SCHEDULES = ((1, 1.0), (1, 0.1), (4, 0.1))
 
 
+@heap.kept()
 def rows(name: str, x: Tensor, y: Tensor, **options: Any) -> list[dict[str, Any]]:
     """Per search: seconds, gradients, and how high its path and the straight line rise."""
     half = len(x) // 2

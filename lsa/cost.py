@@ -12,7 +12,7 @@ import psutil
 import torch
 from torch import Tensor
 
-from lsa import passes
+from lsa import heap, passes
 from lsa.derivatives import budget
 from lsa.landscape import Landscape, flatten
 from lsa.memory.checkpoint import load_data
@@ -75,6 +75,7 @@ def rates(
         )
 
 
+@heap.kept()
 def measured(
     landscape: Landscape,
     theta: Tensor,

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lsa import claims, interactive, partial, plots, progress, project, ranks, signals
+from lsa import claims, heap, interactive, partial, plots, progress, project, ranks, signals
 from lsa.derivatives import budget
 from lsa.derivatives.precision import full_float32
 from lsa.errors import InputError
@@ -132,7 +132,7 @@ def once(key: str, run: Callable[[], Step], *, reuse: bool) -> Step:
         run: Runs it.
         reuse: Whether a finished one counts.
     """
-    with claims.claim(store.uri(), key):
+    with claims.claim(store.uri(), key), heap.kept():
         done = _finished(key, reuse)
         ranks.agreed(DONE if done else "")
         return done or run()
@@ -150,7 +150,8 @@ def helped(key: str, compute: Callable[[], Step]) -> Step:
     if ranks.agreed("") == DONE:
         return Step("", {}, reused=True)
     try:
-        return compute()
+        with heap.kept():
+            return compute()
     except BaseException:
         with signals.held():
             store.ask(lambda: runs.end_stale("lsa.key", key), None)

@@ -17,7 +17,7 @@ from mlflow.tracking import MlflowClient
 from processes import started
 
 import lsa
-from lsa import passes, project, steps, train_step
+from lsa import heap, passes, project, steps, train_step
 from lsa.errors import InputError
 from lsa.landscape import flatten
 from lsa.memory import provenance, runs, store, tracking
@@ -151,6 +151,31 @@ def test_long_work_takes_what_is_fastest_and_says_so(trained, monkeypatch, tmp_p
     for name in ("lambda_max", "lambda_min"):
         key = f"lanczos/{name}"
         assert found.metrics[key] == pytest.approx(usual.metrics[key], rel=1e-5)
+
+
+def test_what_a_step_frees_it_keeps_until_its_end(trained, monkeypatch):
+    events = []
+
+    class Library:
+        def mallopt(self, *_: int) -> None:
+            events.append("set")
+
+        def malloc_trim(self, _: int) -> None:
+            events.append("given back")
+
+    monkeypatch.setattr(heap, "_glibc", Library)
+    compute = steps.call_probe
+    monkeypatch.setattr(
+        steps, "call_probe", lambda *args, **kw: events.append("probe") or compute(*args, **kw)
+    )
+    source = lsa.load(trained.run_id)
+    assert not events
+    lsa.measure("lanczos", source, k=1)
+    assert events == ["set", "set", "probe", "set", "set", "given back"]
+    events.clear()
+    with pytest.raises(ZeroDivisionError):
+        steps.once("any", lambda: 1 / 0, reuse=False)  # type: ignore[arg-type,return-value]
+    assert events == ["set", "set", "set", "set", "given back"]
 
 
 def test_steps_with_the_same_key_are_reused(trained):

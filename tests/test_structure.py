@@ -21,6 +21,7 @@ LAYERS = [
         "ranks",
         "derivatives.slabs",
         "documents",
+        "heap",
         "memory.spool",
         "workers",
     },

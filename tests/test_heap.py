@@ -1,0 +1,118 @@
+"""What a process keeps of what it frees: faults and resident memory, each case in its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc", reason="the C library is not glibc"
+)
+
+BLOCK = 100 << 20  # bytes; more than glibc keeps by itself
+PAGES = BLOCK // os.sysconf("SC_PAGESIZE") if hasattr(os, "sysconf") else 0
+BEGIN = f"""
+import contextlib, ctypes, json, os, resource
+from lsa import heap
+pages = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1])
+def use():
+    block = bytearray({BLOCK})  # the C library's, filled with zeros
+    block[::4096] = b"1" * len(range(0, {BLOCK}, 4096))
+def faults(rounds=5):
+    use()
+    before = pages()
+    for _ in range(rounds):
+        use()
+    return (pages() - before) / rounds
+"""
+
+
+def run(body: str, **environment: str) -> dict:
+    """What a fresh process prints, as JSON."""
+    variables = {k: v for k, v in os.environ.items() if "MALLOC" not in k and "GLIBC" not in k}
+    done = subprocess.run(
+        [sys.executable, "-c", f"{BEGIN}\n{body}"],
+        env=variables | environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return json.loads(done.stdout)
+
+
+def test_what_is_freed_is_taken_again_without_a_fault():
+    found = run(
+        """
+usual = faults()
+with heap.kept():
+    kept = faults()
+print(json.dumps([usual, kept, faults()]))
+"""
+    )
+    usual, kept, after = found
+    assert usual > 0.9 * PAGES and after > 0.9 * PAGES
+    assert kept < 0.01 * PAGES
+
+
+def test_afterwards_all_that_is_free_goes_back():
+    before, within, after = run(
+        """
+before = resident()
+with heap.kept():
+    use()
+    within = resident()
+print(json.dumps([before, within, resident()]))
+"""
+    )
+    assert within - before > 0.9 * PAGES
+    assert after - before < 0.1 * PAGES
+
+
+def test_within_each_other_the_outermost_decides():
+    assert (
+        run(
+            """
+with heap.kept():
+    with contextlib.suppress(ValueError), heap.kept():
+        raise ValueError
+    print(json.dumps(faults()))
+"""
+        )
+        < 0.01 * PAGES
+    )
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"LSA_KEEP_FREED": "off"},
+        {"MALLOC_TRIM_THRESHOLD_": "131072"},
+        {"GLIBC_TUNABLES": "glibc.malloc.trim_threshold=131072"},
+    ],
+)
+def test_who_has_chosen_is_left_alone(environment):
+    found = run("with heap.kept():\n    print(json.dumps(faults()))", **environment)
+    assert found > 0.9 * PAGES
+
+
+def test_another_c_library_is_left_alone(monkeypatch):
+    from lsa import heap
+
+    monkeypatch.delenv(heap.SWITCH, raising=False)
+    for name in heap.TUNED:
+        monkeypatch.delenv(name, raising=False)
+    assert heap._glibc() is not None
+    monkeypatch.setattr(heap.ctypes, "CDLL", lambda _: object())  # musl has no such function
+    assert heap._glibc() is None
+    monkeypatch.setattr(heap.sys, "platform", "darwin")
+    assert heap._glibc() is None
+    with heap.kept():
+        pass
