@@ -15,7 +15,7 @@ from benchmarks.timing import heap_of, peak
 from lsa.maths import linalg
 
 TOL = 1e-3
-ROUNDS = 3
+ROUNDS = 5
 CHUNKS = {"cuda": 512}  # sample gradients at once; else 32, which a CPU's cache holds
 
 
