@@ -2,9 +2,9 @@
 
 glibc gives large blocks back to the system as they are freed, and what a pass saves is freed with
 its graph. So every pass would take the same memory anew, a page fault for each 4 KiB, which the
-kernel has to clear: an epoch of simple_cnn on CIFAR-10 took a Xeon 1.1 to 1.3 times as long, by
-chance of how the heap lay. Other systems are left as they are, as is a user who has set the C
-library's own variables.
+kernel has to clear: with simple_cnn a Hessian product took a Xeon 1.17 times as long and an epoch
+up to 1.3 times, by chance of how the heap lay. Other systems are left as they are, as is a user who
+has set the C library's own variables.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
 KEPT = {TRIM_THRESHOLD: (1 << 31) - 1, MMAP_THRESHOLD: 1 << 30}  # bytes; the first is an int's most
 # Where glibc's own thresholds end in a process that frees large blocks (mallopt(3)).
 USUAL = {TRIM_THRESHOLD: 64 << 20, MMAP_THRESHOLD: 32 << 20}
-
 
 _depth = 0  # of calls within each other, in this process as a whole, as the heap is
 
@@ -52,7 +51,10 @@ def kept() -> Iterator[None]:
 
 def _set(library: ctypes.CDLL, thresholds: dict[int, int]) -> None:
     for parameter, value in thresholds.items():
-        library.mallopt(parameter, value)
+        if not library.mallopt(parameter, value):
+            # Older versions refuse more than 32 MB for the second, and setting the first has ended
+            # their own adjustment of it, which starts at 128 kB.
+            library.mallopt(parameter, USUAL[parameter])
 
 
 def _glibc() -> ctypes.CDLL | None:

@@ -10,6 +10,8 @@ import sys
 
 import pytest
 
+from lsa import heap
+
 pytestmark = pytest.mark.skipif(
     platform.libc_ver()[0] != "glibc", reason="the C library is not glibc"
 )
@@ -103,9 +105,27 @@ def test_who_has_chosen_is_left_alone(environment):
     assert found > 0.9 * PAGES
 
 
-def test_another_c_library_is_left_alone(monkeypatch):
-    from lsa import heap
+def test_an_older_version_keeps_what_it_can(monkeypatch):
+    """Before 2.35 it refuses more than 32 MB, and adjusts nothing once a threshold is set."""
+    now = {}
 
+    class Older:
+        def mallopt(self, parameter: int, value: int) -> int:
+            if parameter == heap.MMAP_THRESHOLD and value > 32 << 20:
+                return 0
+            now[parameter] = value
+            return 1
+
+        def malloc_trim(self, _: int) -> None:
+            pass
+
+    monkeypatch.setattr(heap, "_glibc", Older)
+    with heap.kept():
+        assert now == {heap.TRIM_THRESHOLD: (1 << 31) - 1, heap.MMAP_THRESHOLD: 32 << 20}
+    assert now == heap.USUAL
+
+
+def test_another_c_library_is_left_alone(monkeypatch):
     monkeypatch.delenv(heap.SWITCH, raising=False)
     for name in heap.TUNED:
         monkeypatch.delenv(name, raising=False)

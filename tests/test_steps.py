@@ -157,8 +157,9 @@ def test_what_a_step_frees_it_keeps_until_its_end(trained, monkeypatch):
     events = []
 
     class Library:
-        def mallopt(self, *_: int) -> None:
+        def mallopt(self, *_: int) -> int:
             events.append("set")
+            return 1
 
         def malloc_trim(self, _: int) -> None:
             events.append("given back")
