@@ -106,7 +106,7 @@ def test_who_has_chosen_is_left_alone(environment):
 
 
 def test_an_older_version_keeps_what_it_can(monkeypatch):
-    """Before 2.35 it refuses more than 32 MB, and adjusts nothing once a threshold is set."""
+    """It refuses more than 32 MB, and adjusts nothing more once a threshold is set."""
     now = {}
 
     class Older:
