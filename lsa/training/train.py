@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lsa import noise_scale
 from lsa.derivatives import batch_norm
-from lsa.derivatives.budget import cache_size, convolves, laid_out
+from lsa.derivatives.budget import cache_size, laid_out
 from lsa.errors import InputError
 from lsa.landscape import Landscape, flatten
 from lsa.probe import Report
@@ -151,14 +151,13 @@ def _epoch(
     steps = -(-n // budget.batch_size)
     figures: list[Tensor] = []  # of every step, what `_step` returns
     parameters = [p for p in model.parameters() if p.requires_grad]
-    size, convolutional = _pass_size(model, split.x_train), convolves(model)
+    size = _pass_size(model, split.x_train)
     for i, index in enumerate(data.batches(n, budget.batch_size, rng)):
         index = index.to(device)
         x, y = split.x_train.index_select(0, index), split.y_train[index]
         if budget.augment.crop or budget.augment.flip:
             x = data.augment(x, rng, crop=budget.augment.crop, flip=budget.augment.flip)
-        if convolutional:
-            x = laid_out(x, model)
+        x = laid_out(x, model)
         step = (number - 1) * steps + i
         for group, lr in zip(optimizer.param_groups, base, strict=True):
             group["lr"] = lr * factor(step)
