@@ -9,7 +9,7 @@ operation of the layer's kind each: no pass through the network, no `(n, d)` arr
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,7 +20,8 @@ from lsa.derivatives.slabs import Slabs
 
 aten = torch.ops.aten
 BLOCK = 1 << 18  # numbers in half precision made float32 at once: a core's cache holds them
-COLUMNS = 1 << 20  # numbers under the kernels of a convolution that are copied at once
+UNIT = 2**-15  # of the length of a gradient: no number exceeds it, and half precision ends at 2¹⁶
+COLUMNS = 1 << 19  # numbers under the kernels of a convolution that are copied at once
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,10 @@ class SampleGradients:
 
     def push(self, v: Tensor) -> Tensor:
         """Slopes gᵢ·v, `(n,)`."""
-        return torch.stack([layer.push(v[layer.place]) for layer in self.layers]).sum(0)
+        slopes = v.new_zeros(self.n)
+        for layer in self.layers:
+            slopes += layer.push(v[layer.place])
+        return slopes
 
     def pull(self, c: Tensor) -> Tensor:
         """∑ cᵢ gᵢ, `(d,)`."""
@@ -42,11 +46,24 @@ class SampleGradients:
             total[layer.place] += layer.pull(c)
         return total
 
+    def normal(self, v: Tensor) -> Tensor:
+        """∑ gᵢ (gᵢ·v), `(d,)`."""
+        largest = max(self.layers, key=lambda layer: size(layer.held))
+        if not isinstance(largest, HalfRows):
+            return self.pull(self.push(v))
+        rest = [layer for layer in self.layers if layer is not largest]
+        others = SampleGradients(self.n, self.d, rest)
+        slopes, moved = largest.normal(v[largest.place], others.push(v))
+        total = others.pull(slopes)
+        total[largest.place] += moved
+        return total
+
     def rows(self) -> Tensor:
         """gᵢ, `(n, d)`."""
         rows = self.layers[0].held[0].new_zeros(self.n, self.d)
         for layer in self.layers:
-            rows[:, layer.place] += layer.rows()
+            each = layer.rows()
+            rows[:, layer.place].unflatten(1, each.shape[1:]).add_(each)
         return rows
 
     def in_rows(self) -> SampleGradients:
@@ -115,16 +132,19 @@ class Rows:
 
 @dataclass(frozen=True)
 class HalfRows:
-    """The gradients of a parameter, each in units of its largest number and in half precision.
+    """The gradients of a parameter, each in units of its length (times `UNIT`) in half precision.
 
-    Rounding moves a gradient by 2·10⁻⁴ of its length in a direction of its own, so that Cv for an
-    eigenvector of C = 1/n ∑ gᵢgᵢᵀ moves by 2·10⁻⁴ √(tr C / (λ n)) of its length, and λ, to which
-    these directions are nearly orthogonal, by much less. A product only reads them, as `Rows`.
+    One whose squares float32 takes for zero, shorter than 10⁻²², counts as zero. Rounding moves a
+    gradient by 2·10⁻⁴ of its length in a direction of its own, so that Cv for an eigenvector of
+    C = 1/n ∑ gᵢgᵢᵀ moves by 2·10⁻⁴ √(tr C / (λ n)) of its length, and λ, to which these directions
+    are nearly orthogonal, by much less. A product only reads them, as `Rows`.
     """
 
     place: slice  # of the parameter in θ
     values: Tensor  # (n, p), float16
     units: Tensor  # (n, 1)
+    shape: torch.Size  # of the parameter
+    order: Sequence[int]  # its dimensions as they lie in a row, where its gradients need no copy
 
     @classmethod
     def of(cls, layer: Factors, memory: Slabs) -> HalfRows:
@@ -132,14 +152,16 @@ class HalfRows:
         n, p = len(layer.a), layer.place.stop - layer.place.start
         values = memory.empty((n, p), torch.float16, layer.a.device)
         units = layer.a.new_ones(n, 1)
-        few = max(1, BLOCK // p)
-        parts = (t.split(few) for t in (layer.a, layer.delta, values, units))
+        shape, order = layer.operation.shape, []
+        parts = (t.split(_few(BLOCK, p)) for t in (layer.a, layer.delta, values, units))
         for a, delta, halves, unit in zip(*parts, strict=True):
-            rows = layer.operation.gradients(a, delta)
-            largest = rows.abs().amax(1, keepdim=True)
-            unit.copy_(largest.masked_fill_(largest == 0, 1))
+            gradients = layer.operation.gradients(a, delta)
+            order = sorted(range(len(shape)), key=gradients[0].stride, reverse=True)
+            rows = gradients.permute(0, *(dim + 1 for dim in order)).flatten(1)
+            lengths = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+            unit.copy_(lengths.masked_fill_(lengths == 0, 1)).mul_(UNIT)
             halves.copy_(rows.div_(unit))
-        return cls(layer.place, values, units)
+        return cls(layer.place, values, units, shape, order)
 
     @property
     def held(self) -> tuple[Tensor, ...]:
@@ -148,22 +170,62 @@ class HalfRows:
 
     def push(self, v: Tensor) -> Tensor:
         """Slopes `(n,)` for v `(p,)`."""
-        return torch.cat([rows.to(v.dtype) @ v for rows in self._blocks()]) * self.units[:, 0]
+        v = self._as_rows(v)
+        return torch.cat([(rows @ v) * units for rows, units in self._blocks(v.dtype)])
 
     def pull(self, c: Tensor) -> Tensor:
         """Their sum with weights c `(n,)`, `(p,)`."""
-        blocks = self._blocks()
         total = c.new_zeros(self.values.shape[1])
-        for rows, weights in zip(blocks, (c * self.units[:, 0]).split(len(blocks[0])), strict=True):
-            total.addmv_(rows.to(c.dtype).T, weights)
-        return total
+        blocks = self._blocks(c.dtype)
+        for (rows, units), weights in zip(blocks, c.split(self._at_once), strict=True):
+            total.addmv_(rows.T, weights * units)
+        return self._as_parameter(total)
+
+    def normal(self, v: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+        """Slopes for v with those `(n,)` of other layers, and the sum that they weigh, `(p,)`.
+
+        Rows are read once for both.
+        """
+        v, slopes, total = self._as_rows(v), others.clone(), torch.zeros_like(v)
+        blocks = self._blocks(v.dtype)
+        for (rows, units), part in zip(blocks, slopes.split(self._at_once), strict=True):
+            part.addcmul_(rows @ v, units)
+            total.addmv_(rows.T, part * units)
+        return slopes, self._as_parameter(total)
 
     def rows(self) -> Tensor:
         """All, `(n, p)`."""
-        return self.values * self.units
+        return torch.stack([self._as_parameter(row) for row in self.values * self.units])
 
-    def _blocks(self) -> Sequence[Tensor]:
-        return self.values.split(max(1, BLOCK // self.values.shape[1]))
+    @property
+    def _at_once(self) -> int:
+        """Samples whose rows are in full precision at once."""
+        return _few(BLOCK, self.values.shape[1])
+
+    def _blocks(self, dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor]]:
+        """A few rows at a time, in the same memory, and their units."""
+        room = self.values.new_empty(self._at_once, self.values.shape[1], dtype=dtype)
+        parts = (t.split(self._at_once) for t in (self.values, self.units[:, 0]))
+        for halves, units in zip(*parts, strict=True):
+            yield room[: len(halves)].copy_(halves), units
+
+    def _as_rows(self, v: Tensor) -> Tensor:
+        """Numbers of the parameter `(p,)` in the order in which a row has them."""
+        return v.view(self.shape).permute(*self.order).flatten()
+
+    def _as_parameter(self, row: Tensor) -> Tensor:
+        """Numbers `(p,)` of a row in the parameter's order."""
+        t = row.view([self.shape[dim] for dim in self.order])
+        return t.permute(*(self.order.index(dim) for dim in range(t.ndim))).flatten()
+
+
+def _few(numbers: int, each: int) -> int:
+    """Samples of so many numbers each that are about `numbers` in all.
+
+    As many for every thread: three on two threads take a third longer than four, sample by sample.
+    """
+    threads = torch.get_num_threads()
+    return threads * max(1, round(numbers / each / threads))
 
 
 @dataclass(frozen=True)
@@ -190,12 +252,13 @@ class Factors:
         return self.operation.gradient(self.a, scaled)
 
     def rows(self) -> Tensor:
-        """All, `(n, p)`."""
+        """All, each in the shape of the weights."""
         return self.operation.gradients(self.a, self.delta)
 
     def smaller(self) -> Layer:
         """The gradients themselves where they are fewer numbers than a and δ."""
-        return Rows(self.place, self.rows()) if self._of_rows < self._of_factors else self
+        fewer = self._of_rows < self._of_factors
+        return Rows(self.place, self.rows().flatten(1)) if fewer else self
 
     def less_as_half(self) -> bool:
         """Whether `HalfRows` of float32 are less memory; a GPU's are not measured."""
@@ -235,9 +298,9 @@ class Linear:
         return (delta.flatten(0, -2).T @ a.flatten(0, -2)).flatten()
 
     def gradients(self, a: Tensor, delta: Tensor) -> Tensor:
-        """That of each sample, `(n, p)`."""
+        """That of each sample, in the shape of W."""
         a, delta = (t.reshape(len(t), -1, t.shape[-1]) for t in (a, delta))
-        return (delta.mT @ a).flatten(1)
+        return delta.mT @ a
 
 
 @dataclass(frozen=True)
@@ -261,7 +324,7 @@ class Convolution:
         return self._gradient(a, delta, self.shape, self.geometry).flatten()
 
     def gradients(self, a: Tensor, delta: Tensor) -> Tensor:
-        """That of each sample, `(n, p)`."""
+        """That of each sample, in the shape of W; its order in memory may be another."""
         n, kernel = len(a), self.shape[2:]
         *geometry, groups = self.geometry
         stride, padding, dilation = geometry[:3]
@@ -269,35 +332,34 @@ class Convolution:
             if a.device.type == "cpu" and a.is_contiguous(memory_format=torch.channels_last):
                 return self._gradients_by_columns(a, delta)
             patches = F.unfold(a, kernel, dilation, padding, stride)  # (n, p/outputs, positions)
-            return (delta.flatten(2) @ patches.mT).flatten(1)
+            return (delta.flatten(2) @ patches.mT).view(n, *self.shape)
         # All samples as groups of channels of one.
         a, delta = (t.reshape(1, -1, *t.shape[2:]) for t in (a, delta))
         shape = [n * self.shape[0], *self.shape[1:]]
-        return self._gradient(a, delta, shape, (*geometry, n * groups)).view(n, -1)
+        return self._gradient(a, delta, shape, (*geometry, n * groups)).view(n, *self.shape)
 
     def _gradients_by_columns(self, a: Tensor, delta: Tensor) -> Tensor:
         """`gradients` of images that lie with the channels last, as many at once as a cache holds.
 
         The pixels under the kernel are copied row by row of it, which takes a third of the time of
-        `F.unfold`; twice as fast in all.
+        `F.unfold`; twice as fast in all. In memory a sample's are (outputs, kernel, inputs).
         """
         outputs, inputs, *kernel = self.shape
         (down, right), (top, left), dilation = self.geometry[:3]
+        under = inputs * math.prod(kernel)
         positions = math.prod(delta.shape[2:])
-        few = max(1, COLUMNS // (positions * math.prod(self.shape[1:])))
-        found = a.new_empty(len(a), outputs, inputs, *kernel)
-        for images, deltas, part in zip(*(t.split(few) for t in (a, delta, found)), strict=True):
+        found = a.new_empty(len(a), outputs, under)
+        parts = (t.split(_few(COLUMNS, positions * under)) for t in (a, delta, found))
+        for images, deltas, part in zip(*parts, strict=True):
             padded = F.pad(images.permute(0, 2, 3, 1), (0, 0, left, left, top, top))
             n, y, x, channel = padded.stride()
-            under = padded.as_strided(
+            columns = padded.as_strided(
                 (len(images), *delta.shape[2:], *kernel, inputs),
                 (n, y * down, x * right, y * dilation[0], x * dilation[1], channel),
             )
-            columns = under.reshape(len(images), positions, -1)
             pixels = deltas.permute(0, 2, 3, 1).flatten(1, 2)  # (n, positions, outputs)
-            products = pixels.mT @ columns  # (n, outputs, kernel × inputs)
-            part.copy_(products.view(-1, outputs, *kernel, inputs).permute(0, 1, 4, 2, 3))
-        return found.flatten(1)
+            torch.bmm(pixels.mT, columns.reshape(len(images), positions, under), out=part)
+        return found.view(-1, outputs, *kernel, inputs).permute(0, 1, 4, 2, 3)
 
     @staticmethod
     def _gradient(a: Tensor, delta: Tensor, shape: Sequence[int], geometry: Sequence) -> Tensor:

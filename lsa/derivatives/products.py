@@ -35,7 +35,6 @@ from lsa.derivatives.second_order import SecondOrder
 from lsa.derivatives.slabs import Slabs
 
 Graph = TypeVar("Graph")
-Jacobian = TypeVar("Jacobian", bound="SampleGradients | _Jacobian")
 
 
 @dataclass(frozen=True)
@@ -97,12 +96,13 @@ def gauss_newton(parts: Sequence[Part], theta: Tensor, memory: int) -> Matvec:
 
     jacobian = _kept(lambda k: _Jacobian(parts[k].outputs, theta), memory, _weighed)
 
-    def curved(k: int, J: _Jacobian, moved: Tensor) -> Tensor:
+    def curved(k: int, v: Tensor) -> Tensor:
+        J = jacobian(k)
         o = J.value.detach().requires_grad_()
         (g,) = grad(parts[k].loss_of(o), o, create_graph=True)
-        return pull_back(g, o, moved)
+        return J.pull(pull_back(g, o, J.push(v)))
 
-    return _between(parts, theta, jacobian, curved)
+    return _summed(parts, theta, curved)
 
 
 def second_moment(
@@ -135,27 +135,23 @@ def second_moment(
             total.add_(jacobian(k).pull(each), alpha=part.weight)
         return total.to(theta.dtype)
 
-    def averaged(k: int, _: SampleGradients | _Jacobian, slopes: Tensor) -> Tensor:
-        return slopes / parts[k].samples
+    def averaged(k: int, v: Tensor) -> Tensor:
+        return jacobian(k).normal(v) / parts[k].samples
 
-    return _between(parts, theta, jacobian, averaged), mean
+    return _summed(parts, theta, averaged), mean
 
 
-def _between(
-    parts: Sequence[Part],
-    theta: Tensor,
-    jacobian: Callable[[int], Jacobian],
-    middle: Callable[[int, Jacobian, Tensor], Tensor],
+def _summed(
+    parts: Sequence[Part], theta: Tensor, multiply: Callable[[int, Tensor], Tensor]
 ) -> Matvec:
-    """v ↦ ∑ₖ wₖ Jₖᵀ Mₖ Jₖ v, and `middle` is (k, Jₖ, w) ↦ Mₖ w."""
+    """v ↦ ∑ₖ wₖ Mₖ v, and `multiply` is (k, v) ↦ Mₖ v."""
 
     @full_float32()
     @torch.enable_grad()
     def product(v: Tensor) -> Tensor:
         total = torch.zeros_like(v, dtype=torch.float64)
         for k, part in enumerate(parts):
-            J = jacobian(k)
-            total.add_(J.pull(middle(k, J, J.push(v.to(theta.dtype)))), alpha=part.weight)
+            total.add_(multiply(k, v.to(theta.dtype)), alpha=part.weight)
         return total.to(v.dtype)
 
     return replayed(product, theta.device)
@@ -210,6 +206,10 @@ class _Jacobian:
     def pull(self, w: Tensor) -> Tensor:
         """Jᵀ w, `(d,)`."""
         return pull_back(self.value, self._theta, w)
+
+    def normal(self, v: Tensor) -> Tensor:
+        """JᵀJ v, `(d,)`."""
+        return self.pull(self.push(v))
 
 
 def _kept(
