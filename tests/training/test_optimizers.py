@@ -54,13 +54,34 @@ def test_every_optimizer_descends_by_step_of_closure(name):
 
 
 def test_options_reach_the_torch_class():
-    ours, _ = trained("SGD", 5, lr="1e-1", momentum=0.9, nesterov=True)
+    ours, _ = trained("SGD", 5, lr="1e-1", momentum=0.9, nesterov=True, fused=False)
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True)
     closure = closure_of(model, optimizer)
     for _ in range(5):
         optimizer.step(closure)
     assert all(torch.equal(a, b) for a, b in zip(ours, model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("SGD", {"lr": 0.1}),
+        ("SGD", {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.01}),
+        ("Adam", {"lr": 0.01, "amsgrad": True, "weight_decay": 0.01}),
+        ("AdamW", {"lr": 0.01}),
+    ],
+)
+def test_a_parameter_is_updated_in_one_pass_as_torch_does_by_default(name, options):
+    model = network()
+    one_pass = optimizers.build(name, model.parameters(), **options)
+    assert all(group["fused"] for group in one_pass.param_groups)
+    for by_choice in ({"foreach": True}, {"fused": False}, {"differentiable": False}):
+        chosen = optimizers.build(name, model.parameters(), **options, **by_choice)
+        assert not any(group["fused"] for group in chosen.param_groups)
+    ours, _ = trained(name, 5, **options)
+    wanted, _ = trained(name, 5, **options, fused=False)
+    torch.testing.assert_close(ours, wanted, rtol=1e-5, atol=1e-6)
 
 
 def test_lbfgs_solves_a_quadratic_in_one_step():
