@@ -28,6 +28,22 @@ def test_simple_cnn_is_the_network_of_the_reference_study():
     assert size(build("simple_cnn", width=64)) == 1792 + 73856 + 73792 + 32800 + 330 == 182_570
 
 
+def test_simple_cnn_is_the_same_with_its_rectifiers_before_the_pools():
+    model = build("simple_cnn", width=4)
+    layers = list(model)
+    for i in (1, 4, 7):
+        assert isinstance(layers[i], nn.MaxPool2d)
+        assert isinstance(layers[i + 1], nn.ReLU)
+        layers[i : i + 2] = layers[i + 1], layers[i]
+    x = torch.randn(5, *CIFAR, generator=torch.Generator().manual_seed(0))
+    found = []
+    for network in (model, nn.Sequential(*layers)):
+        outputs = network(x)
+        gradient = torch.autograd.grad(outputs.logsumexp(1).sum(), list(network.parameters()))
+        found.append([outputs, *gradient])
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*found, strict=True))
+
+
 @pytest.mark.parametrize("norm", ["batch", "group"])
 def test_resnet20_has_the_size_of_its_paper(norm):
     # He et al. 2016, table 6: 0.27 M. By hand: convolutions, scale and shift of the norms, linear.
