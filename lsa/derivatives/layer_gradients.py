@@ -134,10 +134,11 @@ class Rows:
 class HalfRows:
     """The gradients of a parameter, each in units of its length (times `UNIT`) in half precision.
 
-    One whose squares float32 takes for zero, shorter than 10⁻²², counts as zero. Rounding moves a
-    gradient by 2·10⁻⁴ of its length in a direction of its own, so that Cv for an eigenvector of
-    C = 1/n ∑ gᵢgᵢᵀ moves by 2·10⁻⁴ √(tr C / (λ n)) of its length, and λ, to which these directions
-    are nearly orthogonal, by much less. A product only reads them, as `Rows`.
+    One whose numbers are all below 2·10⁻²³, so that float32 takes their squares for zero, counts as
+    zero. Rounding moves a gradient by 2·10⁻⁴ of its length in a direction of its own, so that Cv
+    for an eigenvector of C = 1/n ∑ gᵢgᵢᵀ moves by 2·10⁻⁴ √(tr C / (λ n)) of its length, and λ, to
+    which these directions are nearly orthogonal, by much less. A product only reads them, as
+    `Rows`.
     """
 
     place: slice  # of the parameter in θ
