@@ -134,7 +134,7 @@ class Landscape:
         self.chunk = self._chunk or self._pass_size(x)
 
     def _laid_out(self, x: Tensor) -> Tensor:
-        return budget.laid_out(x, self.model, self.layout)
+        return budget.laid_out(x, budget.image_layout(self.model, x, self.layout))
 
     def _pass_size(self, x: Tensor) -> int:
         if x.device.type != "cuda":
@@ -343,16 +343,20 @@ class Landscape:
     def _loss_and_gradient(
         self, theta: Tensor, chunks: Iterable[tuple[float, Tensor, Tensor]]
     ) -> tuple[Tensor, Tensor]:
-        loss = torch.zeros((), dtype=torch.float64, device=theta.device)
-        gradient = torch.zeros_like(theta, dtype=torch.float64)
-        for weight, x, y in chunks:
+        def of_chunk(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
             t = theta.detach().requires_grad_()
             value = self._chunk_loss(t, x, y)
-            (part,) = torch.autograd.grad(value, t)
-            if weight == 1:  # the only chunk: there is nothing to sum
-                return value.detach().double(), part
+            return value.detach().double(), torch.autograd.grad(value, t)[0]
+
+        (weight, x, y), *others = chunks
+        loss, gradient = of_chunk(x, y)
+        if not others:  # nothing to sum: two passes over a vector in float64 are saved
+            return loss, gradient
+        loss, gradient = weight * loss, gradient.double().mul_(weight)
+        for weight, x, y in others:
+            value, part = of_chunk(x, y)
             gradient.add_(part, alpha=weight)
-            loss += weight * value.detach().double()
+            loss += weight * value
         return loss, gradient.to(theta.dtype)
 
     def gradient(self, theta: Tensor) -> Tensor:

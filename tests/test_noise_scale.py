@@ -9,7 +9,7 @@ import torch
 
 from lsa.errors import InputError
 from lsa.landscape import Landscape, flatten
-from lsa.noise_scale import NoiseScale, measure, of_gram
+from lsa.noise_scale import BLOCK, NoiseScale, gram, measure, of_gram
 from lsa.probe import find
 
 F64 = torch.float64
@@ -43,6 +43,17 @@ def tiny(n: int = 60) -> tuple[Landscape, torch.Tensor]:
     x = torch.randn(n, 5, generator=rng, dtype=F64)
     y = torch.randint(3, (n,), generator=rng)
     return Landscape(model.double(), x, y), flatten(model)
+
+
+@pytest.mark.parametrize("d", [1, BLOCK - 1, BLOCK, 20 * BLOCK + 5])
+@pytest.mark.parametrize(("dtype", "error"), [(torch.float32, 3e-7), (F64, 1e-14)])
+def test_products_of_gradients_are_those_of_float64(d, dtype, error):
+    gradients = torch.randn(8, d, generator=generator(), dtype=F64).to(dtype) + 0.3
+    exact = gradients.double() @ gradients.double().T
+    lengths = exact.diagonal().sqrt()
+    found = gram(gradients)
+    assert found.dtype == F64
+    assert ((found - exact).abs() / torch.outer(lengths, lengths)).max() <= error
 
 
 def test_of_a_linear_model_with_known_noise_both_are_unbiased_and_the_errors_are_true():

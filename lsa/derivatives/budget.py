@@ -150,16 +150,22 @@ def convolves(model: nn.Module) -> bool:
     return any(p.ndim > 2 for p in model.parameters())
 
 
-def laid_out(x: Tensor, model: nn.Module, layout: str | None = None) -> Tensor:
-    """Images in a layout of `LAYOUTS`, where the network convolves; others lie as they are.
+def image_layout(
+    model: nn.Module, x: Tensor, layout: str | None = None
+) -> torch.memory_format | None:
+    """How inputs of a network shall lie: images that it convolves in a layout of `LAYOUTS`.
 
     Default is what the user has fixed, else `channels_last`: with contiguous images an epoch of
-    simple_cnn takes a Xeon 1.3 times as long, most of it in max pooling.
+    simple_cnn takes a Xeon 1.3 times as long, most of it in max pooling. None: as they are.
     """
     if x.ndim != 4 or not convolves(model):
-        return x
-    name = layout or fixed_layout() or next(iter(LAYOUTS))
-    return x.contiguous(memory_format=LAYOUTS[name])
+        return None
+    return LAYOUTS[layout or fixed_layout() or next(iter(LAYOUTS))]
+
+
+def laid_out(x: Tensor, layout: torch.memory_format | None) -> Tensor:
+    """Inputs in a layout, copied only where they lie otherwise."""
+    return x if layout is None else x.contiguous(memory_format=layout)
 
 
 def card_size(saved: float, device: torch.device) -> int:

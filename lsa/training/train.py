@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lsa import noise_scale
 from lsa.derivatives import batch_norm
-from lsa.derivatives.budget import cache_size, laid_out
+from lsa.derivatives.budget import cache_size, image_layout, laid_out
 from lsa.errors import InputError
 from lsa.landscape import Landscape, flatten
 from lsa.probe import Report
@@ -149,22 +149,23 @@ def _epoch(
     n, device = len(split.x_train), split.x_train.device
     budget = recipe.train
     steps = -(-n // budget.batch_size)
-    figures: list[Tensor] = []  # of every step, what `_step` returns
+    found: list[tuple[Tensor, list[Tensor]]] = []  # of every step, what `_step` returns
     parameters = [p for p in model.parameters() if p.requires_grad]
     size = _pass_size(model, split.x_train)
+    layout = image_layout(model, split.x_train)
     for i, index in enumerate(data.batches(n, budget.batch_size, rng)):
         index = index.to(device)
-        x, y = split.x_train.index_select(0, index), split.y_train[index]
+        x, y = split.x_train.index_select(0, index), split.y_train.index_select(0, index)
         if budget.augment.crop or budget.augment.flip:
             x = data.augment(x, rng, crop=budget.augment.crop, flip=budget.augment.flip)
-        x = laid_out(x, model)
+        x = laid_out(x, layout)
         step = (number - 1) * steps + i
         for group, lr in zip(optimizer.param_groups, base, strict=True):
             group["lr"] = lr * factor(step)
-        figures.append(_step(model, optimizer, parameters, x, y, size))
+        found.append(_step(model, optimizer, parameters, x, y, size))
         if report is not None:
             report(step + 1, budget.epochs * steps, f"epoch {number}/{budget.epochs}")
-    loss, correct, norm = _means(figures, n, budget.batch_size)
+    loss, accuracy, norm = _means(found, budget.batch_size)
     if not math.isfinite(loss + norm):
         raise Diverged(
             f"training of {recipe.optimizer} diverged in epoch {number} (loss {loss:.3g}); "
@@ -172,7 +173,7 @@ def _epoch(
         )
     return {
         "train/loss": loss,
-        "train/accuracy": correct,
+        "train/accuracy": accuracy,
         "train/gradient_norm": norm,
         "train/weight_norm": flatten(model).double().norm().item(),
         "train/learning_rate": optimizer.param_groups[0]["lr"],
@@ -186,31 +187,37 @@ def _step(
     x: Tensor,
     y: Tensor,
     size: int,
-) -> Tensor:
+) -> tuple[Tensor, list[Tensor]]:
     """One optimizer step in passes of a size.
 
+    To sum and to count is left to the epoch's end: once in a step, an operation on a few numbers
+    takes a quarter of a percent of an mlp's.
+
     Returns:
-        At the first evaluation the mean loss, the number that is correct, and squared norms of
-        parts of the gradient, one or more. To add them is left to the epoch's end: an operation on
-        a few numbers takes a quarter of a percent of an mlp's step.
+        At the first evaluation the mean loss, followed by squared norms of parts of the gradient,
+        one or more; and of each sample, pass by pass, whether it is correct.
 
     Raises:
         InputError: The optimizer evaluates nothing.
     """
-    first: list[Tensor] = []
+    first: list[tuple[Tensor, list[Tensor]]] = []
 
     def closure() -> Any:
         optimizer.zero_grad()
-        parts = []
+        losses, correct = [], []
         for inputs, targets in _passes(x, y, size):
             outputs = model(inputs)
-            loss = F.cross_entropy(outputs, targets, reduction="sum") / len(x)
+            loss = F.cross_entropy(outputs, targets)
+            if len(inputs) < len(x):
+                loss = loss * (len(inputs) / len(x))
             loss.backward()
-            parts.append((loss.detach(), (outputs.detach().argmax(1) == targets).sum()))
-        loss, correct = (reduce(torch.add, part) for part in zip(*parts, strict=True))
+            losses.append(loss.detach())
+            correct.append(outputs.detach().argmax(1) == targets)
+        loss = reduce(torch.add, losses)
         if not first:  # SAM and LBFGS evaluate again elsewhere
             gradients = [p.grad for p in parameters if p.grad is not None]
-            first.append(torch.stack([loss, correct, *_squared_norms(gradients)]))
+            figures = torch.stack([loss, *_squared_norms(gradients)])
+            first.append((figures, correct))
         return loss
 
     optimizer.step(closure)
@@ -222,14 +229,16 @@ def _step(
     return first[0]
 
 
-def _means(figures: list[Tensor], n: int, batch_size: int) -> list[float]:
-    """Loss, accuracy and gradient norm, means over the n samples, of what `_step` has returned."""
+def _means(found: Iterable[tuple[Tensor, list[Tensor]]], batch_size: int) -> list[float]:
+    """Loss, accuracy and gradient norm, means over the samples, of what `_step` has returned."""
+    figures, correct = zip(*found, strict=True)
+    right = torch.cat([part for parts in correct for part in parts])
     # Padded, because a parameter may have had no gradient in some steps.
-    table = nn.utils.rnn.pad_sequence(figures, batch_first=True).double()
-    share = torch.full((len(table),), batch_size / n, dtype=table.dtype, device=table.device)
-    share[-1] = 1 - (len(table) - 1) * batch_size / n
-    norms = table[:, 2:].sum(1).sqrt()
-    return torch.stack([share @ table[:, 0], table[:, 1].sum() / n, share @ norms]).tolist()
+    table = nn.utils.rnn.pad_sequence(list(figures), batch_first=True).double()
+    share = table.new_full((len(table),), batch_size / len(right))
+    share[-1] = 1 - (len(table) - 1) * batch_size / len(right)
+    norms = table[:, 1:].sum(1).sqrt()
+    return torch.stack([share @ table[:, 0], right.double().mean(), share @ norms]).tolist()
 
 
 def _passes(x: Tensor, y: Tensor, size: int) -> Iterable[tuple[Tensor, Tensor]]:
@@ -275,7 +284,7 @@ def _noise(model: nn.Module, split: Data, number: int) -> dict[str, float]:
         return {}
     drawn = noise_scale.draw(n, torch.Generator().manual_seed(number)).to(split.x_train.device)
     # Not a landscape of the whole split, which would copy it into the layout of its own.
-    batches = [(split.x_train[part], split.y_train[part]) for part in drawn]
+    batches = [(split.x_train.index_select(0, part), split.y_train[part]) for part in drawn]
     first = Landscape(model, *batches[0])
     landscapes = (first.with_data(x, y) for x, y in batches)
     found = noise_scale.of_batches(landscapes, flatten(model), n)

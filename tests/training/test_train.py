@@ -81,8 +81,13 @@ def test_figures_of_an_epoch_are_means_over_its_samples(split, monkeypatch, size
 
 
 def test_figures_of_steps_in_which_a_parameter_has_no_gradient():
-    steps = [torch.tensor([1.0, 3.0, 9.0, 16.0]), torch.tensor([4.0, 1.0, 4.0])]
-    found = training._means(steps, 6, 4)  # batches of 4 and 2
+    # Batches of 4 and 2.
+    first = (
+        torch.tensor([1.0, 9.0, 16.0]),
+        [torch.tensor([True, False]), torch.tensor([True, True])],
+    )
+    second = (torch.tensor([4.0, 4.0]), [torch.tensor([False, True])])
+    found = training._means([first, second], 4)
     assert found == pytest.approx([(4 * 1 + 2 * 4) / 6, 4 / 6, (4 * 5 + 2 * 2) / 6])
 
 
@@ -127,7 +132,7 @@ def test_images_lie_as_convolutions_are_fast_with(split, monkeypatch, name, last
 
     def step(model, optimizer, parameters, x, *rest):
         seen.append(x)
-        return torch.zeros(3)
+        return torch.zeros(2), [torch.zeros(len(x), dtype=torch.bool)]
 
     monkeypatch.setattr(training, "_step", step)
     at = recipe("sgd")
