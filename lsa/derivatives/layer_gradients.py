@@ -143,7 +143,7 @@ class HalfRows:
 
     place: slice  # of the parameter in θ
     values: Tensor  # (n, p), float16
-    units: Tensor  # (n, 1)
+    units: Tensor  # (n,)
     shape: torch.Size  # of the parameter
     order: Sequence[int]  # its dimensions as they lie in a row, where its gradients need no copy
 
@@ -152,16 +152,16 @@ class HalfRows:
         """Those of a layer."""
         n, p = len(layer.a), layer.place.stop - layer.place.start
         values = memory.empty((n, p), torch.float16, layer.a.device)
-        units = layer.a.new_ones(n, 1)
+        units = layer.a.new_ones(n)
         shape, order = layer.operation.shape, []
         parts = (t.split(_few(BLOCK, p)) for t in (layer.a, layer.delta, values, units))
         for a, delta, halves, unit in zip(*parts, strict=True):
             gradients = layer.operation.gradients(a, delta)
             order = sorted(range(len(shape)), key=gradients[0].stride, reverse=True)
             rows = gradients.permute(0, *(dim + 1 for dim in order)).flatten(1)
-            lengths = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+            lengths = torch.linalg.vector_norm(rows, dim=1)
             unit.copy_(lengths.masked_fill_(lengths == 0, 1)).mul_(UNIT)
-            halves.copy_(rows.div_(unit))
+            halves.copy_(rows.div_(unit[:, None]))
         return cls(layer.place, values, units, shape, order)
 
     @property
@@ -196,7 +196,7 @@ class HalfRows:
 
     def rows(self) -> Tensor:
         """All, `(n, p)`."""
-        return torch.stack([self._as_parameter(row) for row in self.values * self.units])
+        return torch.stack([self._as_parameter(row) for row in self.values * self.units[:, None]])
 
     @property
     def _at_once(self) -> int:
@@ -206,7 +206,7 @@ class HalfRows:
     def _blocks(self, dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor]]:
         """A few rows at a time, in the same memory, and their units."""
         room = self.values.new_empty(self._at_once, self.values.shape[1], dtype=dtype)
-        parts = (t.split(self._at_once) for t in (self.values, self.units[:, 0]))
+        parts = (t.split(self._at_once) for t in (self.values, self.units))
         for halves, units in zip(*parts, strict=True):
             yield room[: len(halves)].copy_(halves), units
 
