@@ -350,7 +350,7 @@ class Landscape:
 
         (weight, x, y), *others = chunks
         loss, gradient = of_chunk(x, y)
-        if not others:  # nothing to sum: two passes over a vector in float64 are saved
+        if weight == 1:  # the only one, so there is nothing to sum
             return loss, gradient
         loss, gradient = weight * loss, gradient.double().mul_(weight)
         for weight, x, y in others:
