@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, Optional
 
 import typer
 
-from lsa import failures, outline, probe, ranks, signals
+from lsa import collector, failures, outline, probe, ranks, signals
 from lsa.cli_doctor import doctor
 from lsa.cli_server import server, sync
 from lsa.cli_show import checkpoints, probes, show, written
@@ -52,7 +52,7 @@ def run(arguments: Sequence[str]) -> int:
             f"{wanted} runs in one process; start it without torchrun, as probes do not", EXIT_INPUT
         )
     command = typer.main.get_command(application(wanted))
-    with signals.caught():
+    with collector.put_off(), signals.caught():
         try:
             code = command.main(args=list(arguments), prog_name="lsa", standalone_mode=False)
             return code if isinstance(code, int) else 0

@@ -12,7 +12,7 @@ import psutil
 import torch
 from torch import Tensor
 
-from lsa import heap, passes
+from lsa import collector, heap, passes
 from lsa.derivatives import budget
 from lsa.landscape import Landscape, flatten
 from lsa.memory.checkpoint import load_data
@@ -94,6 +94,7 @@ def measured(
         workers: Processes that will share cores and memory.
         optimizer: That trained the checkpoint.
     """
+    collector.resume()
     samples, spare = landscape.n_samples, budget.fixed_memory()
     if spare is None:
         spare = budget.graph_memory(theta.device) // workers

@@ -11,7 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lsa import claims, heap, interactive, partial, plots, progress, project, ranks, signals
+from lsa import (
+    claims,
+    collector,
+    heap,
+    interactive,
+    partial,
+    plots,
+    progress,
+    project,
+    ranks,
+    signals,
+)
 from lsa.derivatives import budget
 from lsa.derivatives.precision import full_float32
 from lsa.errors import InputError
@@ -135,6 +146,7 @@ def once(key: str, run: Callable[[], Step], *, reuse: bool) -> Step:
     with claims.claim(store.uri(), key), heap.kept():
         done = _finished(key, reuse)
         ranks.agreed(DONE if done else "")
+        collector.resume()
         return done or run()
 
 
@@ -149,6 +161,7 @@ def helped(key: str, compute: Callable[[], Step]) -> Step:
     """
     if ranks.agreed("") == DONE:
         return Step("", {}, reused=True)
+    collector.resume()
     try:
         with heap.kept():
             return compute()

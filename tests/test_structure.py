@@ -21,6 +21,7 @@ LAYERS = [
         "ranks",
         "derivatives.slabs",
         "documents",
+        "collector",
         "heap",
         "memory.spool",
         "workers",
