@@ -66,22 +66,15 @@ def test_train_then_lanczos_by_optimizer_and_by_run_id(environment):
     assert re.search(number, by_name.stdout)[1] == re.search(number, by_id.stdout)[1]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["-e", "train", "-P", "optimizer=foo"], "unknown optimizer 'foo'"),
-        (["-e", "train", "-P", "optimizer=sgd", "-P", "lr=abc"], "given: 'abc'"),
-    ],
-)
-def test_bad_input_ends_the_run_failed(environment, arguments, message):
-    done = mlflow_run(environment, *arguments)
+def test_bad_input_ends_the_run_failed(environment):
+    done = mlflow_run(environment, "-e", "train", "-P", "optimizer=sgd", "-P", "lr=abc")
     assert done.returncode != 0
-    assert message in done.stderr and "Traceback" not in done.stderr
+    assert "given: 'abc'" in done.stderr and "Traceback" not in done.stderr
     assert "RUNNING" not in statuses(environment).values()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_to_mlflow_ends_run_and_child(environment, number):
+def test_a_signal_to_mlflow_ends_run_and_child(environment):
+    number = signal.SIGTERM  # that of SIGINT is in the tests of the plugin
     command = [str(MLFLOW), "run", ".", "-e", "train", "-P", "optimizer=sgd", "-P", "epochs=9999"]
     command += ["-P", f"seed={number}", "-P", "resume=never"]
     with started(
