@@ -67,7 +67,7 @@ def test_where_no_file_may_grow_the_store_stays_whole(tmp_path):
 
 @slow
 @pytest.mark.skipif(not disk.mountable(), reason="only root can mount a small disk")
-@pytest.mark.parametrize("left", disk.FREE[::2])
+@pytest.mark.parametrize("left", disk.FREE[::4])
 def test_a_full_disk_leaves_the_store_whole(tmp_path, left):
     assert len(disk.full(tmp_path, [left])) == 2
 
