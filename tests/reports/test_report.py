@@ -3,19 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
-from pathlib import Path
 
 import mlflow
 import pytest
 import synthetic
-from processes import started
 
 from lsa import cli, plan, project, step, study
 from lsa.measurements import Measurement, measured, written
@@ -141,59 +133,6 @@ def test_a_small_study_is_reported_and_establishes_nothing(workplace, optimizers
     everything = found.content["insights"] + found.content["findings"] + found.content["pairs"]
     assert not any(one["established"] for one in everything)
     assert "the project has 1" in found.markdown
-
-
-@pytest.mark.slow
-def test_the_report_comes_over_http_into_another_folder(workplace, tmp_path_factory):
-    """A study through a real server; its report where nothing but the project's file is known."""
-    elsewhere = tmp_path_factory.mktemp("elsewhere")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    address = f"http://127.0.0.1:{port}"
-    mlflow_command = Path(sys.executable).with_name("mlflow")
-    arguments = ["server", "--port", str(port), "--backend-store-uri", "sqlite:///served.db"]
-    arguments += ["--artifacts-destination", "./served", "--workers", "1"]
-    file = workplace / "projects" / "tiny.yaml"
-    text = file.read_text().replace("{lanczos: {k: 2}}", "{lanczos: {k: 1, density_steps: 5}}")
-    file.write_text(text + "pairs: {interpolation: {points: 5}}\n")
-    environment = os.environ | {"MLFLOW_TRACKING_URI": address}
-    with started(
-        [mlflow_command, *arguments],
-        cwd=workplace,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    ):
-        _wait_for(f"{address}/health")
-
-        def lsa(*command: str, cwd: Path) -> None:
-            whole = [sys.executable, "-m", "lsa", *command]
-            subprocess.run(whole, cwd=cwd, env=environment, check=True, timeout=240)
-
-        lsa("study", "tiny", cwd=workplace)
-        lsa("report", "--project", str(file), cwd=elsewhere)
-    page = (elsewhere / "report-tiny.html").read_text()
-    content = json.loads((elsewhere / "report-tiny.json").read_text())
-    assert not (elsewhere / "mlflow.db").exists()
-    assert page.count("data:image/png;base64,") == 3
-    runs = content["measurements"]
-    assert len(runs) == 5
-    for run in runs:
-        assert run["link"].startswith(f"{address}/#/experiments/") and run["link"] in page
-        assert run["link"].endswith(f"/runs/{run['run']}")
-    hashes = {run["data"] for run in runs if run["step"] != "train"}
-    assert len(hashes) == 1 and hashes != {"–"}
-
-
-def _wait_for(address: str) -> None:
-    deadline = time.monotonic() + 120
-    while True:
-        try:
-            urllib.request.urlopen(address, timeout=5).close()
-            return
-        except OSError:
-            assert time.monotonic() < deadline, f"no answer from {address}"
-            time.sleep(0.3)
 
 
 def numbers(step: str, values: dict[str, float]) -> Measurement:
