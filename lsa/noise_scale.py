@@ -84,7 +84,7 @@ def gram(gradients: Tensor) -> Tensor:
     """The products gᵢ·gⱼ `(m, m)` in float64 of gradients `(m, d)`.
 
     Only the sums of blocks are added in float64: of float32 they are exact to 3e-7 of |gᵢ||gⱼ|
-    whatever d, and takes a seventh of the time of gradients taken to float64.
+    whatever d, in a seventh of the time that gradients taken to float64 need.
     """
     d = gradients.shape[1]
     whole = d - d % BLOCK

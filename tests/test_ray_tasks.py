@@ -17,7 +17,8 @@ import psutil
 import pytest
 from processes import started
 
-from lsa import cli, plan, project, ray_tasks, studies, study
+from lsa import cli, plan, project, ray_tasks, step, studies, study
+from lsa.errors import InputError
 from lsa.memory import store
 from lsa.ray_tasks import CONTEXT, Cluster, Demand
 
@@ -117,6 +118,24 @@ def test_ray_computes_what_one_process_computes(workplace, ray):
     (parent,) = runs(**{"lsa.step": "study"})
     assert len(runs(**{"mlflow.parentRunId": parent.info.run_id})) == 5
     assert not ray.is_initialized()
+
+
+@pytest.mark.slow
+def test_a_failing_step_takes_those_with_it_that_have_not_begun(workplace, ray):
+    file = workplace / "projects" / "tiny.yaml"
+    file.write_text(file.read_text().replace("lr: 0.1}", "lr: 1.0e+30}"))
+    setting = project.load("tiny")
+    failed = r"1 of the study's \d+ steps failed: train sgd seed 0: .*diverged"
+    with pytest.raises(studies.Failed, match=failed):
+        # One at a time, the failing one first: else others may be done before it has begun.
+        with on_ray(setting, workers=1, keep_going=False):
+            bad, good = (step("train", optimizer=name) for name in ("sgd", "adamw"))
+            probes = [step("lanczos", trained, k=1) for trained in (bad, good)]
+            many = [step("lanczos", good, k=k) for k in range(2, 20)]
+    assert (bad.state, probes[0].state) == ("failed", "skipped")
+    assert many[-1].state == "skipped"
+    with pytest.raises(InputError, match="not run: train sgd seed 0 failed"):
+        _ = probes[0].metrics
 
 
 def test_news_of_workers_are_not_waited_for():
