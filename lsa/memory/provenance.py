@@ -111,7 +111,8 @@ def _cpu() -> str:
 def code_hash(module: str) -> str:
     """Hash of a module's source and of every lsa module it imports, directly or not.
 
-    So an edited probe gets a new hash, and a probe that does not use the edited code keeps its.
+    An edited probe gets a new hash, and a probe that does not use the edited code keeps its hash.
+    A name that a package passes on (`from lsa.probe import Result`) counts as its own module's.
     """
     seen: dict[str, bytes] = {}
     _collect(module, seen)
@@ -127,33 +128,57 @@ def _collect(module: str, seen: dict[str, bytes]) -> None:
     module = "__main__" if module == "__mp_main__" else module
     if module in seen or path is None:
         return
+    seen[module], imports = _read_current(path)
+    for package, name in imports:
+        _collect(_home(package, name), seen)
+
+
+def _home(module: str, name: str) -> str:
+    """The module that `from module import name` leads to; `module` where it defines the name."""
+    if not name or _source(f"{module}.{name}"):
+        return f"{module}.{name}" if name else module
+    path = _source(module)
+    if path is None or path.name != "__init__.py":
+        return module
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        if isinstance(node, ast.ImportFrom) and node.module and _ours(node.module):
+            for alias in node.names:
+                if name == (alias.asname or alias.name):
+                    return _home(node.module, alias.name)
+    return module
+
+
+def _read_current(path: Path) -> tuple[bytes, tuple[tuple[str, str], ...]]:
     status = path.stat()
-    seen[module], names = _read(path, status.st_mtime_ns, status.st_size)
-    for name in names:
-        _collect(name, seen)
+    return _read(path, status.st_mtime_ns, status.st_size)
 
 
 @lru_cache(maxsize=256)
-def _read(path: Path, modified: int, size: int) -> tuple[bytes, tuple[str, ...]]:
-    """Source of a file as last modified, and the lsa modules that it imports."""
+def _read(path: Path, modified: int, size: int) -> tuple[bytes, tuple[tuple[str, str], ...]]:
+    """Source of a file as last modified, and its imports of lsa: module and name, or module, ""."""
     source = path.read_bytes()
-    found: dict[str, None] = {}
+    imports: dict[tuple[str, str], None] = {}
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
+            pairs = [(alias.name, "") for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
-            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            pairs = [(node.module, alias.name) for alias in node.names]
         else:
             continue
-        found.update(dict.fromkeys(name for name in names if name.startswith("lsa.")))
-    return source, tuple(found)
+        imports.update(dict.fromkeys(pair for pair in pairs if _ours(pair[0])))
+    return source, tuple(imports)
+
+
+def _ours(module: str) -> bool:
+    return module == "lsa" or module.startswith("lsa.")
 
 
 def _source(module: str) -> Path | None:
-    """Source file of an lsa module, or of a third-party probe's module."""
-    if module.startswith("lsa."):
-        path = PACKAGE.joinpath(*module.split(".")[1:]).with_suffix(".py")
-        return path if path.is_file() else None
+    """Source file of an lsa module or package, or of a third-party probe's module."""
+    if _ours(module):
+        path = PACKAGE.joinpath(*module.split(".")[1:])
+        files = (path.with_suffix(".py"), path / "__init__.py")
+        return next((file for file in files if file.is_file()), None)
     import importlib.util
 
     if module in sys.modules:  # __main__ too, which has no specification

@@ -1,0 +1,64 @@
+"""The hash of a probe's code: what changes it, and what does not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lsa.memory import provenance
+
+FILES = {
+    "__init__.py": "if TYPE_CHECKING:\n    from lsa.land import Landscape\n",
+    "land/__init__.py": "from lsa.land.scape import Landscape\nfrom lsa.land.area import Area as A\n",
+    "land/scape.py": "import lsa.maths.sums\nclass Landscape: ...\n",
+    "land/area.py": "class Area: ...\n",
+    "maths/sums.py": "TOTAL = 0\n",
+    "maths/__init__.py": "",
+    "probes/by_face.py": "from lsa.land import Landscape\n",
+    "probes/by_top.py": "from lsa import Landscape\n",
+    "probes/by_alias.py": "def probe():\n    from lsa.land import A\n",
+    "probes/by_package.py": "import lsa.land\n",
+    "probes/by_module.py": "from lsa.land import area\n",
+    "probes/alone.py": "import torch\n",
+}
+# Probe -> the files whose edits change its hash.
+READS = {
+    "by_face": {"land/scape.py", "maths/sums.py"},
+    "by_top": {"land/scape.py", "maths/sums.py"},
+    "by_alias": {"land/area.py"},
+    "by_package": {"land/__init__.py", "land/scape.py", "land/area.py", "maths/sums.py"},
+    "by_module": {"land/area.py"},
+    "alone": set(),
+}
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    root = tmp_path / "lsa"
+    for name, text in FILES.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    monkeypatch.setattr(provenance, "PACKAGE", root)
+    return root
+
+
+def hashes() -> dict[str, str]:
+    return {probe: provenance.code_hash(f"lsa.probes.{probe}") for probe in READS}
+
+
+@pytest.mark.parametrize("edited", FILES)
+def test_an_edit_changes_the_hash_of_exactly_the_probes_that_reach_it(package: Path, edited: str):
+    before = hashes()
+    (package / edited).write_text(FILES[edited] + "# edited\n")
+    changed = {probe for probe, value in hashes().items() if value != before[probe]}
+    own = {edited.removeprefix("probes/").removesuffix(".py")} & set(READS)
+    assert changed == {probe for probe, files in READS.items() if edited in files} | own
+
+
+def test_every_import_of_lsa_leads_to_a_file():
+    """No probe takes a name whose code the hash would miss."""
+    for path in sorted(provenance.PACKAGE.rglob("*.py")):
+        for module, name in provenance._read_current(path)[1]:
+            home = provenance._home(module, name)
+            assert provenance._source(home), f"{path.name}: from {module} import {name}"
