@@ -30,8 +30,8 @@ from benchmarks import (
     summary,
     training,
 )
-from lsa import heap
-from lsa.derivatives.precision import full_float32
+from lsa.landscape.derivatives.precision import full_float32
+from lsa.runtime import heap
 
 PACKAGES = {
     "curvlinops": "curvlinops-for-pytorch",

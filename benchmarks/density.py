@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from benchmarks import setting
 from benchmarks.timing import heap_of, timed
-from lsa.maths import linalg
-from lsa.maths.quadrature import Quadrature, spectral_density
+from lsa.maths.spectra import eigenpairs
+from lsa.maths.spectra.quadrature import Quadrature, spectral_density
 
 PROBES, STEPS = 10, 80
 PAIRS = 3  # found first, as the probe does by default
@@ -30,7 +30,7 @@ def lsa(model: nn.Module, x: Tensor, y: Tensor, pairs: int = 0) -> Quadrature:
     at, theta = setting.landscape(model, x, y)
     hessian, rng, known = at.hessian(theta), torch.Generator().manual_seed(0), None
     if pairs:
-        found = linalg.top(hessian, pairs, theta, rng=rng, near=at.gradient(theta)).largest
+        found = eigenpairs.top(hessian, pairs, theta, rng=rng, near=at.gradient(theta)).largest
         known = found.values, found.vectors
     return spectral_density(
         hessian,

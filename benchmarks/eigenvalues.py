@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from benchmarks import setting
 from benchmarks.timing import heap_of, timed
-from lsa.maths import linalg
+from lsa.maths.spectra import eigenpairs
 
 K = 3
 TOL = 1e-3
@@ -28,8 +28,8 @@ Pairs = tuple[Tensor, Tensor]  # values (k,), vectors (d, k)
 def lsa(model: nn.Module, x: Tensor, y: Tensor, **options: Any) -> Pairs:
     at, theta = setting.landscape(model, x, y)
     rng = torch.Generator().manual_seed(0)
-    start = linalg.start_vector(theta, rng, at.gradient(theta))
-    found = linalg.lanczos(
+    start = eigenpairs.start_vector(theta, rng, at.gradient(theta))
+    found = eigenpairs.lanczos(
         at.hessian(theta), start, rng=rng, largest=K, smallest=0, tol=TOL, **options
     ).largest
     return found.values, found.vectors

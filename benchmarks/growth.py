@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from benchmarks import setting
 from benchmarks.timing import peak
-from lsa import heap
-from lsa.maths import linalg
+from lsa.maths.spectra import eigenpairs
+from lsa.runtime import heap
 from lsa.training import models
 
 SAMPLES = (512, 2048, 8192)
@@ -51,9 +51,9 @@ def _steps(model: nn.Module, x: Tensor, y: Tensor) -> list[dict[str, Any]]:
     hessian, rng = at.hessian(theta), torch.Generator().manual_seed(0)
     hessian(theta)  # builds what is kept
     for steps in STEPS:
-        start = linalg.start_vector(theta, rng)
+        start = eigenpairs.start_vector(theta, rng)
         _, seconds, size = peak(
-            lambda start=start, steps=steps: linalg.lanczos(
+            lambda start=start, steps=steps: eigenpairs.lanczos(
                 hessian, start, rng=rng, tol=1e-12, basis=BASIS, max_products=steps
             )
         )

@@ -10,8 +10,8 @@ from torch.func import functional_call
 
 from benchmarks import setting
 from benchmarks.timing import alternate
-from lsa import heap
 from lsa.probes.interpolation import interpolation
+from lsa.runtime import heap
 
 POINTS = 41
 ROUNDS = 3

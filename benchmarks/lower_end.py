@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from benchmarks import setting
 from benchmarks.timing import timed
-from lsa import heap
-from lsa.maths import linalg
+from lsa.maths.spectra import eigenpairs
+from lsa.runtime import heap
 
 TOL = 1e-3
 Pair = tuple[float, Tensor]
@@ -22,7 +22,7 @@ def rows(model: nn.Module, x: Tensor, y: Tensor) -> list[dict[str, Any]]:
     """Per method: seconds, products, eigenvalue and residual."""
     at, theta = setting.landscape(model, x, y)
     hessian = at.hessian(theta)
-    start = linalg.start_vector(theta, torch.Generator().manual_seed(0))
+    start = eigenpairs.start_vector(theta, torch.Generator().manual_seed(0))
     hessian(start)  # builds what is kept
     products = 0
 
@@ -33,7 +33,7 @@ def rows(model: nn.Module, x: Tensor, y: Tensor) -> list[dict[str, Any]]:
 
     def ours() -> Pair:
         rng = torch.Generator().manual_seed(1)
-        found = linalg.lanczos(
+        found = eigenpairs.lanczos(
             counted, start, rng=rng, largest=0, smallest=1, tol=TOL, confirm=0
         ).smallest
         return float(found.values[0]), found.vectors[:, 0]

@@ -12,9 +12,14 @@ from torch.func import functional_call
 
 from benchmarks import setting
 from benchmarks.timing import alternate
-from lsa import heap
-from lsa.derivatives.modes import Function, Matvec, forward_over_reverse, reverse_over_forward
 from lsa.landscape import flatten
+from lsa.landscape.derivatives.modes import (
+    Function,
+    Matvec,
+    forward_over_reverse,
+    reverse_over_forward,
+)
+from lsa.runtime import heap
 
 ROUNDS = 3
 

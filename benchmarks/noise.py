@@ -12,7 +12,7 @@ from torch.func import functional_call, grad, vmap
 
 from benchmarks import setting
 from benchmarks.timing import heap_of, peak
-from lsa.maths import linalg
+from lsa.maths.spectra import eigenpairs
 
 TOL = 1e-3
 ROUNDS = 5
@@ -24,7 +24,7 @@ def by_products(model: nn.Module, x: Tensor, y: Tensor, memory: int | None = Non
     at, theta = setting.landscape(model, x, y, memory=memory)
     rng = torch.Generator().manual_seed(0)
     product, g = at.covariance_and_mean(theta)
-    found = linalg.top(product, 1, theta, rng=rng, near=g, tol=TOL, confirm=0)
+    found = eigenpairs.top(product, 1, theta, rng=rng, near=g, tol=TOL, confirm=0)
     return float(found.largest.values[0])
 
 

@@ -30,12 +30,13 @@ import torch
 
 import lsa
 from benchmarks.summary import table
-from lsa import engines, plots, ray_tasks, steps, studies
 from lsa import project as projects
-from lsa.calls import Call
-from lsa.memory import runs
 from lsa.probe import Curve, Metric, Result, find, probe
 from lsa.project import Project
+from lsa.studies import steps, study
+from lsa.studies.calls import Call
+from lsa.studies.engines import local, ray_tasks
+from lsa.tracking import runs
 
 PROJECT = """
 dataset: {name: digits, train_limit: 200, val_limit: 100}
@@ -76,8 +77,8 @@ def tracked(address: str, sizes: list[int], rounds: int) -> Iterator[dict[str, A
 
         def draw() -> None:
             result = steps.call_probe(declared, [source], 0, None, {"p": 2.0})
-            for figure in plots.figures("nothing", result, "title").values():
-                plots.png(figure)
+            for figure in draw.figures("nothing", result, "title").values():
+                draw.png(figure)
 
         def step(orders: Iterator[int] = orders, size: int = size) -> None:
             steps.measure("nothing", source, reuse=True, p=size + next(orders) / 1000)
@@ -128,7 +129,7 @@ def fill(address: str, run_id: str, copies: int) -> None:
 # --- scheduling --------------------------------------------------------------------------------
 
 
-class Instant(engines.Inline):
+class Instant(local.Inline):
     """Two workers whose steps are done when they are submitted: the study's own cost is left."""
 
     background = True
@@ -143,7 +144,7 @@ class Instant(engines.Inline):
 
 def bookkeeping(setting: Project, checkpoints: int, probes: int) -> float:
     """Seconds of a study's own, per step."""
-    running = studies.Study(setting, Instant())
+    running = study.Study(setting, Instant())
     began = time.perf_counter()
     for seed in range(checkpoints):
         trained = running.step("train", optimizer="sgd", seed=seed)
@@ -168,7 +169,7 @@ def engine(name: str, workers: int) -> Iterator[Any]:
         )
         made: Any = ray_tasks.RayTasks(demand, "overhead", "")
     else:
-        made = engines.Processes(workers, None)
+        made = local.Processes(workers, None)
     try:
         yield made
     finally:

@@ -18,13 +18,13 @@ from torch import Tensor
 
 from benchmarks import setting
 from benchmarks.timing import timed
-from lsa import heap
 from lsa.landscape import Landscape, flatten
-from lsa.maths import autoneb
-from lsa.maths.autoneb import DRAXLER_2018, Cycle, MinimumEnergyPath
-from lsa.maths.neb import EnergyFunction
-from lsa.maths.paths import refine
+from lsa.maths.paths import autoneb
+from lsa.maths.paths.autoneb import DRAXLER_2018, Cycle, MinimumEnergyPath
+from lsa.maths.paths.neb import EnergyFunction
+from lsa.maths.paths.polyline import refine
 from lsa.probes.auto_neb import auto_neb
+from lsa.runtime import heap
 
 EPOCHS, BATCH = 150, 32
 BETWEEN = 9

@@ -7,7 +7,7 @@ from torch import nn
 
 from benchmarks import setting
 from benchmarks.timing import alternate
-from lsa import heap
+from lsa.runtime import heap
 
 ROUNDS = 7
 KEPT = 16 << 30  # bytes: every graph fits

@@ -8,8 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lsa import passes
-from lsa.landscape import Landscape, flatten
+from lsa.landscape import Landscape, flatten, passes
 from lsa.training import data, models
 
 

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import psutil
 import torch
 
-from lsa import heap
+from lsa.runtime import heap
 
 Found = TypeVar("Found")
 INTERVAL = 0.01  # seconds between two looks at the memory

@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from benchmarks.timing import alternate
-from lsa import heap
 from lsa.project import Named, Recipe, Split, Train
+from lsa.runtime import heap
 from lsa.training import data, models
 from lsa.training.data import Data
 from lsa.training.train import train

@@ -9,27 +9,27 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lsa.errors import InputError
     from lsa.landscape import Landscape
-    from lsa.memory.checkpoint import Checkpoint
     from lsa.probe import PROBES, Curve, Metric, Result
-    from lsa.steps import load, measure
-    from lsa.studies import step, study
-    from lsa.trajectory import follow
+    from lsa.runtime.errors import InputError
+    from lsa.studies.steps import load, measure
+    from lsa.studies.study import step, study
+    from lsa.studies.trajectory import follow
+    from lsa.tracking.checkpoint import Checkpoint
 
 _HOMES = {
-    "Checkpoint": "lsa.memory.checkpoint",
+    "Checkpoint": "lsa.tracking.checkpoint",
     "Curve": "lsa.probe",
-    "InputError": "lsa.errors",
+    "InputError": "lsa.runtime.errors",
     "Landscape": "lsa.landscape",
     "Metric": "lsa.probe",
     "PROBES": "lsa.probe",
     "Result": "lsa.probe",
-    "follow": "lsa.trajectory",
-    "load": "lsa.steps",
-    "measure": "lsa.steps",
-    "step": "lsa.studies",
-    "study": "lsa.studies",
+    "follow": "lsa.studies.trajectory",
+    "load": "lsa.studies.steps",
+    "measure": "lsa.studies.steps",
+    "step": "lsa.studies.study",
+    "study": "lsa.studies.study",
 }
 
 __all__ = [

@@ -6,14 +6,14 @@ import sys
 import traceback
 from types import TracebackType
 
-from lsa import cli
-from lsa.errors import without_passwords
+from lsa.cli import app
+from lsa.runtime.errors import without_passwords
 
 
 def main() -> None:
     """Run the command line and exit with its code."""
     sys.excepthook = _unforeseen
-    sys.exit(cli.run(sys.argv[1:]))
+    sys.exit(app.run(sys.argv[1:]))
 
 
 def _unforeseen(

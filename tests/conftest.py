@@ -53,7 +53,7 @@ def double():
 @pytest.fixture(scope="session")
 def new_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A database in which nothing is yet: to make one takes MLflow two seconds, to copy it none."""
-    from lsa.memory import store
+    from lsa.tracking import store
 
     path = tmp_path_factory.mktemp("store") / "mlflow.db"
     store.make_whole(path)
@@ -79,6 +79,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, new_store: Path) 
 @pytest.fixture
 def trained(workplace: Path):
     """The finished training of sgd in the tiny project."""
-    from lsa import project, train_step
+    from lsa import project
+    from lsa.studies import train
 
-    return train_step.train(project.load("tiny").recipe("sgd"))
+    return train.train(project.load("tiny").recipe("sgd"))

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lsa.memory import store
+from lsa.tracking import store
 
 STEPS = ("lanczos", "sgd_noise", "perturbation", "sharpness")
 OPTIMIZERS = ("sgd", "heavy", "adamw", "lion", "muon")

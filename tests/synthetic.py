@@ -10,10 +10,10 @@ from typing import Any
 import mlflow
 import numpy as np
 
-from lsa.memory import spool, store
-from lsa.memory.results import summary
-from lsa.memory.tracking import Run
 from lsa.probe import Curve, Metric, Result, find
+from lsa.tracking import spool, store
+from lsa.tracking.recording import Run
+from lsa.tracking.results import summary
 
 EPOCHS = 12
 # Decay of the train loss per epoch, λ_max at the loss 1, final accuracy and noise λ_C, of each.

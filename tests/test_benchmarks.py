@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from benchmarks import density, eigenvalues, paths, summary
-from lsa.maths.quadrature import Quadrature
+from lsa.maths.spectra.quadrature import Quadrature
 
 ROOT = Path(__file__).parents[1]
 

@@ -33,17 +33,17 @@ def test_other_environment_managers_can_read_conda_yaml():
 
 
 def test_the_stand_in_for_conda_is_executable():
-    assert os.access(ROOT / "lsa" / "_conda" / "bin" / "conda", os.X_OK)
+    assert os.access(ROOT / "lsa" / "tracking" / "conda" / "bin" / "conda", os.X_OK)
 
 
 def test_a_wheel_holds_the_stand_in_and_the_projects(tmp_path, monkeypatch):
     build = pytest.importorskip("hatchling.build")
     monkeypatch.chdir(ROOT)
     with zipfile.ZipFile(tmp_path / build.build_wheel(str(tmp_path))) as wheel:
-        mode = wheel.getinfo("lsa/_conda/bin/conda").external_attr >> 16
+        mode = wheel.getinfo("lsa/tracking/conda/bin/conda").external_attr >> 16
         assert mode & 0o111 == 0o111
         names = wheel.namelist()
-    assert "lsa/_conda/etc/profile.d/conda.sh" in names
+    assert "lsa/tracking/conda/etc/profile.d/conda.sh" in names
     assert "lsa/_projects/digits.yaml" in names
 
 

@@ -14,10 +14,11 @@ import mlflow
 import pytest
 import synthetic
 
-from lsa import cli, project
-from lsa.errors import InputError
-from lsa.memory import registered, registry, store
+from lsa import project
+from lsa.cli import app
 from lsa.reports import report
+from lsa.runtime.errors import InputError
+from lsa.tracking import registered, registry, store
 from lsa.training import torchvision_data
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's and SQLAlchemy's own
@@ -141,7 +142,7 @@ def test_what_others_log_beside_us_neither_breaks_nor_commands_the_lists(trained
         ["lanczos", "--project", "tiny", "--optimizer", "adamw"],
     )
     for command in commands:
-        assert cli.run(command) in (0, 2)
+        assert app.run(command) in (0, 2)
         out, error = capsys.readouterr()
         assert "\x1b" not in out + error and "\x07" not in out + error and "Traceback" not in error
     assert len(registered.listing("tiny")) == 1

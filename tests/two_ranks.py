@@ -9,7 +9,7 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
-from lsa import ranks
+from lsa.runtime import ranks
 
 
 def on_two_ranks(function: Callable[[], Any]) -> list[Any]:

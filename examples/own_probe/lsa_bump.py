@@ -5,9 +5,9 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from lsa.errors import InputError
 from lsa.landscape import Landscape
 from lsa.probe import Metric, Result, probe
+from lsa.runtime.errors import InputError
 
 
 @probe(headline=("loss_rise",))

@@ -16,13 +16,15 @@ from typing import Annotated, Any, Literal, Optional
 
 import typer
 
-from lsa import collector, failures, outline, probe, ranks, signals
-from lsa.cli_doctor import doctor
-from lsa.cli_server import server, sync
-from lsa.cli_show import checkpoints, probes, show, written
-from lsa.cli_study import DEVICE, PROJECT, compare, mode_graph, report, study
-from lsa.errors import InputError, plain
-from lsa.memory import spool
+from lsa import probe
+from lsa.cli.doctor import doctor
+from lsa.cli.server import server, sync
+from lsa.cli.show import checkpoints, probes, show, written
+from lsa.cli.study import DEVICE, PROJECT, compare, mode_graph, report, study
+from lsa.probe import outline
+from lsa.runtime import collector, failures, ranks, signals
+from lsa.runtime.errors import InputError, plain
+from lsa.tracking import spool
 
 CONTEXT = {
     "help_option_names": ["-h", "--help"],
@@ -86,7 +88,7 @@ def _explained(error: BaseException, arguments: Sequence[str]) -> str | None:
     if isinstance(error, InputError | ArithmeticError | spool.NotLogged):  # arithmetic: diverged
         return str(error)
     if type(error).__module__ == "mlflow.exceptions":
-        from lsa.memory import store
+        from lsa.tracking import store
 
         return store.explained(error) if store.away(error) or store.barred(error) else None
     if isinstance(error, ModuleNotFoundError) and error.name in DRIVERS:
@@ -126,9 +128,9 @@ def _end_attached(status: str, message: str) -> bool:
     """Under `mlflow run`, a command that stops before its step began must not stay RUNNING."""
     if "MLFLOW_RUN_ID" not in os.environ:
         return False
-    from lsa.memory import tracking
+    from lsa.tracking import recording
 
-    return tracking.end_attached(status, message)
+    return recording.end_attached(status, message)
 
 
 def application(wanted: str | None = None) -> typer.Typer:
@@ -185,13 +187,13 @@ def train(
 ) -> None:
     """Train by a project's recipe, log every epoch, register the checkpoint."""
     from lsa import project as projects
-    from lsa import train_step
+    from lsa.studies import train
 
     if resume not in ("auto", "never"):
         raise InputError(f"resume={resume!r} must be auto or never")
     setting = projects.load(project or projects.DEFAULT)
     recipe = setting.recipe(optimizer, seed, epochs=epochs, batch_size=batch_size, lr=lr)
-    done = train_step.train(
+    done = train.train(
         recipe, device=device, resume=resume == "auto", trusted=projects.trusted_by(recipe)
     )
     _print_metrics(done, ("final/", "train/seconds"))
@@ -200,7 +202,7 @@ def train(
 
 def _print_metrics(done: Any, prefixes: tuple[str, ...]) -> None:
     """One line per number with its standard errors; not the last points of curves."""
-    from lsa import records
+    from lsa.reports import records
 
     curves = done.tags.get("lsa.curves", "").split()
     for name, metric in records.numbers(done.metrics, curves).items():
@@ -213,7 +215,7 @@ def _print_metrics(done: Any, prefixes: tuple[str, ...]) -> None:
 
 def mlproject() -> None:
     """Render the MLproject file from the registry."""
-    from lsa import mlproject as rendering
+    from lsa.cli import mlproject as rendering
 
     print(rendering.render(), end="")
 
@@ -235,7 +237,8 @@ def _command(name: str) -> Callable[..., None]:
 
 def _measure(declared: probe.Probe, given: dict[str, Any]) -> None:
     from lsa import project as projects
-    from lsa import records, steps, trajectory
+    from lsa.reports import records
+    from lsa.studies import steps, trajectory
 
     options = {k: given.pop(k) for k in list(given) if k in declared.options}
     planned = given.pop("plan", False)
@@ -279,10 +282,10 @@ def _measure(declared: probe.Probe, given: dict[str, Any]) -> None:
 
 def _plan(declared: probe.Probe, options: dict[str, Any], source: Any, along: bool) -> str:
     """What a probe will take, predicted from a gradient and products measured at its checkpoint."""
-    from lsa import cost
     from lsa import project as projects
-    from lsa.derivatives import budget
-    from lsa.view import duration
+    from lsa.landscape.derivatives import budget
+    from lsa.studies import cost
+    from lsa.studies.view import duration
 
     at = source.landscape
     split = source.data

@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from lsa.cli_show import JSON, print_json
-from lsa.errors import printable
+from lsa.cli.show import JSON, print_json
+from lsa.runtime.errors import printable
 
 # A server that does not answer is not asked again for minutes.
 PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
@@ -29,7 +29,7 @@ def doctor(
     """
     for name, value in PATIENCE.items():
         os.environ.setdefault(name, value)  # before the store sets its own
-    from lsa import doctor as examination
+    from lsa.cli import examination as examination
 
     found = []
     for one in examination.examine(end_stale=end_stale):

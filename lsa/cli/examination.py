@@ -16,9 +16,9 @@ from typing import Any, Literal
 
 import psutil
 
-from lsa import failures, mlflow_plugin
-from lsa.errors import plain
-from lsa.memory import provenance, runs, store
+from lsa.runtime import failures, provenance
+from lsa.runtime.errors import plain
+from lsa.tracking import mlflow_plugin, runs, store
 
 LITTLE, TOO_LITTLE = 2e9, 2e8  # bytes of a disk: a training's checkpoints, a single one
 
@@ -130,9 +130,9 @@ def _disk() -> Checked:
 
 def _spool() -> Checked:
     """Results that were measured while the store was away."""
-    if importlib.util.find_spec("lsa.memory.spool") is None:
+    if importlib.util.find_spec("lsa.tracking.spool") is None:
         return Checked("spool", "ok", "none")
-    spool: Any = importlib.import_module("lsa.memory.spool")
+    spool: Any = importlib.import_module("lsa.tracking.spool")
     waiting = spool.entries()
     for path in waiting:
         spool.read(path)  # raises what is damaged

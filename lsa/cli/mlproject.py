@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lsa import outline
+from lsa.probe import outline
 
 STEPS = {
     "main": ("study", "The whole study of a project: -P project=digits"),

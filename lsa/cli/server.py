@@ -46,7 +46,7 @@ def server(
     """Start MLflow's tracking server, for several people or machines."""
     from pathlib import Path
 
-    from lsa.memory import server as servers
+    from lsa.tracking import server as servers
 
     wanted = servers.Server(
         folder=Path(folder).resolve(),
@@ -72,8 +72,8 @@ def _listed(text: str | None) -> tuple[str, ...]:
 
 def sync() -> None:
     """Log what has been measured while the tracking store did not answer."""
-    from lsa.memory import spool
-    from lsa.memory import sync as delivery
+    from lsa.tracking import spool
+    from lsa.tracking import sync as delivery
 
     found = list(map(_told, delivery.sync()))
     if not found:

@@ -14,8 +14,9 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from lsa import outline, probe
-from lsa.errors import printable
+from lsa import probe
+from lsa.probe import outline
+from lsa.runtime.errors import printable
 
 JSON = Annotated[bool, typer.Option("--json", help="print one JSON document and nothing else")]
 LEADING = ("final/val_accuracy", "lanczos/lambda_max")  # the first columns of checkpoints
@@ -55,7 +56,7 @@ def show(
     {name: {value, unit, standard_errors {source: value}}}, notes, figures, artifacts (their
     folder). A number that JSON does not have is the text nan, inf or -inf.
     """
-    from lsa import records
+    from lsa.reports import records
 
     done = records.find(run, name=project, optimizer=optimizer, seed=seed, step=step)
     found = records.run(done)
@@ -114,7 +115,7 @@ def checkpoints(
     Keys of --json, a list of: address, project, optimizer, seed, epoch, run (of the training),
     metrics {name: {value, standard_errors {source: value}}}: all that is logged on the checkpoint.
     """
-    from lsa import records
+    from lsa.reports import records
 
     found = records.checkpoints(project)
     if json:
@@ -166,7 +167,7 @@ def probes(json: JSON = False) -> None:
     default, help}}.
     """
     if json:
-        from lsa import records
+        from lsa.reports import records
 
         print_json(records.probes())
         return

@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal, Optional
 
 import typer
 
-from lsa.cli_show import print_table, written
-from lsa.errors import InputError
+from lsa.cli.show import print_table, written
+from lsa.runtime.errors import InputError
 
 PROJECT = Annotated[
     Optional[str],  # noqa: UP045 (typer reads it on every Python)
@@ -58,13 +58,13 @@ def study(
     ] = False,
 ) -> None:
     """Train every optimizer of a project and run every probe; print the table."""
-    from lsa import workers as processes
+    from lsa.studies.engines import workers as processes
 
     if engine == "processes" and (workers or 1) > 1 and not dry_run:
         processes.prepare()
-    from lsa import plan, studies
     from lsa import project as projects
-    from lsa.memory import runs, spool
+    from lsa.studies import plan, study
+    from lsa.tracking import runs, spool
 
     if address and engine != "ray":
         raise InputError(f"address={address} is of a Ray cluster; give engine=ray with it")
@@ -87,7 +87,7 @@ def study(
     failed = None
     with _view(forecast.seconds, len(outlook), beside) as view:
         try:
-            with studies.study(
+            with study.study(
                 whole,
                 workers=beside,
                 device=device,
@@ -96,7 +96,7 @@ def study(
                 engine=place,
             ) as running:
                 plan.run(setting, running)
-        except (studies.Failed, spool.NotLogged) as error:
+        except (study.Failed, spool.NotLogged) as error:
             failed = error
     if not running.unlogged:
         _print_tables(whole)
@@ -114,7 +114,7 @@ def _ray(
     project: str, address: str | None, peaks: Any, device: str, workers: int | None
 ) -> tuple[Any, int]:
     """What makes a study's Ray engine, and how many steps then run side by side."""
-    from lsa import ray_tasks
+    from lsa.studies.engines import ray_tasks
 
     if workers is not None and workers < 1:
         raise InputError(f"workers={workers} must be at least 1")
@@ -131,8 +131,8 @@ def _ray(
 
 def _print_forecast(outlook: Any, forecast: Any, workers: int, *, here: bool) -> None:
     """The plan in two lines: steps, time and memory."""
-    from lsa.derivatives import budget
-    from lsa.view import duration
+    from lsa.landscape.derivatives import budget
+    from lsa.studies.view import duration
 
     due = sum(one.state != "reused" for one in outlook)
     line = f"{due} of {len(outlook)} steps to run"
@@ -154,7 +154,7 @@ def _view(seconds: dict[str, float], total: int, workers: int) -> Any:
     """A live table on a terminal, lines elsewhere."""
     import contextlib
 
-    from lsa.view import Lines, Screen
+    from lsa.studies.view import Lines, Screen
 
     if sys.stderr.isatty():
         return Screen(seconds, total, workers)
@@ -162,8 +162,7 @@ def _view(seconds: dict[str, float], total: int, workers: int) -> Any:
 
 
 def _print_tables(setting: Any) -> None:
-    from lsa import measurements
-    from lsa.reports import tables
+    from lsa.reports import measurements, tables
 
     for table in tables.tables(measurements.measured(setting)):
         print_table(table.headings, table.cells, table.title)
@@ -177,7 +176,7 @@ def _ui_command() -> str:
     """The command that opens the UI on the store in use."""
     from pathlib import Path
 
-    from lsa.memory import store
+    from lsa.tracking import store
 
     uri = store.uri()
     if uri.startswith("http"):
@@ -210,16 +209,16 @@ def mode_graph(
     Trains what is not trained and measures every pair by interpolation and auto_neb, with the
     options that the project gives them. What has been measured before is reused.
     """
-    from lsa import mode_graph as graphs
-    from lsa import mode_study, studies
     from lsa import project as projects
+    from lsa.studies import mode_graph as graphs
+    from lsa.studies import mode_study, study
 
     setting = projects.load(name or project or projects.DEFAULT)
     chosen = optimizers.split(",") if optimizers else []
     numbers = _integers(seeds) if seeds else []
     with (
         _view({}, 0, workers) as view,
-        studies.study(
+        study.study(
             setting, kind=graphs.NAME, workers=workers, device=device, view=view
         ) as running,
     ):
@@ -247,10 +246,10 @@ def compare(
     project: PROJECT = None,
 ) -> None:
     """Compare a project's optimizers over its seeds; say which differences are established."""
-    from lsa import measurements
     from lsa import project as projects
-    from lsa.maths.comparison import seeds_needed
     from lsa.reports import findings as found
+    from lsa.reports import measurements
+    from lsa.reports.statistics.comparison import seeds_needed
 
     setting = projects.load(name or project or projects.DEFAULT)
     measured = measurements.measured(setting)
@@ -284,8 +283,8 @@ def report(
     from pathlib import Path
 
     from lsa import project as projects
-    from lsa.memory import tracking
     from lsa.reports import report as reports
+    from lsa.tracking import recording
 
     setting = projects.load(name or project or projects.DEFAULT)
     found = reports.report(setting)
@@ -294,7 +293,7 @@ def report(
         raise InputError(f"there is no folder {out}; make it, or give out=… another")
     tags = {"lsa.step": "report", "project": setting.name}
     title = f"report-{setting.name}"
-    with tracking.run(title, experiment=setting.name, tags=tags, device="cpu") as opened:
+    with recording.run(title, experiment=setting.name, tags=tags, device="cpu") as opened:
         reports.log(opened, found)
     page = folder / f"{title}.html"
     page.write_text(found.html, encoding="utf-8")

@@ -9,7 +9,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from lsa.plots.axes import Decades
+from lsa.figures.axes import Decades
 
 CELL = 1.1  # inches
 LETTER = 0.09  # inches, a wide one

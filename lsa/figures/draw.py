@@ -1,4 +1,4 @@
-"""Figures, each drawn from a probe's `Result`: `lsa/plots/<probe>.py` where there is one."""
+"""Figures, each drawn from a probe's `Result`: `lsa/figures/<probe>.py` where there is one."""
 
 from __future__ import annotations
 
@@ -6,26 +6,25 @@ import importlib
 import importlib.util
 import io
 
-from matplotlib import __version__ as MATPLOTLIB
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.image import imsave
 
-from lsa.plots.axes import axes, label
-from lsa.plots.barriers import barriers
-from lsa.plots.epochs import epochs
-from lsa.plots.overlay import overlay
-from lsa.plots.profiles import inside, profiles
+from lsa.figures.axes import axes, label
+from lsa.figures.barriers import barriers
+from lsa.figures.epochs import epochs
+from lsa.figures.overlay import overlay
+from lsa.figures.profiles import inside, profiles
 from lsa.probe import Curve, Result
 
-__all__ = ["MATPLOTLIB", "barriers", "epochs", "figures", "inside", "overlay", "png", "profiles"]
+__all__ = ["barriers", "epochs", "figures", "inside", "overlay", "png", "profiles"]
 
 
 def figures(probe: str, result: Result, title: str) -> dict[str, Figure]:
     """File name → figure: the probe's own drawing, or its curves one by one."""
-    own = f"lsa.plots.{probe}"
-    if importlib.util.find_spec(own):
-        return {f"{probe}.png": importlib.import_module(own).draw(result, title)}
+    own = f"lsa.figures.{probe}"
+    if importlib.util.find_spec(own) and hasattr(module := importlib.import_module(own), "draw"):
+        return {f"{probe}.png": module.draw(result, title)}
     return {
         f"{probe}_{name}.png": _curve(name, curve, f"{title}: {name}")
         for name, curve in result.curves.items()

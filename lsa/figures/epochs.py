@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from lsa.plots.axes import axes, fix_margins, make_logarithmic
-from lsa.plots.overlay import Points, draw_levels, draw_lines, scale_axes
+from lsa.figures.axes import axes, fix_margins, make_logarithmic
+from lsa.figures.overlay import Points, draw_levels, draw_lines, scale_axes
 
 
 def epochs(

@@ -1,4 +1,4 @@
-"""The loss on a plane, to be turned and read in a browser."""
+"""Pages to explore a result in a browser, each one file that works offline."""
 
 from __future__ import annotations
 
@@ -16,8 +16,13 @@ TEMPLATE = Path(__file__).with_name("surface.html")
 FIELDS = ("loss", "loss_error", "rise_error", "error", "error_error")
 
 
-def page(result: Result, title: str) -> str:
-    """The page: `surface.html` with title and numbers filled in.
+def pages(probe: str, result: Result, title: str) -> dict[str, str]:
+    """File name → HTML of the probe's page; empty for a probe without one."""
+    return {f"{probe}.html": surface(result, title)} if probe == "surface" else {}
+
+
+def surface(result: Result, title: str) -> str:
+    """The loss on a plane, to be turned and read: `surface.html` with title and numbers filled in.
 
     The numbers stand in a script as JSON, where `<` is written so that no text of theirs can end
     it; the page shows texts as text, never as markup.

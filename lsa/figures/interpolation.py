@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from lsa.plots.axes import A, B, axes
+from lsa.figures.axes import A, B, axes
 from lsa.probe import Curve, Result
 
 COLOURS = {"train": A, "test": B}

@@ -6,7 +6,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from lsa.plots.axes import A, B, axes, written
+from lsa.figures.axes import A, B, axes, written
 from lsa.probe import Curve, Result
 
 ROW = 0.25  # inches that the name of a block needs

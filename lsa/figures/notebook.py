@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 
+from lsa.figures.page import Cell, Section, as_fragment
 from lsa.probe import Metric, Result
-from lsa.reports.page import Cell, Section, as_fragment
 
 
 def html(result: Result) -> str:
@@ -30,8 +30,8 @@ def _row(name: str, metric: Metric) -> tuple[str, ...]:
 def _figures(name: str, result: Result) -> list[Section]:
     """The probe's drawing, where matplotlib is installed."""
     with contextlib.suppress(ModuleNotFoundError):
-        from lsa import plots
+        from lsa.figures import draw
 
-        drawn = plots.figures(name, result, name)
-        return [Section("", file, figure=plots.png(figure)) for file, figure in drawn.items()]
+        drawn = draw.figures(name, result, name)
+        return [Section("", file, figure=draw.png(figure)) for file, figure in drawn.items()]
     return []

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
-from lsa.plots.axes import axes, fix_margins, make_logarithmic
+from lsa.figures.axes import axes, fix_margins, make_logarithmic
 
 DECADES = 1e-7  # of the largest value, the smallest that a log axis shows
 Numbers = Sequence[float] | np.ndarray

@@ -6,7 +6,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from lsa.plots.axes import A, B, axes, label, written
+from lsa.figures.axes import A, B, axes, label, written
 from lsa.probe import Curve, Metric, Result
 
 FAR = 5  # times the sharpness: a threshold further up would flatten the bars

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from lsa.plots.axes import fix_margins, make_logarithmic
-from lsa.plots.overlay import Numbers, Points, draw_seeds
+from lsa.figures.axes import fix_margins, make_logarithmic
+from lsa.figures.overlay import Numbers, Points, draw_seeds
 
 COLUMNS = 3
 PANEL = (4.2, 3.2)  # inches

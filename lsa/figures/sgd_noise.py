@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from matplotlib.figure import Figure
 
-from lsa.plots.axes import A, B, axes
+from lsa.figures.axes import A, B, axes
 from lsa.probe import Result
 
 

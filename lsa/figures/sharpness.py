@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from matplotlib.figure import Figure
 
-from lsa.plots.axes import A, B, axes, written
+from lsa.figures.axes import A, B, axes, written
 from lsa.probe import Result
 
 WAYS = {"worst": ("worst_case", "worst case", A), "sam": ("sam_rise", "SAM's step", B)}

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 
-from lsa.plots.axes import PANEL, A
+from lsa.figures.axes import PANEL, A
 from lsa.probe import Result
 
 LEVELS = 24

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.figure import Figure
 
-from lsa.plots.axes import PANEL
+from lsa.figures.axes import PANEL
 from lsa.probe import Result
 
 CHANGES = {

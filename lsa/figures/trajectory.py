@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from lsa.plots.axes import A, axes, label
+from lsa.figures.axes import A, axes, label
 from lsa.probe import Curve, Metric, Result
 
 SHARPNESS = ("lambda_max", "lambda_h")  # λ_max of the raw Hessian, to which a threshold belongs

@@ -15,8 +15,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from lsa.errors import InputError
-from lsa.landscape import Landscape
+from lsa.landscape.landscape import Landscape
+from lsa.runtime.errors import InputError
 
 SWITCH = "LSA_CONSISTENCY"  # environment variable; `off` asks nothing
 SAMPLES = 2

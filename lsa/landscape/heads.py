@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from lsa.landscape import Landscape
+from lsa.landscape.landscape import Landscape
 
 
 def find_head(landscape: Landscape, *thetas: Tensor) -> Tensor | None:

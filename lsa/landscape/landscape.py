@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lsa.derivatives import (
+from lsa.landscape.derivatives import (
     batch_norm,
     budget,
     curvatures,
@@ -28,10 +28,10 @@ from lsa.derivatives import (
     sample_gradients,
     slopes,
 )
-from lsa.derivatives.modes import Matvec
-from lsa.derivatives.precision import full_float32
-from lsa.derivatives.replay import replayed
-from lsa.errors import InputError
+from lsa.landscape.derivatives.modes import Matvec
+from lsa.landscape.derivatives.precision import full_float32
+from lsa.landscape.derivatives.replay import replayed
+from lsa.runtime.errors import InputError
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 BatchGradient = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -81,7 +81,7 @@ class Landscape:
             rounding. Default `LSA_LAYOUT`, else `channels_last`, the faster one on every machine
             tried.
         mode: By which Hessian products are taken where no graph is kept, of
-            `lsa.derivatives.modes.MODES`; changes the result by rounding.
+            `lsa.landscape.derivatives.modes.MODES`; changes the result by rounding.
 
     Raises:
         InputError: No samples, inputs and targets of different number, chunk below 1, a variable,
@@ -454,7 +454,7 @@ class Landscape:
         return products.second_moment(*self._split(theta), by_layers=by_layers)
 
     def _known_by_layers(self, theta: Tensor) -> bool:
-        """Whether `lsa.derivatives.sample_gradients` has them; tried on a few samples."""
+        """Whether `lsa.landscape.derivatives.sample_gradients` has them; tried on a few samples."""
         few = partial(self._sample_losses, x=self.x[:FEW], y=self.y[:FEW])
         return sample_gradients.are_exact(few, theta)
 

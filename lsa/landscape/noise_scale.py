@@ -17,10 +17,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lsa.derivatives.precision import full_float32
-from lsa.errors import InputError
-from lsa.landscape import Landscape
-from lsa.maths.trace import Estimate
+from lsa.landscape.derivatives.precision import full_float32
+from lsa.landscape.landscape import Landscape
+from lsa.maths.spectra.trace import Estimate
+from lsa.runtime.errors import InputError
 
 PARTS = 8  # mini-batches: their gradients are held at once, and the errors need several
 SHARE = 32  # of a split's samples, one in so many is drawn

@@ -1,6 +1,6 @@
 """Samples per pass, how images lie, product mode and threads, measured shortly on first use.
 
-The rules of `lsa.derivatives.budget` say where it starts. What is fastest here is kept on this disk
+The rules of `budget` say where it starts. What is fastest here is kept on this disk
 by network, device, threads and data's shape: it is measured once, and every later run takes the
 same, so that a run repeated is the same to the last digit. It changes results by rounding alone.
 """
@@ -18,13 +18,12 @@ from typing import Any, NamedTuple
 
 import torch
 
-from lsa import documents
-from lsa.derivatives import budget, modes
-from lsa.derivatives.replay import EAGER
-from lsa.errors import InputError
-from lsa.landscape import Landscape, flatten
-from lsa.memory import provenance
-from lsa.training.images import cache_folder, keep
+from lsa.landscape.derivatives import budget, modes
+from lsa.landscape.derivatives.replay import EAGER
+from lsa.landscape.landscape import Landscape, flatten
+from lsa.runtime import documents, provenance
+from lsa.runtime.cache import cache_folder, keep
+from lsa.runtime.errors import InputError
 
 log = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from lsa.landscape import Landscape
+from lsa.landscape.landscape import Landscape
 from lsa.maths.ascent import dot, length
 
 

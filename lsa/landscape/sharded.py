@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from lsa import ranks
-from lsa.derivatives import budget
-from lsa.derivatives.modes import Matvec
-from lsa.landscape import GRADIENTS, BatchGradient, Landscape
+from lsa.landscape.derivatives import budget
+from lsa.landscape.derivatives.modes import Matvec
+from lsa.landscape.landscape import GRADIENTS, BatchGradient, Landscape
+from lsa.runtime import ranks
 
 
 def shared(landscape: Landscape) -> Landscape:

@@ -20,12 +20,12 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from lsa.derivatives import batch_norm
-from lsa.derivatives.precision import full_float32
-from lsa.derivatives.replay import replayed
-from lsa.landscape import Landscape
+from lsa.landscape.derivatives import batch_norm
+from lsa.landscape.derivatives.precision import full_float32
+from lsa.landscape.derivatives.replay import replayed
+from lsa.landscape.landscape import Landscape
 from lsa.maths.subspaces import Projection, make_projection
-from lsa.probe import Report
+from lsa.runtime.progress import Report
 
 WARM_UP = 0.1  # of the steps (tuned here)
 CALIBRATION = 2048  # training samples that settle batch-norm statistics (tuned here)

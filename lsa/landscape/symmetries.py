@@ -17,8 +17,8 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from lsa.landscape import Landscape
-from lsa.maths.units import PermutationSpec
+from lsa.landscape.landscape import Landscape
+from lsa.maths.alignment.units import PermutationSpec
 
 ROUNDING = 1e-9  # relative change of an output in float64 that is none
 TRIAL = 3.0  # factor with which a group of units is tried; no power of two, which ReLU6 might pass

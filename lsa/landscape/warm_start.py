@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
-from lsa.landscape import Landscape
-from lsa.maths import linalg
+from lsa.landscape.landscape import Landscape
+from lsa.maths.spectra import eigenpairs
+from lsa.runtime.progress import Report
 
 SHARE = 16  # the part of the samples that is asked first
 LEAST = 32  # samples that such a part must have to say anything
 TOL = 0.1  # residual there, relative to the eigenvalue
 MOST = 10  # products there per pair
 MORE = 2  # eigenpairs at either end beyond those wanted: the order differs between the two
-
-Report = Callable[[int, int, str], None]
 
 
 def from_few(
@@ -51,9 +48,9 @@ def from_few(
         return gradient
     chosen = torch.randperm(landscape.n_samples, generator=rng)[:few].to(landscape.x.device)
     more = min(MORE, (len(theta) - largest - smallest) // 2)
-    found = linalg.lanczos(
+    found = eigenpairs.lanczos(
         landscape.subset(chosen).hessian(theta),
-        linalg.start_vector(theta, rng, gradient),
+        eigenpairs.start_vector(theta, rng, gradient),
         rng=rng,
         largest=largest + more,
         smallest=smallest + more,

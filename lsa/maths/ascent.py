@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lsa.errors import InputError
+from lsa.runtime.errors import InputError
 
 Function = Callable[[Tensor], tuple[float, Tensor]]
 """x `(d,)` ↦ f(x) and ∇f(x) `(d,)`."""

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from scipy.special import stdtrit
 from torch import Tensor
 
-from lsa.errors import InputError
+from lsa.runtime.errors import InputError
 
 _ROUNDING = 1e-10  # far below any difference of accuracies
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lsa.errors import InputError
+from lsa.runtime.errors import InputError
 
 FLAT = 1e-6  # share of a plane's length below which its width is rounding
 

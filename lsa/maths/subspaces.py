@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from scipy import linalg
 from torch import Tensor
 
-from lsa.errors import InputError
+from lsa.runtime.errors import InputError
 
 KINDS = ("dense", "sparse", "fastfood")
 MEMORY = 2**30  # bytes; a dense P above this is regenerated block by block (tuned here)

@@ -14,24 +14,17 @@ this one declaration. The decorated function stays the plain function.
 
 from __future__ import annotations
 
-import functools
-import importlib
 import inspect
 import typing
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
-from importlib.metadata import EntryPoint, entry_points
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from lsa.errors import InputError
+from lsa.probe.result import Result
+from lsa.runtime.errors import InputError
 
 if TYPE_CHECKING:  # what the command line's help does not wait for
-    import numpy as np
-
-Report = Callable[..., None]
-"""`report(done, total, text="")`: progress of a long computation; shown, never required."""
+    pass
 
 INPUTS = {
     "landscape": "landscape of the training split (a fixed subset of it, by the project)",
@@ -48,57 +41,6 @@ INPUTS = {
     "memory": "name → numbers, kept until the step has finished, though its process be killed",
     "report": "progress, `report(done, total, text)`",
 }
-
-
-@dataclass(frozen=True)
-class Metric:
-    """One measured number, with its unit and a standard error per source of error.
-
-    Sources: `data` (which samples), `probes` (random probe vectors), `subspaces`, …; they are
-    different things, so they are kept and logged apart.
-    """
-
-    value: float
-    unit: str = ""
-    errors: Mapping[str, float] = field(default_factory=dict)
-
-
-def standard_error(values: Any, source: str = "data") -> dict[str, float]:
-    """Standard error of the mean of a tensor `(n,)`, as a metric's errors; none of a single value.
-
-    For a number that is no mean, `values` are its influences: what each sample adds to it, to first
-    order (Hampel 1974).
-    """
-    n = len(values)
-    return {source: (values.double().std() / n**0.5).item()} if n > 1 else {}
-
-
-@dataclass(frozen=True)
-class Curve:
-    """y against x on a grid that is the same for every checkpoint, so that curves overlay."""
-
-    x: np.ndarray  # (n,)
-    y: np.ndarray  # (n,)
-    x_name: str = "x"
-    error: np.ndarray | None = None  # (n,) standard error of y
-    x_unit: str = ""
-    y_unit: str = ""
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a probe measured. Figures are drawn from it, never inside a probe."""
-
-    metrics: Mapping[str, Metric]
-    curves: Mapping[str, Curve] = field(default_factory=dict)
-    arrays: Mapping[str, np.ndarray] = field(default_factory=dict)  # "file.name" share file.npz
-    converged: bool = True
-    notes: tuple[str, ...] = ()  # one plain sentence each; what a reader must know
-    probe: str = ""  # which one measured it, where it was called by its declaration
-
-    def _repr_html_(self) -> str:
-        """What a notebook shows: `lsa.display` by its name, since figures are drawn above here."""
-        return importlib.import_module("lsa.display").html(self)
 
 
 @dataclass(frozen=True)
@@ -184,7 +126,7 @@ class Probe:
 
     def _doubts(self, given: Mapping[str, Any]) -> tuple[str, ...]:
         """What is off with the landscape that it measures, before it does."""
-        from lsa import consistency
+        from lsa.landscape import consistency
 
         places = [given[name] for name in ("landscape", "training") if name in self.inputs]
         if not places or "theta" not in self.inputs:
@@ -281,47 +223,3 @@ def _option(name: str, parameter: inspect.Parameter, hint: Any) -> Option:
             "Literal[…] (for yes/no, a Literal)"
         )
     return Option(parameter.name, kind, parameter.default, hint.__metadata__[0])
-
-
-# --- finding probes ------------------------------------------------------------------------------
-
-
-def modules() -> dict[str, str]:
-    """Probe name → module: the files of `lsa/probes`, then entry points of group `lsa.probes`."""
-    folder = Path(__file__).parent / "probes"
-    found = {
-        p.stem: f"lsa.probes.{p.stem}" for p in sorted(folder.glob("*.py")) if p.stem[0] != "_"
-    }
-    for entry in _entries(entry_points):
-        if found.get(entry.name, entry.module) != entry.module:
-            raise InputError(
-                f"probe {entry.name!r} is declared in both {found[entry.name]} and "
-                f"{entry.module}; uninstall one or rename its entry point"
-            )
-        found[entry.name] = entry.module
-    return found
-
-
-@functools.lru_cache(maxsize=1)
-def _entries(listed: Callable[..., Iterable[EntryPoint]]) -> tuple[EntryPoint, ...]:
-    """Those of group `lsa.probes`, asked for once: every installed package is read for them."""
-    return tuple(listed(group="lsa.probes"))
-
-
-def find(name: str) -> Probe:
-    """The probe of that name, its module imported on demand.
-
-    Raises:
-        InputError: There is no such probe.
-    """
-    if name in PROBES:  # to list all, the metadata of every installed package is read
-        return PROBES[name]
-    known = modules()
-    if name not in known:
-        near = get_close_matches(name, known, 1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise InputError(f"unknown probe {name!r}; {hint}known: {', '.join(known)}")
-    importlib.import_module(known[name])
-    if name not in PROBES:
-        raise InputError(f"module {known[name]} declares no probe named {name!r}; mend the package")
-    return PROBES[name]

@@ -10,13 +10,14 @@ import importlib.util
 from pathlib import Path
 from typing import Any, Literal
 
-from lsa import probe
-from lsa.probe import Option, Probe, Result
+from lsa.probe import registry
+from lsa.probe.declaration import PROBES, Option, Probe
+from lsa.probe.result import Result
 
 
 def summaries() -> dict[str, str]:
     """Probe name → first line of its docstring."""
-    return {name: _summary(module, name) for name, module in probe.modules().items()}
+    return {name: _summary(module, name) for name, module in registry.modules().items()}
 
 
 def _summary(module: str, name: str) -> str:
@@ -32,13 +33,13 @@ def read(name: str) -> Probe:
     Raises:
         InputError: There is no such probe.
     """
-    module = probe.modules().get(name)
-    if name not in probe.PROBES and module and (definition := _definition(module, name)):
+    module = registry.modules().get(name)
+    if name not in PROBES and module and (definition := _definition(module, name)):
         try:
             return _declaration(definition)
         except ValueError:  # a part is no literal but a constant, an alias, …
             pass
-    return probe.find(name)
+    return registry.find(name)
 
 
 def _definition(module: str, name: str) -> ast.FunctionDef | None:

@@ -11,15 +11,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lsa.errors import InputError
-from lsa.heads import find_head
 from lsa.landscape import Landscape
-from lsa.maths import autoneb
-from lsa.maths.autoneb import Cycle, MinimumEnergyPath
-from lsa.maths.curves import train_curve
-from lsa.maths.neb import EnergyFunction
-from lsa.maths.paths import head_collapse_path, length_ratio, refine, segment_lengths, tangents
+from lsa.landscape.heads import find_head
+from lsa.maths.paths import autoneb
+from lsa.maths.paths.autoneb import Cycle, MinimumEnergyPath
+from lsa.maths.paths.curves import train_curve
+from lsa.maths.paths.neb import EnergyFunction
+from lsa.maths.paths.polyline import (
+    head_collapse_path,
+    length_ratio,
+    refine,
+    segment_lengths,
+    tangents,
+)
 from lsa.probe import Curve, Metric, Report, Result, Sizes, Work, probe
+from lsa.runtime.errors import InputError
 
 GRID = np.linspace(0, 1, 61)  # fractions of a path's length, the same for all pairs
 

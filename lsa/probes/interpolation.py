@@ -10,12 +10,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lsa.derivatives import batch_norm
-from lsa.errors import InputError
 from lsa.landscape import Landscape
-from lsa.maths import paths
-from lsa.maths.permutations import PermutationSpec, apply, permutation_spec, weight_matching
+from lsa.landscape.derivatives import batch_norm
+from lsa.maths.alignment.permutations import (
+    PermutationSpec,
+    apply,
+    permutation_spec,
+    weight_matching,
+)
+from lsa.maths.paths import polyline
 from lsa.probe import Curve, Metric, Report, Result, Sizes, Work, probe, standard_error
+from lsa.runtime.errors import InputError
 
 BARRIERS = {"barrier": "linear", "barrier_mean": "mean", "barrier_max": "max"}
 RESAMPLES = 200  # of the data; a standard error is then known to 5 %
@@ -167,7 +172,7 @@ def _metrics(line: _Line, alphas: Tensor, rng: torch.Generator) -> dict[str, Met
     metrics = {}
     for quantity, rows in means.items():
         suffix = "" if quantity == "train_loss" else f"_{quantity}"
-        heights = paths.barriers(rows, alphas)
+        heights = polyline.barriers(rows, alphas)
         for name, definition in BARRIERS.items():
             metrics[name + suffix] = _bootstrapped(getattr(heights, definition), _unit(quantity))
     metrics["alpha_min"] = _lowest(means["train_loss"], alphas)

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lsa.errors import InputError
 from lsa.landscape import Landscape
+from lsa.landscape.subspace_training import Budget, SubspaceTrainer, Trained
 from lsa.maths.crossing import crossing, isotonic, search
 from lsa.probe import Curve, Metric, Report, Result, Sizes, Work, probe
-from lsa.subspace_training import Budget, SubspaceTrainer, Trained
+from lsa.runtime.errors import InputError
 
 SMALLEST, RATIO = 8, 4  # the grid of dimensions: 8, 32, 128, … (tuned here)
 FEWEST = 3  # dimensions of a search that the first of the grid ends: it, the next, and 1

@@ -8,12 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lsa import warm_start
-from lsa.errors import InputError
-from lsa.landscape import Landscape
-from lsa.maths import linalg
-from lsa.maths.quadrature import Quadrature, spectral_density
+from lsa.landscape import Landscape, warm_start
+from lsa.maths.spectra import eigenpairs
+from lsa.maths.spectra.quadrature import Quadrature, spectral_density
 from lsa.probe import Curve, Metric, Report, Result, Sizes, Work, probe, standard_error
+from lsa.runtime.errors import InputError
 
 GRID = 211  # points of the density, from −1.05 to 1.05 of the largest |λ|
 PRODUCTS = 38  # of one Lanczos run to both ends, for the estimate of the cost
@@ -78,9 +77,9 @@ def lanczos(
     hessian = landscape.hessian(theta)
     if start is None:
         start = warm_start.from_few(landscape, theta, rng, largest=k, smallest=k_min, report=report)
-    found = linalg.lanczos(
+    found = eigenpairs.lanczos(
         hessian,
-        linalg.start_vector(theta, rng, start),
+        eigenpairs.start_vector(theta, rng, start),
         rng=rng,
         largest=k,
         smallest=k_min,
@@ -128,7 +127,7 @@ def _check(landscape: Landscape, k: int, k_min: int, probes: int, steps: int) ->
         )
 
 
-def _pairs(found: linalg.Extremes) -> tuple[Tensor, Tensor]:
+def _pairs(found: eigenpairs.Extremes) -> tuple[Tensor, Tensor]:
     """The eigenpairs that have converged."""
     both = (found.largest, found.smallest)
     good = torch.cat([pairs.converged for pairs in both])
@@ -138,7 +137,7 @@ def _pairs(found: linalg.Extremes) -> tuple[Tensor, Tensor]:
 
 
 def _ends(
-    landscape: Landscape, theta: Tensor, found: linalg.Extremes
+    landscape: Landscape, theta: Tensor, found: eigenpairs.Extremes
 ) -> tuple[dict[str, Metric], dict[str, Curve], dict[str, np.ndarray]]:
     """Metrics, curve and arrays of the eigenpairs at both ends."""
     upper, lower = found.largest, found.smallest
@@ -190,7 +189,7 @@ def _ratio(lambda_max: float, lambda_min: float, top: Tensor, bottom: Tensor) ->
 def _split(
     landscape: Landscape,
     theta: Tensor,
-    hessian: linalg.Matvec,
+    hessian: eigenpairs.Matvec,
     rng: torch.Generator,
     tol: float,
     max_products: int,
@@ -201,11 +200,11 @@ def _split(
     gauss_newton = landscape.gauss_newton(theta)
 
     def extreme(
-        matvec: linalg.Matvec, largest: int, smallest: int, name: str
+        matvec: eigenpairs.Matvec, largest: int, smallest: int, name: str
     ) -> tuple[float, Tensor]:
-        found = linalg.lanczos(
+        found = eigenpairs.lanczos(
             matvec,
-            linalg.start_vector(theta, rng),
+            eigenpairs.start_vector(theta, rng),
             rng=rng,
             largest=largest,
             smallest=smallest,

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lsa.errors import InputError
 from lsa.landscape import Landscape, flatten
-from lsa.maths import linalg
-from lsa.maths.trace import rademacher
+from lsa.maths.spectra import eigenpairs
+from lsa.maths.spectra.trace import rademacher
 from lsa.probe import Curve, Metric, Report, Result, Sizes, Work, probe, standard_error
+from lsa.runtime.errors import InputError
 
 # For the cost: products of a Lanczos run to both ends of a block and to the upper one, those of the
 # whole per pair, what a block's product costs of one with H, and how much less or more it may be.
@@ -40,7 +40,7 @@ def blocks(names: Iterable[str], depth: int) -> dict[str, list[str]]:
 class Block(NamedTuple):
     """Ends of the spectrum of a block, and what each sample adds to its upper end."""
 
-    ends: linalg.Extremes
+    ends: eigenpairs.Extremes
     along: Tensor  # (N,) per-sample curvatures along the top eigenvector
 
     @property
@@ -115,13 +115,13 @@ def layers(
     notes: list[str] = []
 
     def search(part: Landscape, at: Tensor, name: str, largest: int, smallest: int) -> Block:
-        found = linalg.lanczos(
+        found = eigenpairs.lanczos(
             part.hessian(at),
-            linalg.start_vector(at, rng),
+            eigenpairs.start_vector(at, rng),
             rng=rng,
             largest=largest,
             smallest=smallest,
-            confirm=linalg.CONFIRM if largest + smallest > 1 else 0,  # one pair needs none
+            confirm=eigenpairs.CONFIRM if largest + smallest > 1 else 0,  # one pair needs none
             tol=tol,
             max_products=max_products,
             report=lambda done, total, text: report(done, total, f"{name}: {text}"),
@@ -199,7 +199,7 @@ def _membership(landscape: Landscape, theta: Tensor, named: dict[str, list[str]]
 def _traces(
     landscape: Landscape,
     theta: Tensor,
-    known: linalg.Eigenpairs,
+    known: eigenpairs.Eigenpairs,
     of: Tensor,
     n: int,
     rng: torch.Generator,

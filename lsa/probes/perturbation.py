@@ -8,11 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lsa import warm_start
-from lsa.errors import InputError
-from lsa.landscape import Landscape
-from lsa.maths import linalg
+from lsa.landscape import Landscape, warm_start
+from lsa.maths.spectra import eigenpairs
 from lsa.probe import Curve, Metric, Report, Result, Sizes, Work, probe, standard_error
+from lsa.runtime.errors import InputError
 
 NEAR = 0.05  # of the reach: the step whose finite curvature is reported
 AGREEMENT = 0.01  # relative difference of fitted and computed curvature that is flagged
@@ -77,9 +76,9 @@ def perturbation(
         )
     hessian, gradient = landscape.hessian(theta), landscape.gradient(theta)
     near = warm_start.from_few(landscape, theta, rng, largest=1, smallest=1, report=report)
-    found = linalg.lanczos(
+    found = eigenpairs.lanczos(
         hessian,
-        linalg.start_vector(theta, rng, near),
+        eigenpairs.start_vector(theta, rng, near),
         rng=rng,
         tol=tol,
         max_products=max_products,

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lsa.errors import InputError
 from lsa.landscape import Landscape
-from lsa.maths import linalg
-from lsa.muon_state import MuonState
+from lsa.maths.spectra import eigenpairs
 from lsa.probe import Curve, Metric, Report, Result, Sizes, Work, probe, standard_error
-from lsa.stability import OptimizerState, Preconditioner
+from lsa.runtime.errors import InputError
+from lsa.training.muon_state import MuonState
+from lsa.training.stability import OptimizerState, Preconditioner
 
 State = OptimizerState | MuonState
 
@@ -89,8 +89,8 @@ def preconditioned(
 
     near = landscape.gradient(theta) if start is None else start
 
-    def top(matvec: linalg.Matvec, name: str) -> linalg.Eigenpairs:
-        found = linalg.top(
+    def top(matvec: eigenpairs.Matvec, name: str) -> eigenpairs.Eigenpairs:
+        found = eigenpairs.top(
             matvec,
             k,
             theta,
@@ -144,7 +144,7 @@ def preconditioned(
     return Result(metrics, curves, arrays, converged, tuple(notes))
 
 
-def _felt(hessian: linalg.Matvec, P: Preconditioner, penalty: float) -> linalg.Matvec:
+def _felt(hessian: eigenpairs.Matvec, P: Preconditioner, penalty: float) -> eigenpairs.Matvec:
     """v ↦ P^(−½)(H + λI)P^(−½)v."""
 
     def product(v: Tensor) -> Tensor:

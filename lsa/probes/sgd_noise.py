@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lsa.errors import InputError
 from lsa.landscape import Landscape
-from lsa.maths import linalg
-from lsa.maths.moments import ProductMoments, product_moments
+from lsa.maths.spectra import eigenpairs
+from lsa.maths.spectra.moments import ProductMoments, product_moments
 from lsa.probe import Curve, Metric, Report, Result, Sizes, Work, probe, standard_error
+from lsa.runtime.errors import InputError
 
 BRACKET = 0.1  # width of the bracket of λ_C, relative, above which a note says so
 # Products of a Lanczos run to the upper end, first pair and each further one, as seen for networks
@@ -74,9 +74,9 @@ def sgd_noise(
     notes: list[str] = []
 
     def top(
-        matvec: linalg.Matvec, pairs: int, name: str, near: Tensor | None = None
-    ) -> linalg.Eigenpairs:
-        found = linalg.top(
+        matvec: eigenpairs.Matvec, pairs: int, name: str, near: Tensor | None = None
+    ) -> eigenpairs.Eigenpairs:
+        found = eigenpairs.top(
             matvec,
             pairs,
             theta,
@@ -109,7 +109,7 @@ def sgd_noise(
     naive, split = metrics["lambda_c"].value, sum(held_out) / 2
     metrics |= {
         "lambda_c_split": Metric(split, "loss²"),
-        "subspace_overlap": Metric(linalg.subspace_overlap(C.vectors, H.vectors)),
+        "subspace_overlap": Metric(eigenpairs.subspace_overlap(C.vectors, H.vectors)),
         "top_cosine_squared": Metric(float(C.vectors[:, 0] @ H.vectors[:, 0]) ** 2),
         "n_samples": Metric(n),
     }
@@ -140,7 +140,7 @@ def _variance(landscape: Landscape, theta: Tensor, u: Tensor) -> float:
 
 
 def _ratio(
-    landscape: Landscape, theta: Tensor, H: linalg.Eigenpairs, C: linalg.Eigenpairs
+    landscape: Landscape, theta: Tensor, H: eigenpairs.Eigenpairs, C: eigenpairs.Eigenpairs
 ) -> dict[str, Metric]:
     """The top eigenvalues and their ratio, with errors by first-order perturbation."""
     v = H.vectors[:, 0]

@@ -10,11 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lsa import sam
-from lsa.errors import InputError
-from lsa.landscape import Landscape
+from lsa.landscape import Landscape, sam
 from lsa.maths.ascent import Function, Peak, ascend, length
 from lsa.probe import Curve, Metric, Report, Result, Sizes, Work, probe, standard_error
+from lsa.runtime.errors import InputError
 
 FRACTIONS = np.linspace(0, 1, 11)  # of the way to a perturbation at which the rise is shown
 SAME = 0.01  # relative difference of two peaks that count as one

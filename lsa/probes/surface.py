@@ -12,12 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lsa import warm_start
-from lsa.errors import InputError
-from lsa.landscape import Landscape
-from lsa.maths import linalg
+from lsa.landscape import Landscape, warm_start
 from lsa.maths.planes import Plane, filter_normalised, principal, random_walk_shares, through
+from lsa.maths.spectra import eigenpairs
 from lsa.probe import Curve, Metric, Report, Result, Sizes, Work, probe, standard_error
+from lsa.runtime.errors import InputError
 
 PRODUCTS = 28  # of one Lanczos run to both ends, for the estimate of the cost
 MARGIN = 1.5  # side of the grid over the larger span of the points that a plane was laid through
@@ -196,8 +195,8 @@ def _hessian(
     near = warm_start.from_few(
         landscape, theta, find.rng, largest=1, smallest=1, report=find.report
     )
-    start = linalg.start_vector(theta, find.rng, near)
-    found = linalg.lanczos(landscape.hessian(theta), start, **find._asdict())
+    start = eigenpairs.start_vector(theta, find.rng, near)
+    found = eigenpairs.lanczos(landscape.hessian(theta), start, **find._asdict())
     lambda_max, lambda_min = found.largest.values[0].item(), found.smallest.values[0].item()
     if not lambda_max > 0:
         raise InputError(

@@ -9,15 +9,19 @@ from typing import Annotated, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lsa import sam
-from lsa.errors import InputError
-from lsa.landscape import Landscape, flatten
-from lsa.maths import linalg
-from lsa.maths.permutations import PermutationSpec, apply, permutation_spec, random_permutations
+from lsa.landscape import Landscape, flatten, sam
+from lsa.landscape.symmetries import Change, function_change, rescaled, rescalings
+from lsa.maths.alignment.permutations import (
+    PermutationSpec,
+    apply,
+    permutation_spec,
+    random_permutations,
+)
 from lsa.maths.planes import filter_normalised
-from lsa.maths.trace import rademacher
+from lsa.maths.spectra import eigenpairs
+from lsa.maths.spectra.trace import rademacher
 from lsa.probe import Metric, Report, Result, Sizes, Work, probe, standard_error
-from lsa.symmetries import Change, function_change, rescaled, rescalings
+from lsa.runtime.errors import InputError
 
 MOVED = 0.01  # relative change of a number that counts as one
 PRODUCTS = 8  # of one Lanczos run to the upper end, for the estimate of the cost
@@ -258,7 +262,7 @@ def _top(variant: Variant, scale: Tensor, search: Search) -> Measured:
     """λ_max of S H S, S = diag(scale)."""
     place, theta, carry = variant
     hessian = place.hessian(theta)
-    found = linalg.lanczos(
+    found = eigenpairs.lanczos(
         lambda v: scale * hessian(scale * v),
         carry(search.start),
         largest=1,

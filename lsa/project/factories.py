@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import pydantic
 
-from lsa.errors import InputError
+from lsa.runtime.errors import InputError
 
 INSTALLED = ("lsa", "torch", "torchvision")  # importing these runs no code that is not ours anyway
 

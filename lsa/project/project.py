@@ -8,9 +8,10 @@ from typing import Annotated, Any, Literal, get_args
 import pydantic
 from pydantic import ConfigDict, Field, PrivateAttr
 
-from lsa import documents, probe
-from lsa.errors import InputError
-from lsa.training.factories import nearest
+from lsa import probe
+from lsa.project.factories import nearest
+from lsa.runtime import documents
+from lsa.runtime.errors import InputError
 
 DEFAULT = "digits"
 ALONG = "trajectory."  # + name of a probe: the step that runs it along a training
@@ -218,9 +219,25 @@ def check_along(declared: probe.Probe, where: str, budget: Train | None = None) 
         )
 
 
+def train_params(recipe: Recipe) -> dict[str, Any]:
+    """The parameters that a training run logs."""
+    options = {f"optimizer.{k}": v for k, v in recipe.rule.model_dump().items()}
+    return {
+        "project": recipe.project,
+        "optimizer": recipe.optimizer,
+        "seed": recipe.seed,
+        "epochs": recipe.train.epochs,
+        "batch_size": recipe.train.batch_size,
+        "schedule": recipe.train.schedule.name,
+        "model": recipe.model.name,
+        "dataset": recipe.dataset.name,
+        **options,
+    }
+
+
 def folders() -> list[Path]:
     """Where projects are looked up, nearest first."""
-    package = Path(__file__).parent
+    package = Path(__file__).parent.parent
     return [Path("projects"), package.parent / "projects", package / "_projects"]
 
 

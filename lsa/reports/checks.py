@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from scipy.special import stdtrit
 
-from lsa.measurements import Measurement
+from lsa.reports.measurements import Measurement
 
 Numbers = dict[str, float]
 

@@ -5,10 +5,17 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from lsa.maths.comparison import FEWEST, Comparison, Scale, compare
-from lsa.maths.levels import Level, levels
-from lsa.maths.matching import ancova, at_common_loss
-from lsa.measurements import Measurement, Trajectory, check_alike, step_of, trajectories, values
+from lsa.reports.measurements import (
+    Measurement,
+    Trajectory,
+    check_alike,
+    step_of,
+    trajectories,
+    values,
+)
+from lsa.reports.statistics.comparison import FEWEST, Comparison, Scale, compare
+from lsa.reports.statistics.levels import Level, levels
+from lsa.reports.statistics.matching import ancova, at_common_loss
 from lsa.reports.tables import headline
 
 # What changes while training goes on, so that optimizers are compared at equal train loss as well.

@@ -13,11 +13,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from lsa.maths.comparison import FEWEST, Comparison, Scale, compare
-from lsa.maths.levels import levels
-from lsa.measurements import Measurement, Trajectory, values
 from lsa.project import Named, Project
 from lsa.reports.findings import match
+from lsa.reports.measurements import Measurement, Trajectory, values
+from lsa.reports.statistics.comparison import FEWEST, Comparison, Scale, compare
+from lsa.reports.statistics.levels import levels
 
 Kind = Literal["adaptive", "momentum", "plain", "other"]
 ADAPTIVE = {

@@ -12,13 +12,13 @@ from typing import Annotated, Any, TypeVar
 import numpy as np
 import pydantic
 
-from lsa import probe, train_step
-from lsa.errors import InputError
-from lsa.maths.comparison import interval
-from lsa.memory import runs, store
-from lsa.memory.metric_histories import metric_histories
-from lsa.memory.runs import Done
+from lsa import probe, project
 from lsa.project import ALONG, Project, first_rule
+from lsa.reports.statistics.comparison import interval
+from lsa.runtime.errors import InputError
+from lsa.tracking import runs, store
+from lsa.tracking.metric_histories import metric_histories
+from lsa.tracking.runs import Done
 
 Shape = TypeVar("Shape", bound=pydantic.BaseModel)
 # What tells two measurements of one kind apart although they may be compared.
@@ -96,7 +96,7 @@ def _as_given(setting: Project, run: Done) -> bool:
     optimizer, seed = run.tags.get("optimizer", ""), int(run.tags.get("seed", "-1"))
     if optimizer not in setting.optimizers or seed not in setting.seeds:
         return False
-    return _agree(run, train_step.train_params(setting.recipe(optimizer, seed)))
+    return _agree(run, project.train_params(setting.recipe(optimizer, seed)))
 
 
 def _options(setting: Project, step: str) -> Mapping[str, object] | None:

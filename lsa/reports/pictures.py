@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from lsa import plots, probe
-from lsa.measurements import (
+from lsa import probe
+from lsa.figures import draw
+from lsa.figures.draw import inside
+from lsa.reports.measurements import (
     Measurement,
     StoredCurve,
     StoredResult,
@@ -18,8 +20,6 @@ from lsa.measurements import (
     artifacts,
     values,
 )
-from lsa.plots import inside
-from lsa.reports import drawings
 
 Curves = Mapping[str, StoredCurve]
 
@@ -128,7 +128,7 @@ def _overlay(
         for subject, by_seed in values(measurements, f"{step}/threshold").items()
     }
     title = f"{step}: {y_name}".replace("_", " ")
-    png = drawings.png(plots.overlay, title, first[y_name].x_name, y_name, lines, levels)
+    png = draw.png(draw.overlay(title, first[y_name].x_name, y_name, lines, levels))
     caption = CAPTIONS.get(step, probe.find(step).summary)
     return Picture(title, (SEEDS if len(curves) > len(lines) else "") + caption, png)
 
@@ -153,7 +153,7 @@ def _trajectory(step: str, metric: str, courses: Sequence[Trajectory]) -> Pictur
         return None
     title = f"{step} during training: {metric}".replace("_", " ")
     name = metric.replace("_", " ")
-    png = drawings.png(plots.epochs, title, name, by_epoch, by_loss, thresholds)
+    png = draw.png(draw.epochs(title, name, by_epoch, by_loss, thresholds))
     return Picture(title, SEEDS + TRAJECTORY, png)
 
 
@@ -169,7 +169,7 @@ def _profiles(
                 panels.setdefault(m.subject, {}).setdefault(way, []).append(points)
     known = values(measurements, "auto_neb/log_classes").values()
     bounds = [value for by_seed in known for value in by_seed.values()]
-    png = drawings.png(plots.profiles, panels, bounds[0] if bounds else None)
+    png = draw.png(draw.profiles(panels, bounds[0] if bounds else None))
     return Picture("between the optimizers", SEEDS + PAIRS, png)
 
 
@@ -179,7 +179,7 @@ def _barriers(measurements: Sequence[Measurement]) -> Iterator[Picture]:
     line, path = (_means(measurements, f"{step}/barrier") for step in ("interpolation", "auto_neb"))
     if len(names) > 1 and (line or path):
         ways = ("straight line", "minimum-energy path")
-        png = drawings.png(plots.barriers, names, line, path, ways)
+        png = draw.png(draw.barriers(names, line, path, ways))
         yield Picture("barriers", BARRIERS, png)
 
 

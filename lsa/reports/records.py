@@ -7,12 +7,12 @@ from collections.abc import Collection, Mapping
 from datetime import datetime, timezone
 from typing import Any, get_args
 
-from lsa import outline, probe, project
-from lsa.documents import json_number
-from lsa.errors import InputError
-from lsa.memory import registered, runs
-from lsa.memory.runs import Done
-from lsa.probe import Metric, Probe
+from lsa import probe, project
+from lsa.probe import Metric, Probe, outline
+from lsa.runtime.documents import json_number
+from lsa.runtime.errors import InputError
+from lsa.tracking import registered, runs
+from lsa.tracking.runs import Done
 
 PICTURES = (".png", ".html")
 NOTE = "lsa.note."  # + its number: a tag

@@ -12,17 +12,17 @@ from dataclasses import asdict, dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from lsa.documents import json_number
-from lsa.maths.comparison import seeds_needed
-from lsa.measurements import Measurement, histories, measured, trajectories
-from lsa.memory import store, tracking
+from lsa.figures.page import Cell, Link, Section, as_html, as_markdown
 from lsa.project import Project
 from lsa.reports.checks import Check, checks
 from lsa.reports.findings import Finding, PairFinding, findings, pair_findings
 from lsa.reports.insights import Insight, insights
-from lsa.reports.page import Cell, Link, Section, as_html, as_markdown
+from lsa.reports.measurements import Measurement, histories, measured, trajectories
 from lsa.reports.pictures import Picture, pictures
+from lsa.reports.statistics.comparison import seeds_needed
 from lsa.reports.tables import Table, tables
+from lsa.runtime.documents import json_number
+from lsa.tracking import recording, store
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def report(setting: Project) -> Report:
     return Report(as_html(title, sections), as_markdown(title, sections), _storable(content))
 
 
-def log(opened: tracking.Run, found: Report) -> None:
+def log(opened: recording.Run, found: Report) -> None:
     """Store a report as artifacts of a run; the page opens in MLflow's UI."""
     opened.text(found.html, "report.html")
     opened.text(found.markdown, "report.md")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lsa import probe
-from lsa.measurements import Measurement, step_of, written
+from lsa.reports.measurements import Measurement, step_of, written
 
 TRAINING = ("final/val_accuracy", "final/train_loss")
 

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from yaml.nodes import MappingNode, Node, SequenceNode
 
-from lsa.errors import InputError
+from lsa.runtime.errors import InputError
 
 JSON_SIZE = 64 << 20  # bytes; curves and heat maps of a probe are far below
 YAML_SIZE = 256 << 10  # bytes; the parser takes seconds for more

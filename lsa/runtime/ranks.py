@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from lsa.errors import InputError
+from lsa.runtime.errors import InputError
 
 if TYPE_CHECKING:
     from torch import Tensor

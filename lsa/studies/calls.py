@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from lsa import probe, progress, steps, train_step, trajectory
-from lsa.memory import registry, store
-from lsa.memory.checkpoint import Checkpoint
+from lsa import probe
 from lsa.project import ALONG, Project, trusted_by
-from lsa.steps import Step
+from lsa.studies import progress, steps, train, trajectory
+from lsa.studies.steps import Step
+from lsa.tracking import registry, store
+from lsa.tracking.checkpoint import Checkpoint
 
 TRAIN = "train"
 
@@ -82,7 +83,7 @@ def _perform(call: Call, addresses: Sequence[str]) -> Step:
     recipe = call.setting.recipe(call.optimizers[0], call.seeds[0], **overrides)
     trusted = trusted_by(recipe)
     if call.step == TRAIN:
-        return train_step.train(recipe, device=call.device, reuse=True, trusted=trusted)
+        return train.train(recipe, device=call.device, reuse=True, trusted=trusted)
     place = steps.device_of(call.device)
     samples = call.setting.landscape.samples
     uri = store.uri()

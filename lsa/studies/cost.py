@@ -12,12 +12,12 @@ import psutil
 import torch
 from torch import Tensor
 
-from lsa import collector, heap, passes
-from lsa.derivatives import budget
-from lsa.landscape import Landscape, flatten
-from lsa.memory.checkpoint import load_data
+from lsa.landscape import Landscape, flatten, passes
+from lsa.landscape.derivatives import budget
 from lsa.probe import Probe, Sizes
 from lsa.project import Project, Recipe
+from lsa.runtime import collector, heap
+from lsa.tracking.checkpoint import load_data
 from lsa.training.train import network
 
 SAMPLES = 256  # on which the rates are measured

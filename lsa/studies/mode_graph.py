@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from lsa.maths.spanning import SpanningTree, spanning_tree
+from lsa.maths.paths.spanning import SpanningTree, spanning_tree
 from lsa.probe import Metric, Result
 
 NAME = "mode_graph"

@@ -12,15 +12,16 @@ from itertools import combinations
 
 import pydantic
 
-from lsa import measurements, plots
-from lsa.errors import InputError
-from lsa.memory import runs, tracking
-from lsa.memory.results import summary
-from lsa.mode_graph import NAME, Pair, Stored, graph
+from lsa.figures import draw
 from lsa.probe import Result
 from lsa.project import Project
-from lsa.studies import Handle, Study
-from lsa.training.factories import nearest
+from lsa.project.factories import nearest
+from lsa.reports import measurements
+from lsa.runtime.errors import InputError
+from lsa.studies.mode_graph import NAME, Pair, Stored, graph
+from lsa.studies.study import Handle, Study
+from lsa.tracking import recording, runs
+from lsa.tracking.results import summary
 
 STEPS = ("interpolation", "auto_neb")
 
@@ -111,7 +112,7 @@ def _read(asked: Mapping[tuple[int, int], Mapping[str, Handle]]) -> list[Pair]:
     return [Pair(a, b, results) for (a, b), results in found.items()]
 
 
-def log(opened: tracking.Run, result: Result, title: str) -> None:
+def log(opened: recording.Run, result: Result, title: str) -> None:
     """Store the graph with its figure on a run."""
     values = {f"{NAME}/{name}": metric.value for name, metric in result.metrics.items()}
     for name, metric in result.metrics.items():
@@ -120,5 +121,5 @@ def log(opened: tracking.Run, result: Result, title: str) -> None:
     opened.arrays(result.arrays)
     opened.json(summary(result), f"{NAME}.json")
     opened.tags({f"lsa.note.{i}": note for i, note in enumerate(result.notes)})
-    for path, figure in plots.figures(NAME, result, title).items():
+    for path, figure in draw.figures(NAME, result, title).items():
         opened.figure(figure, path)

@@ -7,15 +7,18 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, Literal
 
-from lsa import cost, measurements, probe, steps, train_step
-from lsa.errors import InputError
-from lsa.memory import provenance, registered, runs
-from lsa.memory.checkpoint import load_data
-from lsa.memory.runs import Done
+from lsa import probe, project
 from lsa.project import ALONG, Project, trusted_by
+from lsa.project.factories import nearest
+from lsa.reports import measurements
 from lsa.reports import report as reports
-from lsa.studies import Handle, Study
-from lsa.training.factories import nearest
+from lsa.runtime import provenance
+from lsa.runtime.errors import InputError
+from lsa.studies import cost, steps, train
+from lsa.studies.study import Handle, Study
+from lsa.tracking import registered, runs
+from lsa.tracking.checkpoint import load_data
+from lsa.tracking.runs import Done
 
 
 @dataclass(frozen=True)
@@ -150,8 +153,8 @@ def _newest(done: list[Done]) -> dict[tuple[str, str, int], Done]:
 def _training(setting: Project, one: Planned, device: str) -> tuple[str, dict[str, Any]]:
     """Key and parameters of a training."""
     recipe = setting.recipe(one.optimizers[0], one.seed)
-    key = train_step.train_key(recipe, load_data(recipe, device).hash, device)
-    return key, train_step.train_params(recipe)
+    key = train.train_key(recipe, load_data(recipe, device).hash, device)
+    return key, project.train_params(recipe)
 
 
 def _probe(

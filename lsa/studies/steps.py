@@ -11,26 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lsa import (
-    claims,
-    collector,
-    heap,
-    interactive,
-    partial,
-    plots,
-    progress,
-    project,
-    ranks,
-    signals,
-)
-from lsa.derivatives import budget
-from lsa.derivatives.precision import full_float32
-from lsa.errors import InputError
+from lsa import project
+from lsa.figures import draw, interactive
 from lsa.landscape import Landscape
-from lsa.memory import provenance, registered, registry, results, runs, spool, store, sync, tracking
-from lsa.memory.checkpoint import Checkpoint
+from lsa.landscape.derivatives import budget
+from lsa.landscape.derivatives.precision import full_float32
 from lsa.probe import Probe, Result, find
 from lsa.project import Recipe
+from lsa.runtime import collector, heap, locks, provenance, ranks, signals
+from lsa.runtime.errors import InputError
+from lsa.studies import partial, progress
+from lsa.tracking import recording, registered, registry, results, runs, spool, store, sync
+from lsa.tracking.checkpoint import Checkpoint
 
 DONE = "done"  # what the first rank says of a finished step
 
@@ -143,7 +135,7 @@ def once(key: str, run: Callable[[], Step], *, reuse: bool) -> Step:
         run: Runs it.
         reuse: Whether a finished one counts.
     """
-    with claims.claim(store.uri(), key), heap.kept():
+    with locks.claim(store.uri(), key), heap.kept():
         done = _finished(key, reuse)
         ranks.agreed(DONE if done else "")
         collector.resume()
@@ -241,7 +233,7 @@ def _measure(
     tags |= {f"lsa.input.{i}": s.model_id for i, s in zip("abc", sources, strict=False)}
     place = sources[0].device
     with (
-        tracking.run(title, experiment=recipe.project, tags=tags, device=place) as opened,
+        recording.run(title, experiment=recipe.project, tags=tags, device=place) as opened,
         partial.numbers(key) as memory,
     ):
         opened.params(probe_params(sources, resolved, seed))
@@ -260,7 +252,7 @@ def _measure(
         with progress.bar(title) as report:
             result = call_probe(declared, sources, seed, report, resolved, memory=memory)
         results.log(opened, declared, result, sources)
-        for path, figure in plots.figures(name, result, title).items():
+        for path, figure in draw.figures(name, result, title).items():
             opened.figure(figure, path)
         for path, page in interactive.pages(name, result, title).items():
             opened.text(page, path)

@@ -23,14 +23,16 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from lsa import calls, failures, probe, progress, project
-from lsa.calls import TRAIN, Call
-from lsa.engines import Engine, Inline, Processes
-from lsa.errors import InputError, plain
-from lsa.memory import runs, spool, store, tracking
+from lsa import probe, project
 from lsa.project import ALONG, Project
-from lsa.steps import Step
-from lsa.view import View, quiet
+from lsa.runtime import failures
+from lsa.runtime.errors import InputError, plain
+from lsa.studies import calls, progress
+from lsa.studies.calls import TRAIN, Call
+from lsa.studies.engines.local import Engine, Inline, Processes
+from lsa.studies.steps import Step
+from lsa.studies.view import View, quiet
+from lsa.tracking import recording, runs, spool, store
 
 # "queued": an engine that waits for a step's inputs by itself has it.
 State = Literal["waiting", "queued", "running", "done", "reused", "unlogged", "failed", "skipped"]
@@ -99,7 +101,7 @@ class Study:
         self,
         setting: Project,
         engine: Engine,
-        opened: tracking.Run | None = None,
+        opened: recording.Run | None = None,
         *,
         device: str = "auto",
         keep_going: bool = True,
@@ -321,7 +323,7 @@ def study(
     runs.end_stale("project", setting.name)
     tags = {"lsa.step": kind, "project": setting.name}
     name = name or f"{kind}-{setting.name}"
-    with tracking.run(
+    with recording.run(
         name,
         experiment=setting.name,
         tags=tags,

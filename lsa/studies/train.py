@@ -7,13 +7,15 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from lsa import progress, steps
-from lsa.errors import InputError
-from lsa.memory import checkpoint as checkpoints
-from lsa.memory import provenance, registered, registry, serial, store, tracking
-from lsa.memory.checkpoint import Checkpoint
+from lsa import project
 from lsa.project import Recipe
-from lsa.steps import Step
+from lsa.runtime import provenance
+from lsa.runtime.errors import InputError
+from lsa.studies import progress, steps
+from lsa.studies.steps import Step
+from lsa.tracking import checkpoint as checkpoints
+from lsa.tracking import recording, registered, registry, serial, store
+from lsa.tracking.checkpoint import Checkpoint
 from lsa.training import train as training
 from lsa.training.data import Data
 
@@ -51,7 +53,7 @@ def _train(
     name = f"train-{recipe.optimizer}-s{recipe.seed}"
     tags = steps.step_tags("train", recipe) | {"lsa.key": key}
     with (
-        tracking.run(
+        recording.run(
             name,
             experiment=recipe.project,
             tags=tags,
@@ -60,7 +62,7 @@ def _train(
         ) as opened,
         progress.bar(name) as report,
     ):
-        opened.params(train_params(recipe))
+        opened.params(project.train_params(recipe))
         opened.json(recipe.model_dump(), "recipe.json")
         state_file = SCRATCH / "training" / f"{key}.safetensors"
         history, state = _resumed(state_file, opened) if resume else ([], None)
@@ -105,7 +107,7 @@ def _replace(path: Path, tree: Any) -> None:
     scratch.replace(path)
 
 
-def _resumed(path: Path, opened: tracking.Run) -> tuple[list[dict[str, float]], Any]:
+def _resumed(path: Path, opened: recording.Run) -> tuple[list[dict[str, float]], Any]:
     """History and state of an interrupted run of the same step, its epochs logged again."""
     if not path.exists():
         return [], None
@@ -142,19 +144,3 @@ def train_key(recipe: Recipe, data_hash: str, device: str) -> str:
     """Key of a training run."""
     content = {"recipe": recipe.model_dump(), "data": data_hash, "device": device}
     return steps.step_key("train", "lsa.training.train", content)
-
-
-def train_params(recipe: Recipe) -> dict[str, Any]:
-    """The parameters that a training run logs."""
-    options = {f"optimizer.{k}": v for k, v in recipe.rule.model_dump().items()}
-    return {
-        "project": recipe.project,
-        "optimizer": recipe.optimizer,
-        "seed": recipe.seed,
-        "epochs": recipe.train.epochs,
-        "batch_size": recipe.train.batch_size,
-        "schedule": recipe.train.schedule.name,
-        "model": recipe.model.name,
-        "dataset": recipe.dataset.name,
-        **options,
-    }

@@ -11,15 +11,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lsa import partial, plots, progress, project, ranks, stability, steps
-from lsa.documents import json_number
-from lsa.errors import InputError
-from lsa.memory import registered, registry, tracking
-from lsa.memory.checkpoint import Checkpoint
-from lsa.plots.trajectory import LIMITS, SHARPNESS
+from lsa import project
+from lsa.figures import draw
+from lsa.figures.trajectory import LIMITS, SHARPNESS
 from lsa.probe import Curve, Metric, Probe, Result, find
 from lsa.project import Recipe
-from lsa.steps import Step
+from lsa.runtime import ranks
+from lsa.runtime.documents import json_number
+from lsa.runtime.errors import InputError
+from lsa.studies import partial, progress, steps
+from lsa.studies.steps import Step
+from lsa.tracking import recording, registered, registry
+from lsa.tracking.checkpoint import Checkpoint
+from lsa.training import stability
 
 STEP = project.ALONG  # + name of the probe: the step's name
 ARTIFACT = "trajectory.json"
@@ -94,7 +98,7 @@ def _follow(
     title = f"{declared.name}-along-{recipe.optimizer}-s{recipe.seed}"
     tags = steps.step_tags(step, recipe) | {"lsa.key": key, "lsa.input.a": final.model_id}
     tags |= {"lsa.ranks": ranks.size()}
-    with tracking.run(title, experiment=recipe.project, tags=tags, device=final.device) as opened:
+    with recording.run(title, experiment=recipe.project, tags=tags, device=final.device) as opened:
         opened.params(steps.probe_params([final], resolved, seed))
         opened.inputs([dataclasses.replace(final, model_id=model_id) for _, model_id in kept])
         results: list[Result] = []
@@ -111,7 +115,7 @@ def _follow(
         opened.json(content, ARTIFACT)
         opened.tags({f"lsa.note.{i}": note for i, note in enumerate(content["notes"])})
         drawn = _drawn(declared, content)
-        for path, figure in plots.figures("trajectory", drawn, title).items():
+        for path, figure in draw.figures("trajectory", drawn, title).items():
             opened.figure(figure, path)
     return steps.finished_step(opened.id)
 
@@ -198,7 +202,7 @@ def _directions(result: Result, theta: Tensor) -> Tensor | None:
     return total.to(theta) if total.isfinite().all() else None
 
 
-def _log(opened: tracking.Run, step: str, epoch: int, result: Result, *, last: bool) -> None:
+def _log(opened: recording.Run, step: str, epoch: int, result: Result, *, last: bool) -> None:
     """The numbers at one epoch. One that is not finite is a tag, which knows no epoch: the last's.
 
     Not on the checkpoints: there they would stand beside the probe's own, with other options.

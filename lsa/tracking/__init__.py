@@ -1,4 +1,4 @@
-"""What is kept: checkpoints, runs and their numbers, in MLflow and on this disk until it has them.
+"""MLflow: runs, the model registry, and what waits while a server is away.
 
-Nothing else knows MLflow.
+Nothing is imported here, since MLflow itself loads `lsa.tracking.mlflow_plugin`.
 """

@@ -20,16 +20,16 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lsa import documents, muon_state, passes, stability
-from lsa.errors import InputError
-from lsa.landscape import Landscape, flatten
-from lsa.memory import serial
-from lsa.muon_state import MuonState
+from lsa.landscape import Landscape, flatten, passes
+from lsa.landscape.sharded import shared
 from lsa.project import Recipe, first_rule
-from lsa.sharded import shared
-from lsa.stability import OptimizerState
-from lsa.training import data
+from lsa.runtime import documents
+from lsa.runtime.errors import InputError
+from lsa.tracking import serial
+from lsa.training import data, muon_state, stability
 from lsa.training.data import Data
+from lsa.training.muon_state import MuonState
+from lsa.training.stability import OptimizerState
 from lsa.training.train import network
 
 FORMAT = 1

@@ -12,8 +12,8 @@ from typing import Any
 
 from mlflow.utils.rest_utils import http_request
 
-from lsa import signals
-from lsa.memory import store
+from lsa.runtime import signals
+from lsa.tracking import store
 
 RUNS, ROWS = 100, 25_000  # that MLflow's server takes and gives at once
 ENDPOINT = "/ajax-api/2.0/mlflow/metrics/get-history-bulk"

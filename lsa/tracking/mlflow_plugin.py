@@ -23,9 +23,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from lsa import signals
+from lsa.runtime import signals
 
-STAND_IN = Path(__file__).parent / "_conda"
+STAND_IN = Path(__file__).parent / "conda"
 SWITCH = "LSA_CONDA_STANDIN"
 PYTHON = "LSA_PYTHON"  # read by the stand-in
 PATIENCE = 20.0  # seconds that a child has for ending its run

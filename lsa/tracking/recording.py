@@ -22,11 +22,11 @@ from mlflow.entities import Dataset, DatasetInput, LoggedModelInput, Metric, Par
 from mlflow.exceptions import MlflowException
 from mlflow.tracking.context.registry import resolve_tags
 
-from lsa import signals
-from lsa.errors import InputError, without_passwords
-from lsa.memory import provenance, runs, spool, store
-from lsa.memory.checkpoint import Checkpoint
-from lsa.memory.store import client, experiments, shown, uri
+from lsa.runtime import provenance, signals
+from lsa.runtime.errors import InputError, without_passwords
+from lsa.tracking import runs, spool, store
+from lsa.tracking.checkpoint import Checkpoint
+from lsa.tracking.store import client, experiments, shown, uri
 
 KIND = "custom_model_development"
 _PARENT: ContextVar[str | None] = ContextVar("parent", default=None)

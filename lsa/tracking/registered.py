@@ -14,9 +14,9 @@ from mlflow.models import Model
 from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 
 from lsa import project as projects
-from lsa.errors import InputError
-from lsa.memory.runs import whole
-from lsa.memory.store import away, client, experiments, explained, quoted, uri
+from lsa.runtime.errors import InputError
+from lsa.tracking.runs import whole
+from lsa.tracking.store import away, client, experiments, explained, quoted, uri
 
 FLAVOR = "lsa"
 PAGE = 1000  # models of one search

@@ -1,6 +1,6 @@
 """Checkpoints on their way into MLflow's model registry, and back.
 
-What is in there is found by `lsa.memory.registered`.
+What is in there is found by `lsa.tracking.registered`.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 
-from lsa.errors import InputError
-from lsa.memory import checkpoint as checkpoints
-from lsa.memory.checkpoint import Checkpoint
-from lsa.memory.registered import FLAVOR, info, missing, registered_name, trajectory
-from lsa.memory.store import client, experiments, quoted
-from lsa.memory.tracking import Run, dataset_key, finite
+from lsa.runtime.errors import InputError
+from lsa.tracking import checkpoint as checkpoints
+from lsa.tracking.checkpoint import Checkpoint
+from lsa.tracking.recording import Run, dataset_key, finite
+from lsa.tracking.registered import FLAVOR, info, missing, registered_name, trajectory
+from lsa.tracking.store import client, experiments, quoted
 
 FILES, ABOUT = "files", "about.json"  # of a checkpoint in a spool entry
 SHA256 = "lsa.sha256"  # tag of a logged model: of its checkpoint's content

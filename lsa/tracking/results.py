@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from lsa.documents import json_number
-from lsa.memory.checkpoint import Checkpoint
-from lsa.memory.tracking import Run
 from lsa.probe import Probe, Result
+from lsa.runtime.documents import json_number
+from lsa.tracking.checkpoint import Checkpoint
+from lsa.tracking.recording import Run
 
 
 def log(opened: Run, probe: Probe, result: Result, sources: Sequence[Checkpoint]) -> None:

@@ -12,10 +12,9 @@ from mlflow.artifacts import download_artifacts
 from mlflow.exceptions import MlflowException
 from mlflow.utils.file_utils import get_local_path_or_none
 
-from lsa import documents
-from lsa.errors import InputError
-from lsa.memory import provenance
-from lsa.memory.store import client, experiments, quoted, shown, uri
+from lsa.runtime import documents, provenance
+from lsa.runtime.errors import InputError
+from lsa.tracking.store import client, experiments, quoted, shown, uri
 
 NOT_FINITE = "lsa.not_finite."  # + name of the metric: a tag that holds its value
 

@@ -12,8 +12,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lsa.documents import parse_json
-from lsa.errors import InputError
+from lsa.runtime.documents import parse_json
+from lsa.runtime.errors import InputError
 
 
 def save(tree: Any, path: Path) -> None:

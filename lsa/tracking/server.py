@@ -20,8 +20,8 @@ from urllib.parse import urlsplit
 import sqlalchemy
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
-from lsa.errors import InputError
-from lsa.memory import store
+from lsa.runtime.errors import InputError
+from lsa.tracking import store
 
 STORE = "MLFLOW_BACKEND_STORE_URI"  # MLflow's own variable, for an address with a password
 PASSWORD = "MLFLOW_AUTH_ADMIN_PASSWORD"  # the same, of the first user

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from lsa.errors import InputError
+from lsa.runtime.errors import InputError
 
 FOLDER = "LSA_SPOOL"  # environment variable: where entries are kept
 RUN, FILES, CHECKPOINTS, PART = "run.json", "files", "checkpoints", ".part"

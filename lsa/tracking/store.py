@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 import mlflow
 from mlflow.exceptions import MlflowException, RestException
 
-from lsa import claims, signals
-from lsa.errors import InputError, without_passwords
+from lsa.runtime import locks, signals
+from lsa.runtime.errors import InputError, without_passwords
 
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # we draw our own
 # Waits of 0, 4, 8, 16 and 32 s between its tries: longer than a server takes to start again.
@@ -99,7 +99,7 @@ def _is_served(uri: str) -> bool:
 def _prepare(uri: str) -> None:
     """Make a new database's tables, one process at a time: MLflow's own two would collide."""
     if not _is_served(uri):
-        with claims.claim(uri, "tables"):
+        with locks.claim(uri, "tables"):
             path = Path(uri.removeprefix("sqlite:///"))
             if uri.startswith("sqlite:///") and "?" not in uri and not path.exists():
                 make_whole(path)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lsa import claims
-from lsa.errors import InputError
-from lsa.memory import registry, runs, spool, store, tracking
+from lsa.runtime import locks
+from lsa.runtime.errors import InputError
+from lsa.tracking import recording, registry, runs, spool, store
 
 
 def deliver(entry: spool.Entry) -> str:
@@ -22,7 +22,7 @@ def deliver(entry: spool.Entry) -> str:
     """
     try:
         return _deliver(entry)
-    except tracking.REFUSALS as error:
+    except recording.REFUSALS as error:
         raise spool.NotLogged(
             f"{entry.content.name} is measured, not logged: {store.explained(error)}; it is kept "
             f"in {spool.folder()}; deliver it with: lsa sync"
@@ -32,7 +32,7 @@ def deliver(entry: spool.Entry) -> str:
 def _deliver(entry: spool.Entry) -> str:
     done = runs.finished(entry.content.tags["lsa.key"])
     if done is None:
-        opened = tracking.Run(entry)
+        opened = recording.Run(entry)
         registry.deliver(opened)
         opened.end("FINISHED")
     entry.drop()
@@ -54,10 +54,10 @@ def sync() -> Iterator[tuple[str, str]]:
             if to != here:
                 yield name, f"stays: it is for the store {to}"
                 continue
-            with claims.claim(store.uri(), key):
+            with locks.claim(store.uri(), key):
                 if path in spool.entries():  # else its own step has delivered it just now
                     yield name, f"run {_deliver(entry)}"
         except InputError as error:
             yield name, f"stays: {error}"
-        except tracking.REFUSALS as error:
+        except recording.REFUSALS as error:
             yield name, f"stays: {store.explained(error)}"

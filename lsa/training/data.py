@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lsa.errors import InputError
-from lsa.training import factories
+from lsa.project import factories
+from lsa.runtime.errors import InputError
 from lsa.training.images import Split, image_folder
 
 HELD_OUT = 0.2  # of a dataset that has one split only

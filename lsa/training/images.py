@@ -6,7 +6,6 @@ import hashlib
 import logging
 import os
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
@@ -21,8 +20,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lsa.errors import InputError
-from lsa.training.factories import one_line
+from lsa.project.factories import one_line
+from lsa.runtime.cache import cache_folder, keep
+from lsa.runtime.errors import InputError
 
 T = TypeVar("T")
 
@@ -47,27 +47,6 @@ class File(NamedTuple):
     label: str
     size: int
     modified: int  # ns
-
-
-def cache_folder() -> Path:
-    """`$LSA_CACHE`, else `~/.cache/lsa`."""
-    return Path(os.environ.get("LSA_CACHE") or "~/.cache/lsa").expanduser()
-
-
-def keep(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file of the cache, of which another process sees all or nothing.
-
-    A folder that cannot be written costs time alone.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            temporary = Path(folder) / path.name
-            write(temporary)
-            temporary.replace(path)
-    except OSError as error:
-        kind = path.parent.name
-        log.warning("%s are not cached: %s; set LSA_CACHE to a writable folder", kind, error)
 
 
 def located(root: str) -> Path:

@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
-from lsa.errors import InputError
-from lsa.training import factories
+from lsa.project import factories
+from lsa.runtime.errors import InputError
 
 Shape = tuple[int, ...]
 

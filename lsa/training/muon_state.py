@@ -25,10 +25,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lsa import stability
-from lsa.errors import InputError
-from lsa.stability import OptimizerState, Preconditioner
-from lsa.training import optimizers
+from lsa.runtime.errors import InputError
+from lsa.training import optimizers, stability
+from lsa.training.stability import OptimizerState, Preconditioner
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from pydantic import Field, NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lsa.errors import InputError
-from lsa.training import factories
+from lsa.project import factories
+from lsa.runtime.errors import InputError
 
 FUSED = ("SGD", "Adam", "AdamW")  # of `torch.optim`, whose CPU kernels too update in one pass
 FORMS = {"fused", "foreach", "capturable", "differentiable"}  # options by which a user chooses

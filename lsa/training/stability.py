@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lsa.errors import InputError
+from lsa.runtime.errors import InputError
 from lsa.training import optimizers
 
 DIAGONAL = ("SGD", "RMSprop", "Adagrad", "Adam", "AdamW")  # whose preconditioner is one

@@ -16,8 +16,8 @@ from pydantic import PositiveInt
 from torch import Tensor
 from torchvision import datasets
 
-from lsa.errors import InputError
-from lsa.training import factories
+from lsa.project import factories
+from lsa.runtime.errors import InputError
 from lsa.training.images import Split, decode, located
 
 

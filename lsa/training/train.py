@@ -14,13 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lsa import noise_scale
-from lsa.derivatives import batch_norm
-from lsa.derivatives.budget import cache_size, image_layout, laid_out
-from lsa.errors import InputError
-from lsa.landscape import Landscape, flatten
+from lsa.landscape import Landscape, flatten, noise_scale
+from lsa.landscape.derivatives import batch_norm
+from lsa.landscape.derivatives.budget import cache_size, image_layout, laid_out
 from lsa.probe import Report
 from lsa.project import Recipe
+from lsa.runtime.errors import InputError
 from lsa.training import data, models, optimizers
 from lsa.training.data import Data
 
@@ -35,7 +34,7 @@ class Epoch:
 
     number: int
     metrics: Mapping[str, float]
-    state: Mapping[str, Any]  # storable by `lsa.memory.serial`; `train` goes on from it
+    state: Mapping[str, Any]  # storable by `lsa.tracking.serial`; `train` goes on from it
 
 
 def network(recipe: Recipe, split: Data, trusted: Collection[str] = ()) -> nn.Module:

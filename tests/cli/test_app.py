@@ -11,15 +11,16 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lsa import cli, mlproject, probe
+from lsa import probe
+from lsa.cli import app, mlproject
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's and SQLAlchemy's own
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def test_help_loads_neither_torch_nor_mlflow():
     code = (
-        "import sys; from lsa import cli; assert cli.run(['--help']) == 0; "
+        "import sys; from lsa.cli import app; assert app.run(['--help']) == 0; "
         "print({'torch', 'mlflow', 'matplotlib', 'numpy'} & set(sys.modules))"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -36,9 +37,9 @@ def test_help_loads_neither_torch_nor_mlflow():
 )
 def test_a_shell_completes_the_options_of_a_probe_without_torch(shell, line):
     code = (
-        "import sys, atexit; from lsa import cli; "
+        "import sys, atexit; from lsa.cli import app; "
         "atexit.register(lambda: print({'torch', 'mlflow', 'numpy'} & set(sys.modules))); "
-        "cli.run([])"
+        "app.run([])"
     )
     environment = {**os.environ, **line, "_LSA_COMPLETE": f"complete_{shell}"}
     out = subprocess.run(
@@ -50,7 +51,7 @@ def test_a_shell_completes_the_options_of_a_probe_without_torch(shell, line):
 
 @pytest.mark.parametrize("name", list(probe.modules()))
 def test_every_option_of_a_probe_stands_in_its_help(name, capsys):
-    assert cli.run([name, "--help"]) == 0
+    assert app.run([name, "--help"]) == 0
     shown = capsys.readouterr().out
     for option in probe.find(name).options.values():
         assert f"--{option.name.replace('_', '-')}" in shown
@@ -73,7 +74,7 @@ def test_every_option_of_a_probe_stands_in_its_help(name, capsys):
     ],
 )
 def test_bad_input_gets_one_plain_line(workplace, capsys, arguments, message):
-    assert cli.run(arguments) == 2
+    assert app.run(arguments) == 2
     error = capsys.readouterr().err.strip()
     assert message in error and error.startswith("lsa: ") and "\n" not in error
 
@@ -82,31 +83,31 @@ def test_a_missing_database_driver_is_named(workplace, capsys, monkeypatch):
     def without_driver(*_: object) -> None:
         raise ModuleNotFoundError("No module named 'psycopg'", name="psycopg")
 
-    monkeypatch.setattr("lsa.memory.registered.listing", without_driver)
-    assert cli.run(["checkpoints"]) == 2
+    monkeypatch.setattr("lsa.tracking.registered.listing", without_driver)
+    assert app.run(["checkpoints"]) == 2
     assert "pip install 'psycopg[binary]'" in capsys.readouterr().err
 
 
 def test_train_then_probe_from_the_command_line(workplace, capsys):
-    assert cli.run(["train", "--project", "tiny", "--optimizer", "sgd", "--epochs", "1"]) == 0
+    assert app.run(["train", "--project", "tiny", "--optimizer", "sgd", "--epochs", "1"]) == 0
     assert "models:/tiny.sgd/1" in capsys.readouterr().out
     options = ["--project", "tiny", "--optimizer", "sgd", "--k", "1", "--max_products", "300"]
-    assert cli.run(["lanczos", *options]) == 0
+    assert app.run(["lanczos", *options]) == 0
     out = capsys.readouterr().out
     assert "lanczos/lambda_max " in out and "± " in out and "note: measured on 64 of 200" in out
-    assert cli.run(["checkpoints"]) == 0
+    assert app.run(["checkpoints"]) == 0
     assert "models:/tiny.sgd/1" in capsys.readouterr().out
 
 
 def test_a_plan_predicts_and_measures_nothing(workplace, capsys):
     options = ["--project", "tiny", "--optimizer", "sgd"]
-    cli.run(["train", *options])
+    app.run(["train", *options])
     capsys.readouterr()
-    assert cli.run(["lanczos", *options, "--density_probes", "0", "--plan"]) == 0
+    assert app.run(["lanczos", *options, "--density_probes", "0", "--plan"]) == 0
     out = capsys.readouterr().out
     assert out.startswith("lanczos: about ") and "for 64 samples: gradient" in out
     assert "λ" not in out and "run  " not in out and "as the checkpoint is" not in out
-    assert cli.run(["sharpness", *options, "--plan"]) == 0
+    assert app.run(["sharpness", *options, "--plan"]) == 0
     spread = r"sharpness: about .* \(.* to .*, as the checkpoint is\), peak"
     assert re.match(spread, capsys.readouterr().out)
 

@@ -11,8 +11,9 @@ from collections import namedtuple
 import mlflow
 import pytest
 
-from lsa import cli, cli_doctor, doctor
-from lsa.memory import provenance, runs, store
+from lsa.cli import app, doctor, examination
+from lsa.runtime import provenance
+from lsa.tracking import runs, store
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's and SQLAlchemy's own
 Usage = namedtuple("Usage", "total used free")
@@ -21,22 +22,22 @@ Usage = namedtuple("Usage", "total used free")
 @pytest.fixture(autouse=True)
 def patience(monkeypatch):
     """The command sets these for its process."""
-    for name, value in cli_doctor.PATIENCE.items():
+    for name, value in doctor.PATIENCE.items():
         monkeypatch.setenv(name, value)
 
 
-def looked(**options) -> dict[str, doctor.Checked]:
-    return {one.what: one for one in doctor.examine(**options)}
+def looked(**options) -> dict[str, examination.Checked]:
+    return {one.what: one for one in examination.examine(**options)}
 
 
 def test_a_sound_machine_passes_in_one_line_each(workplace, capsys):
     store.client()
-    assert cli.run(["doctor"]) == 0
+    assert app.run(["doctor"]) == 0
     lines = capsys.readouterr().out.splitlines()
     names = ["versions", "environment", "device", "disk", "spool", "store", "runs"]
     assert [line.split()[1] for line in lines] == names
     assert {line.split()[0] for line in lines} <= {"ok", "warning"}
-    assert cli.run(["doctor", "--json"]) == 0
+    assert app.run(["doctor", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert [one["what"] for one in document] == names
     assert all(one.keys() == {"what", "state", "found", "advice"} for one in document)
@@ -53,8 +54,8 @@ def test_a_store_that_is_not_there_yet_is_not_made(workplace):
 def dead_run(workplace) -> str:
     """A run whose process has ended without ending it."""
     code = (
-        "from lsa.memory import tracking; import os\n"
-        "with tracking.run('left', experiment='e', tags={}, device='cpu') as run:\n"
+        "from lsa.tracking import recording; import os\n"
+        "with recording.run('left', experiment='e', tags={}, device='cpu') as run:\n"
         "    print(run.id, flush=True)\n"
         "    os._exit(9)\n"
     )
@@ -70,7 +71,7 @@ def test_a_run_left_by_a_dead_process_is_told_and_ended_only_when_asked(dead_run
     assert found.state == "warning" and f"left ({dead_run[:8]})" in found.found
     assert "--end-stale" in found.advice
     assert runs.read(dead_run).status == "RUNNING"
-    assert cli.run(["doctor", "--end-stale"]) == 0
+    assert app.run(["doctor", "--end-stale"]) == 0
     assert "ended 1 whose process is gone: left" in capsys.readouterr().out
     assert runs.read(dead_run).status == "KILLED"
     assert looked()["runs"].state == "ok"
@@ -88,7 +89,7 @@ def test_runs_of_living_processes_and_other_machines_are_left_alone(workplace):
 
 def test_a_store_that_does_not_answer_fails_without_its_password(workplace, capsys):
     mlflow.set_tracking_uri("http://me:secret@127.0.0.1:9")
-    assert cli.run(["doctor"]) == 1
+    assert app.run(["doctor"]) == 1
     out = capsys.readouterr().out
     (line,) = [line for line in out.splitlines() if line.split()[1] == "store"]
     assert line.startswith("failure") and "secret" not in out and "runs " not in out
@@ -96,14 +97,14 @@ def test_a_store_that_does_not_answer_fails_without_its_password(workplace, caps
 
 @pytest.mark.parametrize(("free", "state"), [(1e10, "ok"), (1e9, "warning"), (1e7, "failure")])
 def test_little_space_is_told(workplace, monkeypatch, free, state):
-    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: Usage(1e11, 0, free))
+    monkeypatch.setattr(examination.shutil, "disk_usage", lambda _: Usage(1e11, 0, free))
     assert looked()["disk"].state == state
 
 
 def test_without_conda_it_is_said_what_computes(workplace, monkeypatch):
     for name in ("MLFLOW_CONDA_HOME", "CONDA_EXE"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(doctor.shutil, "which", lambda *_, **__: None)
+    monkeypatch.setattr(examination.shutil, "which", lambda *_, **__: None)
     assert "as there is no conda" in looked()["environment"].found
     monkeypatch.setenv("LSA_CONDA_STANDIN", "off")
     found = looked()["environment"]
@@ -112,7 +113,7 @@ def test_without_conda_it_is_said_what_computes(workplace, monkeypatch):
 
 def test_a_missing_package_fails(workplace, monkeypatch):
     versions = {"python": "3.12", "torch": "not installed"}
-    monkeypatch.setattr(doctor.provenance, "versions", lambda: versions)
+    monkeypatch.setattr(examination.provenance, "versions", lambda: versions)
     found = looked()["versions"]
     assert (found.state, found.advice) == ("failure", "pip install torch")
 
@@ -133,10 +134,10 @@ def test_results_that_wait_in_the_spool_are_told(workplace, monkeypatch):
             return ".lsa/spool"
 
     broken = False
-    monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: name)
-    monkeypatch.setattr(doctor.importlib, "import_module", lambda name: Spool)
-    found = doctor._looked("spool", doctor._spool)
+    monkeypatch.setattr(examination.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(examination.importlib, "import_module", lambda name: Spool)
+    found = examination._looked("spool", examination._spool)
     assert found.state == "warning" and "2 results" in found.found and "lsa sync" in found.advice
     broken = True
-    found = doctor._looked("spool", doctor._spool)
+    found = examination._looked("spool", examination._spool)
     assert found.state == "failure" and "b is damaged" in found.found

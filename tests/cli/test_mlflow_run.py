@@ -16,7 +16,7 @@ from processes import started
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 MLFLOW = Path(sys.executable).with_name("mlflow")
 
 

@@ -7,10 +7,11 @@ import shutil
 from pathlib import Path
 
 from faults import Row
-from lsa.errors import InputError
-from lsa.memory import checkpoint, provenance, serial
-from lsa.memory.checkpoint import CONFIG, OPTIMIZER, WEIGHTS, Checkpoint
 from lsa.project import Project
+from lsa.runtime import provenance
+from lsa.runtime.errors import InputError
+from lsa.tracking import checkpoint, serial
+from lsa.tracking.checkpoint import CONFIG, OPTIMIZER, WEIGHTS, Checkpoint
 from lsa.training import train as training
 
 FILES = (CONFIG, WEIGHTS, OPTIMIZER)

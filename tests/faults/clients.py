@@ -98,7 +98,7 @@ import torch
 import mlflow
 import lsa.plots.lanczos
 from lsa import project, steps, train_step
-from lsa.memory import checkpoint, registry, spool
+from lsa.tracking import checkpoint, registry, spool
 torch.set_num_threads(1)
 checkpoint.load_data(project.load("tiny").recipe("sgd"), "cpu")  # before they part, so once
 

@@ -13,8 +13,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from faults import Row
-from lsa import cli
-from lsa.memory import registry, runs, store
+from lsa.cli import app
+from lsa.tracking import registry, runs, store
 
 PROJECT = """
 dataset: {name: digits, train_limit: 200, val_limit: 100}
@@ -73,7 +73,7 @@ def run(arguments: list[str], *, process: bool = False) -> tuple[int, str]:
         return done.returncode, done.stderr
     said = io.StringIO()
     with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
-        code = cli.run(arguments)
+        code = app.run(arguments)
     return code, said.getvalue()
 
 

@@ -18,9 +18,10 @@ from typing import Any
 import yaml
 
 from faults import Row
-from lsa import cli, probe, project
-from lsa.errors import InputError
-from lsa.memory import checkpoint
+from lsa import probe, project
+from lsa.cli import app
+from lsa.runtime.errors import InputError
+from lsa.tracking import checkpoint
 from lsa.training import train as training
 
 BASE: dict[str, Any] = {
@@ -184,7 +185,7 @@ def commands(*, every: int = 1, processes: bool = False) -> int:
         else:
             stream = io.StringIO()
             with contextlib.redirect_stderr(stream), contextlib.redirect_stdout(io.StringIO()):
-                code = cli.run(arguments)
+                code = app.run(arguments)
             errors = stream.getvalue()
         assert code == 2, (arguments, code, errors)
         assert errors.count("\n") == 1 and errors.startswith("lsa: "), (arguments, errors)

@@ -11,8 +11,8 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from lsa import plots
-from lsa.plots.axes import make_logarithmic
+from lsa.figures import draw
+from lsa.figures.axes import make_logarithmic
 
 WIDE = "WIDE_NAMED_0.01"
 
@@ -23,7 +23,7 @@ def seeds(slope: float, n: int = 5) -> list[tuple[np.ndarray, np.ndarray]]:
 
 
 def test_an_overlay_has_a_colour_per_subject_thin_seeds_and_a_bold_median():
-    figure = plots.overlay("t", "x", "y", {"a": seeds(1), "b": seeds(2)}, {"b": (0.5, "enough")})
+    figure = draw.overlay("t", "x", "y", {"a": seeds(1), "b": seeds(2)}, {"b": (0.5, "enough")})
     (plot,) = figure.axes
     _bold_a, bold_b, level = plot.lines
     _thin_a, thin_b = plot.collections
@@ -38,21 +38,21 @@ def test_an_overlay_has_a_colour_per_subject_thin_seeds_and_a_bold_median():
 
 
 def test_a_single_seed_is_its_own_line():
-    (plot,) = plots.overlay("t", "x", "y", {"a": seeds(1, 1)}).axes
+    (plot,) = draw.overlay("t", "x", "y", {"a": seeds(1, 1)}).axes
     assert len(plot.lines) == 1 and not plot.collections
 
 
 def test_the_median_covers_what_all_seeds_reach():
     long, short = np.array([1.0, 2, 4, 8]), np.array([1.0, 2, 4])
     lines = {"a": [(long, long), (short, 3 * short), (long, long)]}
-    (plot,) = plots.overlay("t", "d", "y", lines).axes
+    (plot,) = draw.overlay("t", "d", "y", lines).axes
     assert plot.lines[-1].get_xdata().tolist() == [1, 2, 4]
     assert plot.lines[-1].get_ydata().tolist() == [1, 2, 4]
 
 
 def test_thresholds_are_dashed_in_the_optimizers_colour():
     course = {"a": seeds(1), "b": seeds(2)}
-    figure = plots.epochs("t", "λ", course, course, {"b": (50.0, "b: 2/η = 50")})
+    figure = draw.epochs("t", "λ", course, course, {"b": (50.0, "b: 2/η = 50")})
     left, right = figure.axes
     dashed = [line for line in left.lines if line.get_linestyle() != "-"]
     assert [line.get_color() for line in dashed] == ["C1"]
@@ -62,14 +62,14 @@ def test_thresholds_are_dashed_in_the_optimizers_colour():
 
 def test_barriers_stand_in_their_triangle():
     line, path = {("a", "b"): 1.5, ("a", "c"): 2.5}, {("a", "b"): 0.25, ("b", "c"): 0.0}
-    figure = plots.barriers(["a", "b", "c"], line, path, ("line", "path"))
+    figure = draw.barriers(["a", "b", "c"], line, path, ("line", "path"))
     found = {tuple(map(int, t.get_position()[::-1])): t.get_text() for t in figure.axes[0].texts}
     assert found == {(0, 1): "1.5", (0, 2): "2.5", (1, 0): "0.25", (2, 1): "0"}
 
 
 def test_every_pair_has_a_panel_with_its_ways():
     ways = {"straight line": seeds(1), "minimum-energy path": seeds(2)}
-    figure = plots.profiles({f"a – {i}": ways for i in range(4)}, bound=2.3)
+    figure = draw.profiles({f"a – {i}": ways for i in range(4)}, bound=2.3)
     assert [plot.get_title() for plot in figure.axes] == [f"a – {i}" for i in range(4)]
     assert len(figure.axes[0].lines) == 3  # a median of each, ln C
     assert [len(thin.get_segments()) for thin in figure.axes[0].collections] == [5, 5]
@@ -79,7 +79,7 @@ def test_every_pair_has_a_panel_with_its_ways():
 
 @pytest.mark.parametrize("outside", [-0.5, 1.5])
 def test_only_what_lies_between_the_checkpoints_is_shown(outside):
-    x, y = plots.inside([outside, 0, 0.5, 1], [9, 1, np.inf, 2])
+    x, y = draw.inside([outside, 0, 0.5, 1], [9, 1, np.inf, 2])
     assert (list(x), list(y)) == ([0, 1], [1, 2])
 
 
@@ -98,23 +98,23 @@ def between(x: np.ndarray) -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:
 )
 @pytest.mark.parametrize("kind", ["overlay", "epochs", "profiles", "many profiles", "barriers"])
 def test_the_margins_hold_all_text_and_none_lies_on_another(kind, y, monkeypatch):
-    drawn, draw = [], Text.draw
+    drawn, original = [], Text.draw
 
     def listed(text, renderer, *arguments):
         if text.get_visible() and text.get_text():
             box = text.get_window_extent().padded(-1)
             drawn.append((text.get_text(), box, text.get_rotation() % 90 == 0))
-        return draw(text, renderer, *arguments)
+        return original(text, renderer, *arguments)
 
     lines = {"a": [(np.array([1.0, 2, 3, 4, 5]), y)]}
     heights = {("sgd", "b"): float(y[-1]), ("sgd", WIDE): float(y[0])}
     pairs = {f"{a} – {a}": between(y) for a in ("sgd", "heavy", "adamw", "muon", "sam")}
     figure = {
-        "overlay": lambda: plots.overlay("title", "x_name", "y_name", lines),
-        "epochs": lambda: plots.epochs("title", "y name", lines, lines, {"a": (y[0], "a: 1")}),
-        "profiles": lambda: plots.profiles(dict(list(pairs.items())[:2]), y[0]),
-        "many profiles": lambda: plots.profiles(pairs, y[0]),
-        "barriers": lambda: plots.barriers(["sgd", WIDE, "b"], heights, {}, ("above", "below")),
+        "overlay": lambda: draw.overlay("title", "x_name", "y_name", lines),
+        "epochs": lambda: draw.epochs("title", "y name", lines, lines, {"a": (y[0], "a: 1")}),
+        "profiles": lambda: draw.profiles(dict(list(pairs.items())[:2]), y[0]),
+        "many profiles": lambda: draw.profiles(pairs, y[0]),
+        "barriers": lambda: draw.barriers(["sgd", WIDE, "b"], heights, {}, ("above", "below")),
     }[kind]()
     monkeypatch.setattr(Text, "draw", listed)
     FigureCanvasAgg(figure).draw()

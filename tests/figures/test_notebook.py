@@ -42,9 +42,9 @@ def test_a_result_without_notes_and_curves_is_its_numbers():
 
 
 def test_without_matplotlib_the_numbers_remain(monkeypatch):
-    for name in [name for name in sys.modules if name.startswith("lsa.plots")]:
+    for name in [name for name in sys.modules if name.startswith("lsa.figures.draw")]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.delattr("lsa.plots", raising=False)
+    monkeypatch.delattr("lsa.figures.draw", raising=False)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     page = Result({"a": Metric(1.0)}, {"y": LINE})._repr_html_()

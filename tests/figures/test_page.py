@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from html.parser import HTMLParser
 
-from lsa.reports.page import Link, Section, as_fragment, as_html, as_markdown
+from lsa.figures.page import Link, Section, as_fragment, as_html, as_markdown
 
 HOSTILE = "<script>alert('x')</script> | `a` *b* [c](d) \\ & \"e\""
 

@@ -10,10 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lsa import consistency
-from lsa.errors import InputError
-from lsa.landscape import Landscape, flatten
+from lsa.landscape import Landscape, consistency, flatten
 from lsa.probe import find
+from lsa.runtime.errors import InputError
 from lsa.training import data, models
 
 pytestmark = pytest.mark.usefixtures("global_rng_untouched")

@@ -7,10 +7,10 @@ import math
 import pytest
 import torch
 
-from lsa.errors import InputError
 from lsa.landscape import Landscape, flatten
-from lsa.noise_scale import BLOCK, NoiseScale, gram, measure, of_gram
+from lsa.landscape.noise_scale import BLOCK, NoiseScale, gram, measure, of_gram
 from lsa.probe import find
+from lsa.runtime.errors import InputError
 
 F64 = torch.float64
 NAMES = ("trace", "gradient_squared", "scale", "diversity")

@@ -6,10 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lsa import passes
-from lsa.derivatives import budget, modes
-from lsa.errors import InputError
-from lsa.landscape import Landscape, flatten
+from lsa.landscape import Landscape, flatten, passes
+from lsa.landscape.derivatives import budget, modes
+from lsa.runtime.errors import InputError
 
 
 @pytest.mark.parametrize(
@@ -199,7 +198,7 @@ def test_the_fastest_mode_is_taken(landscape, monkeypatch, seconds, mode):
 
 def test_a_mode_that_gives_another_product_is_not_taken(landscape, monkeypatch):
     wrong = modes.MODES | {"forward_over_reverse": lambda loss, theta: lambda v: 1.01 * v}
-    monkeypatch.setattr("lsa.derivatives.products.MODES", wrong)
+    monkeypatch.setattr("lsa.landscape.derivatives.products.MODES", wrong)
     seconds = {"forward_over_reverse": 0.1}
     monkeypatch.setattr(passes, "_seconds", lambda at, choice: seconds.get(choice.mode, 1.0))
     assert passes.chosen(landscape).mode == "double_backward"

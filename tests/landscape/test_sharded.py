@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from two_ranks import on_two_ranks
 
-from lsa import ranks
 from lsa.landscape import Landscape, flatten
-from lsa.sharded import Sharded, shared
+from lsa.landscape.sharded import Sharded, shared
+from lsa.runtime import ranks
 
 SIZES = {"uneven": 7, "even": 8, "fewer than ranks": 1}
 

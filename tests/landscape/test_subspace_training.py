@@ -12,8 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lsa.landscape import Landscape, flatten
+from lsa.landscape.subspace_training import (
+    Budget,
+    SubspaceTrainer,
+    _factor,
+    _gradient,
+    _training_network,
+)
 from lsa.maths.subspaces import KINDS, Projection, make_projection
-from lsa.subspace_training import Budget, SubspaceTrainer, _factor, _gradient, _training_network
 
 pytestmark = pytest.mark.usefixtures("global_rng_untouched")
 

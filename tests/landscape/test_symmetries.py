@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from lsa.landscape import Landscape, flatten
-from lsa.maths.permutations import permutation_spec
-from lsa.symmetries import function_change, rescaled, rescalings
+from lsa.landscape.symmetries import function_change, rescaled, rescalings
+from lsa.maths.alignment.permutations import permutation_spec
 from lsa.training import models
 
 pytestmark = pytest.mark.usefixtures("global_rng_untouched")

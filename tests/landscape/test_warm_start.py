@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lsa import warm_start
-from lsa.landscape import Landscape, flatten
-from lsa.maths import linalg
+from lsa.landscape import Landscape, flatten, warm_start
+from lsa.maths.spectra import eigenpairs
 from lsa.probes import lanczos as probe
 
 MANY = warm_start.SHARE * warm_start.LEAST
@@ -74,8 +73,8 @@ def test_both_ends_take_fewer_products_from_there():
     landscape, theta = network(MANY)
 
     def products(near: Tensor) -> int:
-        start = linalg.start_vector(theta, generator(3), near)
-        found = linalg.lanczos(
+        start = eigenpairs.start_vector(theta, generator(3), near)
+        found = eigenpairs.lanczos(
             landscape.hessian(theta), start, rng=generator(4), largest=2, confirm=0, tol=1e-3
         )
         assert found.converged

@@ -9,8 +9,8 @@ import torch
 from quadratics import highest
 from torch import Tensor
 
-from lsa.errors import InputError
 from lsa.maths.ascent import Function, ascend, dot, length
+from lsa.runtime.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("global_rng_untouched")
 

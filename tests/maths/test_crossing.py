@@ -10,9 +10,9 @@ import torch
 from scipy import stats
 from sklearn.isotonic import isotonic_regression
 
-from lsa.errors import InputError
 from lsa.maths.crossing import crossing, isotonic, search
 from lsa.maths.subspaces import KINDS, make_projection
+from lsa.runtime.errors import InputError
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:

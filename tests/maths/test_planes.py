@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lsa.errors import InputError
 from lsa.maths.planes import Plane, filter_normalised, principal, random_walk_shares, through
+from lsa.runtime.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("global_rng_untouched")
 

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from scipy import linalg
 from torch import Tensor
 
-from lsa.errors import InputError
 from lsa.maths.subspaces import KINDS, Projection, fwht, make_projection
+from lsa.runtime.errors import InputError
 
 SHAPES = [(1, 1), (2, 1), (5, 3), (5, 5), (100, 64), (777, 300), (1024, 256)]
 

@@ -9,13 +9,12 @@ from typing import Annotated, Literal
 
 import pytest
 
-from lsa import probe as declaration
-from lsa.errors import InputError
-from lsa.probe import PROBES, Metric, Result, probe
+from lsa.probe import PROBES, Metric, Option, Result, probe, registry
+from lsa.runtime.errors import InputError
 
 
 @pytest.fixture(autouse=True)
-def registry():
+def clean_registry():
     """Forget what a test declares; a module is imported once, so lsa's own probes stay."""
     before = set(PROBES)
     yield
@@ -33,9 +32,9 @@ def test_one_declaration_gives_name_inputs_options_and_help():
         """
         return Result({"rise": Metric(radius)})
 
-    found = declaration.find("bump")
+    found = registry.find("bump")
     assert found.inputs == ("landscape", "theta", "rng") and not found.pair
-    assert found.options["radius"] == declaration.Option("radius", float, 0.1, "step length")
+    assert found.options["radius"] == Option("radius", float, 0.1, "step length")
     assert found.summary == "Loss rise after a random step."
     assert bump(None, None, None, radius=2).metrics["rise"].value == 2  # stays a plain function
 
@@ -92,18 +91,18 @@ def test_a_wrong_declaration_is_refused_at_import(function, message):
 
 def test_unknown_probes_are_answered_with_the_nearest():
     with pytest.raises(InputError, match="did you mean 'lanczos'"):
-        declaration.find("lanczo")
+        registry.find("lanczo")
 
 
 def test_third_party_probes_are_found_and_clashes_named(monkeypatch):
     def points(*found: EntryPoint):
-        monkeypatch.setattr(declaration, "entry_points", lambda group: found)
+        monkeypatch.setattr(registry, "entry_points", lambda group: found)
 
     points(EntryPoint("mine", "their_package.mine", "lsa.probes"))
-    assert declaration.modules()["mine"] == "their_package.mine"
+    assert registry.modules()["mine"] == "their_package.mine"
     points(EntryPoint("lanczos", "their_package.mine", "lsa.probes"))
     with pytest.raises(InputError, match=r"both lsa\.probes\.lanczos and their_package\.mine"):
-        declaration.modules()
+        registry.modules()
 
 
 def test_a_pair_probe_takes_a_second_checkpoint_and_choices():
@@ -111,7 +110,7 @@ def test_a_pair_probe_takes_a_second_checkpoint_and_choices():
     def between(theta, theta_b, *, kind: Annotated[Literal["line", "arc"], "path"] = "line"):
         """Loss between two checkpoints."""
 
-    found = declaration.find("between")
+    found = registry.find("between")
     assert found.pair and found.options["kind"].type == Literal["line", "arc"]
 
 
@@ -133,9 +132,9 @@ def test_one_name_in_two_modules_is_refused():
 def test_a_module_without_its_probe_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "their_package", ModuleType("their_package"))
     point = EntryPoint("mine", "their_package", "lsa.probes")
-    monkeypatch.setattr(declaration, "entry_points", lambda group: (point,))
+    monkeypatch.setattr(registry, "entry_points", lambda group: (point,))
     with pytest.raises(InputError, match="their_package declares no probe named 'mine'"):
-        declaration.find("mine")
+        registry.find("mine")
 
 
 def test_a_declaration_is_called_with_inputs_and_options_by_name():

@@ -8,33 +8,31 @@ from importlib.metadata import EntryPoint
 
 import pytest
 
-from lsa import outline
-from lsa import probe as declaration
-from lsa.errors import InputError
-from lsa.probe import PROBES
+from lsa.probe import PROBES, outline, registry
+from lsa.runtime.errors import InputError
 
 
 def test_summaries_are_the_docstrings_first_lines():
     for name, summary in outline.summaries().items():
-        assert summary == declaration.find(name).summary
+        assert summary == registry.find(name).summary
 
 
 def test_an_entry_point_left_behind_does_not_hide_the_other_probes(monkeypatch):
     point = EntryPoint("gone", "uninstalled_package.gone", "lsa.probes")
-    monkeypatch.setattr(declaration, "entry_points", lambda group: (point,))
+    monkeypatch.setattr(registry, "entry_points", lambda group: (point,))
     found = outline.summaries()
     assert found["gone"] == "" and found["lanczos"]
 
 
 def test_summaries_load_no_torch():
-    code = "import sys, lsa.outline; lsa.outline.summaries(); print('torch' in sys.modules)"
+    code = "import sys; from lsa.probe import outline; outline.summaries(); print('torch' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "False"
 
 
-@pytest.mark.parametrize("name", [n for n, m in declaration.modules().items() if "lsa." in m])
+@pytest.mark.parametrize("name", [n for n, m in registry.modules().items() if "lsa." in m])
 def test_an_outline_says_what_the_declaration_says(name, monkeypatch):
-    found = declaration.find(name)
+    found = registry.find(name)
     monkeypatch.delitem(PROBES, name)
     outlined = outline.read(name)
     assert name not in PROBES, "nothing was imported"
@@ -58,7 +56,7 @@ def constant(theta, *, size: Annotated[int, "a size"] = SIZE) -> Result:
     (tmp_path / "constant_probe.py").write_text(text)
     monkeypatch.syspath_prepend(tmp_path)
     point = EntryPoint("constant", "constant_probe", "lsa.probes")
-    monkeypatch.setattr(declaration, "entry_points", lambda group: (point,))
+    monkeypatch.setattr(registry, "entry_points", lambda group: (point,))
     assert outline.read("constant").options["size"].default == 3
     with pytest.raises(InputError, match="unknown probe 'constat'"):
         outline.read("constat")

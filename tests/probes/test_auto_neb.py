@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lsa import plots
-from lsa.errors import InputError
+from lsa.figures import draw
 from lsa.landscape import Landscape, flatten
-from lsa.maths.paths import refine
+from lsa.maths.paths.polyline import refine
 from lsa.probe import Result, find
 from lsa.probes.auto_neb import _gradient, _mini_batches, auto_neb
+from lsa.runtime.errors import InputError
 from lsa.training import data, models
 
 QUICK = {"curve_steps": 20, "cycles": 2, "steps": 3, "pivots": 2, "between": 2, "lr": 0.05}
@@ -337,7 +337,7 @@ def test_a_head_that_is_not_linear_gives_no_bound() -> None:
     assert "log_classes" not in found.metrics and "bound_margin" not in found.metrics
     assert any("no head-collapse baseline" in note for note in found.notes)
     assert value(found, "path_loss") <= value(found, "linear_max") + 1e-9
-    plots.figures("auto_neb", found, "without")
+    draw.figures("auto_neb", found, "without")
 
 
 def test_a_loss_that_is_not_cross_entropy_gives_no_bound(pair: Pair) -> None:
@@ -413,7 +413,7 @@ def test_progress_runs_to_the_end(pair: Pair) -> None:
 
 
 def test_the_figure_shows_path_line_and_maximum(quick: Result) -> None:
-    (figure,) = plots.figures("auto_neb", quick, "a pair").values()
+    (figure,) = draw.figures("auto_neb", quick, "a pair").values()
     (plot,) = figure.axes
     written = [text.get_text() for text in plot.texts]
     assert any(text.startswith("ln C = 2.3") for text in written)

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from lsa import plots, probe, stability
+from lsa import probe
+from lsa.figures import draw
 from lsa.landscape import Landscape, flatten
-from lsa.memory.results import summary
+from lsa.landscape.sharded import shared
 from lsa.project import resolve
-from lsa.sharded import shared
-from lsa.training import data, models
+from lsa.tracking.results import summary
+from lsa.training import data, models, stability
 
 pytestmark = pytest.mark.usefixtures("global_rng_untouched")
 
@@ -134,7 +135,7 @@ def test_a_probe_keeps_the_contract(name, inputs):
 
     if probe.modules()[name].startswith("lsa.probes."):
         documented(name, result)
-    drawn = plots.figures(name, result, "title")
+    drawn = draw.figures(name, result, "title")
     assert drawn and all(figure.axes for figure in drawn.values())
     for figure in drawn.values():
         figure.canvas.draw()

@@ -12,12 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from lsa.errors import InputError
+from lsa.figures.interpolation import draw
 from lsa.landscape import Landscape, flatten
-from lsa.maths.permutations import apply, permutation_spec, random_permutations
-from lsa.plots.interpolation import draw
+from lsa.maths.alignment.permutations import apply, permutation_spec, random_permutations
 from lsa.probe import Result, find
 from lsa.probes.interpolation import interpolation
+from lsa.runtime.errors import InputError
 from lsa.training import data, models
 
 pytestmark = pytest.mark.usefixtures("global_rng_untouched")

@@ -12,13 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lsa.errors import InputError
+from lsa.figures.intrinsic_dim import draw
 from lsa.landscape import Landscape, flatten
 from lsa.maths.crossing import crossing, search
 from lsa.maths.subspaces import make_projection
-from lsa.plots.intrinsic_dim import draw
 from lsa.probe import Result, Sizes, find
 from lsa.probes.intrinsic_dim import _falling, _part, intrinsic_dim
+from lsa.runtime.errors import InputError
 from lsa.training import data, models
 
 pytestmark = pytest.mark.usefixtures("global_rng_untouched")

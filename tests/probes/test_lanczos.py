@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lsa.errors import InputError
+from lsa.figures.lanczos import draw
 from lsa.landscape import Landscape, flatten
-from lsa.plots.lanczos import draw
 from lsa.probe import Result
 from lsa.probes.lanczos import lanczos
+from lsa.runtime.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("global_rng_untouched")
 

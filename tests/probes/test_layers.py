@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lsa.errors import InputError
+from lsa.figures.layers import draw
 from lsa.landscape import Landscape, flatten
-from lsa.plots.layers import draw
 from lsa.probe import Result, Sizes, find
 from lsa.probes.layers import blocks, layers
+from lsa.runtime.errors import InputError
 from lsa.training import models
 
 pytestmark = pytest.mark.usefixtures("global_rng_untouched")

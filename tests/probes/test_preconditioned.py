@@ -14,15 +14,14 @@ from torch import Tensor, nn
 from torch.autograd.functional import hessian
 from torch.func import functional_call, grad
 
-from lsa import muon_state, stability
-from lsa.errors import InputError
+from lsa.figures.preconditioned import draw
 from lsa.landscape import Landscape, flatten
-from lsa.plots.preconditioned import draw
 from lsa.probe import Result
 from lsa.probes import preconditioned as module
 from lsa.probes.preconditioned import preconditioned
-from lsa.stability import OptimizerState
-from lsa.training import data, optimizers
+from lsa.runtime.errors import InputError
+from lsa.training import data, muon_state, optimizers, stability
+from lsa.training.stability import OptimizerState
 
 pytestmark = pytest.mark.usefixtures("global_rng_untouched")
 

@@ -11,8 +11,8 @@ import torch
 from two_ranks import on_two_ranks
 
 from lsa import probe
+from lsa.landscape.sharded import Sharded
 from lsa.probe import Result
-from lsa.sharded import Sharded
 
 NAMES = sorted(probe.modules())
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lsa.errors import InputError
+from lsa.figures.sgd_noise import draw
 from lsa.landscape import Landscape, flatten
-from lsa.plots.sgd_noise import draw
 from lsa.probe import Result
 from lsa.probes.sgd_noise import sgd_noise
+from lsa.runtime.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("global_rng_untouched")
 

@@ -10,11 +10,11 @@ import torch
 from quadratics import highest
 from torch import Tensor, nn
 
-from lsa.errors import InputError
+from lsa.figures.sharpness import draw
 from lsa.landscape import Landscape, flatten
-from lsa.plots.sharpness import draw
 from lsa.probe import Result
 from lsa.probes.sharpness import sharpness
+from lsa.runtime.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("global_rng_untouched")
 D = 12

@@ -12,11 +12,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lsa import interactive
-from lsa.errors import InputError
+from lsa.figures import interactive
+from lsa.figures.surface import draw
 from lsa.landscape import Landscape, flatten
-from lsa.plots.surface import draw
 from lsa.probe import Result, find
+from lsa.runtime.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("global_rng_untouched")
 

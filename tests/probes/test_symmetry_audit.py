@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lsa.errors import InputError
+from lsa.figures.symmetry_audit import draw
 from lsa.landscape import Landscape, flatten
-from lsa.plots.symmetry_audit import draw
 from lsa.probe import Result, find
+from lsa.runtime.errors import InputError
 from lsa.training import models
 
 pytestmark = pytest.mark.usefixtures("global_rng_untouched")

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from lsa.errors import InputError
-from lsa.training import factories
+from lsa.project import factories
+from lsa.runtime.errors import InputError
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def test_trusted_package_offers_any_callable(foreign_package):
         "torch.utils.cpp_extension:load",
         "torchvision.models:get_model",
         "lsa.training.models:build",
-        "lsa.training.factories:importlib",
+        "lsa.project.factories:importlib",
         "torch.optim:SGD",  # a class, but not of networks
     ],
 )

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from lsa import project
-from lsa.errors import InputError
+from lsa.probe import find
+from lsa.runtime.errors import InputError
 
 BASE = "dataset: {name: digits}\nmodel: {name: mlp}\noptimizers: {sgd: {name: SGD, lr: 0.1}}\n"
 KEEPING = "train: {checkpoint_every: 2}\n"
@@ -87,7 +88,7 @@ def test_kept_epochs_are_the_first_every_nth_and_the_last(written):
 
 def test_a_trajectory_has_options_of_its_own(written):
     found = written(BASE + KEEPING + "probes: {lanczos: {k: 5}}\ntrajectory: {lanczos: {tol: 0.1}}")
-    declared = project.probe.find("lanczos")
+    declared = find("lanczos")
     assert found.options(declared)["k"] == 5
     along = found.options(declared, along=True)
     assert (along["k"], along["tol"]) == (declared.options["k"].default, 0.1)
@@ -95,7 +96,7 @@ def test_a_trajectory_has_options_of_its_own(written):
 
 def test_bare_yes_and_no_are_words(written):
     """YAML reads them as booleans."""
-    declared = project.probe.find("lanczos")
+    declared = find("lanczos")
     for word, expected in (("no", "no"), ("yes", "yes"), ('"no"', "no")):
         found = written(BASE + f"probes: {{lanczos: {{split: {word}}}}}")
         assert found.options(declared)["split"] == expected

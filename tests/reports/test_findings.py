@@ -6,11 +6,12 @@ import mlflow
 import numpy as np
 import pytest
 
-from lsa import cli, project
-from lsa.errors import InputError
-from lsa.measurements import Measurement, Trajectory, measured
-from lsa.memory.runs import Done
+from lsa import project
+from lsa.cli import app
 from lsa.reports.findings import Finding, findings, pair_findings
+from lsa.reports.measurements import Measurement, Trajectory, measured
+from lsa.runtime.errors import InputError
+from lsa.tracking.runs import Done
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's and SQLAlchemy's own
 
@@ -46,7 +47,7 @@ def test_what_every_seed_shows_is_established_and_chance_is_not(seven_seeds, cap
     assert (sharpness.a, sharpness.b) == ("sgd", "adamw")
     assert sharpness.seeds == tuple(range(7))
     assert accuracy.scale == "difference" and not accuracy.established
-    assert cli.run(["compare", "tiny"]) == 0
+    assert app.run(["compare", "tiny"]) == 0
     out = capsys.readouterr().out
     assert "sgd/adamw = 2" in out and "the project has 7" in out
 
@@ -169,5 +170,5 @@ def test_measurements_with_other_options_are_not_compared(seven_seeds):
 
 
 def test_nothing_measured_is_said(workplace, capsys):
-    assert cli.run(["compare", "tiny"]) == 2
+    assert app.run(["compare", "tiny"]) == 2
     assert "nothing of project tiny is measured" in capsys.readouterr().err

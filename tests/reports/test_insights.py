@@ -7,8 +7,6 @@ import math
 import numpy as np
 import pytest
 
-from lsa.measurements import Measurement, Trajectory
-from lsa.memory.runs import Done
 from lsa.project import Named, Project
 from lsa.reports.insights import (
     Insight,
@@ -22,6 +20,8 @@ from lsa.reports.insights import (
     momentum_flattens,
     sgd_is_noisiest,
 )
+from lsa.reports.measurements import Measurement, Trajectory
+from lsa.tracking.runs import Done
 
 KINDS = {"sgd": "plain", "heavy": "momentum", "adamw": "adaptive"}
 SEEDS = range(8)

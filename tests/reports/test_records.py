@@ -8,9 +8,11 @@ import math
 import mlflow
 import pytest
 
-from lsa import cli, probe, records
-from lsa.errors import InputError
-from lsa.memory import registered, runs, store, tracking
+from lsa import probe
+from lsa.cli import app
+from lsa.reports import records
+from lsa.runtime.errors import InputError
+from lsa.tracking import recording, registered, runs, store
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's and SQLAlchemy's own
 RUN = {
@@ -23,14 +25,14 @@ SHORT = ["--k", "1", "--density_probes", "0", "--split", "no"]
 def printed(capsys, *arguments: str):
     """The one JSON document on stdout."""
     capsys.readouterr()
-    assert cli.run([*arguments, "--json"]) == 0
+    assert app.run([*arguments, "--json"]) == 0
     return json.loads(capsys.readouterr().out)
 
 
 @pytest.fixture
 def measured(trained):
     """A training and a probe of it."""
-    assert cli.run(["lanczos", "--optimizer", "sgd", "--project", "tiny", *SHORT]) == 0
+    assert app.run(["lanczos", "--optimizer", "sgd", "--project", "tiny", *SHORT]) == 0
     return trained
 
 
@@ -48,7 +50,7 @@ def test_a_probe_run_shows_all_that_was_logged(measured, capsys):
     assert shown["notes"][-1].startswith("measured on 64 of 200")
     assert [figure.rpartition("/")[2] for figure in shown["figures"]] == ["lanczos.png"]
 
-    assert cli.run(["show", shown["run"][:12]]) == 0
+    assert app.run(["show", shown["run"][:12]]) == 0
     text = capsys.readouterr().out
     assert f"± {error:.2g} (data) loss\n" in text and "k=1  (default 3)" in text
     assert "max_products" not in text, "an option at its default"
@@ -65,17 +67,20 @@ def test_every_way_to_name_a_training_leads_to_it(measured, capsys):
     assert all(one == shown[0] for one in shown)
     assert (shown[0]["run"], shown[0]["step"]) == (measured.run_id, "train")
     assert shown[0]["parameters"]["optimizer.lr"] == {"value": "0.1", "default": None}
-    assert cli.run(["lanczos", "--checkpoint", measured.run_id[:10], *SHORT]) == 0
+    assert app.run(["lanczos", "--checkpoint", measured.run_id[:10], *SHORT]) == 0
 
 
 def test_a_failed_run_says_why(workplace, capsys):
-    with pytest.raises(InputError), tracking.run("x", experiment="e", tags={}, device="cpu") as run:
+    with (
+        pytest.raises(InputError),
+        recording.run("x", experiment="e", tags={}, device="cpu") as run,
+    ):
         run.metrics({"a": math.inf, "b": 1.0})
         raise InputError("a bad thing")
     shown = printed(capsys, "show", run.id)
     assert (shown["status"], shown["error"], shown["seed"]) == ("FAILED", "a bad thing", None)
     assert shown["metrics"]["a"]["value"] == "inf", "JSON has no such number"
-    assert cli.run(["show", run.id]) == 0
+    assert app.run(["show", run.id]) == 0
     assert "a bad thing" in capsys.readouterr().out
 
 
@@ -89,15 +94,15 @@ def test_what_is_not_there_gets_one_line(workplace, capsys):
         (["abc", "--optimizer", "sgd"], "give one"),
     ]
     for arguments, message in cases:
-        assert cli.run(["show", *arguments, "--json"]) == 2
+        assert app.run(["show", *arguments, "--json"]) == 2
         out, error = capsys.readouterr()
         assert message in error and error.count("\n") == 1 and out == ""
 
 
 def test_a_step_that_has_not_run_is_named_with_its_command(trained, capsys):
-    assert cli.run(["show", trained.run_id, "--step", "sgd_noise"]) == 2
+    assert app.run(["show", trained.run_id, "--step", "sgd_noise"]) == 2
     assert f"lsa sgd_noise --checkpoint {trained.run_id}" in capsys.readouterr().err
-    assert cli.run(["show", trained.run_id, "--step", "lanzcos"]) == 2
+    assert app.run(["show", trained.run_id, "--step", "lanzcos"]) == 2
     assert "did you mean 'lanczos'" in capsys.readouterr().err
 
 
@@ -122,17 +127,17 @@ def test_checkpoints_are_listed_with_their_numbers(measured, capsys, monkeypatch
     error = measured.metrics["final/val_accuracy_se_data"]
     assert accuracy["standard_errors"] == {"data": error}
     assert "lanczos/lambda_max" in shown["metrics"]
-    assert cli.run(["checkpoints", "--project", "tiny"]) == 0
+    assert app.run(["checkpoints", "--project", "tiny"]) == 0
     text = capsys.readouterr().out
     assert "models:/tiny.sgd/1" in text and f"± {error:.2g}" in text and "lambda_max" in text
     with monkeypatch.context() as narrow:
         narrow.setenv("COLUMNS", "60")
         narrow.setattr("sys.stdout.isatty", lambda: True)
-        assert cli.run(["checkpoints"]) == 0
+        assert app.run(["checkpoints"]) == 0
     text = capsys.readouterr().out
     assert "models:/tiny.sgd/1 " in text and "also shows lanczos/lambda_max" in text
     assert printed(capsys, "checkpoints", "--project", "other") == []
-    assert cli.run(["checkpoints", "--project", "other"]) == 0
+    assert app.run(["checkpoints", "--project", "other"]) == 0
     assert "lsa train" in capsys.readouterr().out
 
 
@@ -144,7 +149,7 @@ def test_a_longer_list_costs_no_more_requests(trained, monkeypatch):
         calls.append(1)
         return client()
 
-    monkeypatch.setattr(tracking, "client", counted)
+    monkeypatch.setattr(recording, "client", counted)
     monkeypatch.setattr(registered, "client", counted)
     assert len(records.checkpoints()) == 1
     of_one = len(calls)
@@ -167,13 +172,13 @@ def test_probes_are_listed_with_their_options(capsys):
     }  # fmt: skip
     assert lanczos["options"]["split"]["choices"] == ["yes", "no"]
     assert [shown[name]["checkpoints"] for name in ("lanczos", "auto_neb")] == [1, 2]
-    assert cli.run(["probes"]) == 0
+    assert app.run(["probes"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == list(shown)
 
 
 @pytest.mark.parametrize(("command", "keys"), [("show", RUN), ("checkpoints", {"address", "run"})])
 def test_the_help_documents_every_key(command, keys, capsys):
-    assert cli.run([command, "--help"]) == 0
+    assert app.run([command, "--help"]) == 0
     shown = capsys.readouterr().out
     assert all(key in shown for key in keys)

@@ -9,12 +9,14 @@ import mlflow
 import pytest
 import synthetic
 
-from lsa import cli, plan, project, step, study
-from lsa.measurements import Measurement, measured, written
-from lsa.memory.runs import Done
-from lsa.memory.store import shown
+from lsa import project, step, study
+from lsa.cli import app
 from lsa.reports.checks import checks
+from lsa.reports.measurements import Measurement, measured, written
 from lsa.reports.report import report
+from lsa.studies import plan
+from lsa.tracking.runs import Done
+from lsa.tracking.store import shown
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's and SQLAlchemy's own
 
@@ -42,12 +44,12 @@ def test_the_report_holds_every_number_of_the_study(studied, workplace, capsys):
     assert not re.search(r"(src|href)='(?!data:)", found.html)  # nothing to load from elsewhere
     json.dumps(found.content, allow_nan=False)
 
-    assert cli.run(["report", "tiny"]) == 0
+    assert app.run(["report", "tiny"]) == 0
     assert (workplace / "report-tiny.html").read_text() == found.html
     run_id = capsys.readouterr().out.split()[-1]
     stored = mlflow.artifacts.load_text(f"runs:/{run_id}/report.html")
     assert stored == found.html
-    assert cli.run(["report", "tiny", "--out", "nowhere"]) == 2
+    assert app.run(["report", "tiny", "--out", "nowhere"]) == 2
 
 
 def test_a_study_logs_its_report(studied):
@@ -72,7 +74,7 @@ def test_a_study_of_some_probes_still_tells_of_all_that_the_project_names(studie
     with study("tiny", name="by hand"):
         step("lanczos", step("train", optimizer="sgd"), k=1)  # the project says 2
     capsys.readouterr()
-    assert cli.run(["study", "tiny", "--only", "interpolation"]) == 0
+    assert app.run(["study", "tiny", "--only", "interpolation"]) == 0
     printed = capsys.readouterr().out
     assert "3 steps: 3 reused" in printed and "\nlanczos" in printed
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
-from lsa.measurements import Measurement
-from lsa.memory.runs import Done
+from lsa.reports.measurements import Measurement
 from lsa.reports.tables import tables
+from lsa.tracking.runs import Done
 
 
 def one(step: str, subject: str, seed: int, numbers: dict[str, float]) -> Measurement:

@@ -7,7 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from lsa import cli, collector, train_step
+from lsa.cli import app
+from lsa.runtime import collector
+from lsa.studies import train
 from lsa.training import train as training
 
 
@@ -54,8 +56,6 @@ def test_a_step_computes_with_it_as_before(workplace, monkeypatch, usual):
         seen.append(gc.get_threshold())
         return training.train(*args, **kwargs)
 
-    monkeypatch.setattr(
-        train_step, "training", SimpleNamespace(**{**vars(training), "train": watched})
-    )
-    assert cli.run(["train", "--optimizer", "sgd"]) == 0
+    monkeypatch.setattr(train, "training", SimpleNamespace(**{**vars(training), "train": watched}))
+    assert app.run(["train", "--optimizer", "sgd"]) == 0
     assert seen == [usual]

@@ -9,8 +9,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lsa import documents
-from lsa.errors import InputError
+from lsa.runtime import documents
+from lsa.runtime.errors import InputError
 
 LAUGHS = "a0: &a0 [lol]\n" + "".join(
     f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 30)

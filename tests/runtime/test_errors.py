@@ -10,8 +10,8 @@ import sys
 
 import pytest
 
-from lsa import failures
-from lsa.errors import LONGEST, InputError, without_passwords
+from lsa.runtime import failures
+from lsa.runtime.errors import LONGEST, InputError, without_passwords
 
 
 @pytest.mark.parametrize(
@@ -66,9 +66,9 @@ def test_what_the_machine_refuses_is_one_line():
 
 def test_a_traceback_holds_no_password():
     code = (
-        "import lsa.cli, lsa.__main__ as main\n"
+        "import lsa.cli.app, lsa.__main__ as main\n"
         "def run(arguments): raise RuntimeError('at http://me:secret@host/x')\n"
-        "lsa.cli.run = run\n"
+        "lsa.cli.app.run = run\n"
         "main.main()"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from lsa import heap
+from lsa.runtime import heap
 
 pytestmark = pytest.mark.skipif(
     platform.libc_ver()[0] != "glibc", reason="the C library is not glibc"
@@ -21,7 +21,7 @@ BLOCK = 100 << 20  # bytes; more than glibc keeps by itself
 PAGES = BLOCK // os.sysconf("SC_PAGESIZE") if hasattr(os, "sysconf") else 0
 BEGIN = f"""
 import contextlib, json, resource
-from lsa import heap
+from lsa.runtime import heap
 pages = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 def resident():
     with open("/proc/self/statm") as file:

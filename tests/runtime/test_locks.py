@@ -12,13 +12,12 @@ from collections.abc import Iterator
 import psutil
 from processes import started
 
-from lsa import claims
-from lsa.memory import provenance
+from lsa.runtime import locks, provenance
 
 HOLD = """
 import sys, time
-from lsa import claims
-with claims.claim(sys.argv[1], "step"):
+from lsa.runtime import locks
+with locks.claim(sys.argv[1], "step"):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -35,19 +34,19 @@ def holder(store: str) -> Iterator[subprocess.Popen]:
 def test_a_claim_waits_for_its_holder_and_survives_its_death(tmp_path):
     store = str(tmp_path)
     with holder(store) as process:
-        with claims.claim(store, "another step"), claims.claim(store + "2", "step"):
+        with locks.claim(store, "another step"), locks.claim(store + "2", "step"):
             pass  # neither is what the other process holds
         began = time.monotonic()
         killer = threading.Timer(1.0, process.kill)
         killer.start()
-        with claims.claim(store, "step"):
+        with locks.claim(store, "step"):
             assert time.monotonic() - began > 0.9
         killer.join()
 
 
 def test_a_process_is_known_to_be_gone(tmp_path):
     assert not provenance.gone(provenance.machine("cpu"))
-    code = "from lsa.memory import provenance; print(provenance.machine('cpu')['lsa.process'])"
+    code = "from lsa.runtime import provenance; print(provenance.machine('cpu')['lsa.process'])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     here = provenance.machine("cpu")
     assert provenance.gone(here | {"lsa.process": done.stdout.strip()})

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from lsa.memory import provenance
+from lsa.runtime import provenance
 
 FILES = {
     "__init__.py": "if TYPE_CHECKING:\n    from lsa.land import Landscape\n",
-    "land/__init__.py": "from lsa.land.scape import Landscape\nfrom lsa.land.area import Area as A\n",
+    "land/__init__.py": "from lsa.land.scape import Landscape\n"
+    "from lsa.land.area import Area as A\n",
     "land/scape.py": "import lsa.maths.sums\nclass Landscape: ...\n",
     "land/area.py": "class Area: ...\n",
     "maths/sums.py": "TOTAL = 0\n",

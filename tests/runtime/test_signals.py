@@ -12,7 +12,7 @@ import weakref
 
 import pytest
 
-from lsa import signals
+from lsa.runtime import signals
 
 PATIENCE = 10.0  # seconds, many times `signals.AGAIN`
 

@@ -8,9 +8,10 @@ import time
 import pytest
 import torch
 
-from lsa import cost, plan, probe, project, studies
+from lsa import probe, project
 from lsa.landscape import Landscape
 from lsa.probe import Sizes, Work
+from lsa.studies import cost, plan, study
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's and SQLAlchemy's own
 AT = Sizes(dimension=1000, samples=100, training=800, validation=200)
@@ -42,11 +43,11 @@ def test_the_work_of_a_line_is_what_it_evaluates(workplace, monkeypatch):
         seen += self.n_samples
         return per_sample(self, theta)
 
-    with studies.study("tiny"):
-        ends = [studies.step("train", optimizer=name) for name in ("sgd", "adamw")]
+    with study.study("tiny"):
+        ends = [study.step("train", optimizer=name) for name in ("sgd", "adamw")]
         assert all(end.metrics for end in ends)  # trained before anything is counted
         monkeypatch.setattr(Landscape, "per_sample", counted)
-        studies.step("interpolation", *ends, points=9, align="none")
+        study.step("interpolation", *ends, points=9, align="none")
     at = Sizes(dimension=1, samples=64, training=200, validation=100)
     assert declared.work(at, points=9, align="none").losses == seen == 7 * 64 + 9 * 100
 
@@ -94,7 +95,7 @@ def test_a_forecast_prices_what_would_run_and_nothing_else(workplace):
     before = plan.forecast(setting, outlook)
     assert before.seconds.keys() == {"train", "lanczos"} and before.unknown == []
     assert before.total == pytest.approx(2 * sum(before.seconds.values()))
-    with studies.study(setting) as running:
+    with study.study(setting) as running:
         plan.run(setting, running)
     assert plan.forecast(setting, plan.outlook(setting)) == plan.Forecast({}, 0.0, {}, [])
     again = setting.model_copy(update={"seeds": [1]})

@@ -12,15 +12,18 @@ import mlflow
 import numpy as np
 import pytest
 
-from lsa import cli, mode_study, plan, plots, project
-from lsa.errors import InputError
-from lsa.memory import runs
-from lsa.memory.results import summary
-from lsa.mode_graph import HEADINGS, NAME, WAYS, Pair, graph, rows
+from lsa import project
+from lsa.cli import app
+from lsa.figures import draw
 from lsa.probe import Curve, Metric, Result
-from lsa.studies import study
+from lsa.runtime.errors import InputError
+from lsa.studies import mode_study, plan
+from lsa.studies.mode_graph import HEADINGS, NAME, WAYS, Pair, graph, rows
+from lsa.studies.study import study
+from lsa.tracking import runs
+from lsa.tracking.results import summary
 
-PAGE = Path(__file__).parents[1] / "docs" / "probes" / "mode_graph.md"
+PAGE = Path(__file__).parents[2] / "docs" / "probes" / "mode_graph.md"
 MINIMA = np.array([0.01, 0.02, 0.03, 0.04])
 # Two valleys, 0 1 and 2 3; of the four passes between them the one from 1 to 2 is the lowest.
 PASSES = {(0, 1): 0.1, (2, 3): 0.2, (1, 2): 0.5, (0, 2): 0.7, (0, 3): 0.5005, (1, 3): 0.6}
@@ -101,13 +104,13 @@ def test_pairs_that_failed_are_told_and_may_leave_a_forest():
     forest = planted((1, 2), (0, 2), (0, 3), (1, 3))
     assert not forest.converged and any("a forest" in note for note in forest.notes)
     assert rows(forest)[1] == ["a s0 – b s0", "–", "–", "–", "–", "–", ""]
-    for figure in plots.figures(NAME, forest, "t").values():
+    for figure in draw.figures(NAME, forest, "t").values():
         figure.canvas.draw()
 
 
 def test_the_figure_has_the_rows_of_the_tree_on_both_sides():
     found = planted()
-    figure = plots.figures(NAME, found, "t")["mode_graph.png"]
+    figure = draw.figures(NAME, found, "t")["mode_graph.png"]
     figure.canvas.draw()
     matrix, tree = figure.axes[:2]
     labels = [text.get_text() for text in matrix.get_yticklabels()]
@@ -141,7 +144,7 @@ def test_one_command_measures_all_pairs_and_again_only_what_is_new(workplace, ca
     file = workplace / "projects" / "tiny.yaml"
     file.write_text(file.read_text() + PAIRS)
     setting = project.load("tiny")
-    assert cli.run(["mode_graph", "tiny", "--seeds", "0,1"]) == 0
+    assert app.run(["mode_graph", "tiny", "--seeds", "0,1"]) == 0
     printed = capsys.readouterr().out
     run_id = re.search(r"^run +(\w+)$", printed, re.MULTILINE)[1]
     done = runs.read(run_id)
@@ -178,7 +181,7 @@ def test_one_command_measures_all_pairs_and_again_only_what_is_new(workplace, ca
 )
 @pytest.mark.filterwarnings("ignore")
 def test_bad_input_is_one_line(workplace, capsys, options, message):
-    assert cli.run(["mode_graph", "tiny", *options]) == 2
+    assert app.run(["mode_graph", "tiny", *options]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
 

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from lsa import partial
+from lsa.studies import partial
 
 
 @pytest.fixture(autouse=True)

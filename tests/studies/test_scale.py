@@ -15,9 +15,10 @@ import synthetic
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
-from lsa import measurements, plan, plots, project
-from lsa.memory import registered, runs, store
-from lsa.reports import drawings, report
+from lsa import project
+from lsa.reports import measurements, report
+from lsa.studies import plan
+from lsa.tracking import registered, runs, store
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's and SQLAlchemy's own
 SMALL = """
@@ -94,36 +95,11 @@ def test_a_report_asks_for_no_run_by_itself(workplace):
     assert report_costs(workplace, 1) == report_costs(workplace, 3) < 40
 
 
-def test_a_figure_is_drawn_again_only_when_what_it_shows_has_changed(workplace, monkeypatch):
-    drawn = []
-
-    def draw(names, line):
-        drawn.append(line)
-        return plots.barriers(names, line, {}, ("a", "b"))
-
-    monkeypatch.setattr(drawings.provenance, "code_hash", lambda module: code[0])
-    code = ["1"]
-    line = {("sgd", "adamw"): 1.0}
-    first = drawings.png(draw, ["sgd", "adamw"], line)
-    assert drawings.png(draw, ["sgd", "adamw"], line) == first and len(drawn) == 1
-    assert drawings.png(draw, ["sgd", "adamw"], {("sgd", "adamw"): 2.0}) != first
-    assert len(drawn) == 2
-    code[0] = "2"  # edited drawing code
-    drawings.png(draw, ["sgd", "adamw"], line)
-    assert len(drawn) == 3
-    for file in (workplace / drawings.FOLDER).glob("*.png"):
-        file.write_bytes(first[:100])  # cut off by a full disk
-    assert drawings.png(draw, ["sgd", "adamw"], line) == first and len(drawn) == 4
-    monkeypatch.setattr(drawings, "KEPT", 2)
-    for i in range(4):
-        drawings.png(draw, ["sgd", "adamw"], {("sgd", "adamw"): 3.0 + i})
-    assert len(list((workplace / drawings.FOLDER).glob("*"))) == 2
-
-
 QUESTIONS = """
 import json, time
-from lsa import plan, project
-from lsa.memory import registered
+from lsa import project
+from lsa.studies import plan
+from lsa.tracking import registered
 from lsa.reports import report
 
 setting = project.load("ten")
@@ -133,7 +109,7 @@ for question in (
     lambda: plan.outlook(setting),
     lambda: report.report(setting),
 ):
-    question()  # what a process does once; and the figures are drawn
+    question()  # what a process does once
     began = time.process_time()
     question()
     seconds.append(time.process_time() - began)

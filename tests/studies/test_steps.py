@@ -17,11 +17,13 @@ from mlflow.tracking import MlflowClient
 from processes import started
 
 import lsa
-from lsa import heap, passes, project, steps, train_step
-from lsa.errors import InputError
-from lsa.landscape import flatten
-from lsa.memory import provenance, runs, store, tracking
+from lsa import project
+from lsa.landscape import flatten, passes
 from lsa.probe import PROBES, Metric, Result, probe
+from lsa.runtime import heap, provenance
+from lsa.runtime.errors import InputError
+from lsa.studies import steps, train
+from lsa.tracking import recording, runs, store
 from lsa.training import train as training
 
 pytestmark = [
@@ -52,7 +54,7 @@ def test_a_checkpoint_is_found_by_every_address(trained):
 
 
 def test_the_optimizer_of_a_checkpoint_steps_on_as_torchs_own(workplace):
-    trained = train_step.train(project.load("tiny").recipe("adamw"))
+    trained = train.train(project.load("tiny").recipe("adamw"))
     found = lsa.load(trained.address, device="cpu")
     kept = found.optimizer
     assert (kept.name, kept.steps, kept.batch_size) == ("AdamW", 8, 50)  # 2 epochs of 4 batches
@@ -181,13 +183,13 @@ def test_what_a_step_frees_it_keeps_until_its_end(trained, monkeypatch):
 
 def test_steps_with_the_same_key_are_reused(trained):
     recipe = project.load("tiny").recipe("sgd")
-    again = train_step.train(recipe, reuse=True)
+    again = train.train(recipe, reuse=True)
     assert again.reused and again.run_id == trained.run_id
     source = lsa.load(trained.run_id)
     first = steps.measure("lanczos", source, k=1, reuse=True)
     assert steps.measure("lanczos", source, k=1, reuse=True).run_id == first.run_id
     assert not steps.measure("lanczos", source, k=2, reuse=True).reused
-    assert not train_step.train(project.load("tiny").recipe("sgd", 1), reuse=True).reused
+    assert not train.train(project.load("tiny").recipe("sgd", 1), reuse=True).reused
 
 
 def test_identical_seeds_give_identical_numbers(trained):
@@ -212,7 +214,7 @@ def test_numbers_that_are_not_finite_are_tags_not_metrics(trained):
 
 
 def test_a_damaged_or_foreign_checkpoint_is_refused(trained, tmp_path):
-    from lsa.memory import checkpoint
+    from lsa.tracking import checkpoint
 
     source = lsa.load(trained.run_id)
     folder = tmp_path / "copy"
@@ -224,7 +226,7 @@ def test_a_damaged_or_foreign_checkpoint_is_refused(trained, tmp_path):
 
 
 def test_a_pair_probe_links_both_checkpoints(trained):
-    train_step.train(project.load("tiny").recipe("adamw"))
+    train.train(project.load("tiny").recipe("adamw"))
     a, b = (lsa.load(project="tiny", optimizer=name) for name in ("sgd", "adamw"))
     done = lsa.measure("interpolation", a, b, points=5)
     assert (done.tags["lsa.input.a"], done.tags["lsa.input.b"]) == (a.model_id, b.model_id)
@@ -247,7 +249,7 @@ def test_the_default_store_is_where_mlflow_ui_looks(workplace):
 
 
 def test_runs_whose_process_died_are_ended(workplace):
-    with tracking.run("old", experiment="tiny", tags={"project": "tiny"}, device="cpu") as old:
+    with recording.run("old", experiment="tiny", tags={"project": "tiny"}, device="cpu") as old:
         pass
     client = mlflow.MlflowClient()
     client.update_run(old.id, status="RUNNING")
@@ -262,14 +264,14 @@ def test_runs_whose_process_died_are_ended(workplace):
 def test_an_error_that_is_no_ones_input_leaves_its_traceback(workplace):
     with (
         pytest.raises(KeyError),
-        tracking.run("bad", experiment="tiny", tags={}, device="cpu") as opened,
+        recording.run("bad", experiment="tiny", tags={}, device="cpu") as opened,
     ):
         raise KeyError("missing")
     assert "KeyError" in mlflow.artifacts.load_text(f"runs:/{opened.id}/traceback.txt")
 
 
 def test_processes_may_open_a_new_store_at_once(workplace):
-    code = "from lsa.memory import store; store.client().search_experiments()"
+    code = "from lsa.tracking import store; store.client().search_experiments()"
     environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{workplace}/new.db"}
     command = [sys.executable, "-c", code]
     with started(command, env=environment) as one, started(command, env=environment) as other:

@@ -18,10 +18,13 @@ import pytest
 from processes import started
 
 import lsa
-from lsa import plan, project, step, studies, study
-from lsa.engines import Inline
-from lsa.errors import InputError
-from lsa.memory import provenance, store
+from lsa import project, step, study
+from lsa.runtime import provenance
+from lsa.runtime.errors import InputError
+from lsa.studies import plan
+from lsa.studies.engines.local import Inline
+from lsa.studies.study import Failed, Study
+from lsa.tracking import store
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's and SQLAlchemy's own
 
@@ -53,7 +56,7 @@ def numbers(found: list) -> dict[str, dict[str, float]]:
     }
 
 
-def states(of: studies.Study) -> list[str]:
+def states(of: Study) -> list[str]:
     return [handle.state for handle in of.handles]
 
 
@@ -141,7 +144,7 @@ class Dropping:
 
 def test_a_dropped_step_has_not_failed_though_it_had_begun(tiny):
     """News that it had begun may come after it was dropped."""
-    dropping = studies.Study(tiny, Dropping(), keep_going=False)
+    dropping = Study(tiny, Dropping(), keep_going=False)
     for optimizer in ("sgd", "adamw"):
         dropping.step("train", optimizer=optimizer, seed=0)
     dropping.advance()
@@ -168,16 +171,14 @@ def test_a_failing_step_does_not_stop_the_others(workplace):
     file = workplace / "projects" / "tiny.yaml"
     file.write_text(file.read_text().replace("lr: 0.1}", "lr: 1.0e+30}") + PAIRS)
     setting = project.load("tiny")
-    with pytest.raises(
-        studies.Failed, match="1 of the study's 5 steps failed: train sgd"
-    ) as caught:
+    with pytest.raises(Failed, match="1 of the study's 5 steps failed: train sgd") as caught:
         with study(setting) as running:
             plan.run(setting, running)
     assert "lsa train --project tiny --optimizer sgd --seed 0" in str(caught.value)
     assert states(running) == ["failed", "done", "skipped", "done", "skipped"]
     with pytest.raises(InputError, match="lanczos sgd seed 0: not run: train sgd seed 0 failed"):
         _ = running.handles[2].metrics
-    with pytest.raises(studies.Failed), study(setting, keep_going=False) as running:
+    with pytest.raises(Failed), study(setting, keep_going=False) as running:
         plan.run(setting, running)
     assert states(running) == ["failed"] + ["skipped"] * 4
 
@@ -258,7 +259,7 @@ def test_a_study_that_is_killed_leaves_no_process_and_is_taken_up_again(tiny, wo
 
 @pytest.mark.slow
 def test_two_studies_at_once_share_their_steps(tiny):
-    code = "from lsa import cli; raise SystemExit(cli.run(['study', 'tiny']))"
+    code = "from lsa.cli import app; raise SystemExit(app.run(['study', 'tiny']))"
     environment = os.environ | {"MLFLOW_TRACKING_URI": store.uri()}
     command = [sys.executable, "-c", code]
     with started(command, env=environment) as one, started(command, env=environment) as other:

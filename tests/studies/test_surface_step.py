@@ -14,10 +14,13 @@ import pytest
 from processes import started
 
 import lsa
-from lsa import cli, measurements, partial, project, records, steps, train_step
-from lsa.errors import InputError
-from lsa.memory import runs
+from lsa import project
+from lsa.cli import app
 from lsa.project import Project
+from lsa.reports import measurements, records
+from lsa.runtime.errors import InputError
+from lsa.studies import partial, steps, train
+from lsa.tracking import runs
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's and SQLAlchemy's own
 
@@ -39,7 +42,7 @@ def setting(workplace: Path) -> Project:
     (workplace / "projects" / "paths.yaml").write_text(PATHS)
     setting = project.load("paths")
     for optimizer in setting.optimizers:
-        train_step.train(setting.recipe(optimizer))
+        train.train(setting.recipe(optimizer))
     return setting
 
 
@@ -49,7 +52,7 @@ def files(run_id: str) -> Path:
 
 def test_a_plane_through_three_checkpoints_names_and_links_them(setting, capsys):
     command = "surface --project paths --optimizer sgd --plane checkpoints --points 5".split()
-    assert cli.run([*command, "--optimizer_b", "adamw", "--optimizer_c", "momentum"]) == 0
+    assert app.run([*command, "--optimizer_b", "adamw", "--optimizer_c", "momentum"]) == 0
     run_id = capsys.readouterr().out.split()[-1]
     grid = np.load(files(run_id) / "surface.npz")
     sources = [lsa.load(optimizer=name, project="paths") for name in setting.optimizers]
@@ -62,7 +65,7 @@ def test_a_plane_through_three_checkpoints_names_and_links_them(setting, capsys)
     assert (files(run_id) / "surface.html").read_text().startswith("<!doctype html>")
     # it is no property of one checkpoint or pair, so no table may show it as such
     assert not [m for m in measurements.newest(setting) if m.step == "surface"]
-    assert cli.run([*command, "--optimizer_b", "adamw"]) == 2
+    assert app.run([*command, "--optimizer_b", "adamw"]) == 2
     assert "three checkpoints, and 2 given" in capsys.readouterr().err
 
 

@@ -15,7 +15,7 @@ from processes import started
 from two_ranks import on_two_ranks
 
 import lsa
-from lsa import cli
+from lsa.cli import app
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # MLflow's own
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "lsa"]
@@ -114,7 +114,7 @@ def test_training_is_not_shared(monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "2")
     for rank, expected in (("0", "lsa: train runs in one process"), ("1", "")):
         monkeypatch.setenv("RANK", rank)
-        assert cli.run(["train", *OF_SGD]) == 2
+        assert app.run(["train", *OF_SGD]) == 2
         assert capsys.readouterr().err.startswith(expected)
         assert expected or not capsys.readouterr().err
 

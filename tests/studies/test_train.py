@@ -9,8 +9,9 @@ import pytest
 import torch
 
 import lsa
-from lsa import project, steps, train_step
-from lsa.memory import registered, registry, store
+from lsa import project
+from lsa.studies import steps, train
+from lsa.tracking import registered, registry, store
 from lsa.training import train as training
 
 pytestmark = [
@@ -49,12 +50,12 @@ def test_a_killed_training_goes_on_at_its_last_epoch(workplace, monkeypatch):
 
     monkeypatch.setattr(training, "train", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        train_step.train(recipe)
+        train.train(recipe)
     monkeypatch.setattr(training, "train", original)
-    resumed = train_step.train(recipe)
+    resumed = train.train(recipe)
     assert run(resumed.run_id).data.tags["lsa.resumed_epoch"] == "2"
     assert len(mlflow.MlflowClient().get_metric_history(resumed.run_id, "val/loss")) == 3
-    fresh = train_step.train(recipe)
+    fresh = train.train(recipe)
     assert fresh.metrics["final/val_loss"] == resumed.metrics["final/val_loss"]
     statuses = [r.info.status for r in mlflow.search_runs(
         search_all_experiments=True, output_format="list")]  # fmt: skip
@@ -63,7 +64,7 @@ def test_a_killed_training_goes_on_at_its_last_epoch(workplace, monkeypatch):
 
 def test_failures_end_the_run_failed_with_the_reason(workplace):
     with pytest.raises(training.Diverged):
-        train_step.train(project.load("tiny").recipe("sgd", lr=1e30))
+        train.train(project.load("tiny").recipe("sgd", lr=1e30))
     (found,) = mlflow.search_runs(search_all_experiments=True, output_format="list")
     assert (
         found.info.status == "FAILED" and "lower its learning rate" in found.data.tags["lsa.error"]
@@ -85,7 +86,7 @@ def every_second(workplace) -> project.Project:
 
 def test_checkpoints_on_the_way_are_kept_and_fetched(every_second):
     recipe = every_second.recipe("sgd")
-    trained = train_step.train(recipe)
+    trained = train.train(recipe)
     assert [epoch for epoch, _ in kept(trained)] == [0, 2, 4, 5]
     assert kept(trained)[-1][1] == trained.tags["lsa.model_id"]
     assert len(mlflow.MlflowClient().search_model_versions("name='tiny.sgd'")) == 1
@@ -101,7 +102,7 @@ def test_checkpoints_on_the_way_are_kept_and_fetched(every_second):
         assert registered.numbers(source.model_id)["final/train_loss"] == pytest.approx(own)
     assert trained.metrics["final/train_loss"] == pytest.approx(own)  # of the run: the last one
     before = kept(trained)
-    again = train_step.train(recipe)  # not reused: of the same training, only the last is another
+    again = train.train(recipe)  # not reused: of the same training, only the last is another
     assert kept(again)[:-1] == before[:-1]
     assert kept(again)[-1] == (5, again.tags["lsa.model_id"]) != before[-1]
 
@@ -124,8 +125,8 @@ def test_a_resumed_training_keeps_every_epoch_once(every_second, monkeypatch, st
 
     monkeypatch.setattr(registry, stage, interrupted)
     with pytest.raises(KeyboardInterrupt):
-        train_step.train(every_second.recipe("sgd"))
-    resumed = train_step.train(every_second.recipe("sgd"))
+        train.train(every_second.recipe("sgd"))
+    resumed = train.train(every_second.recipe("sgd"))
     assert resumed.tags["lsa.resumed_epoch"] == "1"
     assert [epoch for epoch, _ in kept(resumed)] == [0, 2, 4, 5]
     models = mlflow.MlflowClient().search_logged_models(store.experiments())

@@ -10,12 +10,15 @@ import pytest
 import torch
 
 import lsa
-from lsa import cli, partial, plots, project, steps, train_step, trajectory
-from lsa.errors import InputError
-from lsa.memory import registered, registry, runs
+from lsa import project
+from lsa.cli import app
+from lsa.figures import draw
 from lsa.probe import PROBES, Metric, Result, find, probe
 from lsa.probes import surface
 from lsa.reports import report
+from lsa.runtime.errors import InputError
+from lsa.studies import partial, steps, train, trajectory
+from lsa.tracking import registered, registry, runs
 from lsa.training import optimizers
 
 pytestmark = [
@@ -35,7 +38,7 @@ def setting(workplace) -> project.Project:
 
 @pytest.fixture
 def final(setting) -> lsa.Checkpoint:
-    return lsa.load(train_step.train(setting.recipe("sgd")).address)
+    return lsa.load(train.train(setting.recipe("sgd")).address)
 
 
 def test_a_probe_follows_a_training(final):
@@ -99,7 +102,7 @@ def test_a_surface_along_a_training_goes_on_where_it_was_interrupted(final, work
 
 
 def test_noise_is_followed_too_and_adam_has_no_threshold(setting):
-    final = lsa.load(train_step.train(setting.recipe("adamw")).address)
+    final = lsa.load(train.train(setting.recipe("adamw")).address)
     done = lsa.follow("sgd_noise", final, k=1, probes=2)
     assert "sgd noise during training" in report.report(setting).html  # reads what is stored
     content = runs.artifact(done.run_id, "trajectory.json")
@@ -114,7 +117,7 @@ def test_preconditioned_sharpness_stands_beside_the_threshold_of_its_epoch(setti
         update={"schedule": project.Named(name="cosine", warmup_epochs=1)}
     )
     recipe = setting.recipe("adamw").model_copy(update={"train": budget})
-    final = lsa.load(train_step.train(recipe).address)
+    final = lsa.load(train.train(recipe).address)
     done = lsa.follow("preconditioned", final, k=1)
     content = runs.artifact(done.run_id, "trajectory.json")
     assert content["epochs"] == [0, 2, 3] and content["threshold"] is None
@@ -132,7 +135,7 @@ def test_preconditioned_sharpness_stands_beside_the_threshold_of_its_epoch(setti
     assert list(drawn.curves) == [
         *("sharpness", "threshold_ratio", "batch_sharpness", "stability_threshold")
     ]
-    (figure,) = plots.figures("trajectory", drawn, "title").values()
+    (figure,) = draw.figures("trajectory", drawn, "title").values()
     assert len(figure.axes) == 3
     (line,) = (line for line in figure.axes[0].lines if line.get_linestyle() == "--")
     assert line.get_ydata() == pytest.approx(thresholds)
@@ -164,7 +167,7 @@ def test_what_cannot_be_followed_is_refused_in_one_line(workplace, final):
         lsa.follow("intrinsic_dim", final)
     file = workplace / "projects" / "tiny.yaml"
     file.write_text(file.read_text().replace("checkpoint_every: 2", "checkpoint_every: 0"))
-    alone = lsa.load(train_step.train(project.load("tiny").recipe("sgd")).address)
+    alone = lsa.load(train.train(project.load("tiny").recipe("sgd")).address)
     with pytest.raises(InputError, match=r"set train\.checkpoint_every") as caught:
         lsa.follow("lanczos", alone, **OPTIONS)
     assert "\n" not in str(caught.value)
@@ -185,7 +188,7 @@ def test_warm_starts_find_what_cold_ones_do_in_fewer_products(setting):
     """On neighbouring checkpoints of a trained network."""
     from lsa.probes.lanczos import lanczos
 
-    trained = train_step.train(setting.recipe("sgd", epochs=12))
+    trained = train.train(setting.recipe("sgd", epochs=12))
     (_, before), (_, after) = registered.trajectory(trained.tags["lsa.key"])[-3:-1]
     a, b = (registry.fetch(f"models:/{model_id}") for model_id in (before, after))
 
@@ -212,14 +215,14 @@ def test_the_command_line_follows_with_the_projects_options(workplace, final, ca
     file = workplace / "projects" / "tiny.yaml"
     file.write_text(file.read_text() + "trajectory: {lanczos: {k: 1, density_probes: 0}}\n")
     arguments = ["lanczos", "--project", "tiny", "--optimizer", "sgd", "--split", "no"]
-    assert cli.run([*arguments, "--epochs", "all"]) == 0
+    assert app.run([*arguments, "--epochs", "all"]) == 0
     shown = capsys.readouterr().out
     assert "trajectory.lanczos/lambda_max " in shown
     done = runs.read(shown.split()[-1])
     assert done.tags["lsa.step"] == "trajectory.lanczos"
     wanted = {"k": "1", "density_probes": "0", "split": "no"}
     assert wanted.items() <= done.params.items()
-    assert cli.run(["intrinsic_dim", "--project", "tiny", "--optimizer", "sgd", "--epochs", "all"])
+    assert app.run(["intrinsic_dim", "--project", "tiny", "--optimizer", "sgd", "--epochs", "all"])
     assert "epochs" in capsys.readouterr().err  # its own option, a number
 
 

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from lsa import view
+from lsa.studies import view
 
 
 @dataclass(eq=False)

@@ -14,9 +14,9 @@ from faults import checkpoints as damage
 from safetensors.torch import save_file
 
 import lsa
-from lsa import cli
-from lsa.errors import InputError
-from lsa.memory import checkpoint, serial, store
+from lsa.cli import app
+from lsa.runtime.errors import InputError
+from lsa.tracking import checkpoint, serial, store
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's and SQLAlchemy's own
 
@@ -96,7 +96,7 @@ def test_a_pickle_in_place_of_a_file_does_not_run(folder, tmp_path, name, write)
 
 
 @pytest.mark.parametrize(
-    "model", ["os:system", "subprocess:call", "builtins:eval", "torch.hub:load", "lsa.cli:run"]
+    "model", ["os:system", "subprocess:call", "builtins:eval", "torch.hub:load", "lsa.cli.app:run"]
 )
 def test_a_factory_out_of_a_checkpoint_does_not_run_unless_trusted(source, folder, model):
     """The attacker writes a digest that fits: what protects is the trust rule."""
@@ -191,7 +191,7 @@ def test_what_was_altered_in_the_store_is_refused_even_with_a_digest_that_fits(t
     found = checkpoint.read(folder)
     moved = {name: value + 1 for name, value in found.weights.items()}
     save_file(moved, folder / checkpoint.WEIGHTS)
-    assert cli.run(["lanczos", "--checkpoint", trained.run_id]) == 2
+    assert app.run(["lanczos", "--checkpoint", trained.run_id]) == 2
     assert "its content is not what was written" in capsys.readouterr().err
     config = json.loads((folder / checkpoint.CONFIG).read_text())
     altered(folder, sha256=checkpoint._digest(config, moved, found.optimizer_state))
@@ -206,10 +206,10 @@ def test_damaged_and_deleted_artifacts_get_one_line_and_no_run(trained, capsys):
     mlmodel = (folder / "MLmodel").read_text()
     for text in ("flavors: [", "- 1", "", "a: &a [*a]", mlmodel.replace(trained.run_id, "0" * 32)):
         (folder / "MLmodel").write_text(text)
-        assert cli.run(["lanczos", "--checkpoint", trained.run_id]) == 2
+        assert app.run(["lanczos", "--checkpoint", trained.run_id]) == 2
         assert capsys.readouterr().err.count("\n") == 1
     shutil.rmtree(folder)
-    assert cli.run(["lanczos", "--checkpoint", trained.run_id]) == 2
+    assert app.run(["lanczos", "--checkpoint", trained.run_id]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "no checkpoint at" in error
     assert len(store.client().search_runs(store.experiments())) == runs

@@ -7,7 +7,7 @@ import math
 import pytest
 from mlflow.entities import Metric
 
-from lsa.memory import metric_histories, store
+from lsa.tracking import metric_histories, store
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's and SQLAlchemy's own
 

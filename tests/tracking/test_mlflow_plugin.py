@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 from processes import started
 
-from lsa import mlflow_plugin as plugin
+from lsa.tracking import mlflow_plugin as plugin
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 CONDA = plugin.STAND_IN / "bin" / "conda"
 MLFLOW = Path(sys.executable).with_name("mlflow")
 
@@ -169,7 +169,7 @@ def test_activating_says_so_and_takes_the_python_that_runs_mlflow():
 
 
 def test_a_lost_executable_bit_is_given_back(tmp_path, monkeypatch):
-    folder = tmp_path / "_conda"
+    folder = tmp_path / "conda"
     shutil.copytree(plugin.STAND_IN, folder)
     (folder / "bin" / "conda").chmod(0o644)
     monkeypatch.setattr(plugin, "STAND_IN", folder)
@@ -183,7 +183,10 @@ def test_a_lost_executable_bit_is_given_back(tmp_path, monkeypatch):
 def test_it_is_registered_and_loads_neither_mlflow_nor_torch():
     (ours,) = (e for e in entry_points(group="mlflow.run_context_provider") if e.name == "lsa")
     assert ours.load() is plugin.LsaContext
-    code = "import sys, lsa.mlflow_plugin; print({'mlflow', 'torch', 'numpy'} & sys.modules.keys())"
+    code = (
+        "import sys, lsa.tracking.mlflow_plugin; "
+        "print({'mlflow', 'torch', 'numpy'} & sys.modules.keys())"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 

@@ -11,8 +11,8 @@ import pytest
 import sqlalchemy
 from sqlalchemy.orm import loading
 
-from lsa import signals
-from lsa.memory import runs, tracking
+from lsa.runtime import signals
+from lsa.tracking import recording, runs
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's and SQLAlchemy's own
 
@@ -63,7 +63,7 @@ def test_a_signal_within_a_statement_leaves_no_lock_on_the_database(workplace, r
     with (
         signals.caught(),
         pytest.raises(signals.Killed) as stop,
-        tracking.run("x", experiment="e", tags={}, device="cpu") as run,
+        recording.run("x", experiment="e", tags={}, device="cpu") as run,
     ):
         run.metrics({"loss": 1.0, "accuracy": 0.5})
         run.send()

@@ -8,9 +8,9 @@ import sys
 
 import pytest
 
-from lsa.errors import InputError
-from lsa.memory import registered
-from lsa.memory.store import client
+from lsa.runtime.errors import InputError
+from lsa.tracking import registered
+from lsa.tracking.store import client
 
 SOURCE = "/nowhere"
 

@@ -16,9 +16,9 @@ import yaml
 from conftest import PROJECT
 from servers import LSA, Served, environment, lsa, postgres
 
-from lsa.errors import InputError
-from lsa.memory import metric_histories, server, store
-from lsa.memory.server import Server
+from lsa.runtime.errors import InputError
+from lsa.tracking import metric_histories, server, store
+from lsa.tracking.server import Server
 
 ROOT = Path(__file__).parents[2]
 PASSWORD = "correct horse battery"

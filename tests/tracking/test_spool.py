@@ -11,9 +11,11 @@ import pytest
 from mlflow.exceptions import MlflowException
 
 import lsa
-from lsa import cli, project, step, steps, study, train_step
-from lsa.errors import InputError
-from lsa.memory import registered, spool, store, sync
+from lsa import project, step, study
+from lsa.cli import app
+from lsa.runtime.errors import InputError
+from lsa.studies import steps, train
+from lsa.tracking import registered, spool, store, sync
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # MLflow's and SQLAlchemy's own
@@ -211,13 +213,13 @@ def test_a_training_while_the_store_is_away_keeps_its_checkpoints(workplace, plu
     store.client()
     plug.pull()
     with pytest.raises(spool.NotLogged, match="train-sgd-s0 is measured, not logged"):
-        train_step.train(recipe)
+        train.train(recipe)
     plug.put()
-    done = train_step.train(recipe)  # delivered, not trained again
+    done = train.train(recipe)  # delivered, not trained again
     assert done.reused and done.address == "models:/tiny.sgd/1"
     assert [epoch for epoch, _ in registered.trajectory(done.tags["lsa.key"])] == [0, 2, 4, 5]
     assert len(mlflow.MlflowClient().get_metric_history(done.run_id, "val/loss")) == 5
-    again = train_step.train(recipe)
+    again = train.train(recipe)
     assert again.metrics["final/train_loss"] == done.metrics["final/train_loss"]
     assert lsa.load(done.address).theta.equal(lsa.load(again.address).theta)
 
@@ -230,7 +232,7 @@ def test_a_delivery_cut_short_at_every_call_ends_as_one_run(workplace, plug, ans
     store.client()
     plug.pull()
     with pytest.raises(spool.NotLogged):
-        train_step.train(recipe)
+        train.train(recipe)
     attempts = 0
     while spool.entries():
         attempts += 1
@@ -278,15 +280,15 @@ def test_the_command_line_says_so_in_one_line_with_its_own_code(workplace, plug,
     store.client()
     arguments = ["train", "--project", "tiny", "--optimizer", "sgd", "--epochs", "1"]
     plug.pull()
-    assert cli.run(arguments) == 75
-    assert cli.run(["sync"]) == 75
+    assert app.run(arguments) == 75
+    assert app.run(["sync"]) == 75
     first, second = capsys.readouterr().err.splitlines()
     assert first.startswith("lsa: train-sgd-s0 is measured, not logged: the store sqlite:")
     assert second == "lsa: 1 of 1 entries stay in .lsa/spool"
-    assert cli.run(["checkpoints"]) == 2
+    assert app.run(["checkpoints"]) == 2
     assert capsys.readouterr().err.endswith("does not answer (Connection refused)\n")
     plug.put()
-    assert cli.run(["sync"]) == 0 and cli.run(["sync"]) == 0
+    assert app.run(["sync"]) == 0 and app.run(["sync"]) == 0
     told = capsys.readouterr().out.splitlines()
     assert told[0].startswith("train-sgd-s0: run ") and told[1] == "nothing waits in .lsa/spool"
 
@@ -295,7 +297,7 @@ def test_what_cannot_be_delivered_does_not_hold_up_the_rest(workplace, plug):
     store.client()
     plug.pull()
     with pytest.raises(spool.NotLogged):
-        train_step.train(project.load("tiny").recipe("sgd"))
+        train.train(project.load("tiny").recipe("sgd"))
     plug.put()
     for key, content in (("a" * 64, {"store": "http://elsewhere"}), ("b" * 64, None)):
         other = entry(key, tags={"lsa.key": key})

@@ -10,13 +10,13 @@ import sys
 import mlflow
 import pytest
 
-from lsa.errors import InputError
-from lsa.memory import store
+from lsa.runtime.errors import InputError
+from lsa.tracking import store
 
 KILLED_AT_WORK = """
 import os, signal, sys
 import mlflow.store.db.utils
-from lsa.memory import store
+from lsa.tracking import store
 mlflow.store.db.utils._upgrade_db = lambda _: os.kill(os.getpid(), signal.SIGKILL)
 mlflow.set_tracking_uri(sys.argv[1])
 store.client()

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from lsa.errors import InputError
+from lsa.runtime.errors import InputError
 from lsa.training import data
 
 

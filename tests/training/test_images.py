@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lsa.errors import InputError
+from lsa.runtime.errors import InputError
 from lsa.training import images
 
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call, grad, jvp, vjp
 
-from lsa.errors import InputError
+from lsa.runtime.errors import InputError
 from lsa.training import models
 
 CIFAR = (3, 32, 32)

@@ -9,10 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lsa import muon_state
-from lsa.errors import InputError
-from lsa.muon_state import MuonState
-from lsa.training import optimizers
+from lsa.runtime.errors import InputError
+from lsa.training import muon_state, optimizers
+from lsa.training.muon_state import MuonState
 
 pytestmark = pytest.mark.usefixtures("global_rng_untouched")
 

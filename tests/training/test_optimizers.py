@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.optim import lr_scheduler
 
-from lsa.errors import InputError
+from lsa.runtime.errors import InputError
 from lsa.training import models, optimizers
 
 OF_TORCH = [

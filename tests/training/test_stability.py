@@ -8,10 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lsa import stability
-from lsa.errors import InputError
-from lsa.stability import OptimizerState
-from lsa.training import optimizers
+from lsa.runtime.errors import InputError
+from lsa.training import optimizers, stability
+from lsa.training.stability import OptimizerState
 
 pytestmark = pytest.mark.usefixtures("global_rng_untouched")
 

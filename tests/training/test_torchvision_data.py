@@ -12,7 +12,7 @@ import torchvision.datasets
 from PIL import Image
 from scipy.io import savemat
 
-from lsa.errors import InputError
+from lsa.runtime.errors import InputError
 from lsa.training import data, torchvision_data
 
 

@@ -7,11 +7,10 @@ import dataclasses
 import pytest
 import torch
 
-from lsa import noise_scale
-from lsa.errors import InputError
-from lsa.landscape import Landscape, flatten
-from lsa.memory import serial
+from lsa.landscape import Landscape, flatten, noise_scale
 from lsa.project import Augment, Named, Project, Train
+from lsa.runtime.errors import InputError
+from lsa.tracking import serial
 from lsa.training import data
 from lsa.training import train as training
 from lsa.training.train import Diverged, final_metrics, network, train

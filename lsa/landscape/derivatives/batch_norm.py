@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lsa.errors import InputError
+from lsa.runtime.errors import InputError
 
 BATCH = 128  # samples, about, of one batch of statistics
 

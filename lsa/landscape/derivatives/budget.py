@@ -15,8 +15,8 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from lsa.derivatives.modes import MODES
-from lsa.errors import InputError
+from lsa.landscape.derivatives.modes import MODES
+from lsa.runtime.errors import InputError
 
 # Variables of the environment that fix what is lsa's choice otherwise.
 CHUNK, MEMORY, LAYOUT = "LSA_CHUNK", "LSA_GRAPH_MEMORY", "LSA_LAYOUT"
@@ -172,7 +172,7 @@ def card_size(saved: float, device: torch.device) -> int:
     """Samples per pass that fill a GPU, as its free memory allows; a power of two.
 
     A Hessian product with 2,048 CIFAR images takes an H200 in passes of 512 1.14 times as long as
-    at once with simple_cnn, with an mlp 4 times, 2 times when recorded (`lsa.derivatives.replay`).
+    at once with simple_cnn, with an mlp 4 times, 2 times when recorded (`replay`).
 
     Args:
         saved: Bytes that a forward pass saves per sample.

@@ -18,18 +18,18 @@ from torch.autograd import Function, grad
 from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 
-from lsa.derivatives.layer_gradients import Convolution, Linear
-from lsa.derivatives.modes import pull_back
-from lsa.derivatives.products import second_derivatives
-from lsa.derivatives.sample_gradients import LAYERS
-from lsa.derivatives.second_order import DIMENSIONS, SecondOrder, convolution_geometry
+from lsa.landscape.derivatives.layer_gradients import Convolution, Linear
+from lsa.landscape.derivatives.modes import pull_back
+from lsa.landscape.derivatives.products import second_derivatives
+from lsa.landscape.derivatives.sample_gradients import LAYERS
+from lsa.landscape.derivatives.second_order import DIMENSIONS, SecondOrder, convolution_geometry
 
 Losses = Callable[[Tensor], Tensor]
 
 
 @torch.enable_grad()
 def by_layers(losses: Losses, theta: Tensor, u: Tensor, n: int) -> Tensor:
-    """By a step along u of each sample's own, where `lsa.derivatives.sample_gradients` has them.
+    """By a step along u of each sample's own, where `sample_gradients` has them.
 
     A layer is linear in its parameters, so at θ + αᵢu it is what it is at θ, and αᵢ times what it
     is at u. The loss of a sample then depends on its own αᵢ alone, and two reverse passes give all

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lsa.derivatives.slabs import Slabs
+from lsa.landscape.derivatives.slabs import Slabs
 
 aten = torch.ops.aten
 BLOCK = 1 << 18  # numbers in half precision made float32 at once: a core's cache holds them

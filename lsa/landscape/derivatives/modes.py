@@ -16,8 +16,8 @@ from torch.autograd import grad
 from torch.func import grad as gradient_of
 from torch.func import jvp
 
-from lsa.derivatives.second_order import SecondOrder
-from lsa.errors import InputError
+from lsa.landscape.derivatives.second_order import SecondOrder
+from lsa.runtime.errors import InputError
 
 Function = Callable[[Tensor], Tensor]
 Matvec = Callable[[Tensor], Tensor]
@@ -28,7 +28,7 @@ MARKS = ("autograd::Error", "NotImplemented")
 def double_backward(loss: Function, theta: Tensor) -> Matvec:
     """By a reverse pass through a reverse pass, whose graph serves every v (Pearlmutter 1994).
 
-    With layers of our own (`lsa.derivatives.second_order`): of a convolution eight of its kind, six
+    With layers of our own (`second_order`): of a convolution eight of its kind, six
     from the second product on.
 
     Raises:

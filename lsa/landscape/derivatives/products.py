@@ -19,9 +19,9 @@ from torch import Tensor
 from torch.autograd import grad
 from torch.autograd.graph import saved_tensors_hooks
 
-from lsa.derivatives import sample_gradients
-from lsa.derivatives.layer_gradients import SampleGradients, size
-from lsa.derivatives.modes import (
+from lsa.landscape.derivatives import sample_gradients
+from lsa.landscape.derivatives.layer_gradients import SampleGradients, size
+from lsa.landscape.derivatives.modes import (
     MODES,
     Function,
     Matvec,
@@ -29,10 +29,10 @@ from lsa.derivatives.modes import (
     double_backward,
     pull_back,
 )
-from lsa.derivatives.precision import full_float32
-from lsa.derivatives.replay import replayed
-from lsa.derivatives.second_order import SecondOrder
-from lsa.derivatives.slabs import Slabs
+from lsa.landscape.derivatives.precision import full_float32
+from lsa.landscape.derivatives.replay import replayed
+from lsa.landscape.derivatives.second_order import SecondOrder
+from lsa.landscape.derivatives.slabs import Slabs
 
 Graph = TypeVar("Graph")
 
@@ -56,7 +56,7 @@ def hessian(parts: Sequence[Part], theta: Tensor, memory: int, mode: str) -> Mat
         parts: Of the split.
         theta: Where.
         memory: Bytes that may be kept; the parts that they hold are multiplied by double backward.
-        mode: Of `lsa.derivatives.modes.MODES`, for the others.
+        mode: Of `lsa.landscape.derivatives.modes.MODES`, for the others.
     """
 
     def by_mode(k: int) -> Matvec:
@@ -114,7 +114,7 @@ def second_moment(
         parts: Of the split.
         theta: Where.
         memory: Bytes that may be kept.
-        by_layers: Take the gᵢ of each layer as `lsa.derivatives.sample_gradients` does, which then
+        by_layers: Take the gᵢ of each layer as `sample_gradients` does, which then
             must know them all. Kept as rows where memory holds all of them, else as the layers have
             them.
     """
@@ -158,7 +158,7 @@ def _summed(
 
 
 def layered(losses: Function, theta: Tensor) -> SampleGradients:
-    """A part's per-sample gradients, where `lsa.derivatives.sample_gradients` has them."""
+    """A part's per-sample gradients, where `sample_gradients` has them."""
     found = sample_gradients.of(losses, theta)
     if found is None:
         raise ValueError("these gradients are not known by layers")

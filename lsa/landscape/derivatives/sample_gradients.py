@@ -2,7 +2,7 @@
 
 Calls of layers are recorded on the way forward; the backward pass, which computes no gradient of
 a weight, brings the gradients at their outputs. What is made of both is in
-`lsa.derivatives.layer_gradients`.
+`lsa.landscape.derivatives.layer_gradients`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch.autograd import Function
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from lsa.derivatives.layer_gradients import (
+from lsa.landscape.derivatives.layer_gradients import (
     Convolution,
     Factors,
     Layer,
@@ -27,7 +27,7 @@ from lsa.derivatives.layer_gradients import (
     Rows,
     SampleGradients,
 )
-from lsa.derivatives.second_order import convolution_geometry
+from lsa.landscape.derivatives.second_order import convolution_geometry
 
 Losses = Callable[[Tensor], Tensor]  # θ `(d,)` ↦ ℓᵢ(θ) `(n,)`
 AGREEMENT = 1e-3  # relative, between gradients that differ by rounding alone

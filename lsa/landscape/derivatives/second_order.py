@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.overrides import TorchFunctionMode
 
-from lsa.derivatives.group_norm import channels, group_norm
+from lsa.landscape.derivatives.group_norm import channels, group_norm
 
 aten = torch.ops.aten
 # Names of the nodes by which a weight is a view of a flat θ, and of the node of θ itself.

@@ -12,13 +12,13 @@ from typing import Any
 from torch import Tensor
 from torch.func import jvp
 
-from lsa.derivatives import products
+from lsa.landscape.derivatives import products
 
 Both = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 def by_layers(both: Both, theta: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """By the gradients of each layer, where `lsa.derivatives.sample_gradients` has them.
+    """By the gradients of each layer, where `lsa.landscape.derivatives.sample_gradients` has them.
 
     A backward pass without weight gradients, and then one operation a layer: less than the two
     that forward mode makes of every operation (simple_cnn: 2.5 forward passes

@@ -16,8 +16,8 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from lsa.errors import InputError
-from lsa.maths.units import Axis, PermutationSpec, permutation_spec
+from lsa.maths.alignment.units import Axis, PermutationSpec, permutation_spec
+from lsa.runtime.errors import InputError
 
 __all__ = [
     "Matching",

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
-from lsa.errors import InputError
+from lsa.runtime.errors import InputError
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from lsa.errors import InputError
-from lsa.maths.neb import Band, EnergyFunction, Report, nudged_elastic_band
-from lsa.maths.paths import refine, segment_lengths
+from lsa.maths.paths.neb import Band, EnergyFunction, Report, nudged_elastic_band
+from lsa.maths.paths.polyline import refine, segment_lengths
+from lsa.runtime.errors import InputError
 
 DenseEnergy = Callable[[Tensor], Tensor]
 """`energies(points (M, d)) -> (M,)`, on the full split; called for one segment at a time."""

@@ -14,9 +14,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lsa.errors import InputError
-from lsa.maths.neb import EnergyFunction, Report
-from lsa.maths.paths import with_exact_ends
+from lsa.maths.paths.neb import EnergyFunction, Report
+from lsa.maths.paths.polyline import with_exact_ends
+from lsa.runtime.errors import InputError
 
 Kind = Literal["bezier", "polychain"]
 

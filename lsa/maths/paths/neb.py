@@ -15,8 +15,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lsa.errors import InputError
-from lsa.maths.paths import redistribute, segment_lengths, tangents
+from lsa.maths.paths.polyline import redistribute, segment_lengths, tangents
+from lsa.runtime.errors import InputError
+from lsa.runtime.progress import Report
 
 EnergyFunction = Callable[[Tensor, int], tuple[Tensor, Tensor]]
 """`energy(pivots (P, d), step) -> (energies (P,), gradients (P, d))`.
@@ -25,7 +26,6 @@ All pivots of one call share one mini-batch, so that their energies are comparab
 the calls of a search from 0 and says which mini-batch. A deterministic energy ignores it.
 """
 
-Report = Callable[[int, int, str], None]
 Stop = Literal["converged", "budget", "not finite"]
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lsa.errors import InputError
+from lsa.runtime.errors import InputError
 
 
 @dataclass(frozen=True)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lsa.errors import InputError
-from lsa.maths.krylov import Krylov, Matvec, Ritz, gram_error
-
-Report = Callable[[int, int, str], None]
+from lsa.maths.spectra.krylov import Krylov, Matvec, Ritz, gram_error
+from lsa.runtime.errors import InputError
+from lsa.runtime.progress import Report
 
 CONFIRM = 3  # products that look for what was missed, see `lanczos`
 

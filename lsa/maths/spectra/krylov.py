@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lsa.errors import InputError
+from lsa.runtime.errors import InputError
 
 Matvec = Callable[[Tensor], Tensor]
 """v `(d,)` ↦ A v `(d,)`, A symmetric."""

@@ -9,11 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lsa.errors import InputError
-from lsa.maths.krylov import Matvec, apply, gram_error, to_host
-from lsa.maths.trace import Estimate, rademacher
-
-Report = Callable[[int, int, str], None]
+from lsa.maths.spectra.krylov import Matvec, apply, gram_error, to_host
+from lsa.maths.spectra.trace import Estimate, rademacher
+from lsa.runtime.errors import InputError
+from lsa.runtime.progress import Report
 
 
 @dataclass(frozen=True)

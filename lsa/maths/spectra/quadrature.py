@@ -8,7 +8,6 @@ same moments up to order 2m − 1; averaged over probes that is the density of t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -16,11 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lsa.errors import InputError
-from lsa.maths.krylov import Matvec, apply, length, negligible, orthogonalise, to_host
-from lsa.maths.trace import Estimate, mean, rademacher
-
-Report = Callable[[int, int, str], None]
+from lsa.maths.spectra.krylov import Matvec, apply, length, negligible, orthogonalise, to_host
+from lsa.maths.spectra.trace import Estimate, mean, rademacher
+from lsa.runtime.errors import InputError
+from lsa.runtime.progress import Report
 
 
 class Density(NamedTuple):

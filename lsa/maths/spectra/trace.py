@@ -9,8 +9,8 @@ import torch
 from scipy.special import stdtrit
 from torch import Tensor
 
-from lsa.errors import InputError
-from lsa.maths.krylov import Matvec, apply, gram_error, to_host
+from lsa.maths.spectra.krylov import Matvec, apply, gram_error, to_host
+from lsa.runtime.errors import InputError
 
 
 class Estimate(NamedTuple):

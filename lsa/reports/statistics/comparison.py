@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 from scipy.special import stdtrit
 
-from lsa.errors import InputError
+from lsa.runtime.errors import InputError
 
 LEVEL = 0.05  # of the family of all pairs
 FEWEST = 6  # seeds; below it no two-sided sign-flip test can reach 5 %

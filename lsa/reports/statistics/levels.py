@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.special import bdtrc
 
-from lsa.maths.comparison import FEWEST, LEVEL, holm, interval, listed
+from lsa.reports.statistics.comparison import FEWEST, LEVEL, holm, interval, listed
 
 
 @dataclass(frozen=True)

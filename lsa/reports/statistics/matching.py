@@ -16,7 +16,7 @@ from itertools import combinations
 import numpy as np
 from scipy.special import stdtr, stdtrit
 
-from lsa.maths.comparison import FEWEST, LEVEL, Comparison, holm, paired
+from lsa.reports.statistics.comparison import FEWEST, LEVEL, Comparison, holm, paired
 
 TEST = "t-test p"
 BySeed = Mapping[str, Mapping[int, float]]  # optimizer → seed → value

@@ -13,8 +13,10 @@ from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, Protocol
 
-from lsa import progress, signals, workers
-from lsa.memory import store, tracking
+from lsa.runtime import signals
+from lsa.studies import progress
+from lsa.studies.engines import workers
+from lsa.tracking import recording, store
 
 NEWS = 0.2  # seconds between two reports of a worker's progress
 PATIENCE = 20.0  # seconds that a stopped worker has for ending its run
@@ -170,7 +172,7 @@ def _begin(
     torch.set_num_threads(threads)
     store.use(uri, registry)
     if parent:
-        tracking.adopt(parent)
+        recording.adopt(parent)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     last = 0.0
 

@@ -21,9 +21,11 @@ from typing import Any
 
 import psutil
 
-from lsa import engines, progress, signals
-from lsa.errors import InputError
-from lsa.memory import runs, store, tracking
+from lsa.runtime import signals
+from lsa.runtime.errors import InputError
+from lsa.studies import progress
+from lsa.studies.engines import local
+from lsa.tracking import recording, runs, store
 
 RETRIES = 3  # of a step whose worker is lost: more than of a local one, since machines are lost too
 OBJECTS = 100 << 20  # bytes of a local Ray's object store: results are a few numbers
@@ -178,10 +180,10 @@ class RayTasks:
         left = [future for future in self._references if not future.done()]
         for future in left:
             self.cancel(future)
-        wait(left, engines.PATIENCE)
+        wait(left, local.PATIENCE)
         workers = [one for one in psutil.Process().children(recursive=True) if _is_rays(one)]
         self._ray.shutdown()
-        psutil.wait_procs(workers, timeout=engines.PATIENCE)
+        psutil.wait_procs(workers, timeout=local.PATIENCE)
 
 
 class _News:
@@ -233,7 +235,7 @@ def _task(
 
     def tell(title: str, done: int, total: int, text: str) -> None:
         nonlocal last
-        if time.monotonic() - last > engines.NEWS:
+        if time.monotonic() - last > local.NEWS:
             last = time.monotonic()
             news.tell.remote(title, done, total, text)
 
@@ -262,5 +264,5 @@ def _begin(uri: str, registry: str, parent: str, project: str, folder: str, thre
     warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated")
     torch.set_num_threads(threads)
     store.use(uri, registry)
-    tracking.adopt(parent)
+    recording.adopt(parent)
     runs.end_stale("project", project)

@@ -13,7 +13,7 @@ import tempfile
 from multiprocessing import forkserver
 from multiprocessing.context import BaseContext
 
-PRELOADED = ["lsa.studies"]
+PRELOADED = ["lsa.studies.study"]
 LONGEST = 107  # bytes of a Unix socket's path on Linux, by which forks are asked for
 SOCKET = "/pymp-12345678/listener-12345678"  # what multiprocessing calls it in the temporary folder
 

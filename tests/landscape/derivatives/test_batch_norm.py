@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from lsa.derivatives import batch_norm
-from lsa.errors import InputError
+from lsa.landscape.derivatives import batch_norm
+from lsa.runtime.errors import InputError
 
 
 def network(**options) -> nn.Module:

@@ -6,8 +6,8 @@ import psutil
 import pytest
 import torch
 
-from lsa.derivatives import budget
-from lsa.errors import InputError
+from lsa.landscape.derivatives import budget
+from lsa.runtime.errors import InputError
 
 CPU = torch.device("cpu")
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.autograd import grad
 from torch.func import functional_call
 
-from lsa.derivatives import curvatures, sample_gradients
 from lsa.landscape import Landscape, flatten
+from lsa.landscape.derivatives import curvatures, sample_gradients
 
 pytestmark = pytest.mark.usefixtures("double")
 

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from lsa.derivatives import modes, products
-from lsa.errors import InputError
 from lsa.landscape import Landscape, flatten
+from lsa.landscape.derivatives import modes, products
+from lsa.runtime.errors import InputError
 
 
 def network(activation: type[nn.Module]) -> nn.Module:

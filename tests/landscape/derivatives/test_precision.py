@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from lsa.derivatives.precision import full_float32
+from lsa.landscape.derivatives.precision import full_float32
 
 cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
 
@@ -33,7 +33,7 @@ def test_a_choice_by_pytorchs_newer_switches_is_kept_as_well():
     """In a process of its own: what they have set, the older ones cannot undo."""
     program = """
 import torch
-from lsa.derivatives.precision import full_float32
+from lsa.landscape.derivatives.precision import full_float32
 owners = torch.backends.cudnn.conv, torch.backends.cudnn.rnn, torch.backends.cuda.matmul
 owners[0].fp32_precision = "tf32"
 owners[1].fp32_precision = "ieee"

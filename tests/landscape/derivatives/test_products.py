@@ -13,8 +13,8 @@ from torch.autograd.function import once_differentiable
 from torch.func import hessian, jacrev
 from torch.nn.utils.parametrize import register_parametrization
 
-from lsa.errors import InputError
 from lsa.landscape import Landscape, flatten
+from lsa.runtime.errors import InputError
 
 N = 11
 PRODUCTS = ["hessian", "gauss_newton", "covariance"]

@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lsa.derivatives.replay import EAGER, replayed
 from lsa.landscape import Landscape, flatten
+from lsa.landscape.derivatives.replay import EAGER, replayed
 from lsa.training import models
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")

@@ -11,16 +11,16 @@ from known_layers import KNOWN, Applied, Checkpointed, N, image, losses
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev
 
-from lsa.derivatives import layer_gradients, sample_gradients
-from lsa.derivatives.layer_gradients import (
+from lsa.landscape import flatten
+from lsa.landscape.derivatives import layer_gradients, sample_gradients
+from lsa.landscape.derivatives.layer_gradients import (
     Convolution,
     Factors,
     HalfRows,
     Linear,
     SampleGradients,
 )
-from lsa.derivatives.slabs import Slabs
-from lsa.landscape import flatten
+from lsa.landscape.derivatives.slabs import Slabs
 
 pytestmark = pytest.mark.usefixtures("double")
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import gradcheck, gradgradcheck
 
-from lsa.derivatives.second_order import SecondOrder
+from lsa.landscape.derivatives.second_order import SecondOrder
 
 CONVOLUTIONS = {
     "plain": (F.conv2d, (2, 3, 6, 5), (4, 3, 3, 3), {}),

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from lsa.derivatives import slabs
-from lsa.derivatives.slabs import Slabs
+from lsa.landscape.derivatives import slabs
+from lsa.landscape.derivatives.slabs import Slabs
 
 
 def test_what_is_kept_lies_together_and_as_it_did(monkeypatch):

@@ -14,8 +14,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from lsa.errors import InputError
-from lsa.maths.permutations import (
+from lsa.maths.alignment.permutations import (
     Permutations,
     PermutationSpec,
     apply,
@@ -24,6 +23,7 @@ from lsa.maths.permutations import (
     random_permutations,
     weight_matching,
 )
+from lsa.runtime.errors import InputError
 from lsa.training import models
 
 Tensors = Mapping[str, Tensor]

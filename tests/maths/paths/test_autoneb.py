@@ -7,9 +7,9 @@ import torch
 from potentials import F64, CurvedWell, MullerBrown, SmallClassifier
 from torch import Tensor
 
-from lsa.errors import InputError
-from lsa.maths.autoneb import DRAXLER_2018, Cycle, MinimumEnergyPath, auto_neb, insert_pivots
-from lsa.maths.paths import head_collapse_path, refine, segment_lengths
+from lsa.maths.paths.autoneb import DRAXLER_2018, Cycle, MinimumEnergyPath, auto_neb, insert_pivots
+from lsa.maths.paths.polyline import head_collapse_path, refine, segment_lengths
+from lsa.runtime.errors import InputError
 
 
 def search_well(cycles: list[Cycle], **options) -> tuple[CurvedWell, MinimumEnergyPath]:

@@ -8,10 +8,10 @@ import torch
 from potentials import F64, CurvedWell
 from torch import Tensor
 
-from lsa.errors import InputError
-from lsa.maths.autoneb import Cycle, auto_neb
-from lsa.maths.curves import TrainedCurve, bezier, polychain, train_curve
-from lsa.maths.paths import interpolate, refine
+from lsa.maths.paths.autoneb import Cycle, auto_neb
+from lsa.maths.paths.curves import TrainedCurve, bezier, polychain, train_curve
+from lsa.maths.paths.polyline import interpolate, refine
+from lsa.runtime.errors import InputError
 
 
 def train(seed: int = 0, **options) -> tuple[CurvedWell, TrainedCurve]:

@@ -7,9 +7,9 @@ import torch
 from potentials import F64, CurvedWell, MullerBrown
 from torch import Tensor
 
-from lsa.errors import InputError
-from lsa.maths.neb import Band, nudged_elastic_band
-from lsa.maths.paths import length_ratio, refine, segment_lengths
+from lsa.maths.paths.neb import Band, nudged_elastic_band
+from lsa.maths.paths.polyline import length_ratio, refine, segment_lengths
+from lsa.runtime.errors import InputError
 
 
 def line(potential: MullerBrown | CurvedWell, pivots: int) -> Tensor:

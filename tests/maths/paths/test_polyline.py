@@ -9,8 +9,7 @@ import torch
 from potentials import F64, SmallClassifier
 from torch import Tensor
 
-from lsa.errors import InputError
-from lsa.maths.paths import (
+from lsa.maths.paths.polyline import (
     arc_lengths,
     barriers,
     head_collapse_path,
@@ -21,6 +20,7 @@ from lsa.maths.paths import (
     refine,
     tangents,
 )
+from lsa.runtime.errors import InputError
 
 
 def zigzag(n: int = 9, d: int = 5) -> Tensor:

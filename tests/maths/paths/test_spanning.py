@@ -12,9 +12,9 @@ from scipy.cluster.hierarchy import cophenet, linkage
 from scipy.sparse.csgraph import minimum_spanning_tree
 from scipy.spatial.distance import squareform
 
-from lsa.errors import InputError
-from lsa.maths.autoneb import Cycle, auto_neb
-from lsa.maths.spanning import SpanningTree, spanning_tree
+from lsa.maths.paths.autoneb import Cycle, auto_neb
+from lsa.maths.paths.spanning import SpanningTree, spanning_tree
+from lsa.runtime.errors import InputError
 
 
 def random_graph(n: int, seed: int) -> np.ndarray:

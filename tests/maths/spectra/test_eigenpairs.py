@@ -13,8 +13,8 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 from spectra import Counting, generator, hessian_like, normal, rotation, symmetric
 from torch import Tensor
 
-from lsa.errors import InputError
-from lsa.maths.linalg import Extremes, lanczos, start_vector, subspace_overlap
+from lsa.maths.spectra.eigenpairs import Extremes, lanczos, start_vector, subspace_overlap
+from lsa.runtime.errors import InputError
 
 
 def arpack_products(spectrum: Tensor, k: int, which: str, tol: float) -> int:

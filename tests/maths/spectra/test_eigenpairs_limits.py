@@ -9,8 +9,8 @@ import torch
 from spectra import Counting, generator, hessian_like, normal, symmetric
 from torch import Tensor
 
-from lsa.errors import InputError
-from lsa.maths.linalg import lanczos
+from lsa.maths.spectra.eigenpairs import lanczos
+from lsa.runtime.errors import InputError
 
 # --- false convergence --------------------------------------------------------------------------
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lsa.errors import InputError
-from lsa.maths.moments import ProductMoments, product_moments
+from lsa.maths.spectra.moments import ProductMoments, product_moments
+from lsa.runtime.errors import InputError
 
 D = 40
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from lsa.errors import InputError
-from lsa.maths.krylov import gram_error, orthogonalise
-from lsa.maths.quadrature import Quadrature, gauss_rule, spectral_density, tridiagonalise
+from lsa.maths.spectra.krylov import gram_error, orthogonalise
+from lsa.maths.spectra.quadrature import Quadrature, gauss_rule, spectral_density, tridiagonalise
+from lsa.runtime.errors import InputError
 
 F64 = {"dtype": torch.float64}
 OUTLIERS = [100.0, 60, 45, 38, 30, 25, 21, 18, 15, 12]

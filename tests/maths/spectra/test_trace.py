@@ -9,8 +9,8 @@ import scipy.stats
 import torch
 from torch import Tensor
 
-from lsa.errors import InputError
-from lsa.maths.trace import Estimate, hutchinson_trace, hutchpp_trace, mean, rademacher
+from lsa.maths.spectra.trace import Estimate, hutchinson_trace, hutchpp_trace, mean, rademacher
+from lsa.runtime.errors import InputError
 
 F64 = {"dtype": torch.float64}
 

@@ -8,8 +8,15 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from lsa.errors import InputError
-from lsa.maths.comparison import Comparison, compare, holm, listed, seeds_needed, sign_flip_p
+from lsa.reports.statistics.comparison import (
+    Comparison,
+    compare,
+    holm,
+    listed,
+    seeds_needed,
+    sign_flip_p,
+)
+from lsa.runtime.errors import InputError
 
 
 def by_seed(table: np.ndarray) -> dict[str, dict[int, float]]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from lsa.maths.levels import levels
+from lsa.reports.statistics.levels import levels
 
 
 def test_the_mean_has_students_interval_and_without_errors_nothing_is_tested():

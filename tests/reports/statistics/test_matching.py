@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from lsa.maths.comparison import compare
-from lsa.maths.matching import ancova, at_common_loss, at_loss
+from lsa.reports.statistics.comparison import compare
+from lsa.reports.statistics.matching import ancova, at_common_loss, at_loss
 
 
 def test_a_power_law_is_interpolated_exactly():

@@ -10,7 +10,8 @@ from concurrent.futures.process import BrokenProcessPool
 
 import pytest
 
-from lsa import engines, signals
+from lsa.runtime import signals
+from lsa.studies.engines import local
 
 REPLACED = """
 import os, signal
@@ -42,19 +43,19 @@ def test_a_study_in_one_process_stops_by_it_too():
             raise RuntimeError("as in an import") from None
 
     with signals.caught(), pytest.raises(RuntimeError):
-        engines.Inline().submit(work)  # an error of the step's own would be in the future
+        local.Inline().submit(work)  # an error of the step's own would be in the future
 
 
 def test_an_error_of_a_step_is_in_its_future():
     def work() -> None:
         raise ValueError("of its own")
 
-    assert isinstance(engines.Inline().submit(work).exception(), ValueError)
+    assert isinstance(local.Inline().submit(work).exception(), ValueError)
 
 
 def test_a_call_to_a_pool_that_has_broken_is_lost_with_those_in_it(workplace):
     """A study that submits before it has heard of the death takes all of them up again."""
-    engine = engines.Processes(1, None)
+    engine = local.Processes(1, None)
     try:
         with pytest.raises(BrokenProcessPool):
             engine.submit(os._exit, 1).result(120)

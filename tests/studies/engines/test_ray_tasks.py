@@ -17,10 +17,14 @@ import psutil
 import pytest
 from processes import started
 
-from lsa import cli, plan, project, ray_tasks, step, studies, study
-from lsa.errors import InputError
-from lsa.memory import store
-from lsa.ray_tasks import CONTEXT, Cluster, Demand
+from lsa import project, step, study
+from lsa.cli import app
+from lsa.runtime.errors import InputError
+from lsa.studies import plan
+from lsa.studies.engines import ray_tasks
+from lsa.studies.engines.ray_tasks import CONTEXT, Cluster, Demand
+from lsa.studies.study import Failed, Study
+from lsa.tracking import store
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's, SQLAlchemy's and Ray's own
 STUDY = [sys.executable, "-m", "lsa", "study", "tiny", "--engine", "ray", "--workers", "2"]
@@ -59,7 +63,7 @@ def test_a_step_takes_a_part_of_a_gpu(monkeypatch):
 )
 def test_what_cannot_be_is_told_in_one_line(workplace, monkeypatch, capsys, options, line):
     monkeypatch.setitem(sys.modules, "ray", None)
-    assert cli.run(["study", "tiny", *options]) == 2
+    assert app.run(["study", "tiny", *options]) == 2
     (only,) = capsys.readouterr().err.splitlines()
     assert line in only
 
@@ -76,7 +80,7 @@ def ray():
 
 
 @contextlib.contextmanager
-def on_ray(setting: project.Project, workers: int = 2, **options) -> Iterator[studies.Study]:
+def on_ray(setting: project.Project, workers: int = 2, **options) -> Iterator[Study]:
     of = functools.partial(ray_tasks.demand, peaks={}, device="cpu", workers=workers)
     demand = functools.partial(of, offered=ray_tasks.connect(None))
     make = functools.partial(ray_tasks.RayTasks, demand, setting.name)
@@ -126,7 +130,7 @@ def test_a_failing_step_takes_those_with_it_that_have_not_begun(workplace, ray):
     file.write_text(file.read_text().replace("lr: 0.1}", "lr: 1.0e+30}"))
     setting = project.load("tiny")
     failed = r"1 of the study's \d+ steps failed: train sgd seed 0: .*diverged"
-    with pytest.raises(studies.Failed, match=failed):
+    with pytest.raises(Failed, match=failed):
         # One at a time, the failing one first: else others may be done before it has begun.
         with on_ray(setting, workers=1, keep_going=False):
             bad, good = (step("train", optimizer=name) for name in ("sgd", "adamw"))

@@ -10,8 +10,8 @@ import types
 import numpy as np
 import pytest
 
-from lsa import workers
-from lsa.engines import Processes
+from lsa.studies.engines import workers
+from lsa.studies.engines.local import Processes
 
 
 def loaded(name: str) -> bool:
@@ -47,7 +47,7 @@ def test_a_worker_has_what_it_needs_and_nothing_of_this_process(monkeypatch):
     context = workers.context()
     assert context.get_start_method() == "forkserver"
     with context.Pool(1) as pool:
-        assert pool.apply(loaded, ("lsa.studies",))
+        assert pool.apply(loaded, ("lsa.studies.study",))
         assert not pool.apply(loaded, ("of_this_process",))
 
 

@@ -1,0 +1,1 @@
+"""A result as a picture, a notebook cell or an interactive page."""

@@ -1,0 +1,1 @@
+"""Units of networks, matched by permutations."""

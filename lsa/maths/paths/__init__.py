@@ -1,0 +1,1 @@
+"""Paths between points: polylines, minimum-energy paths, curves, spanning trees."""

@@ -1,0 +1,1 @@
+"""Eigenvalues, densities, traces and moments of a matrix that is known by its products."""

@@ -1,0 +1,1 @@
+"""What a process needs: errors, signals, ranks, locks, caches and provenance."""

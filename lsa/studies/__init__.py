@@ -1,0 +1,1 @@
+"""Steps, studies, the engines that run them, and forecasts of their cost."""

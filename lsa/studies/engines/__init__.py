@@ -1,0 +1,1 @@
+"""Where a study's steps run: processes on this machine, or Ray tasks."""
