@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import http.client
 import os
 import shutil
 import socket
@@ -96,6 +98,21 @@ class Served:
             with contextlib.suppress(psutil.NoSuchProcess):
                 one.kill()
         self.process.wait()
+
+
+def asked(
+    port: int, method: str, path: str, login: tuple[str, str], content: bytes, **headers: str
+) -> tuple[int, bytes]:
+    """Status and content of a server's answer; the path is sent as it is spelled."""
+    secret = base64.b64encode(":".join(login).encode()).decode()
+    told = {"Content-Type": "application/json", "Authorization": f"Basic {secret}", **headers}
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    try:
+        connection.request(method, path, content, told)
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+    finally:
+        connection.close()
 
 
 def lsa(

@@ -62,7 +62,8 @@ def server(
     if not auth and host not in servers.LOOPBACK:
         print("note: without --auth everyone who reaches this port may change everything")
     called = host if host not in servers.ANYWHERE else wanted.allowed_hosts[:1] or ("this machine",)
-    print(f"clients: export MLFLOW_TRACKING_URI=http://{''.join(called)}:{port}", flush=True)
+    address = f"http://{servers.in_address(''.join(called))}:{port}"
+    print(f"clients: export MLFLOW_TRACKING_URI={address}", flush=True)
     servers.serve(wanted)
 
 

@@ -29,11 +29,10 @@ SECRET = "MLFLOW_FLASK_SERVER_SECRET_KEY"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 ANYWHERE = ("0.0.0.0", "::")
 SHORTEST = 12  # characters of a password; MLflow's rule
-# Whoever has a login may add runs to the team's experiments; only their makers may delete them. A
-# password that was right is so for a minute: checking one is slow by design, and comes with every
-# request.
+# A login may read everything, and write into what it has made or was let into. A password that was
+# right is so for a minute: checking one is slow by design, and comes with every request.
 LOGINS = """[mlflow]
-default_permission = EDIT
+default_permission = READ
 database_uri = sqlite:///{folder}/logins.db
 admin_username = admin
 auth_cache_ttl_seconds = 60
@@ -68,6 +67,8 @@ def serve(server: Server) -> NoReturn:
             f"store={store.shown(server.store)}: a password on the command line is seen by "
             f"everyone on the machine; set {STORE} instead, or leave it out and set PGPASSWORD"
         )
+    if server.auth:
+        os.umask(0o077)  # what the server writes is not for this machine's other users
     server.folder.mkdir(parents=True, exist_ok=True)
     logins = _logins(server.folder) if server.auth else {}
     store_uri = _store(server)
@@ -93,7 +94,7 @@ def _command(server: Server) -> list[str]:
     command = [sys.executable, "-m", "mlflow", "server", "--host", server.host]
     command += ["--port", str(server.port), "--workers", str(server.workers)]
     command += ["--uvicorn-opts", "--log-level warning"]  # not a line for every request
-    return command + (["--app-name", "basic-auth"] if server.auth else [])
+    return [*command, "--app-name", "lsa-with-logins" if server.auth else "lsa"]
 
 
 def allowed(server: Server) -> list[str]:
@@ -108,16 +109,21 @@ def allowed(server: Server) -> list[str]:
             "it: allowed_hosts=mlflow.example.org,10.0.0.5"
         )
     own = [] if server.host in (*ANYWHERE, *LOOPBACK) else [server.host]
-    named = [*own, *server.allowed_hosts, "127.0.0.1", "localhost", "[::1]"]
-    return [form for name in named for form in _with_port(name)]
+    named = [*own, *server.allowed_hosts, "127.0.0.1", "localhost", "::1"]
+    return [form for name in named for form in _with_port(in_address(name.lower()))]
+
+
+def in_address(host: str) -> str:
+    """A host as it stands in an address: IPv6 in brackets."""
+    return f"[{host}]" if host.count(":") > 1 and not host.startswith("[") else host
 
 
 def _with_port(name: str) -> tuple[str, ...]:
     """A host as it is and on any port, unless a port or pattern is given."""
-    plain = (
-        not name.removeprefix("[").partition("]")[2] if name.startswith("[") else ":" not in name
-    )
-    return (name, f"{name}:*") if plain and "*" not in name else (name,)
+    given = name.rpartition("]")[2] if name.startswith("[") else name
+    if ":" in given or "*" in name:
+        return (name,)
+    return name, name.replace("[", "[[]") + ":*"  # a pattern, where [ alone begins a set
 
 
 def _check_port(server: Server) -> None:
@@ -169,6 +175,8 @@ def _logins(folder: Path) -> dict[str, str]:
             f"auth needs the first password of the user admin, of at least {SHORTEST} characters; "
             f"set {PASSWORD}"
         )
+    if (folder / "logins.db").exists():
+        (folder / "logins.db").chmod(0o600)
     settings, key = folder / "logins.ini", folder / "session.key"
     for path, content in (
         (settings, LOGINS.format(folder=folder)),

@@ -14,7 +14,7 @@ import psutil
 import pytest
 import yaml
 from conftest import PROJECT
-from servers import LSA, Served, environment, lsa, postgres
+from servers import LSA, Served, asked, environment, lsa, postgres
 
 from lsa.runtime.errors import InputError
 from lsa.tracking import metric_histories, server, store
@@ -28,11 +28,14 @@ PASSWORD = "correct horse battery"
 
 
 def test_only_the_names_given_and_its_own_are_answered(tmp_path):
-    own = ["127.0.0.1", "127.0.0.1:*", "localhost", "localhost:*", "[::1]", "[::1]:*"]
+    own = ["127.0.0.1", "127.0.0.1:*", "localhost", "localhost:*", "[::1]", "[[]::1]:*"]
     assert server.allowed(Server(tmp_path)) == own
     assert server.allowed(Server(tmp_path, host="10.0.0.5")) == ["10.0.0.5", "10.0.0.5:*", *own]
     wide = Server(tmp_path, host="0.0.0.0", allowed_hosts=("a.org:443", "*.b.org"))
     assert server.allowed(wide) == ["a.org:443", "*.b.org", *own]
+    six = Server(tmp_path, host="fd00::5", allowed_hosts=("[fd00::6]:443", "B.org"))
+    named = ["[fd00::5]", "[[]fd00::5]:*", "[fd00::6]:443", "b.org", "b.org:*"]
+    assert server.allowed(six) == [*named, *own]
 
 
 @pytest.mark.parametrize(
@@ -88,8 +91,10 @@ def test_what_is_secret_is_handed_on_in_the_environment_alone(tmp_path, monkeypa
         os, "execve", lambda program, command, env: started.update(command=command, env=env)
     )
     monkeypatch.setenv(server.PASSWORD, PASSWORD)
+    monkeypatch.setattr(os, "umask", started.setdefault("umask", []).append)
     server.serve(Server(tmp_path / "s", port=_free(), auth=True, artifacts="s3://b/x"))
     given = started["env"]
+    assert started["umask"] == [0o077]
     assert given["MLFLOW_BACKEND_STORE_URI"] == f"sqlite:///{tmp_path}/s/mlflow.db"
     assert given["MLFLOW_ARTIFACTS_DESTINATION"] == "s3://b/x"
     assert (tmp_path / "s" / "mlflow.db").exists()
@@ -185,9 +190,13 @@ def test_everything_works_with_a_login_from_a_client_that_shares_no_disk(
         assert "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD" in refused.stderr
         assert refused.stderr.count("\n") == 1
         login = {"MLFLOW_TRACKING_USERNAME": "admin", "MLFLOW_TRACKING_PASSWORD": PASSWORD}
-        everything(client, outside | login)
         for name, value in login.items():
             monkeypatch.setenv(name, value)
+        ann = json.dumps({"username": "ann", "password": PASSWORD}).encode()
+        path = "/api/2.0/mlflow/users/create"
+        assert asked(served.port, "POST", path, ("admin", PASSWORD), ann)[0] == 200
+        monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "ann")
+        everything(client, outside | login | {"MLFLOW_TRACKING_USERNAME": "ann"})
         check_histories(served.uri)
         assert (tmp_path / "host" / "server" / "artifacts").is_dir()
         assert {path.name for path in (tmp_path / "host").iterdir()} == {"server", "server.log"}
