@@ -131,7 +131,9 @@ def main() -> None:
     rivals = _listed(chosen.rivals, PACKAGES, parser)
     missing = [PACKAGES[name] for name in rivals if not _installed(name)]
     if missing:
-        parser.error(f"not installed: {', '.join(missing)}; pip install 'lsa[bench]'")
+        parser.error(
+            f"not installed: {', '.join(missing)}; pip install 'loss-landscape-analysis[bench]'"
+        )
     found: dict[str, Rows] = {}
     for name in _listed(chosen.only, TASKS, parser) if chosen.only else TASKS:
         task = TASKS[name]

@@ -29,7 +29,7 @@ def test_other_environment_managers_can_read_conda_yaml():
 
     read = _PythonEnv.from_conda_yaml(str(ROOT / "conda.yaml"))
     assert re.fullmatch(r"3\.\d+", read.python)  # what `--env-manager uv` asks uv for
-    assert "torch>=2.4" in read.dependencies
+    assert "torch>=2.6" in read.dependencies
 
 
 def test_the_stand_in_for_conda_is_executable():

@@ -70,7 +70,8 @@ def _versions() -> Checked:
     text = ", ".join(f"{name} {version}" for name, version in found.items())
     missing = [name for name, version in found.items() if version == "not installed"]
     if missing:
-        return Checked("versions", "failure", text, f"pip install {' '.join(missing)}")
+        named = [provenance.DISTRIBUTIONS.get(name, name) for name in missing]
+        return Checked("versions", "failure", text, f"pip install {' '.join(named)}")
     return Checked("versions", "ok", text)
 
 

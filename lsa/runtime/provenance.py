@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 
 PACKAGE = Path(__file__).parent.parent
+DISTRIBUTIONS = {"lsa": "loss-landscape-analysis"}  # on PyPI, where lsa is another project
 
 
 @lru_cache(maxsize=1)
@@ -23,7 +24,7 @@ def versions() -> Mapping[str, str]:
     found = {"python": platform.python_version()}
     for package in ("lsa", "torch", "torchvision", "numpy", "scipy", "mlflow"):
         try:
-            found[package] = version(package)
+            found[package] = version(DISTRIBUTIONS.get(package, package))
         except PackageNotFoundError:
             found[package] = "not installed"
     return found

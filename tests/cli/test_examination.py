@@ -112,10 +112,10 @@ def test_without_conda_it_is_said_what_computes(workplace, monkeypatch):
 
 
 def test_a_missing_package_fails(workplace, monkeypatch):
-    versions = {"python": "3.12", "torch": "not installed"}
+    versions = {"python": "3.12", "lsa": "not installed", "torch": "not installed"}
     monkeypatch.setattr(examination.provenance, "versions", lambda: versions)
     found = looked()["versions"]
-    assert (found.state, found.advice) == ("failure", "pip install torch")
+    assert (found.state, found.advice) == ("failure", "pip install loss-landscape-analysis torch")
 
 
 def test_results_that_wait_in_the_spool_are_told(workplace, monkeypatch):

@@ -63,7 +63,9 @@ def connect(address: str | None) -> Cluster:
     try:
         import ray  # pyright: ignore[reportMissingImports]
     except ModuleNotFoundError:
-        raise InputError("engine ray needs the package ray; pip install 'lsa[ray]'") from None
+        raise InputError(
+            "engine ray needs the package ray; pip install 'loss-landscape-analysis[ray]'"
+        ) from None
     where = address or os.environ.get("RAY_ADDRESS", "local")
     local: dict[str, Any] = {"include_dashboard": False, "object_store_memory": OBJECTS}
     own = signal.getsignal(signal.SIGTERM)

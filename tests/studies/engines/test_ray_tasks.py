@@ -56,7 +56,7 @@ def test_a_step_takes_a_part_of_a_gpu(monkeypatch):
 @pytest.mark.parametrize(
     ("options", "line"),
     [
-        (["--engine", "ray"], "pip install 'lsa[ray]'"),
+        (["--engine", "ray"], "pip install 'loss-landscape-analysis[ray]'"),
         (["--address", "auto"], "give engine=ray with it"),
         (["--engine", "ray", "--workers", "0"], "workers=0 must be at least 1"),
     ],
@@ -74,7 +74,7 @@ def test_what_cannot_be_is_told_in_one_line(workplace, monkeypatch, capsys, opti
 @pytest.fixture
 def ray():
     """The package, with nothing running of it before or after."""
-    found = pytest.importorskip("ray", reason="the extra lsa[ray] is not installed")
+    found = pytest.importorskip("ray", reason="the extra ray is not installed")
     yield found
     found.shutdown()
 
