@@ -1,16 +1,29 @@
 PYTHON ?= python3
 BIN := .venv/bin
-PIP := $(BIN)/pip --disable-pip-version-check install --quiet
+PIP_OPTIONS :=
+PIP := $(BIN)/pip --disable-pip-version-check install --quiet $(PIP_OPTIONS)
 
-.PHONY: demo test check mlproject clean
+# What `test-all` runs: the folders and files of these rooms, or everything.
+ROOMS := tests
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist worksteal
+
+.PHONY: demo test test-all test-full check mlproject clean
 
 # Train the digits project with its three optimizers, run every probe, print the table.
 demo: .venv/installed
 	$(BIN)/lsa study digits --workers 2
 
-# Three at once also on two cores: the slow tests wait for servers and workers a good part of theirs.
+# Three at once also on two cores: tests of real processes wait a good part of their time.
 test: .venv/installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist worksteal
+	$(PYTEST) -m "not full"
+
+# Faults, kills, scale, launchers, third-party models as well: before a release.
+test-all: .venv/installed-dev
+	$(PYTEST) $(ROOMS)
+
+# Of `test-all`, what `test` leaves out. Exit code 5 says that these rooms have no such test.
+test-full: .venv/installed-dev
+	$(PYTEST) -m full $(ROOMS) || [ $$? = 5 ]
 
 check: .venv/installed-dev
 	$(BIN)/ruff check .

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from processes import started
+from processes import forked, started
 
 LSA = [sys.executable, "-m", "lsa"]
 STARTING = 180.0  # seconds that a server may take on a busy machine
@@ -118,11 +118,8 @@ def asked(
 def lsa(
     *arguments: str, cwd: Path, env: Mapping[str, str], code: int = 0, timeout: float = 300
 ) -> subprocess.CompletedProcess:
-    """Run a command of lsa; it must end with that exit code."""
-    done = subprocess.run(
-        [*LSA, *arguments], cwd=cwd, env=env, capture_output=True, text=True, timeout=timeout,
-        check=False,
-    )  # fmt: skip
+    """Run a command of lsa in a forked process; it must end with that exit code."""
+    done = forked(arguments, cwd=cwd, env=env, timeout=timeout)
     assert done.returncode == code, f"lsa {' '.join(arguments)}: {done.returncode}\n{done.stderr}"
     return done
 

@@ -86,7 +86,7 @@ def test_every_command_says_what_it_takes(module):
     assert f"python -m {module}" in found.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_the_command_writes_tables_and_a_figure(tmp_path):
     page = tmp_path / "page.md"
     command = [sys.executable, "-m", "benchmarks", "--samples", "32", "--rivals", ""]

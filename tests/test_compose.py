@@ -44,7 +44,7 @@ def filled(text: str, env: dict[str, str]) -> str:
     return re.sub(r"\$\{(?P<name>\w+)(?::\?[^}]*|:-(?P<default>[^}]*))\}", value, text)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_team_works_on_what_the_compose_file_starts(tmp_path):
     boto3 = pytest.importorskip("boto3")
     pytest.importorskip("moto.server")

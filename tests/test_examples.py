@@ -73,7 +73,7 @@ def test_the_spectrum_of_your_own_model_is_that_of_its_dense_hessian(example):
     assert re.search(r"lambda_max +\S+ ± \S+ \(data\) loss", own_model["printed"])
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_probe_of_your_own_package_is_a_command_like_any_other(tmp_path):
     """Installed as anyone would, and found by its entry point."""
     pytest.importorskip("setuptools", minversion="70.1")
@@ -100,7 +100,7 @@ def test_a_probe_of_your_own_package_is_a_command_like_any_other(tmp_path):
     assert re.search(r"bump/loss_rise .* ± .*\(data\)", lsa("bump", *checkpoint))
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_model_that_others_registered_is_measured_as_it_was_before_they_did(tmp_path):
     import torch
     from sklearn.datasets import load_digits
@@ -156,7 +156,7 @@ def gradient_of(model, loss, x, y):
     return gradient, torch.cat([p.reshape(-1) for p in named.values()])
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
 def test_the_top_pair_of_a_resnet_on_an_image_folder_is_that_of_plain_torch(example, tmp_path):
     import torch
@@ -184,7 +184,7 @@ def test_the_top_pair_of_a_resnet_on_an_image_folder_is_that_of_plain_torch(exam
     assert (product - top * v).norm() < 5e-3 * top
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
 def test_the_top_pair_of_a_transformer_is_that_of_differences_of_its_gradient(example):
     import torch

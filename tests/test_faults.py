@@ -33,13 +33,13 @@ def test_every_fault_on_the_page_has_cost_nothing():
     assert len(lost) >= 9 and all(cell.startswith("nothing") for cell in lost)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.timeout(1200)
 def test_a_server_that_is_started_again_is_not_noticed(tmp_path):
     server.in_training(tmp_path, 1)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.timeout(1200)
 def test_a_server_that_is_gone_costs_nothing_but_time(tmp_path):
     server.for_good(tmp_path)
@@ -51,19 +51,19 @@ def test_a_training_that_is_stopped_goes_on(tmp_path):
     clients.stopped(tmp_path, 1)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.timeout(1200)
 def test_a_worker_that_is_killed_costs_its_step_another_try(tmp_path):
     clients.worker_killed(tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.timeout(1200)
 def test_clients_at_once_lose_nothing(tmp_path):
     clients.crowd(tmp_path, 4, served=True)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.timeout(1200)
 def test_clocks_that_differ_change_no_number(tmp_path):
     clients.wrong_clock(tmp_path)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import pickle
 import socket
 from collections.abc import Callable
 from typing import Any
+
+from processes import forks
 
 from lsa.runtime import ranks
 
@@ -17,7 +18,7 @@ def on_two_ranks(function: Callable[[], Any]) -> list[Any]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    context = multiprocessing.get_context("spawn")
+    context = forks()
     pipes, processes = [], []
     for rank in range(2):
         here, there = context.Pipe(duplex=False)

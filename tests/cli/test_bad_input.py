@@ -14,7 +14,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's and SQLAlchemy's own
-slow = pytest.mark.slow
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)
 documents = st.recursive(
@@ -54,25 +53,25 @@ def test_malformed_command_lines_get_one_line_and_exit_code_2(workplace):
     assert inputs.commands() > 30
 
 
-@slow
+@pytest.mark.full
 def test_every_malformed_project_and_checkpoint(tmp_path):
     rows = [*inputs.rows(tmp_path), *checkpoints.rows(tmp_path / "checkpoints")]
     assert {row.lost for row in rows} == {"nothing"}
 
 
-@slow
+@pytest.mark.full
 def test_where_no_file_may_grow_the_store_stays_whole(tmp_path):
     assert len(disk.too_large(tmp_path)) == len(disk.LIMITS)
 
 
-@slow
+@pytest.mark.full
 @pytest.mark.skipif(not disk.mountable(), reason="only root can mount a small disk")
 @pytest.mark.parametrize("left", disk.FREE[::4])
 def test_a_full_disk_leaves_the_store_whole(tmp_path, left):
     assert len(disk.full(tmp_path, [left])) == 2
 
 
-@slow
+@pytest.mark.full
 @pytest.mark.skipif(not disk.mountable(), reason="only root can mount a small disk")
 def test_a_read_only_disk_leaves_the_store_whole(tmp_path):
     assert len(disk.read_only(tmp_path)) == 2

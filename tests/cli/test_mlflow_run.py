@@ -73,6 +73,7 @@ def test_bad_input_ends_the_run_failed(environment):
     assert "RUNNING" not in statuses(environment).values()
 
 
+@pytest.mark.full
 def test_a_signal_to_mlflow_ends_run_and_child(environment):
     number = signal.SIGTERM  # that of SIGINT is in the tests of the plugin
     command = [str(MLFLOW), "run", ".", "-e", "train", "-P", "optimizer=sgd", "-P", "epochs=9999"]

@@ -8,9 +8,10 @@ import os
 import resource
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+from processes import forked
 
 from faults import Row
 from lsa.cli import app
@@ -67,9 +68,8 @@ def place(folder: Path, *, made: bool = True) -> Iterator[None]:
 def run(arguments: list[str], *, process: bool = False) -> tuple[int, str]:
     """Exit code and what a command says on stderr, here or in a process of its own."""
     if process:
-        command = [sys.executable, "-m", "lsa", *arguments]
         environment = {**os.environ, "MLFLOW_TRACKING_URI": store.uri()}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        done = forked(arguments, cwd=Path.cwd(), env=environment)
         return done.returncode, done.stderr
     said = io.StringIO()
     with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):

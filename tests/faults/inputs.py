@@ -9,13 +9,12 @@ import itertools
 import math
 import os
 import shlex
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
+from processes import forked
 
 from faults import Row
 from lsa import probe, project
@@ -179,8 +178,7 @@ def commands(*, every: int = 1, processes: bool = False) -> int:
     taken = COMMANDS[::every]
     for arguments in taken:
         if processes:
-            command = [sys.executable, "-m", "lsa", *arguments]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+            done = forked(arguments, cwd=Path.cwd(), env=os.environ)
             code, errors = done.returncode, done.stderr
         else:
             stream = io.StringIO()

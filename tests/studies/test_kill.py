@@ -93,6 +93,7 @@ def prepared(folder: Path, epochs: int = 30, seeds: int = 1) -> Path:
     return folder
 
 
+@pytest.mark.full
 def test_kills_change_nothing(tmp_path):
     kills_change_nothing(prepared(tmp_path / "peace"), prepared(tmp_path / "war"), KILLS)
 

@@ -117,7 +117,7 @@ print(json.dumps(seconds))
 """
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_ten_thousand_runs_are_no_burden(workplace, monkeypatch):
     """In processor time, which others on the machine do not change.
 

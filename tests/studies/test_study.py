@@ -195,7 +195,7 @@ def test_a_worker_that_dies_costs_its_step_one_more_try(tiny):
     assert sorted(r.info.status for r in runs(optimizer="sgd")) == ["FINISHED", "KILLED"]
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_workers_know_a_probe_that_the_script_declares(workplace):
     code = """
     from typing import Annotated
@@ -229,7 +229,7 @@ def test_workers_know_a_probe_that_the_script_declares(workplace):
     assert second.split() == ["reused", found[1], "reused", found[3]]
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_study_that_is_killed_leaves_no_process_and_is_taken_up_again(tiny, workplace):
     code = """
     from lsa import step, study

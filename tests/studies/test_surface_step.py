@@ -85,7 +85,7 @@ def test_more_checkpoints_than_it_takes_are_refused(setting):
         steps.measure("surface", *[source] * 4)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_killed_surface_goes_on_where_it_stopped(trained, workplace):
     words = f"surface --project tiny --checkpoint {trained.run_id} --points 51".split()
     command = [sys.executable, "-m", "lsa", *words]

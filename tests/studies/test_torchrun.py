@@ -60,6 +60,7 @@ def test_two_processes_log_one_run_with_the_eigenvalues_of_one(trained):
     assert values[0] == pytest.approx(values[1], rel=1e-5)
 
 
+@pytest.mark.full
 def test_a_probe_along_a_training_is_shared_too(workplace):
     file = workplace / "projects" / "tiny.yaml"
     kept = file.read_text().replace("batch_size: 50}", "batch_size: 50, checkpoint_every: 1}")
@@ -95,6 +96,7 @@ def test_what_is_measured_already_keeps_no_rank_waiting(trained, monkeypatch):
     assert on_two_ranks(reused) == [(alone.run_id, True), ("", True)]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
@@ -119,6 +121,7 @@ def test_training_is_not_shared(monkeypatch, capsys):
         assert expected or not capsys.readouterr().err
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_rank_killed_ends_all_with_one_line(trained, rank, tmp_path):
     command = [*TORCHRUN, "lanczos", *OF_SGD, "--density-probes", "100000"]

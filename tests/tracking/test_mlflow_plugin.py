@@ -204,7 +204,7 @@ def test_without_conda_the_python_that_runs_mlflow_is_used(tmp_path, program):
     assert str(Path(sys.executable).parent) in environment
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("arguments", "variables", "message"),
     [
@@ -219,7 +219,7 @@ def test_a_run_that_never_starts_ends_failed(tmp_path, arguments, variables, mes
     assert project.statuses() == ["FAILED"]
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_another_project_is_left_alone(tmp_path):
     project = Project(tmp_path, "", name="other")
     done = project.run()
@@ -229,7 +229,7 @@ def test_another_project_is_left_alone(tmp_path):
     assert project.recorded_environment() == []
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_real_conda_is_used_in_silence(tmp_path):
     project = Project(tmp_path, "print('RAN')")
     programs = tmp_path / "bin"
@@ -246,7 +246,7 @@ def test_a_real_conda_is_used_in_silence(tmp_path):
     assert project.statuses() == ["FINISHED"] and project.recorded_environment() == []
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("number", "to_group", "handles"),
     [

@@ -124,7 +124,7 @@ def test_ray_computes_what_one_process_computes(workplace, ray):
     assert not ray.is_initialized()
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_failing_step_takes_those_with_it_that_have_not_begun(workplace, ray):
     file = workplace / "projects" / "tiny.yaml"
     file.write_text(file.read_text().replace("lr: 0.1}", "lr: 1.0e+30}"))
@@ -189,7 +189,7 @@ def long(workplace) -> None:
     store.client()  # makes the tables: `runs` would make them again beside the study
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_worker_killed_in_mid_step_loses_nothing(workplace, ray, long):
     with started(STUDY, env=environment()) as process:
         os.kill(busy(optimizer="sgd"), signal.SIGKILL)
@@ -205,7 +205,7 @@ def test_a_worker_killed_in_mid_step_loses_nothing(workplace, ray, long):
     assert whole.data.metrics["steps_done"] == 4 and whole.info.status == "FINISHED"
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_study_told_to_stop_leaves_no_process_and_no_open_run(workplace, ray, long):
     with started(STUDY, env=environment()) as process:
         busy(optimizer="sgd")
