@@ -22,6 +22,9 @@ import psutil
 PRELOADED = ["lsa.__main__", "lsa.studies", "sklearn.datasets", "mlflow.server"]
 
 
+LSA = "from lsa.__main__ import main; main()"
+
+
 @contextlib.contextmanager
 def started(command: Sequence[str | Path], **options: Any) -> Iterator[subprocess.Popen]:
     """A process in a session of its own; what is left of it and its children ends with the block.
@@ -45,14 +48,22 @@ def forks() -> BaseContext:
 
 @contextlib.contextmanager
 def command(
-    arguments: Sequence[str], *, cwd: Path, env: Mapping[str, str], stdout: Path, stderr: Path
+    *arguments: str, code: str = LSA, env: Mapping[str, str] | None = None, **files: Path
 ) -> Iterator[BaseProcess]:
-    """A command of lsa as a process of `forks`, in a session of its own as by `started`.
+    """A command of lsa, or other code, as a process of `forks`, in a session as by `started`.
 
     Exit code, signals, output and environment are a process's own. It saves the start, which takes
     longer than most commands do.
+
+    Args:
+        arguments: Of the command.
+        code: What runs, with `arguments` in `sys.argv`.
+        env: The environment; this process's own by default.
+        files: `cwd`, where it runs; `stdout` and `stderr`, to which it appends what it prints.
     """
-    process = forks().Process(target=_run, args=(arguments, cwd, dict(env), stdout, stderr))
+    environment = dict(os.environ if env is None else env)
+    files = {"cwd": Path.cwd()} | files
+    process = forks().Process(target=_run, args=(arguments, code, environment), kwargs=files)
     process.start()
     try:
         yield process
@@ -63,36 +74,39 @@ def command(
 
 
 def forked(
-    arguments: Sequence[str], *, cwd: Path, env: Mapping[str, str], timeout: float = 300
+    *arguments: str, timeout: float = 300, **options: Any
 ) -> subprocess.CompletedProcess[str]:
     """Run a `command` to its end."""
     with tempfile.TemporaryDirectory() as folder:
-        outputs = [Path(folder, name) for name in ("stdout", "stderr")]
-        with command(arguments, cwd=cwd, env=env, stdout=outputs[0], stderr=outputs[1]) as process:
+        files = {name: Path(folder, name) for name in ("stdout", "stderr")}
+        with command(*arguments, **files, **options) as process:
             process.join(timeout)
             code = process.exitcode
         if code is None:
             raise subprocess.TimeoutExpired(arguments, timeout)
-        texts = [output.read_text() if output.exists() else "" for output in outputs]
-    return subprocess.CompletedProcess(arguments, code, *texts)
+        printed = [file.read_text() if file.exists() else "" for file in files.values()]
+    return subprocess.CompletedProcess(arguments, code, *printed)
 
 
 def _run(
-    arguments: Sequence[str], cwd: Path, env: Mapping[str, str], stdout: Path, stderr: Path
+    arguments: Sequence[str],
+    code: str,
+    env: Mapping[str, str],
+    cwd: Path,
+    stdout: Path | None = None,
+    stderr: Path | None = None,
 ) -> None:
     """Become the command."""
     os.setsid()
     for file, number in ((stdout, 1), (stderr, 2)):
-        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+        if file:
+            os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     os.environ.clear()
     os.environ.update(env)
     os.chdir(cwd)
     sys.argv = ["lsa", *arguments]
-
-    from lsa.__main__ import main
-
     try:
-        main()
+        exec(compile(code, "<command>", "exec"), {"__name__": "__main__"})
     except Exception:
         sys.excepthook(*sys.exc_info())
         sys.exit(1)

@@ -119,7 +119,7 @@ def lsa(
     *arguments: str, cwd: Path, env: Mapping[str, str], code: int = 0, timeout: float = 300
 ) -> subprocess.CompletedProcess:
     """Run a command of lsa in a forked process; it must end with that exit code."""
-    done = forked(arguments, cwd=cwd, env=env, timeout=timeout)
+    done = forked(*arguments, cwd=cwd, env=env, timeout=timeout)
     assert done.returncode == code, f"lsa {' '.join(arguments)}: {done.returncode}\n{done.stderr}"
     return done
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from collections import namedtuple
 
 import mlflow
 import pytest
+from processes import forked
 
 from lsa.cli import app, doctor, examination
 from lsa.runtime import provenance
@@ -60,9 +59,7 @@ def dead_run(workplace) -> str:
         "    os._exit(9)\n"
     )
     environment = {**os.environ, "MLFLOW_TRACKING_URI": store.uri()}
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=environment
-    )
+    done = forked(code=code, env=environment)
     return done.stdout.split()[-1]
 
 

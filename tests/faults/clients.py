@@ -8,13 +8,12 @@ import random
 import signal
 import sqlite3
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import psutil
-from processes import started
+from processes import forked, started
 from servers import LSA, Served, environment, lsa
 
 from faults import Row
@@ -136,20 +135,15 @@ def crowd(folder: Path, clients: int, *, served: bool) -> Row:
 def _crowd(client: Path, uri: str, clients: int, where: str) -> Row:
     env = environment(MLFLOW_TRACKING_URI=uri)
     began = time.monotonic()
-    ran = subprocess.run(
-        [sys.executable, "-c", CROWD, str(clients)], cwd=client, env=env, capture_output=True,
-        text=True, timeout=3 * PATIENCE, check=False,
-    )  # fmt: skip
+    crowd = {"code": CROWD, "cwd": client, "env": env, "timeout": 3 * PATIENCE}
+    ran = forked(str(clients), **crowd)
     seconds = time.monotonic() - began
     codes = [int(code) for code in ran.stdout.split()]
     assert len(codes) == clients and set(codes) <= {0, 75}, (ran.stdout, ran.stderr)
     late = codes.count(75)
     if late:  # what was late is delivered, what had to wait for it measured
         lsa("sync", cwd=client, env=env)
-        subprocess.run(
-            [sys.executable, "-c", CROWD, str(clients)], cwd=client, env=env, check=True,
-            timeout=3 * PATIENCE,
-        )  # fmt: skip
+        assert forked(str(clients), **crowd).returncode == 0
     steps = collections.Counter(name.partition("-")[0] for name in {n for n, _ in numbers(uri)})
     assert steps == {"train": clients, "lanczos": clients}
     registered = lsa("checkpoints", cwd=client, env=env).stdout.count("models:/tiny.sgd/")
@@ -181,11 +175,8 @@ def wrong_clock(folder: Path) -> Row:
         env = environment(MLFLOW_TRACKING_URI=served.uri)
 
         def at(offset: int, *command: str) -> str:
-            whole = [sys.executable, "-c", SKEWED, str(offset), *command]
-            done = subprocess.run(
-                whole, cwd=client, env=env, capture_output=True, text=True, check=False,
-                timeout=PATIENCE,
-            )  # fmt: skip
+            settings = {"code": SKEWED, "cwd": client, "env": env, "timeout": PATIENCE}
+            done = forked(str(offset), *command, **settings)
             assert done.returncode == 0, done.stderr
             return done.stdout
 

@@ -69,7 +69,7 @@ def run(arguments: list[str], *, process: bool = False) -> tuple[int, str]:
     """Exit code and what a command says on stderr, here or in a process of its own."""
     if process:
         environment = {**os.environ, "MLFLOW_TRACKING_URI": store.uri()}
-        done = forked(arguments, cwd=Path.cwd(), env=environment)
+        done = forked(*arguments, env=environment)
         return done.returncode, done.stderr
     said = io.StringIO()
     with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):

@@ -178,7 +178,7 @@ def commands(*, every: int = 1, processes: bool = False) -> int:
     taken = COMMANDS[::every]
     for arguments in taken:
         if processes:
-            done = forked(arguments, cwd=Path.cwd(), env=os.environ)
+            done = forked(*arguments)
             code, errors = done.returncode, done.stderr
         else:
             stream = io.StringIO()

@@ -57,5 +57,5 @@ def test_a_step_computes_with_it_as_before(workplace, monkeypatch, usual):
         return training.train(*args, **kwargs)
 
     monkeypatch.setattr(train, "training", SimpleNamespace(**{**vars(training), "train": watched}))
-    assert app.run(["train", "--optimizer", "sgd"]) == 0
+    assert app.run(["train", "--project", "tiny", "--optimizer", "sgd"]) == 0
     assert seen == [usual]

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 
 import psutil
-from processes import started
+from processes import forked, started
 
 from lsa.runtime import locks, provenance
 
@@ -47,7 +47,7 @@ def test_a_claim_waits_for_its_holder_and_survives_its_death(tmp_path):
 def test_a_process_is_known_to_be_gone(tmp_path):
     assert not provenance.gone(provenance.machine("cpu"))
     code = "from lsa.runtime import provenance; print(provenance.machine('cpu')['lsa.process'])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = forked(code=code)
     here = provenance.machine("cpu")
     assert provenance.gone(here | {"lsa.process": done.stdout.strip()})
     pid = here["lsa.process"].partition("@")[0]

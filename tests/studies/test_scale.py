@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import scale
 import synthetic
+from processes import forked
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
@@ -131,11 +130,6 @@ def test_ten_thousand_runs_are_no_burden(workplace, monkeypatch):
     made = scale.fill(workplace / "mlflow.db", projects=projects, seeds=20)
     assert made == (10_000, 2_000)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{workplace}/mlflow.db")
-    asking = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", QUESTIONS],
-        check=True,
-        capture_output=True,
-        text=True,
-    )
+    asking = forked(code=QUESTIONS)
     seconds = json.loads(asking.stdout.splitlines()[-1])
     assert len(seconds) == 3 and max(seconds) < 2, seconds

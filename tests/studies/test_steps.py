@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import sys
 from pathlib import Path
 
 import mlflow
@@ -14,7 +13,7 @@ import pytest
 import torch
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
-from processes import started
+from processes import command
 
 import lsa
 from lsa import project
@@ -272,10 +271,14 @@ def test_an_error_that_is_no_ones_input_leaves_its_traceback(workplace):
 
 def test_processes_may_open_a_new_store_at_once(workplace):
     code = "from lsa.tracking import store; store.client().search_experiments()"
-    environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{workplace}/new.db"}
-    command = [sys.executable, "-c", code]
-    with started(command, env=environment) as one, started(command, env=environment) as other:
-        assert [process.wait(timeout=120) for process in (one, other)] == [0, 0]
+    there = {
+        "code": code,
+        "env": os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{workplace}/new.db"},
+    }
+    with command(**there) as first, command(**there) as second:
+        for process in (first, second):
+            process.join(120)
+            assert process.exitcode == 0
 
 
 def test_two_that_log_a_new_dataset_at_once_both_do(trained, monkeypatch):

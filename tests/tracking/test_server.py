@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import socket
-import subprocess
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -14,7 +13,8 @@ import psutil
 import pytest
 import yaml
 from conftest import PROJECT
-from servers import LSA, Served, asked, environment, lsa, postgres
+from processes import forked
+from servers import Served, asked, environment, lsa, postgres
 
 from lsa.runtime.errors import InputError
 from lsa.tracking import metric_histories, server, store
@@ -166,9 +166,7 @@ def everything(client: Path, env: dict[str, str]) -> None:
     run_id = lsa(*probe, cwd=client, env=env).stdout.split()[-1]
     shown = json.loads(lsa("show", run_id, "--json", cwd=client, env=env).stdout)
     assert shown["status"] == "FINISHED" and shown["artifacts"].startswith("mlflow-artifacts:/")
-    loaded = subprocess.run(
-        [LSA[0], "-c", LOAD], cwd=client, env=env, capture_output=True, text=True, check=True
-    )
+    loaded = forked(code=LOAD, cwd=client, env=env)
     assert json.loads(loaded.stdout)[1] == found[1]["run"]
     lsa("report", "tiny", cwd=client, env=env)
     assert (client / "report-tiny.html").read_text().count("data:image/png;base64,") == 4

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import signal
 import sqlite3
-import subprocess
-import sys
 
 import mlflow
 import pytest
+from processes import forked
 
 from lsa.runtime.errors import InputError
 from lsa.tracking import store
@@ -27,7 +26,7 @@ store.client()
 def test_a_new_store_is_there_only_when_it_is_whole(tmp_path, monkeypatch):
     """MLflow by itself leaves half-made tables, which it can neither open nor finish."""
     uri = f"sqlite:///{tmp_path}/new.db"
-    killed = subprocess.run([sys.executable, "-c", KILLED_AT_WORK, uri], timeout=60, check=False)
+    killed = forked(uri, code=KILLED_AT_WORK)
     assert killed.returncode == -signal.SIGKILL
     assert [file.name for file in tmp_path.iterdir()] == [".new.db.new"]
     monkeypatch.setattr(mlflow, "get_tracking_uri", lambda: uri)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 import torch
+from processes import forked
 
 from lsa.landscape.derivatives.precision import full_float32
 
@@ -43,7 +41,7 @@ with full_float32():
     assert "tf32" not in [owner.fp32_precision for owner in owners]
 assert [owner.fp32_precision for owner in owners] == before
 """
-    subprocess.run([sys.executable, "-c", program], check=True)
+    assert forked(code=program).returncode == 0
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")

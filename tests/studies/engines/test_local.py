@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 from concurrent.futures.process import BrokenProcessPool
 
 import pytest
+from processes import forked
 
 from lsa.runtime import signals
 from lsa.studies.engines import local
@@ -29,9 +28,7 @@ print("went on")
 
 
 def test_a_worker_ends_by_a_signal_whose_exception_was_replaced():
-    done = subprocess.run(
-        [sys.executable, "-c", REPLACED], capture_output=True, text=True, timeout=60, check=False
-    )
+    done = forked(code=REPLACED)
     assert done.returncode == 143 and done.stdout == ""
 
 
