@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from processes import forked
 from torch import nn
 
 from benchmarks import density, eigenvalues, paths, summary
@@ -81,9 +82,9 @@ def test_paths_are_judged_alike_and_spend_what_they_say(monkeypatch):
 
 @pytest.mark.parametrize("module", ["benchmarks", "benchmarks.overhead"])
 def test_every_command_says_what_it_takes(module):
-    command = [sys.executable, "-m", module, "--help"]
-    found = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
-    assert f"python -m {module}" in found.stdout
+    code = f"import runpy; runpy.run_module('{module}', run_name='__main__', alter_sys=True)"
+    found = forked("--help", code=code, cwd=ROOT)
+    assert found.returncode == 0 and f"python -m {module}" in found.stdout
 
 
 @pytest.mark.full
