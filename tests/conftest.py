@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import signal
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,14 @@ seeds: [0]
 landscape: {samples: 64}
 probes: {lanczos: {k: 2}}
 """
+# Columns of MLflow's database that hold paths of files.
+PATHS = [
+    ("experiments", "artifact_location"),
+    ("runs", "artifact_uri"),
+    ("logged_models", "artifact_location"),
+    ("model_versions", "source"),
+    ("model_versions", "storage_location"),
+]
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -63,23 +73,49 @@ def new_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, new_store: Path) -> Path:
     """A folder with a tiny project and its own store, as the current folder."""
-    import mlflow
-
-    monkeypatch.chdir(tmp_path)
-    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID"):
-        monkeypatch.delenv(name, raising=False)
-    (tmp_path / "projects").mkdir()
-    (tmp_path / "projects" / "tiny.yaml").write_text(PROJECT)
-    shutil.copy(new_store, tmp_path)
-    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
-    mlflow.set_registry_uri(f"sqlite:///{tmp_path}/mlflow.db")
+    furnish(tmp_path, monkeypatch, new_store)
     return tmp_path
 
 
-@pytest.fixture
-def trained(workplace: Path):
-    """The finished training of sgd in the tiny project."""
+def furnish(folder: Path, monkeypatch: pytest.MonkeyPatch, new_store: Path) -> None:
+    """Make a folder the `workplace`."""
+    import mlflow
+
+    monkeypatch.chdir(folder)
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID"):
+        monkeypatch.delenv(name, raising=False)
+    (folder / "projects").mkdir()
+    (folder / "projects" / "tiny.yaml").write_text(PROJECT)
+    shutil.copy(new_store, folder)
+    mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
+    mlflow.set_registry_uri(f"sqlite:///{folder}/mlflow.db")
+
+
+@pytest.fixture(scope="session")
+def trained_once(tmp_path_factory: pytest.TempPathFactory, new_store: Path):
+    """A workplace in which sgd has been trained, and that training."""
     from lsa import project
     from lsa.studies import train
 
-    return train.train(project.load("tiny").recipe("sgd"))
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        furnish(folder, monkeypatch, new_store)
+        return folder, train.train(project.load("tiny").recipe("sgd"))
+
+
+@pytest.fixture
+def trained(workplace: Path, trained_once):
+    """The finished training of sgd in the tiny project."""
+    source, done = trained_once
+    copy_store(source, workplace)
+    return done
+
+
+def copy_store(source: Path, target: Path) -> None:
+    """Copy a workplace; MLflow keeps the absolute paths of its files, which follow."""
+    shutil.copytree(source, target, dirs_exist_ok=True)
+    with contextlib.closing(sqlite3.connect(target / "mlflow.db")) as database, database:
+        for table, column in PATHS:
+            database.execute(
+                f"update {table} set {column} = replace({column}, ?, ?)", (str(source), str(target))
+            )

@@ -8,6 +8,7 @@ import re
 import mlflow
 import pytest
 import synthetic
+from conftest import copy_store, furnish
 
 from lsa import project, step, study
 from lsa.cli import app
@@ -21,14 +22,25 @@ from lsa.tracking.store import shown
 pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's and SQLAlchemy's own
 
 
+@pytest.fixture(scope="module")
+def studied_once(tmp_path_factory, new_store):
+    """A workplace with a finished study, and its project."""
+    folder = tmp_path_factory.mktemp("studied")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        furnish(folder, monkeypatch, new_store)
+        file = folder / "projects" / "tiny.yaml"
+        text = file.read_text().replace("{lanczos: {k: 2}}", "{lanczos: {k: 2, density_steps: 9}}")
+        file.write_text(text + "pairs: {interpolation: {points: 5}}\n")
+        setting = project.load("tiny")
+        with study(setting) as running:
+            plan.run(setting, running)
+    return folder, setting
+
+
 @pytest.fixture
-def studied(workplace):
-    file = workplace / "projects" / "tiny.yaml"
-    text = file.read_text().replace("{lanczos: {k: 2}}", "{lanczos: {k: 2, density_steps: 9}}")
-    file.write_text(text + "pairs: {interpolation: {points: 5}}\n")
-    setting = project.load("tiny")
-    with study(setting) as running:
-        plan.run(setting, running)
+def studied(workplace, studied_once):
+    source, setting = studied_once
+    copy_store(source, workplace)
     return setting
 
 
