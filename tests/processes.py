@@ -18,11 +18,17 @@ from typing import Any
 
 import psutil
 
-# What a command needs besides `lsa`; imported once, in the process from which commands are forked.
-PRELOADED = ["lsa.__main__", "lsa.studies", "sklearn.datasets", "mlflow.server"]
-
-
 LSA = "from lsa.__main__ import main; main()"
+# Imported once, in the process from which commands are forked.
+PRELOADED = [
+    "lsa.__main__",
+    "lsa.studies.study",
+    "lsa.reports.report",
+    "lsa.probes.lanczos",
+    "sklearn.datasets",
+    "mlflow.store.tracking.sqlalchemy_store",
+    "mlflow.store.model_registry.sqlalchemy_store",
+]
 
 
 @contextlib.contextmanager

@@ -95,8 +95,9 @@ CROWD = """
 import os, sys
 import torch
 import mlflow
-import lsa.plots.lanczos
-from lsa import project, steps, train_step
+import lsa.figures.lanczos
+from lsa import project
+from lsa.studies import steps, train
 from lsa.tracking import checkpoint, registry, spool
 torch.set_num_threads(1)
 checkpoint.load_data(project.load("tiny").recipe("sgd"), "cpu")  # before they part, so once
@@ -104,7 +105,7 @@ checkpoint.load_data(project.load("tiny").recipe("sgd"), "cpu")  # before they p
 def client(seed):
     recipe = project.load("tiny").recipe("sgd", seed)
     try:
-        done = train_step.train(recipe, reuse=True)
+        done = train.train(recipe, reuse=True)
         steps.measure("lanczos", registry.fetch(done.address), k=1, density_steps=5, reuse=True)
     except spool.NotLogged as error:
         print(error, file=sys.stderr)

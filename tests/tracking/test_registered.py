@@ -108,9 +108,9 @@ def test_asking_loads_neither_torch_nor_matplotlib(experiment):
     client().log_param(probed, "k", 2)
     code = f"""
 import sys
-from lsa import cli
+from lsa.cli import app
 for words in (["checkpoints"], ["show", "{trained}"], ["show", "{probed}"]):
-    assert cli.run(words) == 0
+    assert app.run(words) == 0
 print({{"torch", "matplotlib"}} & set(sys.modules))
 """
     store = os.environ | {"MLFLOW_TRACKING_URI": "sqlite:///mlflow.db"}

@@ -14,7 +14,8 @@ from lsa.studies.engines import local
 
 REPLACED = """
 import os, signal
-from lsa import engines, signals
+from lsa.runtime import signals
+from lsa.studies.engines import local
 
 def work():
     try:
@@ -22,7 +23,7 @@ def work():
     except signals.Killed:
         raise RuntimeError("as in an import")
 
-engines._work(work)
+local._work(work)
 print("went on")
 """
 
