@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from lsa.studies.study import step, study
     from lsa.studies.trajectory import follow
     from lsa.tracking.checkpoint import Checkpoint
+    from lsa.training.preconditioners import Rule, preconditioner
 
 _HOMES = {
     "Checkpoint": "lsa.tracking.checkpoint",
@@ -25,9 +26,11 @@ _HOMES = {
     "Metric": "lsa.probe",
     "PROBES": "lsa.probe",
     "Result": "lsa.probe",
+    "Rule": "lsa.training.preconditioners",
     "follow": "lsa.studies.trajectory",
     "load": "lsa.studies.steps",
     "measure": "lsa.studies.steps",
+    "preconditioner": "lsa.training.preconditioners",
     "step": "lsa.studies.study",
     "study": "lsa.studies.study",
 }
@@ -40,9 +43,11 @@ __all__ = [
     "Landscape",
     "Metric",
     "Result",
+    "Rule",
     "follow",
     "load",
     "measure",
+    "preconditioner",
     "step",
     "study",
 ]

@@ -48,6 +48,16 @@ def example(capsys, monkeypatch):
     return run
 
 
+def test_two_live_optimizers_are_told_their_distance_from_the_edge(example):
+    ran = example("own_optimizer")
+    assert len((EXAMPLES / "own_optimizer.py").read_text().splitlines()) <= 30
+    names, ratios = zip(*(line.split() for line in ran["printed"].splitlines()), strict=True)
+    assert names == ("AdamW", "Halved") and all(0 < float(ratio) < 10 for ratio in ratios)
+    # Of SGD with half the rate: 2/η is the edge, and λ_max lies so far below it.
+    sharpest = ran["result"].metrics["lambda_max_raw"].value
+    assert float(ratios[1]) == pytest.approx(sharpest * 0.05 / 2, rel=1e-2)
+
+
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
 def test_the_spectrum_of_your_own_model_is_that_of_its_dense_hessian(example):
     import torch

@@ -20,7 +20,8 @@ def draw(result: Result, title: str) -> Figure:
         _bars(left, result.curves["preconditioned_eigenvalue"], metrics["sharpness"], A)
     if limit := metrics.get("stability_threshold"):
         _threshold(left, limit, metrics.get("threshold_ratio"))
-    left.set_ylabel("eigenvalue of P⁻¹H (1/η)")
+    unit = limit.unit if limit else "1/η"
+    left.set_ylabel("eigenvalue of P⁻¹H" + (f" ({unit})" if unit else ""))
     left.set_title("preconditioned" if "sharpness" in metrics else "no preconditioner yet")
 
     _bars(right, result.curves["raw_eigenvalue"], metrics["lambda_max_raw"], B)

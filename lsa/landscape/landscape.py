@@ -108,6 +108,7 @@ class Landscape:
         if mode not in modes.MODES:
             raise InputError(f"mode={mode!r}; choose {', '.join(modes.MODES)}")
         batch_norm.check_statistics(model)
+        self._own = dict(_trainable(model))
         self.model = copy.deepcopy(model).to(x.device).eval()
         self.loss_function = loss
         self._chunk = budget.fixed_chunk() if chunk is None else chunk
@@ -157,6 +158,11 @@ class Landscape:
     def dimension(self) -> int:
         """Number d of trainable parameters."""
         return sum(self._sizes)
+
+    @property
+    def own_parameters(self) -> list[nn.Parameter]:
+        """The parameters that θ is made of, in its order, as the caller's model holds them."""
+        return [self._own[name] for name in self._names]
 
     @property
     def n_samples(self) -> int:

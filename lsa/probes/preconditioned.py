@@ -8,15 +8,16 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from lsa.landscape import Landscape
 from lsa.maths.spectra import eigenpairs
 from lsa.probe import Curve, Metric, Report, Result, Sizes, Work, probe, standard_error
+from lsa.project.factories import one_line
 from lsa.runtime.errors import InputError
-from lsa.training.muon_state import MuonState
-from lsa.training.stability import OptimizerState, Preconditioner
-
-State = OptimizerState | MuonState
+from lsa.training import stability
+from lsa.training.preconditioners import Preconditioner
+from lsa.training.stability import OptimizerState
 
 SHARE = 0.5  # of the sharpness, that one sample carries, from which a note says so
 PRODUCTS = 20  # of one Lanczos run to the upper end, for the estimate of the cost
@@ -40,7 +41,7 @@ def _work(at: Sizes, **_: Any) -> Work:
 def preconditioned(
     landscape: Landscape,
     theta: Tensor,
-    optimizer: State,
+    optimizer: OptimizerState | Optimizer,
     rng: torch.Generator,
     report: Report,
     start: Tensor | None = None,
@@ -48,29 +49,33 @@ def preconditioned(
     k: Annotated[int, "top eigenvalues of H and of P⁻¹H to find"] = 3,
     tol: Annotated[float, "residual allowed, relative to the eigenvalue"] = 1e-3,
     max_products: Annotated[int, "products per operator after which to stop unconverged"] = 500,
+    batch_size: Annotated[int, "samples per training step; 0 takes the checkpoint's"] = 0,
 ) -> Result:
     """Sharpness as the optimizer feels it: λ_max(P⁻¹H) against its own stability threshold.
 
     An optimizer that steps by −η P⁻¹m diverges on a quadratic where P⁻¹H, not H, is too sharp, so
     raw λ_max of optimizers with different P tells nothing of which of them is near its edge (Cohen
-    et al. 2022, "Adaptive gradient methods at the edge of stability", arXiv 2207.14484). P is the
-    diagonal of the training's last step: 1 for SGD, √v + ε for RMSprop, √∑g² + ε for Adagrad, and
-    for Adam and AdamW (1 − β₁ᵗ)(√(v/(1 − β₂ᵗ)) + ε). That of Muon acts on the smaller side of each
-    hidden weight, roughly (MMᵀ)^½ of the momentum M, with AdamW's for the rest (`muon_state`).
-    Other optimizers are refused: SAM steps by the gradient of another point.
+    et al. 2022, "Adaptive gradient methods at the edge of stability", arXiv 2207.14484). The
+    optimizer is a live one of torch over the landscape's model, or a checkpoint's. P is that of its
+    last step: 1 for SGD, √v + ε for RMSprop, √∑g² + ε for Adagrad, (1 − β₁ᵗ)(√(v/(1 − β₂ᵗ)) + ε)
+    for Adam and AdamW; `lsa.training` has those of NAdam, Adamax, Adafactor (`torch_rules`), Muon
+    (`muon_state`), schedule-free, SOAP and Shampoo (`collection_rules`). A derived class has that
+    of its base, and `lsa.preconditioner` registers others. Where there is no P, as for Lion and
+    SAM, the numbers without P remain and a note says why.
 
     sharpness is λ_max of the symmetric P^(−½)(H + λI)P^(−½), which has the eigenvalues of
     P⁻¹(H + λI), in units of 1/η. λ is the weight decay that is added to the gradient, part of what
     the optimizer descends; AdamW's is not, and lowers the threshold instead.
     threshold_ratio = sharpness over stability_threshold, with the learning rate of the last step:
     2/η, 2(1+β)/η for heavy ball, 2(1+β)/(η(1+2β)) for Nesterov, (2−ηλ)(1+β₁)/((1−β₁)η) for AdamW,
-    which is 38/η at β₁ = 0.9 and no decay, and (2−ηλ)(1+β)/((1−β)(1+2β)η) for Muon. It is exact for
-    a quadratic, the whole data in each step and P at rest, so it is a diagnostic and no criterion:
-    full-batch training hovers about 1, mini-batch training usually stays below, and Muon's P, which
-    grows with the momentum, keeps steps bounded even above. Only the ratio compares optimizers;
-    sharpness itself has another unit for each P.
+    which is 38/η at β₁ = 0.9 and no decay. Where groups have rates of their own, and for Muon
+    with AdamW, the rates are in P and the threshold is 1. It is exact for a quadratic, the whole
+    data in each step and P at rest, so it is a diagnostic and no criterion: full-batch training
+    hovers about 1, mini-batch training usually stays below, and Muon's P, which grows with the
+    momentum, keeps steps bounded even above. Only the ratio compares optimizers; sharpness itself
+    has another unit for each P.
 
-    update_curvature is uᵀHu/|u|² along the next step u that torch's optimizer makes from its state
+    update_curvature is uᵀHu/|u|² along the next step u that the optimizer makes from its state
     and the gradient over the measured samples (not that of a mini-batch), decoupled decay included.
     batch_sharpness is the mean of g_BᵀH_B g_B/|g_B|² over disjoint mini-batches B of the training's
     size, for SGD without momentum the quantity that levels off at 2/η (Andreyev & Beneventano 2024,
@@ -86,6 +91,9 @@ def preconditioned(
     if not 1 <= k <= landscape.dimension:
         raise InputError(f"k={k}: choose 1 to d={landscape.dimension} eigenvalues")
     notes: list[str] = []
+    if not isinstance(optimizer, OptimizerState):
+        optimizer = stability.read(optimizer, landscape.own_parameters)
+    size = batch_size or optimizer.batch_size
 
     near = landscape.gradient(theta) if start is None else start
 
@@ -107,7 +115,7 @@ def preconditioned(
     raw = top(hessian, "H")
     P, penalty = optimizer.preconditioner(theta), optimizer.penalty
     felt = None
-    if optimizer.name == "SGD":
+    if optimizer.identity:
         felt = replace(raw, values=raw.values + penalty)
     elif P is not None:
         felt = top(_felt(hessian, P, penalty), "P⁻¹H")
@@ -119,32 +127,35 @@ def preconditioned(
         "learning_rate": Metric(optimizer.learning_rate),
         "n_samples": Metric(landscape.n_samples),
         **_update(landscape, theta, optimizer, notes),
-        **_batch_sharpness(landscape, theta, optimizer.batch_size, rng, notes),
+        **_batch_sharpness(landscape, theta, size, rng, notes),
     }
     curves = {"raw_eigenvalue": _curve(raw.values, "loss")}
     arrays = {"raw_vectors": raw.vectors.cpu().numpy()}
     limit, formula = optimizer.threshold or (None, "none is known for these options")
-    notes.append(f"stability threshold of {optimizer.name}: {formula}")
+    unit = "1/η" if optimizer.common else ""
+    notes += [f"stability threshold of {optimizer.name}: {formula}", *optimizer.notes]
     if limit:
-        metrics["stability_threshold"] = Metric(limit, "1/η")
+        metrics["stability_threshold"] = Metric(limit, unit)
     if P is None or felt is None:
-        notes.append(f"{optimizer.name} has not stepped yet, so there is no preconditioner")
+        notes.append(optimizer.reason)
         return Result(metrics, curves, arrays, converged, tuple(notes))
 
     z = P.inverse_root(felt.vectors[:, 0].double())  # zᵀHz + λ|z|² is the eigenvalue
     curvatures = landscape.curvatures(theta, z).double()
     sharpness, error = felt.values[0].item(), standard_error(curvatures)
     notes += _single(curvatures, P.diagonal[felt.vectors[:, 0].abs().argmax()].item())
-    metrics["sharpness"] = Metric(sharpness, "1/η", error)
+    metrics["sharpness"] = Metric(sharpness, unit, error)
     if limit:
         shares = {source: e / limit for source, e in error.items()}
         metrics["threshold_ratio"] = Metric(sharpness / limit, "", shares)
-    curves["preconditioned_eigenvalue"] = _curve(felt.values, "1/η")
+    curves["preconditioned_eigenvalue"] = _curve(felt.values, unit)
     arrays["preconditioned_vectors"] = felt.vectors.cpu().numpy()
     return Result(metrics, curves, arrays, converged, tuple(notes))
 
 
-def _felt(hessian: eigenpairs.Matvec, P: Preconditioner, penalty: float) -> eigenpairs.Matvec:
+def _felt(
+    hessian: eigenpairs.Matvec, P: Preconditioner, penalty: float | Tensor
+) -> eigenpairs.Matvec:
     """v ↦ P^(−½)(H + λI)P^(−½)v."""
 
     def product(v: Tensor) -> Tensor:
@@ -170,10 +181,14 @@ def _curve(values: Tensor, unit: str) -> Curve:
 
 
 def _update(
-    landscape: Landscape, theta: Tensor, optimizer: State, notes: list[str]
+    landscape: Landscape, theta: Tensor, optimizer: OptimizerState, notes: list[str]
 ) -> dict[str, Metric]:
     """Curvature along the optimizer's next step."""
-    u = optimizer.update(theta, landscape.gradient(theta)).double()
+    try:
+        u = optimizer.update(theta, landscape.gradient(theta)).double()
+    except (TypeError, RuntimeError) as error:  # one that evaluates the loss itself, such as SAM
+        notes.append(f"no update_curvature: {optimizer.name} makes no step ({one_line(error)})")
+        return {}
     if not u.any():
         notes.append("the next step is zero, so there is no curvature along it")
         return {}
@@ -184,10 +199,13 @@ def _update(
 
 
 def _batch_sharpness(
-    landscape: Landscape, theta: Tensor, size: int, rng: torch.Generator, notes: list[str]
+    landscape: Landscape, theta: Tensor, size: int | None, rng: torch.Generator, notes: list[str]
 ) -> dict[str, Metric]:
     """Mean of g_BᵀH_B g_B/|g_B|² over the whole mini-batches of one pass."""
     n = landscape.n_samples
+    if size is None:
+        notes.append("no batch_sharpness: give batch_size=…, the samples per training step")
+        return {}
     if n < size:
         notes.append(f"batch sharpness is that of one batch of {n} samples, not of {size}")
         size = n

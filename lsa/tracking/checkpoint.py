@@ -26,9 +26,8 @@ from lsa.project import Recipe, first_rule
 from lsa.runtime import documents
 from lsa.runtime.errors import InputError
 from lsa.tracking import serial
-from lsa.training import data, muon_state, stability
+from lsa.training import data, optimizers, stability
 from lsa.training.data import Data
-from lsa.training.muon_state import MuonState
 from lsa.training.stability import OptimizerState
 from lsa.training.train import network
 
@@ -123,23 +122,26 @@ class Checkpoint:
         return flatten(network(self.recipe, self.data, self.trusted).to(self.device))
 
     @functools.cached_property
-    def optimizer(self) -> OptimizerState | MuonState:
+    def optimizer(self) -> OptimizerState:
         """The optimizer as of the checkpoint.
 
         Raises:
-            InputError: Its preconditioner is not known, or its state is not kept.
+            InputError: Its class is unknown or not trusted, or its state is not kept.
         """
-        parameters, size = list(self.model.parameters()), self.recipe.train.batch_size
-        name = self.recipe.rule.name
+        rule, model = self.recipe.rule, self.model
         try:
-            if name == "Muon":
-                return muon_state.read(self.optimizer_state, parameters, size)
-            return stability.read(name, self.optimizer_state, parameters, size)
-        except (LookupError, TypeError, AttributeError, RuntimeError) as error:
+            optimizer = optimizers.restored(
+                rule.name, self.optimizer_state, model, trusted=self.trusted, **rule.options
+            )
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            if isinstance(error, InputError):
+                raise
             raise InputError(
-                f"the checkpoint's state of {name} is none that torch wrote ({error!r}); "
+                f"the checkpoint's state of {rule.name} is none that torch wrote ({error!r}); "
                 "train again"
             ) from None
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        return stability.read(optimizer, parameters, self.recipe.train.batch_size)
 
 
 @functools.lru_cache(maxsize=2)

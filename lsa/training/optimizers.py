@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Annotated, Any
 
 import torch
@@ -25,7 +25,11 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
 def build(
-    name: str, parameters: Iterable[nn.Parameter], *, trusted: Collection[str] = (), **options: Any
+    name: str,
+    parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
+    *,
+    trusted: Collection[str] = (),
+    **options: Any,
 ) -> Optimizer:
     """The optimizer `name` over `parameters`.
 
@@ -34,7 +38,7 @@ def build(
 
     Args:
         name: A class of `torch.optim`, `SAM`, `Muon`, or `package.module:Class`.
-        parameters: In the order of the network, as `model.parameters()` gives them.
+        parameters: In the order of the network, as `model.parameters()` gives them, or as groups.
         trusted: Top-level packages whose classes may be imported.
         **options: Of the named class; for `SAM` also those of its `base`.
 
@@ -53,7 +57,7 @@ def build(
         raise InputError(f"{label}: lr={rate} is negative; choose a learning rate ≥ 0.")
     parameters = list(parameters)
     if name in FUSED and not FORMS & checked.keys():
-        checked["fused"] = all(p.is_floating_point() for p in parameters)
+        checked["fused"] = all(isinstance(p, Tensor) and p.is_floating_point() for p in parameters)
     try:
         optimizer = make(parameters, **checked)
     except InputError:
@@ -64,6 +68,55 @@ def build(
     if not isinstance(optimizer, Optimizer):
         raise InputError(f"{label} is a {type(optimizer).__name__}, not a torch.optim.Optimizer.")
     return optimizer
+
+
+def restored(
+    name: str,
+    stored: Mapping[str, Any],
+    model: nn.Module,
+    *,
+    trusted: Collection[str] = (),
+    **options: Any,
+) -> Optimizer:
+    """The optimizer over a network with the state that `state_dict` returned.
+
+    Args:
+        name: As for `build`.
+        stored: The state. Groups that name their parameters (`param_names`, as torch does for
+            named parameters) are over these; else one group is over all of the network.
+        model: The network.
+        trusted: Top-level packages whose classes may be imported.
+        **options: Of the named class.
+
+    Raises:
+        InputError: As `build` raises, or the state is of another network or not there.
+    """
+    named = dict(model.named_parameters())
+    groups = [dict(group) for group in stored.get("param_groups", [])]
+    names = [group.pop("param_names", None) for group in groups]
+    parameters: list[Any] = list(named.values())
+    if names and all(names) and all(n in named for own in names for n in own):
+        parameters = [{"params": [named[n] for n in own]} for own in names]
+    optimizer = build(name, parameters, trusted=trusted, **options)
+    sizes = [len(group["params"]) for group in optimizer.param_groups]
+    if [len(group["params"]) for group in groups] != sizes:
+        raise InputError(
+            f"the checkpoint keeps no state of {name} over the {len(named)} parameters of its "
+            "network; train again with lsa train, or register it with optimizer=…"
+        )
+    optimizer.load_state_dict({**stored, "param_groups": groups})
+    return optimizer
+
+
+def switch(optimizer: Optimizer, *, training: bool) -> None:
+    """Call `train()` or `eval()` of an optimizer that has them.
+
+    Schedule-free ones evaluate at the average x of their steps and take gradients at another point
+    y (Defazio et al. 2024, arXiv 2405.15682, §4); the two calls move the parameters between them.
+    """
+    change = getattr(getattr(optimizer, "base", optimizer), "train" if training else "eval", None)
+    if callable(change):
+        change()
 
 
 def _class(name: str, trusted: Collection[str]) -> Callable[..., Any]:

@@ -2,165 +2,272 @@
 
 An optimizer that divides by P moves as if the Hessian were P⁻¹H, and what decides on a quadratic
 whether it converges is the largest eigenvalue of P⁻¹(H + λI), with λ the L2 penalty that is coupled
-to the gradient (Cohen et al. 2022, "Adaptive gradient methods at the edge of stability",
-arXiv 2207.14484). Decoupled weight decay is no part of the gradient: it lowers the threshold.
+to the gradient. `lsa.training.preconditioners` has the source, and the rule of each class.
 
-θ is flat, shape `(d,)`: the optimizers of this module act on each parameter by itself, but for a
-common number of steps. Muon, which acts on matrices, is in `muon_state`.
+Where all parameters step by one threshold T, as with one group, P is as the rules say and its
+eigenvalues are in units of 1/η. Where they do not (several groups with rates of their own, Muon
+with AdamW), each part of P is multiplied by its own T, and the common threshold is 1. That is
+exact: on a convex quadratic with P at rest, all parts together first have a growing mode, one that
+changes its sign in every step, where an eigenvalue of that P⁻¹(H + λI) passes 1.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import copy
+import functools
+import math
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from lsa.runtime.errors import InputError
-from lsa.training import optimizers
-
-DIAGONAL = ("SGD", "RMSprop", "Adagrad", "Adam", "AdamW")  # whose preconditioner is one
-KNOWN = (*DIAGONAL, "Muon")
-
-
-@dataclass(frozen=True)
-class Preconditioner:
-    """P, symmetric and positive, in float64."""
-
-    diagonal: Tensor  # of P, (d,)
-    inverse_root: Callable[[Tensor], Tensor]  # v ↦ P^(−½)v
+from lsa.training import (  # noqa: F401
+    collection_rules,
+    muon_state,
+    optimizers,
+    preconditioners,
+    torch_rules,
+)
+from lsa.training.preconditioners import Preconditioner, Rule
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class OptimizerState:
-    """An optimizer after its last step."""
+    """An optimizer after its last step, over the parameters that θ is made of.
 
-    name: str  # one of `DIAGONAL`
-    options: Mapping[str, Any]  # of its parameter group, `lr` as of the last step
-    state: Mapping[str, Tensor]  # name in torch → (d,); averages that it does not keep are absent
-    steps: int  # taken
-    batch_size: int  # samples per step
+    Args:
+        optimizer: Of torch or derived from it; it is not changed.
+        parameters: The trainable parameters in θ's order, themselves, as the optimizer holds them.
+        batch_size: Samples per step, where known.
+    """
+
+    optimizer: Optimizer
+    parameters: Sequence[nn.Parameter]
+    batch_size: int | None = None
+
+    @property
+    def name(self) -> str:
+        """Of its class."""
+        return type(self.optimizer).__name__
 
     @property
     def learning_rate(self) -> float:
-        """η of the last step."""
-        rate = float(self.options["lr"])
-        return rate / (1 + max(self.steps - 1, 0) * self.options.get("lr_decay", 0.0))
+        """η of the last step; of the first group where there are several."""
+        own = {id(p) for p in self.parameters}
+        group = next(
+            g for g in self.optimizer.param_groups if not own.isdisjoint(map(id, g["params"]))
+        )
+        steps = (int(self._state(p).get("step", 0)) for p in group["params"])
+        return torch_rules.decayed(group, next(steps))
+
+    def _state(self, parameter: Tensor) -> Mapping[str, Any]:
+        return self.optimizer.state.get(parameter, {})  # [parameter] would make an entry
+
+    @functools.cached_property
+    def _read(self) -> tuple[list[Rule | None], list[str], str]:
+        """The rule of each parameter, None of one that stands still; notes; why there are none."""
+        reader, notes = preconditioners.reader_of(self.optimizer)
+        if reader is None:
+            return [], [], notes[0]
+        groups = {id(p): group for group in self.optimizer.param_groups for p in group["params"]}
+        rules: list[Rule | None] = []
+        for p in self.parameters:
+            group = groups.get(id(p))
+            rule = None if group is None else reader(p, group, self._state(p))
+            if isinstance(rule, str):
+                return [], notes, f"{self.name} has no preconditioner: {rule}"
+            rules.append(rule)
+        if any(rule and rule.P is not None for rule in rules):
+            rules = [rule if rule and rule.P is not None else None for rule in rules]
+        still = sum(p.numel() for p, r in zip(self.parameters, rules, strict=True) if r is None)
+        if still:
+            notes = [*notes, f"{still} parameters are not moved by {self.name}: P⁻¹ is 0 there"]
+        if any(group.get("train_mode") for group in self.optimizer.param_groups):
+            notes = [*notes, f"{self.name} is in train mode: call its eval() for averaged weights"]
+        return rules, notes, ""
 
     @property
-    def penalty(self) -> float:
-        """λ of the L2 penalty λ|θ|²/2 that the optimizer adds to the loss; 0 where decoupled."""
-        return 0.0 if _decoupled(self.name, self.options) else float(self.options["weight_decay"])
+    def _moving(self) -> list[Rule]:
+        return [rule for rule in self._read[0] if rule]
+
+    @property
+    def notes(self) -> list[str]:
+        """What the reader of the numbers must know."""
+        return self._read[1]
+
+    @property
+    def reason(self) -> str:
+        """Why there is no preconditioner; empty where there is one."""
+        if self._read[2]:
+            return self._read[2]
+        if all(rule.P is None for rule in self._moving):
+            return f"{self.name} has not stepped yet, so there is no preconditioner"
+        if not self.common and any(rule.threshold is None for rule in self._moving):
+            return f"a group of {self.name} has no threshold, so the groups have no common P"
+        return ""
+
+    @property
+    def common(self) -> bool:
+        """Whether all parameters have one threshold, in units of 1/η."""
+        return len({(rule.threshold, rule.formula) for rule in self._moving}) == 1
 
     @property
     def threshold(self) -> tuple[float, str] | None:
-        """Largest eigenvalue of P⁻¹(H + λI) that does not diverge while P stands still."""
-        return _threshold(self.name, {**self.options, "lr": self.learning_rate})
+        """Largest eigenvalue of P⁻¹(H + λI) that does not diverge while P stands still.
+
+        With its formula. None where it is not known, or where the learning rate is 0.
+        """
+        thresholds = [rule.threshold for rule in self._moving]
+        if getattr(self.optimizer, "maximize", False) or None in thresholds or not thresholds:
+            return None
+        if not self.common:
+            return 1.0, "1, since the rates of the groups are in P"
+        value = thresholds[0]
+        return None if value is None or math.isinf(value) else (value, self._moving[0].formula)
+
+    @property
+    def penalty(self) -> float | Tensor:
+        """λ of the L2 penalty λ|θ|²/2 that the optimizer adds to the loss; `(d,)` where it varies.
+
+        0 where weight decay is decoupled.
+        """
+        values = [rule.penalty if rule else 0.0 for rule in self._read[0]] or [0.0]
+        if len(set(values)) == 1:
+            return float(values[0])
+        sizes = torch.tensor([p.numel() for p in self.parameters])
+        each = torch.tensor(values, dtype=torch.float64).repeat_interleave(sizes)
+        return each.to(self.parameters[0].device)
+
+    @property
+    def identity(self) -> bool:
+        """Whether P is 1 and λ one number, so that P⁻¹(H + λI) is H + λI."""
+        ones = all(
+            rule and isinstance(rule.P, Tensor) and (rule.P == 1).all() for rule in self._read[0]
+        )
+        return self.common and ones and isinstance(self.penalty, float) and not self.reason
 
     def preconditioner(self, theta: Tensor) -> Preconditioner | None:
-        """P as of the last step; None before the first step.
-
-        The step is θ ← θ − η P⁻¹m, m the gradient or its (undivided) average. Adam's correction
-        for the start of its averages belongs to P: P = (1 − β₁ᵗ)(√(v/(1 − β₂ᵗ)) + ε).
+        """P as of the last step, on θ's device; None where `reason` says so.
 
         Raises:
-            InputError: A second moment that is negative or not finite.
+            InputError: A P that is not positive or not finite.
         """
-        if self.name == "SGD":
-            return diagonal(torch.ones_like(theta, dtype=torch.float64))
-        if not self.steps:
+        if self.reason:
             return None
-        P = self._root().to(theta.device) + self.options["eps"]
-        if "betas" in self.options:
-            P = P * (1 - float(self.options["betas"][0]) ** self.steps)
-        if not (torch.isfinite(P) & (P > 0)).all():
-            raise InputError(
-                f"the second moment of {self.name} is not positive and finite everywhere, so it "
-                "preconditions nothing; train again with a larger eps or a lower learning rate"
-            )
-        return diagonal(P)
+        pieces: list[Tensor] = []
+        operators: list[tuple[slice, Preconditioner, float]] = []
+        end = 0
+        for p, rule in zip(self.parameters, self._read[0], strict=True):
+            part = slice(end, end := end + p.numel())
+            P = None if rule is None else rule.P
+            share = 1.0 if rule is None or self.common else rule.threshold or 1.0
+            if isinstance(P, Preconditioner):
+                operators.append((part, P, share**-0.5))
+                diagonal = P.diagonal
+            elif P is None:
+                pieces.append(theta.new_full((p.numel(),), math.inf, dtype=torch.float64))
+                continue
+            else:
+                diagonal = P.reshape(-1).double()
+            if not (torch.isfinite(diagonal) & (diagonal > 0)).all():
+                raise InputError(
+                    f"the second moment of {self.name} is not positive and finite everywhere, so "
+                    "it preconditions nothing; train again with a larger eps or a lower rate"
+                )
+            pieces.append(diagonal.to(theta.device) * share)
+        P_diagonal = torch.cat(pieces)
+        scale = P_diagonal.rsqrt()
 
-    def _root(self) -> Tensor:
-        """The root of the second moment, without ε."""
-        state = {name: value.double() for name, value in self.state.items()}
-        if self.name == "Adagrad":
-            return state["sum"].sqrt()
-        if self.name == "RMSprop":
-            centre = state["grad_avg"].square() if self.options["centered"] else 0.0
-            return (state["square_avg"] - centre).sqrt()
-        moment = state["max_exp_avg_sq" if self.options["amsgrad"] else "exp_avg_sq"]
-        return (moment / (1 - float(self.options["betas"][1]) ** self.steps)).sqrt()
+        def inverse_root(v: Tensor) -> Tensor:
+            w = scale * v
+            for part, P, root in operators:
+                w[part] = root * P.inverse_root(v[part].double())
+            return w
+
+        return Preconditioner(P_diagonal, inverse_root)
 
     def update(self, theta: Tensor, gradient: Tensor) -> Tensor:
-        """What torch's own optimizer adds to θ in its next step with a gradient, `(d,)`."""
-        # In float64, because (θ + u) − θ is not u in floating point.
-        moved = nn.Parameter(theta.detach().double().clone())
-        optimizer = optimizers.build(self.name, [moved])
-        group = {**self.options, "params": [0]}
-        kept = {name: value.double().clone() for name, value in self.state.items()}
-        if kept:
-            kept["step"] = torch.tensor(float(self.steps))
-        optimizer.load_state_dict({"state": {0: kept} if kept else {}, "param_groups": [group]})
-        moved.grad = gradient.to(moved)
-        optimizer.step()
-        return (moved.detach() - theta.double()).to(theta.dtype)
+        """What the optimizer itself adds to θ in its next step with a gradient, `(d,)`.
+
+        A copy in float64 steps, because (θ + u) − θ is not u in floating point. An optimizer with
+        averaged weights that is in `eval` mode steps from its training point, but with the gradient
+        at θ.
+        """
+        twin, own = _twin(self.optimizer, self.parameters)
+        averaging = any(group.get("train_mode") is False for group in twin.param_groups)
+        sizes = [p.numel() for p in self.parameters]
+        with torch.no_grad():
+            for p, at in zip(own, theta.split(sizes), strict=True):
+                p.copy_(at.view_as(p))
+            if averaging:
+                optimizers.switch(twin, training=True)
+        for p, slope in zip(own, gradient.split(sizes), strict=True):
+            p.grad = slope.view_as(p).to(p, copy=True)  # some optimizers write into it
+        twin.step()
+        if averaging:
+            optimizers.switch(twin, training=False)
+        after = torch.cat([p.detach().reshape(-1) for p in own]).to(theta.device)
+        return (after - theta.double()).to(theta.dtype)
 
 
-def diagonal(P: Tensor) -> Preconditioner:
-    """A diagonal preconditioner, from its diagonal."""
-    scale = P.rsqrt()
-    return Preconditioner(P, lambda v: scale * v)
+def _twin(
+    optimizer: Optimizer, parameters: Sequence[nn.Parameter]
+) -> tuple[Optimizer, list[nn.Parameter]]:
+    """A copy of an optimizer in float64 without hooks, and its copies of the parameters."""
+    memo: dict[int, Any] = {}
+    twin = object.__new__(type(optimizer))
+    # Not deepcopy: torch drops all but state and groups. A scheduler hangs a step on the instance.
+    content = {k: v for k, v in vars(optimizer).items() if k != "step" and "_hooks" not in k}
+    vars(twin).update(copy.deepcopy(content, memo))
+    vars(twin).update({k: OrderedDict() for k in vars(optimizer) if "_hooks" in k})
+    for group in twin.param_groups:
+        group |= {"fused": False} if group.get("fused") else {}
+        for p in group["params"]:
+            p.data, p.grad = p.data.double(), None
+    for state in twin.state.values():
+        state |= {key: _double(value) for key, value in state.items() if key != "step"}
+    still = (nn.Parameter(p.detach().double()) for p in parameters if id(p) not in memo)
+    return twin, [memo[id(p)] if id(p) in memo else next(still) for p in parameters]
+
+
+def _double(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return type(value)(map(_double, value))
+    return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 def read(
-    name: str, stored: Mapping[str, Any], parameters: Sequence[nn.Parameter], batch_size: int
+    optimizer: Optimizer, parameters: Sequence[nn.Parameter], batch_size: int | None = None
 ) -> OptimizerState:
-    """The state of an optimizer over the trainable parameters, from its `state_dict`.
+    """The state of an optimizer over the parameters of θ, matched by identity.
 
     Args:
-        name: Class, as for `optimizers.build`.
-        stored: What `state_dict` returned.
-        parameters: All of the network, in its order.
+        optimizer: Of any class; wrappers such as Lightning's and Accelerate's are looked into.
+        parameters: The network's trainable ones, in its order: those that the optimizer was given.
         batch_size: Samples per step.
 
     Raises:
-        InputError: An optimizer that divides by no diagonal, or a state that is not there,
-            not whole or of another network.
+        InputError: It is no optimizer, or moves none of these parameters.
     """
-    if name not in DIAGONAL:
+    while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
+        optimizer = inner
+    if not isinstance(optimizer, Optimizer):
         raise InputError(
-            f"optimizer {name} has no preconditioner that is known here, so its stability cannot "
-            f"be told; choose a checkpoint of {', '.join(KNOWN)}"
+            f"optimizer is a {type(optimizer).__name__}, not a torch.optim.Optimizer; give the "
+            "optimizer that trained the network"
         )
-    groups = stored.get("param_groups", [])
-    if len(groups) != 1 or len(groups[0]["params"]) != len(parameters):
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    if held.isdisjoint(map(id, parameters)):
         raise InputError(
-            f"the checkpoint keeps no state of {name} over the {len(parameters)} parameters of its "
-            "network; train again with lsa train, which keeps it"
+            f"{type(optimizer).__name__} moves none of the network's {len(parameters)} trainable "
+            "parameters; make the landscape of the model that the optimizer was made for"
         )
-    kept = [
-        (p, {k: v for k, v in stored["state"].get(i, {}).items() if v is not None})
-        for i, p in zip(groups[0]["params"], parameters, strict=True)
-        if p.requires_grad
-    ]
-    names = dict.fromkeys(key for _, entries in kept for key in entries)
-    steps = {int(entries.get("step", 0)) for _, entries in kept}
-    if len(steps) > 1 or any(entries.keys() != names.keys() for _, entries in kept):
-        raise InputError(
-            f"{name} has not stepped all trainable parameters equally often, so it has no common "
-            "preconditioner; freeze those without a gradient and train again"
-        )
-    names.pop("step", None)
-    flat = {
-        key: torch.cat([entries[key].reshape(-1).to(p) for p, entries in kept]) for key in names
-    }
-    options = {key: value for key, value in groups[0].items() if key != "params"}
-    return OptimizerState(name, options, flat, steps.pop(), batch_size)
-
-
-# --- thresholds ----------------------------------------------------------------------------------
+    return OptimizerState(optimizer, parameters, batch_size)
 
 
 def stability_threshold(name: str, options: Mapping[str, Any]) -> tuple[float, str] | None:
@@ -178,40 +285,11 @@ def stability_threshold(name: str, options: Mapping[str, Any]) -> tuple[float, s
         The threshold in units of the loss and its formula, or None where raw λ_max has none: that
         of an adaptive or normalised method holds for the Hessian as its preconditioner changes it.
     """
-    found = _threshold(name, options) if name == "SGD" else None
-    penalty = options.get("weight_decay", 0)
-    if found is None or not penalty:
-        return found
-    return found[0] - penalty, f"{found[1]} − weight decay"
-
-
-def _decoupled(name: str, options: Mapping[str, Any]) -> bool:
-    """Whether weight decay is a step of its own and no part of the gradient."""
-    return name == "AdamW" or bool(options.get("decoupled_weight_decay"))
-
-
-def _threshold(name: str, options: Mapping[str, Any]) -> tuple[float, str] | None:
-    """Threshold of the largest eigenvalue of P⁻¹(H + λI), P frozen, and its formula.
-
-    Gradient descent 2/η; torch's heavy ball 2(1+β)/η and Nesterov 2(1+β)/(η(1+2β)) (Cohen et al.
-    2021, arXiv 2103.00065); the average of Adam (2 + 2β₁)/((1 − β₁)η), 38/η at β₁ = 0.9 (Cohen et
-    al. 2022). Decoupled weight decay is a factor 1 − ηλ on θ: it makes a 2 − ηλ of the 2.
-    """
-    rate = float(options.get("lr", 1e-3))
-    if options.get("maximize") or not rate > 0:
+    if name != "SGD":
         return None
-    if name in ("Adam", "AdamW"):
-        beta = float(options["betas"][0])
-        decay = rate * options["weight_decay"] if _decoupled(name, options) else 0.0
-        if not decay < 2:
-            return None
-        value = (2 - decay) * (1 + beta) / ((1 - beta) * rate)
-        return value, f"{'(2−ηλ)' if decay else '2'}(1+β₁)/((1−β₁)η)"
-    momentum = options.get("momentum", 0)
-    if name not in DIAGONAL or options.get("dampening") or not 0 <= momentum < 1:
+    value, formula = torch_rules.momentum_edge(options, float(options.get("lr", 1e-3)))
+    if value is None or math.isinf(value):
         return None
-    if not momentum:
-        return 2 / rate, "2/η"
-    if options.get("nesterov"):
-        return 2 * (1 + momentum) / (rate * (1 + 2 * momentum)), "2(1+β)/(η(1+2β))"
-    return 2 * (1 + momentum) / rate, "2(1+β)/η"
+    if penalty := options.get("weight_decay", 0):
+        return value - penalty, f"{formula} − weight decay"
+    return value, formula

@@ -145,6 +145,7 @@ def _epoch(
 ) -> dict[str, float]:
     """One pass over the training split; means of loss, accuracy and gradient norm over it."""
     model.train()
+    optimizers.switch(optimizer, training=True)
     n, device = len(split.x_train), split.x_train.device
     budget = recipe.train
     steps = -(-n // budget.batch_size)
@@ -164,6 +165,7 @@ def _epoch(
         found.append(_step(model, optimizer, parameters, x, y, size))
         if report is not None:
             report(step + 1, budget.epochs * steps, f"epoch {number}/{budget.epochs}")
+    optimizers.switch(optimizer, training=False)
     loss, accuracy, norm = _means(found, budget.batch_size)
     if not math.isfinite(loss + norm):
         raise Diverged(

@@ -86,7 +86,7 @@ def stepped(theta: torch.Tensor, landscape: Landscape) -> stability.OptimizerSta
     for _ in range(2):
         moved.grad = landscape.gradient(moved.detach())
         optimizer.step()
-    return stability.read("Adam", optimizer.state_dict(), [moved], 40)
+    return stability.read(optimizer, [moved], 40)
 
 
 def run(name: str, inputs: dict[str, Any], seed: int = 0) -> probe.Result:
@@ -99,7 +99,8 @@ def run(name: str, inputs: dict[str, Any], seed: int = 0) -> probe.Result:
 def frozen(inputs: dict[str, Any]) -> list[torch.Tensor]:
     """Copies of all that a probe must not change."""
     thetas = [inputs[name].clone() for name in ("theta", "theta_b", "theta_init")]
-    thetas += [value.clone() for value in inputs["optimizer"].state.values()]
+    (moments,) = inputs["optimizer"].optimizer.state.values()
+    thetas += [value.clone() for value in moments.values()]
     for name in ("training", "landscape", "validation"):
         place = inputs[name]
         thetas += [t.clone() for t in (*place.model.state_dict().values(), place.x, place.y)]

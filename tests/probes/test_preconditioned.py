@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import replace
 from itertools import combinations
 from typing import Any
@@ -21,6 +20,7 @@ from lsa.probes import preconditioned as module
 from lsa.probes.preconditioned import preconditioned
 from lsa.runtime.errors import InputError
 from lsa.training import data, muon_state, optimizers, stability
+from lsa.training.preconditioners import Preconditioner, Rule, preconditioner
 from lsa.training.stability import OptimizerState
 
 pytestmark = pytest.mark.usefixtures("global_rng_untouched")
@@ -48,7 +48,7 @@ def stepped(
     for _ in range(steps):
         p.grad = landscape.gradient(p.detach())
         optimizer.step()
-    return stability.read(name, optimizer.state_dict(), [p], batch), p.detach().clone(), optimizer
+    return stability.read(optimizer, [p], batch), p.detach().clone(), optimizer
 
 
 @pytest.fixture(scope="module")
@@ -82,9 +82,10 @@ def test_a_diagonal_hessian_with_a_second_moment_made_by_hand():
     v = torch.tensor([4.0, 0.01, 0.25, 1.0], dtype=torch.float64)
     s = torch.tensor([0.5, 1.0, 1.5], dtype=torch.float64)[:, None]
     landscape = Landscape(Bowl(h), s, torch.zeros(3), lambda o, y: o.mean())
-    options = torch.optim.Adam([nn.Parameter(v)], lr=0.01, eps=1e-2).defaults
-    state = {"exp_avg": torch.zeros_like(v), "exp_avg_sq": v * (1 - 0.999**5)}
-    optimizer = OptimizerState("Adam", options, state, 5, 3)
+    adam = torch.optim.Adam([p := nn.Parameter(v)], lr=0.01, eps=1e-2)
+    moments = {"exp_avg": torch.zeros_like(v), "exp_avg_sq": v * (1 - 0.999**5)}
+    adam.state[p] = {"step": torch.tensor(5.0), **moments}
+    optimizer = OptimizerState(adam, [p], 3)
     found = measure(landscape, torch.ones(4, dtype=torch.float64), optimizer, k=4)
     P = (1 - 0.9**5) * (torch.tensor([2.0, 0.1, 0.5, 1.0], dtype=torch.float64) + 0.01)
     felt = (h / P).sort(descending=True).values
@@ -159,8 +160,7 @@ def test_muon_agrees_with_dense_matrices_and_a_real_step():
 
     for _ in range(3):
         theta = step()
-    stored = copy.deepcopy(optimizer.state_dict())
-    state = muon_state.read(stored, list(model.parameters()), 20)
+    state = stability.read(optimizer, list(model.parameters()), 20)
     found = measure(landscape, theta, state, k=3)
     H = dense(landscape.hessian(theta), len(theta))
     P = state.preconditioner(theta)
@@ -170,14 +170,137 @@ def test_muon_agrees_with_dense_matrices_and_a_real_step():
     assert found.curves["preconditioned_eigenvalue"].y == pytest.approx(
         eigenvalues.numpy(), rel=1e-8
     )
+    # Its rates are in P: of a hidden weight's block, 1 is its own threshold.
+    hidden = slice(35, 55)
+    block = torch.linalg.inv(root @ root)[hidden, hidden]
     limit = (2 - 0.05 * 0.01) * 1.95 / (0.05 * 2.9 * 0.05)
-    assert found.metrics["stability_threshold"].value == pytest.approx(limit)
-    ratio = found.metrics["threshold_ratio"].value
-    assert ratio == pytest.approx(eigenvalues[0].item() / limit)
+    weight = model[2].weight
+    own = muon_state.muon(weight, optimizer.param_groups[0], optimizer.state[weight])
+    assert own.threshold == pytest.approx(limit) and isinstance(own.P, Preconditioner)
+    torch.testing.assert_close(block.diagonal(), limit * own.P.diagonal, rtol=1e-7, atol=0)
+    assert found.metrics["stability_threshold"].value == 1
+    assert found.metrics["threshold_ratio"].value == pytest.approx(eigenvalues[0].item())
     u = step() - theta
     along = (u @ H @ u / (u @ u)).item()
     assert found.metrics["update_curvature"].value == pytest.approx(along, rel=1e-9)
-    assert any("stability threshold of Muon: (2−ηλ)(1+β)" in note for note in found.notes)
+    assert "stability threshold of Muon: 1, since the rates of the groups are in P" in found.notes
+
+
+def trained(groups: Any, steps: int = 3, make: Any = torch.optim.AdamW) -> Any:
+    """A network with its landscape and a live optimizer that has stepped on it."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2)).double()
+    y = torch.randint(0, 2, (30,), generator=generator(2))
+    landscape = Landscape(model, normal(30, 4), y)
+    optimizer = make(groups(model))
+    for _ in range(steps):
+        named = landscape.unflatten(landscape.gradient(flatten(model)))
+        for name, p in model.named_parameters():
+            p.grad = named[name].clone() if p.requires_grad else None
+        optimizer.step()
+    return model, landscape, optimizer
+
+
+def test_a_live_optimizer_with_groups_of_their_own_rates_has_the_threshold_one():
+    """Decay on weights alone, three rates, the parameters in another order than θ."""
+
+    def groups(m: Any) -> list[dict[str, Any]]:
+        return [
+            {"params": [m[2].bias, m[0].bias], "weight_decay": 0.0, "lr": 0.02},
+            {"params": [m[0].weight], "weight_decay": 0.1, "lr": 0.5},
+            {"params": [m[2].weight], "weight_decay": 0.1, "lr": 0.0},
+        ]
+
+    model, landscape, optimizer = trained(groups)
+    theta = flatten(model)
+    before = [p.detach().clone() for p in model.parameters()]
+    found = measure(landscape, theta, optimizer, k=3, batch_size=10)
+    assert all(map(torch.equal, before, model.parameters()))
+    H, rates = dense(landscape.hessian(theta), len(theta)), []
+    for name, p in model.named_parameters():
+        rate = {"0.weight": 0.5, "2.weight": 0.0}.get(name, 0.02)
+        v = optimizer.state[p]["exp_avg_sq"] / (1 - 0.999**3)
+        P = (1 - 0.9**3) * (v.sqrt() + 1e-8)
+        decay = 0.1 * rate if "weight" in name else 0.0
+        rates.append((rate / (19 * (2 - decay)) / P).flatten())
+    expected = torch.linalg.eigvals(torch.cat(rates)[:, None] * H).real.max().item()
+    assert found.metrics["threshold_ratio"].value == pytest.approx(expected, rel=1e-8)
+    assert found.metrics["stability_threshold"].value == 1
+    assert found.metrics["batch_sharpness"].errors and found.metrics["sharpness"].unit == ""
+    assert len(draw(found, "title").axes) == 2
+
+
+def test_frozen_parts_and_parameters_outside_of_the_optimizer_stand_still():
+    model, landscape, optimizer = trained(lambda m: m[2].parameters())
+    whole = measure(landscape, flatten(model), optimizer)
+    assert "15 parameters are not moved by AdamW: P⁻¹ is 0 there" in whole.notes
+    model[0].requires_grad_(False)
+    part = Landscape(model, landscape.x, landscape.y)
+    restricted = measure(part, flatten(model), optimizer)
+    for name in ("threshold_ratio", "stability_threshold"):
+        assert whole.metrics[name].value == pytest.approx(restricted.metrics[name].value)
+    assert part.dimension == 8 and not any("not moved" in note for note in restricted.notes)
+
+
+class Own(torch.optim.AdamW):
+    """Somebody's AdamW."""
+
+
+class Changed(torch.optim.AdamW):
+    """With a step of its own."""
+
+    def step(self, closure: Any = None) -> Any:
+        return super().step(closure)
+
+
+def test_a_derived_class_is_read_as_its_base_and_a_step_of_its_own_is_said():
+    results = []
+    for make in (torch.optim.AdamW, Own, Changed):
+        model, landscape, optimizer = trained(lambda m: m.parameters(), make=make)
+        results.append(measure(landscape, flatten(model), optimizer))
+    plain, own, changed = results
+    for other in (own, changed):
+        assert other.metrics["threshold_ratio"].value == plain.metrics["threshold_ratio"].value
+    assert not any("of its own" in note for note in own.notes)
+    assert "Changed has a step of its own; it is read as AdamW" in changed.notes
+
+
+def test_a_scheduler_on_the_live_optimizer_does_not_make_it_step():
+    """A scheduler hangs a step on the instance, which a copy must not call."""
+    model, landscape, optimizer = trained(lambda m: m.parameters())
+    torch.optim.lr_scheduler.StepLR(optimizer, 5)
+    before = flatten(model)
+    found = measure(landscape, before, optimizer)
+    assert torch.equal(flatten(model), before) and "update_curvature" in found.metrics
+    assert {int(state["step"]) for state in optimizer.state.values()} == {3}
+
+
+@pytest.mark.parametrize("name", ["SAM", "Rprop", "LBFGS"])
+def test_without_a_preconditioner_the_other_numbers_remain(net, name):
+    landscape, theta = net
+    p = nn.Parameter(theta.clone())
+    optimizer = optimizers.build(name, [p])
+    found = measure(landscape, theta, stability.read(optimizer, [p], 20))
+    assert {"lambda_max_raw", "batch_sharpness"} <= found.metrics.keys() and found.converged
+    assert not {"sharpness", "threshold_ratio", "stability_threshold"} & found.metrics.keys()
+    assert sum("preconditioner" in note for note in found.notes) == 1
+
+
+def test_a_registered_rule_of_ones_own_is_used(net):
+    class Halves(torch.optim.SGD):
+        """P = 2."""
+
+    @preconditioner(Halves)
+    def _(parameter: Tensor, group: Any, state: Any) -> Rule:
+        return Rule(torch.full_like(parameter, 2.0), 2 / group["lr"], "2/η")
+
+    landscape, theta = net
+    p = nn.Parameter(theta.clone())
+    found = measure(landscape, theta, stability.read(Halves([p], lr=0.1), [p]))
+    half = found.metrics["lambda_max_raw"].value / 2
+    assert found.metrics["sharpness"].value == pytest.approx(half)
+    assert "no batch_sharpness: give batch_size=…, the samples per training step" in found.notes
 
 
 @pytest.mark.parametrize(
@@ -198,7 +321,7 @@ def test_full_batch_training_of_a_network_hovers_about_the_threshold(name, lr, s
         p.grad = landscape.gradient(p.detach())
         optimizer.step()
         if i == 50 or (i >= steps and i % 100 == 0):
-            state = stability.read(name, optimizer.state_dict(), [p], 200)
+            state = stability.read(optimizer, [p], 200)
             found = measure(landscape, p.detach().clone(), state, k=1, tol=1e-3).metrics
             ratios.append(found["threshold_ratio"].value)
             raw.append(found["lambda_max_raw"].value * lr / 2)

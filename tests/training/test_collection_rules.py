@@ -1,0 +1,139 @@
+"""Optimizers of other packages: each threshold by the real one's steps, each P by its last step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lsa.training import optimizers, stability
+from lsa.training.stability import OptimizerState
+
+pytestmark = [pytest.mark.cross, pytest.mark.usefixtures("global_rng_untouched")]
+
+SIDE = 1e8  # ε so large that second moments are nothing beside it, and real steps have P at rest
+LR = 1e7
+# package:Class → options of which P is about SIDE and 1/η about SIDE⁻¹·10
+AT_REST: list[tuple[str, dict[str, Any]]] = [
+    ("schedulefree:SGDScheduleFree", {"lr": 0.1}),
+    ("schedulefree:SGDScheduleFree", {"lr": 0.1, "momentum": 0.5, "weight_decay": 2.0}),
+    ("schedulefree:AdamWScheduleFree", {"lr": LR, "eps": SIDE}),
+    (
+        "schedulefree:AdamWScheduleFree",
+        {"lr": LR, "eps": SIDE, "betas": (0.6, 0.99), "weight_decay": 4e-8, "warmup_steps": 50},
+    ),
+    ("pytorch_optimizer:ScheduleFreeSGD", {"lr": 0.1, "momentum": 0.8}),
+    ("pytorch_optimizer:ScheduleFreeAdamW", {"lr": LR, "eps": SIDE, "weight_decay": 4e-8}),
+    ("pytorch_optimizer:Shampoo", {"lr": 1e7, "matrix_eps": 1e16}),
+    ("pytorch_optimizer:Shampoo", {"lr": 1e7, "matrix_eps": 1e16, "weight_decay": 2.0}),
+    (
+        "pytorch_optimizer:Shampoo",
+        {"lr": 1e7, "matrix_eps": 1e16, "weight_decay": 4e-8, "weight_decouple": True},
+    ),
+    ("torch_optimizer:Shampoo", {"lr": 1e7, "epsilon": 1e8, "weight_decay": 2.0}),
+    ("pytorch_optimizer:SOAP", {"lr": LR, "eps": SIDE, "weight_decay": 0.0}),
+    ("pytorch_optimizer:SOAP", {"lr": LR, "eps": SIDE, "betas": (0.5, 0.9), "weight_decay": 4e-8}),
+]
+
+
+def make(name: str, parameters: Any, **options: Any) -> Any:
+    package, _, attribute = name.partition(":")
+    made = getattr(pytest.importorskip(package), attribute)(parameters, **options)
+    optimizers.switch(made, training=True)
+    return made
+
+
+def run(name: str, curvature: float, options: dict[str, Any]) -> tuple[float, OptimizerState]:
+    """How much |θ| grew from one hundred steps of the real optimizer on ½ h|θ|² to the next."""
+    x = nn.Parameter(torch.full((2, 1), 1e-12, dtype=torch.float64))  # gradients far below ε
+    optimizer = make(name, [x], **options)
+    largest = [0.0] * 8
+    for i in range(800):
+        # At first none, so that corrections for the start of averages have died out.
+        x.grad = (curvature if i >= 600 else 0.0) * x.detach()
+        optimizer.step()
+        largest[i // 100] = max(largest[i // 100], x.abs().max().item())
+    return largest[7] / largest[6], stability.read(optimizer, [x], 1)
+
+
+@pytest.mark.parametrize(("name", "options"), AT_REST)
+def test_steps_below_the_threshold_converge_and_above_it_diverge(name, options):
+    _, found = run(name, 0.0, options)
+    P = found.preconditioner(torch.ones(2))
+    assert P is not None and found.threshold is not None
+    edge = found.threshold[0] * P.diagonal[0].item() - found.penalty  # of h: sharpness is (h + λ)/P
+    assert run(name, 0.99 * edge, options)[0] < 1
+    assert run(name, 1.01 * edge, options)[0] > 1
+
+
+def normal(*shape: int, seed: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def stepped(name: str, steps: int, shape: tuple[int, ...], **options: Any) -> tuple[Any, Any, Any]:
+    """A parameter after steps with random gradients, its optimizer, and θ before the last step."""
+    p = nn.Parameter(normal(*shape, seed=0))
+    optimizer = make(name, [p], **options)
+    before = p.detach().clone()
+    for k in range(steps):
+        before, p.grad = p.detach().clone(), normal(*shape, seed=10 + k)
+        optimizer.step()
+    return p, optimizer, before
+
+
+@pytest.mark.parametrize("shape", [(4,), (3, 5), (2, 3, 2, 2)])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("pytorch_optimizer:Shampoo", {"lr": 0.1}),
+        ("torch_optimizer:Shampoo", {"lr": 0.1}),
+        ("pytorch_optimizer:SOAP", {"lr": 0.1, "weight_decay": 0.0, "precondition_frequency": 100}),
+        (
+            "pytorch_optimizer:SOAP",
+            {"lr": 0.1, "weight_decay": 0.0, "max_precondition_dim": 3, "precondition_1d": True},
+        ),
+    ],
+)
+def test_the_last_step_is_the_rate_times_the_average_over_the_preconditioner(name, options, shape):
+    p, optimizer, before = stepped(name, 4, shape, **options)
+    P = stability.read(optimizer, [p]).preconditioner(before.flatten())
+    assert P is not None
+    root = torch.stack([P.inverse_root(e) for e in torch.eye(p.numel()).double()], dim=1)
+    torch.testing.assert_close(root, root.T, rtol=1e-9, atol=1e-12)
+    dense = torch.linalg.inv(root @ root)
+    torch.testing.assert_close(dense.diagonal(), P.diagonal, rtol=1e-8, atol=0)
+    average = optimizer.state[p]["exp_avg"] if "SOAP" in name else normal(*shape, seed=13)
+    expected = -0.1 * (root @ root @ average.flatten())
+    torch.testing.assert_close((p.detach() - before).flatten(), expected, rtol=1e-7, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["lion_pytorch:Lion", "pytorch_optimizer:Lion"])
+def test_lion_has_no_threshold_and_says_so_in_one_line(name):
+    p, optimizer, _ = stepped(name, 2, (3,))
+    found = stability.read(optimizer, [p])
+    assert found.threshold is None and found.preconditioner(p.detach()) is None
+    assert "its step is the sign" in found.reason and "\n" not in found.reason
+
+
+def test_shampoo_with_momentum_has_a_preconditioner_and_no_threshold():
+    p, optimizer, _ = stepped("pytorch_optimizer:Shampoo", 3, (3, 2), momentum=0.9)
+    found = stability.read(optimizer, [p])
+    assert found.threshold is None and found.preconditioner(p.detach().flatten()) is not None
+
+
+@pytest.mark.parametrize("name", ["schedulefree:SGDScheduleFree", "schedulefree:AdamWScheduleFree"])
+def test_the_next_step_of_schedule_free_is_that_of_its_averaged_weights(name):
+    p, optimizer, _ = stepped(name, 3, (4,), lr=0.05)
+    optimizer.eval()
+    found, x = stability.read(optimizer, [p]), p.detach().clone()
+    g = normal(4, seed=5)
+    u = found.update(x, g)
+    assert torch.equal(p, x) and not optimizer.param_groups[0]["train_mode"]
+    optimizer.train()
+    assert any("in train mode" in note for note in stability.read(optimizer, [p]).notes)
+    p.grad = g.clone()
+    optimizer.step()
+    optimizer.eval()
+    torch.testing.assert_close(u, p.detach() - x, rtol=1e-10, atol=1e-15)
