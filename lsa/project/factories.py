@@ -69,6 +69,39 @@ def load(name: str, base: type, trusted: Collection[str]) -> Callable[..., Any]:
     return found
 
 
+def make(
+    label: str,
+    name: str,
+    base: type,
+    trusted: Collection[str],
+    options: Mapping[str, Any],
+    **given: Any,
+) -> Any:
+    """What `package.module:factory` makes of options, and of what it names among the given.
+
+    Args:
+        label: What messages call the factory.
+        name: `package.module:attribute`.
+        base: As for `load`.
+        trusted: As for `load`.
+        options: From the project file.
+        **given: What a factory may ask for by parameters of these names.
+
+    Raises:
+        InputError: As `load` and `check_options` raise.
+    """
+    function = load(name, base, trusted)
+    asked = {
+        key: value for key, value in given.items() if key in inspect.signature(function).parameters
+    }
+    return function(**asked, **check_options(label, function, options, tuple(asked)))
+
+
+def package(name: str) -> str:
+    """The top-level package of `package.module:attribute`."""
+    return name.partition(":")[0].partition(".")[0]
+
+
 def check_options(
     label: str,
     function: Callable[..., Any],

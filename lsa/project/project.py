@@ -9,7 +9,7 @@ import pydantic
 from pydantic import ConfigDict, Field, PrivateAttr
 
 from lsa import probe
-from lsa.project.factories import nearest
+from lsa.project.factories import nearest, package
 from lsa.runtime import documents
 from lsa.runtime.errors import InputError
 
@@ -25,7 +25,7 @@ class _Section(pydantic.BaseModel):
 
 
 class Named(_Section):
-    """A constructor by name with its options: dataset, model, optimizer or schedule."""
+    """A constructor by name with its options: dataset, model, loss, optimizer or schedule."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
     name: str
@@ -52,6 +52,8 @@ class Train(_Section):
     augment: Augment = Augment()
     checkpoint_every: Annotated[int, Field(ge=0)] = 0  # epochs; 0 keeps the final one alone
     noise_scale: bool = True  # measured after every epoch, beside the training
+    clip_norm: Annotated[float, Field(gt=0)] | None = None  # of the gradient, at most
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None  # decay of averaged weights, then kept
 
     def keeps(self, epoch: int) -> bool:
         """Whether an epoch's checkpoint is kept; 0 is before training, the last always is."""
@@ -80,6 +82,8 @@ class Recipe(_Section):
     train: Train
     rule: Named  # the optimizer's class and options
     landscape: Split
+    loss: Named = Named(name="cross_entropy")
+    elsewhere: bool = False  # trained by other code: no initial weights, nothing to train again
 
 
 class Project(_Section):
@@ -88,6 +92,7 @@ class Project(_Section):
     name: Name
     dataset: Named
     model: Named
+    loss: Named = Named(name="cross_entropy")
     train: Train = Train()
     optimizers: dict[Name, Named] = Field(min_length=1)
     seeds: Annotated[list[Seed], Field(min_length=1)] = [0]
@@ -129,6 +134,7 @@ class Project(_Section):
                 "train": self.train.model_dump() | budget,
                 "rule": rule,
                 "landscape": self.landscape.model_dump(),
+                "loss": self.loss.model_dump(),
             },
         )
 
@@ -231,6 +237,7 @@ def train_params(recipe: Recipe) -> dict[str, Any]:
         "schedule": recipe.train.schedule.name,
         "model": recipe.model.name,
         "dataset": recipe.dataset.name,
+        "loss": recipe.loss.name,
         **options,
     }
 
@@ -243,8 +250,8 @@ def folders() -> list[Path]:
 
 def trusted_by(recipe: Recipe) -> tuple[str, ...]:
     """Packages that a project file on this machine names: naming them there is trusting them."""
-    names = (recipe.model.name, recipe.rule.name)
-    return tuple(name.partition(".")[0].partition(":")[0] for name in names if ":" in name)
+    named = (recipe.model, recipe.rule, recipe.dataset, recipe.loss, recipe.train.schedule)
+    return tuple(dict.fromkeys(package(part.name) for part in named if ":" in part.name))
 
 
 def _locate(name: str) -> Path:

@@ -63,7 +63,7 @@ def rates(
     workers: int = 1,
 ) -> Rates:
     """Measure loss, gradient and Hessian product at the initial weights of a recipe's network."""
-    split = load_data(recipe, device)
+    split = load_data(recipe, device, trusted)
     model = network(recipe, split, trusted).to(device)
     wanted, training = setting.landscape.samples, len(split.x_train)
     samples = training if wanted == "all" else min(wanted, training)

@@ -153,7 +153,8 @@ def _newest(done: list[Done]) -> dict[tuple[str, str, int], Done]:
 def _training(setting: Project, one: Planned, device: str) -> tuple[str, dict[str, Any]]:
     """Key and parameters of a training."""
     recipe = setting.recipe(one.optimizers[0], one.seed)
-    key = train.train_key(recipe, load_data(recipe, device).hash, device)
+    split = load_data(recipe, device, trusted_by(recipe))
+    key = train.train_key(recipe, split.hash, device)
     return key, project.train_params(recipe)
 
 

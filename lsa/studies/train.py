@@ -40,7 +40,7 @@ def train(
         trusted: Packages whose factories may be imported.
     """
     place = steps.device_of(device)
-    split = checkpoints.load_data(recipe, place)
+    split = checkpoints.load_data(recipe, place, trusted)
     key = train_key(recipe, split.hash, place)
     # Wrong options fail here, before anything is tracked as running.
     training.network(recipe, split, trusted)
@@ -71,7 +71,8 @@ def _train(
         def checkpoint(state: Mapping[str, Any]) -> None:
             """Keep the checkpoint of a state, with its evaluation."""
             found = _checkpoint(recipe, split, state, place, trusted)
-            values = training.final_metrics(found.model, found.data)
+            loss = training.loss_of(recipe, trusted)
+            values = training.final_metrics(found.model, found.data, loss)
             final = found.epoch == recipe.train.epochs
             registry.keep(opened, found, values, key, final=final)
 

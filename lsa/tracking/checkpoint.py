@@ -28,8 +28,9 @@ from lsa.runtime.errors import InputError
 from lsa.tracking import serial
 from lsa.training import data, optimizers, stability
 from lsa.training.data import Data
+from lsa.training.losses import Loss
 from lsa.training.stability import OptimizerState
-from lsa.training.train import network
+from lsa.training.train import loss_of, network
 
 FORMAT = 1
 CONFIG, WEIGHTS, OPTIMIZER = "config.json", "weights.safetensors", "optimizer.safetensors"
@@ -57,7 +58,7 @@ class Checkpoint:
         Raises:
             InputError: The data here are not those that the checkpoint was trained on.
         """
-        split = _load_data(self.recipe.dataset.model_dump_json(), self.device)
+        split = load_data(self.recipe, self.device, self.trusted)
         if split.hash != self.data_hash:
             raise InputError(
                 f"dataset {self.recipe.dataset.name} here has hash {split.hash[:12]}, the "
@@ -69,6 +70,9 @@ class Checkpoint:
     def model(self) -> nn.Module:
         """The network with the checkpoint's weights and buffers."""
         model = network(self.recipe, self.data, self.trusted)
+        if self.recipe.elsewhere:  # of the precision in which they were kept
+            for name, tensor in model.state_dict(keep_vars=True).items():
+                tensor.data = tensor.data.to(self.weights.get(name, tensor).dtype)
         try:
             model.load_state_dict(dict(self.weights))
         except RuntimeError as error:
@@ -82,7 +86,7 @@ class Checkpoint:
     @functools.cached_property
     def choice(self) -> passes.Choice:
         """Passes, layout and threads for this landscape here."""
-        return passes.chosen(self._subset(Landscape(self.model, *self._training_data)))
+        return passes.chosen(self._subset(Landscape(self.model, *self._training_data, self._loss)))
 
     @functools.cached_property
     def landscape(self) -> Landscape:
@@ -100,7 +104,11 @@ class Checkpoint:
     @functools.cached_property
     def training(self) -> Landscape:
         """L(θ) on the whole training split."""
-        return shared(self.choice.applied(Landscape(self.model, *self._training_data)))
+        return shared(self.choice.applied(Landscape(self.model, *self._training_data, self._loss)))
+
+    @functools.cached_property
+    def _loss(self) -> Loss:
+        return loss_of(self.recipe, self.trusted)
 
     @property
     def _training_data(self) -> tuple[Tensor, Tensor]:
@@ -118,7 +126,16 @@ class Checkpoint:
 
     @functools.cached_property
     def theta_init(self) -> Tensor:
-        """θ from which the training run started, shape `(d,)`."""
+        """θ from which the training run started, shape `(d,)`.
+
+        Raises:
+            InputError: The checkpoint was trained elsewhere, so nothing is known of its start.
+        """
+        if self.recipe.elsewhere:
+            raise InputError(
+                "the checkpoint was trained elsewhere and its initial weights are not known; "
+                "choose one of lsa train"
+            )
         return flatten(network(self.recipe, self.data, self.trusted).to(self.device))
 
     @functools.cached_property
@@ -145,15 +162,15 @@ class Checkpoint:
 
 
 @functools.lru_cache(maxsize=2)
-def _load_data(dataset: str, device: str) -> Data:
+def _load_data(dataset: str, device: str, trusted: tuple[str, ...]) -> Data:
     """Data shared by the checkpoints of one process."""
     options = json.loads(dataset)
-    return data.load(options.pop("name"), device=device, **options)
+    return data.load(options.pop("name"), device=device, trusted=trusted, **options)
 
 
-def load_data(recipe: Recipe, device: str) -> Data:
+def load_data(recipe: Recipe, device: str, trusted: Collection[str] = ()) -> Data:
     """The recipe's dataset on a device, loaded once per process."""
-    return _load_data(recipe.dataset.model_dump_json(), device)
+    return _load_data(recipe.dataset.model_dump_json(), device, tuple(trusted))
 
 
 class _Config(pydantic.BaseModel):

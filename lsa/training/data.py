@@ -1,6 +1,7 @@
-"""Datasets by name, as normalised image tensors: `digits`, torchvision's, or a folder of images.
+"""Datasets by name: `digits`, torchvision's, a folder of images, or your own.
 
-A dataset is held whole, `(n, channels, height, width)` in float32 on the device that computes.
+A dataset is held whole on the device that computes. Images are `(n, channels, height, width)` in
+float32, normalised; what a factory of yours returns is taken as it is.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,13 +29,13 @@ STD_FLOOR = 1.0  # one grey level of 8 bits: a constant channel must not divide 
 
 @dataclass(frozen=True, eq=False)
 class Data:
-    """A classification dataset in two fixed splits, on one device."""
+    """A dataset in two fixed splits, on one device; of images unless a factory made it."""
 
     x_train: Tensor  # (n, c, h, w) float32, normalised
     y_train: Tensor  # (n,) int64, 0 … classes − 1
     x_val: Tensor  # (m, c, h, w) float32, normalised by the statistics of the training split
     y_val: Tensor  # (m,) int64
-    classes: int
+    classes: int  # 0 where the targets are no class numbers
     hash: str  # SHA-256 of both splits as raw bytes, before normalisation
 
 
@@ -46,6 +47,7 @@ def load(
     val_limit: int | None = None,
     mean: float | Sequence[float] | None = None,
     std: float | Sequence[float] | None = None,
+    trusted: Collection[str] = (),
     **options: Any,
 ) -> Data:
     """The dataset `name`, every channel with mean 0 and variance 1 over the training split.
@@ -53,14 +55,17 @@ def load(
     A dataset without a split of its own is divided 80/20, stratified by class and fixed.
 
     Args:
-        name: `digits` (in scikit-learn, 8×8 grey), `image_folder`, or a class of
-            `torchvision.datasets` such as `CIFAR10`, downloaded on first use.
+        name: `digits` (in scikit-learn, 8×8 grey), `image_folder`, a class of
+            `torchvision.datasets` such as `CIFAR10`, downloaded on first use, or
+            `package.module:factory`, which returns both splits, each as inputs and targets:
+            `(x, y), (x_val, y_val)`, tensors or arrays. Only options of its own apply to it.
         device: Where the tensors go.
         train_limit: Take only so many training images, a fixed stratified subset.
         val_limit: The same for the validation images.
         mean: Subtract this instead, of pixels between 0 and 1; one number, or one per channel.
         std: Divide by this, the same way; with mean=std=0.5 pixels lie between −1 and 1. The scale
             of the inputs scales first-layer gradients, so it decides which rates are stable.
+        trusted: Top-level packages whose factories may be imported.
         **options: Of the dataset: `root`, `size`, and what the torchvision class takes.
 
     Raises:
@@ -68,6 +73,10 @@ def load(
             images of differing sizes, a limit beyond the size of the split, or a mean without std.
     """
     label = f"dataset {name}"
+    if ":" in name:
+        limits = {"train_limit": train_limit, "val_limit": val_limit, "mean": mean, "std": std}
+        options |= {key: value for key, value in limits.items() if value is not None}
+        return _own(label, factories.make(label, name, Data, trusted, options), device)
     if name in READERS:
         reader = READERS[name]
         parts = reader(**factories.check_options(label, reader, options))
@@ -92,6 +101,32 @@ def load(
         classes=classes,
         hash=_hash(train, val),
     )
+
+
+def _own(label: str, made: Any, device: torch.device | str) -> Data:
+    """What a factory returned, on a device.
+
+    Raises:
+        InputError: It is not two splits of as many inputs as targets.
+    """
+    try:
+        (x, y), (x_val, y_val) = made
+        tensors = [torch.as_tensor(part) for part in (x, y, x_val, y_val)]
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(
+            f"{label} must return (x, y), (x_val, y_val) of tensors or arrays; give the training "
+            "split twice where there is no other."
+        ) from None
+    sizes = [len(part) for part in tensors]
+    if sizes[0] != sizes[1] or sizes[2] != sizes[3] or 0 in sizes:
+        raise InputError(
+            f"{label} returns {sizes[0]} inputs with {sizes[1]} targets, and {sizes[2]} with "
+            f"{sizes[3]}; return as many of each, at least 1."
+        )
+    targets = tensors[1]
+    numbered = targets.ndim == 1 and not targets.is_floating_point() and int(targets.min()) >= 0
+    classes = int(torch.cat([targets, tensors[3]]).max()) + 1 if numbered else 0
+    return Data(*(part.to(device) for part in tensors), classes, _hash(tensors[:2], tensors[2:]))
 
 
 def batches(n: int, batch_size: int, rng: torch.Generator) -> Iterator[Tensor]:
@@ -156,8 +191,8 @@ def _torchvision(name: str, label: str, options: dict[str, Any]) -> list[Split]:
     if name not in known:
         hint = factories.nearest(name, [*READERS, *known])
         raise InputError(
-            f"unknown dataset {name!r}.{hint} Known are {', '.join(READERS)}, and the classes of "
-            "torchvision.datasets."
+            f"unknown dataset {name!r}.{hint} Known are {', '.join(READERS)}, the classes of "
+            "torchvision.datasets, and package.module:factory."
         )
     read = torchvision_data.read
     return read(name, **factories.check_options(label, read, options, ["name"]))
@@ -245,12 +280,14 @@ def _channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
     return mean.float().view(-1, 1, 1), std.float().view(-1, 1, 1)
 
 
-def _hash(*splits: Split) -> str:
+def _hash(*splits: Iterable[Tensor]) -> str:
     digest = hashlib.sha256()
     for split in splits:
         for tensor in split:
             digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.contiguous().view(-1).numpy().data)
+            digest.update(
+                tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
+            )
     return digest.hexdigest()
 
 

@@ -39,6 +39,8 @@ def build(
     input_shape: Shape,
     classes: int,
     seed: int,
+    dtype: torch.dtype = torch.float32,
+    logits: bool = True,
     trusted: Collection[str] = (),
     **options: Any,
 ) -> nn.Module:
@@ -50,10 +52,12 @@ def build(
     Args:
         name: `simple_cnn`, `mlp`, `resnet20`, a classifier of `torchvision.models` by its name
             there, or `package.module:factory`, called as
-            `factory(input_shape=…, classes=…, **options)`.
+            `factory(input_shape=…, classes=…, **options)`, with those of the two that it names.
         input_shape: Of one sample, `(channels, height, width)` for images.
         classes: Number of logits.
         seed: Of the initial weights.
+        dtype: Of the inputs, integers for token numbers.
+        logits: Whether the outputs must be `(n, classes)`; with a loss of one's own they need not.
         trusted: Top-level packages whose factories may be imported.
         **options: Of the named factory.
 
@@ -75,7 +79,7 @@ def build(
         if not isinstance(model, nn.Module):
             raise InputError(f"model {name} made a {type(model).__name__}, not a torch.nn.Module.")
         model = model.to("cpu", torch.float32)
-        _check(name, model, tuple(input_shape), classes)
+        _check(name, model, tuple(input_shape), dtype, classes if logits else None)
     return model
 
 
@@ -84,9 +88,11 @@ def _factory(
 ) -> Callable[[], nn.Module]:
     label = f"model {name}"
     if name in OURS or ":" in name:
-        function = OURS.get(name) or factories.load(name, nn.Module, trusted)
-        checked = factories.check_options(label, function, options, ("input_shape", "classes"))
-        return lambda: function(input_shape=shape, classes=classes, **checked)
+        given = {"input_shape": shape, "classes": classes}
+        if ":" in name:
+            return lambda: factories.make(label, name, nn.Module, trusted, options, **given)
+        checked = factories.check_options(label, OURS[name], options, tuple(given))
+        return lambda: OURS[name](**given, **checked)
 
     from torchvision import models  # slow to import, and most projects do without
 
@@ -120,18 +126,23 @@ def _torchvision_options(label: str, builder: Any, options: dict[str, Any]) -> d
     return ours | checked
 
 
-def _check(name: str, model: nn.Module, shape: Shape, classes: int) -> None:
+def _check(
+    name: str, model: nn.Module, shape: Shape, dtype: torch.dtype, classes: int | None
+) -> None:
     """Try the network on zeros; this also gives lazy modules their seeded weights."""
     model.eval()
     try:
         with torch.no_grad():
-            outputs = model(torch.zeros(2, *shape, dtype=torch.float32))
+            outputs = model(torch.zeros(2, *shape, dtype=dtype))
     except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as error:
         message = factories.one_line(error)
         raise InputError(
             f"model {name} does not take inputs of shape {shape}: {message}; choose another model "
             "or image size."
         ) from error
+    if classes is None:
+        model.train()
+        return
     if not isinstance(outputs, Tensor) or outputs.shape != (2, classes):
         found = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
         raise InputError(

@@ -333,6 +333,7 @@ def schedule(
     epochs: int,
     steps_per_epoch: int,
     warmup_epochs: float = 0,
+    trusted: Collection[str] = (),
     **options: Any,
 ) -> Callable[[int], float]:
     """Multiplier of each group's learning rate as a pure function of the step, from 0.
@@ -340,19 +341,24 @@ def schedule(
     Args:
         name: `constant`; `cosine` (Loshchilov & Hutter 2017, eq. 5, without restarts) to the
             fraction `final=0.0` at the end; `step`, times `gamma=0.1` at each epoch in
-            `milestones`.
+            `milestones`; or `package.module:factory`, which returns the multiplier, a function of
+            the step, from its options and those of `epochs` and `steps_per_epoch` that it names.
         epochs: Length of training.
         steps_per_epoch: Batches per epoch.
         warmup_epochs: Rise linearly from 0 over this many epochs first (Goyal et al. 2017, §2.2);
             the cosine then falls over what is left, milestones count from the start of training.
+        trusted: Top-level packages whose factories may be imported.
         **options: `final`, or `milestones` and `gamma`.
 
     Raises:
         InputError: Unknown name or option, or a warm-up longer than training.
     """
-    if name not in SCHEDULES:
+    if name not in SCHEDULES and ":" not in name:
         hint = factories.nearest(name, SCHEDULES)
-        raise InputError(f"unknown schedule {name!r}.{hint} Known are {', '.join(SCHEDULES)}.")
+        raise InputError(
+            f"unknown schedule {name!r}.{hint} Known are {', '.join(SCHEDULES)}, and "
+            "package.module:factory."
+        )
     given = {"warmup_epochs": warmup_epochs}
     checked = factories.check_options(f"schedule {name}", schedule, given, complete=False)
     warmup_epochs = checked["warmup_epochs"]
@@ -360,6 +366,11 @@ def schedule(
         raise InputError(
             f"warmup_epochs={warmup_epochs:g} is not within training; choose 0 to {epochs} epochs."
         )
+    if ":" in name:
+        length = {"epochs": epochs, "steps_per_epoch": steps_per_epoch}
+        made = factories.make(f"schedule {name}", name, _Schedule, trusted, options, **length)
+        warm_up = warmup_epochs * steps_per_epoch
+        return lambda step: (min(1.0, (step + 1) / warm_up) if step < warm_up else 1.0) * made(step)
     shape = SCHEDULES[name]
     reserved = ("epoch", "start", "end")
     checked = factories.check_options(f"schedule {name}", shape, options, reserved)
@@ -371,6 +382,10 @@ def schedule(
         return shape(epoch, warmup_epochs, epochs, **checked)
 
     return multiplier
+
+
+class _Schedule:
+    """No class of lsa or torch is derived from it: a factory of a schedule needs trust."""
 
 
 def _constant(epoch: float, start: float, end: float) -> float:

@@ -3,6 +3,7 @@ or stop. Nothing here knows about tracking or files."""
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -20,7 +21,7 @@ from lsa.landscape.derivatives.budget import cache_size, image_layout, laid_out
 from lsa.probe import Report
 from lsa.project import Recipe
 from lsa.runtime.errors import InputError
-from lsa.training import data, models, optimizers
+from lsa.training import data, losses, models, optimizers
 from lsa.training.data import Data
 
 
@@ -39,14 +40,22 @@ class Epoch:
 
 def network(recipe: Recipe, split: Data, trusted: Collection[str] = ()) -> nn.Module:
     """The recipe's network with its initial weights, on the CPU."""
+    x = split.x_train
     return models.build(
         recipe.model.name,
-        input_shape=tuple(split.x_train.shape[1:]),
+        input_shape=tuple(x.shape[1:]),
         classes=split.classes,
         seed=recipe.seed,
+        dtype=torch.float32 if x.is_floating_point() else x.dtype,
+        logits=split.classes > 0 and recipe.loss.name == losses.DEFAULT,
         trusted=trusted,
         **recipe.model.options,
     )
+
+
+def loss_of(recipe: Recipe, trusted: Collection[str] = ()) -> losses.Loss:
+    """The recipe's loss."""
+    return losses.build(recipe.loss.name, trusted=trusted, **recipe.loss.options)
 
 
 def initial(recipe: Recipe, split: Data, trusted: Collection[str] = ()) -> dict[str, Any]:
@@ -58,8 +67,49 @@ def initial(recipe: Recipe, split: Data, trusted: Collection[str] = ()) -> dict[
     rule = recipe.rule
     optimizer = optimizers.build(rule.name, model.parameters(), trusted=trusted, **rule.options)
     for group in optimizer.param_groups:
-        group["lr"] *= _schedule(recipe, split)(0)
+        group["lr"] *= _schedule(recipe, split, trusted)(0)
     return {"epoch": 0, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
+
+
+@dataclass
+class _Loop:
+    """What a training holds from one epoch to the next."""
+
+    recipe: Recipe
+    split: Data
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    loss: losses.Loss
+    factor: Callable[[int], float]  # of the learning rate at each step
+    base: list[float]  # learning rate of each group without the factor
+    rng: torch.Generator
+    average: nn.Module | None = None  # exponential average of the weights, where asked for
+    report: Report | None = None
+
+    @property
+    def measured(self) -> nn.Module:
+        """The network that is evaluated and kept."""
+        return self.model if self.average is None else self.average
+
+    def state(self, number: int) -> dict[str, Any]:
+        """What `train` goes on from after an epoch."""
+        kept = {
+            "epoch": number,
+            "model": self.measured.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "rng": self.rng.get_state(),
+            "base_lr": self.base,
+        }
+        return kept if self.average is None else {**kept, "stepped": self.model.state_dict()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go back to a state."""
+        self.model.load_state_dict(state.get("stepped", state["model"]))
+        if self.average is not None:
+            self.average.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.rng.set_state(state["rng"])
+        self.base = list(state["base_lr"])
 
 
 def train(
@@ -77,7 +127,7 @@ def train(
     from a yielded state. On a GPU they agree only as far as its kernels do, which add in any order.
 
     Args:
-        recipe: Model, optimizer, schedule and budget.
+        recipe: Model, loss, optimizer, schedule and budget.
         split: Data on the device that shall compute.
         trusted: Packages whose factories may be imported.
         state: An earlier `Epoch.state`; training continues after it.
@@ -87,107 +137,102 @@ def train(
         InputError: The recipe names something that does not exist or does not fit.
         Diverged: A loss is not finite.
     """
-    device = split.x_train.device
-    model = network(recipe, split, trusted).to(device)
+    model = network(recipe, split, trusted).to(split.x_train.device)
     rule = recipe.rule
     optimizer = optimizers.build(rule.name, model.parameters(), trusted=trusted, **rule.options)
-    rng = torch.Generator().manual_seed(recipe.seed)
-    first = 1
+    loop = _Loop(
+        recipe=recipe,
+        split=split,
+        model=model,
+        optimizer=optimizer,
+        loss=loss_of(recipe, trusted),
+        factor=_schedule(recipe, split, trusted),
+        base=[group["lr"] for group in optimizer.param_groups],
+        rng=torch.Generator().manual_seed(recipe.seed),
+        average=copy.deepcopy(model) if recipe.train.ema else None,
+        report=report,
+    )
     if state is not None:
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        rng.set_state(state["rng"])
-        first = state["epoch"] + 1
-    factor = _schedule(recipe, split)
-    base = [group["lr"] for group in optimizer.param_groups]
-    if state is not None:
-        base = list(state["base_lr"])
-    for number in range(first, recipe.train.epochs + 1):
+        loop.restore(state)
+    for number in range(state["epoch"] + 1 if state else 1, recipe.train.epochs + 1):
         started = time.perf_counter()
-        metrics = _epoch(recipe, split, model, optimizer, rng, factor, base, number, report)
+        metrics = _epoch(loop, number)
         metrics["train/seconds"] = time.perf_counter() - started
-        metrics |= _validation(model, split)
+        metrics |= _validation(loop.measured, split, loop.loss)
         if recipe.train.noise_scale:
-            metrics |= _noise(model, split, number)
-        yield Epoch(
-            number,
-            metrics,
-            {
-                "epoch": number,
-                "model": model.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "rng": rng.get_state(),
-                "base_lr": base,
-            },
-        )
+            metrics |= _noise(loop.measured, split, loop.loss, number)
+        yield Epoch(number, metrics, loop.state(number))
 
 
-def _schedule(recipe: Recipe, split: Data) -> Callable[[int], float]:
+def _schedule(recipe: Recipe, split: Data, trusted: Collection[str]) -> Callable[[int], float]:
     """Factor of the learning rate at each step."""
     return optimizers.schedule(
         recipe.train.schedule.name,
         epochs=recipe.train.epochs,
         steps_per_epoch=-(-len(split.x_train) // recipe.train.batch_size),
+        trusted=trusted,
         **recipe.train.schedule.options,
     )
 
 
-def _epoch(
-    recipe: Recipe,
-    split: Data,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    rng: torch.Generator,
-    factor: Callable[[int], float],
-    base: list[float],
-    number: int,
-    report: Report | None,
-) -> dict[str, float]:
+def _epoch(loop: _Loop, number: int) -> dict[str, float]:
     """One pass over the training split; means of loss, accuracy and gradient norm over it."""
+    model, optimizer, split, budget = loop.model, loop.optimizer, loop.split, loop.recipe.train
     model.train()
     optimizers.switch(optimizer, training=True)
     n, device = len(split.x_train), split.x_train.device
-    budget = recipe.train
     steps = -(-n // budget.batch_size)
-    found: list[tuple[Tensor, list[Tensor]]] = []  # of every step, what `_step` returns
+    figures: list[tuple[Tensor, list[Tensor]]] = []  # of every step, what `_step` returns
     parameters = [p for p in model.parameters() if p.requires_grad]
-    size = _pass_size(model, split.x_train)
+    size = _pass_size(model, split.x_train) if loop.loss is F.cross_entropy else n
     layout = image_layout(model, split.x_train)
-    for i, index in enumerate(data.batches(n, budget.batch_size, rng)):
+    for i, index in enumerate(data.batches(n, budget.batch_size, loop.rng)):
         index = index.to(device)
         x, y = split.x_train.index_select(0, index), split.y_train.index_select(0, index)
         if budget.augment.crop or budget.augment.flip:
-            x = data.augment(x, rng, crop=budget.augment.crop, flip=budget.augment.flip)
+            x = data.augment(x, loop.rng, crop=budget.augment.crop, flip=budget.augment.flip)
         x = laid_out(x, layout)
         step = (number - 1) * steps + i
-        for group, lr in zip(optimizer.param_groups, base, strict=True):
-            group["lr"] = lr * factor(step)
-        found.append(_step(model, optimizer, parameters, x, y, size))
-        if report is not None:
-            report(step + 1, budget.epochs * steps, f"epoch {number}/{budget.epochs}")
+        for group, lr in zip(optimizer.param_groups, loop.base, strict=True):
+            group["lr"] = lr * loop.factor(step)
+        figures.append(_step(loop, parameters, x, y, size))
+        if loop.average is not None:
+            _averaged(loop.average, model, budget.ema, step)
+        if loop.report is not None:
+            loop.report(step + 1, budget.epochs * steps, f"epoch {number}/{budget.epochs}")
     optimizers.switch(optimizer, training=False)
-    loss, accuracy, norm = _means(found, budget.batch_size)
+    loss, accuracy, norm = _means(figures, budget.batch_size)
     if not math.isfinite(loss + norm):
         raise Diverged(
-            f"training of {recipe.optimizer} diverged in epoch {number} (loss {loss:.3g}); "
-            f"lower its learning rate (now {base[0]:g})"
+            f"training of {loop.recipe.optimizer} diverged in epoch {number} (loss {loss:.3g}); "
+            f"lower its learning rate (now {loop.base[0]:g})"
         )
-    return {
+    metrics = {
         "train/loss": loss,
         "train/accuracy": accuracy,
         "train/gradient_norm": norm,
         "train/weight_norm": flatten(model).double().norm().item(),
         "train/learning_rate": optimizer.param_groups[0]["lr"],
     }
+    return {name: value for name, value in metrics.items() if math.isfinite(value)}
+
+
+@torch.no_grad()
+def _averaged(average: nn.Module, model: nn.Module, decay: float, step: int) -> None:
+    """Move the exponential average of the weights by one step; other buffers are the model's.
+
+    The decay rises to its value as min(β, (1+t)/(10+t)), so that the initial weights are soon
+    forgotten (the rule of TensorFlow's ExponentialMovingAverage).
+    """
+    weight = 1 - min(decay, (1 + step) / (10 + step))
+    for kept, now in zip(average.parameters(), model.parameters(), strict=True):
+        kept.lerp_(now, weight)
+    for kept, now in zip(average.buffers(), model.buffers(), strict=True):
+        kept.copy_(now)
 
 
 def _step(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    parameters: list[nn.Parameter],
-    x: Tensor,
-    y: Tensor,
-    size: int,
+    loop: _Loop, parameters: list[nn.Parameter], x: Tensor, y: Tensor, size: int
 ) -> tuple[Tensor, list[Tensor]]:
     """One optimizer step in passes of a size.
 
@@ -196,7 +241,8 @@ def _step(
 
     Returns:
         At the first evaluation the mean loss, followed by squared norms of parts of the gradient,
-        one or more; and of each sample, pass by pass, whether it is correct.
+        one or more; and of each sample, pass by pass, whether it is correct, nan where there are
+        no classes.
 
     Raises:
         InputError: The optimizer evaluates nothing.
@@ -204,28 +250,33 @@ def _step(
     first: list[tuple[Tensor, list[Tensor]]] = []
 
     def closure() -> Any:
-        optimizer.zero_grad()
+        loop.optimizer.zero_grad()
         losses, correct = [], []
         for inputs, targets in _passes(x, y, size):
-            outputs = model(inputs)
-            loss = F.cross_entropy(outputs, targets)
+            outputs = loop.model(inputs)
+            loss = loop.loss(outputs, targets)
             if len(inputs) < len(x):
                 loss = loss * (len(inputs) / len(x))
             loss.backward()
             losses.append(loss.detach())
-            correct.append(outputs.detach().argmax(1) == targets)
+            if classifies(outputs, targets):
+                correct.append(outputs.detach().argmax(1) == targets)
+            else:
+                correct.append(torch.full((len(inputs),), math.nan, device=x.device))
         loss = reduce(torch.add, losses)
         if not first:  # SAM and LBFGS evaluate again elsewhere
             gradients = [p.grad for p in parameters if p.grad is not None]
             figures = torch.stack([loss, *_squared_norms(gradients)])
             first.append((figures, correct))
+        if limit := loop.recipe.train.clip_norm:
+            nn.utils.clip_grad_norm_(parameters, limit)
         return loss
 
-    optimizer.step(closure)
+    loop.optimizer.step(closure)
     if not first:
         raise InputError(
-            f"{type(optimizer).__name__}.step does not call the closure that it is given, so there "
-            "is no gradient; let it do so first, as those of torch.optim do"
+            f"{type(loop.optimizer).__name__}.step does not call the closure that it is given, so "
+            "there is no gradient; let it do so first, as those of torch.optim do"
         )
     return first[0]
 
@@ -269,12 +320,18 @@ def _pass_size(model: nn.Module, x: Tensor) -> int:
     return len(x) if whole else cache_size(model, x)
 
 
-def _validation(model: nn.Module, split: Data) -> dict[str, float]:
-    found = Landscape(model, split.x_val, split.y_val).evaluate(flatten(model))
-    return {"val/loss": found.loss, "val/accuracy": 1 - found.error}
+def classifies(outputs: Tensor, targets: Tensor) -> bool:
+    """Whether outputs are logits `(n, classes)` and targets class numbers `(n,)`."""
+    return outputs.ndim == 2 and targets.ndim == 1 and not targets.is_floating_point()
 
 
-def _noise(model: nn.Module, split: Data, number: int) -> dict[str, float]:
+def _validation(model: nn.Module, split: Data, loss: losses.Loss) -> dict[str, float]:
+    evaluation = Landscape(model, split.x_val, split.y_val, loss).evaluate(flatten(model))
+    values = {"val/loss": evaluation.loss, "val/accuracy": 1 - evaluation.error}
+    return {name: value for name, value in values.items() if not math.isnan(value)}
+
+
+def _noise(model: nn.Module, split: Data, loss: losses.Loss, number: int) -> dict[str, float]:
     """Gradient noise at an epoch's end, in evaluation mode, with the standard errors of the draw.
 
     The samples follow from the epoch's number alone: the same for every optimizer and seed, and
@@ -286,7 +343,7 @@ def _noise(model: nn.Module, split: Data, number: int) -> dict[str, float]:
     drawn = noise_scale.draw(n, torch.Generator().manual_seed(number)).to(split.x_train.device)
     # Not a landscape of the whole split, which would copy it into the layout of its own.
     batches = [(split.x_train.index_select(0, part), split.y_train[part]) for part in drawn]
-    first = Landscape(model, *batches[0])
+    first = Landscape(model, *batches[0], loss)
     landscapes = (first.with_data(x, y) for x, y in batches)
     found = noise_scale.of_batches(landscapes, flatten(model), n)
     named = {
@@ -301,17 +358,20 @@ def _noise(model: nn.Module, split: Data, number: int) -> dict[str, float]:
     return {name: value for name, value in values.items() if math.isfinite(value)}
 
 
-def final_metrics(model: nn.Module, split: Data) -> dict[str, float]:
-    """Loss and accuracy of a network on both whole splits, in evaluation mode."""
-    found = {}
+def final_metrics(
+    model: nn.Module, split: Data, loss: losses.Loss = F.cross_entropy
+) -> dict[str, float]:
+    """Loss of a network on both whole splits, in evaluation mode, and accuracy where it has one."""
+    values = {}
     theta = flatten(model)
     for name, x, y in (
         ("val", split.x_val, split.y_val),
         ("train", split.x_train, split.y_train),
     ):
-        evaluation = Landscape(model, x, y).evaluate(theta)
-        found[f"final/{name}_accuracy"] = 1 - evaluation.error
-        found[f"final/{name}_accuracy_se_data"] = evaluation.error_error
-        found[f"final/{name}_loss"] = evaluation.loss
-        found[f"final/{name}_loss_se_data"] = evaluation.loss_error
-    return found
+        evaluation = Landscape(model, x, y, loss).evaluate(theta)
+        values[f"final/{name}_loss"] = evaluation.loss
+        values[f"final/{name}_loss_se_data"] = evaluation.loss_error
+        if not math.isnan(evaluation.error):
+            values[f"final/{name}_accuracy"] = 1 - evaluation.error
+            values[f"final/{name}_accuracy_se_data"] = evaluation.error_error
+    return values

@@ -129,7 +129,7 @@ def test_images_lie_as_convolutions_are_fast_with(split, monkeypatch, name, last
     """Whatever the split's layout is, and after what is done to a batch."""
     seen: list[torch.Tensor] = []
 
-    def step(model, optimizer, parameters, x, *rest):
+    def step(loop, parameters, x, *rest):
         seen.append(x)
         return torch.zeros(2), [torch.zeros(len(x), dtype=torch.bool)]
 

@@ -1,0 +1,60 @@
+"""Losses by name: `cross_entropy`, those of `torch.nn`, or your own."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Collection
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lsa.project import factories
+from lsa.runtime.errors import InputError
+
+DEFAULT = "cross_entropy"
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def build(name: str = DEFAULT, *, trusted: Collection[str] = (), **options: Any) -> Loss:
+    """The loss `(outputs, targets) → scalar`, a mean over a batch.
+
+    Args:
+        name: `cross_entropy`, a loss of `torch.nn` such as `MSELoss`, or `package.module:name`: a
+            class or a function without required arguments makes the loss; a function of outputs
+            and targets is the loss.
+        trusted: Top-level packages whose code may run.
+        **options: Of the class or function.
+
+    Raises:
+        InputError: Unknown name or option, or a package that is not trusted.
+    """
+    label = f"loss {name}"
+    if name == DEFAULT and not options:
+        return F.cross_entropy
+    known = {key: value for key, value in vars(nn).items() if key.endswith("Loss")}
+    if ":" in name:
+        function = factories.load(name, nn.Module, trusted)
+    elif name in (DEFAULT, *known):
+        function = known["CrossEntropyLoss" if name == DEFAULT else name]
+    else:
+        hint = factories.nearest(name, [DEFAULT, *known])
+        raise InputError(
+            f"unknown loss {name!r}.{hint} Known are {DEFAULT}, the losses of torch.nn, and "
+            "package.module:factory."
+        )
+    required = [
+        p
+        for p in inspect.signature(function).parameters.values()
+        if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD
+    ]
+    if isinstance(function, type) or len(required) < 2:
+        made = function(**factories.check_options(label, function, options))
+    else:
+        names = [p.name for p in required[:2]]
+        checked = factories.check_options(label, function, options, names)
+        made = functools.partial(function, **checked) if checked else function
+    if not callable(made):
+        raise InputError(f"{label} made a {type(made).__name__}; it must return a function.")
+    return made
