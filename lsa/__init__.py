@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from lsa.landscape import Landscape
     from lsa.probe import PROBES, Curve, Metric, Result
     from lsa.runtime.errors import InputError
+    from lsa.studies.adoption import adopt, register
     from lsa.studies.steps import load, measure
     from lsa.studies.study import step, study
     from lsa.studies.trajectory import follow
@@ -27,10 +28,12 @@ _HOMES = {
     "PROBES": "lsa.probe",
     "Result": "lsa.probe",
     "Rule": "lsa.training.preconditioners",
+    "adopt": "lsa.studies.adoption",
     "follow": "lsa.studies.trajectory",
     "load": "lsa.studies.steps",
     "measure": "lsa.studies.steps",
     "preconditioner": "lsa.training.preconditioners",
+    "register": "lsa.studies.adoption",
     "step": "lsa.studies.study",
     "study": "lsa.studies.study",
 }
@@ -44,10 +47,12 @@ __all__ = [
     "Metric",
     "Result",
     "Rule",
+    "adopt",
     "follow",
     "load",
     "measure",
     "preconditioner",
+    "register",
     "step",
     "study",
 ]

@@ -3,6 +3,7 @@
 from lsa.project.project import (
     ALONG,
     DEFAULT,
+    ELSEWHERE,
     Augment,
     Named,
     Project,
@@ -16,11 +17,13 @@ from lsa.project.project import (
     resolve,
     train_params,
     trusted_by,
+    validated,
 )
 
 __all__ = [
     "ALONG",
     "DEFAULT",
+    "ELSEWHERE",
     "Augment",
     "Named",
     "Project",
@@ -34,4 +37,5 @@ __all__ = [
     "resolve",
     "train_params",
     "trusted_by",
+    "validated",
 ]

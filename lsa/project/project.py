@@ -14,6 +14,7 @@ from lsa.runtime import documents
 from lsa.runtime.errors import InputError
 
 DEFAULT = "digits"
+ELSEWHERE = "elsewhere"  # name of an optimizer's rule where other code did the training
 ALONG = "trajectory."  # + name of a probe: the step that runs it along a training
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what torch's generators take
@@ -71,6 +72,12 @@ class Split(_Section):
     samples: Annotated[int, Field(ge=1)] | Literal["all"] = 2048
 
 
+class Origin(_Section):
+    """What is known of a training by other code, beside its weights."""
+
+    batch_size: Annotated[int, Field(ge=1)] | None = None
+
+
 class Recipe(_Section):
     """Everything that rebuilds one training run and the landscape that it moved in."""
 
@@ -83,7 +90,7 @@ class Recipe(_Section):
     rule: Named  # the optimizer's class and options
     landscape: Split
     loss: Named = Named(name="cross_entropy")
-    elsewhere: bool = False  # trained by other code: no initial weights, nothing to train again
+    origin: Origin | None = None  # of what other code trained: its start is not known
 
 
 class Project(_Section):
@@ -102,6 +109,37 @@ class Project(_Section):
     trajectory: dict[str, Options | None] = {}  # probes along each training
     _source: str = PrivateAttr("")  # the file's path, where it was given by one
 
+    @pydantic.field_validator("optimizers", mode="before")
+    @classmethod
+    def _named(cls, given: Any) -> Any:
+        """`{checkpoints: […]}` needs no name: other code did these trainings."""
+        if not isinstance(given, dict):
+            return given
+        return {
+            key: {"name": ELSEWHERE, **rule}
+            if isinstance(rule, dict) and "checkpoints" in rule and "name" not in rule
+            else rule
+            for key, rule in given.items()
+        }
+
+    def registered(self, optimizer: str, seed: int) -> str | None:
+        """The checkpoint of a training that other code did; None where lsa trains.
+
+        Raises:
+            InputError: The project does not list one for each of its seeds.
+        """
+        rule = self.optimizers[optimizer]
+        if rule.name != ELSEWHERE:
+            return None
+        listed = rule.options.get("checkpoints")
+        right = isinstance(listed, list) and all(isinstance(one, str) for one in listed)
+        if not right or len(listed) != len(self.seeds) or seed not in self.seeds:
+            raise InputError(
+                f"project {self.name}: optimizers.{optimizer} lists the checkpoints {listed!r}; "
+                f"give one run ID or address for each of the seeds {self.seeds}"
+            )
+        return listed[self.seeds.index(seed)]
+
     @property
     def reference(self) -> str:
         """What names the project on a command line."""
@@ -109,6 +147,8 @@ class Project(_Section):
 
     def recipe(self, optimizer: str, seed: int | None = None, **overrides: Any) -> Recipe:
         """The recipe of one run; `epochs`, `batch_size` and `lr` may be overridden.
+
+        That of a training elsewhere says of what landscape the checkpoint is, and cannot be run.
 
         Raises:
             InputError: An optimizer that the project does not name, or a bad override.
@@ -120,9 +160,14 @@ class Project(_Section):
                 "Add it under `optimizers:` in the project's file"
             )
         rule = self.optimizers[optimizer].model_dump()
+        if rule["name"] == ELSEWHERE and any(value is not None for value in overrides.values()):
+            raise InputError(
+                f"{self.name}.{optimizer} was trained elsewhere, so {', '.join(overrides)} cannot "
+                "be changed; choose an optimizer that lsa trains"
+            )
         rule |= {k: v for k, v in overrides.items() if k == "lr" and v is not None}
         budget = {k: v for k, v in overrides.items() if k != "lr" and v is not None}
-        return _validated(
+        return validated(
             Recipe,
             f"training of {self.name}/{optimizer}",
             {
@@ -135,6 +180,7 @@ class Project(_Section):
                 "rule": rule,
                 "landscape": self.landscape.model_dump(),
                 "loss": self.loss.model_dump(),
+                "origin": {} if rule["name"] == ELSEWHERE else None,
             },
         )
 
@@ -184,7 +230,7 @@ def load(name: str = DEFAULT) -> Project:
     content = documents.read_yaml(path)
     if not isinstance(content, dict):
         raise InputError(f"{path} must hold sections such as `dataset:`; see projects/digits.yaml")
-    project = _validated(Project, str(path), {"name": path.stem} | content)
+    project = validated(Project, str(path), {"name": path.stem} | content)
     _check_probes(project, path)
     if name.endswith((".yaml", ".yml")):
         project._source = name
@@ -192,6 +238,8 @@ def load(name: str = DEFAULT) -> Project:
 
 
 def _check_probes(project: Project, path: Path) -> None:
+    for name in project.optimizers:
+        project.registered(name, project.seeds[0])
     for section, pair in ((project.probes, False), (project.pairs, True)):
         for name in section:
             declared = probe.find(name)
@@ -227,19 +275,23 @@ def check_along(declared: probe.Probe, where: str, budget: Train | None = None) 
 
 def train_params(recipe: Recipe) -> dict[str, Any]:
     """The parameters that a training run logs."""
-    options = {f"optimizer.{k}": v for k, v in recipe.rule.model_dump().items()}
-    return {
+    described = {
         "project": recipe.project,
         "optimizer": recipe.optimizer,
         "seed": recipe.seed,
-        "epochs": recipe.train.epochs,
-        "batch_size": recipe.train.batch_size,
-        "schedule": recipe.train.schedule.name,
         "model": recipe.model.name,
         "dataset": recipe.dataset.name,
         "loss": recipe.loss.name,
-        **options,
     }
+    rule = {f"optimizer.{k}": v for k, v in recipe.rule.model_dump().items()}
+    if recipe.origin:  # how it was trained is not known beyond the optimizer, if that
+        return described if recipe.rule.name == ELSEWHERE else described | rule
+    budget = {
+        "epochs": recipe.train.epochs,
+        "batch_size": recipe.train.batch_size,
+        "schedule": recipe.train.schedule.name,
+    }
+    return described | budget | rule
 
 
 def folders() -> list[Path]:
@@ -269,7 +321,7 @@ def _locate(name: str) -> Path:
     )
 
 
-def _validated(model: type[Any], where: str, content: dict[str, Any]) -> Any:
+def validated(model: type[Any], where: str, content: dict[str, Any]) -> Any:
     """`content` as `model`, or the first broken rule in one line."""
     try:
         return model.model_validate(content)

@@ -10,7 +10,7 @@ from typing import Any
 
 from lsa import probe
 from lsa.project import ALONG, Project, trusted_by
-from lsa.studies import progress, steps, train, trajectory
+from lsa.studies import adoption, progress, steps, train, trajectory
 from lsa.studies.steps import Step
 from lsa.tracking import registry, store
 from lsa.tracking.checkpoint import Checkpoint
@@ -82,7 +82,10 @@ def _perform(call: Call, addresses: Sequence[str]) -> Step:
     overrides = call.options if call.step == TRAIN else {}
     recipe = call.setting.recipe(call.optimizers[0], call.seeds[0], **overrides)
     trusted = trusted_by(recipe)
-    if call.step == TRAIN:
+    if reference := call.setting.registered(call.optimizers[0], call.seeds[0]):
+        if call.step == TRAIN:
+            return adoption.listed(reference, recipe)
+    elif call.step == TRAIN:
         return train.train(recipe, device=call.device, reuse=True, trusted=trusted)
     place = steps.device_of(call.device)
     samples = call.setting.landscape.samples

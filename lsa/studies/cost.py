@@ -18,7 +18,7 @@ from lsa.probe import Probe, Sizes
 from lsa.project import Project, Recipe
 from lsa.runtime import collector, heap
 from lsa.tracking.checkpoint import load_data
-from lsa.training.train import network
+from lsa.training.train import loss_of, network
 
 SAMPLES = 256  # on which the rates are measured
 STEP = 2.0  # seconds of a step beside its arithmetic: checkpoint, logging, figure
@@ -67,7 +67,8 @@ def rates(
     model = network(recipe, split, trusted).to(device)
     wanted, training = setting.landscape.samples, len(split.x_train)
     samples = training if wanted == "all" else min(wanted, training)
-    landscape = Landscape(model, split.x_train[:samples], split.y_train[:samples])
+    loss = loss_of(recipe, trusted)
+    landscape = Landscape(model, split.x_train[:samples], split.y_train[:samples], loss)
     choice = passes.chosen(landscape)
     with budget.computing(choice.threads):
         return measured(

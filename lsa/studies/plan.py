@@ -14,7 +14,7 @@ from lsa.reports import measurements
 from lsa.reports import report as reports
 from lsa.runtime import provenance
 from lsa.runtime.errors import InputError
-from lsa.studies import cost, steps, train
+from lsa.studies import adoption, cost, steps, train
 from lsa.studies.study import Handle, Study
 from lsa.tracking import registered, runs
 from lsa.tracking.checkpoint import load_data
@@ -121,6 +121,11 @@ def outlook(setting: Project, *, device: str = "auto") -> list[Outlook]:
     for one in planned(setting):
         subject = " – ".join(one.optimizers)
         old = before.get((one.step, subject, one.seed))
+        if one.step == "train" and (listed := setting.registered(*one.optimizers, one.seed)):
+            recipe = setting.recipe(*one.optimizers, one.seed)
+            models[subject, one.seed] = adoption.listed(listed, recipe).tags["lsa.model_id"]
+            found.append(Outlook(one, "reused"))
+            continue
         if one.step == "train":
             key, params = _training(setting, one, place)
             if key in by_key:

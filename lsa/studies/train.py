@@ -38,7 +38,15 @@ def train(
         reuse: Return a finished step with the same key instead of training again.
         resume: Go on from the last finished epoch of an interrupted run of the same step.
         trusted: Packages whose factories may be imported.
+
+    Raises:
+        InputError: The recipe is of a training elsewhere, or names what does not exist.
     """
+    if recipe.origin:
+        raise InputError(
+            f"{recipe.project}.{recipe.optimizer} was trained elsewhere; choose an optimizer that "
+            "lsa trains"
+        )
     place = steps.device_of(device)
     split = checkpoints.load_data(recipe, place, trusted)
     key = train_key(recipe, split.hash, place)

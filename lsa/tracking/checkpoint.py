@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from lsa.landscape import Landscape, flatten, passes
 from lsa.landscape.sharded import shared
-from lsa.project import Recipe, first_rule
+from lsa.project import ELSEWHERE, Recipe, first_rule
 from lsa.runtime import documents
 from lsa.runtime.errors import InputError
 from lsa.tracking import serial
@@ -70,7 +70,7 @@ class Checkpoint:
     def model(self) -> nn.Module:
         """The network with the checkpoint's weights and buffers."""
         model = network(self.recipe, self.data, self.trusted)
-        if self.recipe.elsewhere:  # of the precision in which they were kept
+        if self.recipe.origin:  # of the precision in which they were kept
             for name, tensor in model.state_dict(keep_vars=True).items():
                 tensor.data = tensor.data.to(self.weights.get(name, tensor).dtype)
         try:
@@ -131,7 +131,7 @@ class Checkpoint:
         Raises:
             InputError: The checkpoint was trained elsewhere, so nothing is known of its start.
         """
-        if self.recipe.elsewhere:
+        if self.recipe.origin:
             raise InputError(
                 "the checkpoint was trained elsewhere and its initial weights are not known; "
                 "choose one of lsa train"
@@ -145,7 +145,12 @@ class Checkpoint:
         Raises:
             InputError: Its class is unknown or not trusted, or its state is not kept.
         """
-        rule, model = self.recipe.rule, self.model
+        rule, model, origin = self.recipe.rule, self.model, self.recipe.origin
+        if not self.optimizer_state and rule.name == ELSEWHERE:
+            raise InputError(
+                "the checkpoint was registered without its optimizer; register it with "
+                "lsa.register(…, optimizer=optimizer)"
+            )
         try:
             optimizer = optimizers.restored(
                 rule.name, self.optimizer_state, model, trusted=self.trusted, **rule.options
@@ -158,7 +163,8 @@ class Checkpoint:
                 "train again"
             ) from None
         parameters = [p for p in model.parameters() if p.requires_grad]
-        return stability.read(optimizer, parameters, self.recipe.train.batch_size)
+        size = origin.batch_size if origin else self.recipe.train.batch_size
+        return stability.read(optimizer, parameters, size)
 
 
 @functools.lru_cache(maxsize=2)

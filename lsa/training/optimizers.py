@@ -127,13 +127,7 @@ def _class(name: str, trusted: Collection[str]) -> Callable[..., Any]:
             "optimizer SparseAdam needs sparse gradients, which these networks do not have; "
             "choose Adam or AdamW."
         )
-    of_torch = {
-        key: found
-        for key, found in vars(torch.optim).items()
-        if isinstance(found, type) and issubclass(found, Optimizer)
-    }
-    known = of_torch | {"Muon": Muon, "SAM": SAM}
-    del known["Optimizer"], known["SparseAdam"]
+    known = classes()
     if name not in known:
         hint = factories.nearest(name, known)
         raise InputError(
@@ -141,6 +135,18 @@ def _class(name: str, trusted: Collection[str]) -> Callable[..., Any]:
             "package.module:Class."
         )
     return known[name]
+
+
+def classes() -> dict[str, type[Optimizer]]:
+    """Every optimizer that has a name of its own."""
+    of_torch = {
+        key: value
+        for key, value in vars(torch.optim).items()
+        if isinstance(value, type) and issubclass(value, Optimizer)
+    }
+    known = of_torch | {"Muon": Muon, "SAM": SAM}
+    del known["Optimizer"], known["SparseAdam"]
+    return known
 
 
 def _sam(

@@ -1,0 +1,287 @@
+"""Checkpoints that other code trained, registered so that every probe and study measures them.
+
+What rebuilds the landscape travels by name: the network's factory, the data and the loss. Their
+packages run where somebody names or trusts them, as those of lsa's own trainings do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lsa import project as projects
+from lsa.project import Recipe
+from lsa.runtime import provenance
+from lsa.runtime.errors import InputError
+from lsa.studies import steps
+from lsa.studies.steps import Step
+from lsa.tracking import foreign_models, recording, registered, registry, serial
+from lsa.tracking.checkpoint import Checkpoint, load_data
+from lsa.training import foreign, optimizers
+from lsa.training import train as training
+
+Part = str | Mapping[str, Any]  # `package:name`, or that as `name` with options
+FEW = 8  # samples on which two networks are compared
+NAME = "theirs"
+
+
+def register(
+    model: nn.Module,
+    *,
+    factory: Part,
+    data: Part,
+    project: str,
+    loss: Part = "cross_entropy",
+    optimizer: Optimizer | None = None,
+    name: str = NAME,
+    seed: int = 0,
+    epoch: int = 0,
+    batch_size: int | None = None,
+    samples: int | str = 2048,
+    device: str = "auto",
+) -> Step:
+    """Register a trained network; its run ID is what `checkpoint=` takes.
+
+    The caller names the packages, and so trusts them; elsewhere they need `--trust`.
+
+    Args:
+        model: The trained network. Neither it nor its optimizer is changed.
+        factory: What makes the same network without its weights, `package:function` or
+            `{"name": "package:function", **options}`. A function of lsa or torch, too.
+        data: What makes its data, as `lsa.training.data.load` takes it.
+        project: Under which it is filed, and compared with others.
+        loss: As `lsa.training.losses.build` takes it: `(outputs, targets) → scalar`, a mean.
+        optimizer: That trained it, for `preconditioned`.
+        name: What the project calls this way of training.
+        seed: Of the training.
+        epoch: After which the weights were taken.
+        batch_size: Samples per step of the training, for `preconditioned`.
+        samples: On which the landscape is measured, a fixed subset, or `all`.
+        device: Where the data and the comparison are computed.
+
+    Returns:
+        The registering step; `run_id` and `address` name the checkpoint.
+
+    Raises:
+        InputError: The factory's network does not take the weights, or gives other outputs.
+    """
+    rule = foreign.rule_of(optimizer) if optimizer else None
+    recipe = _recipe(
+        factory, data, loss, rule, project=project, optimizer=name, seed=seed, epoch=epoch,
+        batch_size=batch_size, samples=samples,
+    )  # fmt: skip
+    place = steps.device_of(device)
+    trusted = projects.trusted_by(recipe)
+    split = load_data(recipe, place, trusted)
+    with evaluated(optimizer):
+        named = foreign.fitted(
+            model.state_dict(keep_vars=True), training.network(recipe, split, trusted)
+        )
+        weights = {key: value.detach().cpu().clone() for key, value in named.items()}
+        state = foreign.optimizer_state(optimizer, named) if optimizer else {}
+        found = _checkpoint(recipe, epoch, weights, state, place)
+        _check_same(model, found.model, split.x_train[:FEW])
+        return _registered(found)
+
+
+def adopt(
+    source: str,
+    *,
+    factory: Part,
+    data: Part,
+    project: str,
+    loss: Part = "cross_entropy",
+    rule: Part | None = None,
+    prefix: str | None = None,
+    name: str = NAME,
+    seed: int = 0,
+    epoch: int | None = None,
+    batch_size: int | None = None,
+    samples: int | str = 2048,
+    device: str = "auto",
+) -> Step:
+    """Register weights out of a file or an MLflow model; reading them runs none of its code.
+
+    Args:
+        source: `.pt`, `.pth`, `.bin`, `.safetensors`, a Lightning `.ckpt`, a Hugging Face folder,
+            or an MLflow model of flavour pytorch, `models:/…` or `runs:/…`.
+        factory: As for `register`, as are the arguments not named here.
+        data: The same.
+        project: The same.
+        loss: The same.
+        rule: Class and options of the optimizer whose state the file holds, such as `AdamW`.
+        prefix: Before the network's names in the file; found where there is one that fits.
+        name: As for `register`.
+        seed: The same.
+        epoch: The file's where None.
+        batch_size: As for `register`.
+        samples: The same.
+        device: The same.
+
+    Raises:
+        InputError: There is nothing to read, or it does not fit the factory's network.
+    """
+    if source.startswith(("models:/", "runs:/")):
+        content = foreign_models.read(source)
+    else:
+        content = foreign.read(Path(source))
+    epoch = (content.epoch or 0) if epoch is None else epoch
+    recipe = _recipe(
+        factory, data, loss, rule, project=project, optimizer=name, seed=seed, epoch=epoch,
+        batch_size=batch_size, samples=samples,
+    )  # fmt: skip
+    place = steps.device_of(device)
+    trusted = projects.trusted_by(recipe)
+    network = training.network(recipe, load_data(recipe, place, trusted), trusted)
+    weights = foreign.fitted(content.weights, network, prefix)
+    state = content.optimizer if rule and content.optimizer else {}
+    return _registered(_checkpoint(recipe, epoch, weights, state, place))
+
+
+def _recipe(
+    factory: Part, data: Part, loss: Part, rule: Part | None, *, project: str, optimizer: str,
+    seed: int, epoch: int, batch_size: int | None, samples: int | str,
+) -> Recipe:  # fmt: skip
+    """The description that rebuilds the landscape.
+
+    Raises:
+        InputError: A part that breaks a rule of project files.
+    """
+
+    def named(part: Part) -> dict[str, Any]:
+        return {"name": part} if isinstance(part, str) else dict(part)
+
+    return projects.validated(
+        Recipe,
+        "the checkpoint's description",
+        {
+            "project": project,
+            "optimizer": optimizer,
+            "seed": seed,
+            "dataset": named(data),
+            "model": named(factory),
+            "train": {"epochs": max(1, epoch)},
+            "rule": {"name": projects.ELSEWHERE} if rule is None else named(rule),
+            "landscape": {"samples": samples},
+            "loss": named(loss),
+            "origin": {"batch_size": batch_size},
+        },
+    )
+
+
+def _checkpoint(
+    recipe: Recipe, epoch: int, weights: Mapping[str, Tensor], state: Mapping[str, Any], place: str
+) -> Checkpoint:
+    trusted = projects.trusted_by(recipe)
+    return Checkpoint(
+        recipe=recipe,
+        epoch=epoch,
+        weights=weights,
+        optimizer_state=state,
+        data_hash=load_data(recipe, place, trusted).hash,
+        versions=provenance.versions(),
+        device=place,
+        trusted=trusted,
+    )
+
+
+def _registered(source: Checkpoint) -> Step:
+    """Log and register a checkpoint, or find that it has been."""
+    recipe = source.recipe
+    _ = source.model  # does not fit: nothing is tracked then
+    content = {
+        "recipe": recipe.model_dump(),
+        "data": source.data_hash,
+        "weights": serial.digest(dict(source.weights)),
+    }
+    key = steps.step_key("register", "lsa.studies.adoption", content)
+
+    def log() -> Step:
+        title = f"register-{recipe.optimizer}-s{recipe.seed}"
+        tags = steps.step_tags("train", recipe) | {"lsa.key": key, "lsa.origin": projects.ELSEWHERE}
+        with recording.run(
+            title,
+            experiment=recipe.project,
+            tags=tags,
+            device=source.device,
+            deliver=registry.deliver,
+        ) as opened:
+            opened.params(projects.train_params(recipe))
+            opened.json(recipe.model_dump(), "recipe.json")
+            loss = training.loss_of(recipe, source.trusted)
+            values = training.final_metrics(source.model, source.data, loss)
+            registry.keep(opened, source, values, key, final=True)
+        return steps.finished_step(opened.id)
+
+    return steps.once(key, log, reuse=True)
+
+
+def listed(reference: str, wanted: Recipe) -> Step:
+    """The registering step of a checkpoint that a project lists.
+
+    Args:
+        reference: As `checkpoint=` takes it.
+        wanted: Of the project's optimizer and seed.
+
+    Raises:
+        InputError: It is not there, or is registered as something else.
+    """
+    step = steps.finished_step(registered.training(registered.resolve(reference)), reused=True)
+    names = [step.tags.get(key, "") for key in ("project", "optimizer", "seed")]
+    if names != [wanted.project, wanted.optimizer, str(wanted.seed)]:
+        raise InputError(
+            f"checkpoint {reference} is registered as {names[0]}.{names[1]} seed {names[2]}; "
+            f"register it as {wanted.project}.{wanted.optimizer} seed {wanted.seed}"
+        )
+    return step
+
+
+@contextlib.contextmanager
+def evaluated(optimizer: Optimizer | None) -> Iterator[None]:
+    """Parameters as schedule-free optimizers evaluate them; afterwards exactly as they were."""
+    groups = optimizer.param_groups if optimizer else []
+    if not any(group.get("train_mode") for group in groups):
+        yield
+        return
+    assert optimizer is not None
+    parameters = [p for group in groups for p in group["params"]]
+    before = [p.detach().clone() for p in parameters]
+    optimizers.switch(optimizer, training=False)
+    try:
+        yield
+    finally:
+        optimizers.switch(optimizer, training=True)
+        with torch.no_grad():
+            for p, value in zip(parameters, before, strict=True):
+                p.copy_(value)
+
+
+@torch.no_grad()
+def _check_same(theirs: nn.Module, ours: nn.Module, x: Tensor) -> None:
+    """Refuse a factory whose network computes something else from the same weights.
+
+    Raises:
+        InputError: The outputs differ by more than rounding.
+    """
+    modes = [(module, module.training) for module in theirs.modules()]
+    own = next(iter(theirs.parameters()), x)
+    theirs.eval()
+    try:
+        a, b = theirs(x.to(own.device)), ours(x)
+    finally:
+        for module, mode in modes:
+            module.training = mode
+    if not (isinstance(a, Tensor) and isinstance(b, Tensor)):
+        return
+    a, b = a.double().cpu(), b.double().cpu()
+    if a.shape != b.shape or (a - b).abs().max() > 1e-3 * a.abs().max().clamp_min(1e-12):
+        raise InputError(
+            "the factory's network gives other outputs than the model with the same weights; name "
+            "the factory, with the options, that made the model"
+        )

@@ -1,0 +1,241 @@
+"""Checkpoints of other code: registered, measured, compared, studied; against plain torch."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+import lsa
+from lsa import project
+from lsa.landscape import Landscape, flatten
+from lsa.runtime.errors import InputError
+from lsa.studies import plan
+from lsa.studies import train as train_step
+from lsa.tracking import registered
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore"),  # MLflow's and SQLAlchemy's own
+    pytest.mark.usefixtures("global_rng_untouched"),
+]
+
+PARTS = """
+import torch
+from torch import nn
+
+def waves(n=60):
+    x = torch.linspace(-1, 1, n)[:, None]
+    return (x, torch.sin(3 * x)), (x[::3], torch.sin(3 * x[::3]))
+
+def line(width=8, act="tanh"):
+    between = nn.Tanh() if act == "tanh" else nn.ReLU()
+    return nn.Sequential(nn.Linear(1, width), between, nn.Linear(width, 1))
+"""
+NAME = "work_of_theirs"
+NAMED = {"factory": f"{NAME}:line", "data": f"{NAME}:waves", "loss": "MSELoss", "project": "tiny"}
+STUDY = f"""
+dataset: {{name: "{NAME}:waves"}}
+model: {{name: "{NAME}:line"}}
+loss: {{name: MSELoss}}
+train: {{epochs: 1, batch_size: 20}}
+optimizers:
+  sgd: {{name: SGD, lr: 0.05}}
+  theirs: {{checkpoints: [CHECKPOINT]}}
+seeds: [3]
+landscape: {{samples: all}}
+probes: {{lanczos: {{k: 1, density_probes: 0}}}}
+pairs: {{interpolation: {{points: 5}}}}
+"""
+
+
+@pytest.fixture
+def parts(workplace, monkeypatch) -> Any:
+    (workplace / f"{NAME}.py").write_text(PARTS)
+    monkeypatch.syspath_prepend(str(workplace))
+    yield __import__(NAME)
+    sys.modules.pop(NAME, None)
+
+
+def trained(parts: Any, make: Any = torch.optim.AdamW, **options: Any) -> tuple[nn.Module, Any]:
+    """A network of theirs after some steps of their own."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = parts.line()
+    (x, y), _ = parts.waves()
+    optimizer = make(model.parameters(), **options)
+    for _ in range(5):
+        optimizer.zero_grad()
+        nn.functional.mse_loss(model(x), y).backward()
+        optimizer.step()
+    return model, optimizer
+
+
+def sharpest(parts: Any, model: nn.Module) -> float:
+    """λ_max by torch's own double backward."""
+    (x, y), _ = parts.waves()
+    names = [name for name, _ in model.named_parameters()]
+    sizes = [p.numel() for p in model.parameters()]
+    shapes = [p.shape for p in model.parameters()]
+
+    def loss(theta: torch.Tensor) -> torch.Tensor:
+        views = [t.view(s) for t, s in zip(theta.split(sizes), shapes, strict=True)]
+        named = dict(zip(names, views, strict=True))
+        return nn.functional.mse_loss(torch.func.functional_call(model, named, (x,)), y)
+
+    H = torch.autograd.functional.hessian(loss, flatten(model))
+    return torch.linalg.eigvalsh(H.double())[-1].item()
+
+
+def test_a_registered_network_is_measured_by_its_run(parts):
+    model, optimizer = trained(parts, lr=0.01)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    step = lsa.register(model, **NAMED, optimizer=optimizer, seed=3, batch_size=20)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert step.address == "models:/tiny.theirs/1"
+    found = lsa.load(step.run_id, device="cpu", trust=[NAME])
+    assert torch.equal(found.theta, flatten(model)) and found.recipe.seed == 3
+    done = lsa.measure("lanczos", found, k=1, density_probes=0)
+    assert done.metrics["lanczos/lambda_max"] == pytest.approx(sharpest(parts, model), rel=1e-4)
+    live = lsa.Landscape(model, *parts.waves()[0], nn.MSELoss())
+    own = lsa.measure("preconditioned", found, k=1).metrics
+    from lsa.probe import find
+
+    result = find("preconditioned")(
+        landscape=live, theta=flatten(model), optimizer=optimizer, k=1, batch_size=20
+    )
+    for name in ("threshold_ratio", "update_curvature", "batch_sharpness"):
+        expected = result.metrics[name].value
+        assert own[f"preconditioned/{name}"] == pytest.approx(expected, rel=1e-3)
+    assert step.metrics["final/train_loss"] == pytest.approx(live.loss(flatten(model)))
+    assert not any("accuracy" in name for name in step.metrics)
+    again = lsa.register(model, **NAMED, optimizer=optimizer, seed=3, batch_size=20)
+    assert again.reused and again.run_id == step.run_id
+
+
+def test_nobodys_code_runs_unless_named_or_trusted(parts):
+    step = lsa.register(trained(parts, lr=0.01)[0], **NAMED)
+    with pytest.raises(InputError, match=f"package '{NAME}', which is not trusted"):
+        _ = lsa.load(step.run_id, device="cpu").landscape
+    found = lsa.load(step.run_id, device="cpu", trust=[NAME])
+    with pytest.raises(InputError, match="registered without its optimizer"):
+        _ = found.optimizer
+    with pytest.raises(InputError, match="its initial weights are not known"):
+        _ = found.theta_init
+
+
+def test_a_factory_that_makes_another_network_is_refused(parts):
+    model, _ = trained(parts, lr=0.01)
+    with pytest.raises(InputError, match="gives other outputs"):
+        lsa.register(model, **NAMED | {"factory": {"name": f"{NAME}:line", "act": "relu"}})
+    with pytest.raises(InputError, match="do not fit"):
+        lsa.register(model, **NAMED | {"factory": {"name": f"{NAME}:line", "width": 9}})
+    with pytest.raises(InputError, match="project='a b' must"):
+        lsa.register(model, **NAMED | {"project": "a b"})
+    assert not mlflow.search_runs(search_all_experiments=True, output_format="list")
+
+
+@pytest.mark.parametrize("kind", ["a.pt", "a.safetensors", "a.ckpt", "folder", "mlflow"])
+def test_each_kind_of_file_is_adopted(parts, workplace: Path, kind):
+    model, optimizer = trained(parts, lr=0.01)
+    source = str(workplace / kind)
+    if kind == "a.pt":
+        torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, source)
+    elif kind == "a.safetensors":
+        save_file(model.state_dict(), source)
+    elif kind == "a.ckpt":
+        named = {f"net.{name}": value for name, value in model.state_dict().items()}
+        states = [optimizer.state_dict()]
+        torch.save({"state_dict": named, "optimizer_states": states, "epoch": 7}, source)
+    elif kind == "folder":
+        (workplace / kind).mkdir()
+        save_file(model.state_dict(), workplace / kind / "model.safetensors")
+    else:
+        with mlflow.start_run():
+            example = torch.zeros(2, 1).numpy()
+            mlflow.pytorch.log_model(
+                model, name="m", registered_model_name="m", input_example=example
+            )
+        source = "models:/m/1"
+    rule = {"name": "AdamW", "lr": 0.01} if kind in ("a.pt", "a.ckpt") else None
+    step = lsa.adopt(source, **NAMED, rule=rule)
+    found = lsa.load(step.run_id, device="cpu", trust=[NAME])
+    assert torch.equal(found.theta, flatten(model))
+    assert found.epoch == (7 if kind == "a.ckpt" else 0)
+    if rule:
+        P = found.optimizer.preconditioner(found.theta)
+        assert P is not None and torch.isfinite(P.diagonal).all()
+
+
+class Averaging(torch.optim.SGD):
+    """A stand-in for schedule-free: evaluated one unit away from where it steps."""
+
+    def __init__(self, parameters: Any, lr: float = 0.01) -> None:
+        super().__init__(parameters, lr=lr)
+        self.param_groups[0]["train_mode"] = True
+
+    def train(self) -> None:
+        self._move(True, -1.0)
+
+    def eval(self) -> None:
+        self._move(False, 1.0)
+
+    @torch.no_grad()
+    def _move(self, mode: bool, by: float) -> None:
+        for p in self.param_groups[0]["params"]:
+            p.add_(by)
+        self.param_groups[0]["train_mode"] = mode
+
+
+def test_weights_are_registered_where_they_are_evaluated(parts):
+    model, optimizer = trained(parts, Averaging)
+    before = flatten(model)
+    step = lsa.register(model, **NAMED, optimizer=optimizer)
+    assert torch.equal(flatten(model), before) and optimizer.param_groups[0]["train_mode"]
+    found = lsa.load(step.run_id, device="cpu", trust=[NAME])
+    torch.testing.assert_close(found.theta, before + 1)
+
+
+def test_a_study_measures_trainings_of_other_code_beside_its_own(parts, workplace: Path):
+    model, _ = trained(parts, lr=0.01)
+    step = lsa.register(model, **NAMED, seed=3)
+    file = workplace / "projects" / "tiny.yaml"
+    file.write_text(STUDY.replace("CHECKPOINT", step.run_id))
+    setting = project.load("tiny")
+    states = {one.planned.label: one.state for one in plan.outlook(setting, device="cpu")}
+    assert states["train theirs seed 3"] == "reused" and states["train sgd seed 3"] == "new"
+    with lsa.study(setting, device="cpu") as running:
+        plan.run(setting, running)
+    assert all(handle.state in ("done", "reused") for handle in running.handles)
+    measured = {handle.call.label: handle for handle in running.handles}
+    numbers = measured["lanczos theirs seed 3"].metrics
+    assert numbers["lanczos/lambda_max"] == pytest.approx(sharpest(parts, model), rel=1e-4)
+    assert "interpolation/barrier" in measured["interpolation sgd – theirs seed 3"].metrics
+    with pytest.raises(InputError, match=r"tiny.theirs was trained elsewhere, so lr cannot"):
+        lsa.step("train", optimizer="theirs", project="tiny", lr=0.1)
+    with pytest.raises(InputError, match=r"tiny.theirs was trained elsewhere; choose"):
+        train_step.train(setting.recipe("theirs"))
+    file.write_text(STUDY.replace("[CHECKPOINT]", f"[{step.run_id}, {step.run_id}]"))
+    with pytest.raises(InputError, match=r"one run ID or address for each of the seeds \[3\]"):
+        project.load("tiny")
+    file.write_text(STUDY.replace("CHECKPOINT", step.run_id).replace("[3]", "[4]"))
+    with pytest.raises(InputError, match=r"registered as tiny.theirs seed 3; register it as"):
+        plan.outlook(project.load("tiny"), device="cpu")
+
+
+def test_two_registered_checkpoints_are_joined_by_a_line(parts):
+    sources = []
+    for seed, lr in ((0, 0.01), (1, 0.1)):
+        step = lsa.register(trained(parts, lr=lr)[0], **NAMED, seed=seed)
+        sources.append(lsa.load(step.run_id, device="cpu", trust=[NAME]))
+    done = lsa.measure("interpolation", *sources, points=5)
+    at = Landscape(sources[0].model, *parts.waves()[0], nn.MSELoss())
+    middle = at.loss((sources[0].theta + sources[1].theta) / 2)
+    history = mlflow.MlflowClient().get_metric_history(done.run_id, "interpolation/train_loss")
+    assert [m.value for m in history][2] == pytest.approx(middle, rel=1e-4)
+    assert registered.training(f"models:/{sources[0].model_id}") == sources[0].run_id
