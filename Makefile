@@ -7,7 +7,7 @@ PIP := $(BIN)/pip --disable-pip-version-check install --quiet $(PIP_OPTIONS)
 ROOMS := tests
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist worksteal
 
-.PHONY: demo test test-all test-full check mlproject clean
+.PHONY: demo test test-all test-full test-floors check mlproject clean
 
 # Train the digits project with its three optimizers, run every probe, print the table.
 demo: .venv/installed
@@ -24,6 +24,16 @@ test-all: .venv/installed-dev
 # Of `test-all`, what `test` leaves out. Exit code 5 says that these rooms have no such test.
 test-full: .venv/installed-dev
 	$(PYTEST) -m full $(ROOMS) || [ $$? = 5 ]
+
+# The suite's core on the lowest versions that pyproject.toml allows, in an environment of its own.
+# What is old there warns of what is new, so that warnings are no errors.
+FLOORS := .venv-floors
+test-floors:
+	rm -rf $(FLOORS) && $(PYTHON) -m venv $(FLOORS)
+	sed -n '/^dependencies/,/^]/s/ *"\(.*\)>=\(.*\)",/\1==\2/p' pyproject.toml > $(FLOORS)/lowest.txt
+	$(FLOORS)/bin/pip --disable-pip-version-check install --quiet $(PIP_OPTIONS) --constraint $(FLOORS)/lowest.txt --editable '.[test]'
+	OMP_NUM_THREADS=1 $(FLOORS)/bin/python -m pytest -n 3 --dist worksteal -m 'not slow' -o filterwarnings=default
+	rm -rf $(FLOORS)
 
 check: .venv/installed-dev
 	$(BIN)/ruff check .
@@ -46,4 +56,4 @@ mlproject: .venv/installed
 	touch .venv/installed $@
 
 clean:
-	rm -rf .venv
+	rm -rf .venv $(FLOORS)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
+import hatchling.build
 import pytest
 import yaml
+from servers import environment
 
 ROOT = Path(__file__).parent.parent
 
@@ -36,15 +39,43 @@ def test_the_stand_in_for_conda_is_executable():
     assert os.access(ROOT / "lsa" / "tracking" / "conda" / "bin" / "conda", os.X_OK)
 
 
-def test_a_wheel_holds_the_stand_in_and_the_projects(tmp_path, monkeypatch):
-    build = pytest.importorskip("hatchling.build")
-    monkeypatch.chdir(ROOT)
-    with zipfile.ZipFile(tmp_path / build.build_wheel(str(tmp_path))) as wheel:
-        mode = wheel.getinfo("lsa/tracking/conda/bin/conda").external_attr >> 16
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    """The package as it would be uploaded."""
+    folder = tmp_path_factory.mktemp("wheel")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        return folder / hatchling.build.build_wheel(str(folder))
+
+
+def test_a_wheel_holds_the_stand_in_and_the_projects(wheel):
+    assert wheel.name.startswith("loss_landscape_analysis-")
+    with zipfile.ZipFile(wheel) as packed:
+        mode = packed.getinfo("lsa/tracking/conda/bin/conda").external_attr >> 16
         assert mode & 0o111 == 0o111
-        names = wheel.namelist()
+        names = packed.namelist()
     assert "lsa/tracking/conda/etc/profile.d/conda.sh" in names
     assert "lsa/_projects/digits.yaml" in names
+
+
+@pytest.mark.slow
+def test_a_study_runs_from_the_wheel_in_an_empty_folder(wheel, tmp_path):
+    installed, empty = tmp_path / "installed", tmp_path / "empty"
+    empty.mkdir()
+    options = ["--quiet", "--no-deps", "--no-index", "--target", str(installed)]
+    subprocess.run([sys.executable, "-m", "pip", "install", *options, str(wheel)], check=True)
+
+    def printed(*arguments: str) -> str:
+        env = environment(PYTHONPATH=str(installed))
+        command = [sys.executable, *arguments]
+        return subprocess.run(
+            command, cwd=empty, env=env, stdout=subprocess.PIPE, text=True, check=True
+        ).stdout
+
+    assert printed("-c", "import lsa; print(lsa.__file__)").startswith(str(installed))
+    out = printed("-m", "lsa", "study", "digits", "--only", "lanczos")
+    assert "6 steps: 6 done" in out and "lambda_max" in out
+    assert {path.name for path in empty.iterdir()} == {".lsa", "mlflow.db", "mlruns"}
 
 
 def test_the_readme_names_commands_that_exist():

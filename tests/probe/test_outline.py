@@ -25,7 +25,8 @@ def test_an_entry_point_left_behind_does_not_hide_the_other_probes(monkeypatch):
 
 
 def test_summaries_load_no_torch():
-    code = "import sys; from lsa.probe import outline as o; o.summaries(); print('torch' in sys.modules)"
+    code = "import sys; from lsa.probe import outline; outline.summaries(); "
+    code += "print('torch' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "False"
 
