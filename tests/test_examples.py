@@ -11,6 +11,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from lsa.landscape import flatten
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
@@ -56,6 +59,29 @@ def test_two_live_optimizers_are_told_their_distance_from_the_edge(example):
     # Of SGD with half the rate: 2/η is the edge, and λ_max lies so far below it.
     sharpest = ran["result"].metrics["lambda_max_raw"].value
     assert float(ratios[1]) == pytest.approx(sharpest * 0.05 / 2, rel=1e-2)
+
+
+@pytest.mark.filterwarnings("ignore")  # MLflow's and SQLAlchemy's own
+def test_a_network_of_ones_own_loop_is_registered_and_measured(workplace, monkeypatch, capsys):
+    import runpy
+    import shutil
+
+    assert len((EXAMPLES / "own_checkpoint.py").read_text().splitlines()) <= 30
+    shutil.copy(EXAMPLES / "own_checkpoint.py", workplace)
+    with torch.random.fork_rng():
+        ran = runpy.run_path(str(workplace / "own_checkpoint.py"), run_name="__main__")
+    model, loss = ran["model"], torch.nn.functional.mse_loss
+    names, sizes = zip(*((n, p.numel()) for n, p in model.named_parameters()), strict=True)
+
+    def of(theta: torch.Tensor) -> torch.Tensor:
+        views = map(torch.Tensor.view_as, theta.split(sizes), model.parameters())
+        named = dict(zip(names, views, strict=True))
+        return loss(torch.func.functional_call(model, named, (ran["x"],)), ran["y"])
+
+    H = torch.autograd.functional.hessian(of, flatten(model)).double()
+    printed = float(capsys.readouterr().out.split()[-1])
+    assert printed == pytest.approx(torch.linalg.eigvalsh(H)[-1].item(), rel=1e-3)
+    sys.modules.pop("own_checkpoint", None)
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, Optional
 import typer
 
 from lsa import probe
+from lsa.cli.adopt import adopt
 from lsa.cli.doctor import doctor
 from lsa.cli.server import server, sync
 from lsa.cli.show import checkpoints, probes, show, written
@@ -143,8 +144,8 @@ def application(wanted: str | None = None) -> typer.Typer:
         add_completion=True,
         pretty_exceptions_enable=False,
     )
-    commands = (train, study, compare, report, show, checkpoints, probes, doctor, server, sync)
-    for function in commands:
+    kept = (train, adopt, study, compare, report, show, checkpoints, probes)
+    for function in (*kept, doctor, server, sync):
         app.command(context_settings=CONTEXT)(function)
     app.command("mode_graph", context_settings=CONTEXT)(mode_graph)
     app.command("mlproject", hidden=True, context_settings=CONTEXT)(mlproject)

@@ -7,10 +7,13 @@ runs foreign code on import, so it needs the local user's trust in that package.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
 import inspect
-from collections.abc import Callable, Collection, Iterable, Mapping
+import sys
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 import pydantic
@@ -54,7 +57,8 @@ def load(name: str, base: type, trusted: Collection[str]) -> Callable[..., Any]:
             f"with --trust {package}, or run the project file that names it yourself."
         )
     try:
-        module = importlib.import_module(module_name)
+        with _folder_of_the_user():
+            module = importlib.import_module(module_name)
     except ImportError as error:
         raise InputError(f"{name!r} cannot be imported: {error}; install or correct it.") from error
     found = getattr(module, attribute, None)
@@ -67,6 +71,20 @@ def load(name: str, base: type, trusted: Collection[str]) -> Callable[..., Any]:
             f"are taken from {package}."
         )
     return found
+
+
+@contextlib.contextmanager
+def _folder_of_the_user() -> Iterator[None]:
+    """Modules beside the user too, as for `python -m`: the command `lsa` does not look there."""
+    folder = str(Path.cwd())
+    if folder in sys.path or "" in sys.path:
+        yield
+        return
+    sys.path.append(folder)  # last: what is installed has precedence
+    try:
+        yield
+    finally:
+        sys.path.remove(folder)
 
 
 def make(

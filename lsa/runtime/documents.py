@@ -71,23 +71,31 @@ def read_yaml(path: Path) -> Any:
     Raises:
         InputError: It cannot be read, is no YAML, or is beyond the bounds.
     """
-    text = _text(path, str(path), YAML_SIZE)
+    return parse_yaml(_text(path, str(path), YAML_SIZE), str(path))
+
+
+def parse_yaml(text: str, name: str) -> Any:
+    """What a YAML text says.
+
+    Raises:
+        InputError: It is no YAML, or is beyond the bounds.
+    """
     loader = None
     try:
         loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
         if node is None:
             return None
-        _measure(node, {}, str(path))
+        _measure(node, {}, name)
         return loader.construct_document(node)
     except InputError:
         raise
     # Beside its own errors, the parser passes on those of `int`, `datetime` and others on values
     # such as `!!int ''` or `2020-13-45`.
     except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} is not readable YAML: {_reason(error)}; mend it") from None
+        raise InputError(f"{name} is not readable YAML: {_reason(error)}; mend it") from None
     except RecursionError:
-        raise InputError(f"{path} nests its values more than {DEPTH} deep; flatten it") from None
+        raise InputError(f"{name} nests its values more than {DEPTH} deep; flatten it") from None
     finally:
         if loader:
             loader.dispose()

@@ -14,11 +14,13 @@ from torch import nn
 
 import lsa
 from lsa import project
+from lsa.cli import app
 from lsa.landscape import Landscape, flatten
 from lsa.runtime.errors import InputError
 from lsa.studies import plan
 from lsa.studies import train as train_step
 from lsa.tracking import registered
+from lsa.training import data
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # MLflow's and SQLAlchemy's own
@@ -239,3 +241,41 @@ def test_two_registered_checkpoints_are_joined_by_a_line(parts):
     history = mlflow.MlflowClient().get_metric_history(done.run_id, "interpolation/train_loss")
     assert [m.value for m in history][2] == pytest.approx(middle, rel=1e-4)
     assert registered.training(f"models:/{sources[0].model_id}") == sources[0].run_id
+
+
+def test_the_shell_adopts_a_file_and_measures_it_by_its_run(parts, workplace: Path, capsys):
+    model, _ = trained(parts, lr=0.01)
+    torch.save(model.state_dict(), workplace / "a.pt")
+    named = ["--data", f"{NAME}:waves", "--loss", "MSELoss", "--project", "tiny"]
+    factory = ["--factory", f"{{name: '{NAME}:line', width: 8}}"]
+    assert app.run(["adopt", "a.pt", *factory, *named, "--samples", "all"]) == 0
+    run = capsys.readouterr().out.split()[1]
+    measured = ["lanczos", "--checkpoint", run, "--k", "1", "--density-probes", "0"]
+    assert app.run(measured) == 2
+    assert "allow it with --trust" in capsys.readouterr().err
+    assert app.run([*measured, "--trust", NAME]) == 0
+    (line,) = (
+        t for t in capsys.readouterr().out.splitlines() if t.startswith("lanczos/lambda_max ")
+    )
+    assert float(line.split()[1]) == pytest.approx(sharpest(parts, model), rel=1e-4)
+    for arguments, message in (
+        (["adopt", "b.pt", *factory, *named], "there is no file b.pt"),
+        (["adopt", "a.pt", "--factory", "{name", *named], "not readable YAML"),
+        (["adopt", "a.pt", "--factory", f"{NAME}:nothing", *named], "no class or function"),
+        (["adopt", "models:/none/1", *factory, *named], "no checkpoint at models:/none/1"),
+    ):
+        assert app.run(arguments) == 2
+        error = capsys.readouterr().err.strip()
+        assert message in error and "\n" not in error
+
+
+def test_a_module_in_the_current_folder_is_found_without_being_on_the_path(workplace: Path):
+    (workplace / "beside_me.py").write_text(PARTS)
+    before = list(sys.path)
+    sys.path[:] = [folder for folder in before if folder not in ("", str(workplace))]
+    try:
+        split = data.load("beside_me:waves", trusted=["beside_me"])
+        assert len(split.x_train) == 60 and str(workplace) not in sys.path
+    finally:
+        sys.path[:] = before
+        sys.modules.pop("beside_me", None)

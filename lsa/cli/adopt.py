@@ -1,0 +1,90 @@
+"""The command that registers a checkpoint of other code."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Optional
+
+import typer
+
+from lsa.cli.study import DEVICE
+from lsa.runtime.errors import InputError
+
+PART = "package:name, or {name: package:name, option: value}"
+
+
+def adopt(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help=".pt, .pth, .bin, .safetensors, Lightning's .ckpt, a Hugging Face folder, or "
+            "models:/… of MLflow's flavour pytorch"
+        ),
+    ],
+    factory: Annotated[str, typer.Option(help=f"makes the network without weights: {PART}")],
+    data: Annotated[str, typer.Option(help=f"makes both splits of the data: {PART}")],
+    project: Annotated[str, typer.Option(help="under which the checkpoint is filed")],
+    loss: Annotated[str, typer.Option(help="cross_entropy, a loss of torch.nn, or as above")] = (
+        "cross_entropy"
+    ),
+    rule: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="optimizer whose state the file holds: AdamW, {name: SGD, lr: 0.1}, …"),
+    ] = None,
+    name: Annotated[str, typer.Option(help="what the project calls this training")] = "theirs",
+    seed: Annotated[int, typer.Option(help="of the training")] = 0,
+    epoch: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="after which the weights were taken", show_default="the file's, else 0"),
+    ] = None,
+    batch_size: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="samples per step of the training, for preconditioned"),
+    ] = None,
+    samples: Annotated[
+        str, typer.Option(help="on which the landscape is measured, or all")
+    ] = "2048",
+    prefix: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="before the network's names in the file", show_default="found"),
+    ] = None,
+    device: DEVICE = "auto",
+) -> None:
+    """Register a checkpoint of other code, so that every probe and study measures it.
+
+    Reading the file runs none of its code. The factory and the data are yours: naming their package
+    here is trusting it, and `--trust` says so where the checkpoint is measured.
+    """
+    from lsa.studies import adoption
+
+    done = adoption.adopt(
+        source,
+        factory=_part(factory),
+        data=_part(data),
+        project=project,
+        loss=_part(loss),
+        rule=None if rule is None else _part(rule),
+        prefix=prefix,
+        name=name,
+        seed=seed,
+        epoch=epoch,
+        batch_size=batch_size,
+        samples=int(samples) if samples.isdecimal() else samples,
+        device=device,
+    )
+    print(f"run         {done.run_id}\ncheckpoint  {done.address}")
+
+
+def _part(text: str) -> Any:
+    """A name, or a name with options as YAML writes them in one line.
+
+    Raises:
+        InputError: It begins as options do and is none.
+    """
+    from lsa.runtime import documents
+
+    if not text.startswith("{"):
+        return text
+    part = documents.parse_yaml(text, "the option")
+    if not isinstance(part, dict):
+        raise InputError(f"{text!r} must be {PART}")
+    return part
