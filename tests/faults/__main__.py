@@ -14,7 +14,7 @@ from datetime import date
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "tests"))  # what the tests import from
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "studies")]  # as pytest has them
 
 from faults import Row  # noqa: E402
 

@@ -1,6 +1,6 @@
 """A study killed at random moments and started again ends as one that was left in peace.
 
-`LSA_KILLS=10 python -m pytest tests/test_kill.py` kills ten times; two kills by default.
+`LSA_KILLS=10 python -m pytest tests/studies/test_kill.py` kills ten times; two kills by default.
 """
 
 from __future__ import annotations

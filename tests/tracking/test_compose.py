@@ -18,7 +18,7 @@ from conftest import PROJECT
 from processes import started
 from servers import STARTING, environment, free_port, lsa, postgres
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SECRETS = {
     "POSTGRES_PASSWORD": "a password of postgres",
     "S3_USER": "lsa",
