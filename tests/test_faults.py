@@ -53,12 +53,6 @@ def test_a_training_that_is_stopped_goes_on(tmp_path):
 
 @pytest.mark.full
 @pytest.mark.timeout(1200)
-def test_a_worker_that_is_killed_costs_its_step_another_try(tmp_path):
-    clients.worker_killed(tmp_path)
-
-
-@pytest.mark.full
-@pytest.mark.timeout(1200)
 def test_clients_at_once_lose_nothing(tmp_path):
     clients.crowd(tmp_path, 4, served=True)
 

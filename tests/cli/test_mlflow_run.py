@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 import sqlite3
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
-from processes import started
 
 pytestmark = pytest.mark.slow
 
@@ -71,22 +68,3 @@ def test_bad_input_ends_the_run_failed(environment):
     assert done.returncode != 0
     assert "given: 'abc'" in done.stderr and "Traceback" not in done.stderr
     assert "RUNNING" not in statuses(environment).values()
-
-
-@pytest.mark.full
-def test_a_signal_to_mlflow_ends_run_and_child(environment):
-    number = signal.SIGTERM  # that of SIGINT is in the tests of the plugin
-    command = [str(MLFLOW), "run", ".", "-e", "train", "-P", "optimizer=sgd", "-P", "epochs=9999"]
-    command += ["-P", f"seed={number}", "-P", "resume=never"]
-    with started(
-        command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    ) as process:
-        name = f"train-sgd-s{int(number)}"
-        deadline = time.monotonic() + 120
-        while name not in statuses(environment) and time.monotonic() < deadline:
-            time.sleep(0.3)
-        process.send_signal(number)
-        assert process.wait(timeout=60) != 0
-    assert statuses(environment)[name] == "KILLED"
-    left = subprocess.run(["pgrep", "-f", f"epochs 9999 --seed {int(number)}"], check=False)
-    assert left.returncode == 1  # no child goes on

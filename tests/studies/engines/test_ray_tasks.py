@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import functools
 import os
-import signal
 import sys
-import time
 from collections.abc import Iterator
 from types import SimpleNamespace
 
 import mlflow
-import psutil
 import pytest
-from processes import started
 
 from lsa import project, step, study
 from lsa.cli import app
@@ -27,7 +22,6 @@ from lsa.studies.study import Failed, Study
 from lsa.tracking import store
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's, SQLAlchemy's and Ray's own
-STUDY = [sys.executable, "-m", "lsa", "study", "tiny", "--engine", "ray", "--workers", "2"]
 
 
 # --- without Ray -----------------------------------------------------------------------------
@@ -166,55 +160,3 @@ def test_news_of_workers_are_not_waited_for():
     assert not list(engine.news()) and not list(engine.news())
     engine._ray.answered = True
     assert [told[0] for told in (*engine.news(), *engine.news())] == ["first", "second"]
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "MLFLOW_TRACKING_URI": store.uri(), "OMP_NUM_THREADS": "1"}
-
-
-def busy(**tags: str) -> int:
-    """The process of the first run with these tags, once there is one."""
-    deadline = time.monotonic() + 180
-    while not (found := [r for r in runs(**tags) if r.info.status == "RUNNING"]):
-        assert time.monotonic() < deadline, "no step has begun"
-        time.sleep(0.2)
-    return int(found[0].data.tags["lsa.process"].partition("@")[0])
-
-
-@pytest.fixture
-def long(workplace) -> None:
-    """A project whose trainings last long enough to be hit."""
-    file = workplace / "projects" / "tiny.yaml"
-    file.write_text(file.read_text().replace("epochs: 2,", "epochs: 150,"))
-    store.client()  # makes the tables: `runs` would make them again beside the study
-
-
-@pytest.mark.full
-def test_a_worker_killed_in_mid_step_loses_nothing(workplace, ray, long):
-    with started(STUDY, env=environment()) as process:
-        os.kill(busy(optimizer="sgd"), signal.SIGKILL)
-        assert process.wait(300) == 0
-    steps = [r for r in runs() if "lsa.key" in r.data.tags]
-    finished = collections.Counter(
-        r.data.tags["lsa.key"] for r in steps if r.info.status == "FINISHED"
-    )
-    assert len(finished) == 4 and set(finished.values()) == {1}  # no key twice
-    (lost,) = [r for r in steps if r.info.status != "FINISHED"]
-    assert lost.info.status == "KILLED"
-    (whole,) = runs(**{"lsa.step": "study"})
-    assert whole.data.metrics["steps_done"] == 4 and whole.info.status == "FINISHED"
-
-
-@pytest.mark.full
-def test_a_study_told_to_stop_leaves_no_process_and_no_open_run(workplace, ray, long):
-    with started(STUDY, env=environment()) as process:
-        busy(optimizer="sgd")
-        below = psutil.Process(process.pid).children(recursive=True)
-        process.terminate()
-        assert process.wait(120) == 143
-        _, alive = psutil.wait_procs(below, timeout=30)
-        assert not alive
-    # The other training may have ended: its worker may have started long before this one's.
-    assert {r.info.status for r in runs()} <= {"KILLED", "FINISHED"}
-    stopped = [*runs(optimizer="sgd"), *runs(**{"lsa.step": "study"})]
-    assert [r.info.status for r in stopped] == ["KILLED", "KILLED"]
