@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.func import hessian, vmap
 
 from lsa.figures.layers import draw
 from lsa.landscape import Landscape, flatten
@@ -47,13 +48,10 @@ def hessians(net) -> Tensor:
     """∇²ℓᵢ of every sample, `(N, d, d)`."""
     landscape, theta = net
 
-    def loss(t: Tensor, i: int) -> Tensor:
-        outputs = landscape.outputs(t, landscape.x[i : i + 1])
-        return nn.functional.cross_entropy(outputs, landscape.y[i : i + 1])
+    def loss(t: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(landscape.outputs(t, x[None]), y[None])
 
-    return torch.stack(
-        [torch.autograd.functional.hessian(lambda t, i=i: loss(t, i), theta) for i in range(N)]
-    )
+    return vmap(hessian(loss), (None, 0, 0))(theta, landscape.x, landscape.y)
 
 
 def cut(values: Tensor) -> tuple[Tensor, ...]:
