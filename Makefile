@@ -32,7 +32,7 @@ test-floors:
 	rm -rf $(FLOORS) && $(PYTHON) -m venv $(FLOORS)
 	sed -n '/^dependencies/,/^]/s/ *"\(.*\)>=\(.*\)",/\1==\2/p' pyproject.toml > $(FLOORS)/lowest.txt
 	$(FLOORS)/bin/pip --disable-pip-version-check install --quiet $(PIP_OPTIONS) --constraint $(FLOORS)/lowest.txt --editable '.[test]'
-	OMP_NUM_THREADS=1 $(FLOORS)/bin/python -m pytest -n 3 --dist worksteal -m 'not slow' -o filterwarnings=default
+	OMP_NUM_THREADS=1 $(FLOORS)/bin/python -m pytest -n 3 --dist worksteal -m 'not slow and not full' -o filterwarnings=default
 	rm -rf $(FLOORS)
 
 check: .venv/installed-dev
