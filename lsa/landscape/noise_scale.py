@@ -11,7 +11,7 @@ both unbiased: the estimators of McCandlish et al. 2018 (App. A.1) with every pa
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -33,37 +33,23 @@ class NoiseScale:
 
     trace: Estimate  # tr C of the per-sample gradients (loss²)
     gradient_squared: Estimate  # |G|² (loss²); below 0 where the noise hides it
-    scale: Estimate  # tr C/|G|² (samples); nan unless what it divides by is above 0
-    diversity: Estimate  # ∑|gᵢ|²/|∑gᵢ|² over the split (Yin et al. 2018), at least 1/N; nan as well
+    scale: Estimate  # tr C/|G|² (samples); nan where |G|² is not told from zero
+    diversity: Estimate  # ∑|gᵢ|²/|∑gᵢ|² over the split (Yin et al. 2018), at least 1/N; nan alike
     samples: int  # drawn
 
 
-def measure(
-    landscape: Landscape,
-    theta: Tensor,
-    rng: torch.Generator,
-    *,
-    parts: int = PARTS,
-    size: int | None = None,
-) -> NoiseScale:
-    """Noise scale and gradient diversity of a landscape at θ, from samples drawn of it.
+def draw(n: int, rng: torch.Generator, *, parts: int = PARTS, size: int | None = None) -> Tensor:
+    """Indices `(parts, size)` of samples drawn out of n without replacement, for `of_batches`.
 
     Args:
-        landscape: The split whose gradient noise is meant.
-        theta: Where `(d,)`.
-        rng: Draws the samples.
+        n: Samples of the split.
+        rng: Source of the draw.
         parts: Mini-batches, m.
         size: Samples of each, b. By default all together are one in 32 of the split.
 
     Raises:
         InputError: Fewer than 3 parts, or more samples than there are.
     """
-    drawn = draw(landscape.n_samples, rng, parts=parts, size=size).to(landscape.x.device)
-    return of_batches(map(landscape.subset, drawn), theta, landscape.n_samples)
-
-
-def draw(n: int, rng: torch.Generator, *, parts: int = PARTS, size: int | None = None) -> Tensor:
-    """Which of n samples make the mini-batches, `(parts, size)`, as `measure` draws them."""
     size = max(1, n // (SHARE * parts)) if size is None else size
     if parts < 3 or size < 1 or parts * size > n:
         raise InputError(
@@ -74,9 +60,15 @@ def draw(n: int, rng: torch.Generator, *, parts: int = PARTS, size: int | None =
 
 
 def of_batches(batches: Iterable[Landscape], theta: Tensor, n: int) -> NoiseScale:
-    """The same of mini-batches drawn from n samples, each as a landscape of its own."""
-    sizes, found = zip(*((one.n_samples, one.gradient(theta)) for one in batches), strict=True)
-    return of_gram(gram(torch.stack(found)).cpu(), sizes[0], n)
+    """Noise scale and gradient diversity at θ `(d,)`, from mini-batches drawn of n samples.
+
+    Args:
+        batches: Landscapes of the mini-batches, of equal size.
+        theta: Parameters `(d,)`.
+        n: Samples of the split that the batches were drawn from.
+    """
+    sizes, gradients = zip(*((b.n_samples, b.gradient(theta)) for b in batches), strict=True)
+    return of_gram(gram(torch.stack(gradients)).cpu(), sizes[0], n)
 
 
 @full_float32()
@@ -94,11 +86,17 @@ def gram(gradients: Tensor) -> Tensor:
 
 
 def of_gram(gram: Tensor, size: int, n: int) -> NoiseScale:
-    """The same from the products gᵢ·gⱼ `(m, m)` of the gradients of batches of `size` of n."""
+    """Noise scale from the products gᵢ·gⱼ `(m, m)` of the gradients of batches.
+
+    Args:
+        gram: The products, float64.
+        size: Samples of each batch.
+        n: Samples of the split.
+    """
     m = len(gram)
     rows, diagonal = gram.sum(1), gram.diagonal()
     total, own = rows.sum(), diagonal.sum()
-    # The whole, then with each batch left out.
+    # Of all batches, then with each batch left out.
     totals = torch.cat([total[None], total - 2 * rows + diagonal])
     squares = torch.cat([own[None], own - diagonal])
     count = torch.full((m + 1,), m - 1.0, dtype=torch.float64)
@@ -106,21 +104,21 @@ def of_gram(gram: Tensor, size: int, n: int) -> NoiseScale:
     signal = (totals - squares) / (count * (count - 1))
     trace = size * (squares / count - signal)
 
-    def estimate(f: Callable[[Tensor, Tensor], Tensor]) -> Estimate:
-        value, *left_out = f(trace, signal).tolist()
+    def estimate(values: Tensor) -> Estimate:
+        value, *left_out = values.tolist()
         spread = torch.tensor(left_out, dtype=torch.float64).var(correction=0).item()
         return Estimate(value, math.sqrt((m - 1) * spread), m)
 
+    def ratio(over: Tensor, under: Tensor) -> Estimate:
+        """nan where the 95 % interval of the denominator is not above 0."""
+        told = estimate(under).interval()[0] > 0
+        return estimate(over / under if told else torch.full_like(under, math.nan))
+
     return NoiseScale(
-        trace=estimate(lambda t, s: t),
-        gradient_squared=estimate(lambda t, s: s),
-        scale=estimate(lambda t, s: _ratio(t, s)),
+        trace=estimate(trace),
+        gradient_squared=estimate(signal),
+        scale=ratio(trace, signal),
         # Of the n samples: mean |gᵢ|² = tr C + |G|², and |mean gᵢ|² = |G|² + tr C/n.
-        diversity=estimate(lambda t, s: _ratio(t + s, n * s + t)),
+        diversity=ratio(trace + signal, n * signal + trace),
         samples=m * size,
     )
-
-
-def _ratio(over: Tensor, under: Tensor) -> Tensor:
-    """nan where the whole, the first, divides by what noise has taken below 0."""
-    return torch.where(under[0] > 0, over / under, math.nan)

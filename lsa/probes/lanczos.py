@@ -17,13 +17,24 @@ from lsa.runtime.errors import InputError
 GRID = 211  # points of the density, from −1.05 to 1.05 of the largest |λ|
 PRODUCTS = 38  # of one Lanczos run to both ends, for the estimate of the cost
 UPPER = 13  # of one to the upper end alone
+HALVES = 10  # of one each on both halves of the samples, together
+FEWEST = 4  # samples that have halves with an eigenvalue of their own
 
 
 def _work(
-    at: Sizes, *, k: int, k_min: int, density_probes: int, density_steps: int, split: str, **_: Any
+    at: Sizes,
+    *,
+    k: int,
+    k_min: int,
+    density_probes: int,
+    density_steps: int,
+    split: str,
+    bias: str,
+    **_: Any,
 ) -> Work:
     """Products until both ends converge vary; these are typical of trained networks."""
     products = (PRODUCTS if k_min else UPPER) + density_probes * density_steps
+    products += HALVES if bias == "yes" else 0
     gauss_newton = 0
     if split == "yes":  # it has two ends of its own, that of G and that of H − G
         products, gauss_newton = products + PRODUCTS, UPPER + PRODUCTS
@@ -53,22 +64,29 @@ def lanczos(
     density_probes: Annotated[int, "random probes of the density; 0 leaves it out"] = 5,
     density_steps: Annotated[int, "Lanczos steps per probe of the density"] = 40,
     split: Annotated[Literal["yes", "no"], "ends of the Gauss–Newton part and the rest"] = "yes",
+    bias: Annotated[Literal["yes", "no"], "λ_max's bias, from halves of the samples"] = "yes",
 ) -> Result:
     """Hessian eigenvalues at both ends by Lanczos, the density, and the Gauss–Newton split.
 
     Ends: full reorthogonalisation and thick restart (Wu & Simon 2000), run until the residual
     ‖Hv − λv‖ is within `tol` at both ends; the lower end takes most of the products. The condition
     number is |λ_max/λ_min|, as the literature on optimizer comparisons prints it; H is indefinite,
-    so it is a ratio of the two ends and not a conditioning of anything. The standard error of an
+    so it is a ratio of the two ends and not a conditioning of anything. It is left out where λ_min
+    is not told from zero: where |λ_min| is within its residual or rounding. An eigenvalue above
+    `lambda_missable` that the search had missed would have shown with a probability of 95 %
+    (`lsa.maths.eigenpairs.lanczos`). The standard error of an
     eigenvalue over the data is the spread of the per-sample curvatures vᵀ∇²ℓᵢv over √N (first-order
-    perturbation theory). A subset of the data biases λ_max up and λ_min down.
+    perturbation theory). A subset of the data biases λ_max up and λ_min down (Jensen's inequality),
+    by about b/N: so the mean λ_max of two random halves of the samples exceeds λ_max by as much as
+    that exceeds the λ_max of infinitely many samples. `lambda_max_bias` is this difference.
 
     Density: stochastic Lanczos quadrature (Ghorbani, Krishnan & Xiao 2019), which also gives the
-    trace, ‖H‖_F², the effective rank (tr H)²/‖H‖_F² and the number of outliers above the bulk (the
-    rule is that of `Quadrature.outliers`), each with a standard error over the probes; trace and
-    norm are exact on the eigenvectors found above, and their error is Hutchinson's bound. Ghorbani
-    et al. take 10 probes of 90 steps; half as many probes and 40 steps, enough for ten outliers,
-    are a quarter of the products.
+    trace, ‖H‖_F², the effective rank (tr H)²/‖H‖_F², the number of outliers above the bulk (the
+    rule is that of `Quadrature.outliers`) and the shares of eigenvalues below zero and at zero
+    (`sign_masses`: an eigenvalue nearer to zero than the steps resolve counts as zero), each with a
+    standard error over the probes; trace and norm are exact on the eigenvectors from above, and
+    their error is Hutchinson's bound. Ghorbani et al. take 10 probes of 90 steps; half as many
+    probes and 40 steps, enough for ten outliers, are a quarter of the products.
 
     Split: H = G + R, with G the positive semidefinite Gauss–Newton part (Schraudolph 2002) and R
     the rest, from which all negative curvature comes: λ_min(H) ≥ λ_min(R).
@@ -89,11 +107,18 @@ def lanczos(
     )
     metrics, curves, arrays = _ends(landscape, theta, found)
     notes = found.shortfall("Hessian")
+    if bias == "yes" and landscape.n_samples >= FEWEST:
+        metrics["lambda_max_bias"] = _bias(landscape, theta, found.largest, rng, tol, report)
     if split == "yes":
         metrics |= _split(landscape, theta, hessian, rng, tol, max_products, report, notes)
     converged = not notes
     if not k_min:
         notes.append("the lower end was left out (k_min=0), and with it the condition number")
+    elif "condition_number" not in metrics:
+        notes.append(
+            f"no condition number: λ_min={metrics['lambda_min'].value:.3g} is not told from zero "
+            "by its residual and rounding"
+        )
     if density_probes:
         rule = spectral_density(
             hessian,
@@ -145,7 +170,7 @@ def _ends(
     vectors = torch.cat([upper.vectors, lower.vectors.flip(1)], dim=1)
     # An eigenvector has no sign; point it downhill, so that perturbations along it are comparable.
     vectors = vectors * torch.where(gradient @ vectors > 0, -1.0, 1.0)
-    lambda_max = upper.values[0].item()
+    lambda_max, missable = upper.values[0].item(), found.missable[0]
     values = torch.cat([upper.values, lower.values.flip(0)])
     residuals = torch.cat([upper.residuals, lower.residuals.flip(0)])
     top = landscape.curvatures(theta, vectors[:, 0]).double()
@@ -156,6 +181,7 @@ def _ends(
         "gradient_norm": Metric(gradient.double().norm().item(), "loss", standard_error(slope)),
         "products": Metric(found.products),
         "orthogonality_error": Metric(found.orthogonality),
+        **({"lambda_missable": Metric(missable, "loss")} if np.isfinite(missable) else {}),
         "n_samples": Metric(landscape.n_samples),
     }
     k, k_min = len(upper.values), len(lower.values)
@@ -165,8 +191,9 @@ def _ends(
         metrics |= {
             "lambda_min": Metric(lambda_min, "loss", standard_error(bottom)),
             "lambda_min_residual": Metric(lower.residuals[0].item(), "loss"),
-            "condition_number": _ratio(lambda_max, lambda_min, top, bottom),
         }
+        if found.told_from_zero(smallest=True):
+            metrics["condition_number"] = _ratio(lambda_max, lambda_min, top, bottom)
     eigenvalues = Curve(
         x=np.concatenate([np.arange(1.0, k + 1), np.arange(-k_min, 0.0)]),
         y=values.cpu().numpy(),
@@ -180,10 +207,34 @@ def _ends(
 
 def _ratio(lambda_max: float, lambda_min: float, top: Tensor, bottom: Tensor) -> Metric:
     """|λ_max/λ_min|, its error from the per-sample curvatures along both eigenvectors."""
-    if not lambda_min:
-        return Metric(float("inf"))
     ratio = lambda_max / lambda_min
     return Metric(abs(ratio), "", standard_error((top - ratio * bottom) / lambda_min))
+
+
+def _bias(
+    landscape: Landscape,
+    theta: Tensor,
+    pairs: eigenpairs.Eigenpairs,
+    rng: torch.Generator,
+    tol: float,
+    report: Report,
+) -> Metric:
+    """Mean λ_max of two random halves of the samples, less that of all."""
+    halves = torch.randperm(landscape.n_samples, generator=rng).to(landscape.x.device)
+    tops = [
+        eigenpairs.top(
+            landscape.subset(half).hessian(theta),
+            1,
+            theta,
+            rng=rng,
+            near=pairs.vectors[:, 0],
+            tol=tol,
+            confirm=0,  # one pair from a start that is half random
+            report=report,
+        ).largest.values[0]
+        for half in halves.tensor_split(2)
+    ]
+    return Metric((torch.stack(tops).mean() - pairs.values[0]).item(), "loss")
 
 
 def _split(
@@ -229,19 +280,20 @@ def _split(
 
 def _moments(rule: Quadrature) -> dict[str, Metric]:
     """What the quadrature says of the whole spectrum."""
-    outliers = rule.outliers()
-    below = rule.mass_below(0.0)
+    outliers, signs = rule.outliers(), rule.signs
     found = {
         "trace": (rule.trace, "loss"),
         "frobenius_squared": (rule.frobenius_squared, "loss²"),
         "effective_rank": (rule.effective_rank, ""),
         "n_outliers": (outliers.count, ""),
         "bulk_edge": (outliers.edge, "loss"),
-        "negative_share": (below.share, ""),
+        "negative_share": (signs.negative, ""),
+        "zero_share": (signs.zero, ""),
     }
     return {
         name: Metric(e.value, unit, {"probes": e.error} if e.samples > 1 else {})
         for name, (e, unit) in found.items()
+        if np.isfinite(e.value)
     }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import numpy as np
@@ -9,7 +11,8 @@ import torch
 from torch import Tensor
 
 from lsa.landscape import Landscape
-from lsa.maths.spectra import eigenpairs
+from lsa.maths.spectra.eigenpairs import Eigenpairs, Extremes, subspace_overlap, top
+from lsa.maths.spectra.krylov import Matvec
 from lsa.maths.spectra.moments import ProductMoments, product_moments
 from lsa.probe import Curve, Metric, Report, Result, Sizes, Work, probe, standard_error
 from lsa.runtime.errors import InputError
@@ -19,6 +22,16 @@ BRACKET = 0.1  # width of the bracket of λ_C, relative, above which a note says
 # trained by SGD and AdamW; H of one of them took twice as many. For the estimate of the cost.
 FIRST, FURTHER = 10, 3
 SPREAD = (0.9, 1.6)
+TOLD = 2.0  # standard errors from which a denominator is told from zero
+OF_C = (  # numbers that C has none of where it is zero
+    "noise_ratio",
+    "noise_scale",
+    "norm_c",
+    "alignment",
+    "anisotropy_gain",
+    "subspace_overlap",
+    "top_cosine_squared",
+)
 
 
 def _work(at: Sizes, *, k: int, probes: int, **_: Any) -> Work:
@@ -63,75 +76,103 @@ def sgd_noise(
     alignment = tr(HC)/(‖H‖_F ‖C‖_F) is 1 where C ∝ H, as at a well-specified optimum;
     anisotropy_gain = tr(HC) / (tr H tr C/d) compares the curvature that the noise meets with that
     of isotropic noise of equal size (Zhu et al. 2019). noise_scale = tr C/|G|² (McCandlish et al.
-    2018) is a number of samples, unbiased for |G|², and knows no batch size.
+    2018) is a number of samples, with |G|² unbiased, and depends on no batch size. A ratio is left
+    out where its denominator is not told from zero: |G|² and tr H within two standard errors, λ_H
+    within its residual or rounding, C where the gradients of all samples are alike.
     """
+    _check(landscape, k, probes)
+    notes: list[str] = []
+
+    def search(matvec: Matvec, pairs: int, name: str, near: Tensor | None) -> Extremes:
+        options = {"tol": tol, "max_products": max_products, "report": report}
+        ends = top(matvec, pairs, theta, rng=rng, near=near, **options)
+        notes.extend(ends.shortfall(name))
+        return ends
+
+    hessian, (covariance, gradient) = landscape.hessian(theta), landscape.covariance_and_mean(theta)
+    H = search(hessian, k, "Hessian", gradient if start is None else start)
+    C = search(covariance, k, "covariance", start)
+    moments = None
+    if probes:
+        basis = torch.linalg.qr(torch.cat([H.largest.vectors, C.largest.vectors], dim=1))[0]
+        moments = product_moments(hessian, covariance, basis, rng=rng, probes=probes, report=report)
+    held_out = _held_out(landscape, theta, rng, search)
+    converged = not notes
+    traces, alike = _traces(landscape, theta, notes)
+    metrics = _tops(landscape, theta, H, C) | traces
+    metrics["n_samples"] = Metric(landscape.n_samples)
+    if moments:
+        metrics |= _alignment(moments, metrics, landscape.dimension)
+    metrics |= {
+        "lambda_c_split": Metric(held_out, "loss²"),
+        "subspace_overlap": Metric(subspace_overlap(C.largest.vectors, H.largest.vectors)),
+        "top_cosine_squared": Metric(float(C.largest.vectors[:, 0] @ H.largest.vectors[:, 0]) ** 2),
+    }
+    if "noise_ratio" not in metrics:
+        notes.append("λ_H is not told from zero, so there is no noise ratio")
+    if alike:
+        notes.append(
+            "the gradients of all samples are alike: C is zero, and its ratios are left out"
+        )
+        metrics = {name: m for name, m in metrics.items() if name not in OF_C}
+    else:
+        notes += _bracket(metrics, landscape.n_samples)
+    arrays = {
+        "hessian_vectors": H.largest.vectors.cpu().numpy(),
+        "covariance_vectors": C.largest.vectors.cpu().numpy(),
+    }
+    curves = _curves(landscape, theta, H.largest, C.largest)
+    return Result(metrics, curves, arrays, converged, tuple(notes))
+
+
+def _check(landscape: Landscape, k: int, probes: int) -> None:
     n = landscape.n_samples
     if not 1 <= k <= landscape.dimension or probes < 0 or probes == 1 or n < 4:
         raise InputError(
             f"k={k}, probes={probes}, {n} samples: choose 1 ≤ k ≤ d={landscape.dimension}, "
             "2 probes or more (or 0) and 4 samples or more"
         )
-    notes: list[str] = []
 
-    def top(
-        matvec: eigenpairs.Matvec, pairs: int, name: str, near: Tensor | None = None
-    ) -> eigenpairs.Eigenpairs:
-        found = eigenpairs.top(
-            matvec,
-            pairs,
-            theta,
-            rng=rng,
-            near=near,
-            tol=tol,
-            max_products=max_products,
-            report=report,
-        )
-        notes.extend(found.shortfall(name))
-        return found.largest
 
-    hessian, (covariance, gradient) = landscape.hessian(theta), landscape.covariance_and_mean(theta)
-    near = gradient if start is None else start
-    H, C = top(hessian, k, "Hessian", near), top(covariance, k, "covariance", start)
-    converged = not notes
-    moments = None
-    if probes:
-        basis = torch.linalg.qr(torch.cat([H.vectors, C.vectors], dim=1))[0]
-        moments = product_moments(hessian, covariance, basis, rng=rng, probes=probes, report=report)
-    halves = torch.randperm(n, generator=rng).to(landscape.x.device).tensor_split(2)
-    held_out = [
-        _variance(landscape.subset(other), theta, top(half, 1, "half", mean).vectors[:, 0])
-        for one, other in (halves, halves[::-1])
-        for half, mean in [landscape.subset(one).covariance_and_mean(theta)]
+def _held_out(
+    landscape: Landscape,
+    theta: Tensor,
+    rng: torch.Generator,
+    search: Callable[..., Extremes],
+) -> float:
+    """λ_C with its direction from one half of the samples and the variance from the other."""
+    halves = torch.randperm(landscape.n_samples, generator=rng).to(landscape.x.device)
+    parts = [landscape.subset(half) for half in halves.tensor_split(2)]
+    variances = []
+    for part, other in (parts, parts[::-1]):
+        covariance, mean = part.covariance_and_mean(theta)
+        u = search(covariance, 1, "half", mean).largest.vectors[:, 0]
+        variances.append(_variance(other, theta, u))
+    return sum(variances) / 2
+
+
+def _bracket(metrics: dict[str, Metric], n: int) -> list[str]:
+    """A note where the two values of λ_C lie far apart."""
+    naive, split = metrics["lambda_c"].value, metrics["lambda_c_split"].value
+    if naive - split <= BRACKET * naive:
+        return []
+    return [
+        f"λ_C lies between {split:.4g} (direction from one half, variance from the other) and "
+        f"{naive:.4g} (both from all {n} samples); more samples narrow the bracket"
     ]
-    metrics = _ratio(landscape, theta, H, C) | _traces(landscape, theta, notes)
-    if moments:
-        metrics |= _alignment(moments, metrics, landscape.dimension)
-    naive, split = metrics["lambda_c"].value, sum(held_out) / 2
-    metrics |= {
-        "lambda_c_split": Metric(split, "loss²"),
-        "subspace_overlap": Metric(eigenpairs.subspace_overlap(C.vectors, H.vectors)),
-        "top_cosine_squared": Metric(float(C.vectors[:, 0] @ H.vectors[:, 0]) ** 2),
-        "n_samples": Metric(n),
-    }
-    if naive - split > BRACKET * naive:
-        notes.append(
-            f"λ_C lies between {split:.4g} (direction from one half, variance from the other) and "
-            f"{naive:.4g} (both from all {n} samples); more samples narrow the bracket"
-        )
+
+
+def _curves(landscape: Landscape, theta: Tensor, H: Eigenpairs, C: Eigenpairs) -> dict[str, Curve]:
     noise = torch.tensor([_variance(landscape, theta, v) for v in H.vectors.T])
-    curves = {
-        name: Curve(np.arange(1.0, k + 1), y.double().cpu().numpy(), "index", y_unit=unit)
+    index = np.arange(1.0, len(noise) + 1)
+    return {
+        name: Curve(index, y.double().cpu().numpy(), "index", y_unit=unit)
         for name, y, unit in (
             ("hessian_eigenvalue", H.values, "loss"),
             ("covariance_eigenvalue", C.values, "loss²"),
             ("noise_on_hessian_vector", noise, "loss²"),
         )
     }
-    arrays = {
-        "hessian_vectors": H.vectors.cpu().numpy(),
-        "covariance_vectors": C.vectors.cpu().numpy(),
-    }
-    return Result(metrics, curves, arrays, converged, tuple(notes))
 
 
 def _variance(landscape: Landscape, theta: Tensor, u: Tensor) -> float:
@@ -139,30 +180,39 @@ def _variance(landscape: Landscape, theta: Tensor, u: Tensor) -> float:
     return landscape.slopes(theta, u).double().var(correction=0).item()
 
 
-def _ratio(
-    landscape: Landscape, theta: Tensor, H: eigenpairs.Eigenpairs, C: eigenpairs.Eigenpairs
-) -> dict[str, Metric]:
+def _tops(landscape: Landscape, theta: Tensor, H: Extremes, C: Extremes) -> dict[str, Metric]:
     """The top eigenvalues and their ratio, with errors by first-order perturbation."""
-    v = H.vectors[:, 0]
+    v = H.largest.vectors[:, 0]
     curvatures = landscape.curvatures(theta, v).double()
-    along_c = landscape.slopes(theta, C.vectors[:, 0]).double()
-    along_h = landscape.slopes(theta, v).double()
-    squares_c = (along_c - along_c.mean()).square()
-    squares_h = (along_h - along_h.mean()).square()
-    h, c = H.values[0].item(), C.values[0].item()
-    influence = squares_c / h - c / h**2 * curvatures
-    return {
+    squares_c = _squares(landscape, theta, C.largest.vectors[:, 0])
+    squares_h = _squares(landscape, theta, v)
+    h, c = H.largest.values[0].item(), C.largest.values[0].item()
+    metrics = {
         "lambda_h": Metric(h, "loss", standard_error(curvatures)),
         "lambda_c": Metric(c, "loss²", standard_error(squares_c)),
-        "noise_ratio": Metric(c / h, "loss", standard_error(influence)),
         "noise_on_top_curvature": Metric(
             squares_h.mean().item(), "loss²", standard_error(squares_h)
         ),
     }
+    if H.told_from_zero():
+        influence = squares_c / h - c / h**2 * curvatures
+        metrics["noise_ratio"] = Metric(c / h, "loss", standard_error(influence))
+    return metrics
 
 
-def _traces(landscape: Landscape, theta: Tensor, notes: list[str]) -> dict[str, Metric]:
-    """tr C exactly, |G|² without the bias that the noise of g adds to |g|², and their ratio."""
+def _squares(landscape: Landscape, theta: Tensor, u: Tensor) -> Tensor:
+    """Squared deviations `(N,)` of the per-sample slopes along u, whose mean is uᵀCu."""
+    slopes = landscape.slopes(theta, u).double()
+    return (slopes - slopes.mean()).square()
+
+
+def _traces(
+    landscape: Landscape, theta: Tensor, notes: list[str]
+) -> tuple[dict[str, Metric], bool]:
+    """tr C exactly, |G|² without the bias that the noise of g adds to |g|², and their ratio.
+
+    And whether tr C is no more than rounding.
+    """
     g = landscape.gradient(theta).double()
     squares, slopes = [], []
     for block in landscape.sample_gradients(theta):
@@ -170,36 +220,49 @@ def _traces(landscape: Landscape, theta: Tensor, notes: list[str]) -> dict[str, 
         squares.append(centred.square().sum(1))
         slopes.append(centred @ g)
     square, slope = torch.cat(squares), torch.cat(slopes)
-    n = len(square)
+    n, size = len(square), float(g @ g)
     trace = square.mean().item()
     unbiased = trace * n / (n - 1)
-    signal = float(g @ g) - unbiased / n
-    found = {
+    signal, spread = size - unbiased / n, standard_error(2 * slope)
+    metrics = {
         "trace_c": Metric(trace, "loss²", standard_error(square)),
-        "gradient_squared": Metric(signal, "loss²", standard_error(2 * slope)),
+        "gradient_squared": Metric(signal, "loss²", spread),
     }
-    if signal > 0:
+    # Products with C subtract g gᵀ, so they know C only to the rounding of |g|².
+    alike = trace <= 10 * torch.finfo(theta.dtype).eps * (trace + size)
+    high = max(0.0, signal) + TOLD * spread["data"]
+    if signal > TOLD * spread["data"]:
         influence = square / signal - 2 * trace / signal**2 * slope
-        found["noise_scale"] = Metric(unbiased / signal, "samples", standard_error(influence))
+        metrics["noise_scale"] = Metric(unbiased / signal, "samples", standard_error(influence))
+    elif not alike and high > 0:
+        notes.append(
+            "the mean gradient is not told from zero, so there is no noise scale: it is above "
+            f"about {unbiased / high:.2g} samples"
+        )
     else:
         notes.append("the mean gradient is not told from zero, so there is no noise scale")
-    return found
+    return metrics, alike
 
 
 def _alignment(
     moments: ProductMoments, known: dict[str, Metric], dimension: int
 ) -> dict[str, Metric]:
-    """What the random vectors tell of H and C together."""
+    """Moments of H and C together."""
     isotropic = known["trace_c"].value / dimension  # the variance in each direction, were all alike
-    found = {
+    estimates = {
         "trace_hc": (moments.trace_ab, "loss³"),
         "trace_h": (moments.trace_a, "loss"),
         "norm_h": (moments.norm_a, "loss"),
         "norm_c": (moments.norm_b, "loss²"),
         "alignment": (moments.alignment, ""),
     }
-    metrics = {name: Metric(e.value, u, {"probes": e.error}) for name, (e, u) in found.items()}
-    if isotropic > 0 and moments.trace_a.value > 0:
+    metrics = {
+        name: Metric(estimate.value, unit, {"probes": estimate.error})
+        for name, (estimate, unit) in estimates.items()
+        if math.isfinite(estimate.value)
+    }
+    trace = moments.trace_a
+    if isotropic > 0 and trace.value > TOLD * trace.error:
         gain = moments.mean_b.value / isotropic
         spread = moments.mean_b.error / isotropic
         metrics["anisotropy_gain"] = Metric(gain, "", {"probes": spread})

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lsa.landscape import Landscape, flatten
-from lsa.landscape.noise_scale import BLOCK, NoiseScale, gram, measure, of_gram
+from lsa.landscape.noise_scale import BLOCK, NoiseScale, draw, gram, of_batches, of_gram
 from lsa.probe import find
 from lsa.runtime.errors import InputError
 
@@ -43,6 +43,13 @@ def tiny(n: int = 60) -> tuple[Landscape, torch.Tensor]:
     x = torch.randn(n, 5, generator=rng, dtype=F64)
     y = torch.randint(3, (n,), generator=rng)
     return Landscape(model.double(), x, y), flatten(model)
+
+
+def measure(
+    landscape: Landscape, theta: torch.Tensor, rng: torch.Generator, **options: int
+) -> NoiseScale:
+    drawn = draw(landscape.n_samples, rng, **options)
+    return of_batches(map(landscape.subset, drawn), theta, landscape.n_samples)
 
 
 @pytest.mark.parametrize("d", [1, BLOCK - 1, BLOCK, 20 * BLOCK + 5])
@@ -92,7 +99,7 @@ def test_over_many_draws_the_mean_is_the_number_of_sgd_noise():
 
 def test_with_every_sample_as_a_batch_of_its_own_it_is_that_of_sgd_noise_exactly():
     landscape, theta = tiny()
-    n = landscape.n_samples
+    n, theta = landscape.n_samples, 3 * theta  # where the gradient is told from zero
     probe = find("sgd_noise")(landscape=landscape, theta=theta, k=1, probes=0).metrics
     found = measure(landscape, theta, generator(), parts=n, size=1)
     assert found.trace.value == pytest.approx(probe["trace_c"].value * n / (n - 1), rel=1e-10)
@@ -107,7 +114,7 @@ def test_with_every_sample_as_a_batch_of_its_own_it_is_that_of_sgd_noise_exactly
 def test_two_sizes_of_batch_give_mccandlishs_estimators():
     # Equations A.2 and A.3 of the paper, for B_small = b and B_big = m b.
     m, b = 5, 7
-    g = torch.randn(m, 30, generator=generator(), dtype=F64) + 0.3
+    g = torch.randn(m, 30, generator=generator(), dtype=F64) + 1
     found = of_gram(g @ g.T, b, 1000)
     small, big = g.square().sum(1).mean().item(), g.mean(0).square().sum().item()
     signal = (m * b * big - b * small) / (m * b - b)
@@ -119,7 +126,7 @@ def test_two_sizes_of_batch_give_mccandlishs_estimators():
 
 def test_errors_are_the_jackknifes():
     m, b, n = 6, 2, 100
-    g = torch.randn(m, 9, generator=generator(), dtype=F64) + 0.5
+    g = torch.randn(m, 9, generator=generator(), dtype=F64) + 3
 
     def values(rows: torch.Tensor) -> NoiseScale:
         return of_gram(rows @ rows.T, b, n)
@@ -136,6 +143,28 @@ def test_where_noise_hides_the_gradient_there_is_no_scale():
     found = of_gram(g @ g.T, 1, 50)
     assert found.gradient_squared.value < 0
     assert math.isnan(found.scale.value) and math.isnan(found.diversity.value)
+
+
+@pytest.mark.parametrize("signal", [0.0, 0.3, 1.0, 3.0])
+def test_a_scale_that_is_printed_is_never_far_above_the_truth(signal):
+    """Of 8 batches in 50 dimensions: |G| hidden in the noise, hardly told from zero, and clear."""
+    m, size, d, n = 8, 4, 50, 10_000
+    g = torch.zeros(d, dtype=F64)
+    g[0] = signal
+    truth = d / max(signal**2, 1e-30)
+    rng, printed = generator(), []
+    for _ in range(400):
+        batches = g + torch.randn(m, d, generator=rng, dtype=F64) / size**0.5
+        printed.append(of_gram(batches @ batches.T, size, n).scale.value)
+    values = torch.tensor(printed, dtype=F64)
+    told = values[values.isfinite()]
+    if signal == 0:
+        assert len(told) <= 0.05 * 400
+    else:
+        assert (told < 3 * truth).all()
+    if signal == 3:
+        assert len(told) == 400
+        assert told.mean().item() == pytest.approx(truth, rel=0.1)
 
 
 @pytest.mark.parametrize(("parts", "size"), [(2, 5), (4, 0), (8, 10)])

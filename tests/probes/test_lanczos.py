@@ -178,6 +178,97 @@ def test_a_part_of_the_split_that_has_not_converged_is_no_converged_result(net):
     assert any("remainder" in note for result in results for note in result.notes)
 
 
+def regression(n: int, d: int, rank: int, dtype: torch.dtype) -> tuple[Landscape, Tensor]:
+    """½(xᵀw − y)² on data of a rank: H = XᵀX/n."""
+    x = torch.randn(n, rank, generator=generator(4), dtype=torch.float64)
+    x = (x @ torch.randn(rank, d, generator=generator(5), dtype=torch.float64)).to(dtype)
+    model = nn.utils.skip_init(nn.Linear, d, 1, bias=False, dtype=dtype)
+    landscape = Landscape(
+        model, x, torch.ones(n, 1, dtype=dtype), lambda o, y: 0.5 * (o - y).square().mean()
+    )
+    return landscape, torch.ones(d, dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_linear_regression_on_data_of_rank_3(dtype):
+    landscape, theta = regression(40, 50, 3, dtype)
+    eigenvalues = torch.linalg.eigvalsh((landscape.x.T @ landscape.x).double() / 40)
+    found = measure(landscape, theta)
+    value = {name: metric.value for name, metric in found.metrics.items()}
+    assert value["n_outliers"] == 3
+    assert abs(value["bulk_edge"]) < 1e-5 * value["lambda_max"]
+    assert value["negative_share"] == 0
+    assert value["zero_share"] == pytest.approx(47 / 50, abs=0.1)
+    assert found.curves["eigenvalue"].y[:3] == pytest.approx(
+        eigenvalues[-3:].flip(0).numpy(), rel=1e-5
+    )
+    assert "condition_number" not in value
+    assert any("no condition number" in note for note in found.notes)
+    assert found.converged
+
+
+def test_a_network_with_dead_units_has_no_more_negative_eigenvalues_than_it_has():
+    """32 of 40 ReLUs never fire: their weights have eigenvalue 0."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(8, 40), nn.ReLU(), nn.Linear(40, 4)).double()
+    with torch.no_grad():
+        model[0].bias[:32] = -100
+    x = torch.randn(80, 8, generator=generator(1), dtype=torch.float64)
+    y = torch.randint(0, 4, (80,), generator=generator(2))
+    landscape, theta = Landscape(model, x, y), flatten(model)
+    eigenvalues = torch.linalg.eigvalsh(dense(landscape.hessian(theta), len(theta)))
+    small = 1e-12 * eigenvalues.abs().max()
+    negative = (eigenvalues < -small).double().mean().item()
+    found = measure(landscape, theta, split="no", bias="no").metrics
+    assert found["negative_share"].value == pytest.approx(negative, abs=0.03)
+    assert found["zero_share"].value == pytest.approx(
+        (eigenvalues.abs() <= small).double().mean().item(), abs=0.15
+    )
+
+
+def test_the_bias_of_few_samples_is_what_the_halves_say():
+    """Data sets of 60 out of 20,000 samples: the mean error of λ_max, and that after correction."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 3)).double()
+    x = torch.randn(20_000, 6, generator=generator(7), dtype=torch.float64)
+    x *= torch.tensor([2.0, 1.5, 1, 1, 0.5, 0.5], dtype=torch.float64)
+    everything = Landscape(model, x, torch.randint(0, 3, (20_000,), generator=generator(8)))
+    theta = flatten(model)
+    options: dict[str, Any] = {"k": 1, "k_min": 0, "density_probes": 0, "split": "no"}
+    truth = measure(everything, theta, bias="no", **options).metrics["lambda_max"].value
+    errors, biases, reported = [], [], []
+    for seed in range(60):
+        part = everything.subset(torch.randperm(20_000, generator=generator(seed))[:60])
+        metrics = measure(part, theta, seed, **options).metrics
+        errors.append(metrics["lambda_max"].value - truth)
+        biases.append(metrics["lambda_max_bias"].value)
+        reported.append(metrics["lambda_max"].errors["data"])
+    error, bias = torch.tensor(errors), torch.tensor(biases)
+    left = error - bias
+    assert error.mean() > 0.5 * torch.tensor(reported).mean()  # worth telling
+    assert abs(left.mean()) < 3 * left.std() / 60**0.5  # told without bias
+    assert abs(left.mean()) < error.mean() / 2
+    assert left.square().mean() < error.square().mean()
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_single_parameter(seed):
+    landscape, theta = regression(30, 1, 1, torch.float64)
+    found = measure(landscape, theta, seed, k=1, k_min=0, density_probes=2)
+    assert found.metrics["lambda_max"].value == pytest.approx(
+        landscape.x.square().mean().item(), rel=1e-10
+    )
+
+
+def test_what_may_have_been_missed_is_said(net):
+    landscape, theta = net
+    metrics = measure(landscape, theta, split="no", bias="no", density_probes=0).metrics
+    third = torch.linalg.eigvalsh(dense(landscape.hessian(theta), len(theta)))[-3].item()
+    assert metrics["lambda_missable"].value >= third * (1 - 1e-3)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -190,7 +190,7 @@ def test_the_two_values_of_lambda_c_bracket_the_truth(n):
 
 def test_a_wide_bracket_is_noted_and_a_narrow_one_is_not():
     wide = measure(*planted(50, seed=1), k=1, probes=2)
-    narrow = measure(*planted(8000, seed=1), k=1, probes=2)
+    narrow = measure(*planted(8000, seed=1, mean=1.0), k=1, probes=2)
     assert any("λ_C lies between" in note for note in wide.notes)
     assert not narrow.notes
 
@@ -211,6 +211,63 @@ def test_no_noise_scale_where_the_gradient_is_lost_in_the_noise():
     found = measure(landscape, theta, k=1, probes=2)
     assert "noise_scale" not in found.metrics
     assert any("not told from zero" in note for note in found.notes)
+
+
+def test_a_noise_scale_is_printed_only_where_the_gradient_is_told_from_zero():
+    """G = 0 in 60 data sets: at most 5 % print a number; the bound in the note mostly holds."""
+    printed = [
+        "noise_scale" in measure(*planted(100, seed), k=1, probes=0).metrics for seed in range(60)
+    ]
+    assert sum(printed) <= 0.05 * 60
+    bounds = []
+    for seed in range(40):
+        notes = measure(*planted(60, seed, mean=1.0), k=1, probes=0).notes
+        bounds += [
+            float(note.split("above about ")[1].split()[0])
+            for note in notes
+            if "not told from zero" in note
+        ]
+    assert len(bounds) > 35
+    assert sum(bound > 109 for bound in bounds) <= 0.2 * len(bounds)  # tr C/|G|²
+
+
+def test_no_curvature_leaves_out_the_ratios_to_it():
+    """A loss that is linear in θ: H = 0."""
+    x = normal(30, 4)
+    landscape = Landscape(linear(4, 1), x, torch.zeros(30), lambda o, y: o.mean())
+    found = measure(landscape, torch.zeros(4, dtype=torch.float64))
+    assert found.metrics["lambda_h"].value == 0
+    assert {"noise_ratio", "anisotropy_gain", "alignment"}.isdisjoint(found.metrics)
+    assert any("λ_H is not told from zero" in note for note in found.notes)
+    C = torch.cov(x.T, correction=0)
+    assert found.metrics["lambda_c"].value == pytest.approx(torch.linalg.eigvalsh(C)[-1].item())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_samples_that_are_all_alike_have_no_noise(dtype):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3)).to(dtype)
+    x = normal(1, 5).to(dtype).expand(20, 5)
+    landscape = Landscape(model, x, torch.ones(20, dtype=torch.long))
+    found = measure(landscape, flatten(model))
+    assert {"anisotropy_gain", "alignment", "noise_ratio", "noise_scale"}.isdisjoint(found.metrics)
+    assert any("all samples are alike" in note for note in found.notes)
+    assert found.metrics["trace_c"].value < 1e-10
+    assert found.metrics["lambda_h"].value > 0.1
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_single_parameter(seed):
+    """C = 4 var x², H = 2 mean x² of ℓ = (wx − y)², at any seed: start vectors must not cancel."""
+    x, y = normal(40, 1, seed=seed), normal(40, 1, seed=seed + 50)
+    landscape = Landscape(linear(1, 1), x, y, nn.functional.mse_loss)
+    found = sgd_noise(
+        landscape, torch.ones(1, dtype=torch.float64), generator(seed), lambda *_: None, k=1
+    ).metrics
+    assert found["lambda_h"].value == pytest.approx(2 * x.square().mean().item())
+    g = 2 * x * (x - y)
+    assert found["lambda_c"].value == pytest.approx(g.var(correction=0).item())
 
 
 def test_mini_batches_have_the_covariance_over_the_batch_size():

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lsa.maths.spectra.krylov import Krylov, Matvec, Ritz, gram_error
+from lsa.maths.spectra.detection import detectable
+from lsa.maths.spectra.krylov import Krylov, Matvec, gram_error
+from lsa.maths.spectra.search import Search
 from lsa.runtime.errors import InputError
 from lsa.runtime.progress import Report
 
-CONFIRM = 3  # products that look for what was missed, see `lanczos`
+CONFIRM, SHARE = 3, 0.1  # products that look for missed eigenvalues, see `lanczos`
 
 
 @dataclass(frozen=True)
@@ -22,17 +25,19 @@ class Eigenpairs:
     values: Tensor  # (k,) θ, float64 on the CPU
     vectors: Tensor  # (d, k) y, orthonormal columns, in the dtype and on the device of the start
     residuals: Tensor  # (k,) ‖A y − θ y‖, in the units of θ
-    converged: Tensor  # (k,) bool: the residual is within the tolerance
+    converged: Tensor  # (k,) bool: the residual is within the tolerance, and θ told from zero or 0
 
 
 @dataclass(frozen=True)
 class Extremes:
-    """Both ends of a spectrum, and what it took to find them."""
+    """Both ends of a spectrum, what the search cost and how sure it is."""
 
     largest: Eigenpairs  # algebraically largest, descending
     smallest: Eigenpairs  # algebraically smallest (most negative first), ascending
     products: int  # matrix-vector products spent
-    confirmed: bool  # the pairs have seen the products of a second, independent chain
+    confirmed: bool  # the last random direction brought nothing
+    missable: tuple[float, float]  # upper and lower end, see `lanczos`
+    rounding: float  # an eigenvalue of this size or less is zero within rounding
     orthogonality: float  # max |V Vᵀ − I| over the final basis
     asymmetry: float  # max |T − Tᵀ| / max |T|: 0 for a symmetric operator in exact arithmetic
 
@@ -42,14 +47,29 @@ class Extremes:
         pairs = torch.cat([self.largest.converged, self.smallest.converged])
         return self.confirmed and bool(pairs.all())
 
+    def told_from_zero(self, smallest: bool = False) -> bool:
+        """Whether the outermost eigenvalue of an end exceeds its residual and rounding."""
+        pairs = self.smallest if smallest else self.largest
+        return pairs.values[0].abs().item() > max(pairs.residuals[0].item(), self.rounding)
+
     def shortfall(self, name: str) -> list[str]:
         """A note for the reader when the pairs of the operator `name` have not converged."""
         if self.converged:
             return []
-        worst = torch.cat([self.largest.residuals, self.smallest.residuals]).max()
+        ends = (self.largest, self.smallest)
+        residuals, values, good = (
+            torch.cat([getattr(end, field) for end in ends])
+            for field in ("residuals", "values", "converged")
+        )
+        if not self.confirmed or good.all():
+            return [
+                f"{name}: not converged in {self.products} products, a residual is still "
+                f"{residuals.max():.3g}; raise max_products={self.products} or tol"
+            ]
+        worst = int(torch.where(good, -1.0, residuals).argmax())
         return [
-            f"{name}: not converged in {self.products} products, a residual is still {worst:.3g}; "
-            f"raise max_products={self.products} or tol"
+            f"{name}: not converged, the eigenvalue {values[worst]:.3g} is not told from zero by "
+            f"its residual of {residuals[worst]:.3g}; lower tol, or leave this end out"
         ]
 
 
@@ -72,11 +92,16 @@ def lanczos(
     Lanczos with full reorthogonalisation and thick restart. What is guaranteed: Ritz values lie
     inside the spectrum (Cauchy interlacing), so λ_max is never overestimated, λ_min never
     underestimated, and within its residual of each θ lies *an* eigenvalue. That none further out
-    was missed is a matter of probability: a random start contains every eigenvector, and to miss
+    was missed is a matter of probability. A random start contains every eigenvector, and to miss
     an isolated one its share must be orders below the typical 1/√d (Kuczyński & Woźniakowski
-    1992). Two cases escape that argument, a start that is not random (eigenvectors of another
-    checkpoint, say) and eigenvalues closer together than `tol`, of which one start vector shows
-    a single copy. `confirm` is for them.
+    1992). Two cases escape that argument: a start that is not random (eigenvectors of another
+    checkpoint, say), and multiple eigenvalues, of which one start vector shows a single copy.
+
+    Therefore, once all pairs have converged, a random direction orthogonal to the basis starts
+    another chain of products. If it changes a wanted eigenvalue, the search goes on until all have
+    converged again, and the next random direction follows; the first that brings nothing ends it.
+    How sure that is, `Extremes.missable` says: a further eigenvalue above its first number (below
+    its second) would have shown with a probability of 95 % (`lsa.maths.spectra.detection`).
 
     Args:
         matvec: v `(d,)` ↦ A v `(d,)`, of any floating dtype.
@@ -89,13 +114,15 @@ def lanczos(
             isolated eigenvalue, at most residual²/gap, is far below any sampling error.
         floor: An eigenvalue below this share of the norm ‖A‖ (the largest |θ| seen) need only be
             as accurate as one of that size; without it the zero end of a positive semidefinite
-            matrix would never converge. Tuned here.
-        confirm: Once all pairs have converged, a random direction orthogonal to the basis starts
-            a second chain, which takes so many further products; what they bring up must converge
-            too. 3 are enough to expose an eigenvalue that was missed if it stands well clear of
-            the unwanted ones (tuned here: 29 of 30 hidden on purpose in d = 20,000, where 2 found
-            17 and 4 all; 60 of 72 with spectra of six small networks in d = 50,000, where 4 found
-            69). 0 for a random start and a single pair, which do not need it.
+            matrix would never converge. Tuned here. By interlacing, an end beyond zero is no zero
+            end: there the search goes on until the residual is below |θ| as well. Where it ends
+            with a residual above |θ|, and θ is not as small as that of an eigenvalue 0 would be,
+            the pair does not count as converged.
+        confirm: Products of each random direction that looks for missed eigenvalues, at least; a
+            tenth of all products where that is more (`SHARE`). 3 expose an eigenvalue that stands
+            well clear of the unwanted ones (tuned here: 29 of 30 hidden on purpose in d = 20,000,
+            where 2 found 17 and 4 all; 60 of 72 with spectra of six small networks in d = 50,000,
+            where 4 found 69). 0 for a random start and a single pair, which do not need it.
         basis: Most vectors held, so memory is `basis` · d numbers. When it is full, restart from
             the Ritz vectors of both ends. Default 100, more if the pairs wanted need it.
         max_products: Give up after so many products; the flags then say what has not converged.
@@ -112,27 +139,15 @@ def lanczos(
     wanted = (largest, smallest)
     _check_options(tol, floor, confirm, max_products, sum(wanted))
     krylov = Krylov(start, _check_sizes(start, wanted, basis))
-    left = None  # products that the converged pairs have yet to survive; None before that
-    while True:
-        krylov.multiply(matvec)
-        ritz = krylov.ritz(wanted)
-        allowed = tol * ritz.wanted.abs().clamp(min=floor * float(ritz.values.abs().max()))
-        good = (ritz.residuals <= allowed) & (krylov.done >= sum(wanted))
-        if report:
-            report(krylov.products, max_products, ritz.describe())
-        if left is not None:
-            left -= 1
-        elif good.all():
-            left = confirm
-        complete = krylov.done == krylov.d
-        confirmed = complete or (left is not None and left <= 0)
-        if complete or (confirmed and good.all()) or krylov.products == max_products:
-            return _extremes(krylov, ritz, good, largest, confirmed)
-        krylov.make_room(ritz, wanted)
-        if left == confirm or krylov.done == krylov.count:
-            krylov.append_random(rng)
-        elif left is not None and left > 0:
-            krylov.put_newest_first()
+    search = Search(matvec, krylov, wanted, rng, tol, floor, max_products, report)
+    search.converge()
+    confirmed = not confirm and search.converged
+    while not (confirmed or search.over):
+        before = search.ritz.wanted
+        asked = search.ask_random_direction(max(confirm, int(SHARE * krylov.products)))
+        search.converge()
+        confirmed = asked and search.converged and not search.changed(before)
+    return _extremes(search, confirmed or krylov.done == krylov.d)
 
 
 def top(
@@ -189,7 +204,10 @@ def start_vector(like: Tensor, rng: torch.Generator, near: Tensor | None = None)
             f"the direction to start from has shape {tuple(near.shape)} and length {length:g}; "
             f"give a finite one of shape {tuple(like.shape)}, or none"
         )
-    return random / random.norm() + near.to(like) / length if length else random
+    if not length:
+        return random
+    both = random / random.norm() + near.to(like) / length
+    return both if float(both.norm()) > 1e-3 else random  # d = 1: opposite ones cancel
 
 
 def subspace_overlap(U: Tensor, V: Tensor) -> float:
@@ -212,13 +230,42 @@ def subspace_overlap(U: Tensor, V: Tensor) -> float:
     return float((U.T @ V.to(U)).double().square().sum()) / min(U.shape[1], V.shape[1])
 
 
-def _extremes(krylov: Krylov, ritz: Ritz, good: Tensor, split: int, confirmed: bool) -> Extremes:
-    vectors = krylov.vectors(ritz.S[:, ritz.ends])
+def _extremes(search: Search, confirmed: bool) -> Extremes:
+    krylov, ritz, split = search.krylov, search.ritz, search.wanted[0]
+    vectors, good = krylov.vectors(ritz.S[:, ritz.ends]), search.good & search.known()
     upper, lower = (
         Eigenpairs(ritz.wanted[part], vectors[:, part], ritz.residuals[part], good[part])
         for part in (slice(split), slice(split, None))
     )
-    return Extremes(upper, lower, krylov.products, confirmed, *krylov.errors())
+    orthogonality, asymmetry = krylov.errors()
+    return Extremes(
+        upper,
+        lower,
+        products=krylov.products,
+        confirmed=confirmed,
+        missable=_missable(search) if confirmed else (math.inf, -math.inf),
+        rounding=max(search.eps, asymmetry) * float(ritz.values.abs().max()),
+        orthogonality=orthogonality,
+        asymmetry=asymmetry,
+    )
+
+
+def _missable(search: Search) -> tuple[float, float]:
+    """`Extremes.missable`: how far out a missed eigenvalue may lie at either end."""
+    limits = []
+    allowed = search.allowed.split(search.wanted)
+    everything = search.exhausted or search.krylov.done == search.krylov.d
+    for k, sign, slack in zip(search.wanted, (1.0, -1.0), allowed, strict=True):
+        values = (sign * search.ritz.values).sort(descending=True).values.tolist()
+        if k and everything:
+            limit = values[k - 1]
+        elif k and search.asked and len(values) > k:
+            level, (products, free) = values[k - 1] + slack[-1].item(), search.asked
+            limit = detectable(level, values[-1], values[k], dimension=free, products=products)
+        else:
+            limit = math.inf
+        limits.append(sign * limit)
+    return limits[0], limits[1]
 
 
 def _check_options(tol: float, floor: float, confirm: int, max_products: int, k: int) -> None:

@@ -84,6 +84,7 @@ class Ritz:
     S: Tensor  # (m, m) eigenvectors of the projected matrix
     ends: Tensor  # indices of the wanted ones: the upper end descending, then the lower ascending
     residuals: Tensor  # ‖T s − θ s‖ of the wanted ones
+    waiting: Tensor  # (n − m, k) components of these residuals along the rows not yet multiplied
 
     @property
     def wanted(self) -> Tensor:
@@ -115,17 +116,19 @@ class Krylov:
         for column in columns.T:
             self._append_start(column)
 
-    def multiply(self, matvec: Matvec) -> None:
-        """Multiply the row that has waited longest; append what is new in the product."""
+    def multiply(self, matvec: Matvec) -> bool:
+        """Multiply the first waiting row and append the new part of the product, if any is left."""
         j, n = self.done, self.count
         w, c = orthogonalise(apply(matvec, self.V[j]), self.V[:n])
         c = to_host(torch.cat([c, length(w)[None]]))  # the only synchronisation
         self.T[:n, j] = c[:n]
         self.done, self.products = j + 1, self.products + 1
         self.scale = max(self.scale, float(c.abs().max()))
-        if n < self.d and not negligible(float(c[n]), self.scale, w.dtype):
+        grows = n < self.d and not negligible(float(c[n]), self.scale, w.dtype)
+        if grows:
             self.T[n, j] = c[n]
             self._append(w / float(c[n]))
+        return grows
 
     def ritz(self, wanted: tuple[int, int]) -> Ritz:
         """Diagonalise the symmetric part of T; what T lacks of symmetry stays in the residuals."""
@@ -135,7 +138,7 @@ class Krylov:
         ends = torch.cat([index.flip(0)[: wanted[0]], index[: wanted[1]]])
         R = self.T[:n, :m] @ S[:, ends]
         R[:m] -= S[:, ends] * values[ends]
-        return Ritz(values, S, ends, R.norm(dim=0))
+        return Ritz(values, S, ends, R.norm(dim=0), R[m:])
 
     def make_room(self, ritz: Ritz, wanted: tuple[int, int]) -> None:
         """Restart from the Ritz vectors of both ends when the next two rows would not fit."""
@@ -152,19 +155,26 @@ class Krylov:
         self.T, self.done, self.count = T, k, k + n - m
         self.V[: self.count] = torch.cat([S.T.to(self.V) @ self.V[:m], self.V[m:n]])
 
-    def append_random(self, rng: torch.Generator) -> None:
-        """Put a random row first in the queue, unless an earlier one has its chain there."""
-        if self.count == self.d or self.count - self.done > self.block:
-            return
+    def append_random(self, rng: torch.Generator, wanted: tuple[int, int]) -> bool:
+        """Put a random row first in the queue; False where no row is new or none fits.
+
+        A waiting row cannot be dropped, since the residuals of Ritz pairs lie along it. So the
+        number of chains is limited by the room that restarts need for the wanted pairs.
+        """
+        waiting = self.count - self.done
+        if self.count == self.d or waiting + 1 + sum(wanted) + 2 > self.basis < self.d:
+            return False
         w = torch.randn(self.d, generator=rng, device=rng.device).to(self.V)
         for _ in range(2):  # little of w is left when the basis nearly spans the space
             w, _ = orthogonalise(w / length(w), self.V[: self.count])
         self._append(w / length(w))
-        self.put_newest_first()
+        self.put_first(-1)
+        return True
 
-    def put_newest_first(self) -> None:
-        """Let the row appended last be the next to be multiplied: its chain goes on alone."""
-        order = [self.count - 1, *range(self.done, self.count - 1)]
+    def put_first(self, which: int) -> None:
+        """Let a waiting row be the next to be multiplied; −1 is the one appended last."""
+        order = list(range(self.done, self.count))
+        order.insert(0, order.pop(which))
         self.V[self.done : self.count] = self.V[order]
         self.T[self.done : self.count] = self.T[order]
 

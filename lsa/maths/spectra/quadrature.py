@@ -11,11 +11,11 @@ import math
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from lsa.maths.spectra.krylov import Matvec, apply, length, negligible, orthogonalise, to_host
+from lsa.maths.spectra.krylov import Matvec
+from lsa.maths.spectra.rules import gauss_rule, sign_masses, tridiagonalise
 from lsa.maths.spectra.trace import Estimate, mean, rademacher
 from lsa.runtime.errors import InputError
 from lsa.runtime.progress import Report
@@ -37,12 +37,13 @@ class Outliers(NamedTuple):
     edge: Estimate  # the largest Ritz value of the bulk
 
 
-class Mass(NamedTuple):
-    """Share of the eigenvalues below a threshold."""
+class Signs(NamedTuple):
+    """Shares of the eigenvalues below zero, at zero and above; what is left of 1 is above."""
 
-    share: Estimate
-    low: float  # the probes' spectral measures have at least this share there, on average
-    high: float  # and at most this
+    negative: Estimate
+    zero: Estimate  # nearer to zero than the quadrature resolves, or zero within rounding
+    low: float  # the probes' spectral measures have at least this share below zero, on average
+    high: float  # and at most this at or below zero
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ class Quadrature:
     known: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
     """`(k,)` eigenvalues found exactly elsewhere, of eigenvectors q."""
     shares: Tensor | None = None  # (probes, k) of each probe: (vᵀq)², |v|² = d
+    masses: Tensor | None = None  # (probes, 4) of each probe: the fields of `Signs`
 
     @property
     def trace(self) -> Estimate:
@@ -87,28 +89,29 @@ class Quadrature:
     def effective_rank(self) -> Estimate:
         """(tr A)² / ‖A‖_F²: how many equal eigenvalues have this trace and this norm.
 
-        The standard error is the jackknife's, since both parts come from the same probes. nan for
-        the zero operator.
+        To first order in its two parts t and f the ratio r is the mean of vᵀBv over the probes,
+        B = (2r/t)A − (r/f)A², so that its standard error is Hutchinson's for B, as that of the
+        trace is for A. nan for the zero operator.
         """
-        first, second = (self._rest(p) + (self.known**p).sum() for p in (1, 2))
-        n = len(first)
-        value = float(first.mean().square() / second.mean())
-        if n == 1:
-            return Estimate(value, math.nan, n)
-        first, second = first.sum() - first, second.sum() - second  # each probe left out once
-        left_out = first.square() / second / (n - 1)
-        return Estimate(value, float(left_out.std()) * (n - 1) / math.sqrt(n), n)
+        trace, norm, n = self.trace.value, self.frobenius_squared.value, len(self.nodes)
+        if not norm > 0:
+            return Estimate(math.nan, math.nan, n)
+        rank = trace**2 / norm
+        second, third, fourth = (float(self._rest(p).mean()) for p in (2, 3, 4))
+        square = 4 * trace**2 * second - 4 * trace * rank * third + rank**2 * fourth
+        return Estimate(rank, math.sqrt(2 * max(0.0, square) / n) / norm, n)
 
-    def mass_below(self, threshold: float = 0.0) -> Mass:
-        """Share of the eigenvalues below a threshold; of the negative ones by default.
+    @property
+    def signs(self) -> Signs:
+        """Shares of the eigenvalues below zero and at zero, by the rules of `sign_masses`.
 
-        m nodes cannot say where between two of them an eigenvalue lies. The share is read off the
-        distribution function that rises linearly from node to node, through the middle of each
-        step; the bounds are those of the Chebyshev–Markov–Stieltjes inequalities.
+        Raises:
+            InputError: The rules were not made by `spectral_density`.
         """
-        found = [_mass(*rule, threshold) for rule in zip(self.nodes, self.weights, strict=True)]
-        share, low, high = torch.tensor(found, dtype=torch.float64).T
-        return Mass(mean(share), float(low.mean()), float(high.mean()))
+        if self.masses is None:
+            raise InputError("these rules hold no masses of signs; take those of spectral_density")
+        negative, zero, low, high = self.masses.T
+        return Signs(mean(negative), mean(zero), float(low.mean()), float(high.mean()))
 
     def density(
         self,
@@ -158,14 +161,16 @@ class Quadrature:
         the median of the spectrum, while the k values above hold the mass of k single eigenvalues
         (within five standard deviations of χ²). The first condition alone passes gaps at the edge
         of a bulk of independent eigenvalues, the second alone any gap near the median. Needs some
-        four steps per outlier. Tuned here at 40 and 90 steps: none in 75 semicircle and
-        Marchenko–Pastur bulks, one in 2 of 25 half-normal bulks; ten planted outliers counted as
-        ten in 23 of 25, as eleven in 2. What a heavy tail leaves on its own counts as well.
+        four steps per outlier, so only the upper half of the Ritz values is asked, unless the
+        Krylov space ended early and they are all eigenvalues that the probe contains. Tuned here at
+        40 and 90 steps: none in 75 semicircle and Marchenko–Pastur bulks, one in 2 of 25
+        half-normal bulks; ten planted outliers counted as ten in 23 of 25, as eleven in 2. A heavy
+        tail counts as well where it leaves single eigenvalues.
         """
         order = self.nodes.flatten().argsort()
         below = self.weights.flatten()[order].cumsum(0) / len(self.nodes)
         median = float(self.nodes.flatten()[order][int((below < 0.5).sum())])
-        rules = zip(self.nodes.flip(1), self.weights.flip(1), strict=True)
+        rules = zip(self.nodes, self.weights, strict=True)
         found = [_bulk_edge(theta, self.dimension * w, median) for theta, w in rules]
         counts, edges = torch.tensor(found, dtype=torch.float64).T
         return Outliers(mean(counts), mean(edges))
@@ -213,83 +218,38 @@ def spectral_density(
     values, vectors = known or (torch.zeros(0), torch.zeros(dimension, 0))
     values, vectors = values.double().cpu(), vectors.to(dtype=dtype, device=device)
     shares = torch.zeros(probes, len(values), dtype=torch.float64)
+    masses = torch.empty(probes, 4, dtype=torch.float64)
     products = 0
     for i in range(probes):
         v = rademacher(dimension, rng, dtype, device)
         shares[i] = (vectors.T @ v).double().square().cpu()
-        theta, w = gauss_rule(*tridiagonalise(matvec, v, m))
+        alpha, beta = tridiagonalise(matvec, v, m)
+        theta, w = gauss_rule(alpha, beta)
         n = len(theta)  # fewer than m after a breakdown: repeat the last node with no weight
         nodes[i, :n], nodes[i, n:], weights[i, :n] = theta, theta[-1], w
+        masses[i] = torch.tensor(sign_masses(alpha, beta, 10 * torch.finfo(dtype).eps))
         products += n
         if report:
             report(i + 1, probes, f"λ {float(theta[0]):.4g} … {float(theta[-1]):.4g}")
-    return Quadrature(dimension, nodes, weights, products, values, shares)
-
-
-def tridiagonalise(
-    matvec: Matvec, start: Tensor, steps: int, *, reorthogonalise: bool = True
-) -> tuple[Tensor, Tensor]:
-    """Lanczos coefficients α, β of T = tridiag(β, α, β) = Vᵀ A V, V spanning the Krylov space.
-
-    Args:
-        matvec: v `(d,)` ↦ A v `(d,)`.
-        start: First vector `(d,)`, of any length but zero.
-        steps: Most steps; fewer are returned when the Krylov space is exhausted.
-        reorthogonalise: Against all earlier vectors. Without it, in floating-point arithmetic, T
-            repeats converged eigenvalues ("ghosts"); quadrature survives that, counting does not.
-
-    Returns:
-        α `(m,)` and β `(m,)` in float64; β[m − 1] couples to the vector that would come next.
-    """
-    V = start.new_empty(steps, len(start))
-    V[0] = start / length(start)
-    alpha, beta = [], []
-    scale = 0.0
-    for j in range(steps):
-        w = apply(matvec, V[j])
-        if reorthogonalise:
-            w, c = orthogonalise(w, V[: j + 1])
-            a = c[j]
-        else:
-            a = V[j] @ w
-            w = w - a * V[j] - (beta[-1] * V[j - 1] if j else 0)
-        pair = to_host(torch.stack([a, length(w)]))
-        alpha.append(float(pair[0]))
-        beta.append(float(pair[1]))
-        scale = max(scale, *pair.abs().tolist())
-        if negligible(beta[-1], scale, w.dtype):
-            break
-        if j + 1 < steps:
-            V[j + 1] = w / beta[-1]
-    return torch.tensor(alpha, dtype=torch.float64), torch.tensor(beta, dtype=torch.float64)
-
-
-def gauss_rule(alpha: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
-    """Nodes and weights of the Gauss rule of T = tridiag(β, α, β) (Golub & Welsch 1969).
-
-    The nodes are the eigenvalues of T, the weights the squared first components of its
-    eigenvectors: ∑ₖ wₖ θₖᵖ = vᵀ Aᵖ v / vᵀv for p ≤ 2m − 1.
-    """
-    T = torch.diag(alpha) + torch.diag(beta[:-1], 1) + torch.diag(beta[:-1], -1)
-    nodes, S = torch.linalg.eigh(T)
-    return nodes, S[0].square()
-
-
-def _mass(theta: Tensor, w: Tensor, threshold: float) -> tuple[float, float, float]:
-    """Mass of one rule below a threshold, and the bounds on that of the measure behind it."""
-    steps = torch.cat([w.new_zeros(1), w.cumsum(0)])
-    k = int((theta < threshold).sum())
-    middles = (steps[:-1] + steps[1:]) / 2
-    share = np.interp(threshold, theta.numpy(), middles.numpy(), left=0.0, right=1.0)
-    return float(share), float(steps[max(k - 1, 0)]), float(steps[min(k + 1, len(w))])
+    return Quadrature(dimension, nodes, weights, products, values, shares, masses)
 
 
 def _bulk_edge(theta: Tensor, mass: Tensor, median: float) -> tuple[int, float]:
-    """How many of the descending Ritz values stand above the bulk, and the first that does not."""
+    """How many Ritz values stand above the bulk, and the first that does not.
+
+    Args:
+        theta: Ascending Ritz values `(m,)`.
+        mass: Eigenvalues that each stands for, `(m,)`; none after the end of a Krylov space.
+        median: Of all eigenvalues.
+    """
+    ended = not bool(mass[-1] > 0)
+    theta, mass = theta[mass > 0].flip(0), mass[mass > 0].flip(0)
+    slack = 1e-6 * float(theta.abs().max())  # a bulk of one multiple eigenvalue is its median
     count = 0
-    for k in range(1, len(theta) // 2):
+    for k in range(1, len(theta) if ended else len(theta) // 2):
         gap, spread = theta[k - 1] - theta[k], theta[k] - theta[min(k + 5, len(theta) - 1)]
-        clear = gap > max(float(spread), 0.3 * (float(theta[k]) - median))
-        if theta[k] > median and clear and mass[:k].sum() < k + 5 * math.sqrt(2 * k):
+        clear = gap > max(float(spread), 0.3 * (float(theta[k]) - median), slack)
+        single = mass[:k].sum() < k + 5 * math.sqrt(2 * k)
+        if theta[k] > median - slack and clear and single:
             count = k
     return count, float(theta[count])

@@ -6,10 +6,10 @@ import math
 
 import pytest
 import torch
-from spectra import Counting, generator, hessian_like, normal, symmetric
+from spectra import Counting, generator, hessian_like, normal, rotation, symmetric
 from torch import Tensor
 
-from lsa.maths.spectra.eigenpairs import lanczos
+from lsa.maths.spectra.eigenpairs import CONFIRM, lanczos
 from lsa.runtime.errors import InputError
 
 # --- false convergence --------------------------------------------------------------------------
@@ -73,6 +73,95 @@ def test_too_few_products_say_so() -> None:
     assert result.products == 8
     assert not result.largest.converged.all()
     assert (result.largest.residuals[~result.largest.converged] > 0).all()
+
+
+# --- multiple eigenvalues -------------------------------------------------------------------------
+
+
+def multiple(copies: int, value: float, rest: Tensor) -> Tensor:
+    return torch.cat([torch.full((copies,), value, dtype=torch.float64), rest.double()])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("spectrum", "k"),
+    [
+        (multiple(10, 5.0, torch.linspace(0, 1, 1000)), 10),
+        (multiple(4, 2.0, torch.linspace(0, 1, 1000)), 4),
+        (multiple(40, 1 / 11, torch.zeros(400)), 12),
+    ],
+    ids=["ten of 5", "four of 2", "softmax regression at 0"],
+)
+def test_every_copy_of_a_multiple_eigenvalue_or_no_claim(
+    spectrum: Tensor, k: int, dtype: torch.dtype
+) -> None:
+    claimed = 0
+    for seed in range(6):
+        start = normal(len(spectrum), seed=seed, dtype=dtype)
+        found = lanczos(
+            Counting(spectrum.to(dtype)), start, rng=generator(seed), largest=k, smallest=0
+        )
+        claimed += found.converged
+        if found.converged:
+            assert torch.allclose(found.largest.values, spectrum[:k], rtol=1e-5)
+            assert found.missable[0] >= spectrum[0] * (1 - 1e-5)
+    assert claimed >= 5
+
+
+def test_a_lower_end_of_high_multiplicity() -> None:
+    spectrum = -multiple(5, 5.0, torch.linspace(0.5, 1, 1000))
+    found = lanczos(Counting(spectrum), normal(1005), rng=generator(), largest=1, smallest=5)
+    assert found.converged
+    assert torch.allclose(found.smallest.values, spectrum[:5], rtol=1e-5)
+    assert found.missable[0] >= -0.5 and found.missable[1] <= -5
+
+
+def test_three_pairs_without_multiples_cost_three_products_more() -> None:
+    """No more than the search for missed eigenvalues has cost: at most 15 % of the products."""
+    for d, seed in ((2000, 0), (2000, 1), (20_000, 2)):
+        products = []
+        for confirm in (0, CONFIRM):
+            matvec = Counting(hessian_like(d))
+            start = normal(d, seed=seed)
+            lanczos(matvec, start, rng=generator(), largest=3, smallest=0, confirm=confirm)
+            products.append(matvec.calls)
+        assert products[1] - products[0] == 3
+
+
+def test_a_basis_without_room_for_further_directions_claims_nothing() -> None:
+    spectrum = multiple(6, 5.0, torch.linspace(0, 1, 500))
+    options = {"largest": 6, "smallest": 0, "basis": 10, "max_products": 400}
+    found = lanczos(Counting(spectrum), normal(506), rng=generator(), **options)
+    complete = torch.allclose(found.largest.values, spectrum[:6], rtol=1e-3)
+    assert complete or not found.converged
+
+
+# --- eigenvalues beside much larger ones ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("d", [80, 300])
+def test_a_spread_of_1e12_is_not_claimed_at_its_lower_end(d, sign, dtype) -> None:
+    spectrum = torch.logspace(-2, 10, d, dtype=torch.float64)
+    spectrum[: d // 3] *= sign
+    Q = rotation(d)
+    A = ((Q * spectrum) @ Q.T).to(dtype)
+    found = lanczos(Counting((A + A.T) / 2), normal(d, dtype=dtype), rng=generator())
+    assert found.largest.converged.all()
+    assert float(found.largest.values[0]) == pytest.approx(1e10, rel=1e-5)
+    (note,) = found.shortfall("H") or [""]
+    right = float(found.smallest.values[0]) == pytest.approx(float(spectrum.min()), rel=1e-3)
+    assert right or (not found.converged and "not told from zero" in note)
+    assert not found.told_from_zero(smallest=True) or right
+
+
+def test_a_small_negative_end_is_found_to_its_own_size() -> None:
+    """−1e-6 of the norm: by interlacing no zero, so its residual must be smaller than it."""
+    spectrum = torch.cat([torch.tensor([1.0, 0.3, -1e-6]).double(), torch.zeros(400).double()])
+    found = lanczos(Counting(spectrum), normal(403), rng=generator())
+    assert found.converged and found.told_from_zero(smallest=True)
+    assert float(found.smallest.values[0]) == pytest.approx(-1e-6, rel=1e-2)
 
 
 # --- boundary -----------------------------------------------------------------------------------

@@ -1,0 +1,111 @@
+"""The steps of Lanczos to both ends, and random directions that look for missed eigenvalues."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lsa.maths.spectra.krylov import Krylov, Matvec
+from lsa.runtime.progress import Report
+
+NEGLIGIBLE = 1e-8  # of the norm: an eigenvalue and a residual as small count as zero
+
+
+class Search:
+    """The steps of a search, and the Ritz pairs after the last of them."""
+
+    def __init__(
+        self,
+        matvec: Matvec,
+        krylov: Krylov,
+        wanted: tuple[int, int],
+        rng: torch.Generator,
+        tol: float,
+        floor: float,
+        max_products: int,
+        report: Report | None,
+    ) -> None:
+        self.matvec, self.krylov, self.wanted, self.rng = matvec, krylov, wanted, rng
+        self.tol, self.floor = tol, floor
+        self.max_products, self.report = max_products, report
+        self.full = False  # the basis has no room for one more random direction
+        self.asked: tuple[int, int] | None = None  # products of the last one, dimensions it had
+        self.eps = 10 * torch.finfo(krylov.V.dtype).eps  # rounding, relative to ‖A‖
+        self.exhausted = False  # and its products held all eigenvectors that it contains
+        self._step()
+
+    @property
+    def converged(self) -> bool:
+        """Whether every wanted pair has."""
+        return bool(self.good.all())
+
+    @property
+    def over(self) -> bool:
+        """Whether no further product is possible or allowed."""
+        krylov = self.krylov
+        return self.full or krylov.done == krylov.d or krylov.products == self.max_products
+
+    def changed(self, before: Tensor) -> bool:
+        """Whether a wanted value differs from an earlier one by more than its tolerance."""
+        return bool(((self.ritz.wanted - before).abs() > self.allowed).any())
+
+    def converge(self) -> None:
+        """Multiply until all wanted pairs have converged."""
+        while not (self.converged or self.over):
+            self.krylov.make_room(self.ritz, self.wanted)
+            if self.krylov.done == self.krylov.count:
+                self.krylov.append_random(self.rng, self.wanted)
+            elif self.asked:  # several chains: the one that the residuals left lie along
+                left = self.ritz.waiting[:, ~self.good].norm(dim=1)
+                self.krylov.put_first(int(left.argmax()))
+            self._step()
+
+    def ask_random_direction(self, products: int) -> bool:
+        """Multiply a chain from a random direction; False where it was cut short.
+
+        A direction whose chain ends early has shown all that it contains, and another follows.
+        """
+        before = self.ritz.wanted
+        for i in range(products):
+            if self.over:
+                return False
+            self.krylov.make_room(self.ritz, self.wanted)
+            self.exhausted = self.exhausted and i > 0
+            if i and self.grew:
+                self.krylov.put_first(-1)  # its chain goes on alone
+            else:
+                self.exhausted |= i > 0
+                free = self.krylov.d - self.krylov.count
+                self.asked = (products, free) if i == 0 else self.asked
+                self.full = not self.krylov.append_random(self.rng, self.wanted) and free > 0
+            self._step()
+            if self.changed(before):
+                return True
+        return True
+
+    def _step(self) -> None:
+        self.grew = self.krylov.multiply(self.matvec)
+        self.ritz = self.krylov.ritz(self.wanted)
+        self.allowed = self._allowed()
+        self.good = (self.ritz.residuals <= self.allowed) & (self.krylov.done >= sum(self.wanted))
+        if self.report:
+            self.report(self.krylov.products, self.max_products, self.ritz.describe())
+
+    def _allowed(self) -> Tensor:
+        """Residuals at which the search for a pair ends, `(k,)`."""
+        values, norm = self.ritz.wanted, float(self.ritz.values.abs().max())
+        allowed = self.tol * values.abs().clamp(min=self.floor * norm)
+        outward = torch.where(torch.arange(len(values)) < self.wanted[0], values, -values)
+        beyond = outward > self.eps * norm
+        return torch.where(beyond, torch.minimum(allowed, values.abs()), allowed)
+
+    def known(self) -> Tensor:
+        """Which values are told from zero, or are zero, `(k,)` bool.
+
+        θ of an eigenvalue 0, with a gap of floor · ‖A‖ to the others, is at most residual²/gap.
+        """
+        values, residuals = self.ritz.wanted.abs(), self.ritz.residuals
+        norm = float(self.ritz.values.abs().max())
+        zero = values * self.floor * norm <= residuals.square()
+        negligible = torch.maximum(values, residuals) <= max(self.eps, NEGLIGIBLE) * norm
+        return zero | negligible | (residuals <= values)
