@@ -54,6 +54,23 @@ def test_a_page_has_every_part_and_a_small_figure(name):
     assert f"(docs/probes/{name}.md)" in readme
 
 
+def test_the_readme_measures_a_model_of_ones_own(capsys):
+    readme = (PAGES.parents[1] / "README.md").read_text()
+    block = readme.split("\n## Your own model\n")[1].split("```python\n")[1].split("```")[0]
+    printed: dict = {}
+    exec(block, printed)
+    value = printed["result"].metrics["lambda_max"].value
+    assert f"Metric(value={value}, unit='loss'" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "page", sorted([*PAGES.parent.glob("*.md"), PAGES.parents[1] / "README.md"])
+)
+def test_links_of_a_page_lead_somewhere(page):
+    for link in re.findall(r"\]\(([^)#]+)", page.read_text()):
+        assert link.startswith("http") or (page.parent / link).exists(), link
+
+
 def test_the_gallery_has_a_figure_of_every_probe():
     gallery = PAGES.parent / "gallery.md"
     text = gallery.read_text()
