@@ -133,7 +133,7 @@ class Project(_Section):
             return None
         listed = rule.options.get("checkpoints")
         right = isinstance(listed, list) and all(isinstance(one, str) for one in listed)
-        if not right or len(listed) != len(self.seeds) or seed not in self.seeds:
+        if not right or not listed or len(listed) != len(self.seeds) or seed not in self.seeds:
             raise InputError(
                 f"project {self.name}: optimizers.{optimizer} lists the checkpoints {listed!r}; "
                 f"give one run ID or address for each of the seeds {self.seeds}"

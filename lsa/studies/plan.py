@@ -121,8 +121,8 @@ def outlook(setting: Project, *, device: str = "auto") -> list[Outlook]:
     for one in planned(setting):
         subject = " – ".join(one.optimizers)
         old = before.get((one.step, subject, one.seed))
-        if one.step == "train" and (listed := setting.registered(*one.optimizers, one.seed)):
-            recipe = setting.recipe(*one.optimizers, one.seed)
+        if one.step == "train" and (listed := setting.registered(subject, one.seed)):
+            recipe = setting.recipe(subject, one.seed)
             models[subject, one.seed] = adoption.listed(listed, recipe).tags["lsa.model_id"]
             found.append(Outlook(one, "reused"))
             continue

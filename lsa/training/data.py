@@ -126,7 +126,8 @@ def _own(label: str, made: Any, device: torch.device | str) -> Data:
     targets = tensors[1]
     numbered = targets.ndim == 1 and not targets.is_floating_point() and int(targets.min()) >= 0
     classes = int(torch.cat([targets, tensors[3]]).max()) + 1 if numbered else 0
-    return Data(*(part.to(device) for part in tensors), classes, _hash(tensors[:2], tensors[2:]))
+    x, y, x_val, y_val = (part.to(device) for part in tensors)
+    return Data(x, y, x_val, y_val, classes, _hash(tensors[:2], tensors[2:]))
 
 
 def batches(n: int, batch_size: int, rng: torch.Generator) -> Iterator[Tensor]:

@@ -34,6 +34,7 @@ def build(name: str = DEFAULT, *, trusted: Collection[str] = (), **options: Any)
     if name == DEFAULT and not options:
         return F.cross_entropy
     known = {key: value for key, value in vars(nn).items() if key.endswith("Loss")}
+    function: Callable[..., Any]
     if ":" in name:
         function = factories.load(name, nn.Module, trusted)
     elif name in (DEFAULT, *known):
@@ -50,7 +51,7 @@ def build(name: str = DEFAULT, *, trusted: Collection[str] = (), **options: Any)
         if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD
     ]
     if isinstance(function, type) or len(required) < 2:
-        made = function(**factories.check_options(label, function, options))
+        made: Any = function(**factories.check_options(label, function, options))
     else:
         names = [p.name for p in required[:2]]
         checked = factories.check_options(label, function, options, names)

@@ -24,7 +24,7 @@ from lsa.training.torch_rules import adam
 
 
 @preconditioner(optimizers.Muon)
-def muon(parameter: Tensor, group: Mapping[str, Any], state: Mapping[str, Any]) -> Rule:
+def muon(parameter: Tensor, group: Mapping[str, Any], state: Mapping[str, Any]) -> Rule | str:
     """That of hidden weights; those of the second group are AdamW's."""
     if "betas" in group:
         return adam(parameter, group, state)

@@ -55,11 +55,11 @@ def build(
     checked = factories.check_options(label, make, options, (first,))
     if isinstance(rate := checked.get("lr"), int | float) and rate < 0:
         raise InputError(f"{label}: lr={rate} is negative; choose a learning rate ≥ 0.")
-    parameters = list(parameters)
+    given = list(parameters)
     if name in FUSED and not FORMS & checked.keys():
-        checked["fused"] = all(isinstance(p, Tensor) and p.is_floating_point() for p in parameters)
+        checked["fused"] = all(isinstance(p, Tensor) and p.is_floating_point() for p in given)
     try:
-        optimizer = make(parameters, **checked)
+        optimizer = make(given, **checked)
     except InputError:
         raise
     except (TypeError, ValueError, RuntimeError) as error:
@@ -150,7 +150,7 @@ def classes() -> dict[str, type[Optimizer]]:
 
 
 def _sam(
-    parameters: Iterable[nn.Parameter],
+    parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
     trusted: Collection[str],
     base: str = "SGD",
     rho: NonNegativeFloat = 0.05,

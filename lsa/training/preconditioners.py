@@ -117,7 +117,7 @@ def rotated(values: Tensor, bases: Sequence[Tensor | None]) -> Preconditioner:
     def turned(V: Tensor, back: bool) -> Tensor:
         for side, Q in enumerate(sides):
             if Q is not None:
-                V = torch.tensordot(V, Q, dims=([side], [int(back)])).movedim(-1, side)
+                V = torch.movedim(V.movedim(side, -1) @ (Q.T if back else Q), -1, side)
         return V
 
     def inverse_root(v: Tensor) -> Tensor:
@@ -127,5 +127,5 @@ def rotated(values: Tensor, bases: Sequence[Tensor | None]) -> Preconditioner:
     diagonal = values
     for side, Q in enumerate(sides):
         if Q is not None:
-            diagonal = torch.tensordot(diagonal, Q.square(), dims=([side], [1])).movedim(-1, side)
+            diagonal = (diagonal.movedim(side, -1) @ Q.square().T).movedim(-1, side)
     return Preconditioner(diagonal.reshape(-1), inverse_root)

@@ -196,7 +196,7 @@ def _epoch(loop: _Loop, number: int) -> dict[str, float]:
         for group, lr in zip(optimizer.param_groups, loop.base, strict=True):
             group["lr"] = lr * loop.factor(step)
         figures.append(_step(loop, parameters, x, y, size))
-        if loop.average is not None:
+        if loop.average is not None and budget.ema:
             _averaged(loop.average, model, budget.ema, step)
         if loop.report is not None:
             loop.report(step + 1, budget.epochs * steps, f"epoch {number}/{budget.epochs}")
