@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import pydantic
-from pydantic import ConfigDict, Field, PrivateAttr
+from pydantic import AfterValidator, ConfigDict, Field, PrivateAttr
+from pydantic_core import PydanticCustomError
 
 from lsa import probe
 from lsa.project.factories import nearest, package
@@ -93,6 +94,12 @@ class Recipe(_Section):
     origin: Origin | None = None  # of what other code trained: its start is not known
 
 
+def _distinct(seeds: list[int]) -> list[int]:
+    if len(set(seeds)) < len(seeds):
+        raise PydanticCustomError("distinct", "distinct: a seed given twice is the same training")
+    return seeds
+
+
 class Project(_Section):
     """A project file, validated."""
 
@@ -102,7 +109,7 @@ class Project(_Section):
     loss: Named = Named(name="cross_entropy")
     train: Train = Train()
     optimizers: dict[Name, Named] = Field(min_length=1)
-    seeds: Annotated[list[Seed], Field(min_length=1)] = [0]
+    seeds: Annotated[list[Seed], Field(min_length=1), AfterValidator(_distinct)] = [0]
     landscape: Split = Split()
     probes: dict[str, Options | None] = {}
     pairs: dict[str, Options | None] = {}

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from yaml.nodes import MappingNode, Node, SequenceNode
+from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from lsa.runtime.errors import InputError
 
@@ -114,6 +114,7 @@ def _measure(node: Node, known: dict[int, tuple[int, int]], name: str) -> tuple[
     if isinstance(node, SequenceNode):
         inside = node.value
     elif isinstance(node, MappingNode):
+        _check_keys(node, name)
         inside = [one for pair in node.value for one in pair]
     for child in inside:
         more, below = _measure(child, known, name)
@@ -124,6 +125,24 @@ def _measure(node: Node, known: dict[int, tuple[int, int]], name: str) -> tuple[
         raise InputError(f"{name} nests its values more than {DEPTH} deep; flatten it")
     known[id(node)] = values, depth + 1
     return known[id(node)]
+
+
+def _check_keys(node: MappingNode, name: str) -> None:
+    """Refuse two keys of one name, of which YAML would drop the first.
+
+    A key that overrides one from a merge (`<<: *base`) is in another mapping, and may.
+    """
+    known: dict[tuple[str, str], int] = {}
+    for key, _ in node.value:
+        if not isinstance(key, ScalarNode):
+            continue
+        line, identity = key.start_mark.line + 1, (key.tag, key.value)
+        if identity in known:
+            raise InputError(
+                f"{name} has the key {key.value!r} twice, in lines {known[identity]} and {line}, "
+                "and only the last would count; rename or remove one"
+            )
+        known[identity] = line
 
 
 def _text(path: Path, name: str, limit: int) -> str:

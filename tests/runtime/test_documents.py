@@ -97,6 +97,16 @@ def test_aliases_and_merges_of_honest_files_work(tmp_path):
     assert documents.read_yaml(tmp_path / "p.yaml") is None
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["a: 1\nb: 2\na: 3\n", "x: {lr: 1, 'lr': 2}\n", "a: &a {x: 1}\nb: {<<: *a, y: 1, y: 2}\n"],
+)
+def test_two_keys_of_one_name_are_refused(tmp_path, text):
+    (tmp_path / "p.yaml").write_text(text)
+    with pytest.raises(InputError, match=r"has the key '\w+' twice, in lines \d and \d"):
+        documents.read_yaml(tmp_path / "p.yaml")
+
+
 def test_json_beyond_the_bounds_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(documents, "JSON_SIZE", 1 << 20)
     for text, message in (
