@@ -18,17 +18,29 @@ def claim(store: str, key: str) -> Iterator[None]:
     """Hold `key` of a store alone on this machine; wait for whoever holds it now.
 
     Two studies on one store meet here: the second waits for the step that the first computes, then
-    finds it finished. Processes on other machines do not see each other's locks.
+    finds it finished. Processes on other machines do not see each other's locks, unless they share
+    the user's home.
 
     Args:
-        store: Address of the tracking store.
+        store: What names the tracking store, the same for all of its addresses.
         key: What is claimed.
     """
     name = hashlib.sha256(f"{store}\0{key}".encode()).hexdigest()[:32]
-    folder = Path(tempfile.gettempdir(), f"lsa-claims-{_user()}")
-    folder.mkdir(mode=0o700, exist_ok=True)
-    with FileLock(folder / name, poll_interval=0.2):
+    with FileLock(_folder() / name, poll_interval=0.2):
         yield
+
+
+def _folder() -> Path:
+    """Where the user's locks are, the same for all processes: TMPDIR differs between batch jobs."""
+    with contextlib.suppress(OSError, RuntimeError):  # a container's user may have no home
+        folder = Path.home() / ".cache" / "lsa" / "locks"
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK):
+            return folder
+    root = "/tmp" if os.name == "posix" else tempfile.gettempdir()
+    folder = Path(root, f"lsa-locks-{_user()}")
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return folder
 
 
 def _user() -> str | int:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import psutil
 from processes import forked, started
@@ -24,16 +26,17 @@ with locks.claim(sys.argv[1], "step"):
 
 
 @contextlib.contextmanager
-def holder(store: str) -> Iterator[subprocess.Popen]:
-    command = [sys.executable, "-c", HOLD, store]
-    with started(command, stdout=subprocess.PIPE, text=True) as process:
+def holder(store: str, folder: Path) -> Iterator[subprocess.Popen]:
+    """A process that holds a lock, with temporary files of its own, as batch jobs have."""
+    command, env = [sys.executable, "-c", HOLD, store], os.environ | {"TMPDIR": str(folder)}
+    with started(command, env=env, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None and process.stdout.readline() == "held\n"
         yield process
 
 
 def test_a_claim_waits_for_its_holder_and_survives_its_death(tmp_path):
     store = str(tmp_path)
-    with holder(store) as process:
+    with holder(store, tmp_path) as process:
         with locks.claim(store, "another step"), locks.claim(store + "2", "step"):
             pass  # neither is what the other process holds
         began = time.monotonic()
@@ -42,6 +45,15 @@ def test_a_claim_waits_for_its_holder_and_survives_its_death(tmp_path):
         with locks.claim(store, "step"):
             assert time.monotonic() - began > 0.9
         killer.join()
+
+
+def test_locks_are_kept_where_no_home_can_be_written(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("HOME", str(tmp_path / "file"))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    assert locks._folder().is_dir() and tmp_path not in locks._folder().parents
+    with locks.claim("store", "step"):
+        pass
 
 
 def test_a_process_is_known_to_be_gone(tmp_path):
