@@ -12,8 +12,8 @@ import numpy as np
 
 from lsa.probe import Curve, Metric, Result, find
 from lsa.tracking import spool, store
-from lsa.tracking.recording import Run
 from lsa.tracking.results import summary
+from lsa.tracking.run import Run
 
 EPOCHS = 12
 # Decay of the train loss per epoch, λ_max at the loss 1, final accuracy and noise λ_C, of each.

@@ -23,7 +23,7 @@ from lsa.cli.server import server, sync
 from lsa.cli.show import checkpoints, probes, show, written
 from lsa.cli.study import DEVICE, PROJECT, compare, mode_graph, report, study
 from lsa.probe import outline
-from lsa.runtime import collector, failures, ranks, signals
+from lsa.runtime import attached, collector, failures, ranks, signals
 from lsa.runtime.errors import InputError, plain
 from lsa.tracking import spool
 
@@ -46,6 +46,7 @@ def run(arguments: Sequence[str]) -> int:
         The exit code: 0, 2 for bad input and 1 for what the machine refuses (one plain line on
         stderr), 75 when something is measured and not logged (also one), 130 or 143 after a signal.
     """
+    attached.take()
     # torch's own forward mode says this to people who cannot do anything about it.
     warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated")
     words = arguments or _being_completed()
@@ -127,7 +128,7 @@ def _say(message: str) -> None:
 
 def _end_attached(status: str, message: str) -> bool:
     """Under `mlflow run`, a command that stops before its step began must not stay RUNNING."""
-    if "MLFLOW_RUN_ID" not in os.environ:
+    if not attached.run_id():
         return False
     from lsa.tracking import recording
 

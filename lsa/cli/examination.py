@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import os
 import platform
 import shutil
@@ -12,13 +10,13 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import psutil
 
 from lsa.runtime import failures, provenance
 from lsa.runtime.errors import plain
-from lsa.tracking import mlflow_plugin, runs, store
+from lsa.tracking import mlflow_plugin, runs, spool, store
 
 LITTLE, TOO_LITTLE = 2e9, 2e8  # bytes of a disk: a training's checkpoints, a single one
 
@@ -130,15 +128,17 @@ def _disk() -> Checked:
 
 
 def _spool() -> Checked:
-    """Results that were measured while the store was away."""
-    if importlib.util.find_spec("lsa.tracking.spool") is None:
-        return Checked("spool", "ok", "none")
-    spool: Any = importlib.import_module("lsa.tracking.spool")
-    waiting = spool.entries()
+    """Results that were measured while the store was away, and entries that are damaged."""
+    waiting, damaged = spool.entries(), spool.damaged()
     for path in waiting:
         spool.read(path)  # raises what is damaged
+    text = f"{len(waiting)} results in {spool.folder()} are measured and not logged"
+    if damaged:
+        names = ", ".join(path.name for path in damaged[:5]) + (", …" if len(damaged) > 5 else "")
+        text += f"; {len(damaged)} damaged entries are kept in {damaged[0].parent}: {names}"
+        advice = "measure their steps again and delete them" + ("; run lsa sync" if waiting else "")
+        return Checked("spool", "warning", plain(text), advice)
     if waiting:
-        text = f"{len(waiting)} results in {spool.folder()} are measured and not logged"
         return Checked("spool", "warning", text, "run lsa sync when the store answers")
     return Checked("spool", "ok", f"nothing waits in {spool.folder()}")
 

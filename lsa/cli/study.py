@@ -174,6 +174,7 @@ def _print_tables(setting: Any) -> None:
 
 def _ui_command() -> str:
     """The command that opens the UI on the store in use."""
+    import shlex
     from pathlib import Path
 
     from lsa.tracking import store
@@ -186,7 +187,7 @@ def _ui_command() -> str:
     program = str(beside.relative_to(Path.cwd())) if near else "mlflow"
     default = f"sqlite:///{Path.cwd() / 'mlflow.db'}"
     known = uri in (default, "sqlite:///mlflow.db")
-    where = "" if known else f" --backend-store-uri {store.shown(uri)}"
+    where = "" if known else f" --backend-store-uri {shlex.quote(store.shown(uri))}"
     return f"{program} ui{where}    # then http://127.0.0.1:5000"
 
 

@@ -23,25 +23,26 @@ TEXTS = {
     "disk I/O error": errno.EIO,
     **{f"(os error {number})": number for number in RULES},
 }
+DATABASE = "the store's database: "
 
 
 def explained(error: BaseException) -> str | None:
     """One line about an error that came of the machine; None for any other."""
-    for one in _chain(error):
+    for one in chain(error):
         if isinstance(one, OSError) and one.errno in RULES:
             path = one.filename2 or one.filename  # of a copy, where it was to go
             where = f"{path}: " if path else ""
             return f"{where}{RULES[one.errno]}, then start again"
-    for one in _chain(error):
+    for one in chain(error):
         for text, number in TEXTS.items():
             if text in str(one):
-                where = "the store's database: " if "sqlite" in f"{type(one)} {one}" else ""
+                where = DATABASE if "sqlite" in f"{type(one)} {one}" else ""
                 return f"{where}{RULES[number]}, then start again"
     return None
 
 
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and those that it came of."""
+def chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and those that caused it, the outermost first."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))

@@ -28,9 +28,13 @@ class Numbers(UserDict[str, list[float]]):
 
 
 @contextlib.contextmanager
-def numbers(key: str) -> Iterator[Numbers]:
-    """What an interrupted run of the step with this key had computed; gone once it has finished."""
-    found = Numbers(SCRATCH / f"{key}.jsonl")
+def numbers(step: str) -> Iterator[Numbers]:
+    """What an interrupted run of a step had computed; gone once it has finished.
+
+    Args:
+        step: Names the step and its store, as `store.step_name` does.
+    """
+    found = Numbers(SCRATCH / f"{step}.jsonl")
     yield found
     found.path.unlink(missing_ok=True)
 

@@ -135,7 +135,7 @@ def once(key: str, run: Callable[[], Step], *, reuse: bool) -> Step:
         run: Runs it.
         reuse: Whether a finished one counts.
     """
-    with locks.claim(store.uri(), key), heap.kept():
+    with locks.claim(store.identity(), key), heap.kept():
         done = _finished(key, reuse)
         ranks.agreed(DONE if done else "")
         collector.resume()
@@ -164,8 +164,9 @@ def helped(key: str, compute: Callable[[], Step]) -> Step:
 
 
 def _finished(key: str, reuse: bool) -> Step | None:
-    if waiting := spool.find(key, store.shown(store.uri())):
-        return finished_step(sync.deliver(waiting), reused=True)
+    waiting = spool.find(key, store.uri())
+    if waiting and (run_id := sync.deliver(waiting)):
+        return finished_step(run_id, reused=True)
     # Anyway: to measure what is there already takes longer than to ask for it.
     if reuse and (done := store.ask(lambda: runs.finished(key), None, anyway=True)):
         return finished_step(done.run_id, reused=True)
@@ -234,7 +235,7 @@ def _measure(
     place = sources[0].device
     with (
         recording.run(title, experiment=recipe.project, tags=tags, device=place) as opened,
-        partial.numbers(key) as memory,
+        partial.numbers(store.step_name(key)) as memory,
     ):
         opened.params(probe_params(sources, resolved, seed))
         opened.inputs(sources)

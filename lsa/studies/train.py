@@ -9,7 +9,7 @@ from typing import Any
 
 from lsa import project
 from lsa.project import Recipe
-from lsa.runtime import provenance
+from lsa.runtime import files, provenance
 from lsa.runtime.errors import InputError
 from lsa.studies import progress, steps
 from lsa.studies.steps import Step
@@ -72,7 +72,8 @@ def _train(
     ):
         opened.params(project.train_params(recipe))
         opened.json(recipe.model_dump(), "recipe.json")
-        state_file = SCRATCH / "training" / f"{key}.safetensors"
+        # Another store's training in this folder has a state of its own.
+        state_file = SCRATCH / "training" / f"{store.step_name(key)}.safetensors"
         history, state = _resumed(state_file, opened) if resume else ([], None)
         kept = store.ask(lambda: dict(registered.trajectory(key)), {})
 
@@ -91,29 +92,20 @@ def _train(
 
         on_the_way(training.initial(recipe, split, trusted))
         opened.attempt(registry.deliver)
-        last = None
         for epoch in training.train(recipe, split, trusted=trusted, state=state, report=report):
             history.append(dict(epoch.metrics))
             opened.metrics(epoch.metrics, step=epoch.number)
-            state_file.parent.mkdir(parents=True, exist_ok=True)
-            last = {"state": epoch.state, "history": history, "run": opened.id}
+            state = epoch.state
             if epoch.number < recipe.train.epochs:
                 on_the_way(epoch.state)
             opened.attempt(registry.deliver)
-            _replace(state_file, last)
-        if last is None:  # interrupted after the last epoch, before it was registered
-            last = serial.load(state_file)
-        checkpoint(last["state"])
+            with files.replaced(state_file) as new:
+                serial.save({"state": state, "history": history, "run": opened.id}, new)
+        assert state is not None  # of the last epoch, which an interrupted run may have trained
+        checkpoint(state)
         opened.entry.keep()
-        state_file.unlink(missing_ok=True)
+        files.remove(state_file)
     return steps.finished_step(opened.id)
-
-
-def _replace(path: Path, tree: Any) -> None:
-    """Write a file whole or not at all."""
-    scratch = path.with_suffix(".tmp")
-    serial.save(tree, scratch)
-    scratch.replace(path)
 
 
 def _resumed(path: Path, opened: recording.Run) -> tuple[list[dict[str, float]], Any]:

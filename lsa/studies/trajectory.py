@@ -21,7 +21,7 @@ from lsa.runtime.documents import json_number
 from lsa.runtime.errors import InputError
 from lsa.studies import partial, progress, steps
 from lsa.studies.steps import Step
-from lsa.tracking import recording, registered, registry
+from lsa.tracking import recording, registered, registry, store
 from lsa.tracking.checkpoint import Checkpoint
 from lsa.training import stability
 
@@ -105,7 +105,8 @@ def _follow(
         with progress.bar(title) as report, contextlib.ExitStack() as until_all_are_measured:
 
             def memory(epoch: int) -> MutableMapping[str, list[float]]:
-                return until_all_are_measured.enter_context(partial.numbers(f"{key}-{epoch}"))
+                step = store.step_name(f"{key}-{epoch}")
+                return until_all_are_measured.enter_context(partial.numbers(step))
 
             for epoch, result in _measured(declared, final, kept, seed, report, resolved, memory):
                 _log(opened, step, epoch, result, last=epoch == kept[-1][0])

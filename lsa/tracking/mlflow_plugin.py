@@ -5,6 +5,7 @@ imports neither MLflow nor torch. It acts only in an `mlflow run` of this projec
 
 - Without conda, `conda_env: conda.yaml` would fail; a stand-in that uses the current Python answers
   in conda's place, says so, and is recorded in the tag `lsa.environment`.
+- A relative address of a store, and one in a folder whose name MLflow would encode, is written out.
 - MLflow gives a run up when its environment or a parameter is bad, or on SIGTERM: the run stays
   RUNNING, the child goes on. Here SIGTERM acts as Ctrl-C does, and run and child end with the
   process.
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from lsa.runtime import signals
+from lsa.tracking import address
 
 STAND_IN = Path(__file__).parent / "conda"
 SWITCH = "LSA_CONDA_STANDIN"
@@ -162,6 +164,22 @@ def _end_children() -> None:
             child.kill()
 
 
+def _write_out_addresses() -> None:
+    """Give the stores' addresses in full: the project's command runs in another folder.
+
+    MLflow passes a relative one on as it is, and encodes a default one as SQLAlchemy cannot read.
+    """
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
+        if name in os.environ:
+            os.environ[name] = address.absolute(os.environ[name])
+    if "MLFLOW_TRACKING_URI" not in os.environ:
+        from mlflow.tracking import get_tracking_uri  # which imports this module
+
+        default = get_tracking_uri()
+        if address.decoded(default) != default:
+            os.environ["MLFLOW_TRACKING_URI"] = address.decoded(default)
+
+
 class _FollowRun:
     """Import finder that finds nothing: it learns when MLflow's client is loaded and its run made.
 
@@ -171,6 +189,7 @@ class _FollowRun:
     def find_spec(self, name: str, *_: Any) -> None:
         if name == "mlflow.projects":
             sys.meta_path.remove(self)  # type: ignore[arg-type]
+            _write_out_addresses()
             client = getattr(sys.modules.get("mlflow.tracking.client"), "MlflowClient", None)
             if client is not None:
                 self._wrap(client)

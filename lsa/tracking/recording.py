@@ -1,213 +1,29 @@
-"""A run in MLflow while it is open: what is logged where.
-
-MLflow facts that shape this file: `mlflow run` creates the run and logs `-P` values as typed before
-any of our code runs; parameters cannot be changed afterwards; `inf` is stored as 1.8e308; and a
-metric logged with a `model_id` stands on that checkpoint's page as well as on the run's.
-"""
+"""From the beginning of a run to its end, whatever that is: finished, failed, killed, or kept."""
 
 from __future__ import annotations
 
 import contextlib
-import json
+import logging
 import os
-import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from typing import Any
 
 import mlflow
-import numpy as np
-from mlflow.entities import Dataset, DatasetInput, LoggedModelInput, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking.context.registry import resolve_tags
 
-from lsa.runtime import provenance, signals
+from lsa.runtime import attached, provenance, signals
 from lsa.runtime.errors import InputError, without_passwords
-from lsa.tracking import runs, spool, store
-from lsa.tracking.checkpoint import Checkpoint
-from lsa.tracking.store import client, experiments, shown, uri
+from lsa.tracking import address, runs, spool, store
+from lsa.tracking.address import is_served, shown
+from lsa.tracking.run import TOKEN, Run, existing
+from lsa.tracking.store import client, uri
 
-KIND = "custom_model_development"
+log = logging.getLogger(__name__)
 _PARENT: ContextVar[str | None] = ContextVar("parent", default=None)
-BATCH = 900  # metrics per request; the server takes 1000
-FEW = 90  # parameters or tags per request; the server takes 100
-TOKEN = "lsa.entry"  # tag: names a run before the store does
 REFUSALS = (MlflowException, OSError)  # what keeps a store from taking something
-
-
-# --- runs ---------------------------------------------------------------------------------------
-
-
-class Run:
-    """An open MLflow run. What it logs is written to its spool entry and sent from there."""
-
-    def __init__(self, entry: spool.Entry) -> None:
-        self.entry = entry
-        self._content = entry.content
-        self._asked = entry.kept  # the store may have made the run already
-        self._open = False
-        self.ended = False  # and the store has taken it
-        self._sent_params: set[str] = set()
-        self._sent_tags: dict[str, str] = {}
-        self._sent_metrics = 0
-        self._sent_inputs = False
-        self._sent_files: set[str] = set()
-
-    @property
-    def id(self) -> str:
-        """Its ID; empty until the store has given it one."""
-        return self._content.run_id
-
-    # --- what it logs -----------------------------------------------------------------------------
-
-    def params(self, values: Mapping[str, Any]) -> None:
-        """Log parameters that the run does not have yet; what the user typed stays as typed."""
-        self._content.params |= {k: str(v) for k, v in values.items()}
-
-    def tags(self, values: Mapping[str, Any]) -> None:
-        """Set tags."""
-        self._content.tags |= {k: str(v) for k, v in values.items()}
-
-    def metrics(self, values: Mapping[str, float], *, step: int = 0, on: Any = None) -> None:
-        """Log numbers at a step, `on` a checkpoint too; not finite ones become tags."""
-        where = {"model_id": on.model_id, **dataset_key(on)} if on else {}
-        self._content.metrics += finite(values, step, where)
-        self.not_finite(values)
-
-    def not_finite(self, values: Mapping[str, float]) -> None:
-        """Log those numbers that are not finite, as tags."""
-        self.tags({runs.NOT_FINITE + k: v for k, v in values.items() if not np.isfinite(v)})
-
-    def curve(self, name: str, values: np.ndarray) -> None:
-        """Log one metric at steps 0, 1, …; a curve and its x have equal steps, so either can be
-        the axis of a chart."""
-        for i, value in enumerate(values):
-            # A millisecond per step: the UI's default axis, relative time, then shows it too.
-            points = finite({name: value}, i, {})
-            self._content.metrics += [one | {"timestamp": one["timestamp"] + i} for one in points]
-
-    def json(self, content: Any, path: str) -> None:
-        """Store a JSON artifact."""
-        self.text(json.dumps(content, indent=2), path)
-
-    def text(self, content: str, path: str) -> None:
-        """Store a text artifact."""
-        self.entry.file(path).write_text(content, encoding="utf-8")
-
-    def arrays(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Store arrays: `name` as `name.npy`, `file.name` with all others of its file as `.npz`."""
-        packed: dict[str, dict[str, np.ndarray]] = {}
-        for name, values in arrays.items():
-            file, _, key = name.partition(".")
-            if key:
-                packed.setdefault(file, {})[key] = values
-            else:
-                np.save(self.entry.file(f"{name}.npy"), values, allow_pickle=False)
-        for file, together in packed.items():
-            np.savez(self.entry.file(f"{file}.npz"), **together)  # pyright: ignore[reportArgumentType]
-
-    def figure(self, figure: Any, path: str) -> None:
-        """Store a matplotlib figure."""
-        figure.savefig(self.entry.file(path))
-
-    def inputs(self, sources: Sequence[Checkpoint]) -> None:
-        """Link the checkpoints that the run measures, and their dataset."""
-        self._content.models = [source.model_id for source in sources if source.model_id]
-        key, options = dataset_key(sources[0]), sources[0].recipe.dataset.model_dump_json()
-        named = {"name": key["dataset_name"], "digest": key["dataset_digest"]}
-        self._content.dataset = {**named, "source_type": "lsa", "source": options}
-
-    # --- into the store ---------------------------------------------------------------------------
-
-    def attempt(self, send: Callable[[Run], None] | None = None) -> None:
-        """Send what there is so far, unless the store does not answer: the rest goes later."""
-        store.ask(lambda: (send or Run.send)(self), None)
-
-    def send(self) -> None:
-        """Log everything that has not been sent; again what was, where that is not known."""
-        if not self._open:
-            self._take_up()
-        content, to = self._content, client()
-        if content.params.keys() - self._sent_params:
-            present = to.get_run(self.id).data.params
-            missing = {k: v for k, v in content.params.items() if k not in present}
-            for part in _parts([Param(k, v) for k, v in missing.items()], FEW):
-                to.log_batch(self.id, params=part)
-            self._sent_params = set(content.params)
-        changed = {k: v for k, v in content.tags.items() if self._sent_tags.get(k) != v}
-        for part in _parts([RunTag(k, v) for k, v in changed.items()], FEW):
-            to.log_batch(self.id, tags=part)
-        self._sent_tags |= changed
-        for part in _parts(content.metrics[self._sent_metrics :], BATCH):
-            to.log_batch(self.id, metrics=[Metric(**one) for one in part])
-            self._sent_metrics += len(part)
-        if content.dataset and not self._sent_inputs:
-            _send_inputs(self.id, content)
-            self._sent_inputs = True
-        for name in self.entry.files():
-            if name not in self._sent_files:
-                folder = name.rpartition("/")[0]
-                to.log_artifact(self.id, str(self.entry.file(name)), folder or None)
-                self._sent_files.add(name)
-
-    def _take_up(self) -> None:
-        """Have the run in the store: the one that was made for this entry, or a new one."""
-        found = _existing(self._content, self._asked)
-        self._asked = True
-        if found is None:
-            self.entry.name_run(_create(self._content))
-            self._sent_tags = dict(self._content.tags)
-        else:
-            self.entry.name_run(found.info.run_id)
-            if found.info.status != "RUNNING":
-                client().update_run(self.id, status="RUNNING")
-            if "lsa.error" in found.data.tags:
-                client().delete_tag(self.id, "lsa.error")
-        self._open = True
-
-    def end(self, status: str) -> None:
-        """End the run, at the time when it was measured if that is known."""
-        client().set_terminated(self.id, status, self._content.ended or None)
-        self.ended = True
-
-
-def finite(values: Mapping[str, float], step: int, where: Mapping[str, str]) -> list[dict]:
-    """The finite ones as fields of MLflow's metrics, as of now."""
-    at = {"timestamp": int(time.time() * 1000), "step": step, **where}
-    return [{"key": k, "value": float(v), **at} for k, v in values.items() if np.isfinite(v)]
-
-
-def _parts(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
-    for i in range(0, len(items), size):
-        yield items[i : i + size]
-
-
-def _existing(content: spool.Content, asked: bool) -> Any:
-    """The run of an entry, if the store has it."""
-    if content.run_id:
-        try:
-            found = client().get_run(content.run_id)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise
-        else:
-            return found if found.info.lifecycle_stage == "active" else None
-    if not asked:
-        return None
-    made = client().search_runs(experiments(), f"tags.`{TOKEN}` = '{content.token}'", max_results=1)
-    return made[0] if made else None
-
-
-def _create(content: spool.Content) -> str:
-    """A new run for an entry; its ID."""
-    made = client().create_run(
-        content.experiment_id or _experiment(content.experiment),
-        start_time=content.started,
-        tags=content.tags,
-        run_name=content.name,
-    )
-    return made.info.run_id
 
 
 @contextlib.contextmanager
@@ -240,30 +56,32 @@ def run(
     Raises:
         NotLogged: It is measured, but the store did not take it.
     """
+    given = attached.use() or again
+    if given:
+        _check_there(given)
     client()  # the store is there
     git_tags, diff = provenance.git()
     versions = {f"lsa.version.{k}": v for k, v in provenance.versions().items()}
-    found = {**versions, **git_tags, **provenance.machine(device), **tags}
-    content = spool.Content(name, experiment, shown(uri()), {k: str(v) for k, v in found.items()})
-    _place(content, again)
+    described = {**versions, **git_tags, **provenance.machine(device), **tags}
+    content = spool.Content(
+        name, experiment, shown(uri()), {k: str(v) for k, v in described.items()}
+    )
+    _place(content, given)
     key = content.tags.get("lsa.key")
+    # A database that takes nothing still tells what it has.
+    told = not is_served(uri())
+    earlier = store.ask(lambda: _earlier(key), set(), anyway=told) if key else set()
     opened = Run(spool.begin(key, content))
-    os.environ.pop("MLFLOW_RUN_ID", None)  # what runs below is not that run
     token = _PARENT.set(opened.id or _PARENT.get())
     try:
         opened.attempt() if key else opened.send()
-        unseen = not opened.id  # by others, who may measure the same
         _PARENT.set(opened.id or None)
         if diff:
             opened.text(diff, "provenance/uncommitted.diff")
         yield opened
         if key:
             opened.entry.keep()
-        if key and unseen and (done := runs.finished(key)):
-            content.run_id = done.run_id
-        else:
-            deliver(opened)
-            opened.end("FINISHED")
+        store.insist(lambda: _finish(opened, key, earlier, deliver))
         opened.entry.drop()
     except BaseException as error:
         if opened.entry.kept and isinstance(error, REFUSALS):
@@ -278,19 +96,96 @@ def run(
         _PARENT.reset(token)
 
 
-def _place(content: spool.Content, again: str | None) -> None:
+def _check_there(run_id: str) -> None:
+    """Refuse a run that is in another store.
+
+    Raises:
+        InputError: It is not there.
+    """
+    file = address.file_of(uri())
+    missing = file is not None and not file.exists()
+    try:
+        if not missing:
+            store.ask(lambda: client().get_run(run_id), None)
+    except MlflowException as error:
+        missing = error.error_code == "RESOURCE_DOES_NOT_EXIST"
+    if missing:
+        raise InputError(
+            f"run {run_id}, which mlflow run has made, is not in {shown(uri())}; a relative "
+            "address names another file in this folder: set MLFLOW_TRACKING_URI to a full one"
+        )
+
+
+def _place(content: spool.Content, given: str | None) -> None:
     """Say where an entry's run is to be made, or which it is."""
-    if given := os.environ.get("MLFLOW_RUN_ID") or again:
+    if given:
         content.run_id = given
         content.tags["mlflow.runName"] = content.name
         return
     content.tags = resolve_tags({**content.tags, TOKEN: content.token})
     above = mlflow.active_run()  # of the caller's own
-    if parent := _PARENT.get() or (above and above.info.run_id):
+    around = above.info.run_id if above else os.environ.get(attached.VARIABLE)
+    if parent := _PARENT.get() or around:
         content.tags["mlflow.parentRunId"] = parent
     content.experiment_id = (
         above.info.experiment_id if above else os.environ.get("MLFLOW_EXPERIMENT_ID", "")
     )
+
+
+# --- the same step, measured by others meanwhile --------------------------------------------------
+
+
+def _earlier(key: str) -> set[str]:
+    """The finished runs of a step; those that killed processes left open are ended."""
+    runs.end_stale("lsa.key", key)
+    return _finished(key)
+
+
+def _finished(key: str) -> set[str]:
+    """IDs of the finished runs of a step."""
+    return {done.run_id for done in runs.every_finished(key)}
+
+
+def _finish(
+    opened: Run, key: str | None, earlier: set[str], deliver: Callable[[Run], None]
+) -> None:
+    """Send all that a run has and end it, unless a client elsewhere has finished the same step.
+
+    Locks keep two processes of a machine from that; nothing does it between machines. The run that
+    has finished first is kept. Of two that finish at one moment the one with the smaller ID is:
+    each of the clients that sees both decides alike.
+
+    Args:
+        opened: The run.
+        key: Of its step, if it is one.
+        earlier: IDs of the step's runs that had finished when this one began.
+        deliver: Sends all.
+    """
+    others = sorted(_finished(key) - earlier - {opened.id}) if key else []
+    if others:
+        give_way(opened.entry.content, others[0])
+        return
+    deliver(opened)
+    opened.end("FINISHED")
+    others = _finished(key) - earlier - {opened.id} if key else set()
+    kept, *doubles = sorted({opened.id, *others})
+    for double in doubles:
+        _end_double(double, kept)
+    opened.entry.content.run_id = kept
+
+
+def give_way(content: spool.Content, kept: str) -> None:
+    """Let the run of another client stand for an entry, and end the entry's own."""
+    own = existing(content, True)
+    if own and own.info.run_id != kept:
+        _end_double(own.info.run_id, kept)
+    content.run_id = kept
+
+
+def _end_double(run_id: str, kept: str) -> None:
+    log.warning("the same step was measured twice; run %s is kept, %s does not count", kept, run_id)
+    runs.remove_models(run_id)
+    runs.give_up(run_id, f"the same step was measured twice; run {kept} is kept")
 
 
 def _fail(opened: Run, error: BaseException) -> None:
@@ -328,50 +223,12 @@ def end_attached(status: str, message: str) -> bool:
     Returns:
         Whether there is one and the store has taken it.
     """
-    run_id = os.environ.get("MLFLOW_RUN_ID")
+    run_id = attached.use()
     if not run_id:
         return False
     try:
         client().set_tag(run_id, "lsa.error", message[:5000])
         client().set_terminated(run_id, status)
-    except MlflowException:
+    except (MlflowException, InputError):
         return False
     return True
-
-
-def _experiment(name: str) -> str:
-    """The experiment that the user chose by its name, else the project's own."""
-    name = os.environ.get("MLFLOW_EXPERIMENT_NAME", name)
-    found = client().get_experiment_by_name(name)
-    if found and found.lifecycle_stage == "deleted":
-        raise InputError(f"experiment {name!r} is deleted in {uri()}; restore or purge it")
-    if found:
-        return found.experiment_id
-    try:
-        # The kind makes the UI open on models and runs, not on its pages for language agents.
-        return client().create_experiment(name, tags={"mlflow.experimentKind": KIND})
-    except MlflowException:
-        if made := client().get_experiment_by_name(name):  # by another client, just now
-            return made.experiment_id
-        raise
-
-
-def dataset_key(source: Checkpoint) -> dict[str, str]:
-    """Name and digest of a checkpoint's dataset, as metrics on it carry them."""
-    return {
-        "dataset_name": source.recipe.dataset.name,
-        "dataset_digest": source.data_hash[:36],
-    }
-
-
-def _send_inputs(run_id: str, content: spool.Content) -> None:
-    """The dataset and the checkpoints that a run measures."""
-    dataset = DatasetInput(Dataset(**content.dataset))  # pyright: ignore[reportArgumentType]
-    models = [LoggedModelInput(model_id) for model_id in content.models]
-    try:
-        client().log_inputs(run_id, [dataset], models=models)
-    except MlflowException as error:
-        # MLflow looks whether a dataset is known and then adds it: two that do so at once collide.
-        if "unique constraint" not in str(error).lower():
-            raise
-        client().log_inputs(run_id, [dataset], models=models)

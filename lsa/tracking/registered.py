@@ -15,11 +15,10 @@ from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 
 from lsa import project as projects
 from lsa.runtime.errors import InputError
-from lsa.tracking.runs import whole
-from lsa.tracking.store import away, client, experiments, explained, quoted, uri
+from lsa.tracking.runs import deleted_trainings, is_deleted, logged_models, whole
+from lsa.tracking.store import away, client, explained, insist, quoted, uri
 
 FLAVOR = "lsa"
-PAGE = 1000  # models of one search
 LISTED = ("project", "optimizer", "seed", "epoch")  # tags of every version that lsa registers
 
 
@@ -31,9 +30,9 @@ def registered_name(project: str, optimizer: str) -> str:
 def trajectory(key: str) -> list[tuple[int, str]]:
     """Epoch and model id of every checkpoint kept of the training with that key, in order.
 
-    Of a training that was repeated, each epoch's newest counts.
+    Of a training that was repeated, each epoch's newest counts; of one that was deleted, none does.
     """
-    found = _models(f"tags.`lsa.key` = '{quoted(key)}'")
+    found = _sealed(f"tags.`lsa.key` = '{quoted(key)}'")
     return sorted({int(model.tags["epoch"]): model.model_id for model in found}.items())
 
 
@@ -45,24 +44,16 @@ def kept(project: str) -> tuple[dict[str, str], dict[str, dict[int, str]]]:
     """
     keys: dict[str, str] = {}
     epochs: dict[str, dict[int, str]] = {}
-    for model in _models(f"tags.project = '{quoted(project)}' and tags.`lsa.key` != ''"):
+    for model in _sealed(f"tags.project = '{quoted(project)}' and tags.`lsa.key` != ''"):
         keys[model.model_id] = training = model.tags["lsa.key"]
         epochs.setdefault(training, {})[int(model.tags["epoch"])] = model.model_id
     return keys, epochs
 
 
-def _models(criteria: str) -> Iterator[Any]:
-    """Logged models, the oldest first."""
-    token = None
-    order = [{"field_name": "creation_timestamp", "ascending": True}]
-    while True:
-        page = client().search_logged_models(
-            experiments(), criteria, max_results=PAGE, order_by=order, page_token=token
-        )
-        yield from page
-        token = page.token
-        if not token:
-            return
+def _sealed(criteria: str) -> Iterator[Any]:
+    """Logged models of trainings that are not deleted, the oldest first."""
+    deleted = deleted_trainings()
+    return (model for model in logged_models(criteria) if model.source_run_id not in deleted)
 
 
 def key(model_id: str) -> str:
@@ -94,6 +85,11 @@ def resolve(reference: str) -> str:
     versions = client().search_model_versions(f"run_id='{quoted(reference)}'")
     if versions:
         newest = max(versions, key=lambda version: int(version.version))
+        if is_deleted(newest.run_id):
+            raise InputError(
+                f"no checkpoint {reference!r}: its training is deleted; restore the run in the UI, "
+                f"or give models:/{newest.name}/{newest.version}"
+            )
         return f"models:/{newest.name}/{newest.version}"
     try:
         found = whole(reference)
@@ -111,18 +107,25 @@ def resolve(reference: str) -> str:
 def find(project: str, optimizer: str, seed: int) -> str:
     """The address of the newest registered checkpoint of a project, optimizer and seed.
 
+    Those of deleted trainings do not count.
+
     Raises:
         InputError: There is none; says what there is and the command that makes one.
     """
     name = registered_name(project, optimizer)
     criteria = f"name='{quoted(name)}' and tags.seed='{seed}'"
     versions = client().search_model_versions(criteria)
-    if versions:
-        newest = max(versions, key=lambda version: int(version.version))
-        return f"models:/{newest.name}/{newest.version}"
+    for version in sorted(versions, key=lambda version: int(version.version), reverse=True):
+        if not is_deleted(version.run_id):
+            return f"models:/{version.name}/{version.version}"
     others = client().search_model_versions(f"tags.project='{quoted(project)}'", max_results=1000)
+    deleted = deleted_trainings()
     existing = sorted(
-        {f"{v.tags['optimizer']} (seed {v.tags['seed']})" for v in others if _ours(v.tags)}
+        {
+            f"{v.tags['optimizer']} (seed {v.tags['seed']})"
+            for v in others
+            if _ours(v.tags) and v.run_id not in deleted
+        }
     )
     raise InputError(
         f"no checkpoint with project={project}, optimizer={optimizer}, seed={seed} in {uri()}; "
@@ -162,7 +165,7 @@ def training(address: str) -> str:
 def info(address: str) -> Model:
     """What MLflow knows of the checkpoint at an address."""
     try:
-        info = Model.load(address)
+        info = insist(lambda: Model.load(address))
     except (MlflowException, OSError) as error:
         raise missing(address, error) from None
     except Exception as error:  # MLflow takes the file as it is: whatever it holds may go wrong
@@ -201,13 +204,13 @@ class Listed:
 
 
 def listing(project: str | None = None) -> list[Listed]:
-    """Every registered checkpoint, of one project or of all, in two searches."""
+    """Every registered checkpoint, of one project or of all, but for those of deleted trainings."""
     criteria = f"tags.project = '{quoted(project)}'" if project else "tags.epoch != ''"
-    numbers = _registered_numbers(criteria)
+    numbers, deleted = _registered_numbers(criteria), deleted_trainings()
     versions, token = [], None
     while True:
         page = client().search_model_versions(criteria, max_results=1000, page_token=token)
-        versions += [version for version in page if _ours(version.tags)]
+        versions += [v for v in page if _ours(v.tags) and v.run_id not in deleted]
         token = page.token
         if not token:
             break
@@ -233,4 +236,6 @@ def _ours(tags: Mapping[str, str]) -> bool:
 def _registered_numbers(criteria: str) -> dict[str, dict[str, float]]:
     """Source of a registered version → the numbers of its logged model."""
     criteria = f"{criteria} and tags.`{MLFLOW_MODEL_VERSIONS}` != ''"
-    return {f"models:/{model.model_id}": _newest(model.metrics) for model in _models(criteria)}
+    return {
+        f"models:/{model.model_id}": _newest(model.metrics) for model in logged_models(criteria)
+    }

@@ -10,24 +10,40 @@ import json
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import pydantic
 from mlflow.artifacts import download_artifacts
 from mlflow.entities import LoggedModelStatus, Metric
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 
+from lsa.project.project import first_rule
 from lsa.runtime.errors import InputError
 from lsa.tracking import checkpoint as checkpoints
+from lsa.tracking import runs, spool, store
 from lsa.tracking.checkpoint import Checkpoint
-from lsa.tracking.recording import Run, dataset_key, finite
 from lsa.tracking.registered import FLAVOR, info, missing, registered_name, trajectory
-from lsa.tracking.store import client, experiments, quoted
+from lsa.tracking.run import Run, dataset_key, finite
+from lsa.tracking.store import client, quoted
 
 FILES, ABOUT = "files", "about.json"  # of a checkpoint in a spool entry
 SHA256 = "lsa.sha256"  # tag of a logged model: of its checkpoint's content
+
+
+@dataclass(frozen=True)
+class About:
+    """What is logged of a checkpoint in a spool entry, beside its files."""
+
+    name: str
+    register: str | None  # name under which it is registered, if it is
+    epoch: int
+    key: str  # of the training
+    tags: dict[str, str]
+    metrics: list[spool.LoggedMetric]
 
 
 class Flavor:
@@ -66,15 +82,44 @@ def keep(
     with opened.entry.checkpoint(f"{checkpoint.epoch:06}") as folder:
         (folder / FILES).mkdir()
         checkpoints.save(checkpoint, folder / FILES)
-        about = {
-            "name": f"{recipe.optimizer}-s{recipe.seed}{on_the_way}",
-            "register": registered_name(recipe.project, recipe.optimizer) if final else None,
-            "epoch": checkpoint.epoch,
-            "key": key,
-            "tags": _tags(checkpoint),
-            "metrics": finite(values, checkpoint.epoch, dataset_key(checkpoint)),
-        }
-        (folder / ABOUT).write_text(json.dumps(about), encoding="utf-8")
+        about = About(
+            name=f"{recipe.optimizer}-s{recipe.seed}{on_the_way}",
+            register=registered_name(recipe.project, recipe.optimizer) if final else None,
+            epoch=checkpoint.epoch,
+            key=key,
+            tags=_tags(checkpoint),
+            metrics=finite(values, checkpoint.epoch, dataset_key(checkpoint)),
+        )
+        (folder / ABOUT).write_text(json.dumps(asdict(about)), encoding="utf-8")
+
+
+def _about(folder: Path) -> About:
+    """What is logged of the checkpoint in a folder.
+
+    Raises:
+        Damaged: It is not what `keep` wrote.
+    """
+    try:
+        stored = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+        return pydantic.TypeAdapter(About).validate_python(stored)
+    except pydantic.ValidationError as error:
+        raise spool.Damaged(f"{folder / ABOUT} is damaged ({first_rule(error)})") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise spool.Damaged(f"{folder / ABOUT} is damaged ({error})") from None
+
+
+def check(entry: spool.Entry) -> None:
+    """Compare an entry's checkpoints with what was written.
+
+    Raises:
+        Damaged: One was altered, cut short, or lacks a file.
+    """
+    for folder in entry.checkpoints():
+        _about(folder)
+        try:
+            checkpoints.read(folder / FILES)
+        except InputError as error:
+            raise spool.Damaged(f"{folder}: {error}") from None
 
 
 def deliver(opened: Run) -> None:
@@ -82,44 +127,45 @@ def deliver(opened: Run) -> None:
     early and is repeated."""
     opened.send()
     for folder in opened.entry.checkpoints():
-        about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
-        if about["register"] is None and about["epoch"] in dict(trajectory(about["key"])):
+        about = _about(folder)
+        if about.register is None and about.epoch in dict(trajectory(about.key)):
             shutil.rmtree(folder)  # an earlier run of this training has logged it
             continue
         model_id = _logged(opened.id, about) or log(opened.id, about, folder / FILES)
-        metrics = [Metric(**one, model_id=model_id) for one in about["metrics"]]
+        runs.remove_models(opened.id, about.name, but=model_id)
+        fields: list[dict[str, Any]] = [{**one, "model_id": model_id} for one in about.metrics]
+        metrics = [Metric(**one) for one in fields]
         client().log_batch(opened.id, metrics=metrics)
-        if about["register"]:
-            address = _registered(opened.id, about["register"], model_id, about["tags"])
+        if about.register:
+            address = _registered(opened.id, about.register, model_id, about.tags)
             opened.tags({"lsa.checkpoint": address, "lsa.model_id": model_id})
-        seal(model_id, about["key"])
-        if about["register"] is None:
+        seal(model_id, about.key)
+        if about.register is None:
             shutil.rmtree(folder)
     opened.send()
 
 
-def _logged(run_id: str, about: Mapping[str, Any]) -> str | None:
+def _logged(run_id: str, about: About) -> str | None:
     """The model of a checkpoint whose files are in the store."""
-    criteria = f"source_run_id = '{quoted(run_id)}' and name = '{quoted(about['name'])}'"
-    found = client().search_logged_models(experiments(), criteria)
-    return next((m.model_id for m in found if m.status == LoggedModelStatus.READY), None)
+    models = runs.models_of(run_id, about.name)
+    return next((m.model_id for m in models if m.status == LoggedModelStatus.READY), None)
 
 
-def log(run_id: str, about: Mapping[str, Any], files: Path) -> str:
+def log(run_id: str, about: About, files: Path) -> str:
     """Log a checkpoint's files as a model of a run; the model's id."""
     run = client().get_run(run_id)
     made = client().create_logged_model(  # Model.log would make it in another experiment
         run.info.experiment_id,
-        name=about["name"],
+        name=about.name,
         source_run_id=run_id,
-        tags=about["tags"],
-        params={**about["tags"], **run.data.params},
+        tags=about.tags,
+        params={**about.tags, **run.data.params},
         model_type="lsa.checkpoint",
     )
     Model.log(
         artifact_path=None,
         flavor=Flavor,
-        step=about["epoch"],
+        step=about.epoch,
         run_id=run_id,
         model_id=made.model_id,
         files=files,
@@ -128,21 +174,31 @@ def log(run_id: str, about: Mapping[str, Any], files: Path) -> str:
 
 
 def _registered(run_id: str, name: str, model_id: str, tags: Mapping[str, str]) -> str:
-    """Register a model of a run, unless it is; the version's address."""
-    source = f"models:/{model_id}"
-    known = client().search_model_versions(f"run_id='{quoted(run_id)}'")
-    version = next((v for v in known if v.source == source), None)
-    if version is None:
+    """Register a model of a run, unless it is; the version's address.
+
+    A request whose answer was lost is sent again, and makes a second version: the first stays.
+    """
+    if not _versions(run_id, model_id):
         with contextlib.suppress(MlflowException):  # it exists
             client().create_registered_model(
                 name, tags={k: tags[k] for k in ("project", "optimizer")}
             )
-        version = client().create_model_version(
-            name, source, run_id, tags=dict(tags), model_id=model_id
+        client().create_model_version(
+            name, f"models:/{model_id}", run_id, tags=dict(tags), model_id=model_id
         )
+    version, *doubles = _versions(run_id, model_id)
+    for double in doubles:
+        client().delete_model_version(name, double.version)
     link = json.dumps([{"name": name, "version": version.version}])  # what the UI's table reads
     client().set_logged_model_tags(model_id, {MLFLOW_MODEL_VERSIONS: link})
     return f"models:/{name}/{version.version}"
+
+
+def _versions(run_id: str, model_id: str) -> list[Any]:
+    """Registered versions of a run's model, the first one first."""
+    known = client().search_model_versions(f"run_id='{quoted(run_id)}'")
+    ours = (version for version in known if version.source == f"models:/{model_id}")
+    return sorted(ours, key=lambda version: int(version.version))
 
 
 def _tags(checkpoint: Checkpoint) -> dict[str, str]:
@@ -173,10 +229,10 @@ def fetch(address: str, *, device: str = "cpu", trusted: Sequence[str] = ()) -> 
     known = info(address)
     try:
         with tempfile.TemporaryDirectory() as scratch:
-            folder = Path(download_artifacts(address, dst_path=scratch))
-            _check_whole(folder, known)
+            got = store.insist(lambda: download_artifacts(address, dst_path=scratch))
+            _check_whole(Path(got), known)
             return checkpoints.read(
-                folder,
+                Path(got),
                 device=device,
                 trusted=trusted,
                 model_id=known.model_id or "",

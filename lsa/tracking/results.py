@@ -8,7 +8,7 @@ from typing import Any
 from lsa.probe import Probe, Result
 from lsa.runtime.documents import json_number
 from lsa.tracking.checkpoint import Checkpoint
-from lsa.tracking.recording import Run
+from lsa.tracking.run import Run
 
 
 def log(opened: Run, probe: Probe, result: Result, sources: Sequence[Checkpoint]) -> None:

@@ -9,13 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from mlflow.artifacts import download_artifacts
+from mlflow.entities import LoggedModelStatus, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.utils.file_utils import get_local_path_or_none
 
 from lsa.runtime import documents, provenance
 from lsa.runtime.errors import InputError
+from lsa.tracking import store
 from lsa.tracking.store import client, experiments, quoted, shown, uri
 
+PAGE = 1000  # runs or models of one search
+PARAM = "lsa.param."  # + name of a parameter: a tag that holds its value, not as it was typed
 NOT_FINITE = "lsa.not_finite."  # + name of the metric: a tag that holds its value
 
 
@@ -38,13 +42,14 @@ class Done:
 
 def finished(key: str) -> Done | None:
     """The newest FINISHED run whose step has this key, in any experiment."""
-    found = client().search_runs(
-        experiments(),
-        f"tags.`lsa.key` = '{key}' and attributes.status = 'FINISHED'",
-        max_results=1,
-        order_by=["attributes.start_time DESC"],
-    )
-    return _done(found[0]) if found else None
+    return next(iter(every_finished(key)), None)
+
+
+def every_finished(key: str) -> list[Done]:
+    """All FINISHED runs whose step has this key, the newest first."""
+    criteria = f"tags.`lsa.key` = '{quoted(key)}' and attributes.status = 'FINISHED'"
+    order = ["attributes.start_time DESC"]
+    return [_done(run) for run in client().search_runs(experiments(), criteria, order_by=order)]
 
 
 def finished_steps(project: str) -> Iterator[Done]:
@@ -101,10 +106,40 @@ def whole(prefix: str) -> Done:
 
 def newest_on(training: str, step: str) -> Done | None:
     """The newest run of a step on the checkpoint of a training."""
-    criteria = f"tags.`lsa.step` = '{quoted(step)}' and params.checkpoint = '{quoted(training)}'"
-    order = ["attributes.start_time DESC"]
-    found = client().search_runs(experiments(), criteria, max_results=1, order_by=order)
-    return _done(found[0]) if found else None
+    criteria, order = f"tags.`lsa.step` = '{quoted(step)}'", ["attributes.start_time DESC"]
+    found = client().search_runs(experiments(), criteria, max_results=PAGE, order_by=order)
+    on_it = (done for done in map(_done, found) if done.params.get("checkpoint") == training)
+    return next(on_it, None)
+
+
+def is_deleted(run_id: str | None) -> bool:
+    """Whether a run was deleted, for the time being or for good; not so where there is none."""
+    if run_id is None:
+        return False
+    try:
+        return client().get_run(run_id).info.lifecycle_stage == "deleted"
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return True
+
+
+def deleted_trainings() -> set[str]:
+    """IDs of the trainings that were deleted and not yet removed for good."""
+    everywhere = client().search_experiments(view_type=ViewType.ALL)
+    criteria, token, ids = "tags.`lsa.step` = 'train'", None, set()
+    while True:
+        page = client().search_runs(
+            [e.experiment_id for e in everywhere],
+            criteria,
+            run_view_type=ViewType.DELETED_ONLY,
+            max_results=PAGE,
+            page_token=token,
+        )
+        ids |= {run.info.run_id for run in page}
+        token = page.token
+        if not token:
+            return ids
 
 
 def files(run_id: str) -> list[str]:
@@ -123,7 +158,7 @@ def _done(found: Any) -> Done:
     return Done(
         run_id=info.run_id,
         metrics=dict(data.metrics),
-        params=dict(data.params),
+        params=data.params | _resolved(data.tags),
         tags=dict(data.tags),
         seconds=((info.end_time or info.start_time) - info.start_time) / 1000,
         experiment=info.experiment_id,
@@ -133,6 +168,11 @@ def _done(found: Any) -> Done:
         started=info.start_time,
         artifacts=info.artifact_uri or "",
     )
+
+
+def _resolved(tags: Mapping[str, str]) -> dict[str, str]:
+    """Parameters whose values `mlflow run` has logged as they were typed."""
+    return {k.removeprefix(PARAM): v for k, v in tags.items() if k.startswith(PARAM)}
 
 
 def artifact(run_id: str, path: str, root: str = "") -> Any:
@@ -153,9 +193,12 @@ def artifact(run_id: str, path: str, root: str = "") -> Any:
         if here and Path(here, path).is_file():  # else MLflow would copy it first
             return documents.read_json(Path(here, path), name)
         with tempfile.TemporaryDirectory() as scratch:
-            file = download_artifacts(f"{root}/{path}", dst_path=scratch)
+            source = f"{root}/{path}"
+            file = store.insist(lambda: download_artifacts(source, dst_path=scratch))
             return documents.read_json(Path(file), name)
     except (MlflowException, OSError) as error:
+        if store.away(error):
+            raise InputError(f"cannot fetch {name}: {store.explained(error)}") from None
         raise InputError(f"{name} is not there ({error}); run its step again") from None
 
 
@@ -193,6 +236,46 @@ def running(tag: str = "", value: str = "") -> list[Done]:
 
 
 def end_gone(run_id: str) -> None:
-    """End a run whose process is gone."""
-    client().set_tag(run_id, "lsa.error", "its process died without ending it")
+    """End a run whose process is gone, and remove the checkpoints that it left half stored."""
+    remove_models(run_id)
+    give_up(run_id, "its process died without ending it")
+
+
+def give_up(run_id: str, why: str) -> None:
+    """End a run that does not count."""
+    client().set_tag(run_id, "lsa.error", why)
     client().set_terminated(run_id, "KILLED")
+
+
+def remove_models(run_id: str, name: str = "", but: str = "") -> None:
+    """Remove logged models of a run whose files never came, or that were made twice.
+
+    Args:
+        run_id: The run.
+        name: Of the models; any by default.
+        but: ID of the model of that name that stays, whose others go although they are whole.
+    """
+    for model in models_of(run_id, name):
+        if model.model_id != but and (but or model.status != LoggedModelStatus.READY):
+            client().delete_logged_model(model.model_id)
+
+
+def models_of(run_id: str, name: str = "") -> list[Any]:
+    """Logged models of a run, those of a name or all."""
+    criteria = f"source_run_id = '{quoted(run_id)}'"
+    criteria += f" and name = '{quoted(name)}'" if name else ""
+    return list(logged_models(criteria))
+
+
+def logged_models(criteria: str) -> Iterator[Any]:
+    """Logged models, the oldest first."""
+    token = None
+    order = [{"field_name": "creation_timestamp", "ascending": True}]
+    while True:
+        page = client().search_logged_models(
+            experiments(), criteria, max_results=PAGE, order_by=order, page_token=token
+        )
+        yield from page
+        token = page.token
+        if not token:
+            return

@@ -1,33 +1,60 @@
 """What runs log, on this disk until the tracking store has it.
 
-A run writes down what it logs in a folder, its entry: `<name>.part` while it measures. When all is
-measured the entry is flushed to the disk and renamed, so that it is there whole or not at all, and
-only then logged and removed. An entry that the store does not take stays, for `lsa sync`.
+A run writes down what it logs in a folder, its entry: `<step>-<token>.part` while it measures. When
+all is measured, the entry is flushed to the disk and renamed, so that it is there whole or not at
+all, and only then logged and removed. An entry that the store does not take stays, for `lsa sync`.
+
+The name says the step and its store, and which run of the step: neither another store's run of the
+same step nor another process's touches it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import shutil
 import tempfile
 import time
 import uuid
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
+import pydantic
+from filelock import FileLock, Timeout
+from typing_extensions import NotRequired, TypedDict
+
+from lsa.runtime import files
 from lsa.runtime.errors import InputError
+from lsa.tracking import address
 
+log = logging.getLogger(__name__)
 FOLDER = "LSA_SPOOL"  # environment variable: where entries are kept
-RUN, FILES, CHECKPOINTS, PART = "run.json", "files", "checkpoints", ".part"
-NAME = 32  # characters of a step's key that name its entry
+RUN, FILES, CHECKPOINTS, PART, LOCK = "run.json", "files", "checkpoints", ".part", "lock"
+DAMAGED = "damaged"  # folder of the entries that cannot be read
+DATASET = {"name", "digest", "source_type", "source"}
 
 
 class NotLogged(Exception):
     """Something is measured and kept in the spool; the store did not take it. One line."""
+
+
+class Damaged(InputError):
+    """An entry of the spool is not what was written."""
+
+
+class LoggedMetric(TypedDict):
+    """Fields of MLflow's metric."""
+
+    key: str
+    value: float
+    timestamp: int  # milliseconds since 1970
+    step: int
+    model_id: NotRequired[str]
+    dataset_name: NotRequired[str]
+    dataset_digest: NotRequired[str]
 
 
 @dataclass
@@ -39,7 +66,7 @@ class Content:
     store: str  # address that it is for, without a password
     tags: dict[str, str] = field(default_factory=dict)
     params: dict[str, str] = field(default_factory=dict)
-    metrics: list[dict[str, Any]] = field(default_factory=list)  # fields of MLflow's
+    metrics: list[LoggedMetric] = field(default_factory=list)
     models: list[str] = field(default_factory=list)  # ids of the checkpoints that it measures
     dataset: dict[str, str] = field(default_factory=dict)  # fields of MLflow's
     experiment_id: str = ""  # when it is not the project's own
@@ -58,6 +85,7 @@ class Entry:
         self.content = content
         self.kept = kept  # whether it is whole on the disk
         self._began = time.monotonic()
+        self._lock = FileLock(path / LOCK)  # held while its process measures
 
     def file(self, name: str) -> Path:
         """Where an artifact of that name is to be written."""
@@ -79,7 +107,7 @@ class Entry:
         new.mkdir(parents=True)
         yield new
         shutil.rmtree(path, ignore_errors=True)
-        _flush(new)
+        files.flush(new)
         new.replace(path)
 
     def checkpoints(self) -> list[Path]:
@@ -95,11 +123,11 @@ class Entry:
         seconds = time.monotonic() - self._began
         self.content.ended = self.content.started + round(1000 * seconds)
         self._write()
-        _flush(self.path)
+        self._release()
+        files.flush(self.path)
         whole = self.path.with_suffix("")
-        shutil.rmtree(whole, ignore_errors=True)  # of the same step, measured before
         self.path.replace(whole)
-        _flush_folder(whole.parent)
+        files.flush_names(whole.parent)
         self.path, self.kept = whole, True
 
     def name_run(self, run_id: str) -> None:
@@ -109,22 +137,48 @@ class Entry:
             self._write()
 
     def _write(self) -> None:
-        new = self.path / f"{RUN}{PART}"
-        new.write_text(json.dumps(asdict(self.content)), encoding="utf-8")
-        _flush_file(new)
-        new.replace(self.path / RUN)
+        with files.replaced(self.path / RUN, durable=True) as new:
+            new.write_text(json.dumps(asdict(self.content)), encoding="utf-8")
+
+    def hold(self) -> None:
+        """Keep other processes from taking its checkpoints, until it is kept, left or dropped."""
+        self._lock.acquire()
+
+    def _release(self) -> None:
+        self._lock.release(force=True)
+        (self.path / LOCK).unlink(missing_ok=True)
 
     def leave(self) -> None:
         """The step has not been measured to its end: only its checkpoints may still be of use."""
         for path in self.path.iterdir() if self.path.is_dir() else ():
-            if path.name != CHECKPOINTS:
+            if path.name not in (CHECKPOINTS, LOCK):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
+        self._release()
         if not self.checkpoints():
             self.drop()
 
+    def take(self, other: Path) -> None:
+        """Have the checkpoints of an entry whose process was killed, unless it still runs."""
+        lock = FileLock(other / LOCK)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            return
+        left = Entry(other, self.content, kept=False).checkpoints()
+        for checkpoint in left:
+            (self.path / CHECKPOINTS).mkdir(exist_ok=True)
+            with contextlib.suppress(OSError):  # a second one of this epoch
+                checkpoint.replace(self.path / CHECKPOINTS / checkpoint.name)
+        lock.release()
+        shutil.rmtree(other, ignore_errors=True)
+
     def drop(self) -> None:
         """Remove the entry: the store has it."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        self._lock.release(force=True)
+        gone = self.path.with_suffix(PART)  # at once no entry any more, for whoever reads them
+        with contextlib.suppress(OSError):
+            self.path.replace(gone)
+        shutil.rmtree(gone, ignore_errors=True)
 
 
 def folder() -> Path:
@@ -133,11 +187,11 @@ def folder() -> Path:
 
 
 def begin(key: str | None, content: Content) -> Entry:
-    """A new entry.
+    """A new entry, with the checkpoints that killed runs of the same step have left.
 
     Args:
-        key: Of the step, which names the entry: the same step measured again replaces it. None for
-            what need not be kept, because it can be made again from the store.
+        key: Of the step. None for what need not be kept, because it can be made again from the
+            store.
         content: What is known already.
 
     Raises:
@@ -146,12 +200,14 @@ def begin(key: str | None, content: Content) -> Entry:
     content.started = content.started or int(time.time() * 1000)
     if key is None:
         return Entry(Path(tempfile.mkdtemp(prefix="lsa-run-")), content, kept=False)
-    path = folder() / f"{key[:NAME]}{PART}"
-    entry = Entry(path, content, kept=False)
+    step = address.step_name(content.store, key)
+    entry = Entry(folder() / f"{step}-{content.token[:8]}{PART}", content, kept=False)
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        entry.leave()  # what a killed process had begun
-        path.mkdir(exist_ok=True)
+        killed = list(folder().glob(f"{step}-*{PART}"))
+        entry.path.mkdir(parents=True)
+        entry.hold()
+        for path in killed:
+            entry.take(path)
     except OSError as error:
         raise InputError(
             f"cannot write to the spool {folder()} ({error.strerror or error}); results are kept "
@@ -161,53 +217,49 @@ def begin(key: str | None, content: Content) -> Entry:
 
 
 def entries() -> list[Path]:
-    """Folders of the whole entries."""
-    return sorted(path.parent for path in folder().glob(f"*/{RUN}") if path.parent.suffix != PART)
+    """Folders of the whole entries, the oldest first."""
+    inside = [path for path in folder().glob("*") if path.is_dir() and path.suffix != PART]
+    return sorted((p for p in inside if p.name != DAMAGED), key=lambda p: (p.stat().st_mtime, p))
 
 
 def find(key: str, store: str) -> Entry | None:
-    """The whole entry of a step that is for that store."""
-    path = folder() / key[:NAME]
-    entry = read(path) if path in entries() else None
-    return entry if entry and entry.content.store == store else None
+    """The whole entry of a step that is for that store; a damaged one is set aside."""
+    step = address.step_name(store, key)
+    for path in entries():
+        if path.name.startswith(step):
+            try:
+                return read(path)
+            except Damaged as error:
+                log.warning("%s; it is kept in %s", error, set_aside(path))
+    return None
 
 
 def read(path: Path) -> Entry:
     """The whole entry in a folder.
 
     Raises:
-        InputError: It is damaged.
+        Damaged: It is not what was written.
     """
     try:
         stored = json.loads((path / RUN).read_text(encoding="utf-8"))
-        names = {one.name for one in fields(Content)}
-        content = Content(**{k: v for k, v in stored.items() if k in names})
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"the spool's entry {path} is damaged ({error}); move it away to go on"
-        ) from None
+        content = pydantic.TypeAdapter(Content).validate_python(stored)
+        if "lsa.key" not in content.tags or content.dataset.keys() not in (set(), DATASET):
+            raise ValueError("fields are missing")
+    except pydantic.ValidationError as error:
+        place = ".".join(map(str, error.errors()[0]["loc"]))
+        raise Damaged(f"{path / RUN} is damaged ({place}: {error.errors()[0]['msg']})") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise Damaged(f"{path / RUN} is damaged ({error})") from None
     return Entry(path, content, kept=True)
 
 
-# --- to the disk ---------------------------------------------------------------------------------
+def set_aside(path: Path) -> Path:
+    """Move an entry that cannot be delivered where nothing looks for entries; its new folder."""
+    target = folder() / DAMAGED / path.name
+    target.parent.mkdir(exist_ok=True)
+    return path.replace(target)
 
 
-def _flush(folder: Path) -> None:
-    """Have everything in a folder on the disk."""
-    for path in folder.rglob("*"):
-        _flush_folder(path) if path.is_dir() else _flush_file(path)
-    _flush_folder(folder)
-
-
-def _flush_file(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
-def _flush_folder(path: Path) -> None:
-    if os.name == "posix":  # elsewhere a folder cannot be opened
-        number = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(number)
-        finally:
-            os.close(number)
+def damaged() -> list[Path]:
+    """Folders of the entries that were set aside."""
+    return sorted((folder() / DAMAGED).glob("*"))

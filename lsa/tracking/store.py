@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import os
 import re
 import shutil
+import sqlite3
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +17,11 @@ from typing import Any, TypeVar
 import mlflow
 from mlflow.exceptions import MlflowException, RestException
 
-from lsa.runtime import locks, signals
-from lsa.runtime.errors import InputError, without_passwords
+from lsa.runtime import failures, locks, signals
+from lsa.runtime.errors import InputError
+from lsa.runtime.failures import DATABASE
+from lsa.tracking import address
+from lsa.tracking.address import DATABASES, is_served, shown
 
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # we draw our own
 # Waits of 0, 4, 8, 16 and 32 s between its tries: longer than a server takes to start again.
@@ -32,16 +37,37 @@ logging.getLogger("mlflow").setLevel(logging.ERROR)
 logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 logging.getLogger("alembic").setLevel(logging.ERROR)
 
-DATABASES = ("sqlite", "postgresql", "mysql", "mssql")  # whose tables MLflow makes at first use
 AT_ONCE = 8  # questions that are asked of it at once, where there is one for each run
 PAUSE = 30.0  # seconds in which a store that did not answer is not asked again
+TRIES = 3  # of what failed since an answer was cut off
+READS = ("get_", "search_", "list_")  # beginnings of the client's calls that change nothing
+CUT = re.compile(r"Connection broken|IncompleteRead")  # in the text of what MLflow wraps
+NO_ANSWER = re.compile(r"failed with (timeout )?exception|too many \d+ error")
 _silent_until = 0.0
 T = TypeVar("T")
 
 
 def uri() -> str:
-    """The tracking store's address as MLflow sees it."""
+    """The tracking store's address.
+
+    Raises:
+        InputError: None is set, and the current folder's name cannot stand in one.
+    """
+    found = mlflow.get_tracking_uri()
+    if not mlflow.is_tracking_uri_set() and address.decoded(found) != found:
+        # For MLflow's own calls too, which would make a folder of the encoded name.
+        mlflow.set_tracking_uri(address.decoded(found))
     return mlflow.get_tracking_uri()
+
+
+def identity() -> str:
+    """What names the store in use, the same for all of its addresses."""
+    return address.canonical(uri())
+
+
+def step_name(key: str) -> str:
+    """File name of what belongs to a step of the store in use, by the step's key."""
+    return address.step_name(uri(), key)
 
 
 def addresses() -> tuple[str, str]:
@@ -55,54 +81,50 @@ def use(tracking: str, registry: str) -> None:
     mlflow.set_registry_uri(registry)
 
 
-def shown(uri: str) -> str:
-    """The address without the password that it may hold."""
-    return without_passwords(uri)
-
-
 def client() -> mlflow.MlflowClient:
     """A client of the store in use."""
     tracking, registry = addresses()
     _prepare(tracking)
     if registry.startswith(DATABASES):
         _prepare(registry)
-    return mlflow.MlflowClient() if _is_served(uri()) else _Uninterrupted()
+    return _Client()
 
 
-class _Uninterrupted(mlflow.MlflowClient):
-    """A database's client, whose calls no signal cuts short.
+class _Client(mlflow.MlflowClient):
+    """MLflow's client, with what its calls lack.
 
-    SQLAlchemy gives a connection up when an exception that is not an error comes in its statement,
-    but SQLite keeps its lock until nothing refers to the statement any more, and the traceback
-    does: the run could not be ended for as long as its process lives.
+    - Of a server's answer that is cut off, MLflow tries again what failed before the answer came,
+      and gives up afterwards. A question is asked again here.
+    - No signal cuts a call to a database short. SQLAlchemy gives a connection up when an exception
+      that is not an error comes in its statement, but SQLite keeps its lock until nothing refers to
+      the statement any more, and the traceback does: the run could not be ended for as long as its
+      process lives.
     """
 
     def __getattribute__(self, name: str) -> Any:
-        found = super().__getattribute__(name)
-        if name.startswith("_") or not callable(found):
-            return found
+        method = super().__getattribute__(name)
+        if name.startswith("_") or not callable(method):
+            return method
 
-        @functools.wraps(found)
-        def whole(*arguments: Any, **options: Any) -> Any:
-            with signals.held():
-                return found(*arguments, **options)
+        @functools.wraps(method)
+        def call(*arguments: Any, **options: Any) -> Any:
+            if not is_served(uri()):
+                with signals.held():
+                    return method(*arguments, **options)
+            tries = TRIES if name.startswith(READS) else 1
+            return insist(lambda: method(*arguments, **options), tries)
 
-        return whole
-
-
-def _is_served(uri: str) -> bool:
-    """Whether a server stands between this process and the database."""
-    return uri.startswith(("http", "databricks"))
+        return call
 
 
 @functools.lru_cache(maxsize=4)
 def _prepare(uri: str) -> None:
     """Make a new database's tables, one process at a time: MLflow's own two would collide."""
-    if not _is_served(uri):
-        with locks.claim(uri, "tables"):
-            path = Path(uri.removeprefix("sqlite:///"))
-            if uri.startswith("sqlite:///") and "?" not in uri and not path.exists():
-                make_whole(path)
+    if not is_served(uri):
+        with locks.claim(address.canonical(uri), "tables"):
+            file = address.file_of(uri)
+            if file and "?" not in uri and not file.exists():
+                make_whole(file)
             mlflow.MlflowClient(uri).search_experiments(max_results=1)
 
 
@@ -122,25 +144,40 @@ def make_whole(path: Path, artifacts: str | None = None) -> None:
     except OSError as error:
         raise InputError(f"cannot make the store {path}: {error.strerror or error}") from None
     new = folder / path.name
-    if artifacts:
+    quoted_folder = "'" in os.getcwd()  # MLflow writes it into a statement as it is
+    if artifacts or quoted_folder:
         # Here, since a client of a server need not wait the second that its import takes.
         from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-        SqlAlchemyStore(f"sqlite:///{new}", artifacts)
+        SqlAlchemyStore(f"sqlite:///{new}", artifacts or "mlflow-artifacts:/")
     else:
         mlflow.MlflowClient(f"sqlite:///{new}").search_experiments(max_results=1)
+    if quoted_folder and not artifacts:
+        with contextlib.closing(sqlite3.connect(new)) as database, database:
+            choice = os.path.abspath("mlruns/0")  # MLflow's own
+            database.execute("UPDATE experiments SET artifact_location = ?", (choice,))
     if not path.exists():  # else another program was faster
         new.replace(path)
     shutil.rmtree(folder)
 
 
 def away(error: BaseException) -> bool:
-    """Whether an error says that the store did not answer, as against refusing what was asked."""
-    if not isinstance(error, MlflowException):
-        return False
-    if error.error_code == "TEMPORARILY_UNAVAILABLE":
-        return True
-    return not isinstance(error, RestException) and "failed with exception" in str(error)
+    """Whether the store did not answer or its database failed, as against refusing a request.
+
+    What was asked may be asked again later, and what was not logged may be logged later. MLflow
+    wraps some of these errors in others, which say that something does not exist.
+    """
+    return cut(error) or any(
+        one.error_code == "TEMPORARILY_UNAVAILABLE"
+        or (not isinstance(one, RestException) and bool(NO_ANSWER.search(str(one))))
+        for one in failures.chain(error)
+        if isinstance(one, MlflowException)
+    )
+
+
+def cut(error: BaseException) -> bool:
+    """Whether a server's answer began and was cut off."""
+    return any(CUT.search(str(one)) for one in failures.chain(error))
 
 
 def barred(error: BaseException) -> bool:
@@ -150,17 +187,38 @@ def barred(error: BaseException) -> bool:
 
 def explained(error: BaseException) -> str:
     """A store's error in one line."""
+    broken = None if is_served(uri()) else failures.explained(error)
+    if broken:
+        return f"the store {shown(uri())} fails: {broken.removeprefix(DATABASE)}"
     first = (str(error).splitlines() or [""])[0]
+    if refused := [one for one in failures.chain(error) if isinstance(one, sqlite3.Error)]:
+        return f"the store {shown(uri())} fails: {refused[-1]}"
     if away(error):
-        cause = re.search(r"(?<=\] )[\w ]+|timed out|too many \d+ error responses", first)
-        why = f" ({cause[0]})" if cause else ""
-        return f"the store {shown(uri())} does not answer{why}"
+        found = re.findall(r"(?<=\] )[\w ]+|timed out|too many \d+ error responses", _texts(error))
+        why = found[0] if found else "an answer was cut off" if cut(error) else ""
+        return f"the store {shown(uri())} does not answer" + (f" ({why})" if why else "")
     if barred(error):
         return (
             f"the store {shown(uri())} does not let you in; set MLFLOW_TRACKING_USERNAME and "
             "MLFLOW_TRACKING_PASSWORD"
         )
     return f"the store {shown(uri())} refuses: {shown(first)}"
+
+
+def _texts(error: BaseException) -> str:
+    """First lines of an error and of those that it came of."""
+    return "\n".join(str(one).partition("\n")[0] for one in failures.chain(error))
+
+
+def insist(act: Callable[[], T], tries: int = TRIES) -> T:
+    """Do what can be repeated, and again where an answer was cut off on its way."""
+    for _ in range(tries - 1):
+        try:
+            return act()
+        except Exception as error:
+            if not cut(error):
+                raise
+    return act()
 
 
 def ask(question: Callable[[], T], otherwise: T, *, anyway: bool = False) -> T:

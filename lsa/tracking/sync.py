@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 
 from lsa.runtime import locks
 from lsa.runtime.errors import InputError
-from lsa.tracking import recording, registry, runs, spool, store
+from lsa.tracking import address, recording, registry, runs, spool, store
+
+log = logging.getLogger(__name__)
 
 
-def deliver(entry: spool.Entry) -> str:
+def deliver(entry: spool.Entry) -> str | None:
     """Have a whole entry in the store as one finished run, and remove it from the spool.
 
     A run that was begun for it, by its step or by a delivery that was cut short, is taken up again.
 
     Returns:
-        The run.
+        The run; None of an entry that is damaged, which is set aside.
 
     Raises:
         NotLogged: The store does not take it; the entry stays.
     """
     try:
         return _deliver(entry)
+    except spool.Damaged as error:
+        log.warning("%s; it is kept in %s", error, spool.set_aside(entry.path))
+        return None
     except recording.REFUSALS as error:
         raise spool.NotLogged(
             f"{entry.content.name} is measured, not logged: {store.explained(error)}; it is kept "
@@ -30,33 +36,37 @@ def deliver(entry: spool.Entry) -> str:
 
 
 def _deliver(entry: spool.Entry) -> str:
+    registry.check(entry)
     done = runs.finished(entry.content.tags["lsa.key"])
-    if done is None:
+    if done:
+        recording.give_way(entry.content, done.run_id)
+    else:
         opened = recording.Run(entry)
-        registry.deliver(opened)
+        store.insist(lambda: registry.deliver(opened))
         opened.end("FINISHED")
     entry.drop()
     return done.run_id if done else entry.content.run_id
 
 
 def sync() -> Iterator[tuple[str, str]]:
-    """Deliver every entry that is for the store in use.
+    """Deliver every entry that is for the store in use; set those aside that are damaged.
 
     Yields:
         Its name, and what became of it: the run that it is now, or why it stays.
     """
-    here = store.shown(store.uri())
     for path in spool.entries():
         name = path.name
         try:
             entry = spool.read(path)
             name, key, to = entry.content.name, entry.content.tags["lsa.key"], entry.content.store
-            if to != here:
+            if address.canonical(to) != store.identity():
                 yield name, f"stays: it is for the store {to}"
                 continue
-            with locks.claim(store.uri(), key):
-                if path in spool.entries():  # else its own step has delivered it just now
+            with locks.claim(store.identity(), key):
+                if path.exists():  # else its own step has delivered it just now
                     yield name, f"run {_deliver(entry)}"
+        except spool.Damaged as error:
+            yield name, f"stays: it is kept in {spool.set_aside(path)}, since {error}"
         except InputError as error:
             yield name, f"stays: {error}"
         except recording.REFUSALS as error:

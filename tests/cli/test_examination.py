@@ -116,23 +116,13 @@ def test_a_missing_package_fails(workplace, monkeypatch):
 
 
 def test_results_that_wait_in_the_spool_are_told(workplace, monkeypatch):
-    class Spool:
-        @staticmethod
-        def entries():
-            return ["a", "b"]
-
-        @staticmethod
-        def read(path):
-            if broken and path == "b":
-                raise ValueError("b is damaged")
-
-        @staticmethod
-        def folder():
-            return ".lsa/spool"
+    def read(path):
+        if broken and path == "b":
+            raise ValueError("b is damaged")
 
     broken = False
-    monkeypatch.setattr(examination.importlib.util, "find_spec", lambda name: name)
-    monkeypatch.setattr(examination.importlib, "import_module", lambda name: Spool)
+    monkeypatch.setattr(examination.spool, "entries", lambda: ["a", "b"])
+    monkeypatch.setattr(examination.spool, "read", read)
     found = examination._looked("spool", examination._spool)
     assert found.state == "warning" and "2 results" in found.found and "lsa sync" in found.advice
     broken = True

@@ -180,6 +180,21 @@ def test_a_lost_executable_bit_is_given_back(tmp_path, monkeypatch):
     assert plugin.LsaContext().in_context()
 
 
+def test_addresses_of_stores_are_written_out(tmp_path, monkeypatch):
+    """The project's command runs in the project's folder, where a relative one is another file."""
+    (tmp_path / "s p").mkdir()
+    monkeypatch.chdir(tmp_path / "s p")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///rel.db")
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", "http://host:5000")
+    plugin._write_out_addresses()
+    assert os.environ["MLFLOW_TRACKING_URI"] == f"sqlite:///{tmp_path}/s p/rel.db"
+    assert os.environ["MLFLOW_REGISTRY_URI"] == "http://host:5000"
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    monkeypatch.setattr("mlflow.tracking._tracking_service.utils._tracking_uri", None)
+    plugin._write_out_addresses()
+    assert os.environ["MLFLOW_TRACKING_URI"] == f"sqlite:///{tmp_path}/s p/mlflow.db"
+
+
 def test_it_is_registered_and_loads_neither_mlflow_nor_torch():
     (ours,) = (e for e in entry_points(group="mlflow.run_context_provider") if e.name == "lsa")
     assert ours.load() is plugin.LsaContext

@@ -57,6 +57,25 @@ def test_what_is_not_there_is_told_with_what_is(experiment):
         registered.training("models:/tiny.sgd/7")
 
 
+def test_the_checkpoints_of_a_deleted_training_are_not_meant(experiment):
+    older, deleted = run(experiment), run(experiment)
+    version(older)
+    version(deleted)
+    for source, epoch in ((older, 1), (deleted, 1), (deleted, 2)):
+        tags = {"lsa.key": "k", "project": "tiny", "epoch": str(epoch)}
+        client().create_logged_model(experiment, name="sgd-s0", source_run_id=source, tags=tags)
+    client().delete_run(deleted)
+    assert registered.find("tiny", "sgd", 0) == "models:/tiny.sgd/1"
+    assert [one.address for one in registered.listing("tiny")] == ["models:/tiny.sgd/1"]
+    assert [epoch for epoch, _ in registered.trajectory("k")] == [1]
+    assert list(registered.kept("tiny")[1]["k"]) == [1]
+    with pytest.raises(InputError, match="its training is deleted; restore the run"):
+        registered.resolve(deleted)
+    client().delete_run(older)
+    with pytest.raises(InputError, match="there is none of this project; make one with"):
+        registered.find("tiny", "sgd", 0)
+
+
 def test_a_checkpoint_is_named_in_one_way(experiment):
     version(run(experiment))
     address = "models:/tiny.sgd/1"

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import mlflow
 import pytest
+from conftest import furnish
 from mlflow.exceptions import MlflowException
 
 import lsa
@@ -34,7 +38,7 @@ class Plug:
         self._before: Callable[[], None] = lambda: None
         self._after: Callable[[], None] = lambda: None
         monkeypatch.setattr(mlflow, "MlflowClient", self._client)
-        monkeypatch.setattr(store, "_Uninterrupted", self._client)
+        monkeypatch.setattr(store, "_Client", self._client)
         monkeypatch.setattr(store, "PAUSE", 0.0)  # so that being there again is noticed at once
 
     def _client(self, *arguments: str, **named: str) -> Plugged:
@@ -121,12 +125,26 @@ def test_an_entry_is_there_whole_or_not_at_all(workplace):
     found = spool.read(path)
     assert found.content == begun.content and found.files() == ["folder/a.txt"]
     assert spool.find("k" * 64, "elsewhere") is None
-    again = entry()  # the same step, measured again
-    assert spool.entries() == [path] and again.files() == []
-    again.keep()
-    assert spool.entries() == [path] and spool.read(path).files() == []
-    again.drop()
+    found.drop()
     assert spool.entries() == []
+
+
+def test_an_entry_of_another_store_or_process_is_left_alone(workplace):
+    """One is kept, one is being written, and each belongs to the same step."""
+    kept = entry(tags={"lsa.key": "k" * 64})
+    kept.file("a.txt").write_text("a")
+    kept.keep()
+    written = entry()
+    written.file("b.txt").write_text("b")
+    with written.checkpoint("000001"):
+        pass
+    for store_of_other in ("here", "elsewhere"):
+        other = spool.begin("k" * 64, spool.Content("probe-sgd-s0", "tiny", store_of_other))
+        assert other.files() == [] and other.checkpoints() == []
+        other.keep()
+        other.drop()
+    assert spool.entries() == [kept.path] and kept.files() == ["a.txt"]
+    assert written.files() == ["b.txt"] and len(written.checkpoints()) == 1
 
 
 def test_a_checkpoint_counts_once_it_is_whole_and_outlives_its_process(workplace):
@@ -190,6 +208,25 @@ def test_a_probe_measured_while_the_store_is_away_is_delivered_as_it_would_have_
     assert measured.model_id == source.model_id
     assert found.info.end_time >= found.info.start_time
     assert spool.entries() == [] and list(sync.sync()) == []
+
+
+def test_a_result_kept_for_one_store_outlives_the_same_step_for_another(workplace, new_store, plug):
+    recipe = project.load("tiny").recipe("sgd")
+    store.client()
+    plug.pull()
+    with pytest.raises(spool.NotLogged):
+        train.train(recipe)
+    plug.put()
+    (kept,), here = spool.entries(), store.addresses()
+    shutil.copy(new_store, "other.db")
+    store.use(*[f"sqlite:///{workplace}/other.db"] * 2)
+    assert not train.train(recipe, reuse=True).reused
+    assert spool.entries() == [kept] and len(runs()) == 1
+    ((_, end),) = sync.sync()
+    assert end == f"stays: it is for the store {here[0]}"
+    store.use(*here)
+    ((_, end),) = sync.sync()
+    assert end.startswith("run ") and len(runs()) == 1
 
 
 def test_what_another_client_logged_meanwhile_is_not_logged_again(trained, plug, monkeypatch):
@@ -293,18 +330,90 @@ def test_the_command_line_says_so_in_one_line_with_its_own_code(workplace, plug,
     assert told[0].startswith("train-sgd-s0: run ") and told[1] == "nothing waits in .lsa/spool"
 
 
-def test_what_cannot_be_delivered_does_not_hold_up_the_rest(workplace, plug):
+def change(file: str, /, **values: object) -> Callable[[Path], None]:
+    """Other values in a JSON file of an entry; None removes one."""
+
+    def changed(path: Path) -> None:
+        (found,) = path.rglob(file)
+        content = json.loads(found.read_text()) | values
+        found.write_text(json.dumps({k: v for k, v in content.items() if v != "removed"}))
+
+    return changed
+
+
+def cut(file: str, size: int) -> Callable[[Path], None]:
+    """Cut a file of an entry."""
+    return lambda path: os.truncate(next(path.rglob(file)), size)
+
+
+DAMAGES = {
+    "no key": change("run.json", tags={}),
+    "no tags": change("run.json", tags=None),
+    "no name": change("run.json", name="removed"),
+    "metrics": change("run.json", metrics=[{"key": "loss", "value": "junk"}]),
+    "dataset": change("run.json", dataset={"name": "digits"}),
+    "run cut": cut("run.json", 40),
+    "run lost": lambda path: (path / "run.json").unlink(),
+    "about cut": cut("about.json", 40),
+    "about lost": lambda path: next(path.rglob("about.json")).unlink(),
+    "about incomplete": change("about.json", epoch="removed"),
+    "weights cut": cut("weights.safetensors", 1),
+    "weights lost": lambda path: next(path.rglob("weights.safetensors")).unlink(),
+}
+
+
+@pytest.fixture(scope="module")
+def training_kept(tmp_path_factory, new_store) -> Path:
+    """The entry of a training that no store has taken; its working folder."""
+    folder = tmp_path_factory.mktemp("away")
+    with pytest.MonkeyPatch.context() as patch:
+        furnish(folder, patch, new_store)
+        store.client()
+        Plug(patch).pull()
+        with pytest.raises(spool.NotLogged):
+            train.train(project.load("tiny").recipe("sgd"))
+    return folder
+
+
+def test_damaged_entries_are_set_aside_and_the_others_delivered(
+    workplace, training_kept, caplog, capsys
+):
+    shutil.copytree(training_kept / ".lsa", ".lsa")
+    (whole,) = spool.entries()
+    content = json.loads((whole / "run.json").read_text())
+    mlflow_uri = store.shown(store.uri())
+    change("run.json", store=mlflow_uri)(whole)
+    elsewhere = spool.folder() / "elsewhere"
+    shutil.copytree(whole, elsewhere)
+    change("run.json", store="http://elsewhere")(elsewhere)
+    for i, (name, damage) in enumerate(DAMAGES.items()):
+        path = spool.folder() / f"{i:02} {name}"
+        shutil.copytree(whole, path)
+        damage(path)
+        os.utime(path, (i, i))  # all before the whole one
+    assert content["store"] != mlflow_uri
+    ends = list(sync.sync())
+    stay = [end for _, end in ends if not end.startswith("run ")]
+    assert len(ends) == len(DAMAGES) + 2 and len(stay) == len(DAMAGES) + 1
+    assert sum("is for the store http://elsewhere" in end for end in stay) == 1
+    aside = [end for end in stay if "it is kept in .lsa/spool/damaged/" in end]
+    assert len(aside) == len(DAMAGES) and all("\n" not in end for end in aside)
+    assert spool.entries() == [elsewhere] and len(spool.damaged()) == len(DAMAGES)
+    (found,) = runs()  # and none left open
+    assert found.info.status == "FINISHED"
+    assert lsa.load(found.info.run_id).epoch == 2
+    assert app.run(["doctor"]) == 0
+    assert f"{len(DAMAGES)} damaged" in capsys.readouterr().out
+
+
+def test_a_damaged_entry_does_not_keep_its_step_from_being_measured(workplace, plug, caplog):
+    recipe = project.load("tiny").recipe("sgd")
     store.client()
     plug.pull()
     with pytest.raises(spool.NotLogged):
-        train.train(project.load("tiny").recipe("sgd"))
+        train.train(recipe)
     plug.put()
-    for key, content in (("a" * 64, {"store": "http://elsewhere"}), ("b" * 64, None)):
-        other = entry(key, tags={"lsa.key": key})
-        other.keep()
-        text = "{" if content is None else json.dumps(vars(other.content) | content)
-        (other.path / spool.RUN).write_text(text)
-    ends = dict(sync.sync())
-    assert sorted(end.split()[0] for end in ends.values()) == ["run", "stays:", "stays:"]
-    assert "is for the store http://elsewhere" in ends["probe-sgd-s0"]
-    assert "is damaged" in ends["b" * 32]
+    (path,) = spool.entries()
+    cut("weights.safetensors", 1)(path)
+    assert not train.train(recipe, reuse=True).reused
+    assert "it is kept in .lsa/spool/damaged/" in caplog.text and spool.entries() == []
