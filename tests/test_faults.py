@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import pytest
-from faults import Row, clients, server
+from faults import Row, clients, network, server
 from faults import __main__ as page
 
 
@@ -49,6 +49,24 @@ def test_a_server_that_is_gone_costs_nothing_but_time(tmp_path):
 @pytest.mark.timeout(1200)
 def test_a_training_that_is_stopped_goes_on(tmp_path):
     clients.stopped(tmp_path, 1)
+
+
+@pytest.mark.full
+@pytest.mark.timeout(1200)
+def test_a_training_that_is_killed_as_it_logs_leaves_nothing_half_made(tmp_path):
+    clients.killed_at_the_end(tmp_path, 2)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_requests_that_fail_cost_nothing(tmp_path):
+    network.at_one_request(tmp_path / "one", 2 * len(network.FAULTS))
+
+
+@pytest.mark.full
+@pytest.mark.timeout(1200)
+def test_a_study_of_whose_requests_every_fifth_fails_loses_nothing(tmp_path):
+    network.at_every(tmp_path, ((5, "lose"),))
 
 
 @pytest.mark.full

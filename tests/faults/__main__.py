@@ -22,6 +22,7 @@ PAGE = ROOT / "docs" / "reliability.md"
 # Module -> what its section is called. A module that is not there keeps its section.
 SECTIONS = {
     "server": "The server dies",
+    "network": "Requests fail",
     "clients": "Clients stop, lose workers, meet, or have wrong clocks",
     "kills": "Clients are killed at random",
     "checkpoints": "Checkpoints are damaged",

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import mlflow
 import psutil
 from processes import forked, started
 from servers import LSA, Served, environment, lsa
@@ -26,6 +27,7 @@ def rows(folder: Path) -> list[Row]:
     """The faults of this module."""
     return [
         stopped(folder / "stopped", 3),
+        killed_at_the_end(folder / "end", 12),
         worker_killed(folder / "worker"),
         crowd(folder / "sqlite", CLIENTS, served=False),
         crowd(folder / "http", CLIENTS, served=True),
@@ -62,6 +64,38 @@ def stopped(folder: Path, times: int) -> Row:
         times,
         f"nothing: started again it went on after epoch {resumed} of 120",
         f"exit code 143: “{told[0]}”",
+    )
+
+
+def killed_at_the_end(folder: Path, times: int) -> Row:
+    """SIGKILL to a training that has trained its last epoch, while its result is logged."""
+    client, uri = alone(folder, epochs=2)
+    env = environment(MLFLOW_TRACKING_URI=uri)
+    lsa("checkpoints", cwd=client, env=env)
+    moments, hit = random.Random(0), 0
+    for seed in range(times):
+        command = ["train", "--project", "tiny", "--optimizer", "sgd", "--seed", str(seed)]
+        with started([*LSA, *command], cwd=client, env=env, stdout=subprocess.DEVNULL) as process:
+            until(lambda p=process: p.poll() is not None or kept(client))
+            time.sleep(moments.uniform(0, 0.4))
+            hit += process.poll() is None
+            process.kill()
+        ended = runs(uri, f"tags.seed = '{seed}' and attributes.status = 'FINISHED'")
+        if kept(client) or not ended:  # else it was killed when all was done
+            lsa(*command, cwd=client, env=env)
+        assert not kept(client)
+    assert hit > times / 2  # what had ended before shows nothing
+    assert count(client, "status = 'RUNNING'") == 0
+    finished = [r for r in runs(uri, "tags.`lsa.step` = 'train'") if r.info.status == "FINISHED"]
+    assert len({r.data.tags["lsa.key"] for r in finished}) == times == len(finished)
+    models = mlflow.MlflowClient(uri).search_logged_models([finished[0].info.experiment_id])
+    assert {str(m.status) for m in models} == {"READY"} and len(models) == times
+    return Row(
+        "client killed as it logs",
+        "SIGKILL to a training 0 to 0.4 s after its last epoch",
+        hit,
+        "nothing: started again, it logs what was kept; no run and no checkpoint is left half made",
+        "nothing but the end",
     )
 
 
@@ -217,6 +251,11 @@ def saved(client: Path) -> float:
     """When a training's state was written last, in seconds since 1970; 0 before the first."""
     states = (client / ".lsa" / "training").glob("*.safetensors")
     return max((state.stat().st_mtime for state in states), default=0.0)
+
+
+def kept(client: Path) -> bool:
+    """Whether a result waits in a client's spool."""
+    return any(path.suffix != ".part" for path in (client / ".lsa" / "spool").glob("*"))
 
 
 def count(client: Path, criteria: str) -> int:
