@@ -149,7 +149,8 @@ def check(uri: str, wanted: dict[str, int], trainings: int) -> None:
     """Compare what the store holds with what was measured."""
     found = runs(uri, "")
     assert {run.info.status for run in found} == {"FINISHED"}
-    assert Counter(run.data.tags["lsa.step"] for run in found) == wanted
+    steps_found = Counter(run.data.tags["lsa.step"] for run in found)
+    assert steps_found == wanted, steps_found
     keys = [run.data.tags["lsa.key"] for run in found if "lsa.key" in run.data.tags]
     assert len(keys) == len(set(keys))
     client = mlflow.MlflowClient(uri)
