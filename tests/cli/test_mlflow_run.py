@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from processes import forked
 
 pytestmark = pytest.mark.slow
 
@@ -44,23 +45,42 @@ def mlflow_run(environment: dict[str, str], *arguments: str) -> subprocess.Compl
     )
 
 
+def test_lanczos_of_a_training_is_that_of_the_command(environment):
+    trained = forked("train", "--optimizer", "sgd", "--epochs", "1", cwd=ROOT, env=environment)
+    options = ["-P", "k=1", "-P", "samples=64", "-P", "tol=1e-2"]
+    done = mlflow_run(environment, "-e", "lanczos", "-P", "optimizer=sgd", *options)
+    assert done.returncode == 0, done.stderr
+    assert "no conda here; using the current Python" in done.stderr
+    words = ["--checkpoint", run_of(trained), "--k", "1", "--samples", "64", "--tol", "1e-2"]
+    command = forked("lanczos", *words, cwd=ROOT, env=environment)
+    assert top(done) == top(command)
+    assert set(statuses(environment).values()) == {"FINISHED"}
+
+
+def run_of(trained: subprocess.CompletedProcess) -> str:
+    found = re.search(r"^run +(\w+)$", trained.stdout, re.MULTILINE)
+    assert trained.returncode == 0 and found is not None, trained.stderr
+    return found[1]
+
+
+def top(measured: subprocess.CompletedProcess) -> str:
+    """λ_max as it is printed."""
+    found = re.search(r"lanczos/lambda_max +(\S+)", measured.stdout)
+    assert measured.returncode == 0 and found is not None, measured.stderr
+    return found[1]
+
+
+@pytest.mark.full
 def test_train_then_lanczos_by_optimizer_and_by_run_id(environment):
     trained = mlflow_run(environment, "-e", "train", "-P", "optimizer=sgd", "-P", "epochs=1")
-    assert trained.returncode == 0, trained.stderr
-    assert "no conda here; using the current Python" in trained.stderr
-    run_id = re.search(r"^run +(\w+)$", trained.stdout, re.MULTILINE)
-    assert run_id is not None
     options = ["-P", "k=1", "-P", "samples=64", "-P", "tol=1e-2"]
     by_name = mlflow_run(environment, "-e", "lanczos", "-P", "optimizer=sgd", *options)
-    assert by_name.returncode == 0, by_name.stderr
     by_id = mlflow_run(
-        environment, "-e", "lanczos", "-P", f"checkpoint={run_id[1]}", *options,
+        environment, "-e", "lanczos", "-P", f"checkpoint={run_of(trained)}", *options,
         "--env-manager", "local",
     )  # fmt: skip
-    assert by_id.returncode == 0, by_id.stderr
+    assert top(by_name) == top(by_id)
     assert set(statuses(environment).values()) == {"FINISHED"}
-    number = r"lanczos/lambda_max +(\S+)"
-    assert re.search(number, by_name.stdout)[1] == re.search(number, by_id.stdout)[1]
 
 
 def test_bad_input_ends_the_run_failed(environment):
