@@ -15,8 +15,9 @@ from torch.func import functional_call
 from lsa.figures.interpolation import draw
 from lsa.landscape import Landscape, flatten
 from lsa.maths.alignment.permutations import apply, permutation_spec, random_permutations
+from lsa.maths.paths.polyline import barriers
 from lsa.probe import Result, find
-from lsa.probes.interpolation import interpolation
+from lsa.probes.interpolation import BARRIERS, _bootstrapped, _grid, _means, interpolation
 from lsa.runtime.errors import InputError
 from lsa.training import data, models
 
@@ -170,6 +171,30 @@ def test_the_error_of_a_barrier_is_paired(pair: Pair) -> None:
     assert rise.mean().item() == pytest.approx(metric.value)
     # 200 resamples give a deviation to 1/√400 = 5 %: four of these.
     assert metric.errors["data"] == pytest.approx(direct, rel=0.2)
+
+
+@pytest.mark.parametrize("n", [50, 200])
+@pytest.mark.parametrize(
+    ("height", "tilt"), [(1.0, 0.0), (0.05, 0.1), (0.05, 0.2), (0.3, 1.0)], ids=str
+)
+def test_two_errors_of_a_barrier_cover_it_in_90_percent(height: float, tilt: float, n: int) -> None:
+    """Losses hᵢ·4α(1−α) + tᵢα + offset, hᵢ lognormal: steep tails, tops inside and at an end."""
+    alphas = _grid(41)
+    bump = 4 * alphas * (1 - alphas)
+    truth = barriers((height * bump + tilt * alphas)[None], alphas)
+    inside = dict.fromkeys(BARRIERS, 0)
+    for seed in range(100):
+        h = height * (normal(n, seed=3 * seed) - 0.5).exp()
+        t = tilt + 0.3 * normal(n, seed=3 * seed + 1)
+        offset = 2 * normal(n, seed=3 * seed + 2)
+        table = bump[:, None] * h + alphas[:, None] * t + offset
+        heights = barriers(_means({"loss": table}, generator(seed))["loss"], alphas)
+        for name, definition in BARRIERS.items():
+            metric = _bootstrapped(getattr(heights, definition), "loss")
+            off = abs(metric.value - getattr(truth, definition).item())
+            inside[name] += off <= 2 * metric.errors["data"] + 1e-12
+    # One deviation of 100 draws at 90 %; 200 resamples of 50 samples leave some to chance.
+    assert min(inside.values()) >= 90 - 3, inside
 
 
 def test_what_is_common_to_all_points_cancels_in_the_error() -> None:

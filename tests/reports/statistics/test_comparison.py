@@ -91,6 +91,17 @@ def test_without_a_difference_at_most_5_percent_of_studies_claim_one(n, skewed):
     assert wrong <= 100 + 3 * math.sqrt(2000 * 0.05 * 0.95)
 
 
+@pytest.mark.parametrize("n", [8, 10])
+def test_with_equal_means_and_other_skew_up_to_11_percent_claim_a_difference(n):
+    """The test is of symmetric differences: here they have mean 0 and the exponential's skew."""
+    rng = np.random.default_rng(0)
+    wrong = 0
+    for _ in range(2000):
+        table = np.stack([rng.exponential(1, n) - 1, 0.3 * rng.normal(0, 1, n)])
+        wrong += compare(by_seed(table), scale="difference")[0].established
+    assert 2000 * 0.06 < wrong < 2000 * 0.11
+
+
 def test_a_large_difference_is_established_with_ten_seeds():
     """d_z = 2: two standard deviations of the paired differences."""
     rng = np.random.default_rng(1)
