@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lsa.runtime.errors import InputError
+from lsa.runtime.errors import InputError, NotFinite
 
 Function = Callable[[Tensor], tuple[float, Tensor]]
 """x `(d,)` ↦ f(x) and ∇f(x) `(d,)`."""
@@ -78,7 +78,7 @@ def ascend(
     x = project(start, radius)
     value, gradient = function(x)
     if not _finite(value, gradient):
-        raise InputError(
+        raise NotFinite(
             f"the function is not finite at distance {x.norm():.3g} of the centre; choose a "
             f"radius below {radius:g}"
         )

@@ -15,13 +15,14 @@ this one declaration. The decorated function stays the plain function.
 from __future__ import annotations
 
 import inspect
+import math
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from lsa.probe.result import Result
-from lsa.runtime.errors import InputError
+from lsa.runtime.errors import InputError, NotFinite
 
 if TYPE_CHECKING:  # what the command line's help does not wait for
     pass
@@ -121,8 +122,22 @@ class Probe:
                     f"probe {self.name} has no option {name!r}; known: {', '.join(self.options)}"
                 )
         doubts = self._doubts(given)
-        result = self.function(*(given[name] for name in self.inputs), **options)
+        try:
+            result = self.function(*(given[name] for name in self.inputs), **options)
+        except NotFinite as error:
+            named = self._culprit(given)
+            raise InputError("; ".join(named)) if named else error from None
+        if not all(math.isfinite(metric.value) for metric in result.metrics.values()):
+            doubts = (*doubts, *self._culprit(given))
         return replace(result, probe=self.name, notes=(*result.notes, *doubts))
+
+    def _culprit(self, given: Mapping[str, Any]) -> tuple[str, ...]:
+        """The sample whose loss is not finite, in one line; empty where there is none."""
+        from lsa.landscape import finite
+
+        split = next((given[n] for n in ("landscape", "training") if n in self.inputs), None)
+        named = finite.culprit(split, given["theta"]) if split and "theta" in self.inputs else ""
+        return (named,) if named else ()
 
     def _doubts(self, given: Mapping[str, Any]) -> tuple[str, ...]:
         """What is off with the landscape that it measures, before it does."""

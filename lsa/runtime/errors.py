@@ -14,6 +14,10 @@ class InputError(ValueError):
         super().__init__(plain(message))
 
 
+class NotFinite(InputError):
+    """A loss, gradient or product that is not finite, of a checkpoint or of single samples."""
+
+
 def plain(text: str) -> str:
     """Text as one line of printable characters, without passwords and of bounded length.
 

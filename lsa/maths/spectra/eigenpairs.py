@@ -12,7 +12,7 @@ from torch import Tensor
 from lsa.maths.spectra.detection import detectable
 from lsa.maths.spectra.krylov import Krylov, Matvec, gram_error
 from lsa.maths.spectra.search import Search
-from lsa.runtime.errors import InputError
+from lsa.runtime.errors import InputError, NotFinite
 from lsa.runtime.progress import Report
 
 CONFIRM, SHARE = 3, 0.1  # products that look for missed eigenvalues, see `lanczos`
@@ -199,11 +199,13 @@ def start_vector(like: Tensor, rng: torch.Generator, near: Tensor | None = None)
     if near is None:
         return random
     length = float(near.norm())
-    if near.shape != like.shape or not length < float("inf"):
+    if near.shape != like.shape:
         raise InputError(
-            f"the direction to start from has shape {tuple(near.shape)} and length {length:g}; "
-            f"give a finite one of shape {tuple(like.shape)}, or none"
+            f"the direction to start from has shape {tuple(near.shape)}; give one of shape "
+            f"{tuple(like.shape)}, or none"
         )
+    if not length < math.inf:
+        raise NotFinite("the direction to start from is not finite; has the checkpoint diverged?")
     if not length:
         return random
     both = random / random.norm() + near.to(like) / length

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lsa.runtime.errors import InputError
+from lsa.runtime.errors import InputError, NotFinite
 
 Matvec = Callable[[Tensor], Tensor]
 """v `(d,)` ↦ A v `(d,)`, A symmetric."""
@@ -59,7 +59,7 @@ def to_host(coefficients: Tensor) -> Tensor:
     """Coefficients as float64 on the CPU; refuses an operator that overflowed or returned nan."""
     coefficients = coefficients.double().cpu()
     if not bool(coefficients.isfinite().all()):
-        raise InputError("the product A v is not finite; the loss has diverged at this θ")
+        raise NotFinite("the product A v is not finite; the loss has diverged at this θ")
     return coefficients
 
 
