@@ -11,7 +11,7 @@ this is refused here.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 from urllib.parse import unquote, urlsplit
 
 from filelock import FileLock
@@ -113,6 +113,6 @@ def with_logins() -> ASGIApp:
     from mlflow.server.auth import create_app
 
     with FileLock("logins.lock"):  # one worker makes the database, in the server's folder
-        served = create_app(app)
+        served = cast("ASGIApp", create_app(app))  # Flask's under other servers than uvicorn
     app.before_request(handlers.catch_mlflow_exception(refuse_locations))
     return guarded(served)

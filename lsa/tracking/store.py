@@ -181,8 +181,9 @@ def cut(error: BaseException) -> bool:
 
 
 def barred(error: BaseException) -> bool:
-    """Whether the store asks for another name or password."""
-    return isinstance(error, MlflowException) and bool(re.search(r"\b401\b", str(error)))
+    """Whether the store asks for another login, or does not let this one do what was asked."""
+    refused = r"\b401\b|error code 403\b"
+    return isinstance(error, MlflowException) and bool(re.search(refused, str(error)))
 
 
 def explained(error: BaseException) -> str:
@@ -197,7 +198,12 @@ def explained(error: BaseException) -> str:
         found = re.findall(r"(?<=\] )[\w ]+|timed out|too many \d+ error responses", _texts(error))
         why = found[0] if found else "an answer was cut off" if cut(error) else ""
         return f"the store {shown(uri())} does not answer" + (f" ({why})" if why else "")
-    if barred(error):
+    if "error code 403" in first and "Permission denied" in first:
+        return (
+            f"the store {shown(uri())} does not let this login write there; whoever made the "
+            "experiment or the model lets others in, or the admin"
+        )
+    if barred(error) and "error code 403" not in first:
         return (
             f"the store {shown(uri())} does not let you in; set MLFLOW_TRACKING_USERNAME and "
             "MLFLOW_TRACKING_PASSWORD"

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from servers import Served, asked
+from conftest import PROJECT
+from servers import Served, asked, environment, lsa
 
 from lsa.tracking.guard import refusal
 
@@ -243,6 +244,33 @@ def test_who_made_an_experiment_lets_others_in(attacked):
     assert attacked.asked("POST", path, "bob", {**grant, "permission": "EDIT"})[0] == 403
     assert attacked.asked("POST", path, "ann", {**grant, "permission": "EDIT"})[0] == 200
     assert attacked.asked(*attempt)[0] == 200
+
+
+@pytest.mark.slow
+def test_a_login_that_may_not_write_is_told_in_one_line(attacked, tmp_path):
+    attacked.made("experiments/create", "ann", name="tiny")
+    (tmp_path / "tiny.yaml").write_text(PROJECT)
+    env = environment(
+        MLFLOW_TRACKING_URI=f"http://127.0.0.1:{attacked.port}",
+        MLFLOW_TRACKING_USERNAME="bob",
+        MLFLOW_TRACKING_PASSWORD=PASSWORD,
+    )
+    told = lsa(
+        "train", "--project", "tiny.yaml", "--optimizer", "sgd", cwd=tmp_path, env=env, code=2
+    )
+    assert "does not let this login write there" in told.stderr and told.stderr.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_without_a_login_nothing_is_read(attacked):
+    for path in (
+        f"{API}/experiments/get?experiment_id=0",
+        f"{ARTIFACTS}/artifacts/{attacked.artifact}",
+        f"{ARTIFACTS}/artifacts?path={attacked.experiment}",
+        "/",
+    ):
+        for login in ("nobody", ""):
+            assert attacked.asked("GET", path, login)[0] == 401
 
 
 @pytest.mark.slow
