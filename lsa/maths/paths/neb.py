@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lsa.maths.paths.polyline import redistribute, segment_lengths, tangents
+from lsa.maths.paths.polyline import redistribute, tangents
 from lsa.runtime.errors import InputError
 from lsa.runtime.progress import Report
 
@@ -49,7 +49,6 @@ def nudged_elastic_band(
     steps: int,
     lr: float,
     momentum: float = 0.9,
-    spring: float = math.inf,
     method: Literal["neb", "string"] = "neb",
     climbing: bool = False,
     tol: float = 1e-3,
@@ -57,11 +56,11 @@ def nudged_elastic_band(
     first_step: int = 0,
     report: Report | None = None,
 ) -> Band:
-    """Relax a path by F = −(g − (g·τ)τ) + k(|τ⁺| − |τ⁻|)τ until g ∥ τ, g = ∇L(θᵢ).
+    """Relax a path by F = −(g − (g·τ)τ) until g ∥ τ, g = ∇L(θᵢ).
 
-    One step is v ← momentum·v + F, θ ← θ + lr·v at every interior pivot. For k = inf the spring
-    force is replaced by redistribution after each step (Draxler et al. 2018); the velocity then
-    keeps only its part across the path, the one that redistribution does not undo.
+    One step is v ← momentum·v + F, θ ← θ + lr·v at every interior pivot, and redistribution of the
+    pivots to `spacing`, which is the limit of infinitely stiff springs (Draxler et al. 2018). The
+    velocity keeps only its part across the path, the one that redistribution does not undo.
 
     Args:
         energy: Energies and gradients of all pivots on one mini-batch.
@@ -69,7 +68,6 @@ def nudged_elastic_band(
         steps: Most moves to make.
         lr: Step size.
         momentum: Heavy ball; 0.9 as Draxler et al. 2018.
-        spring: Spring constant k; inf (Draxler et al. 2018) keeps the pivots at `spacing`.
         method: "neb" moves by the gradient across the path; "string" by the whole gradient, of
             which redistribution undoes the rest (E, Ren & Vanden-Eijnden 2007). Straight moves
             along a curved path leave a gradient across it in proportion to lr; lower lr, or finish
@@ -87,13 +85,10 @@ def nudged_elastic_band(
         energies were.
 
     Raises:
-        InputError: A path, budget, rate or spring that is out of range.
+        InputError: A path, budget or rate that is out of range.
     """
-    _check(path, steps, lr, momentum, spring, method)
-    slides = math.isinf(spring)
-    pivots = path.detach().clone()
-    if slides:
-        pivots = redistribute(pivots, spacing)
+    _check(path, steps, lr, momentum, method)
+    pivots = redistribute(path.detach().clone(), spacing)
     velocity = torch.zeros_like(pivots[1:-1])
     band = Band(pivots, torch.full((len(pivots),), math.nan), math.nan, "budget", "", 0, 0)
     for step in range(steps + 1):
@@ -105,7 +100,7 @@ def nudged_elastic_band(
             return replace(band, stop="not finite", stop_reason=reason, grad_evals=evals)
         climber = _climber(energies) if climbing else None
         tau = tangents(pivots, energies)
-        force, residual = _forces(pivots, tau, gradients[1:-1], spring, method, climber)
+        force, residual = _forces(tau, gradients[1:-1], method, climber)
         stop, reason = _verdict(residual, tol, step, steps)
         band = Band(pivots, energies, residual, stop, reason, step, evals)
         if report:
@@ -113,18 +108,13 @@ def nudged_elastic_band(
             report(step, steps, text)
         if stop == "converged" or step == steps:
             break
-        if slides:
-            velocity = _across(velocity, tau, climber)
-        velocity = momentum * velocity + force
+        velocity = momentum * _across(velocity, tau, climber) + force
         pivots = torch.cat([pivots[:1], pivots[1:-1] + lr * velocity, pivots[-1:]])
-        if slides:
-            pivots = _slide(pivots, spacing, climber)
+        pivots = _slide(pivots, spacing, climber)
     return band
 
 
-def _check(
-    path: Tensor, steps: int, lr: float, momentum: float, spring: float, method: str
-) -> None:
+def _check(path: Tensor, steps: int, lr: float, momentum: float, method: str) -> None:
     if path.ndim != 2 or len(path) < 3:
         raise InputError(f"path of shape {tuple(path.shape)}; give pivots (P, d) with P ≥ 3")
     if steps < 0 or not lr > 0 or not 0 <= momentum < 1:
@@ -132,12 +122,8 @@ def _check(
             f"steps={steps}, lr={lr:g}, momentum={momentum:g}; need steps ≥ 0, lr > 0, "
             "0 ≤ momentum < 1"
         )
-    if not spring >= 0:
-        raise InputError(f"spring={spring:g} must be ≥ 0, or inf for redistribution")
     if method not in ("neb", "string"):
         raise InputError(f"method={method!r} is unknown; choose 'neb' or 'string'")
-    if method == "string" and math.isfinite(spring):
-        raise InputError(f"spring={spring:g}: the string method has none; use spring=inf or 'neb'")
 
 
 def _evaluate(energy: EnergyFunction, pivots: Tensor, step: int) -> tuple[Tensor, Tensor]:
@@ -167,16 +153,11 @@ def _climber(energies: Tensor) -> int | None:
     return i if peak else None
 
 
-def _forces(
-    pivots: Tensor, tau: Tensor, g: Tensor, spring: float, method: str, climber: int | None
-) -> tuple[Tensor, float]:
+def _forces(tau: Tensor, g: Tensor, method: str, climber: int | None) -> tuple[Tensor, float]:
     """Forces `(P−2, d)` on the interior pivots, and the largest gradient across the path."""
     along = (g * tau).sum(1, keepdim=True) * tau
     across = g - along
     force = -g if method == "string" else -across
-    if math.isfinite(spring):
-        length = segment_lengths(pivots).to(pivots.dtype)
-        force = force + spring * (length[1:] - length[:-1])[:, None] * tau
     norms = across.norm(dim=1)
     if climber is not None:
         c = climber - 1

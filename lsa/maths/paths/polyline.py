@@ -7,7 +7,6 @@ energy; the searches that do are in `lsa.maths.neb` and `lsa.maths.curves`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -33,28 +32,6 @@ def length_ratio(pivots: Tensor) -> float:
     """Path length over chord |θ_P − θ_1|: 1 for a straight path; nan when the ends coincide."""
     chord = segment_lengths(pivots[[0, -1]])[0]
     return (arc_lengths(pivots)[-1] / chord).item()
-
-
-def interpolate(path: Tensor, t: Tensor) -> Tensor:
-    """Points at fractions t of the arc length of a polyline.
-
-    Args:
-        path: Pivots `(P, d)`.
-        t: Fractions `(T,)` in [0, 1]; 0 and 1 give the endpoints bitwise.
-
-    Returns:
-        Points `(T, d)`.
-
-    Raises:
-        InputError: A fraction outside [0, 1].
-    """
-    if not ((t >= 0) & (t <= 1)).all():
-        raise InputError(
-            f"t spans [{t.min():.6g}, {t.max():.6g}]; fractions of a path's length lie in [0, 1]"
-        )
-    fraction = t.to(path.device, torch.float64)
-    points = _at_arc_length(path, fraction * arc_lengths(path)[-1])
-    return with_exact_ends(points, fraction, path)
 
 
 def with_exact_ends(points: Tensor, t: Tensor, path: Tensor) -> Tensor:
@@ -193,7 +170,7 @@ def barriers(energies: Tensor, alphas: Tensor) -> Barriers:
     )
 
 
-# --- two exact constructions ---------------------------------------------------------------------
+# --- an exact baseline ---------------------------------------------------------------------
 
 
 def head_collapse_path(a: Tensor, b: Tensor, head: Tensor, between: int = 0) -> Tensor:
@@ -225,37 +202,3 @@ def head_collapse_path(a: Tensor, b: Tensor, head: Tensor, between: int = 0) -> 
         raise InputError("head must be a boolean mask that selects the last layer; it selects none")
     vertices = torch.stack([a, a.masked_fill(head, 0), b.masked_fill(head, 0), b])
     return refine(vertices, between)
-
-
-def minimax_matrix(saddles: Tensor | Sequence[Sequence[float]]) -> Tensor:
-    """Lowest attainable maximum between every two minima, M_ij = min over paths of max over edges.
-
-    Merges the minima along the minimum spanning tree of the saddle energies (Draxler et al. 2018):
-    the edge that first joins two groups is the minimax between all their members. The
-    result is ultrametric, M_ac ≤ max(M_ab, M_bc).
-
-    Args:
-        saddles: Symmetric `(n, n)`: highest energy on the best known path between i and j, inf
-            where none is known; the diagonal (the minima's own energies) is kept.
-
-    Returns:
-        `(n, n)`, float64; inf between minima that no known path connects.
-
-    Raises:
-        InputError: Not square, not symmetric, or a nan.
-    """
-    w = torch.as_tensor(saddles, dtype=torch.float64).cpu()
-    if w.ndim != 2 or w.shape[0] != w.shape[1] or not torch.equal(w, w.T):
-        raise InputError(f"saddles of shape {tuple(w.shape)} must be square, symmetric, not nan")
-    n = len(w)
-    result = torch.full_like(w, torch.inf)
-    result.diagonal().copy_(w.diagonal())
-    group = torch.arange(n)
-    rows, columns = torch.triu_indices(n, n, 1)
-    for e in w[rows, columns].argsort(stable=True).tolist():
-        left, right = group == group[rows[e]], group == group[columns[e]]
-        if not torch.equal(left, right):
-            joined = left[:, None] & right[None]
-            result[joined | joined.T] = w[rows[e], columns[e]]
-            group[right] = group[rows[e]].clone()
-    return result

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import itertools
 import math
 
 import numpy as np
@@ -13,9 +12,7 @@ from lsa.maths.paths.polyline import (
     arc_lengths,
     barriers,
     head_collapse_path,
-    interpolate,
     length_ratio,
-    minimax_matrix,
     redistribute,
     refine,
     tangents,
@@ -50,18 +47,6 @@ def along(path: Tensor, share: np.ndarray) -> np.ndarray:
     p = path.numpy()
     s = np.r_[0, np.linalg.norm(np.diff(p, axis=0), axis=1).cumsum()]
     return np.stack([np.interp(share * s[-1], s, column) for column in p.T], 1)
-
-
-def test_interpolate_by_arc_length() -> None:
-    path, t = zigzag(), torch.tensor([0.0, 0.1, 0.5, 0.77, 1.0], dtype=F64)
-    points = interpolate(path, t)
-    np.testing.assert_allclose(points, along(path, t.numpy()), atol=1e-14)
-    assert torch.equal(points[[0, -1]], path[[0, -1]])
-
-
-def test_interpolate_refuses_extrapolation() -> None:
-    with pytest.raises(InputError, match=r"\[0, 1\]"):
-        interpolate(zigzag(), torch.tensor([0.5, 1.1]))
 
 
 def test_refine_keeps_pivots_and_spaces_the_rest_evenly() -> None:
@@ -229,46 +214,3 @@ def test_head_collapse_needs_a_boolean_mask_that_selects() -> None:
         head_collapse_path(a, a, torch.ones(4))
     with pytest.raises(InputError, match="one length"):
         head_collapse_path(a, a, torch.ones(3, dtype=torch.bool))
-
-
-# --- minimax --------------------------------------------------------------------------------------
-
-
-def floyd_warshall(w: np.ndarray) -> np.ndarray:
-    best = w.copy()
-    for k, i, j in itertools.product(range(len(w)), repeat=3):
-        if i != j:
-            best[i, j] = min(best[i, j], max(best[i, k] if i != k else -np.inf, best[k, j]))
-    return best
-
-
-def test_minimax_of_four_minima() -> None:
-    w = [[0, 3, 9, 4], [3, 0, 2, 8], [9, 2, 0, 7], [4, 8, 7, 0]]
-    expected = [[0, 3, 3, 4], [3, 0, 2, 4], [3, 2, 0, 4], [4, 4, 4, 0]]
-    np.testing.assert_array_equal(minimax_matrix(w), expected)
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_minimax_equals_floyd_warshall_and_is_ultrametric(seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    w = rng.integers(1, 30, (9, 9)).astype(float)  # integers, for ties
-    w[rng.random((9, 9)) < 0.5] = np.inf  # untested pairs
-    w = np.minimum(w, w.T)
-    np.fill_diagonal(w, rng.random(9))
-    found = minimax_matrix(torch.from_numpy(w))
-    np.testing.assert_array_equal(found, floyd_warshall(w))
-    for i, j, k in itertools.permutations(range(9), 3):
-        assert found[i, k] <= max(found[i, j], found[j, k])
-
-
-def test_minimax_leaves_unconnected_minima_apart() -> None:
-    w = torch.full((4, 4), torch.inf)
-    w[0, 1] = w[1, 0] = 0.0  # a saddle of zero is an edge like any other
-    found = minimax_matrix(w)
-    assert found[0, 1] == 0 and torch.isinf(found[2:, :2]).all()
-
-
-@pytest.mark.parametrize("bad", [[[0.0, 1], [2, 0]], [[0.0, 1]], [[0.0, math.nan], [math.nan, 0]]])
-def test_minimax_refuses_what_is_not_a_symmetric_matrix(bad: list) -> None:
-    with pytest.raises(InputError, match="square, symmetric"):
-        minimax_matrix(bad)
