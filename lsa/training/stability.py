@@ -186,7 +186,8 @@ class OptimizerState:
         def inverse_root(v: Tensor) -> Tensor:
             w = scale * v
             for part, P, root in operators:
-                w[part] = root * P.inverse_root(v[part].double())
+                piece = v[part].to(P.diagonal)  # of the optimizer, perhaps on another device
+                w[part] = (root * P.inverse_root(piece)).to(w)
             return w
 
         return Preconditioner(P_diagonal, inverse_root)
