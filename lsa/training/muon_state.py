@@ -36,7 +36,7 @@ def muon(parameter: Tensor, group: Mapping[str, Any], state: Mapping[str, Any]) 
     return _averaged(P, group)
 
 
-@preconditioner(torch.optim.Muon)
+@preconditioner(getattr(torch.optim, "Muon", "torch.optim:Muon"))  # torch has it from 2.9 on
 def torch_muon(parameter: Tensor, group: Mapping[str, Any], state: Mapping[str, Any]) -> Rule:
     """torch's own Muon, which takes matrices alone."""
     P = None
