@@ -31,7 +31,6 @@ from benchmarks import (
     training,
 )
 from lsa.landscape.derivatives.precision import full_float32
-from lsa.runtime import heap
 
 PACKAGES = {
     "curvlinops": "curvlinops-for-pytorch",
@@ -142,8 +141,6 @@ def main() -> None:
         x, y = setting.images(chosen.images, trained, chosen.device)
         model = setting.network(task.network, x[:2048], y[:2048], **task.options)
         x, y = x[:n], y[:n]
-        with heap.kept():
-            setting.landscape(model, x, y)  # passes are measured here, and not where time is taken
         with full_float32():  # PyTorch's default on a GPU would fail the accuracy asked for
             found[name] = task.rows(model, x, y, rivals)
         d = sum(p.numel() for p in model.parameters())

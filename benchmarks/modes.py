@@ -8,17 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
+from torch.func import functional_call, grad, jvp
 
 from benchmarks import setting
 from benchmarks.timing import alternate
 from lsa.landscape import flatten
-from lsa.landscape.derivatives.modes import (
-    Function,
-    Matvec,
-    forward_over_reverse,
-    reverse_over_forward,
-)
+from lsa.landscape.derivatives.modes import Function, Matvec
 from lsa.runtime import heap
 
 ROUNDS = 3
@@ -33,6 +28,16 @@ def double_backward(loss: Function, theta: Tensor) -> Matvec:
         return torch.autograd.grad(g, t, v)[0]
 
     return product
+
+
+def forward_over_reverse(loss: Function, theta: Tensor) -> Matvec:
+    """The gradient's derivative along v."""
+    return lambda v: jvp(grad(loss), (theta,), (v,))[1]
+
+
+def reverse_over_forward(loss: Function, theta: Tensor) -> Matvec:
+    """The gradient of the derivative along v."""
+    return lambda v: grad(lambda t: jvp(loss, (t,), (v,))[1])(theta)
 
 
 MODES = (double_backward, forward_over_reverse, reverse_over_forward)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lsa.landscape import Landscape, flatten, passes
+from lsa.landscape import Landscape, flatten
 from lsa.training import data, models
 
 
@@ -41,6 +41,5 @@ def network(
 
 
 def landscape(model: nn.Module, x: Tensor, y: Tensor, **options: Any) -> tuple[Landscape, Tensor]:
-    """The landscape of the model at its parameters, in passes as a checkpoint's would have them."""
-    at = passes.chosen(Landscape(model, x, y)).applied(Landscape(model, x, y, **options))
-    return at, flatten(model).to(x.device)
+    """The landscape of the model, and its parameters."""
+    return Landscape(model, x, y, **options), flatten(model).to(x.device)

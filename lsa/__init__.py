@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lsa.landscape import Landscape
+    from lsa.landscape.derivatives.budget import configure
     from lsa.probe import PROBES, Curve, Metric, Result
     from lsa.runtime.errors import InputError
     from lsa.studies.adoption import adopt, register
@@ -29,6 +30,7 @@ _HOMES = {
     "Result": "lsa.probe",
     "Rule": "lsa.training.preconditioners",
     "adopt": "lsa.studies.adoption",
+    "configure": "lsa.landscape.derivatives.budget",
     "follow": "lsa.studies.trajectory",
     "load": "lsa.studies.steps",
     "measure": "lsa.studies.steps",
@@ -48,6 +50,7 @@ __all__ = [
     "Result",
     "Rule",
     "adopt",
+    "configure",
     "follow",
     "load",
     "measure",

@@ -289,16 +289,12 @@ def _plan(declared: probe.Probe, options: dict[str, Any], source: Any, along: bo
     from lsa.studies import cost
     from lsa.studies.view import duration
 
+    budget.from_environment()
     at = source.landscape
     split = source.data
-    with budget.computing(source.choice.threads):
-        rates = cost.measured(
-            at,
-            source.theta,
-            len(split.x_train),
-            len(split.x_val),
-            optimizer=source.recipe.rule.name,
-        )
+    rates = cost.measured(
+        at, source.theta, len(split.x_train), len(split.x_val), optimizer=source.recipe.rule.name
+    )
     found = cost.probing(declared, projects.resolve(declared, options, "options"), rates)
     if found is None:
         raise InputError(f"probe {declared.name} declares no work; add work=… to its @probe")

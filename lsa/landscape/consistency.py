@@ -8,17 +8,16 @@ differences in float64, which cost two gradients and one product.
 from __future__ import annotations
 
 import hashlib
-import os
 from contextlib import AbstractContextManager
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
+from lsa.landscape.derivatives import budget
 from lsa.landscape.landscape import Landscape
 from lsa.runtime.errors import InputError
 
-SWITCH = "LSA_CONSISTENCY"  # environment variable; `off` asks nothing
 SAMPLES = 2
 # Steps over ‖θ‖. So small that hardly a unit changes its side of a kink, where differences of the
 # gradient say nothing; the longer ones are for models that compute in float32 inside.
@@ -36,7 +35,7 @@ def notes(landscape: Landscape, theta: Tensor) -> tuple[str, ...]:
     Raises:
         InputError: The gradient or the Hessian product is plainly not the loss's.
     """
-    if os.environ.get(SWITCH) == "off" or theta.shape != (landscape.dimension,):
+    if not budget.settings().check or theta.shape != (landscape.dimension,):
         return ()
     known = _known.setdefault(landscape, {})
     key = hashlib.blake2b(theta.detach().cpu().numpy().tobytes(), digest_size=16).digest()
@@ -168,7 +167,7 @@ def _compared(few: Landscape, theta: Tensor) -> tuple[str, ...]:
 
 def _wrong(name: str, own: Tensor, difference: Tensor) -> str:
     """Both differences agree with each other and not with autograd."""
-    rest = f"backward of a custom function, or measure all the same with {SWITCH}=off"
+    rest = f"backward of a custom function, or measure all the same with {budget.CHECK}=off"
     if name == "slope":
         return (
             f"the gradient is not that of the loss: along a random direction it gives "

@@ -71,22 +71,19 @@ class Landscape:
         x: Inputs, shape `(N, …)`, on the device where the work shall happen.
         y: Targets, shape `(N, …)`.
         loss: ℓ as an unweighted mean over a batch, `(outputs, targets) -> scalar`.
-        chunk: Samples per pass; bounds memory, changes the result by rounding. Default `LSA_CHUNK`
-            in the environment, else what a CPU's cache holds, or what fills a GPU within an eighth
-            of its free memory.
+        chunk: Samples per pass; bounds memory, changes the result by rounding. Default that of
+            `lsa.configure`, else what a CPU's cache holds, or what fills a GPU within an eighth of
+            its free memory.
         memory: Bytes that graphs may hold from one product to the next, which then costs up to a
-            third less; changes the result by rounding. Default `LSA_GRAPH_MEMORY`, else half of the
-            free memory, less for a process that does not use all cores.
+            third less; changes the result by rounding. Default that of `lsa.configure`, else half
+            of the free memory, less for a process that does not use all cores.
         layout: How images lie in memory, `channels_last` or `contiguous`; changes the result by
-            rounding. Default `LSA_LAYOUT`, else `channels_last`, the faster one on every machine
-            tried.
-        mode: By which Hessian products are taken where no graph is kept, of
-            `lsa.landscape.derivatives.modes.MODES`; changes the result by rounding.
+            rounding. Default that of `lsa.configure`, else `channels_last`, the faster one on every
+            machine tried.
 
     Raises:
-        InputError: No samples, inputs and targets of different number, chunk below 1, a variable,
-            layout or mode that is none of these, or batch norm without running statistics, whose
-            loss depends on the chunk.
+        InputError: No samples, inputs and targets of different number, chunk below 1, an unknown
+            layout, or batch norm without running statistics, whose loss depends on the chunk.
     """
 
     def __init__(
@@ -99,22 +96,19 @@ class Landscape:
         chunk: int | None = None,
         memory: int | None = None,
         layout: str | None = None,
-        mode: str = modes.DEFAULT,
     ) -> None:
         if chunk is not None and chunk < 1:
             raise InputError(f"chunk={chunk} holds no sample; choose chunk ≥ 1")
         if layout is not None and layout not in budget.LAYOUTS:
             raise InputError(f"layout={layout!r}; choose {' or '.join(budget.LAYOUTS)}")
-        if mode not in modes.MODES:
-            raise InputError(f"mode={mode!r}; choose {', '.join(modes.MODES)}")
         batch_norm.check_statistics(model)
         self._own = dict(_trainable(model))
         self.model = copy.deepcopy(model).to(x.device).eval()
         self.loss_function = loss
-        self._chunk = budget.fixed_chunk() if chunk is None else chunk
-        self._memory = budget.fixed_memory() if memory is None else memory
-        self.layout = layout or budget.fixed_layout() or next(iter(budget.LAYOUTS))
-        self.mode = mode
+        fixed = budget.settings()
+        self._chunk = fixed.chunk if chunk is None else chunk
+        self._memory = fixed.memory if memory is None else memory
+        self.layout = layout or fixed.layout or next(iter(budget.LAYOUTS))
         self._saved: dict[object, float] = {}  # by a sample's shape: bytes that its pass saves
         self._index()
         self._place(x, y)
@@ -196,20 +190,12 @@ class Landscape:
             chunk=self._chunk,
             memory=self._memory,
             layout=self.layout,
-            mode=self.mode,
         )
 
-    def computed(
-        self, *, chunk: int, layout: str, mode: str, memory: int | None = None
-    ) -> Landscape:
-        """The same landscape computed otherwise; the memory for graphs stays where none is given.
-
-        Arguments are those of the class.
-        """
+    def with_memory(self, memory: int) -> Landscape:
+        """The same landscape whose graphs may hold so many bytes."""
         other = copy.copy(self)
-        other._chunk, other.layout, other.mode = chunk, layout, mode
-        other._memory = self._memory if memory is None else memory
-        other._place(self.x, self.y)
+        other._memory = memory
         return other
 
     def restricted(self, theta: Tensor, names: Collection[str]) -> Landscape:
@@ -424,7 +410,7 @@ class Landscape:
 
         By double backward a block of b vectors shares forward and first backward pass of a chunk.
         """
-        return products.hessian(*self._split(theta), self.mode)
+        return products.hessian(*self._split(theta))
 
     def graph_size(self, theta: Tensor) -> float:
         """Bytes per sample that a product with H keeps for the next, where memory allows."""

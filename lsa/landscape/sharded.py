@@ -35,7 +35,6 @@ def shared(landscape: Landscape) -> Landscape:
         chunk=landscape._chunk,
         memory=memory,
         layout=landscape.layout,
-        mode=landscape.mode,
     )
 
 

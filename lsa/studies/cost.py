@@ -12,7 +12,7 @@ import psutil
 import torch
 from torch import Tensor
 
-from lsa.landscape import Landscape, flatten, passes
+from lsa.landscape import Landscape, flatten
 from lsa.landscape.derivatives import budget
 from lsa.probe import Probe, Sizes
 from lsa.project import Project, Recipe
@@ -63,17 +63,14 @@ def rates(
     workers: int = 1,
 ) -> Rates:
     """Measure loss, gradient and Hessian product at the initial weights of a recipe's network."""
+    budget.from_environment()
     split = load_data(recipe, device, trusted)
     model = network(recipe, split, trusted).to(device)
     wanted, training = setting.landscape.samples, len(split.x_train)
     samples = training if wanted == "all" else min(wanted, training)
     loss = loss_of(recipe, trusted)
     landscape = Landscape(model, split.x_train[:samples], split.y_train[:samples], loss)
-    choice = passes.chosen(landscape)
-    with budget.computing(choice.threads):
-        return measured(
-            choice.applied(landscape), flatten(model), training, len(split.x_val), workers
-        )
+    return measured(landscape, flatten(model), training, len(split.x_val), workers)
 
 
 @heap.kept()
@@ -96,7 +93,7 @@ def measured(
         optimizer: That trained the checkpoint.
     """
     collector.resume()
-    samples, spare = landscape.n_samples, budget.fixed_memory()
+    samples, spare = landscape.n_samples, budget.settings().memory
     if spare is None:
         spare = budget.graph_memory(theta.device) // workers
     names = tuple(landscape.unflatten(theta))
@@ -104,12 +101,7 @@ def measured(
     n = min(SAMPLES, samples)
     graphs = landscape.graph_size(theta)
     # As many of the graphs must fit here as will fit there, since a kept one makes a product cheap.
-    part = landscape.with_data(landscape.x[:n], landscape.y[:n]).computed(
-        chunk=landscape.chunk,
-        layout=landscape.layout,
-        mode=landscape.mode,
-        memory=int(spare * n / samples),
-    )
+    part = landscape.subset(torch.arange(n)).with_memory(int(spare * n / samples))
     v = torch.randn(len(theta), generator=torch.Generator().manual_seed(0)).to(theta)
     operators = part.hessian(theta), part.gauss_newton(theta), part.covariance(theta, centred=False)
     firsts: list[Callable[[], Any]] = [

@@ -245,8 +245,7 @@ def _measure(
                 "lsa.chunk": landscape.chunk,
                 "lsa.graph_memory": landscape.graph_memory,
                 "lsa.layout": landscape.layout,
-                "lsa.product_mode": landscape.mode,
-                "lsa.threads": sources[0].choice.threads,
+                "lsa.threads": torch.get_num_threads(),
             }
         )
         opened.attempt()
@@ -266,7 +265,7 @@ def check_sources(declared: Probe, sources: Sequence[Checkpoint]) -> None:
     Raises:
         InputError: Too few or many, of different models or data, or not finite.
     """
-    budget.check_environment()
+    budget.from_environment()
     least, most = 1 + declared.pair, declared.most
     if not least <= len(sources) <= most:
         wanted = most if least == most else f"{least} to {most}"
@@ -325,7 +324,7 @@ def call_probe(
         "report": lambda: report,
     }
     given = {name: available[name]() for name in declared.inputs}
-    with full_float32(), budget.computing(source.choice.threads):
+    with full_float32():
         result = declared(**given, **options)
     landscape: Landscape = source.landscape
     whole = len(source.data.x_train)

@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lsa.landscape import Landscape, flatten, passes
+from lsa.landscape import Landscape, flatten
 from lsa.landscape.sharded import shared
 from lsa.project import ELSEWHERE, Recipe, first_rule
 from lsa.runtime import documents
@@ -84,11 +84,6 @@ class Checkpoint:
         return model.to(self.device).eval()
 
     @functools.cached_property
-    def choice(self) -> passes.Choice:
-        """Passes, layout and threads for this landscape here."""
-        return passes.chosen(self._subset(Landscape(self.model, *self._training_data, self._loss)))
-
-    @functools.cached_property
     def landscape(self) -> Landscape:
         """L(θ) on the project's fixed subset of the training split."""
         return self._subset(self.training)
@@ -104,15 +99,11 @@ class Checkpoint:
     @functools.cached_property
     def training(self) -> Landscape:
         """L(θ) on the whole training split."""
-        return shared(self.choice.applied(Landscape(self.model, *self._training_data, self._loss)))
+        return shared(Landscape(self.model, self.data.x_train, self.data.y_train, self._loss))
 
     @functools.cached_property
     def _loss(self) -> Loss:
         return loss_of(self.recipe, self.trusted)
-
-    @property
-    def _training_data(self) -> tuple[Tensor, Tensor]:
-        return self.data.x_train, self.data.y_train
 
     @functools.cached_property
     def validation(self) -> Landscape:

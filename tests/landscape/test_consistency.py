@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lsa.landscape import Landscape, consistency, flatten
+from lsa.landscape.derivatives import budget
 from lsa.probe import find
 from lsa.runtime.errors import InputError
 from lsa.training import data, models
@@ -273,7 +274,7 @@ def test_a_probe_carries_the_note_and_refuses_what_is_plainly_wrong(monkeypatch)
     options |= {"landscape": landscape, "theta": theta}
     with pytest.raises(InputError, match="not that of the loss"):
         find("lanczos")(**options)
-    monkeypatch.setenv("LSA_CONSISTENCY", "off")
+    monkeypatch.setattr(budget, "_configured", budget.Settings(check=False))
     assert consistency.notes(landscape, theta) == ()
 
 
@@ -301,7 +302,7 @@ def test_numbers_are_the_same_with_and_without(monkeypatch):
         return {name: metric.value for name, metric in found.metrics.items()}
 
     checked = numbers()
-    monkeypatch.setenv("LSA_CONSISTENCY", "off")
+    monkeypatch.setattr(budget, "_configured", budget.Settings(check=False))
     assert numbers() == checked
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from lsa.landscape import Landscape, flatten
-from lsa.landscape.derivatives import budget, modes
+from lsa.landscape.derivatives import budget
 from lsa.maths.spectra import eigenpairs
 from lsa.runtime.errors import InputError
 from lsa.training import models
@@ -450,13 +450,12 @@ def test_a_restriction_to_nothing_is_refused(mlp, names, message):
         mlp[0].restricted(mlp[1], names)
 
 
-def test_the_environment_fixes_chunk_and_memory_for_all_but_who_says_otherwise(mlp, monkeypatch):
+def test_a_setting_fixes_chunk_and_memory_for_all_but_who_says_otherwise(mlp, monkeypatch):
     landscape, theta = mlp
     model, x, y, v = landscape.model, landscape.x, landscape.y, normal(len(theta))
     expected = landscape.hessian(theta)(v)
     for chunk, memory in ((5, 0), (5, 10**9), (23, 0)):
-        monkeypatch.setenv("LSA_CHUNK", str(chunk))
-        monkeypatch.setenv("LSA_GRAPH_MEMORY", str(memory))
+        monkeypatch.setattr(budget, "_configured", budget.Settings(chunk, memory))
         fixed = Landscape(model, x, y)
         for one in (fixed, fixed.subset(torch.arange(9))):
             assert (one.chunk, one.graph_memory) == (chunk, memory)
@@ -468,20 +467,16 @@ def test_the_environment_fixes_chunk_and_memory_for_all_but_who_says_otherwise(m
 @pytest.mark.parametrize("chunk", [3, 24])
 @pytest.mark.parametrize("memory", [0, 10**9])
 @pytest.mark.parametrize("layout", ["channels_last", "contiguous"])
-@pytest.mark.parametrize("mode", modes.MODES)
-def test_every_choice_of_the_engine_gives_the_same_derivatives(
-    chunk, memory, layout, mode, monkeypatch
-):
+def test_every_choice_of_the_engine_gives_the_same_derivatives(chunk, memory, layout, monkeypatch):
     """In float32; the reference has the usual choices, in float64."""
     model = models.build("simple_cnn", input_shape=(3, 8, 8), classes=10, seed=0, width=8)
     x, y = normal(24, 3, 8, 8).float(), torch.arange(24) % 10
     usual = Landscape(model, x, y)
-    monkeypatch.setenv("LSA_LAYOUT", layout)
-    forced = Landscape(model, x, y, chunk=chunk, memory=memory, mode=mode)
+    monkeypatch.setattr(budget, "_configured", budget.Settings(layout=layout))
+    forced = Landscape(model, x, y, chunk=chunk, memory=memory)
     assert forced.layout == layout
-    same = usual.computed(chunk=chunk, layout=layout, mode=mode, memory=memory)
-    for one in (forced, same, forced.subset(torch.arange(12)), forced.with_model(model)):
-        assert (one.chunk, one.graph_memory, one.mode) == (chunk, memory, mode)
+    for one in (forced, forced.subset(torch.arange(12)), forced.with_model(model)):
+        assert (one.chunk, one.graph_memory) == (chunk, memory)
         assert one.x.is_contiguous(memory_format=budget.LAYOUTS[layout])
     theta = flatten(model)
     exact, v = usual.double(), normal(len(theta))
@@ -515,16 +510,10 @@ def relative(found: torch.Tensor, exact: torch.Tensor) -> float:
     return float((found.double() - exact).norm() / exact.norm())
 
 
-def test_a_layout_or_mode_that_there_is_not_is_refused(mlp, monkeypatch):
+def test_a_layout_that_there_is_not_is_refused(mlp, monkeypatch):
     landscape, _ = mlp
-    with pytest.raises(InputError, match="mode='forward'; choose double_backward, forward_over_"):
-        Landscape(landscape.model, landscape.x, landscape.y, mode="forward")
     with pytest.raises(InputError, match="layout='rows'; choose channels_last or contiguous"):
         Landscape(landscape.model, landscape.x, landscape.y, layout="rows")
     monkeypatch.setenv("LSA_LAYOUT", "rows")
     with pytest.raises(InputError, match="LSA_LAYOUT='rows' is none of channels_last, contiguous;"):
-        budget.check_environment()
-    monkeypatch.delenv("LSA_LAYOUT")
-    monkeypatch.setenv("LSA_PRODUCT_MODE", "forward")
-    with pytest.raises(InputError, match="LSA_PRODUCT_MODE='forward' is none of double_backward, "):
-        budget.check_environment()
+        budget.from_environment()

@@ -17,7 +17,7 @@ from processes import command
 
 import lsa
 from lsa import project
-from lsa.landscape import flatten, passes
+from lsa.landscape import flatten
 from lsa.probe import PROBES, Metric, Result, probe
 from lsa.runtime import heap, provenance
 from lsa.runtime.errors import InputError
@@ -135,23 +135,6 @@ def lanczos_runs() -> list:
     return mlflow.search_runs(
         search_all_experiments=True, filter_string=named, output_format="list"
     )
-
-
-def test_long_work_takes_what_is_fastest_and_says_so(trained, monkeypatch, tmp_path):
-    monkeypatch.setenv("LSA_CACHE", str(tmp_path / "cache"))
-    usual = lsa.measure("lanczos", lsa.load(trained.run_id), k=1)
-    assert usual.tags["lsa.threads"] == str(torch.get_num_threads())
-    monkeypatch.setattr(passes, "WORTH", 0.0)
-    monkeypatch.setattr(
-        passes, "_measured", lambda at, usual: passes.Choice(100, usual.layout, 1, usual.mode)
-    )
-    source = lsa.load(trained.run_id)
-    found = lsa.measure("lanczos", source, k=1)
-    assert (found.tags["lsa.chunk"], found.tags["lsa.threads"]) == ("100", "1")
-    assert source.validation.chunk == 100
-    for name in ("lambda_max", "lambda_min"):
-        key = f"lanczos/{name}"
-        assert found.metrics[key] == pytest.approx(usual.metrics[key], rel=1e-5)
 
 
 def test_what_a_step_frees_it_keeps_until_its_end(trained, monkeypatch):

@@ -1,28 +1,25 @@
-"""How much at once, and how: samples per pass, memory for graphs, layout, mode, threads.
+"""How much is computed at once: samples per pass, memory for graphs, layout of images.
 
-All follow from rules here that were measured. Where work is long `lsa.passes` asks the machine.
+The rules were measured. `configure` or the environment overrides them for a process.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
 from torch import Tensor, nn
 
-from lsa.landscape.derivatives.modes import MODES
 from lsa.runtime.errors import InputError
 
-# Variables of the environment that fix what is lsa's choice otherwise.
+# Variables of the environment that `from_environment` reads.
 CHUNK, MEMORY, LAYOUT = "LSA_CHUNK", "LSA_GRAPH_MEMORY", "LSA_LAYOUT"
-MODE = "LSA_PRODUCT_MODE"
-RULES = "rules"  # value of the first: nothing is measured
-THREADS = "OMP_NUM_THREADS"  # PyTorch reads it
+CHECK = "LSA_CONSISTENCY"
 LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 MOST = 512  # samples in one pass on a CPU
 MOST_ON_CARD = 4096
@@ -37,78 +34,68 @@ LIMITS = (
 )
 
 
-def fixed_chunk() -> int | None:
-    """Samples per pass that the user has fixed in the environment; None where they are lsa's.
+@dataclass(frozen=True)
+class Settings:
+    """What the user has fixed for all landscapes of this process; None where a rule decides."""
+
+    chunk: int | None = None  # samples per pass
+    memory: int | None = None  # bytes that graphs may hold from one product to the next
+    layout: str | None = None  # of images, a key of `LAYOUTS`
+    check: bool = True  # whether a probe first asks `lsa.landscape.consistency`
+
+
+_configured = Settings()
+_environment = Settings()
+
+
+def settings() -> Settings:
+    """The settings of this process: those of `configure`, then those of the environment."""
+    a, b = _configured, _environment
+    return Settings(
+        b.chunk if a.chunk is None else a.chunk,
+        b.memory if a.memory is None else a.memory,
+        a.layout or b.layout,
+        a.check and b.check,
+    )
+
+
+def configure(**changed: Any) -> None:
+    """Set defaults for every landscape that this process makes from now on.
+
+    Args:
+        **changed: Fields of `Settings`: `chunk`, `memory`, `layout`, `check`.
 
     Raises:
-        InputError: Neither a whole number ≥ 1 nor `rules`.
+        InputError: No such field, or a value that it cannot have.
     """
-    return None if by_rules() else _fixed(CHUNK, 1, f", nor {RULES!r}")
+    global _configured
+    unknown = sorted(set(changed) - set(Settings.__dataclass_fields__))
+    if unknown:
+        known = ", ".join(Settings.__dataclass_fields__)
+        raise InputError(f"there is no setting {unknown[0]!r}; choose from {known}")
+    new = replace(_configured, **changed)
+    for name, least in (("chunk", 1), ("memory", 0)):
+        value = getattr(new, name)
+        if value is not None and (not isinstance(value, int) or value < least):
+            raise InputError(f"{name}={value!r} is no whole number ≥ {least}; correct it")
+    if new.layout is not None and new.layout not in LAYOUTS:
+        raise InputError(f"layout={new.layout!r}; choose {' or '.join(LAYOUTS)}")
+    _configured = new
 
 
-def by_rules() -> bool:
-    """Whether the user wants nothing measured."""
-    return os.environ.get(CHUNK) == RULES
-
-
-def fixed_threads() -> bool:
-    """Whether the user has fixed the number of threads."""
-    return bool(os.environ.get(THREADS))
-
-
-_given: ContextVar[int | None] = ContextVar("given", default=None)  # threads, where fewer compute
-
-
-@contextmanager
-def computing(threads: int) -> Iterator[None]:
-    """Within it so many threads of this process compute; what it has of the memory stays."""
-    before = torch.get_num_threads()
-    given = _given.set(_given.get() or before)
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-        _given.reset(given)
-
-
-def fixed_memory() -> int | None:
-    """Bytes for graphs that the user has fixed in the environment; None where they are lsa's.
+def from_environment() -> None:
+    """Read the settings that the environment names. Commands and tracked steps call this.
 
     Raises:
-        InputError: No whole number ≥ 0.
+        InputError: A variable has a value that its setting cannot have.
     """
-    return _fixed(MEMORY, 0)
-
-
-def fixed_layout() -> str | None:
-    """How images lie in memory, of `LAYOUTS`, if the user has fixed it; None where it is lsa's.
-
-    Raises:
-        InputError: Another word.
-    """
-    return _fixed_word(LAYOUT, LAYOUTS)
-
-
-def fixed_mode() -> str | None:
-    """By which mode Hessian products are taken, of `MODES`, if the user has fixed it.
-
-    Raises:
-        InputError: Another word.
-    """
-    return _fixed_word(MODE, MODES)
-
-
-def check_environment() -> None:
-    """Refuse what the variables cannot be.
-
-    Raises:
-        InputError: As above.
-    """
-    fixed_chunk()
-    fixed_memory()
-    fixed_layout()
-    fixed_mode()
+    global _environment
+    _environment = Settings(
+        _fixed(CHUNK, 1),
+        _fixed(MEMORY, 0),
+        _fixed_word(LAYOUT, LAYOUTS),
+        os.environ.get(CHECK) != "off",
+    )
 
 
 def _fixed_word(name: str, words: Collection[str]) -> str | None:
@@ -118,7 +105,7 @@ def _fixed_word(name: str, words: Collection[str]) -> str | None:
     return text or None
 
 
-def _fixed(name: str, least: int, else_: str = "") -> int | None:
+def _fixed(name: str, least: int) -> int | None:
     text = os.environ.get(name, "")
     if not text:
         return None
@@ -128,7 +115,7 @@ def _fixed(name: str, least: int, else_: str = "") -> int | None:
             return int(value)
     except ValueError:
         pass
-    raise InputError(f"{name}={text!r} is no whole number ≥ {least}{else_}; correct or unset it")
+    raise InputError(f"{name}={text!r} is no whole number ≥ {least}; correct or unset it")
 
 
 def cache_size(model: nn.Module, x: Tensor) -> int:
@@ -155,12 +142,12 @@ def image_layout(
 ) -> torch.memory_format | None:
     """How inputs of a network shall lie: images that it convolves in a layout of `LAYOUTS`.
 
-    Default is what the user has fixed, else `channels_last`: with contiguous images an epoch of
+    Default is the process's setting, else `channels_last`: with contiguous images an epoch of
     simple_cnn takes a Xeon 1.3 times as long, most of it in max pooling. None: as they are.
     """
     if x.ndim != 4 or not convolves(model):
         return None
-    return LAYOUTS[layout or fixed_layout() or next(iter(LAYOUTS))]
+    return LAYOUTS[layout or settings().layout or next(iter(LAYOUTS))]
 
 
 def laid_out(x: Tensor, layout: torch.memory_format | None) -> Tensor:
@@ -190,7 +177,7 @@ def graph_memory(device: torch.device) -> int:
     """
     if device.type == "cuda":
         return int(SHARE * torch.cuda.mem_get_info(device)[0])
-    threads = _given.get() or torch.get_num_threads()
+    threads = torch.get_num_threads()
     return int(SHARE * min(1.0, threads / _cores()) * free_memory())
 
 

@@ -1,8 +1,4 @@
-"""The modes of automatic differentiation that give products with a Hessian.
-
-Each takes L(θ) as a function and θ `(d,)`, and returns v ↦ ∇²L(θ) v for v `(d,)`. They differ in
-what they cost and in which derivatives an operation must have (Griewank & Walther 2008, ch. 5.1).
-"""
+"""Hessian products by double backward, and derivatives along a direction by forward mode."""
 
 from __future__ import annotations
 
@@ -13,7 +9,6 @@ from functools import partial
 import torch
 from torch import Tensor
 from torch.autograd import grad
-from torch.func import grad as gradient_of
 from torch.func import jvp
 
 from lsa.landscape.derivatives.second_order import SecondOrder
@@ -40,53 +35,11 @@ def double_backward(loss: Function, theta: Tensor) -> Matvec:
     return partial(pull_back, differentiable(grad(value, t, create_graph=True)[0]), t)
 
 
-def forward_over_reverse(loss: Function, theta: Tensor) -> Matvec:
-    """The gradient's derivative along v; of a convolution nine of its kind, nothing kept.
-
-    Raises:
-        InputError: From the product, where an operation or its gradient has no forward derivative.
-    """
-    return _possible("forward_over_reverse", lambda v: along(gradient_of(loss), theta.detach(), v))
-
-
-def reverse_over_forward(loss: Function, theta: Tensor) -> Matvec:
-    """The gradient of the derivative along v; of a convolution nine of its kind, nothing kept.
-
-    Raises:
-        InputError: From the product, where an operation has no forward derivative, or that has no
-            gradient.
-    """
-    return _possible(
-        "reverse_over_forward", lambda v: gradient_of(lambda t: along(loss, t, v))(theta.detach())
-    )
-
-
-MODES = {
-    mode.__name__: mode for mode in (double_backward, forward_over_reverse, reverse_over_forward)
-}
-DEFAULT = double_backward.__name__
-
-
 def along(function: Function, theta: Tensor, v: Tensor) -> Tensor:
     """Derivative of the function at θ along v, by forward mode."""
     with warnings.catch_warnings():  # of PyTorch's own, at its first call
         warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
         return jvp(function, (theta,), (v,))[1]
-
-
-def _possible(mode: str, product: Matvec) -> Matvec:
-    """The product; PyTorch's refusal as one line."""
-
-    def checked(v: Tensor) -> Tensor:
-        try:
-            return product(v)
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:
-            (reason, *_) = str(error).splitlines() or [type(error).__name__]
-            raise InputError(f"{mode} is not possible for this network: {reason}") from None
-
-    return checked
 
 
 def pull_back(g: Tensor, at: Tensor, cotangent: Tensor) -> Tensor:

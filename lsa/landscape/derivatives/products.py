@@ -22,7 +22,6 @@ from torch.autograd.graph import saved_tensors_hooks
 from lsa.landscape.derivatives import sample_gradients
 from lsa.landscape.derivatives.layer_gradients import SampleGradients, size
 from lsa.landscape.derivatives.modes import (
-    MODES,
     Function,
     Matvec,
     differentiable,
@@ -49,20 +48,15 @@ class Part:
     loss_of: Function  # Lₖ as a function of the outputs
 
 
-def hessian(parts: Sequence[Part], theta: Tensor, memory: int, mode: str) -> Matvec:
+def hessian(parts: Sequence[Part], theta: Tensor, memory: int) -> Matvec:
     """v ↦ H v with H = ∇²L; `(d,)` or `(d, b)`.
 
     Args:
         parts: Of the split.
         theta: Where.
-        memory: Bytes that may be kept; the parts that they hold are multiplied by double backward.
-        mode: Of `lsa.landscape.derivatives.modes.MODES`, for the others.
+        memory: Bytes that may be kept.
     """
-
-    def by_mode(k: int) -> Matvec:
-        return MODES[mode](parts[k].loss, theta)
-
-    multiply = _kept(lambda k: double_backward(parts[k].loss, theta), memory, _weighed, by_mode)
+    multiply = _kept(lambda k: double_backward(parts[k].loss, theta), memory, _weighed)
 
     @full_float32()
     @torch.enable_grad()
@@ -216,12 +210,8 @@ def _kept(
     build: Callable[[int], Graph],
     memory: int,
     weighed: Callable[[Callable[[], Graph]], tuple[Graph, int]],
-    else_: Callable[[int], Graph] | None = None,
 ) -> Callable[[int], Graph]:
-    """`build`, each k remembered while the bytes that all hold, as `weighed` says, fit `memory`.
-
-    What is not remembered is made by `else_`, if that is another.
-    """
+    """`build`, each k remembered while the bytes that all hold, as `weighed` says, fit `memory`."""
     kept: dict[int, Graph] = {}
     left = memory
 
@@ -230,7 +220,7 @@ def _kept(
         if k in kept:
             return kept[k]
         if left <= 0:
-            return (else_ or build)(k)
+            return build(k)
         made, size = weighed(lambda: build(k))
         left -= size
         if left >= 0:

@@ -48,39 +48,45 @@ def test_a_pass_holds_fewer_of_larger_images():
     assert budget.cache_size(linear, large) == budget.cache_size(linear, torch.empty(5, 7)) == 512
 
 
-def test_what_is_fixed_must_be_a_whole_number(monkeypatch):
-    monkeypatch.delenv(budget.CHUNK, raising=False)
-    assert budget.fixed_chunk() is None
-    for text, value in (("32", 32), ("2e9", 2_000_000_000), ("", None), ("rules", None)):
-        monkeypatch.setenv(budget.CHUNK, text)
-        assert budget.fixed_chunk() == value and budget.by_rules() == (text == "rules")
+@pytest.fixture
+def fresh(monkeypatch):
+    """No setting of the process or of the environment."""
+    monkeypatch.setattr(budget, "_configured", budget.Settings())
+    monkeypatch.setattr(budget, "_environment", budget.Settings())
+    for name in (budget.CHUNK, budget.MEMORY, budget.LAYOUT, budget.CHECK):
+        monkeypatch.delenv(name, raising=False)
+    return monkeypatch
+
+
+def test_what_the_environment_fixes_must_be_a_whole_number(fresh):
+    budget.from_environment()
+    assert budget.settings() == budget.Settings()
+    for text, value in (("32", 32), ("2e9", 2_000_000_000), ("", None)):
+        fresh.setenv(budget.CHUNK, text)
+        budget.from_environment()
+        assert budget.settings().chunk == value
     for text in ("0", "-1", "1.5", "many", "nan", "inf"):
-        monkeypatch.setenv(budget.CHUNK, text)
-        with pytest.raises(InputError, match=rf"LSA_CHUNK='{text}' is no .* ≥ 1, nor 'rules';"):
-            budget.check_environment()
-    monkeypatch.setenv(budget.CHUNK, "1")
-    monkeypatch.setenv(budget.MEMORY, "0")
-    assert budget.fixed_memory() == 0
+        fresh.setenv(budget.CHUNK, text)
+        with pytest.raises(InputError, match=rf"LSA_CHUNK='{text}' is no .* ≥ 1;"):
+            budget.from_environment()
+    fresh.setenv(budget.CHUNK, "1")
+    fresh.setenv(budget.MEMORY, "0")
+    budget.from_environment()
+    assert budget.settings().memory == 0
     for text in ("-1", "rules"):
-        monkeypatch.setenv(budget.MEMORY, text)
+        fresh.setenv(budget.MEMORY, text)
         with pytest.raises(InputError, match=rf"LSA_GRAPH_MEMORY='{text}' is no .* ≥ 0;"):
-            budget.check_environment()
+            budget.from_environment()
 
 
-def test_fewer_threads_compute_with_the_memory_of_all(monkeypatch):
-    monkeypatch.setattr(budget, "free_memory", lambda: 1000)
-    monkeypatch.setattr(budget, "_cores", lambda: 4)
-    before = torch.get_num_threads()
-    torch.set_num_threads(4)
-    try:
-        with budget.computing(1):
-            assert torch.get_num_threads() == 1
-            with budget.computing(2):
-                assert torch.get_num_threads() == 2
-                assert budget.graph_memory(torch.device("cpu")) == 500
-            assert torch.get_num_threads() == 1
-        assert torch.get_num_threads() == 4
-        torch.set_num_threads(1)  # a worker that was given one
-        assert budget.graph_memory(torch.device("cpu")) == 125
-    finally:
-        torch.set_num_threads(before)
+def test_what_python_configures_comes_before_the_environment(fresh):
+    fresh.setenv(budget.CHUNK, "5")
+    fresh.setenv(budget.LAYOUT, "contiguous")
+    budget.from_environment()
+    budget.configure(chunk=7, memory=9)
+    assert budget.settings() == budget.Settings(7, 9, "contiguous", True)
+    budget.configure(chunk=None)
+    assert budget.settings().chunk == 5
+    for bad in ({"chunk": 0}, {"memory": -1}, {"layout": "rows"}, {"threads": 3}):
+        with pytest.raises(InputError, match=next(iter(bad))):
+            budget.configure(**bad)
