@@ -11,7 +11,6 @@ from torch import nn
 
 from lsa.landscape import Landscape, flatten
 from lsa.landscape.derivatives import budget
-from lsa.maths.spectra import eigenpairs
 from lsa.runtime.errors import InputError
 from lsa.training import models
 
@@ -488,22 +487,6 @@ def test_every_choice_of_the_engine_gives_the_same_derivatives(chunk, memory, la
     assert (
         relative(forced.curvatures(theta, u), exact.curvatures(theta.double(), u.double())) < 1e-5
     )
-
-
-def test_sample_gradients_kept_in_half_precision_give_the_same_noise():
-    """Where not all fit as they are; the bounds are those of `HalfRows`."""
-    model = models.build("simple_cnn", input_shape=(3, 12, 12), classes=10, seed=0, width=8)
-    x, y = normal(64, 3, 12, 12).float(), torch.arange(64) % 10
-    theta = flatten(model)
-    v = normal(len(theta)).float()
-    largest = []
-    for memory in (64 * theta.nbytes - 1, 0):
-        C = Landscape(model, x, y, memory=memory).covariance(theta)
-        top = eigenpairs.top(C, 1, theta, rng=torch.Generator().manual_seed(0), tol=1e-5, confirm=0)
-        largest.append((float(top.largest.values[0]), C(v)))
-    (half, product), (exact, wanted) = largest
-    assert 0 < relative(product, wanted) < 2e-4
-    assert half == pytest.approx(exact, rel=1e-5)
 
 
 def relative(found: torch.Tensor, exact: torch.Tensor) -> float:

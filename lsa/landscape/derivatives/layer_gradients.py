@@ -9,18 +9,14 @@ operation of the layer's kind each: no pass through the network, no `(n, d)` arr
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lsa.landscape.derivatives.slabs import Slabs
-
 aten = torch.ops.aten
-BLOCK = 1 << 18  # numbers in half precision made float32 at once: a core's cache holds them
-UNIT = 2**-15  # of the length of a gradient: no number exceeds it, and half precision ends at 2¹⁶
 COLUMNS = 1 << 19  # numbers under the kernels of a convolution that are copied at once
 
 
@@ -48,15 +44,7 @@ class SampleGradients:
 
     def normal(self, v: Tensor) -> Tensor:
         """∑ gᵢ (gᵢ·v), `(d,)`."""
-        largest = max(self.layers, key=lambda layer: size(layer.held))
-        if not isinstance(largest, HalfRows):
-            return self.pull(self.push(v))
-        rest = [layer for layer in self.layers if layer is not largest]
-        others = SampleGradients(self.n, self.d, rest)
-        slopes, moved = largest.normal(v[largest.place], others.push(v))
-        total = others.pull(slopes)
-        total[largest.place] += moved
-        return total
+        return self.pull(self.push(v))
 
     def rows(self) -> Tensor:
         """gᵢ, `(n, d)`."""
@@ -69,26 +57,6 @@ class SampleGradients:
     def in_rows(self) -> SampleGradients:
         """The same, held as `rows`."""
         return SampleGradients(self.n, self.d, [Rows(slice(0, self.d), self.rows())])
-
-    def compact(self, memory: Slabs) -> SampleGradients:
-        """The same in memory of its own, where that is less as rows in half precision."""
-        own: dict[int, Tensor] = {}
-
-        def copy(t: Tensor) -> Tensor:
-            if t.untyped_storage().nbytes() > t.nbytes:  # a part of the data
-                return t
-            if t.data_ptr() not in own:  # else layers share it
-                own[t.data_ptr()] = memory.copy(t)
-            return own[t.data_ptr()]
-
-        def least(layer: Layer) -> Layer:
-            if isinstance(layer, Factors):
-                if layer.less_as_half():
-                    return HalfRows.of(layer, memory)
-                return replace(layer, a=copy(layer.a), delta=copy(layer.delta))
-            return replace(layer, values=copy(layer.values))
-
-        return SampleGradients(self.n, self.d, [least(layer) for layer in self.layers])
 
     @property
     def nbytes(self) -> int:
@@ -128,96 +96,6 @@ class Rows:
     def rows(self) -> Tensor:
         """All, `(n, p)`."""
         return self.values
-
-
-@dataclass(frozen=True)
-class HalfRows:
-    """The gradients of a parameter, each in units of its length (times `UNIT`) in half precision.
-
-    One whose numbers are all below 2·10⁻²³, so that float32 takes their squares for zero, counts as
-    zero. Rounding moves a gradient by 2·10⁻⁴ of its length in a direction of its own, so that Cv
-    for an eigenvector of C = 1/n ∑ gᵢgᵢᵀ moves by 2·10⁻⁴ √(tr C / (λ n)) of its length, and λ, to
-    which these directions are nearly orthogonal, by much less. A product only reads them, as
-    `Rows`.
-    """
-
-    place: slice  # of the parameter in θ
-    values: Tensor  # (n, p), float16
-    units: Tensor  # (n,)
-    shape: torch.Size  # of the parameter
-    order: Sequence[int]  # its dimensions as they lie in a row, where its gradients need no copy
-
-    @classmethod
-    def of(cls, layer: Factors, memory: Slabs) -> HalfRows:
-        """Those of a layer."""
-        n, p = len(layer.a), layer.place.stop - layer.place.start
-        values = memory.empty((n, p), torch.float16, layer.a.device)
-        units = layer.a.new_ones(n)
-        shape, order = layer.operation.shape, []
-        parts = (t.split(_few(BLOCK, p)) for t in (layer.a, layer.delta, values, units))
-        for a, delta, halves, unit in zip(*parts, strict=True):
-            gradients = layer.operation.gradients(a, delta)
-            order = sorted(range(len(shape)), key=gradients[0].stride, reverse=True)
-            rows = gradients.permute(0, *(dim + 1 for dim in order)).flatten(1)
-            lengths = torch.linalg.vector_norm(rows, dim=1)
-            unit.copy_(lengths.masked_fill_(lengths == 0, 1)).mul_(UNIT)
-            halves.copy_(rows.div_(unit[:, None]))
-        return cls(layer.place, values, units, shape, order)
-
-    @property
-    def held(self) -> tuple[Tensor, ...]:
-        """All that is kept."""
-        return self.values, self.units
-
-    def push(self, v: Tensor) -> Tensor:
-        """Slopes `(n,)` for v `(p,)`."""
-        v = self._as_rows(v)
-        return torch.cat([(rows @ v) * units for rows, units in self._blocks(v.dtype)])
-
-    def pull(self, c: Tensor) -> Tensor:
-        """Their sum with weights c `(n,)`, `(p,)`."""
-        total = c.new_zeros(self.values.shape[1])
-        blocks = self._blocks(c.dtype)
-        for (rows, units), weights in zip(blocks, c.split(self._at_once), strict=True):
-            total.addmv_(rows.T, weights * units)
-        return self._as_parameter(total)
-
-    def normal(self, v: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
-        """Slopes for v with those `(n,)` of other layers, and the sum that they weigh, `(p,)`.
-
-        Rows are read once for both.
-        """
-        v, slopes, total = self._as_rows(v), others.clone(), torch.zeros_like(v)
-        blocks = self._blocks(v.dtype)
-        for (rows, units), part in zip(blocks, slopes.split(self._at_once), strict=True):
-            part.addcmul_(rows @ v, units)
-            total.addmv_(rows.T, part * units)
-        return slopes, self._as_parameter(total)
-
-    def rows(self) -> Tensor:
-        """All, `(n, p)`."""
-        return torch.stack([self._as_parameter(row) for row in self.values * self.units[:, None]])
-
-    @property
-    def _at_once(self) -> int:
-        """Samples whose rows are in full precision at once."""
-        return _few(BLOCK, self.values.shape[1])
-
-    def _blocks(self, dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor]]:
-        """A few rows at a time, in the same memory, and their units."""
-        room = self.values.new_empty(self._at_once, self.values.shape[1], dtype=dtype)
-        parts = (t.split(self._at_once) for t in (self.values, self.units))
-        for halves, units in zip(*parts, strict=True):
-            yield room[: len(halves)].copy_(halves), units
-
-    def _as_rows(self, v: Tensor) -> Tensor:
-        """Numbers of the parameter `(p,)` in the order in which a row has them."""
-        return v.view(self.shape).permute(*self.order).flatten()
-
-    def _as_parameter(self, row: Tensor) -> Tensor:
-        """Numbers `(p,)` of a row in the parameter's order."""
-        t = row.view([self.shape[dim] for dim in self.order])
-        return t.permute(*(self.order.index(dim) for dim in range(t.ndim))).flatten()
 
 
 def _few(numbers: int, each: int) -> int:
@@ -261,11 +139,6 @@ class Factors:
         fewer = self._of_rows < self._of_factors
         return Rows(self.place, self.rows().flatten(1)) if fewer else self
 
-    def less_as_half(self) -> bool:
-        """Whether `HalfRows` of float32 are less memory; a GPU's are not measured."""
-        halves = self.delta.dtype == torch.float32 and self.delta.device.type == "cpu"
-        return halves and self._of_rows < 2 * self._of_factors
-
     @property
     def _of_rows(self) -> int:
         """Numbers of all rows."""
@@ -277,7 +150,7 @@ class Factors:
         return sum(t.numel() for t in self.held)
 
 
-Layer = Rows | HalfRows | Factors
+Layer = Rows | Factors
 
 
 @dataclass(frozen=True)

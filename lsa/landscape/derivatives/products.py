@@ -3,15 +3,13 @@
 The parts Lₖ are the chunks of a split. Products are reverse mode through graphs that outlive one
 product: what does not depend on the vector, the forward and the first backward pass, is
 computed once for as many parts as fit a given memory, and again at every product for the others.
-What is kept changes the numbers by rounding at most, which `layer_gradients.HalfRows` tells. On a
-GPU a product is recorded and replayed.
+What is kept changes no number. On a GPU a product is recorded and replayed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TypeVar
 
 import torch
@@ -31,7 +29,6 @@ from lsa.landscape.derivatives.modes import (
 from lsa.landscape.derivatives.precision import full_float32
 from lsa.landscape.derivatives.replay import replayed
 from lsa.landscape.derivatives.second_order import SecondOrder
-from lsa.landscape.derivatives.slabs import Slabs
 
 Graph = TypeVar("Graph")
 
@@ -115,8 +112,8 @@ def second_moment(
     jacobian: Callable[[int], SampleGradients | _Jacobian]
     if by_layers:
         rows = sum(part.samples for part in parts) * theta.nbytes
-        build, kept = (layered, Slabs()) if rows > memory else (_in_rows, None)
-        jacobian = _kept(lambda k: build(parts[k].losses, theta), memory, partial(_held, kept))
+        build = layered if rows > memory else _in_rows
+        jacobian = _kept(lambda k: build(parts[k].losses, theta), memory, _held)
     else:
         jacobian = _kept(lambda k: _Jacobian(parts[k].losses, theta), memory, _weighed)
 
@@ -243,8 +240,7 @@ def _weighed(build: Callable[[], Graph]) -> tuple[Graph, int]:
     return made, size(held)
 
 
-def _held(kept: Slabs | None, build: Callable[[], SampleGradients]) -> tuple[SampleGradients, int]:
-    """Gradients to be kept, in `kept` if there is one, and the bytes that they hold."""
+def _held(build: Callable[[], SampleGradients]) -> tuple[SampleGradients, int]:
+    """Per-sample gradients, and the bytes that they hold."""
     made = build()
-    made = made.compact(kept) if kept else made
     return made, made.nbytes

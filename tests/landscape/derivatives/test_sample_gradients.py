@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,14 +11,7 @@ from torch.func import functional_call, jacrev
 
 from lsa.landscape import flatten
 from lsa.landscape.derivatives import layer_gradients, sample_gradients
-from lsa.landscape.derivatives.layer_gradients import (
-    Convolution,
-    Factors,
-    HalfRows,
-    Linear,
-    SampleGradients,
-)
-from lsa.landscape.derivatives.slabs import Slabs
+from lsa.landscape.derivatives.layer_gradients import Convolution
 
 pytestmark = pytest.mark.usefixtures("double")
 
@@ -34,7 +25,7 @@ def test_slopes_sums_and_rows_are_those_of_every_sample_alone(name):
     assert sample_gradients.are_exact(of, theta)
     rows = jacrev(of)(theta)
     v, c = torch.randn(len(theta)), torch.randn(N)
-    for held in (found, found.in_rows(), found.compact(Slabs())):
+    for held in (found, found.in_rows()):
         torch.testing.assert_close(held.rows(), rows)
         torch.testing.assert_close(held.push(v), rows @ v)
         torch.testing.assert_close(held.pull(c), c @ rows)
@@ -97,8 +88,7 @@ def test_bytes_count_what_is_shared_once_and_no_more_than_the_samples_own():
     model = Applied(lambda x, u, w: F.linear(x, u) * F.linear(x, w), u=(60, 50), w=(60, 50))
     found = sample_gradients.of(losses(model, everything[:N]), flatten(model))
     assert found is not None
-    for held in (found, found.compact(Slabs())):
-        assert held.nbytes == 8 * N * (50 + 2 * 60)  # the inputs once, δ of each
+    assert found.nbytes == 8 * N * (50 + 2 * 60)  # the inputs once, δ of each
 
 
 def test_a_layer_keeps_whatever_is_smaller():
@@ -109,57 +99,6 @@ def test_a_layer_keeps_whatever_is_smaller():
     convolution, linear = sorted(found.layers, key=lambda layer: layer.place.start)
     assert convolution.held[0].shape == (N, 4 * 3 * 9)  # for 6·5·(3 + 4) numbers
     assert [t.shape for t in linear.held] == [(N, 120), (N, 3)]  # for 360
-
-
-def layer_of_96_weights() -> Factors:
-    """With 6·(12 + 8) numbers as factors."""
-    a, delta = torch.randn(50, 6, 12), torch.randn(50, 6, 8)
-    delta[1], delta[2], delta[3] = 0, 1e-20 * delta[2], 1e-30 * delta[3]
-    return Factors(slice(3, 99), Linear(torch.Size((8, 12))), a.float(), delta.float())
-
-
-def convolution_of_96_weights() -> Factors:
-    """With the channels last, whose rows have an order of their own."""
-    a, delta = torch.randn(50, 4, 5, 7), torch.randn(50, 6, 5, 6)
-    delta[1], delta[2], delta[3] = 0, 1e-20 * delta[2], 1e-30 * delta[3]
-    a, delta = (t.float().to(memory_format=torch.channels_last) for t in (a, delta))
-    operation = Convolution(torch.Size((6, 4, 2, 2)), ((1, 1), (1, 0), (2, 1), False, [0, 0], 1))
-    return Factors(slice(3, 99), operation, a, delta)
-
-
-@pytest.mark.parametrize("made", [layer_of_96_weights, convolution_of_96_weights])
-def test_rows_in_half_precision_are_off_by_its_rounding(monkeypatch, made):
-    layer = made()
-    half, rows = HalfRows.of(layer, Slabs()), layer.rows().flatten(1)
-    assert half.values.dtype == torch.float16
-    off = (half.rows() - rows).abs()
-    assert (off <= 2**-11 * rows.abs() + 2**-40 * rows.norm(dim=1, keepdim=True) + 1e-22).all()
-    assert half.rows()[[1, 3]].count_nonzero() == 0
-    v, c, others = torch.randn(96).float(), torch.randn(50).float(), torch.randn(50).float()
-    for block in (1, 96 * 7, 1 << 17):
-        monkeypatch.setattr(layer_gradients, "BLOCK", block)
-        torch.testing.assert_close(half.push(v), half.rows() @ v)
-        torch.testing.assert_close(half.pull(c), c @ half.rows())
-        slopes, total = half.normal(v, others)
-        torch.testing.assert_close(slopes, half.push(v) + others)
-        torch.testing.assert_close(total, half.pull(slopes))
-
-
-def test_rows_in_half_precision_are_kept_where_they_are_less_and_float32_was_asked_for():
-    layer = layer_of_96_weights()
-    found = SampleGradients(50, 100, [layer])
-    kept = found.compact(Slabs())
-    assert isinstance(kept.layers[0], HalfRows)
-    assert kept.nbytes == 50 * (2 * 96 + 4) < found.nbytes == 50 * 4 * 6 * (12 + 8)
-    v, rows = torch.randn(100).float(), layer.rows().flatten(1)
-    moved = kept.pull(kept.push(v)) - found.pull(found.push(v))
-    bound = 2.1 * 2**-11 * (rows.abs() @ v[3:99].abs()) @ rows.abs()
-    assert 0 < moved.norm() and (moved[3:99].abs() <= bound).all()
-    double = replace(layer, a=layer.a.double(), delta=layer.delta.double())
-    wide = replace(layer, a=layer.a[:, :1], delta=layer.delta[:, :1])  # 20 numbers
-    for other in (double, wide):
-        (held,) = SampleGradients(50, 100, [other]).compact(Slabs()).layers
-        assert isinstance(held, Factors)
 
 
 @pytest.mark.parametrize("geometry", [((1, 1), (1, 1), (1, 1)), ((2, 1), (0, 2), (1, 2))])
