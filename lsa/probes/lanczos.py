@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lsa.landscape import Landscape, warm_start
+from lsa.landscape import Landscape
 from lsa.maths.spectra import eigenpairs
 from lsa.maths.spectra.quadrature import Quadrature, spectral_density
 from lsa.probe import Curve, Metric, Report, Result, Sizes, Work, probe, standard_error
@@ -94,7 +94,7 @@ def lanczos(
     _check(landscape, k, k_min, density_probes, density_steps)
     hessian = landscape.hessian(theta)
     if start is None:
-        start = warm_start.from_few(landscape, theta, rng, largest=k, smallest=k_min, report=report)
+        start = landscape.gradient(theta)
     found = eigenpairs.lanczos(
         hessian,
         eigenpairs.start_vector(theta, rng, start),

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lsa.landscape import Landscape, warm_start
+from lsa.landscape import Landscape
 from lsa.maths.spectra import eigenpairs
 from lsa.probe import Curve, Metric, Report, Result, Sizes, Work, probe, standard_error
 from lsa.runtime.errors import InputError
@@ -75,10 +75,9 @@ def perturbation(
             f"points={points}, rise={rise:g}: choose an odd number of points from 5 and rise > 0"
         )
     hessian, gradient = landscape.hessian(theta), landscape.gradient(theta)
-    near = warm_start.from_few(landscape, theta, rng, largest=1, smallest=1, report=report)
     found = eigenpairs.lanczos(
         hessian,
-        eigenpairs.start_vector(theta, rng, near),
+        eigenpairs.start_vector(theta, rng, gradient),
         rng=rng,
         tol=tol,
         max_products=max_products,

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lsa.landscape import Landscape, warm_start
+from lsa.landscape import Landscape
 from lsa.maths.planes import Plane, filter_normalised, principal, random_walk_shares, through
 from lsa.maths.spectra import eigenpairs
 from lsa.probe import Curve, Metric, Report, Result, Sizes, Work, probe, standard_error
@@ -192,10 +192,7 @@ class _Lanczos(NamedTuple):
 def _hessian(
     landscape: Landscape, theta: Tensor, find: _Lanczos, points: int, extent: float
 ) -> View:
-    near = warm_start.from_few(
-        landscape, theta, find.rng, largest=1, smallest=1, report=find.report
-    )
-    start = eigenpairs.start_vector(theta, find.rng, near)
+    start = eigenpairs.start_vector(theta, find.rng, landscape.gradient(theta))
     found = eigenpairs.lanczos(landscape.hessian(theta), start, **find._asdict())
     lambda_max, lambda_min = found.largest.values[0].item(), found.smallest.values[0].item()
     if not lambda_max > 0:
