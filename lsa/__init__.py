@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lsa.landscape import Landscape
     from lsa.landscape.derivatives.budget import configure
+    from lsa.landscape.terms import Terms
     from lsa.probe import PROBES, Curve, Metric, Result
     from lsa.runtime.errors import InputError
     from lsa.studies.adoption import adopt, register
@@ -30,6 +31,7 @@ _HOMES = {
     "Result": "lsa.probe",
     "Rule": "lsa.training.preconditioners",
     "adopt": "lsa.studies.adoption",
+    "Terms": "lsa.landscape.terms",
     "configure": "lsa.landscape.derivatives.budget",
     "follow": "lsa.studies.trajectory",
     "load": "lsa.studies.steps",
@@ -49,6 +51,7 @@ __all__ = [
     "Metric",
     "Result",
     "Rule",
+    "Terms",
     "adopt",
     "configure",
     "follow",
@@ -62,6 +65,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "objectives":
+        return importlib.import_module("lsa.landscape.objectives")
     if name not in _HOMES:
         raise AttributeError(f"module 'lsa' has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name]), name)

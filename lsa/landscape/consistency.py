@@ -1,8 +1,8 @@
 """Whether a landscape keeps what every probe relies on, asked once at a checkpoint.
 
 L must be one fixed function of θ and a mean over samples, and the derivatives that autograd gives
-must be its own. A few samples show it: two passes, one pass of each sample alone, and central
-differences in float64, which cost two gradients and one product.
+must be its own. A few samples show it, chosen to differ in label, length and position: two passes,
+passes of other sizes, and central differences in float64, which cost two gradients and one product.
 """
 
 from __future__ import annotations
@@ -16,13 +16,17 @@ from torch import Tensor
 
 from lsa.landscape.derivatives import budget
 from lsa.landscape.landscape import Landscape
+from lsa.landscape.samples import Samples
+from lsa.landscape.weighing import REMEDY, differing
 from lsa.runtime.errors import InputError
 
-SAMPLES = 2
+SAMPLES = 4  # beside the first and the last those that differ most
+DERIVED = 2  # of them, for the differences
 # Steps over ‖θ‖. So small that hardly a unit changes its side of a kink, where differences of the
 # gradient say nothing; the longer ones are for models that compute in float32 inside.
 STEPS = (1e-8, 3e-7, 1e-5, 1e-3)
 TOLERANCE = 1e-2  # of a derivative, relative
+UNSTEADY = "gradient and Hessian product are not checked, since the loss is no fixed function"
 ROUNDING = {torch.float64: 1e-10, torch.float32: 1e-5}  # of a loss, relative; else 1e-2
 _known: WeakKeyDictionary[Landscape, dict[bytes, tuple[str, ...]]] = WeakKeyDictionary()
 
@@ -33,17 +37,34 @@ def notes(landscape: Landscape, theta: Tensor) -> tuple[str, ...]:
     Nothing where θ is none of the landscape's, or not finite: the probe itself will say so.
 
     Raises:
-        InputError: The gradient or the Hessian product is plainly not the loss's.
+        InputError: The loss is no mean over samples, or the gradient or the Hessian product is
+            plainly not the loss's.
     """
     if not budget.settings().check or theta.shape != (landscape.dimension,):
         return ()
     known = _known.setdefault(landscape, {})
-    key = hashlib.blake2b(theta.detach().cpu().numpy().tobytes(), digest_size=16).digest()
+    content = theta.detach().cpu().contiguous().view(torch.uint8).numpy()
+    key = hashlib.blake2b(content.tobytes(), digest_size=16).digest()
     if key not in known:
-        few = landscape.subset(torch.arange(min(SAMPLES, landscape.n_samples)))
-        with _own_random_state(landscape.x.device):
-            known[key] = _function(few, theta) or _derivatives(few, theta)
+        few = landscape.subset(_chosen(landscape))
+        with _own_random_state(landscape.device):
+            fixed, steady = _fixed(few, theta)
+            parted = steady and isinstance(few.data, Samples)
+            mean = _mean_over_samples(few, theta) if parted else ()
+            derived = few.subset(torch.arange(min(DERIVED, few.n_samples)))
+            slopes = _derivatives(derived, theta) if steady else (UNSTEADY,)
+            known[key] = (*fixed, *mean, *slopes)
     return known[key]
+
+
+def _chosen(landscape: Landscape) -> Tensor:
+    """Units that differ: of tensors by their targets and inputs, of batches the first."""
+    if not isinstance(landscape.data, Samples):
+        return torch.arange(min(DERIVED, landscape.n_samples))
+    data = landscape.data
+    chosen = torch.cat([differing(data.y, SAMPLES), differing(data.x, SAMPLES)])
+    counted = [i for i in dict.fromkeys(chosen.tolist()) if data.counts(i)]
+    return torch.tensor(counted[:SAMPLES] or [data.first_counted()], device=landscape.device)
 
 
 def _own_random_state(device: torch.device) -> AbstractContextManager[None]:
@@ -54,49 +75,69 @@ def _own_random_state(device: torch.device) -> AbstractContextManager[None]:
 # --- one fixed function --------------------------------------------------------------------------
 
 
-def _function(few: Landscape, theta: Tensor) -> tuple[str, ...]:
-    """What makes L no fixed function of θ, or no mean over samples."""
+def _fixed(few: Landscape, theta: Tensor) -> tuple[tuple[str, ...], bool]:
+    """What makes L no fixed function of θ, and whether it is one for fixed random numbers."""
     found = [
         f"module {name!r} ({type(module).__name__}) is in training mode although the network is "
         "evaluated; it overrides train() or eval()"
         for name, module in few.model.named_modules()
-        if module.training and name
+        if module.training and name and not few.network.keeps_mode
     ]
-    before = {name: buffer.clone() for name, buffer in few.model.named_buffers()}
-    state = _random_state(few.x.device)
+    state = _random_state(few.device)
     first = few.loss(theta)
-    drawn = not torch.equal(state, _random_state(few.x.device))
+    drawn = not torch.equal(state, _random_state(few.device))
     second = few.loss(theta)
-    changed = [n for n, b in few.model.named_buffers() if not torch.equal(b, before[n])]
     if drawn:
         found.append(
             "the network draws random numbers when it is evaluated, as dropout does that is "
-            "called without training=self.training: its loss is no fixed function"
+            "called without training=self.training: its loss is no fixed function; draws=8 in "
+            "Landscape averages over eight fixed draws"
         )
-    if changed:
-        found.append(f"evaluating the network changes its buffer {changed[0]!r}")
-    if not drawn and _differ(first, second, theta.dtype):
+    if few.network.written:
+        found.append(
+            f"evaluating the network changes its buffer {few.network.written!r}, which is put "
+            "back before each pass"
+        )
+    if drawn:
+        first, second = _seeded(few, theta), _seeded(few, theta)
+    steady = not _differ(first, second, theta.dtype)
+    if not steady:
         found.append(
             f"two passes over the same samples give the losses {first:.6g} and {second:.6g}: the "
             "network keeps a state, or an operation of it is not deterministic"
         )
-    if found:
-        return tuple(found)
-    try:
-        alone = [few.subset(torch.tensor([i])).loss(theta) for i in range(few.n_samples)]
-    except (RuntimeError, ValueError, IndexError) as error:
-        return (f"a sample alone cannot be evaluated: {_line(error)}",)
-    mean = sum(alone) / len(alone)
-    if _differ(first, mean, theta.dtype):
-        return (
-            f"the loss of {few.n_samples} samples together is {first:.6g}, the mean of each alone "
-            f"{mean:.6g}: the loss is no mean over samples, or a layer mixes them",
-        )
+    return tuple(found), steady
+
+
+def _mean_over_samples(few: Landscape, theta: Tensor) -> tuple[str, ...]:
+    """See that the network does not mix samples: all together, each alone, and in two passes.
+
+    Raises:
+        InputError: Passes of another size give another loss.
+    """
+    n = few.n_samples
+    together = _seeded(few, theta)
+    for size in dict.fromkeys((1, (n + 1) // 2)):
+        try:
+            parted = _seeded(few.in_chunks(size), theta)
+        except (RuntimeError, ValueError, IndexError) as error:
+            return (f"a sample alone cannot be evaluated: {_line(error)}",)
+        if _differ(together, parted, theta.dtype):
+            raise InputError(
+                f"the loss of {n} samples together is {together:.6g}, in passes of {size} it is "
+                f"{parted:.6g}: the loss is no mean over samples, or a layer mixes them; {REMEDY}"
+            )
     return ()
 
 
+def _seeded(few: Landscape, theta: Tensor) -> float:
+    """The loss with random numbers that are the same each time."""
+    torch.manual_seed(0)
+    return few.loss(theta)
+
+
 def _random_state(device: torch.device) -> Tensor:
-    """Of the generators that a network on this device may draw from."""
+    """State of the generators that a network on this device may draw from."""
     host = torch.get_rng_state()
     return torch.cat([host, torch.cuda.get_rng_state(device)]) if device.type == "cuda" else host
 
@@ -126,18 +167,15 @@ def _derivatives(few: Landscape, theta: Tensor) -> tuple[str, ...]:
 def _compared(few: Landscape, theta: Tensor) -> tuple[str, ...]:
     v = torch.randn(len(theta), generator=torch.Generator().manual_seed(0), dtype=theta.dtype)
     v = (v / v.norm()).to(theta.device)
-    try:
-        product = few.hessian(theta)(v)
-    except InputError as error:  # a probe that needs none may still be right
-        return (f"gradient and Hessian product are not checked: {_line(error)}",)
+    product, lacking = _product(few, theta, v)
     size = max(1.0, theta.norm().item())
-    settled = {"slope": False, "product": False}
+    settled = {"slope": False, "product": product is None}
     before: dict[str, Tensor] = {}
     for step in (relative * size for relative in STEPS):
-        (high, g_high), (low, g_low) = (few.loss_and_gradient(theta + s * v) for s in (step, -step))
+        (high, g_high), (low, g_low) = (_moved(few, theta + s * v) for s in (step, -step))
         gradient = (g_high + g_low) / 2
-        if not gradient.isfinite().all() or not product.isfinite().all():
-            return ()  # the probe itself will say so
+        if not gradient.isfinite().all() or not (product is None or product.isfinite().all()):
+            return lacking  # the probe itself will say so
         # What rounding may add to a difference, generously.
         rounding = 1e3 * torch.finfo(theta.dtype).eps / step
         # Along v a gradient has about |g|/√d: below a part of that, a slope is nothing.
@@ -145,8 +183,10 @@ def _compared(few: Landscape, theta: Tensor) -> tuple[str, ...]:
         slope = (gradient @ v).reshape(1)
         compared = {
             "slope": (slope, slope.new_tensor([(high - low) / (2 * step)]), usual, abs(high)),
-            "product": (product, (g_high - g_low) / (2 * step), 0.0, gradient.norm().item()),
         }
+        if product is not None:
+            bend = (g_high - g_low) / (2 * step)
+            compared["product"] = (product, bend, 0.0, gradient.norm().item())
         for name, (own, difference, least, magnitude) in compared.items():
             allowed = TOLERANCE * max(own.norm().item(), least) + rounding * magnitude
             settled[name] |= bool((own - difference).norm() <= allowed)
@@ -155,14 +195,31 @@ def _compared(few: Landscape, theta: Tensor) -> tuple[str, ...]:
                 raise InputError(_wrong(name, own, difference))
             before[name] = difference
         if all(settled.values()):
-            return ()
+            return lacking
     unsettled = " and ".join(
         {"slope": "gradient", "product": "Hessian product"}[k] for k, v in settled.items() if not v
     )
     return (
+        *lacking,
         f"the {unsettled} could not be checked: differences of any step disagree with each other, "
         "so the loss has kinks or jumps at this checkpoint",
     )
+
+
+def _product(few: Landscape, theta: Tensor, v: Tensor) -> tuple[Tensor | None, tuple[str, ...]]:
+    """The Hessian product along v; none, and a note, where an operation lacks derivatives."""
+    torch.manual_seed(0)
+    try:
+        return few.hessian(theta, exact=True)(v), ()
+    except torch.OutOfMemoryError:
+        raise
+    except (InputError, RuntimeError) as error:  # a probe that needs none may still be right
+        return None, (f"the Hessian product is not checked: {_line(error)}",)
+
+
+def _moved(few: Landscape, theta: Tensor) -> tuple[float, Tensor]:
+    torch.manual_seed(0)
+    return few.loss_and_gradient(theta)
 
 
 def _wrong(name: str, own: Tensor, difference: Tensor) -> str:

@@ -36,4 +36,5 @@ def turning(
     slope = scale * landscape.gradient(theta + scale * step)
     u = step / radius
     across = slope - u * dot(u, slope)
-    return landscape.slopes(theta, radius / steepness * scale * across).double()
+    slopes = landscape.slopes(theta, radius / steepness * scale * across)
+    return landscape.influences(slopes).double()

@@ -9,13 +9,14 @@ per-sample values, by adding vectors that are zero at the others' samples, so th
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor
 
 from lsa.landscape.derivatives import budget
 from lsa.landscape.derivatives.modes import Matvec
+from lsa.landscape.derivatives.parts import Part
 from lsa.landscape.landscape import GRADIENTS, BatchGradient, Landscape
 from lsa.runtime import ranks
 
@@ -25,7 +26,7 @@ def shared(landscape: Landscape) -> Landscape:
     if not ranks.meeting():
         return landscape
     memory = landscape._memory
-    if memory is None and landscape.x.device.type == "cpu":  # which the ranks of a machine share
+    if memory is None and landscape.device.type == "cpu":  # which the ranks of a machine share
         memory = budget.free_memory() // (2 * int(os.environ["LOCAL_WORLD_SIZE"]))
     return Sharded(
         landscape.model,
@@ -51,10 +52,9 @@ class Sharded(Landscape):
     def _divided(self) -> bool:
         return self._divisible and self.n_samples >= ranks.size()
 
-    def _chunks(self) -> Iterator[tuple[float, Tensor, Tensor]]:
+    def _parts(self) -> Iterable[Part]:
         own = ranks.share(self.n_samples) if self._divided else slice(None)
-        for x, y in zip(self.x[own].split(self.chunk), self.y[own].split(self.chunk), strict=True):
-            yield len(x) / self.n_samples, x, y
+        return self._samples().parts(self.network, own)
 
     def _total(self, part: Tensor) -> Tensor:
         """A sum over all samples from that over the rank's own."""

@@ -129,7 +129,12 @@ class Probe:
             raise InputError("; ".join(named)) if named else error from None
         if not all(math.isfinite(metric.value) for metric in result.metrics.values()):
             doubts = (*doubts, *self._culprit(given))
-        return replace(result, probe=self.name, notes=(*result.notes, *doubts))
+        return replace(result, probe=self.name, notes=(*result.notes, *doubts, *self._remarks(given)))
+
+    def _remarks(self, given: Mapping[str, Any]) -> list[str]:
+        """What its landscapes computed otherwise than exactly."""
+        names = [n for n in ("landscape", "training", "validation") if n in self.inputs]
+        return [*dict.fromkeys(text for n in names for text in given[n].remarks.values())]
 
     def _culprit(self, given: Mapping[str, Any]) -> tuple[str, ...]:
         """The sample whose loss is not finite, in one line; empty where there is none."""

@@ -230,7 +230,7 @@ class _Samples:
         key = hashlib.blake2b(theta.cpu().numpy().data, digest_size=16).digest()
         if key not in self.known:
             self.bar.say(f"evaluating points: {len(self.known) + 1}")
-            place = self.landscape.recalibrated(theta).with_data(self.split.x, self.split.y)
+            place = self.landscape.recalibrated(theta).with_data_of(self.split)
             losses, wrong = place.per_sample(theta)
             self.known[key] = _Sampled(losses.double(), None if wrong is None else wrong.double())
         return self.known[key]

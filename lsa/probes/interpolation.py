@@ -145,13 +145,15 @@ def _line(
         here = landscape.recalibrated(theta)
         if alpha in (0, 1):
             losses, wrong, along = here.per_sample_along(theta, b - a)
-            slopes.append(_slope(along.double()))
+            slopes.append(_slope(here.influences(along).double()))
         else:
             losses, wrong = here.per_sample(theta)
         # The held-out samples pass through statistics of the training samples.
-        held_out = here.with_data(validation.x, validation.y).per_sample(theta)
-        for split, (loss, error) in (("train", (losses, wrong)), ("test", held_out)):
-            rows.setdefault(f"{split}_loss", []).append(loss)
+        there = here.with_data_of(validation)
+        held_out = there.per_sample(theta)
+        splits = (here, "train", (losses, wrong)), (there, "test", held_out)
+        for at, split, (loss, error) in splits:
+            rows.setdefault(f"{split}_loss", []).append(at.influences(loss))
             if error is not None:
                 rows.setdefault(f"{split}_error", []).append(error)
         report(i + 1)

@@ -173,8 +173,10 @@ def _ends(
     lambda_max, missable = upper.values[0].item(), found.missable[0]
     values = torch.cat([upper.values, lower.values.flip(0)])
     residuals = torch.cat([upper.residuals, lower.residuals.flip(0)])
-    top = landscape.curvatures(theta, vectors[:, 0]).double()
-    slope = landscape.slopes(theta, torch.nn.functional.normalize(gradient, dim=0))
+    top = landscape.influences(landscape.curvatures(theta, vectors[:, 0])).double()
+    slope = landscape.influences(
+        landscape.slopes(theta, torch.nn.functional.normalize(gradient, dim=0))
+    )
     metrics = {
         "lambda_max": Metric(lambda_max, "loss", standard_error(top)),
         "lambda_max_residual": Metric(upper.residuals[0].item(), "loss"),
@@ -187,7 +189,7 @@ def _ends(
     k, k_min = len(upper.values), len(lower.values)
     if k_min:
         lambda_min = lower.values[0].item()
-        bottom = landscape.curvatures(theta, vectors[:, -1]).double()
+        bottom = landscape.influences(landscape.curvatures(theta, vectors[:, -1])).double()
         metrics |= {
             "lambda_min": Metric(lambda_min, "loss", standard_error(bottom)),
             "lambda_min_residual": Metric(lower.residuals[0].item(), "loss"),
@@ -270,8 +272,9 @@ def _split(
 
     top, u = extreme(gauss_newton, 1, 0, "Gauss–Newton part")
     bottom, v = extreme(lambda v: hessian(v) - gauss_newton(v), 0, 1, "remainder")
-    along_u = landscape.gauss_newton_curvatures(theta, u)
-    along_v = landscape.curvatures(theta, v) - landscape.gauss_newton_curvatures(theta, v)
+    along_u = landscape.influences(landscape.gauss_newton_curvatures(theta, u))
+    rest = landscape.curvatures(theta, v) - landscape.gauss_newton_curvatures(theta, v)
+    along_v = landscape.influences(rest)
     return {
         "gauss_newton_lambda_max": Metric(top, "loss", standard_error(along_u)),
         "remainder_lambda_min": Metric(bottom, "loss", standard_error(along_v)),

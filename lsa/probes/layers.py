@@ -127,7 +127,9 @@ def layers(
             report=lambda done, total, text: report(done, total, f"{name}: {text}"),
         )
         notes.extend(found.shortfall(name))
-        return Block(found, part.curvatures(at, found.largest.vectors[:, 0]).double())
+        return Block(
+            found, part.influences(part.curvatures(at, found.largest.vectors[:, 0])).double()
+        )
 
     whole = search(landscape, theta, "whole network", k, 0)
     parts = []

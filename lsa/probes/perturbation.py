@@ -97,7 +97,7 @@ def perturbation(
         )
     reach = (2 * rise / lambda_max) ** 0.5
     unit = torch.linspace(-1, 1, points, dtype=torch.float64)
-    base, fine = landscape.losses(theta).double(), landscape.double()
+    base, fine = landscape.influences(landscape.losses(theta)).double(), landscape.double()
     metrics, curves, notes = {}, {}, []
     total, arrays = 3 * points, {"eps_list": (reach * unit).numpy()}
     for i, (name, v) in enumerate(directions.items()):
@@ -106,8 +106,10 @@ def perturbation(
         curvature = (v.double() @ hessian(v).double()).item()
         slope = (gradient.double() @ v.double()).item()
         fit = _fit(fine, theta.double(), v.double(), lambda_max)
-        bend = standard_error(landscape.curvatures(theta, v))
-        metrics |= _described(name, fit, curvature, bend, slope, landscape.slopes(theta, v))
+        bend = standard_error(landscape.influences(landscape.curvatures(theta, v)))
+        metrics |= _described(
+            name, fit, curvature, bend, slope, landscape.influences(landscape.slopes(theta, v))
+        )
         if name == "top":
             metrics |= _shape(rises) | _finite(fine, theta.double(), v, NEAR * reach)
             metrics["lambda_max"] = Metric(lambda_max, "loss", bend)
@@ -131,7 +133,7 @@ def _rise(landscape: Landscape, theta: Tensor, v: Tensor, eps: float, base: Tens
     """Per-sample rises ℓᵢ(θ + εv) − ℓᵢ(θ); none at ε = 0, where θ itself is meant."""
     if eps == 0:
         return torch.zeros_like(base)
-    return landscape.losses(theta + eps * v).double() - base
+    return landscape.influences(landscape.losses(theta + eps * v)).double() - base
 
 
 def _rises(
@@ -174,7 +176,7 @@ def _fit(landscape: Landscape, theta: Tensor, v: Tensor, lambda_max: float) -> F
 
 def _finite(landscape: Landscape, theta: Tensor, v: Tensor, eps: float) -> dict[str, Metric]:
     """Second difference of the loss over ±ε, with its error over the samples."""
-    base, v = landscape.losses(theta), v.double()
+    base, v = landscape.influences(landscape.losses(theta)), v.double()
     rises = [_rise(landscape, theta, v, sign * eps, base) for sign in (-1, 1)]
     second = (rises[0] + rises[1]) / eps**2
     return {"curvature_finite": Metric(second.mean().item(), "loss", standard_error(second))}

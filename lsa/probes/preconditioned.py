@@ -121,7 +121,7 @@ def preconditioned(
         felt = top(_felt(hessian, P, penalty), "P⁻¹H")
     converged = not notes
 
-    curvatures = landscape.curvatures(theta, raw.vectors[:, 0])
+    curvatures = landscape.influences(landscape.curvatures(theta, raw.vectors[:, 0]))
     metrics = {
         "lambda_max_raw": Metric(raw.values[0].item(), "loss", standard_error(curvatures)),
         "learning_rate": Metric(optimizer.learning_rate),
@@ -141,7 +141,7 @@ def preconditioned(
         return Result(metrics, curves, arrays, converged, tuple(notes))
 
     z = P.inverse_root(felt.vectors[:, 0].double())  # zᵀHz + λ|z|² is the eigenvalue
-    curvatures = landscape.curvatures(theta, z).double()
+    curvatures = landscape.influences(landscape.curvatures(theta, z)).double()
     sharpness, error = felt.values[0].item(), standard_error(curvatures)
     notes += _single(curvatures, P.diagonal[felt.vectors[:, 0].abs().argmax()].item())
     metrics["sharpness"] = Metric(sharpness, unit, error)
@@ -192,7 +192,7 @@ def _update(
     if not u.any():
         notes.append("the next step is zero, so there is no curvature along it")
         return {}
-    curvatures = landscape.curvatures(theta, u / u.norm()).double()
+    curvatures = landscape.influences(landscape.curvatures(theta, u / u.norm())).double()
     return {
         "update_curvature": Metric(curvatures.mean().item(), "loss", standard_error(curvatures))
     }
@@ -211,7 +211,7 @@ def _batch_sharpness(
         size = n
     found = []
     for index in torch.randperm(n, generator=rng)[: n - n % size].split(size):
-        batch = landscape.subset(index.to(landscape.x.device)).on_batch_statistics()
+        batch = landscape.subset(index.to(landscape.device)).on_batch_statistics()
         g = batch.gradient(theta).double()
         found.append((g @ batch.hessian(theta)(g)) / (g @ g))
     values = torch.stack(found)

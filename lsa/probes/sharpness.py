@@ -106,7 +106,7 @@ def sharpness(
         Ball("", torch.ones_like(theta), rho, sigma),
         Ball("adaptive_", theta.abs(), adaptive_rho, adaptive_sigma),
     )
-    base = landscape.losses(theta).double()
+    base = landscape.influences(landscape.losses(theta)).double()
     metrics: dict[str, Metric] = {"n_samples": Metric(landscape.n_samples)}
     curves: dict[str, Curve] = {}
     notes: list[str] = []
@@ -221,7 +221,7 @@ def _along(landscape: Landscape, theta: Tensor, step: Tensor, base: Tensor) -> t
     """Per-sample rises at θ + step, and the mean rise on the way there."""
     means, errors, rises = [0.0], [0.0], torch.zeros_like(base)
     for fraction in FRACTIONS[1:].tolist():
-        rises = landscape.losses(theta + fraction * step).double() - base
+        rises = landscape.influences(landscape.losses(theta + fraction * step)).double() - base
         means.append(rises.mean().item())
         errors.append(standard_error(rises).get("data", float("nan")))
     curve = Curve(FRACTIONS, np.array(means), "relative_distance", np.array(errors), y_unit="loss")
@@ -260,7 +260,7 @@ def _average(
     for i in range(probes):
         step = ball.sigma * ball.scale * torch.randn(len(theta), generator=rng).to(theta)
         both = landscape.losses(theta + step).double() + landscape.losses(theta - step).double()
-        rises = both / 2 - base
+        rises = landscape.influences(both) / 2 - base
         means.append(rises.mean())
         total += rises / probes
         report(i + 1, probes, "average over random directions")
@@ -278,7 +278,7 @@ def _on_batches(
     climb: Climb,
 ) -> tuple[dict[str, Metric], int]:
     """Mean over batches of the worst case on each, and how many of the searches fell short."""
-    drawn = torch.randperm(landscape.n_samples, generator=rng).to(landscape.x.device)
+    drawn = torch.randperm(landscape.n_samples, generator=rng).to(landscape.device)
     batches = [landscape.subset(batch) for batch in drawn.split(m) if len(batch) == m]
     metrics, missed = {}, 0
     for ball in balls:

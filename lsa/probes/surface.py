@@ -118,7 +118,7 @@ def surface(
     else:
         view = _trajectory(theta, trajectory(), points, extent)
     at = landscape.recalibrated if view.far else lambda _: landscape
-    base = at(theta).losses(theta).double()
+    base = landscape.influences(at(theta).losses(theta)).double()
     grid = _grid(view, at, base, memory, report)
     marks = {name: _point(at(t), t, base) for name, t in view.marks.items()}
     metrics = _metrics(at(theta), theta, view, grid, marks[HERE])
@@ -303,7 +303,7 @@ def _grid(
 
 def _point(landscape: Landscape, theta: Tensor, base: Tensor) -> Point:
     losses, wrong = landscape.per_sample(theta)
-    losses = losses.double()
+    losses = landscape.influences(losses).double()
     mistakes = torch.full_like(losses, math.nan) if wrong is None else wrong.double()
 
     def error(values: Tensor) -> float:
@@ -328,7 +328,7 @@ def _metrics(
     if np.isfinite(here.error):
         metrics["error"] = Metric(here.error, "fraction", _errors(here.error_error))
     for axis, u in zip("xy", view.plane.directions.unbind(1), strict=True):
-        bend = landscape.curvatures(theta, u).double()
+        bend = landscape.influences(landscape.curvatures(theta, u)).double()
         metrics[f"curvature_{axis}"] = Metric(bend.mean().item(), "loss", standard_error(bend))
     metrics |= view.metrics
     for name, axis in (("lambda_max", "x"), ("lambda_min", "y")):

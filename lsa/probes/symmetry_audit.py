@@ -245,14 +245,14 @@ def _numbers(variant: Variant, search: Search) -> dict[str, Measured]:
         "preconditioned_lambda_max": _top(variant, _root(place, theta).rsqrt(), search),
     }
     if steepness > 0:
-        slopes = place.slopes(theta, gradient / steepness)
+        slopes = place.influences(place.slopes(theta, gradient / steepness))
         numbers["gradient_norm"] = Measured(steepness.item(), slopes)
         for name, scale, radius in (
             ("sam_rise", ones, search.rho),
             ("adaptive_sam_rise", theta.abs(), search.adaptive_rho),
         ):
             if (step := sam.ascent(scale * gradient, radius)) is not None:
-                rises = place.losses(theta + scale * step) - place.losses(theta)
+                rises = place.influences(place.losses(theta + scale * step) - place.losses(theta))
                 turned = sam.turning(place, theta, scale, radius, step)
                 numbers[name] = Measured(rises.mean().item(), rises + turned)
     return numbers
@@ -272,12 +272,12 @@ def _top(variant: Variant, scale: Tensor, search: Search) -> Measured:
     )
     search.notes.extend(found.shortfall("an eigenvalue"))
     v = scale * found.largest.vectors[:, 0]
-    return Measured(found.largest.values[0].item(), place.curvatures(theta, v))
+    return Measured(found.largest.values[0].item(), place.influences(place.curvatures(theta, v)))
 
 
 def _mean_curvature(place: Landscape, theta: Tensor, directions: list[Tensor]) -> Measured:
     """Mean of vᵀHv over the directions."""
-    table = torch.stack([place.curvatures(theta, v) for v in directions])
+    table = torch.stack([place.influences(place.curvatures(theta, v)) for v in directions])
     return Measured(table.mean().item(), table.mean(0), table.mean(1))
 
 

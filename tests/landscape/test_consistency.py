@@ -152,7 +152,6 @@ class NeedsTwo(nn.Module):
         (Counts(), "two passes over the same samples give the losses"),
         (CountsInABuffer(), "changes its buffer 'inside.seen'"),
         (FromElsewhere(), "not deterministic"),
-        (MixesSamples(), "a layer mixes them"),
         (NeedsTwo(), "a sample alone cannot be evaluated: two samples or more"),
     ],
     ids=lambda value: type(value).__name__,
@@ -162,8 +161,24 @@ def test_what_makes_the_loss_no_fixed_function_is_a_note(inside, line):
     assert line in found and "\n" not in found
 
 
-def test_a_loss_that_is_a_sum_is_a_note():
-    assert "no mean over samples" in said(nn.Identity(), loss=nn.CrossEntropyLoss(reduction="sum"))
+def test_a_layer_that_mixes_samples_is_refused():
+    with pytest.raises(InputError, match="a layer mixes them"):
+        said(MixesSamples())
+
+
+@pytest.mark.parametrize("reduction", ["sum", "none"])
+def test_a_loss_that_is_no_mean_is_refused(reduction):
+    with pytest.raises(InputError, match="no mean over samples"):
+        said(nn.Identity(), loss=nn.CrossEntropyLoss(reduction=reduction))
+
+
+def test_derivatives_are_checked_although_something_else_is_noted():
+    class Both(CountsInABuffer):
+        def forward(self, x: Tensor) -> Tensor:
+            return WrongBackward.apply(super().forward(x))
+
+    with pytest.raises(InputError, match="the gradient is not that of the loss"):
+        said(Both())
 
 
 class WrongBackward(torch.autograd.Function):

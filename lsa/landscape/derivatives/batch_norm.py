@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 
@@ -43,14 +46,21 @@ def recalibrate(model: nn.Module, x: Tensor) -> None:
     One pass in training mode of these layers alone, cumulative averages over the batches
     (Izmailov et al. 2018, arXiv 1803.05407, §3.2).
     """
+    with cumulating(model):
+        # Batches as even as can be: the average over them is unweighted.
+        for batch in x.tensor_split(max(1, len(x) // BATCH)):
+            model(batch)
+
+
+@contextmanager
+def cumulating(model: nn.Module) -> Iterator[None]:
+    """Within the block passes through the model average its running statistics anew."""
     tracking = [layer for layer in layers(model) if layer.track_running_stats]
     for layer in tracking:
         layer.reset_running_stats()
         layer.momentum = None  # cumulative average
         layer.train()
-    # Batches as even as can be: the average over them is unweighted.
-    for batch in x.tensor_split(max(1, len(x) // BATCH)):
-        model(batch)
+    yield
     for layer in tracking:
         layer.eval()
 

@@ -9,8 +9,8 @@ operation of the layer's kind each: no pass through the network, no `(n, d)` arr
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -58,6 +58,12 @@ class SampleGradients:
         """The same, held as `rows`."""
         return SampleGradients(self.n, self.d, [Rows(slice(0, self.d), self.rows())])
 
+    def split(self, size: int) -> Iterator[SampleGradients]:
+        """The same in blocks of at most `size` samples."""
+        for i in range(0, self.n, size):
+            layers = [layer.of(slice(i, i + size)) for layer in self.layers]
+            yield SampleGradients(min(size, self.n - i), self.d, layers)
+
     @property
     def nbytes(self) -> int:
         """Bytes held; what layers share counts once."""
@@ -97,6 +103,10 @@ class Rows:
         """All, `(n, p)`."""
         return self.values
 
+    def of(self, samples: slice) -> Rows:
+        """Those of some samples."""
+        return replace(self, values=self.values[samples])
+
 
 def _few(numbers: int, each: int) -> int:
     """Samples of so many numbers each that are about `numbers` in all.
@@ -133,6 +143,10 @@ class Factors:
     def rows(self) -> Tensor:
         """All, each in the shape of the weights."""
         return self.operation.gradients(self.a, self.delta)
+
+    def of(self, samples: slice) -> Factors:
+        """Those of some samples."""
+        return replace(self, a=self.a[samples], delta=self.delta[samples])
 
     def smaller(self) -> Layer:
         """The gradients themselves where they are fewer numbers than a and δ."""

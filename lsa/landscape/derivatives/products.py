@@ -8,14 +8,15 @@ What is kept changes no number. On a GPU a product is recorded and replayed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 from torch.autograd import grad
 from torch.autograd.graph import saved_tensors_hooks
+from torch.func import grad as gradient_of
+from torch.func import vmap
 
 from lsa.landscape.derivatives import sample_gradients
 from lsa.landscape.derivatives.layer_gradients import SampleGradients, size
@@ -26,26 +27,16 @@ from lsa.landscape.derivatives.modes import (
     double_backward,
     pull_back,
 )
+from lsa.landscape.derivatives.parts import Part
 from lsa.landscape.derivatives.precision import full_float32
 from lsa.landscape.derivatives.replay import replayed
 from lsa.landscape.derivatives.second_order import SecondOrder
+from lsa.runtime.errors import InputError
 
 Graph = TypeVar("Graph")
 
 
-@dataclass(frozen=True)
-class Part:
-    """One chunk of a split, as functions of θ `(d,)`."""
-
-    weight: float  # wₖ; they sum to one
-    samples: int  # n
-    loss: Function  # Lₖ(θ), scalar
-    losses: Function  # ℓᵢ(θ) of its samples, `(n,)`
-    outputs: Function  # f(θ, xᵢ), `(n, …)`
-    loss_of: Function  # Lₖ as a function of the outputs
-
-
-def hessian(parts: Sequence[Part], theta: Tensor, memory: int) -> Matvec:
+def hessian(parts: Iterable[Part], theta: Tensor, memory: int) -> Matvec:
     """v ↦ H v with H = ∇²L; `(d,)` or `(d, b)`.
 
     Args:
@@ -53,7 +44,7 @@ def hessian(parts: Sequence[Part], theta: Tensor, memory: int) -> Matvec:
         theta: Where.
         memory: Bytes that may be kept.
     """
-    multiply = _kept(lambda k: double_backward(parts[k].loss, theta), memory, _weighed)
+    multiply = _kept(lambda part: double_backward(part.loss, theta), memory, _weighed)
 
     @full_float32()
     @torch.enable_grad()
@@ -61,7 +52,7 @@ def hessian(parts: Sequence[Part], theta: Tensor, memory: int) -> Matvec:
         columns = v.to(theta.dtype).reshape(len(v), -1).unbind(1)
         total = torch.zeros(len(columns), len(v), dtype=torch.float64, device=v.device)
         for k, part in enumerate(parts):
-            matvec = multiply(k)
+            matvec = multiply(k, part)
             for sum_, column in zip(total, columns, strict=True):
                 sum_.add_(matvec(column), alpha=part.weight)
         return total.T.reshape(v.shape).to(v.dtype)
@@ -82,22 +73,28 @@ def graph_size(part: Part, theta: Tensor) -> int:
     return _weighed(lambda: double_backward(part.loss, theta))[1]
 
 
-def gauss_newton(parts: Sequence[Part], theta: Tensor, memory: int) -> Matvec:
+def gauss_newton(parts: Iterable[Part], theta: Tensor, memory: int) -> Matvec:
     """v ↦ G v with G = ∑ₖ wₖ Jₖᵀ ∇²Lₖ Jₖ, J and ∇² by the outputs; v is `(d,)`."""
 
-    jacobian = _kept(lambda k: _Jacobian(parts[k].outputs, theta), memory, _weighed)
+    def build(part: Part) -> _Jacobian | _Traced:
+        outputs = part.outputs
+        return _Traced(part, theta) if outputs is None else _Jacobian(outputs, theta)
 
-    def curved(k: int, v: Tensor) -> Tensor:
-        J = jacobian(k)
+    linearised = _kept(build, memory, _weighed)
+
+    def curved(k: int, part: Part, v: Tensor) -> Tensor:
+        J = linearised(k, part)
+        if isinstance(J, _Traced) or part.loss_of is None:
+            return J.curved(v)
         o = J.value.detach().requires_grad_()
-        (g,) = grad(parts[k].loss_of(o), o, create_graph=True)
+        (g,) = grad(part.loss_of(o), o, create_graph=True)
         return J.pull(pull_back(g, o, J.push(v)))
 
-    return _summed(parts, theta, curved)
+    return _summed(parts, theta, curved, lambda part: part.weight)
 
 
 def second_moment(
-    parts: Sequence[Part], theta: Tensor, memory: int, *, by_layers: bool
+    parts: Iterable[Part], theta: Tensor, memory: int, *, samples: int, by_layers: bool
 ) -> tuple[Matvec, Callable[[], Tensor]]:
     """v ↦ 1/N ∑ᵢ gᵢ gᵢᵀ v over the per-sample gradients gᵢ = ∇ℓᵢ(θ), v `(d,)`, and their mean.
 
@@ -105,17 +102,16 @@ def second_moment(
         parts: Of the split.
         theta: Where.
         memory: Bytes that may be kept.
+        samples: N.
         by_layers: Take the gᵢ of each layer as `sample_gradients` does, which then
             must know them all. Kept as rows where memory holds all of them, else as the layers have
             them.
     """
-    jacobian: Callable[[int], SampleGradients | _Jacobian]
+    build, weighed = jacobian, _weighed
     if by_layers:
-        rows = sum(part.samples for part in parts) * theta.nbytes
-        build = layered if rows > memory else _in_rows
-        jacobian = _kept(lambda k: build(parts[k].losses, theta), memory, _held)
-    else:
-        jacobian = _kept(lambda k: _Jacobian(parts[k].losses, theta), memory, _weighed)
+        build = layered if samples * theta.nbytes > memory else _in_rows
+        weighed = _held
+    gradients = _kept(lambda part: build(part.losses, theta), memory, weighed)
 
     @full_float32()
     @torch.enable_grad()
@@ -123,29 +119,86 @@ def second_moment(
         total = torch.zeros_like(theta, dtype=torch.float64)
         for k, part in enumerate(parts):
             each = theta.new_full((part.samples,), 1 / part.samples)
-            total.add_(jacobian(k).pull(each), alpha=part.weight)
+            total.add_(gradients(k, part).pull(each), alpha=part.share)
         return total.to(theta.dtype)
 
-    def averaged(k: int, v: Tensor) -> Tensor:
-        return jacobian(k).normal(v) / parts[k].samples
+    def averaged(k: int, part: Part, v: Tensor) -> Tensor:
+        return gradients(k, part).normal(v) / part.samples
 
-    return _summed(parts, theta, averaged), mean
+    return _summed(parts, theta, averaged, lambda part: part.share), mean
 
 
 def _summed(
-    parts: Sequence[Part], theta: Tensor, multiply: Callable[[int, Tensor], Tensor]
+    parts: Iterable[Part],
+    theta: Tensor,
+    multiply: Callable[[int, Part, Tensor], Tensor],
+    weight: Callable[[Part], float],
 ) -> Matvec:
-    """v ↦ ∑ₖ wₖ Mₖ v, and `multiply` is (k, v) ↦ Mₖ v."""
+    """v ↦ ∑ₖ wₖ Mₖ v, and `multiply` is (k, part, v) ↦ Mₖ v."""
 
     @full_float32()
     @torch.enable_grad()
     def product(v: Tensor) -> Tensor:
         total = torch.zeros_like(v, dtype=torch.float64)
         for k, part in enumerate(parts):
-            total.add_(multiply(k, v.to(theta.dtype)), alpha=part.weight)
+            total.add_(multiply(k, part, v.to(theta.dtype)), alpha=weight(part))
         return total.to(v.dtype)
 
     return replayed(product, theta.device)
+
+
+def sample_rows(part: Part, theta: Tensor, size: int, *, by_layers: bool) -> Iterator[Tensor]:
+    """Per-sample gradients of a part in blocks of at most `size` rows `(n, d)`.
+
+    By layers; else by `vmap` over samples that can be parted; else one by one.
+    """
+    if by_layers:
+        yield from (block.rows() for block in layered(part.losses, theta).split(size))
+        return
+    indices = torch.arange(part.samples, device=theta.device).split(size)
+    if part.alone is not None:
+        try:
+            each = vmap(gradient_of(part.alone), in_dims=(None, 0))
+            yield from [each(theta, index) for index in indices]
+            return
+        except UNKNOWN as error:
+            check_unknown(error)
+    yield from sample_gradients.rows_one_by_one(part.losses, theta, size)
+
+
+UNKNOWN = (RuntimeError, NotImplementedError, TypeError, InputError)
+"""What torch and lsa raise where an operation lacks a derivative."""
+
+
+def check_unknown(error: BaseException) -> None:
+    """Raise an error that is of memory, or of an input."""
+    if isinstance(error, torch.OutOfMemoryError):
+        raise error
+    if isinstance(error, InputError) and "second derivative" not in str(error):
+        raise error
+
+
+def or_else(exact: Matvec, other: Callable[[str], Matvec]) -> Matvec:
+    """The exact product, or from the first one on another, where derivatives are lacking.
+
+    `other` is told why.
+    """
+    chosen: list[Matvec] = []
+
+    def product(v: Tensor) -> Tensor:
+        if chosen:
+            return chosen[0](v)
+        try:
+            result = exact(v)
+        except UNKNOWN as error:
+            check_unknown(error)
+            line = (str(error).splitlines() or [type(error).__name__])[0]
+            chosen.append(other(line.rstrip(".")))
+            return chosen[0](v)
+        chosen.append(exact)
+        return result
+
+    return product
 
 
 def layered(losses: Function, theta: Tensor) -> SampleGradients:
@@ -176,6 +229,16 @@ def second_derivatives(losses: Function, n: int, like: Tensor) -> Tensor:
     return pull_back(second, w, torch.ones_like(second))
 
 
+def jacobian(losses: Function, theta: Tensor) -> SampleGradients | _Jacobian:
+    """The Jacobian of losses as a graph; as rows where a gradient has no derivative."""
+    try:
+        return _Jacobian(losses, theta)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, InputError):
+        return sample_gradients.one_by_one(losses, theta)
+
+
 class _Jacobian:
     """f(θ) and the products of its Jacobian J with vectors, from one graph.
 
@@ -203,22 +266,73 @@ class _Jacobian:
         return self.pull(self.push(v))
 
 
+class _Traced:
+    """Gauss–Newton products of a loss that is known only as a function of θ.
+
+    Its outputs are inner nodes of the graph: the loss is differentiated by them, and they by θ.
+    """
+
+    def __init__(self, part: Part, theta: Tensor) -> None:
+        self._theta = theta.detach().requires_grad_()
+        with SecondOrder():
+            loss, _, self._outputs = part.traced(self._theta)
+        self._g = grad(loss, self._outputs, create_graph=True, materialize_grads=True)
+        self._w = [torch.zeros_like(o).requires_grad_() for o in self._outputs]
+        h = grad(self._outputs, self._theta, self._w, create_graph=True, materialize_grads=True)[0]
+        self._h = differentiable(h)
+
+    def push(self, v: Tensor) -> list[Tensor]:
+        """J v, one tensor for each output."""
+        return [*grad(self._h, self._w, v, retain_graph=True, materialize_grads=True)]
+
+    def curved(self, v: Tensor) -> Tensor:
+        """Jᵀ∇²L J v, `(d,)`."""
+        moved = self.push(v)
+        pairs = [pair for pair in zip(self._g, moved, strict=True) if pair[0].requires_grad]
+        if not pairs:  # a loss that is linear in the outputs
+            return torch.zeros_like(v)
+        g, m = zip(*pairs, strict=True)
+        curved = grad(g, self._outputs, m, retain_graph=True, materialize_grads=True)
+        return grad(self._outputs, self._theta, curved, retain_graph=True, materialize_grads=True)[
+            0
+        ]
+
+
+@full_float32()
+@torch.enable_grad()
+def traced_curvatures(part: Part, theta: Tensor, u: Tensor) -> Tensor:
+    """Per-sample (Jᵢu)ᵀ∇²ℓᵢ(Jᵢu) `(n,)` where losses are known only as functions of θ."""
+    moved = _Traced(part, theta).push(u)
+    _, losses, outputs = part.traced(theta.detach().requires_grad_())
+    w = losses.new_ones(len(losses)).requires_grad_()
+
+    def along(value: Tensor) -> Tensor:
+        slopes = grad(value, outputs, create_graph=True, materialize_grads=True)
+        return sum(((s * m).sum() for s, m in zip(slopes, moved, strict=True)), value.new_zeros(()))
+
+    slope = along(w @ losses)
+    if not slope.requires_grad:
+        return torch.zeros_like(losses)
+    second = along(slope)
+    return pull_back(second, w, torch.ones_like(second))
+
+
 def _kept(
-    build: Callable[[int], Graph],
+    build: Callable[[Part], Graph],
     memory: int,
     weighed: Callable[[Callable[[], Graph]], tuple[Graph, int]],
-) -> Callable[[int], Graph]:
-    """`build`, each k remembered while the bytes that all hold, as `weighed` says, fit `memory`."""
+) -> Callable[[int, Part], Graph]:
+    """`build` of part k, remembered while the bytes that all hold, as `weighed` says, fit."""
     kept: dict[int, Graph] = {}
     left = memory
 
-    def graph(k: int) -> Graph:
+    def graph(k: int, part: Part) -> Graph:
         nonlocal left
         if k in kept:
             return kept[k]
         if left <= 0:
-            return build(k)
-        made, size = weighed(lambda: build(k))
+            return build(part)
+        made, size = weighed(lambda: build(part))
         left -= size
         if left >= 0:
             kept[k] = made

@@ -8,7 +8,7 @@ a weight, brings the gradients at their outputs. What is made of both is in
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,6 +58,25 @@ def of(losses: Losses, theta: Tensor) -> SampleGradients | None:
     return SampleGradients(n, len(theta), layers) if layers else None
 
 
+def one_by_one(losses: Losses, theta: Tensor) -> SampleGradients:
+    """The gradients at θ of any losses `(n,)`, by n backward passes through one graph."""
+    (rows,) = rows_one_by_one(losses, theta, 1 << 62)
+    return SampleGradients(len(rows), len(theta), [Rows(slice(0, len(theta)), rows)])
+
+
+def rows_one_by_one(losses: Losses, theta: Tensor, size: int) -> Iterator[Tensor]:
+    """The same in blocks of at most `size` rows `(n, d)`."""
+    t = theta.detach().requires_grad_()
+    with torch.enable_grad():
+        values = losses(t)
+    for some in values.split(min(size, len(values))):
+        rows = [
+            torch.autograd.grad(value, t, retain_graph=True, materialize_grads=True)[0]
+            for value in some
+        ]
+        yield torch.stack(rows)
+
+
 def are_exact(losses: Losses, theta: Tensor) -> bool:
     """Whether `of` gives the gradients of these losses: an unequal sum of them is autograd's.
 
@@ -66,7 +85,7 @@ def are_exact(losses: Losses, theta: Tensor) -> bool:
     """
     try:
         found = of(losses, theta)
-    except RuntimeError:
+    except (RuntimeError, TypeError, IndexError):
         return False
     if found is None:
         return False

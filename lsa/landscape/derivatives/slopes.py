@@ -9,22 +9,24 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.func import jvp
+from torch.utils._pytree import tree_map
 
 from lsa.landscape.derivatives import products
 
-Both = Callable[[Tensor], tuple[Tensor, Tensor]]
+Both = Callable[[Tensor], tuple[Tensor, Any]]
 
 
-def by_layers(both: Both, theta: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def by_layers(both: Both, theta: Tensor, u: Tensor) -> tuple[Tensor, Any, Tensor]:
     """By the gradients of each layer, where `lsa.landscape.derivatives.sample_gradients` has them.
 
     A backward pass without weight gradients, and then one operation a layer: less than the two
     that forward mode makes of every operation (simple_cnn: 2.5 forward passes
     for 3.4, on another day 3.2 for 3.5).
     """
-    seen: list[Tensor] = []
+    seen: list[Any] = []
 
     def losses(t: Tensor) -> Tensor:
         seen[:] = both(t)
@@ -32,11 +34,25 @@ def by_layers(both: Both, theta: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Ten
 
     slopes = products.layered(losses, theta).push(u)
     values, outputs = seen
-    return values.detach(), outputs.detach(), slopes
+    outputs = tree_map(lambda t: t.detach() if isinstance(t, Tensor) else t, outputs)
+    return values.detach(), outputs, slopes
 
 
-def by_forward_mode(both: Both, theta: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def by_any_way(both: Both, theta: Tensor, u: Tensor) -> tuple[Tensor, Any, Tensor]:
+    """By forward mode; where an operation lacks it through a graph; else by single gradients."""
+    try:
+        return by_forward_mode(both, theta, u)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, TypeError):
+        with torch.no_grad():
+            values, outputs = both(theta.detach())
+        return values, outputs, products.jacobian(lambda t: both(t)[0], theta).push(u)
+
+
+def by_forward_mode(both: Both, theta: Tensor, u: Tensor) -> tuple[Tensor, Any, Tensor]:
     """By the derivative of every operation along u."""
     found: Any = jvp(both, (theta.detach(),), (u,), has_aux=True)
     losses, slopes, outputs = found
-    return losses, outputs, slopes
+    # Forward mode makes float64 of a Python number times a tensor without dimensions.
+    return losses, outputs, slopes.to(losses.dtype)

@@ -1,0 +1,307 @@
+"""A data set as batches and an objective: the parts of a pass, streamed."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from lsa.landscape.batches import Batch, Batches, Count, cloned
+from lsa.landscape.derivatives import batch_norm
+from lsa.landscape.derivatives.parts import Part
+from lsa.landscape.network import Network
+from lsa.landscape.objectives import drawn
+from lsa.landscape.terms import Objective, Terms
+from lsa.landscape.values import misclassified
+from lsa.landscape.weighing import reach_outside
+from lsa.runtime.errors import InputError
+
+
+class Batched:
+    """Batches and what the loss of each is made of.
+
+    N is the number of units: samples, or batches where samples interact. A first pass without
+    gradients counts units and weights; it is made when they are needed, at the network's own θ.
+
+    Args:
+        batches: The data.
+        objective: `(model, batch) → Terms`.
+        draws: Fixed draws of the network's random numbers to average over; 0: none are made.
+    """
+
+    def __init__(self, batches: Batches, objective: Objective, draws: int = 0) -> None:
+        self.batches, self._objective, self._draws = batches, objective, draws
+        self._counted: _Counted | None = None
+        self._writes: list[bool] = []  # whether the network writes into its inputs, once seen
+
+    # --- what there is ---------------------------------------------------------------------------
+
+    def count(self, network: Network) -> _Counted:
+        """Units and weights of all batches, from one pass; later passes must be like it.
+
+        Raises:
+            InputError: Terms that do not fit together, or no weight at all.
+        """
+        if self._counted is None:
+            with torch.no_grad():
+                theta = network.flat().to(self.batches.device)
+                self._counted = self._count(network, theta)
+        return self._counted
+
+    def _count(self, network: Network, theta: Tensor) -> _Counted:
+        counts, weights, separate = [], [], set()
+        for batch in self.batches:
+            if not counts:
+                self._check_reach(network, theta, batch)
+            with network.at(theta):
+                terms = self._terms(network, batch)
+            _check_sum(terms)
+            separate.add(terms.samples is not None)
+            if len(separate) > 1:
+                raise InputError(
+                    "the objective gives samples for some batches and not for others; give them "
+                    "for all or for none"
+                )
+            w = _weights(terms)
+            weights.append(w.cpu())
+            counts.append(Count(len(w), float(w.sum()), batch.mark))
+        found = torch.cat(weights)
+        total = float(found.sum())
+        if not total > 0:
+            raise InputError(f"the weights of all batches sum to {total:g}; some must count")
+        if not self.batches.counts:
+            self.batches.counts = counts
+        return _Counted(found, separate == {True})
+
+    def _check_reach(self, network: Network, theta: Tensor, batch: Batch) -> None:
+        """See that the objective depends on no trainable tensor but the θ that it is given."""
+        if network.keeps_others:
+            return
+        with torch.enable_grad(), network.at(theta):
+            first, second = (_everything(self._terms(network, batch)) for _ in range(2))
+        if reach_outside(first, second):
+            raise InputError(
+                "the objective depends on trainable tensors outside θ, whose part of the gradient "
+                "would be left out; compute everything with the model that it is given"
+            )
+
+    def n(self, network: Network) -> int:
+        """Number N of units."""
+        return len(self.chosen_weights(network))
+
+    def chosen_weights(self, network: Network) -> Tensor:
+        """Weights `(N,)` of the units that are meant."""
+        counted, chosen = self.count(network), self.batches.chosen
+        return counted.weights if chosen is None else counted.weights[chosen]
+
+    # --- parts -----------------------------------------------------------------------------------
+
+    def parts(self, network: Network) -> Parts:
+        """The batches as functions of θ, read anew at every iteration."""
+        return Parts(self, network)
+
+    def part(self, network: Network, batch: Batch, n: int, total: float) -> Part:
+        """One batch as functions of θ.
+
+        Args:
+            network: That has θ.
+            batch: The batch.
+            n: N.
+            total: W, the weight of all units.
+        """
+        expected = self.batches.counts[batch.index]
+        units = expected.units if batch.rows is None else len(batch.rows)
+        scale = n / total
+        leaves_out = bool((self.chosen_weights(network) == 0).any())
+
+        def terms(theta: Tensor) -> tuple[Terms, Tensor, Tensor]:
+            """Terms, and sums and weights `(units,)`."""
+            with network.at(theta):
+                found = self._terms(network, batch)
+            sums, weights = _sums(found), _weights(found)
+            if len(weights) != expected.units or not _close(weights.sum(), expected.weight):
+                raise InputError(
+                    f"batch {batch.index} weighs {float(weights.sum()):.6g}, before it was "
+                    f"{expected.weight:.6g}; weights must not depend on θ or on chance"
+                )
+            if batch.rows is not None:
+                sums, weights = sums[batch.rows], weights[batch.rows]
+            return found, sums, weights
+
+        def pure(found: Terms, sums: Tensor) -> Tensor:
+            return found.total if batch.rows is None else sums.sum()
+
+        def penalised(found: Terms, value: Tensor, weight: Tensor | float) -> Tensor:
+            return value if found.penalty is None else value + weight * found.penalty
+
+        def loss(theta: Tensor) -> Tensor:
+            found, sums, weights = terms(theta)
+            weight = weights.sum().to(found.total)
+            return penalised(found, pure(found, sums), weight)
+
+        def losses(theta: Tensor) -> Tensor:
+            return both(theta)[0]
+
+        def both(theta: Tensor) -> tuple[Tensor, Any]:
+            found, sums, weights = terms(theta)
+            return penalised(found, sums * scale, weights.to(sums) * scale), found.outputs
+
+        def traced(theta: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
+            found, sums, _ = terms(theta)
+            outputs = [t for t in tree_leaves(found.outputs) if isinstance(t, Tensor)]
+            outputs = [t for t in outputs if t.requires_grad]
+            if not outputs:
+                raise InputError(
+                    "the objective gives no outputs, so there is no Gauss–Newton part; set "
+                    "Terms.outputs to the tensors that the loss is computed from"
+                )
+            return pure(found, sums), sums * scale, outputs
+
+        def wrong(outputs: Any) -> Tensor | None:
+            y = _labels(batch.content)
+            known = y is not None and not leaves_out
+            flags = misclassified(outputs, y) if known else None
+            return flags if flags is None or batch.rows is None else flags[batch.rows]
+
+        return Part(1 / total, units / n, units, loss, losses, both, traced, wrong)
+
+    def _terms(self, network: Network, batch: Batch) -> Terms:
+        content = batch.content
+        if self._writes != [False]:
+            content = cloned(content)
+
+        def evaluate() -> Terms:
+            if self._draws:
+                return drawn(self._objective, network.model, content, batch.index, self._draws)
+            return self._objective(network.model, content)
+
+        found = network.evaluated(evaluate)
+        if not self._writes:
+            leaves = [t for t in tree_leaves(content) if isinstance(t, Tensor)]
+            self._writes.append(any(t._version for t in leaves))
+        return checked(found)
+
+    # --- other data ------------------------------------------------------------------------------
+
+    def subset(self, indices: Tensor, network: Network) -> Batched:
+        """Some of the units. A batch that holds one is computed whole."""
+        self.count(network)
+        other = copy.copy(self)
+        other.batches = self.batches.subset(indices)
+        return other
+
+    def with_batches(self, source: Any) -> Batched:
+        """Other batches for the same objective."""
+        return Batched(Batches(source, self.batches.device), self._objective, self._draws)
+
+    def few(self, network: Network, n: int) -> Part:
+        """The first batch, as a part; as many samples as it has."""
+        return next(iter(self.parts(network)))
+
+    def blocks(self, network: Network, size: int) -> Parts:
+        """The batches, which hold as many samples as they do."""
+        return self.parts(network)
+
+    def recalibrate(self, network: Network) -> None:
+        """Estimate the network's batch-norm statistics anew from all batches."""
+        with torch.no_grad(), batch_norm.cumulating(network.model):
+            for batch in self.batches:
+                self._objective(network.model, cloned(batch.content))
+
+    def double(self) -> Batched:
+        """The same in float64."""
+        other = copy.copy(self)
+        other.batches = self.batches.double()
+        return other
+
+
+class _Counted:
+    """Weights `(units,)` of the whole data set, and whether units are samples."""
+
+    def __init__(self, weights: Tensor, samples: bool) -> None:
+        self.weights, self.samples = weights.double(), samples
+
+
+class Parts:
+    """The batches of a data set as functions of θ; read anew at every iteration."""
+
+    def __init__(self, data: Batched, network: Network) -> None:
+        self._data, self._network = data, network
+
+    def __iter__(self) -> Iterator[Part]:
+        weights = self._data.chosen_weights(self._network)
+        n, total = len(weights), float(weights.sum())
+        for batch in self._data.batches:
+            yield self._data.part(self._network, batch, n, total)
+
+
+def checked(terms: Terms) -> Terms:
+    """Terms, if they fit together.
+
+    Raises:
+        InputError: Another type, a total that is no scalar, or samples and weights of other shapes.
+    """
+    if not isinstance(terms, Terms):
+        raise InputError(f"the objective returned a {type(terms).__name__}; return lsa.Terms")
+    if terms.total.ndim:
+        raise InputError(f"Terms.total has shape {tuple(terms.total.shape)}; sum it to a scalar")
+    if terms.samples is None:
+        return terms
+    if terms.samples.ndim != 1:
+        raise InputError(
+            f"Terms.samples has shape {tuple(terms.samples.shape)}; give one sum per sample, (n,)"
+        )
+    if terms.weights is not None and terms.weights.shape != terms.samples.shape:
+        raise InputError(
+            f"Terms.weights has shape {tuple(terms.weights.shape)}, samples "
+            f"{tuple(terms.samples.shape)}; give as many of each"
+        )
+    return terms
+
+
+def _everything(terms: Terms) -> Tensor:
+    """A number that depends on all that L depends on."""
+    return terms.total if terms.penalty is None else terms.total + terms.penalty
+
+
+def _check_sum(terms: Terms) -> None:
+    """See that the samples add up to the total."""
+    if terms.samples is None:
+        return
+    own, added = float(terms.total), float(terms.samples.double().sum())
+    if abs(own - added) > 1e-3 * max(abs(own), abs(added), 1e-30):
+        raise InputError(
+            f"Terms.samples add up to {added:.6g}, Terms.total is {own:.6g}; samples are the parts "
+            "that the total is the sum of"
+        )
+
+
+def _sums(terms: Terms) -> Tensor:
+    """The loss of each unit, `(units,)`."""
+    return terms.total.reshape(1) if terms.samples is None else terms.samples
+
+
+def _weights(terms: Terms) -> Tensor:
+    """The weight of each unit, `(units,)`, in float64."""
+    weight = torch.as_tensor(terms.weight, device=terms.total.device).detach().double()
+    if terms.samples is None:
+        return weight.reshape(1)
+    if terms.weights is not None:
+        return terms.weights.detach().double()
+    n = len(terms.samples)
+    return (weight / n).expand(n)
+
+
+def _close(a: Tensor, b: float) -> bool:
+    return abs(float(a) - b) <= 1e-5 * max(1.0, abs(b))
+
+
+def _labels(content: Any) -> Tensor | None:
+    """The targets of a batch of inputs and class labels; None of another batch."""
+    if isinstance(content, dict):
+        return content.get("labels")
+    return content[1] if isinstance(content, tuple | list) and len(content) == 2 else None

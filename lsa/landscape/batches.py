@@ -1,0 +1,198 @@
+"""A data set as batches that are read again for every pass over it, never all held at once."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
+
+from lsa.runtime.errors import InputError
+
+END = object()
+
+
+class Batch(NamedTuple):
+    """One batch of a data set."""
+
+    index: int
+    content: Any  # a pytree, on the device
+    rows: Tensor | None  # units of it that are meant; None: all
+    mark: tuple  # its fingerprint
+
+
+@dataclass(frozen=True)
+class Count:
+    """What one batch holds."""
+
+    units: int  # samples, or 1 where samples interact
+    weight: float
+    fingerprint: tuple
+
+
+class Batches:
+    """Batches of any re-iterable, on a device.
+
+    Args:
+        source: A DataLoader, a list, or any other iterable that gives the same batches, in the same
+            order, whenever it is read.
+        device: Where batches are moved to.
+
+    Raises:
+        InputError: An iterator, which can be read only once; from a pass, batches that differ from
+            those of the first.
+    """
+
+    def __init__(self, source: Iterable[Any], device: torch.device) -> None:
+        if not isinstance(source, Iterable):
+            raise InputError(
+                f"batches are a {type(source).__name__}; give a DataLoader, a list or another "
+                "iterable of batches"
+            )
+        if isinstance(source, Iterator):
+            raise InputError(
+                f"batches are a {type(source).__name__}, which can be read only once; give a "
+                "DataLoader, a list, or an object whose __iter__ starts anew"
+            )
+        self._source, self.device = source, device
+        self._double = False
+        self.counts: list[Count] = []  # of all batches, once they have been counted
+        self._chosen: Tensor | None = None  # sorted units of the whole that are meant
+
+    def __iter__(self) -> Iterator[Batch]:
+        """The batches that hold a unit that is meant."""
+        start, index = 0, 0
+        for index, content in enumerate(self._read()):
+            rows, mark = None, fingerprint(content)
+            if self.counts:
+                count = self._same(index, mark)
+                rows = self._rows(start, count.units)
+                start += count.units
+                if rows is not None and not len(rows):
+                    continue
+            yield Batch(index, moved(content, self.device, self._double), rows, mark)
+            if self._chosen is not None and start > int(self._chosen[-1]):
+                return
+        if self.counts and index + 1 != len(self.counts):
+            raise InputError(self._other(f"{index + 1} batches for {len(self.counts)} before"))
+
+    def _read(self) -> Iterator[Any]:
+        """The source's batches, with random numbers of torch's that are the same at every reading.
+
+        A DataLoader draws the order of a shuffle, seeds of workers and augmentations from them.
+        """
+        with torch.random.fork_rng([]):
+            torch.manual_seed(0)
+            iterator, state = iter(self._source), torch.get_rng_state()
+        for number in itertools.count():  # noqa: B007
+            with torch.random.fork_rng([]):
+                torch.set_rng_state(state)
+                content = next(iterator, END)
+                state = torch.get_rng_state()
+            if content is END:
+                break
+            yield content
+        if number == 0:
+            raise InputError("there is no batch; give at least one, from every reading")
+
+    def _same(self, index: int, mark: tuple) -> Count:
+        """The count of a batch, which must be the one that was counted."""
+        if index >= len(self.counts):
+            raise InputError(self._other(f"more than {len(self.counts)} batches"))
+        if mark != self.counts[index].fingerprint:
+            raise InputError(self._other(f"batch {index} has other content or another place"))
+        return self.counts[index]
+
+    @staticmethod
+    def _other(what: str) -> str:
+        return (
+            f"the batches differ from one reading to the next ({what}); L needs fixed data: "
+            "shuffle=False, no random augmentation"
+        )
+
+    def _rows(self, start: int, units: int) -> Tensor | None:
+        if self._chosen is None:
+            return None
+        inside = (self._chosen >= start) & (self._chosen < start + units)
+        return (self._chosen[inside] - start).to(self.device)
+
+    # --- other batches of the same data ----------------------------------------------------------
+
+    def subset(self, units: Tensor) -> Batches:
+        """Only some of the units, by their number; those of the present selection."""
+        other = copy.copy(self)
+        units = units.cpu().sort().values
+        other._chosen = units if self._chosen is None else self._chosen[units]
+        return other
+
+    def double(self) -> Batches:
+        """The same in float64."""
+        other = copy.copy(self)
+        other._double = True
+        return other
+
+    @property
+    def chosen(self) -> Tensor | None:
+        """Which units of the whole are meant, sorted; None: all."""
+        return self._chosen
+
+
+def moved(content: Any, device: torch.device, double: bool = False) -> Any:
+    """A batch on a device: mappings as dicts, arrays as tensors; in float64, where wanted."""
+    if isinstance(content, np.ndarray):
+        content = torch.from_numpy(content)
+    if isinstance(content, Tensor):
+        wider = double and content.is_floating_point()
+        return content.to(device, torch.float64 if wider else content.dtype)
+    if isinstance(content, torch.nn.utils.rnn.PackedSequence):
+        content = content.to(device)
+        return content.double() if double and content.data.is_floating_point() else content
+    if isinstance(content, Mapping):
+        return {key: moved(value, device, double) for key, value in content.items()}
+    if isinstance(content, tuple) and hasattr(content, "_fields"):
+        return type(content)(*(moved(value, device, double) for value in content))
+    if isinstance(content, tuple | list):
+        return type(content)(moved(value, device, double) for value in content)
+    return content.to(device) if hasattr(content, "to") else content
+
+
+def cloned(content: Any) -> Any:
+    """A copy of a batch's tensors, for a network that writes into its inputs."""
+    return tree_map(lambda t: t.clone() if isinstance(t, Tensor) else t, content)
+
+
+def fingerprint(content: Any) -> tuple:
+    """What tells a batch from another one: shapes, and a weighted sum of each tensor's numbers."""
+    found = []
+    for leaf in tree_leaves(moved(content, torch.device("cpu"))):
+        if isinstance(leaf, Tensor) and not leaf.is_nested and not leaf.is_sparse:
+            flat = leaf.detach().reshape(-1)
+            flat = torch.view_as_real(flat).reshape(-1) if flat.is_complex() else flat
+            ramp = torch.linspace(1, 2, len(flat), dtype=torch.float64)
+            found.append((tuple(leaf.shape), float(ramp @ flat.double().nan_to_num(0, 1, -1))))
+    return tuple(found)
+
+
+def cut(inputs: Any, targets: Any, size: int) -> list[tuple[Any, Any]]:
+    """Inputs and targets, pytrees of `(N, …)`, as batches of a size.
+
+    Raises:
+        InputError: Their tensors are not equally long.
+    """
+    both = moved((inputs, targets), torch.device("cpu"))
+    lengths = {len(t) for t in tree_leaves(both) if isinstance(t, Tensor)}
+    if len(lengths) != 1:
+        raise InputError(
+            f"inputs and targets have {sorted(lengths)} samples; give as many of each, or batches"
+        )
+    (n,) = lengths
+    return [
+        tree_map(lambda t, i=i: t[i : i + size] if isinstance(t, Tensor) else t, both)
+        for i in range(0, n, size)
+    ]

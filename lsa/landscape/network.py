@@ -1,0 +1,245 @@
+"""A network as a function of a flat θ: which parameters are in it, and how they are put in."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import fnmatch
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_leaves, tree_map
+
+from lsa.runtime.errors import InputError
+
+HALF = (torch.float16, torch.bfloat16)
+Selection = str | Collection[str] | Callable[[str, nn.Parameter], bool]
+"""Parameters by name, by glob, or by a predicate of name and parameter."""
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The network inside of `torch.compile`, DataParallel and DistributedDataParallel.
+
+    Raises:
+        InputError: A scripted network, one with parameters that have no shape yet, or with complex
+            ones.
+    """
+    while True:
+        wrapped = isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel)
+        inner = model.module if wrapped else getattr(model, "_orig_mod", None)
+        if not isinstance(inner, nn.Module):
+            break
+        model = inner
+    if isinstance(model, torch.jit.ScriptModule):
+        raise InputError("the network is scripted, so no θ can be put in; give the nn.Module")
+    for name, parameter in model.named_parameters():
+        if isinstance(parameter, nn.parameter.UninitializedParameter):
+            raise InputError(f"parameter {name!r} has no shape yet; run the network once on data")
+        if parameter.is_complex():
+            raise InputError(f"parameter {name!r} is complex; store its real and imaginary parts")
+    return model
+
+
+def selected(model: nn.Module, selection: Selection | None) -> list[str]:
+    """Names of the parameters that θ is made of: those that are trained, or a selection of them.
+
+    Raises:
+        InputError: Nothing is selected, or a name or glob matches no parameter.
+    """
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if selection is None:
+        chosen = list(named)
+    elif callable(selection):
+        chosen = [name for name, p in named.items() if selection(name, p)]
+    else:
+        patterns = [selection] if isinstance(selection, str) else list(selection)
+        unmatched = [p for p in patterns if not fnmatch.filter(named, p)]
+        if unmatched or not patterns:
+            raise InputError(
+                f"no parameter is named {', '.join(unmatched) or 'at all'}; "
+                f"choose from {', '.join(named)}"
+            )
+        chosen = [n for n in named if any(fnmatch.fnmatchcase(n, p) for p in patterns)]
+    if not chosen:
+        raise InputError("the network has no trainable parameter; set requires_grad or parameters=")
+    return chosen
+
+
+class Network:
+    """A network whose named parameters are a function of θ, shape `(d,)`.
+
+    Args:
+        model: The network; θ is put into it and taken out again, nothing of it is changed.
+        names: Of the parameters in θ, in order.
+        keeps_mode: Put the training flags back after every use, for a network that is not a copy.
+    """
+
+    def __init__(self, model: nn.Module, names: list[str], *, keeps_mode: bool = False) -> None:
+        self.model, self.names = model, names
+        self._parameters = parameters = [model.get_parameter(name) for name in names]
+        self._shapes = [p.shape for p in parameters]
+        self._dtypes = [p.dtype for p in parameters]
+        self.sizes = [p.numel() for p in parameters]
+        position = {id(p): i for i, p in enumerate(parameters)}
+        self._slots = [
+            (module, name, position[id(p)], p)
+            for module in model.modules()
+            for name, p in module._parameters.items()
+            if p is not None and id(p) in position
+        ]
+        self._buffers = [
+            (module, name, buffer, buffer.clone())
+            for module in model.modules()
+            for name, buffer in module._buffers.items()
+            if buffer is not None
+        ]
+        self._versions = [buffer._version for _, _, buffer, _ in self._buffers]
+        self.keeps_mode = keeps_mode
+        self.keeps_others = any(
+            p.requires_grad and id(p) not in position for p in model.parameters()
+        )
+        self._inside = False  # of a block of `at`
+        self._recurrent = any(isinstance(m, nn.RNNBase) for m in model.modules())
+        self._differentiates = False  # a pass takes gradients itself, by its inputs say
+        self._writes: bool | None = None  # into its inputs; None: not seen yet
+        self.written: str | None = None  # a buffer that a pass has written to
+
+    def __call__(self, *inputs: Any) -> Any:
+        """The network's outputs; it is given copies of inputs, where it writes into them."""
+        if self._writes is False:
+            return self.evaluated(lambda: self.model(*inputs))
+        given = tree_map(lambda t: t.clone() if isinstance(t, Tensor) else t, inputs)
+        outputs = self.evaluated(lambda: self.model(*given))
+        if self._writes is None:
+            self._writes = any(t._version for t in tree_leaves(given) if isinstance(t, Tensor))
+        return outputs
+
+    def evaluated(self, function: Callable[[], Any]) -> Any:
+        """What a function of the network gives; with gradients on, where it takes some itself."""
+        with torch.enable_grad() if self._differentiates else contextlib.nullcontext():
+            try:
+                return function()
+            except RuntimeError as error:
+                if torch.is_grad_enabled() or "does not require grad" not in str(error):
+                    raise
+        self._differentiates = True
+        return self.evaluated(function)
+
+    def flat(self) -> Tensor:
+        """θ of the network as it is, a detached copy `(d,)`; in float32 where it is in half."""
+        parts = [p.detach().reshape(-1) for p in self._parameters]
+        return torch.cat([p.float() if p.dtype in HALF else p for p in parts])
+
+    def unflatten(self, theta: Tensor) -> dict[str, Tensor]:
+        """θ `(d,)` as named views with the parameters' shapes; in their own precision, if half."""
+        parts = theta.split(self.sizes)
+        return {
+            name: p.view(shape).to(dtype if dtype in HALF else p.dtype)
+            for name, p, shape, dtype in zip(
+                self.names, parts, self._shapes, self._dtypes, strict=True
+            )
+        }
+
+    @contextmanager
+    def at(self, theta: Tensor) -> Iterator[None]:
+        """Within the block the network has θ for its parameters; its own after the outermost one.
+
+        A block inside of another leaves its θ there: activation checkpointing runs layers again in
+        the backward pass, which must be in the same outermost block. Attention and recurrent layers use kernels that can be differentiated twice.
+        """
+        if self._inside:  # the outermost block puts the parameters back
+            self._restore_buffers()
+            self._put([*self.unflatten(theta).values()])
+            yield
+            return
+        with self._own_mode(), plain_kernels(self._recurrent):
+            try:
+                self._inside = True
+                self._put([*self.unflatten(theta).values()])
+                yield
+            finally:
+                self._inside = False
+                self._put(None)
+                self._restore_buffers()
+
+    def _put(self, values: list[Tensor] | None) -> None:
+        for module, name, index, own in self._slots:
+            value = own if values is None else values[index]
+            module._parameters[name] = value  # pyright: ignore[reportArgumentType]
+            if self._recurrent and isinstance(module, nn.RNNBase):  # it holds them a second time
+                module._flat_weights[module._flat_weights_names.index(name)] = value
+
+    def _restore_buffers(self) -> None:
+        for i, (module, name, buffer, kept) in enumerate(self._buffers):
+            if module._buffers.get(name) is not buffer or buffer._version != self._versions[i]:
+                self.written = self.written or self._name(module, name)
+                with torch.no_grad():
+                    buffer.copy_(kept)
+                module._buffers[name] = buffer
+                self._versions[i] = buffer._version
+
+    def _name(self, module: nn.Module, buffer: str) -> str:
+        prefix = next(name for name, m in self.model.named_modules() if m is module)
+        return f"{prefix}.{buffer}" if prefix else buffer
+
+    @contextmanager
+    def _own_mode(self) -> Iterator[None]:
+        """Evaluation mode for a network that is the caller's own."""
+        if not self.keeps_mode:
+            yield
+            return
+        flags = [(module, module.training) for module in self.model.modules()]
+        self.model.eval()
+        try:
+            yield
+        finally:
+            for module, training in flags:
+                module.training = training
+
+
+@contextmanager
+def plain_kernels(recurrent: bool = False) -> Iterator[None]:
+    """Attention by its formula, and recurrent layers without oneDNN and cuDNN.
+
+    Their fused kernels lack second and forward derivatives.
+    """
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+            if recurrent:
+                stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
+                stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def prepared(model: nn.Module) -> nn.Module:
+    """A copy for differentiation: embeddings give dense gradients and do not write to weights.
+
+    `max_norm` rescales rows in place in every forward pass. It is a constraint on the training and
+    no part of L, so the rows that exceed it are refused, and it is left out.
+
+    Raises:
+        InputError: A row of an embedding is longer than its `max_norm`.
+    """
+    model = copy.deepcopy(model)
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.Embedding | nn.EmbeddingBag):
+            continue
+        module.sparse = False
+        if module.max_norm is not None:
+            lengths = module.weight.detach().norm(module.norm_type, dim=1)
+            if (lengths > module.max_norm * (1 + 1e-5)).any():
+                raise InputError(
+                    f"embedding {name!r} has rows longer than max_norm={module.max_norm:g}, which "
+                    "its forward pass would shorten; run the network once on all tokens first"
+                )
+            module.max_norm = None
+    return model

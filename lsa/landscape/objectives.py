@@ -1,0 +1,229 @@
+"""Ready objectives: `(model, batch) → Terms` for the batches that people have.
+
+Each gives the sum of the loss and its weight, so that L does not depend on how the data is cut into
+batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from lsa.landscape.terms import Objective, Terms
+from lsa.landscape.weighing import Loss, Weighing, differing, mean_over_samples, weighing
+from lsa.runtime.errors import InputError
+
+IGNORED = -100  # label that `F.cross_entropy` and Hugging Face leave out
+AGREEMENT = {torch.float64: 1e-8, torch.float32: 1e-4}  # of two ways to the same loss; else 3e-2
+
+
+def called(model: nn.Module, inputs: Any) -> Any:
+    """The network's outputs: a mapping is given by name, a tuple or list by position."""
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    if isinstance(inputs, tuple | list) and not isinstance(inputs, nn.utils.rnn.PackedSequence):
+        return model(*inputs)
+    return model(inputs)
+
+
+def supervised(loss: Loss = F.cross_entropy) -> Objective:
+    """Batches `(inputs, targets)`, or mappings with `labels`, and a loss `(outputs, targets)`.
+
+    The loss is asked how it weighs (torch's cross entropies), or tried on samples of the first
+    batch: it must be a plain mean over samples.
+
+    Raises:
+        InputError: From the first batch, where the loss is no mean over samples.
+    """
+    known = weighing(loss)
+    tried: list[Weighing] = []
+
+    def objective(model: nn.Module, batch: Any) -> Terms:
+        inputs, y = _parted(batch)
+        outputs = called(model, inputs)
+        outputs = outputs.logits if hasattr(outputs, "logits") else outputs
+        if known is None and not tried:
+            some = differing(y)
+            few = tree_map(lambda t: t[some.to(t.device)], (outputs, y))
+            tried.append(mean_over_samples(loss, *few))
+        how = known or tried[0]
+        sums, weights = how.sums(outputs, y), how.weights(y)
+        total = len(sums) if weights is None else weights.sum()
+        return Terms(sums.sum(), total, sums, weights, outputs=outputs)
+
+    return objective
+
+
+def _parted(batch: Any) -> tuple[Any, Any]:
+    """Inputs and targets of a batch."""
+    if isinstance(batch, Mapping) and "labels" in batch:
+        return {k: v for k, v in batch.items() if k != "labels"}, batch["labels"]
+    if isinstance(batch, tuple | list) and len(batch) == 2:
+        return batch[0], batch[1]
+    raise InputError(
+        f"a batch is a {type(batch).__name__}; give pairs (inputs, targets) or mappings with "
+        "'labels', or an objective of your own"
+    )
+
+
+def weighted(loss: Loss, weights: Callable[[Any], Tensor]) -> Objective:
+    """A loss per sample and a weight per sample: L = Σ wᵢℓᵢ / Σ wᵢ.
+
+    Args:
+        loss: `(outputs, targets) → (n,)`, the loss of each sample, as `reduction="none"` gives it.
+        weights: `batch → (n,)`.
+    """
+
+    def objective(model: nn.Module, batch: Any) -> Terms:
+        inputs, y = _parted(batch)
+        outputs = called(model, inputs)
+        each, w = loss(outputs, y), weights(batch)
+        if each.ndim != 1 or each.shape != w.shape:
+            raise InputError(
+                f"the losses have shape {tuple(each.shape)}, the weights {tuple(w.shape)}; "
+                "both must be (n,), one number per sample"
+            )
+        w = w.to(each)
+        sums = torch.where(w == 0, torch.zeros_like(each), w * each)
+        return Terms(sums.sum(), w.sum(), sums, w, outputs=outputs)
+
+    return objective
+
+
+def per_token(*, ignore_index: int = IGNORED, shift: bool = True) -> Objective:
+    """Cross entropy per token: L is the mean over all tokens of the data set that count.
+
+    Batches are mappings with `labels` `(n, T)`, or pairs (token ids, labels); without labels the
+    ids are their own. The network gives logits `(n, T, C)`, or an output with `.logits`.
+
+    Args:
+        ignore_index: Label of tokens that do not count.
+        shift: Whether the logits at a position predict the label at the next one.
+    """
+
+    def objective(model: nn.Module, batch: Any) -> Terms:
+        if isinstance(batch, Mapping) and "labels" not in batch:
+            batch = {**batch, "labels": batch["input_ids"]}
+        elif isinstance(batch, Tensor):
+            batch = (batch, batch)
+        inputs, y = _parted(batch)
+        outputs = called(model, inputs)
+        logits = outputs.logits if hasattr(outputs, "logits") else outputs
+        return tokens(logits, y, ignore_index=ignore_index, shift=shift)
+
+    return objective
+
+
+def tokens(logits: Tensor, labels: Tensor, *, ignore_index: int, shift: bool) -> Terms:
+    """Cross entropy of logits `(n, T, C)` and labels `(n, T)`, summed over tokens that count."""
+    if shift:
+        logits, labels = logits[:, :-1], labels[:, 1:]
+    each = F.cross_entropy(
+        logits.transpose(1, 2), labels, ignore_index=ignore_index, reduction="none"
+    )
+    sums, weights = each.sum(1), (labels != ignore_index).sum(1)
+    return Terms(sums.sum(), weights.sum(), sums, weights, outputs=logits)
+
+
+def hf() -> Objective:
+    """A Hugging Face model with its own loss: `model(**batch).loss`, batches with `labels`.
+
+    The loss is a mean whose weights the model does not tell. It is compared with the means that
+    there are: per token with and without shift, per sample with class labels, squared errors.
+
+    Raises:
+        InputError: From a batch, where the loss is none of these.
+    """
+    kind: list[int] = []  # which of the candidates it is
+
+    def objective(model: nn.Module, batch: Any) -> Terms:
+        output = model(**batch)
+        terms = _candidates(output.logits, batch["labels"])
+        if not kind:
+            kind[:] = [i for i, t in enumerate(terms) if _agrees(t, output.loss)][:1]
+        if not kind or not (torch.is_grad_enabled() or _agrees(terms[kind[0]], output.loss)):
+            raise InputError(
+                f"the loss of {type(model).__name__} is {float(output.loss):.6g}, which is neither "
+                "a mean over tokens nor one over samples; give an objective that returns lsa.Terms"
+            )
+        return terms[kind[0]]
+
+    return objective
+
+
+def _agrees(terms: Terms, loss: Tensor) -> bool:
+    """Whether terms have the mean that a model says; those without weight have none."""
+    if float(terms.weight) == 0:
+        return True
+    own, mean = float(loss), float(terms.total / terms.weight)
+    return abs(mean - own) <= AGREEMENT.get(loss.dtype, 3e-2) * max(abs(own), 1e-6)
+
+
+def _candidates(logits: Tensor, labels: Tensor) -> list[Terms]:
+    if logits.ndim == 3 and labels.ndim == 2 and not labels.is_floating_point():
+        return [tokens(logits, labels, ignore_index=IGNORED, shift=s) for s in (True, False)]
+    if labels.is_floating_point():
+        flat = logits.reshape(labels.shape) if logits.numel() == labels.numel() else logits
+        losses = (F.mse_loss, F.binary_cross_entropy_with_logits)
+        each = [
+            loss(flat, labels, reduction="none").reshape(len(labels), -1).mean(1) for loss in losses
+        ]
+    else:
+        each = [F.cross_entropy(logits, labels, reduction="none")]
+    return [Terms(e.sum(), len(e), e, outputs=logits) for e in each]
+
+
+def lightning(size: Callable[[Any], int] | None = None) -> Objective:
+    """A Lightning module's own `training_step(batch, index)`, a mean over the batch's samples.
+
+    Terms of single samples are not known, so the unit is the batch.
+
+    Args:
+        size: `batch → n`, the samples of a batch; default: the length of its first tensor.
+    """
+
+    def objective(model: nn.Module, batch: Any) -> Terms:
+        out = model.training_step(batch, 0)  # pyright: ignore[reportCallIssue]
+        loss = out["loss"] if isinstance(out, Mapping) else out
+        n = (
+            size(batch)
+            if size
+            else len(next(t for t in tree_leaves(batch) if isinstance(t, Tensor)))
+        )
+        return Terms(loss * n, n)
+
+    return objective
+
+
+def drawn(objective: Objective, model: nn.Module, batch: Any, index: int, draws: int) -> Terms:
+    """The mean of an objective's terms over fixed draws of the network's random numbers.
+
+    Args:
+        objective: Of one draw.
+        model: With θ inside.
+        batch: The batch.
+        index: Its number, part of the seed.
+        draws: How many; their seeds are `draws * index` and those that follow.
+    """
+    cards = {t.device for t in tree_leaves(batch) if isinstance(t, Tensor) and t.is_cuda}
+    with torch.random.fork_rng(list(cards)):
+        found = []
+        for draw in range(draws):
+            torch.manual_seed(draws * index + draw)
+            found.append(objective(model, batch))
+
+    def mean(values: list[Any]) -> Any:
+        return None if values[0] is None else torch.stack(values).mean(0)
+
+    return Terms(
+        mean([t.total for t in found]),
+        found[0].weight,
+        mean([t.samples for t in found]),
+        found[0].weights,
+        mean([t.penalty for t in found]),
+    )

@@ -1,0 +1,175 @@
+"""A data set as tensors of inputs and targets, cut into chunks, with a loss."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from lsa.landscape.derivatives.parts import Part
+from lsa.landscape.network import Network
+from lsa.landscape.values import misclassified
+from lsa.landscape.weighing import Loss, Weighing, differing, mean_over_samples, weighing
+from lsa.runtime.errors import InputError
+
+
+@dataclass
+class Samples:
+    """Inputs `(N, …)`, targets `(N, …)` and a loss, computed `chunk` samples at a time."""
+
+    x: Tensor
+    y: Tensor
+    loss: Loss
+    chunk: int
+    how: Weighing | None = None  # how the loss weighs; None: not tried yet
+    ratios: Tensor | None = field(init=False, default=None)
+    """(N,): N wᵢ/W, the weight of each sample over the mean weight; None: all alike."""
+    _mean_weight: float = field(init=False, default=1.0)
+
+    def __post_init__(self) -> None:
+        if len(self.x) != len(self.y) or len(self.x) == 0:
+            raise InputError(
+                f"{len(self.x)} inputs and {len(self.y)} targets; give as many of each, at least 1"
+            )
+        self.how = self.how or weighing(self.loss)
+        weights = self.how.weights(self.y) if self.how else None
+        if weights is None:
+            return
+        total = weights.sum()
+        if not total > 0:
+            raise InputError(
+                "no target counts: all are ignored or weigh 0; choose samples of which some count"
+            )
+        if not bool((weights == weights[0]).all()):
+            self.ratios = weights * (len(weights) / total)
+        self._mean_weight = float(total) / len(weights)
+
+    @property
+    def n(self) -> int:
+        """Number N of samples."""
+        return len(self.x)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the samples are."""
+        return self.x.device
+
+    @property
+    def leaves_out(self) -> bool:
+        """Whether some sample does not count."""
+        return self.ratios is not None and bool((self.ratios == 0).any())
+
+    def try_loss(self, network: Network) -> None:
+        """See that a loss that is not known is a mean over samples, on some that differ.
+
+        Raises:
+            InputError: It is none, or depends on trainable tensors beside the outputs.
+        """
+        if self.how is None:
+            some = torch.cat([differing(self.y, 5), differing(self.x, 5)]).unique()
+            some = some.to(self.x.device)
+            theta = network.flat().to(self.x.device)
+            with torch.no_grad(), network.at(theta):
+                outputs = network(self.x[some])
+            self.how = mean_over_samples(self.loss, outputs, self.y[some])
+
+    def counts(self, i: int) -> bool:
+        """Whether sample i has any weight."""
+        return self.ratios is None or bool(self.ratios[i] > 0)
+
+    def first_counted(self) -> int:
+        """The first sample that has any weight."""
+        return 0 if self.ratios is None else int((self.ratios > 0).nonzero()[0])
+
+    def subset(self, indices: Tensor) -> Samples:
+        """Some of the samples."""
+        return replace(self, x=self.x[indices], y=self.y[indices])
+
+    def other(self, x: Tensor, y: Tensor) -> Samples:
+        """Other samples with the same loss, which is not tried again."""
+        return replace(self, x=x, y=y)
+
+    def in_chunks(self, chunk: int) -> Samples:
+        """The same samples, so many at a time."""
+        return replace(self, chunk=chunk)
+
+    def double(self) -> Samples:
+        """The same in float64."""
+        x, y = (t.double() if t.is_floating_point() else t for t in (self.x, self.y))
+        loss = self.loss
+        if isinstance(loss, torch.nn.Module):  # whose weights are tensors of their own precision
+            loss = copy.deepcopy(loss).double()
+        return replace(self, x=x, y=y, loss=loss, how=None if weighing(loss) else self.how)
+
+    def parts(
+        self, network: Network, rows: slice = slice(None), size: int | None = None
+    ) -> list[Part]:
+        """The chunks of the samples, or of some rows of them, as functions of θ."""
+        self.try_loss(network)
+        size = size or self.chunk
+        ratios = None if self.ratios is None else self.ratios[rows].split(size)
+        chunks = zip(self.x[rows].split(size), self.y[rows].split(size), strict=True)
+        return [
+            self._part(network, x, y, None if ratios is None else ratios[i])
+            for i, (x, y) in enumerate(chunks)
+        ]
+
+    def few(self, network: Network, n: int) -> Part:
+        """The first n samples, as a part."""
+        self.try_loss(network)
+        ratios = None if self.ratios is None else self.ratios[:n]
+        return self._part(network, self.x[:n], self.y[:n], ratios)
+
+    def _part(self, network: Network, x: Tensor, y: Tensor, ratios: Tensor | None) -> Part:
+        share = len(x) / self.n
+
+        def outputs(theta: Tensor) -> Tensor:
+            with network.at(theta):
+                return network(x)
+
+        losses_of = partial(self.losses_of, y=y)
+
+        def loss_of(o: Tensor) -> Tensor:
+            # With weights the mean of a chunk is no mean of its samples' losses.
+            return self.loss(o, y) if ratios is None else losses_of(o).sum()
+
+        def both(theta: Tensor) -> tuple[Tensor, Tensor]:
+            o = outputs(theta)
+            return losses_of(o), o
+
+        def traced(theta: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
+            o = outputs(theta)
+            return loss_of(o), losses_of(o), [o]
+
+        def alone(theta: Tensor, i: Tensor) -> Tensor:
+            with network.at(theta):
+                return self.losses_of(network(x[i].unsqueeze(0)), y[i].unsqueeze(0))[0]
+
+        return Part(
+            alone=alone,
+            weight=share if ratios is None else 1 / self.n,
+            share=share,
+            samples=len(x),
+            loss=lambda theta: loss_of(outputs(theta)),
+            losses=lambda theta: losses_of(outputs(theta)),
+            both=both,
+            traced=traced,
+            wrong=lambda o: None if self.leaves_out else misclassified(o, y),
+            outputs=outputs,
+            loss_of=loss_of,
+            losses_of=losses_of,
+        )
+
+    def losses_of(self, outputs: Tensor, y: Tensor) -> Tensor:
+        """ℓᵢ `(n,)` of some samples from their outputs: N sᵢ/W for the sums sᵢ of the loss."""
+        assert self.how is not None
+        sums = self.how.sums(outputs, y)
+        return sums if self._mean_weight == 1 else sums / self._mean_weight
+
+    def blocks(self, network: Network, size: int) -> Iterator[Part]:
+        """Parts of at most `size` samples."""
+        return iter(self.parts(network, size=min(size, self.chunk)))

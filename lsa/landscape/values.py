@@ -1,0 +1,132 @@
+"""Loss, gradient and per-sample values of a landscape, from the parts of a pass over its data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lsa.landscape.derivatives import curvatures as sample_curvatures
+from lsa.landscape.derivatives import modes, products, slopes
+from lsa.landscape.derivatives.parts import Part
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Loss and misclassification rate on a split, each with its standard error over the samples."""
+
+    loss: float
+    loss_error: float
+    error: float  # fraction misclassified; nan when the task is not classification
+    error_error: float
+
+
+@torch.no_grad()
+def loss(parts: Iterable[Part], theta: Tensor) -> float:
+    """L(θ)."""
+    total = torch.zeros((), dtype=torch.float64, device=theta.device)
+    for part in parts:
+        total += part.weight * part.loss(theta).double()
+    return total.item()
+
+
+@torch.no_grad()
+def per_sample(parts: Iterable[Part], theta: Tensor) -> tuple[Tensor, Tensor | None]:
+    """ℓᵢ(θ) `(N,)`, and whether a classifier takes the sample for another class, `(N,)` or None."""
+    losses, wrong = [], []
+    for part in parts:
+        values, outputs = part.both(theta)
+        losses.append(values)
+        wrong.append(part.wrong(outputs))
+    return torch.cat(losses), joined(wrong)
+
+
+@torch.enable_grad()
+def loss_and_gradient(parts: Iterable[Part], theta: Tensor) -> tuple[Tensor, Tensor]:
+    """L(θ) in float64 and ∇L(θ) `(d,)`, summed in float64."""
+
+    def of(part: Part) -> tuple[Tensor, Tensor]:
+        t = theta.detach().requires_grad_()
+        value = part.loss(t)
+        gradient = torch.autograd.grad(value, t, materialize_grads=True)[0]
+        return value.detach().double(), gradient
+
+    rest = iter(parts)
+    first = next(rest)
+    value, gradient = of(first)
+    if first.weight == 1:  # the only one, so there is nothing to sum
+        return value, gradient
+    total, sum_ = first.weight * value, gradient.double().mul_(first.weight)
+    for part in rest:
+        value, gradient = of(part)
+        sum_.add_(gradient, alpha=part.weight)
+        total += part.weight * value
+    return total, sum_.to(theta.dtype)
+
+
+def per_sample_along(
+    parts: Iterable[Part], theta: Tensor, u: Tensor, *, by_layers: bool
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Losses, errors, and slopes ∇ℓᵢ(θ)·u of each sample, `(N,)` each, from one pass."""
+    measure = slopes.by_layers if by_layers else slopes.by_any_way
+    losses, wrong, along = [], [], []
+    for part in parts:
+        values, outputs, slope = measure(part.both, theta, u.to(theta.dtype))
+        losses.append(values)
+        wrong.append(part.wrong(outputs))
+        along.append(slope)
+    return torch.cat(losses), joined(wrong), torch.cat(along)
+
+
+def curvatures(parts: Iterable[Part], theta: Tensor, u: Tensor, *, by_layers: bool) -> Tensor:
+    """Per-sample curvatures uᵀ∇²ℓᵢ(θ)u, `(N,)`."""
+    measure = sample_curvatures.by_layers if by_layers else sample_curvatures.by_one_step
+    return torch.cat([measure(part.losses, theta, u, part.samples) for part in parts])
+
+
+def gauss_newton_curvatures(parts: Iterable[Part], theta: Tensor, u: Tensor) -> Tensor:
+    """Per-sample (Jᵢu)ᵀ∇²ℓᵢ(Jᵢu), `(N,)`."""
+    return torch.cat([_curved(part, theta, u.to(theta.dtype)) for part in parts])
+
+
+def _curved(part: Part, theta: Tensor, u: Tensor) -> Tensor:
+    if part.outputs is None or part.losses_of is None:
+        return products.traced_curvatures(part, theta, u)
+    with torch.no_grad():
+        outputs = part.outputs(theta)
+    moved = modes.along(part.outputs, theta.detach(), u)
+    losses_of = part.losses_of
+    return products.second_derivatives(
+        lambda alpha: losses_of(outputs + alpha * moved), part.samples, theta
+    )
+
+
+def evaluation(losses: Tensor, wrong: Tensor | None) -> Evaluation:
+    """Means of per-sample losses and errors, with the standard errors over the samples."""
+    value, error = _mean_and_error(losses.double())
+    if wrong is None:
+        return Evaluation(value, error, float("nan"), float("nan"))
+    return Evaluation(value, error, *_mean_and_error(wrong.double()))
+
+
+def misclassified(outputs: Tensor, y: Tensor) -> Tensor | None:
+    """Whether each sample is taken for another class, `(n,)`; None for no classes."""
+    if not isinstance(outputs, Tensor) or not isinstance(y, Tensor):
+        return None
+    classes = outputs.ndim == 2 and y.ndim == 1 and not y.is_floating_point()
+    return outputs.argmax(1) != y if classes else None
+
+
+def joined(parts: list[Tensor | None]) -> Tensor | None:
+    """What is known, in one tensor; None where nothing is."""
+    known = [part for part in parts if part is not None]
+    return torch.cat(known) if known else None
+
+
+def _mean_and_error(values: Tensor) -> tuple[float, float]:
+    """Mean and its standard error; nan error for a single value."""
+    n = len(values)
+    error = (values.std() / n**0.5).item() if n > 1 else float("nan")
+    return values.mean().item(), error

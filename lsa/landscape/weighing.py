@@ -1,0 +1,229 @@
+"""How a loss `(outputs, targets) → scalar` weighs the samples of a batch.
+
+torch's cross entropies are asked: their mean runs over class weights and over targets that are not
+ignored. Any other loss must be a plain mean over samples, and a few samples show whether it is.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import vmap
+from torch.utils._pytree import tree_leaves, tree_map
+
+from lsa.runtime.errors import InputError
+
+Loss = Callable[[Any, Any], Tensor]
+TRIED = 8  # samples at most on which a loss is tried
+ROUNDING = {torch.float64: 1e-10, torch.float32: 1e-5}  # of a loss, relative; else 1e-2
+REMEDY = (
+    "give Landscape(model, batches, objective=…), whose objective returns the sum and its weight "
+    "(lsa.Terms; lsa.objectives has weighted, per_token and others)"
+)
+
+
+@dataclass(frozen=True)
+class Weighing:
+    """L of a batch is Σ sums / Σ weights; without weights each sample counts 1."""
+
+    sums: Callable[[Any, Any], Tensor]  # (outputs, targets) → `(n,)`
+    weights: Callable[[Any], Tensor | None]  # targets → `(n,)`
+
+
+def weighing(loss: Loss) -> Weighing | None:
+    """How one of torch's losses weighs; None where only trying can tell.
+
+    Raises:
+        InputError: Its `reduction` is no mean.
+    """
+    if isinstance(loss, nn.Module) or isinstance(loss, functools.partial):
+        options = loss.keywords if isinstance(loss, functools.partial) else vars(loss)
+        reduction = options.get("reduction", "mean")
+        if reduction not in ("mean", "batchmean"):
+            raise InputError(
+                f"the loss has reduction={reduction!r} and is no mean over samples; "
+                f"take reduction='mean', or {REMEDY}"
+            )
+    options = _cross_entropy(loss)
+    return None if options is None else _of_classes(*options)
+
+
+def _cross_entropy(loss: Loss) -> tuple[Callable[..., Tensor], dict[str, Any]] | None:
+    """The functional form and options of a cross entropy; None of another loss."""
+    if loss in (F.cross_entropy, F.nll_loss):
+        return loss, {}
+    if isinstance(loss, functools.partial) and loss.func in (F.cross_entropy, F.nll_loss):
+        return (loss.func, dict(loss.keywords)) if not loss.args else None
+    for kind, function in ((nn.CrossEntropyLoss, F.cross_entropy), (nn.NLLLoss, F.nll_loss)):
+        if isinstance(loss, kind) and type(loss).forward is kind.forward:
+            names = ("weight", "ignore_index", "label_smoothing")
+            options = {n: getattr(loss, n) for n in names if getattr(loss, n, None) is not None}
+            return function, options
+    return None
+
+
+def _of_classes(function: Callable[..., Tensor], options: dict[str, Any]) -> Weighing:
+    ignored = options.get("ignore_index", -100)
+    by_class: Tensor | None = options.get("weight")
+    rest = {k: v for k, v in options.items() if k not in ("weight", "reduction")}
+
+    def sums(outputs: Tensor, y: Tensor) -> Tensor:
+        given = rest if by_class is None else {**rest, "weight": by_class.to(outputs)}
+        each = function(outputs, y, reduction="none", **given)
+        if y.is_floating_point():  # probabilities: the mean runs over all positions
+            return each.reshape(len(y), -1).mean(1)
+        return each if each.ndim == 1 else each.reshape(len(y), -1).sum(1)
+
+    def weights(y: Tensor) -> Tensor | None:
+        if y.is_floating_point():
+            return None
+        counted = y != ignored
+        if by_class is None:
+            if y.ndim == 1 and bool(counted.all()):
+                return None
+            return counted.reshape(len(y), -1).sum(1).double()
+        each = by_class.to(y.device).double()[y.clamp(min=0)] * counted
+        return each.reshape(len(y), -1).sum(1)
+
+    return Weighing(sums, weights)
+
+
+# --- other losses, by trying ----------------------------------------------------------------------
+
+
+def mean_over_samples(loss: Loss, outputs: Any, y: Any) -> Weighing:
+    """The weighing of a loss that is a mean over samples, tried on some that differ.
+
+    Args:
+        loss: Of the whole batch.
+        outputs: Of the network for these samples, a pytree of `(n, …)`.
+        y: Their targets.
+
+    Raises:
+        InputError: Samples alone, or two halves, have another mean than all together; the loss
+            depends on trainable tensors beside the outputs; or it gives no single number.
+    """
+    outputs = tree_map(lambda t: t.detach() if isinstance(t, Tensor) else t, outputs)
+    n = len(tree_leaves(y)[0])
+    with torch.enable_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of shapes that do not fit, which are refused below
+        together, again = loss(outputs, y), loss(outputs, y)
+    if not isinstance(together, Tensor) or together.numel() != 1:
+        shape = tuple(together.shape) if isinstance(together, Tensor) else type(together).__name__
+        raise InputError(
+            f"the loss of a batch is {shape} and no single number; return its mean, or {REMEDY}"
+        )
+    if reach_outside(together, again):
+        raise InputError(
+            "the loss depends on trainable tensors beside the network's outputs, as a penalty that "
+            f"closes over the model does; its gradient would be left out: {REMEDY}"
+        )
+    cuts = {"each alone": range(1, n), "two parts": [max(1, n // 3)]}
+    for name, cut in cuts.items():
+        mean = _mean(loss, outputs, y, [0, *cut, n])
+        if not _agree(together.item(), mean, together.dtype):
+            raise InputError(
+                f"the loss of {n} samples together is {together.item():.6g}, the mean of {name} "
+                f"{mean:.6g}: the loss is no mean over samples; {REMEDY}"
+            )
+    return Weighing(functools.partial(_one_by_one, loss), lambda _: None)
+
+
+def reach_outside(first: Tensor, second: Tensor) -> bool:
+    """Whether two evaluations without θ depend on the same trainable tensor.
+
+    Leaves that an evaluation makes for itself, as a physics-informed loss does of its inputs, are
+    others each time.
+    """
+    return bool(_leaves(first) & _leaves(second))
+
+
+def _leaves(value: Tensor) -> set[int]:
+    """Identities of the tensors that a value can be differentiated by."""
+    if value.grad_fn is None:
+        return {id(value)} if value.requires_grad else set()
+    seen, waiting, found = set(), [value.grad_fn], set()
+    while waiting:
+        node = waiting.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            found.add(id(node.variable))
+        waiting += [following for following, _ in node.next_functions if following is not None]
+    return found
+
+
+def _mean(loss: Loss, outputs: Any, y: Any, ends: list[int]) -> float:
+    """Mean over samples of the losses of the parts between the ends."""
+    total = 0.0
+    for start, end in itertools.pairwise(ends):
+
+        def part(t: Any, start: int = start, end: int = end) -> Any:
+            return t[start:end] if isinstance(t, Tensor) else t
+
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                value = loss(tree_map(part, outputs), tree_map(part, y))
+        except (RuntimeError, ValueError, IndexError, TypeError) as error:
+            line = (str(error).splitlines() or [type(error).__name__])[0]
+            raise InputError(
+                f"the loss of {end - start} sample(s) fails: {line}; {REMEDY}"
+            ) from None
+        total += value.item() * (end - start)
+    return total / ends[-1]
+
+
+def _agree(a: float, b: float, dtype: torch.dtype) -> bool:
+    """Whether two losses differ by rounding alone; nan with nan, since probes will say so."""
+    if math.isnan(a) and math.isnan(b):
+        return True
+    return a == b or abs(a - b) <= ROUNDING.get(dtype, 1e-2) * max(abs(a), abs(b))
+
+
+def _one_by_one(loss: Loss, outputs: Any, y: Any) -> Tensor:
+    """ℓᵢ `(n,)` of a mean over samples."""
+
+    def alone(o: Any, t: Any) -> Tensor:
+        return loss(*(tree_map(lambda leaf: leaf.unsqueeze(0), part) for part in (o, t))).reshape(
+            ()
+        )
+
+    try:
+        return vmap(alone)(outputs, y)
+    except RuntimeError:  # an operation that vmap does not know
+        n = len(tree_leaves(y)[0])
+        pick = [tree_map(lambda leaf, i=i: leaf[i], (outputs, y)) for i in range(n)]
+        return torch.stack([alone(*one) for one in pick])
+
+
+def differing(y: Any, most: int = TRIED) -> Tensor:
+    """Indices of samples whose targets differ as much as any: by label, length, size, position.
+
+    Of every sample the first, the last, and those that have the least and the most of: their sum,
+    their smallest and largest number, and how often the data's smallest number (a label that is
+    ignored) and zero (padding) occur.
+    """
+    n = len(tree_leaves(y)[0])
+    chosen = [0, n - 1]
+    for leaf in tree_leaves(y):
+        if not isinstance(leaf, Tensor) or len(leaf) != n or leaf.numel() == 0:
+            continue
+        rows = leaf.detach().reshape(n, -1)
+        rows = rows.abs() if rows.is_complex() else rows
+        features = [rows.double().sum(1), rows.amin(1), rows.amax(1)]
+        features += [(rows == rows.min()).sum(1), (rows == 0).sum(1)]
+        for feature in features:
+            chosen += [int(feature.argmin()), int(feature.argmax())]
+    chosen += [n * i // most for i in range(most)]
+    return torch.tensor(list(dict.fromkeys(chosen))[:most])

@@ -1,0 +1,77 @@
+"""Dense derivatives of a loss that a test writes down itself, as oracles for a landscape."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import grad
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from lsa.landscape import Landscape
+
+Loss = Callable[..., Tensor]  # model called as a function → L, or ℓᵢ `(N,)`
+
+
+class bound:
+    """The network at θ, as a function of its inputs, with attention by its formula."""
+
+    def __init__(self, landscape: Landscape, theta: Tensor) -> None:
+        parts = theta.split(landscape.network.sizes)
+        shapes = [p.shape for p in landscape.unflatten(theta).values()]
+        named = zip(landscape.network.names, parts, shapes, strict=True)
+        self._named = {n: p.view(s) for n, p, s in named}
+        self._model = landscape.model
+
+    def parameters(self) -> list[Tensor]:
+        return list(self._named.values())
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        torch.backends.mha.set_fastpath_enabled(False)
+        with sdpa_kernel(SDPBackend.MATH):
+            return functional_call(self._model, self._named, args, kwargs)
+
+
+def agree(landscape: Landscape, theta: Tensor, loss: Loss, losses: Loss | None = None) -> None:
+    """Compare everything that a landscape gives with dense derivatives by double backward.
+
+    Args:
+        landscape: In float64.
+        theta: Where.
+        loss: `(model) → L`, of all data at once.
+        losses: `(model) → (N,)`, per sample, with mean L; none where samples interact.
+    """
+
+    def whole(t: Tensor) -> Tensor:
+        return loss(bound(landscape, t))
+
+    close = {"rtol": 1e-9, "atol": 1e-11}
+    rng = torch.Generator().manual_seed(0)
+    v = torch.randn(len(theta), generator=rng, dtype=theta.dtype)
+    H = torch.autograd.functional.hessian(whole, theta)
+    (g,) = torch.autograd.grad(whole(t := theta.clone().requires_grad_()), t)
+    torch.testing.assert_close(landscape.loss(theta), whole(theta).item(), **close)
+    torch.testing.assert_close(landscape.gradient(theta), g, **close)
+    torch.testing.assert_close(landscape.hessian(theta)(v), H @ v, **close)
+    if losses is None:
+        return
+
+    def each(t: Tensor) -> Tensor:
+        return losses(bound(landscape, t))
+
+    J = torch.autograd.functional.jacobian(each, theta)
+    torch.testing.assert_close(landscape.losses(theta), each(theta), **close)
+    torch.testing.assert_close(torch.cat([*landscape.sample_gradients(theta)]), J, **close)
+    torch.testing.assert_close(landscape.slopes(theta, v), J @ v, **close)
+    C = torch.cov(J.T, correction=0)
+    torch.testing.assert_close(landscape.covariance(theta)(v), C @ v, **close)
+
+    alpha = theta.new_zeros(()).requires_grad_()
+    slopes = [grad(value, alpha, create_graph=True)[0] for value in each(theta + alpha * v)]
+    bend = torch.stack(
+        [grad(s, alpha, retain_graph=True, materialize_grads=True)[0] for s in slopes]
+    )
+    torch.testing.assert_close(landscape.curvatures(theta, v), bend, **close)

@@ -1,0 +1,361 @@
+"""Landscapes over batches and objectives, against dense derivatives of the loss as written down."""
+
+from __future__ import annotations
+
+import itertools
+from collections import UserDict
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from dense import agree, bound
+from tiny import N, images, ragged, rng, seeded
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+
+from lsa.landscape import Landscape, flatten, objectives
+from lsa.landscape.terms import Terms
+from lsa.runtime.errors import InputError
+
+pytestmark = pytest.mark.usefixtures("global_rng_untouched")
+
+
+def cut(x: Any, y: Any, *ends: int) -> list[tuple[Any, Any]]:
+    """Batches of unequal size."""
+    marks = [0, *ends, len(x)]
+    return [(x[i:j], y[i:j]) for i, j in itertools.pairwise(marks)]
+
+
+class Endless(IterableDataset):
+    """Starts anew at each reading, and has no length."""
+
+    def __init__(self, batches: list) -> None:
+        self.batches = batches
+
+    def __iter__(self):
+        return iter(self.batches)
+
+
+def sources() -> dict[str, Any]:
+    _, x, y = images()
+    batches = cut(x, y, 3, 9)
+    return {
+        "list": batches,
+        "loader": DataLoader(TensorDataset(x, y), batch_size=5),
+        "iterable": DataLoader(Endless(batches), batch_size=None),
+        "numpy": [(a.numpy(), b.numpy()) for a, b in batches],
+        "names": [{"x": a, "labels": b} for a, b in batches],
+        "a mapping of another kind": [UserDict(x=a, labels=b) for a, b in batches],
+    }
+
+
+class Named(nn.Module):
+    """Takes its input by name."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x)
+
+
+@pytest.mark.parametrize("name", sources())
+def test_batches_of_any_kind_give_the_mean_over_all_samples(name):
+    model, x, y = images()
+    model = Named(model)
+    agree(
+        Landscape(model, sources()[name]),
+        flatten(model),
+        lambda f: F.cross_entropy(f(x), y),
+        lambda f: F.cross_entropy(f(x), y, reduction="none"),
+    )
+
+
+def test_arrays_are_taken_like_tensors():
+    model, x, y = images()
+    found = Landscape(model, x.numpy(), y.numpy())
+    assert found.loss(flatten(model)) == Landscape(model, x, y).loss(flatten(model))
+
+
+def test_several_inputs_are_cut_into_batches():
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 3), nn.Linear(4, 3)
+
+        def forward(self, first: Tensor, second: Tensor) -> Tensor:
+            return torch.tanh(self.a(first)) * self.b(second)
+
+    model, (_, x, y) = seeded(Two), images()
+    for inputs in ((x, x.flip(0)), {"first": x, "second": x.flip(0)}):
+        agree(
+            Landscape(model, inputs, y, chunk=4),
+            flatten(model),
+            lambda f: F.cross_entropy(f(x, x.flip(0)), y),
+            lambda f: F.cross_entropy(f(x, x.flip(0)), y, reduction="none"),
+        )
+
+
+def test_weights_of_samples():
+    model, x, y = images()
+    w = torch.rand(N, generator=rng(5)).double()
+    w[3] = 0
+    batches = [
+        ((a, b), c) for (a, b), c in zip(cut(x, y, 3, 9), w.tensor_split([3, 9]), strict=True)
+    ]
+
+    def objective(model: nn.Module, batch: Any) -> Terms:
+        pair, weights = batch
+        own = objectives.weighted(
+            lambda o, t: F.cross_entropy(o, t, reduction="none"), lambda _: weights
+        )
+        return own(model, pair)
+
+    agree(
+        Landscape(model, batches, objective=objective),
+        flatten(model),
+        lambda f: w @ F.cross_entropy(f(x), y, reduction="none") / w.sum(),
+        lambda f: N / w.sum() * w * F.cross_entropy(f(x), y, reduction="none"),
+    )
+
+
+class Language(nn.Module):
+    """A tiny causal model `(n, T)` → `(n, T, C)`, of embeddings, attention and tied weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(7, 4)
+        self.attend = nn.MultiheadAttention(4, 2, batch_first=True)
+        self.head = nn.Linear(4, 7, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        h = self.embed(ids)
+        mask = nn.Transformer.generate_square_subsequent_mask(ids.shape[1], dtype=h.dtype)
+        return self.head(h + self.attend(h, h, h, attn_mask=mask, need_weights=False)[0])
+
+
+@pytest.mark.parametrize("shift", [True, False])
+@pytest.mark.parametrize("ends", [(), (3, 9), tuple(range(1, N))])
+def test_per_token_is_the_mean_over_all_tokens_however_they_are_cut(shift, ends):
+    _, _, y = ragged()
+    ids = torch.randint(7, y.shape, generator=rng(2))
+    model = seeded(Language)
+    a, b = (slice(None, -1), slice(1, None)) if shift else (slice(None), slice(None))
+    total = (y[:, b] != -100).sum()
+    agree(
+        Landscape(model, cut(ids, y, *ends), objective=objectives.per_token(shift=shift)),
+        flatten(model),
+        lambda f: F.cross_entropy(f(ids)[:, a].transpose(1, 2), y[:, b]),
+        lambda f: (
+            F.cross_entropy(f(ids)[:, a].transpose(1, 2), y[:, b], reduction="none").sum(1)
+            * N
+            / total
+        ),
+    )
+
+
+def penalised(model: nn.Module, batch: Any) -> Terms:
+    x, y = batch
+    each = F.cross_entropy(model(x), y, reduction="none")
+    penalty = 0.1 * sum(p.square().sum() for p in model.parameters())
+    return Terms(each.sum(), len(each), each, penalty=penalty)
+
+
+def test_a_penalty_counts_once():
+    model, x, y = images()
+
+    def penalty(f: Any) -> Tensor:
+        return 0.1 * sum(p.square().sum() for p in f.parameters())
+
+    landscape, theta = Landscape(model, cut(x, y, 3, 9), objective=penalised), flatten(model)
+    agree(
+        landscape,
+        theta,
+        lambda f: F.cross_entropy(f(x), y) + penalty(f),
+        lambda f: F.cross_entropy(f(x), y, reduction="none") + penalty(f),
+    )
+
+
+def test_samples_that_interact_make_the_batch_the_unit():
+    def contrastive(model: nn.Module, batch: Any) -> Terms:
+        z = F.normalize(model(batch[0]), dim=1)
+        return Terms(F.cross_entropy(z @ z.T * 5, torch.arange(len(z)), reduction="sum"), len(z))
+
+    model, x, y = images()
+    batches = cut(x, y, 3, 9)
+    landscape, theta = Landscape(model, batches, objective=contrastive), flatten(model)
+    assert not landscape.has_samples and landscape.n_samples == 3
+
+    def parts(f: Any) -> list[Tensor]:
+        return [contrastive(f, batch).total for batch in batches]
+
+    weights = torch.tensor([3.0, 6.0, 5.0]).double()
+    agree(
+        landscape,
+        theta,
+        lambda f: sum(parts(f)) / N,
+        lambda f: torch.stack(parts(f)) * 3 / N,
+    )
+    values = landscape.losses(theta)
+    influences = values - landscape.loss(theta) * weights * 3 / N
+    torch.testing.assert_close(landscape.influences(values) - landscape.loss(theta), influences)
+
+
+def test_the_gauss_newton_part_is_that_of_tensors():
+    model, x, y = images()
+    theta, v = flatten(model), flatten(model).flip(0)
+    plain, streamed = Landscape(model, x, y), Landscape(model, cut(x, y, 3, 9))
+    for memory in (0, 1 << 30):
+        product = streamed.with_memory(memory).gauss_newton(theta)
+        for _ in range(2):
+            torch.testing.assert_close(product(v), plain.gauss_newton(theta)(v))
+    found = streamed.gauss_newton_curvatures(theta, v)
+    torch.testing.assert_close(found, plain.gauss_newton_curvatures(theta, v))
+    wrong = streamed.per_sample(theta)[1]
+    assert wrong is not None and torch.equal(wrong, plain.per_sample(theta)[1])
+
+
+def test_some_units_of_a_stream_are_those_of_the_tensors():
+    model, x, y = images()
+    chosen = torch.tensor([12, 1, 4, 5])
+    part = Landscape(model, cut(x, y, 3, 9)).subset(chosen)
+    kept = chosen.sort().values
+    agree(
+        part,
+        flatten(model),
+        lambda f: F.cross_entropy(f(x[kept]), y[kept]),
+        lambda f: F.cross_entropy(f(x[kept]), y[kept], reduction="none"),
+    )
+    assert part.subset(torch.tensor([0, 3])).n_samples == 2
+
+
+def test_physics_informed_losses_differentiate_by_the_inputs():
+    def objective(model: nn.Module, batch: Tensor) -> Terms:
+        x = batch.detach().requires_grad_()
+        u = model(x)
+        (slope,) = torch.autograd.grad(u.sum(), x, create_graph=True)
+        each = (slope[:, 0] + u[:, 0] - 1).square()
+        return Terms(each.sum(), len(each), each)
+
+    model = seeded(lambda: nn.Sequential(nn.Linear(2, 6), nn.Tanh(), nn.Linear(6, 1)))
+    x = torch.randn(10, 2, generator=rng()).double()
+    agree(
+        Landscape(model, list(x.split(4)), objective=objective),
+        flatten(model),
+        lambda f: objective(f, x).total / 10,
+        lambda f: objective(f, x).samples,
+    )
+
+
+def test_draws_make_a_random_network_one_fixed_function():
+    class Noisy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.a(F.dropout(x, 0.5))
+
+    model, (_, x, y) = seeded(Noisy), images()
+    landscape, theta = Landscape(model, cut(x, y, 5), draws=3), flatten(model)
+
+    def losses(f: Any) -> Tensor:
+        found = []
+        for index, (a, b) in enumerate(cut(x, y, 5)):
+            with torch.random.fork_rng([]):
+                each = []
+                for draw in range(3):
+                    torch.manual_seed(3 * index + draw)
+                    each.append(F.cross_entropy(f(a), b, reduction="none"))
+            found.append(torch.stack(each).mean(0))
+        return torch.cat(found)
+
+    agree(landscape, theta, lambda f: losses(f).mean(), losses)
+    assert landscape.loss(theta) == landscape.loss(theta)
+
+
+# --- refused --------------------------------------------------------------------------------------
+
+
+def total(model: nn.Module, batch: Any) -> Terms:
+    each = F.cross_entropy(model(batch[0]), batch[1], reduction="none")
+    return Terms(each.sum(), len(each), each)
+
+
+def refused(objective: Any, source: Any = None, line: str = "") -> None:
+    model, x, y = images()
+    with pytest.raises(InputError, match=line) as error:
+        landscape = Landscape(model, source or cut(x, y, 3, 9), objective=objective)
+        landscape.gradient(flatten(model))
+        landscape.gradient(flatten(model))
+    assert "\n" not in str(error.value)
+
+
+def test_terms_that_do_not_fit_are_refused():
+    def made(**changes: Any) -> Any:
+        return lambda model, batch: Terms(**{**vars(total(model, batch)), **changes})
+
+    refused(lambda m, b: total(m, b).total, line="returned a Tensor; return lsa.Terms")
+    refused(made(total=torch.ones(3)), line=r"total has shape \(3,\)")
+    refused(made(samples=torch.ones(3, 2)), line=r"samples has shape \(3, 2\)")
+    refused(made(weights=torch.ones(2)), line=r"weights has shape \(2,\)")
+    refused(made(weight=0.0), line="sum to 0")
+    refused(made(samples=torch.ones(3)), line="Terms.samples add up to")
+
+
+def test_an_objective_with_tensors_of_its_own_is_refused():
+    model, x, y = images()
+
+    def objective(given: nn.Module, batch: Any) -> Terms:
+        terms = total(given, batch)
+        penalty = sum(p.square().sum() for p in model.parameters())
+        return Terms(terms.total, terms.weight, terms.samples, penalty=penalty)
+
+    with pytest.raises(InputError, match="trainable tensors outside θ"):
+        Landscape(model, cut(x, y, 3), objective=objective).loss(flatten(model))
+
+
+def test_weights_that_change_are_refused():
+    calls = []
+
+    def objective(model: nn.Module, batch: Any) -> Terms:
+        calls.append(1)
+        terms = total(model, batch)
+        return Terms(terms.total, len(calls), terms.samples)
+
+    refused(objective, line="weights must not depend on θ or on chance")
+
+
+def test_data_that_change_are_refused():
+    _, x, y = images()
+    order = torch.Generator().manual_seed(0)
+    shuffled = DataLoader(TensorDataset(x, y), batch_size=5, shuffle=True, generator=order)
+    refused(total, shuffled, "shuffle=False")
+    refused(total, iter(cut(x, y, 3)), "which can be read only once")
+    refused(total, Endless([]), "there is no batch")
+
+    class Shrinks:
+        left = 3
+
+        def __iter__(self):
+            Shrinks.left -= 1
+            return iter(cut(x, y, 3, 9)[: Shrinks.left])
+
+    refused(total, Shrinks(), "differ from one reading to the next")
+
+
+def test_a_loader_that_shuffles_by_the_global_seed_keeps_one_order():
+    model, x, y = images()
+    shuffled = DataLoader(TensorDataset(x, y), batch_size=5, shuffle=True)
+    landscape, theta = Landscape(model, shuffled), flatten(model)
+    assert torch.equal(landscape.losses(theta), landscape.losses(theta))
+    assert landscape.loss(theta) == pytest.approx(Landscape(model, x, y).loss(theta), rel=1e-12)
+
+
+def test_bound_gives_the_network_its_parameters():
+    model, x, _ = images()
+    landscape = Landscape(model, x, torch.zeros(N).long())
+    torch.testing.assert_close(bound(landscape, flatten(model))(x), model(x))

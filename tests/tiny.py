@@ -1,0 +1,47 @@
+"""Tiny networks in float64 and the data that they are tried on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+N, T = 14, 5
+
+
+def rng(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def seeded(make: Callable[[], nn.Module]) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return make().double()
+
+
+class PerPosition(nn.Module):
+    """Scores `(n, classes, positions)`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 5), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.tanh(self.first(x))).transpose(1, 2)
+
+
+def images() -> tuple[nn.Module, Tensor, Tensor]:
+    """Samples in class order, as a folder has them."""
+    model = seeded(lambda: nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)))
+    return model, torch.randn(N, 4, generator=rng()).double(), torch.arange(N) * 3 // N
+
+
+def ragged() -> tuple[nn.Module, Tensor, Tensor]:
+    """Sequences sorted by length; the last is wholly ignored."""
+    y = torch.randint(3, (N, T), generator=rng(1))
+    for i in range(N):
+        y[i, 1 + i * T // (N - 1) :] = -100
+    y = y.flip(0)
+    y[-1] = -100
+    return seeded(PerPosition), torch.randn(N, T, 4, generator=rng()).double(), y
