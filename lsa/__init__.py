@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lsa.landscape import Landscape
+    from lsa.landscape import Landscape, objectives
     from lsa.landscape.derivatives.budget import configure
     from lsa.landscape.terms import Terms
     from lsa.probe import PROBES, Curve, Metric, Result
@@ -57,6 +57,7 @@ __all__ = [
     "follow",
     "load",
     "measure",
+    "objectives",
     "preconditioner",
     "register",
     "step",

@@ -163,8 +163,7 @@ class Batched:
 
         def wrong(outputs: Any) -> Tensor | None:
             y = _labels(batch.content)
-            known = y is not None and not leaves_out
-            flags = misclassified(outputs, y) if known else None
+            flags = None if y is None or leaves_out else misclassified(outputs, y)
             return flags if flags is None or batch.rows is None else flags[batch.rows]
 
         return Part(1 / total, units / n, units, loss, losses, both, traced, wrong)

@@ -149,9 +149,9 @@ def moved(content: Any, device: torch.device, double: bool = False) -> Any:
         content = torch.from_numpy(content)
     if isinstance(content, Tensor):
         wider = double and content.is_floating_point()
-        return content.to(device, torch.float64 if wider else content.dtype)
+        return content.to(device=device, dtype=torch.float64 if wider else content.dtype)
     if isinstance(content, torch.nn.utils.rnn.PackedSequence):
-        content = content.to(device)
+        content = content.to(device=device)
         return content.double() if double and content.data.is_floating_point() else content
     if isinstance(content, Mapping):
         return {key: moved(value, device, double) for key, value in content.items()}

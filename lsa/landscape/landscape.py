@@ -122,13 +122,14 @@ class Landscape:
         fixed = budget.settings()
         self._chunk = fixed.chunk if chunk is None else chunk
         self._memory = fixed.memory if memory is None else memory
-        self.layout = layout or fixed.layout or next(iter(budget.LAYOUTS))
+        self.layout = layout or fixed.layout or ""
         self._saved: dict[object, float] = {}  # by a sample's shape: bytes that its pass saves
         self.remarks: dict[str, str] = {}  # what was computed otherwise than exactly
         self.data = self._placed(x, y) if tensors else self._streamed(x, y, objective, draws, where)
 
     def _placed(self, x: Tensor, y: Tensor) -> Samples:
         """Tensors as they shall lie, in passes of their size."""
+        self.layout = self.layout or self._possible_layout(x)
         x = self._laid_out(x)
         return Samples(x, y, self.loss_function, self._chunk or self._pass_size(x))
 
@@ -139,6 +140,19 @@ class Landscape:
         source = x if y is None else batches.cut(x, y, self._chunk or CUT)
         objective = objective or objectives.supervised(self.loss_function)
         return Batched(batches.Batches(source, device), objective, draws)
+
+    def _possible_layout(self, x: Tensor) -> str:
+        """Channels last, unless the network takes views that only contiguous images have."""
+        first, second = budget.LAYOUTS
+        layout = budget.image_layout(self.model, x, first)
+        if layout is not None:
+            try:
+                with torch.no_grad():
+                    self.outputs(self.network.flat().to(x.device), budget.laid_out(x[:2], layout))
+            except RuntimeError as error:
+                if "view size is not compatible" in str(error):
+                    return second
+        return first
 
     def _laid_out(self, x: Tensor) -> Tensor:
         return budget.laid_out(x, budget.image_layout(self.model, x, self.layout))
@@ -527,14 +541,16 @@ class Landscape:
         Their mean is uᵀHu; their spread gives its standard error over the data. They take about as
         long as two gradients where all parameters are those of layers that are known.
         """
-        by_layers = self._known_by_layers(theta)
-        try:
-            with self.network.at(_leaf(theta)):
-                return values.curvatures(self._parts(), theta, u, by_layers=by_layers)
-        except products.UNKNOWN as error:
-            products.check_unknown(error)
-            u = u.to(theta.dtype)
-            return Differences(lambda t: self.slopes(t, u), theta, name="curvature").along(u)
+        for by_layers in dict.fromkeys((self._known_by_layers(theta), False)):
+            try:
+                with self.network.at(_leaf(theta)):
+                    return values.curvatures(self._parts(), theta, u, by_layers=by_layers)
+            except products.UNKNOWN as error:
+                products.check_unknown(error)
+        slopes = Differences(
+            lambda t: self.slopes(t, u.to(theta.dtype)), theta, name="the curvature of each sample"
+        )
+        return slopes.along(u)
 
     @full_float32()
     def gauss_newton_curvatures(self, theta: Tensor, u: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import fnmatch
+import warnings
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -149,7 +150,8 @@ class Network:
         """Within the block the network has θ for its parameters; its own after the outermost one.
 
         A block inside of another leaves its θ there: activation checkpointing runs layers again in
-        the backward pass, which must be in the same outermost block. Attention and recurrent layers use kernels that can be differentiated twice.
+        the backward pass, which must be in the same outermost block. Attention and recurrent layers
+        use kernels that can be differentiated twice.
         """
         if self._inside:  # the outermost block puts the parameters back
             self._restore_buffers()
@@ -213,15 +215,17 @@ def plain_kernels(recurrent: bool = False) -> Iterator[None]:
         with contextlib.ExitStack() as stack:
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
             if recurrent:
-                stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
-                stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+                with warnings.catch_warnings():  # about GPUs that are not there
+                    warnings.simplefilter("ignore")
+                    stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
+                    stack.enter_context(torch.backends.cudnn.flags(enabled=False))
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
 def prepared(model: nn.Module) -> nn.Module:
-    """A copy for differentiation: embeddings give dense gradients and do not write to weights.
+    """A copy for differentiation: embeddings give dense and whole gradients and write nothing.
 
     `max_norm` rescales rows in place in every forward pass. It is a constraint on the training and
     no part of L, so the rows that exceed it are refused, and it is left out.
@@ -234,6 +238,8 @@ def prepared(model: nn.Module) -> nn.Module:
         if not isinstance(module, nn.Embedding | nn.EmbeddingBag):
             continue
         module.sparse = False
+        if isinstance(module, nn.Embedding):
+            module.padding_idx = None  # which leaves a row out of the gradient, and not out of L
         if module.max_norm is not None:
             lengths = module.weight.detach().norm(module.norm_type, dim=1)
             if (lengths > module.max_norm * (1 + 1e-5)).any():

@@ -157,8 +157,8 @@ def _leaves(value: Tensor) -> set[int]:
         if node in seen:
             continue
         seen.add(node)
-        if hasattr(node, "variable"):
-            found.add(id(node.variable))
+        if (leaf := getattr(node, "variable", None)) is not None:
+            found.add(id(leaf))
         waiting += [following for following, _ in node.next_functions if following is not None]
     return found
 

@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 
 from lsa.landscape.derivatives.layer_gradients import Convolution, Linear
-from lsa.landscape.derivatives.modes import pull_back
+from lsa.landscape.derivatives.modes import differentiable, pull_back
 from lsa.landscape.derivatives.products import second_derivatives
 from lsa.landscape.derivatives.sample_gradients import LAYERS
 from lsa.landscape.derivatives.second_order import DIMENSIONS, SecondOrder, convolution_geometry
@@ -41,7 +41,7 @@ def by_layers(losses: Losses, theta: Tensor, u: Tensor, n: int) -> Tensor:
     with SecondOrder(), _Moved(at, u.detach().to(at).contiguous(), alpha):
         values = losses(at)
     (slopes,) = grad(values.sum(), alpha, create_graph=True, materialize_grads=True)
-    return pull_back(slopes, alpha, torch.ones_like(slopes))
+    return pull_back(differentiable(slopes), alpha, torch.ones_like(slopes))
 
 
 def by_one_step(losses: Losses, theta: Tensor, u: Tensor, n: int) -> Tensor:

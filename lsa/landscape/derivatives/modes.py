@@ -39,7 +39,7 @@ def along(function: Function, theta: Tensor, v: Tensor) -> Tensor:
     """Derivative of the function at θ along v, by forward mode."""
     with warnings.catch_warnings():  # of PyTorch's own, at its first call
         warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
-        value, slope = jvp(function, (theta,), (v,))
+        value, slope, *_ = jvp(function, (theta,), (v,))
         # It makes float64 of a Python number times a tensor without dimensions.
         return slope.to(value.dtype)
 

@@ -84,8 +84,9 @@ def gauss_newton(parts: Iterable[Part], theta: Tensor, memory: int) -> Matvec:
 
     def curved(k: int, part: Part, v: Tensor) -> Tensor:
         J = linearised(k, part)
-        if isinstance(J, _Traced) or part.loss_of is None:
+        if isinstance(J, _Traced):
             return J.curved(v)
+        assert part.loss_of is not None
         o = J.value.detach().requires_grad_()
         (g,) = grad(part.loss_of(o), o, create_graph=True)
         return J.pull(pull_back(g, o, J.push(v)))
@@ -107,11 +108,12 @@ def second_moment(
             must know them all. Kept as rows where memory holds all of them, else as the layers have
             them.
     """
-    build, weighed = jacobian, _weighed
+    gradients: Callable[[int, Part], SampleGradients | _Jacobian]
     if by_layers:
         build = layered if samples * theta.nbytes > memory else _in_rows
-        weighed = _held
-    gradients = _kept(lambda part: build(part.losses, theta), memory, weighed)
+        gradients = _kept(lambda part: build(part.losses, theta), memory, _held)
+    else:
+        gradients = _kept(lambda part: jacobian(part.losses, theta), memory, _weighed)
 
     @full_float32()
     @torch.enable_grad()
@@ -225,8 +227,8 @@ def second_derivatives(losses: Function, n: int, like: Tensor) -> Tensor:
     alpha = like.new_zeros(()).requires_grad_()
     w = like.new_ones(n).requires_grad_()
     (slope,) = grad(w @ losses(alpha), alpha, create_graph=True)
-    (second,) = grad(slope, alpha, create_graph=True, materialize_grads=True)
-    return pull_back(second, w, torch.ones_like(second))
+    (second,) = grad(differentiable(slope), alpha, create_graph=True, materialize_grads=True)
+    return pull_back(differentiable(second), w, torch.ones_like(second))
 
 
 def jacobian(losses: Function, theta: Tensor) -> SampleGradients | _Jacobian:
@@ -276,7 +278,8 @@ class _Traced:
         self._theta = theta.detach().requires_grad_()
         with SecondOrder():
             loss, _, self._outputs = part.traced(self._theta)
-        self._g = grad(loss, self._outputs, create_graph=True, materialize_grads=True)
+        g = grad(loss, self._outputs, create_graph=True, materialize_grads=True)
+        self._g = [differentiable(part) for part in g]
         self._w = [torch.zeros_like(o).requires_grad_() for o in self._outputs]
         h = grad(self._outputs, self._theta, self._w, create_graph=True, materialize_grads=True)[0]
         self._h = differentiable(h)

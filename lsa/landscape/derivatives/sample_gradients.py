@@ -264,14 +264,20 @@ def _normed_by_layer(
 
 
 def _product(weight: Tensor, a: Tensor, operation: Linear | Convolution) -> Parameter:
-    return weight, lambda place, delta: Factors(place, operation, a.detach(), delta).smaller()
+    def layer(place: slice, delta: Tensor) -> Layer:
+        # Under autocast a layer computes in half precision; its gradients are added up in full.
+        return Factors(
+            place, operation, a.detach().to(weight.dtype), delta.to(weight.dtype)
+        ).smaller()
+
+    return weight, layer
 
 
 def _few(parameter: Tensor | None, rows: Callable[[Tensor], Tensor]) -> list[Parameter]:
     """A parameter with so few numbers that its gradients are kept themselves."""
     if parameter is None:
         return []
-    return [(parameter, lambda place, delta: Rows(place, rows(delta)))]
+    return [(parameter, lambda place, delta: Rows(place, rows(delta).to(parameter.dtype)))]
 
 
 LAYERS: dict[Callable, Callable[..., tuple[Tensor, list[Parameter]]]] = {
