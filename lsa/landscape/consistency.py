@@ -26,6 +26,10 @@ DERIVED = 2  # of them, for the differences
 # gradient say nothing; the longer ones are for models that compute in float32 inside.
 STEPS = (1e-8, 3e-7, 1e-5, 1e-3)
 TOLERANCE = 1e-2  # of a derivative, relative
+UNITS = (
+    "the objective gives no losses of single samples: n_samples counts batches, and standard "
+    "errors are over batches"
+)
 UNSTEADY = "gradient and Hessian product are not checked, since the loss is no fixed function"
 ROUNDING = {torch.float64: 1e-10, torch.float32: 1e-5}  # of a loss, relative; else 1e-2
 _known: WeakKeyDictionary[Landscape, dict[bytes, tuple[str, ...]]] = WeakKeyDictionary()
@@ -53,7 +57,8 @@ def notes(landscape: Landscape, theta: Tensor) -> tuple[str, ...]:
             mean = _mean_over_samples(few, theta) if parted else ()
             derived = few.subset(torch.arange(min(DERIVED, few.n_samples)))
             slopes = _derivatives(derived, theta) if steady else (UNSTEADY,)
-            known[key] = (*fixed, *mean, *slopes)
+            units = () if landscape.has_samples else (UNITS,)
+            known[key] = (*units, *fixed, *mean, *slopes)
     return known[key]
 
 

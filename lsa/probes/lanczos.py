@@ -109,9 +109,14 @@ def lanczos(
     notes = found.shortfall("Hessian")
     if bias == "yes" and landscape.n_samples >= FEWEST:
         metrics["lambda_max_bias"] = _bias(landscape, theta, found.largest, rng, tol, report)
+    lacking: list[str] = []
     if split == "yes":
-        metrics |= _split(landscape, theta, hessian, rng, tol, max_products, report, notes)
+        try:
+            metrics |= _split(landscape, theta, hessian, rng, tol, max_products, report, notes)
+        except InputError as error:
+            lacking.append(f"the Gauss–Newton split is left out: {error}")
     converged = not notes
+    notes += lacking
     if not k_min:
         notes.append("the lower end was left out (k_min=0), and with it the condition number")
     elif "condition_number" not in metrics:
@@ -222,7 +227,7 @@ def _bias(
     report: Report,
 ) -> Metric:
     """Mean λ_max of two random halves of the samples, less that of all."""
-    halves = torch.randperm(landscape.n_samples, generator=rng).to(landscape.x.device)
+    halves = torch.randperm(landscape.n_samples, generator=rng).to(landscape.device)
     tops = [
         eigenpairs.top(
             landscape.subset(half).hessian(theta),

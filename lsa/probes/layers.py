@@ -164,21 +164,30 @@ def layers(
         lowest = np.array([block.bottom for block in parts])
         curves["lambda_min_of_block"] = Curve(index, lowest, "block", y_unit="loss")
     traces = _traces(landscape, theta, whole.ends.largest, of, len(named), rng, probes, report)
-    squares = _squares(landscape, theta, of, len(named))
     metrics["trace"] = _mean(traces.sum(1), "loss", "probes")
-    metrics["trace_c"] = _mean(squares.sum(1), "loss²", "data")
     curves["trace_of_block"] = _curve(index, traces, "loss")
-    curves["noise_of_block"] = _curve(index, squares, "loss²")
-    if (total := squares.sum(1).mean()) > 0:
-        share = squares.mean(0) / total
-        # To first order a sample moves the ratio by its deviation from it.
-        influences = share + (squares - share * squares.sum(1, keepdim=True)) / total
-        curves["noise_share_of_block"] = _curve(index, influences, "")
+    if landscape.has_samples:
+        squares = _squares(landscape, theta, of, len(named))
+        metrics["trace_c"] = _mean(squares.sum(1), "loss²", "data")
+        curves |= _noise(index, squares)
+    else:
+        notes.append("the gradient noise is left out: the objective gives no losses of samples")
     arrays = {
         "blocks.names": np.array(list(named)),
         "blocks.sizes": of.bincount(minlength=len(named)).cpu().numpy(),
     }
     return Result(metrics, curves, arrays, converged, tuple(notes))
+
+
+def _noise(index: np.ndarray, squares: Tensor) -> dict[str, Curve]:
+    """tr C of every block, and its share, from |gᵢ − g|² `(N, blocks)`."""
+    curves = {"noise_of_block": _curve(index, squares, "loss²")}
+    if (total := squares.sum(1).mean()) > 0:
+        share = squares.mean(0) / total
+        # To first order a sample moves the ratio by its deviation from it.
+        influences = share + (squares - share * squares.sum(1, keepdim=True)) / total
+        curves["noise_share_of_block"] = _curve(index, influences, "")
+    return curves
 
 
 def _check(depth: int, probes: int, k: int, dimension: int) -> None:

@@ -202,6 +202,14 @@ def _batch_sharpness(
     landscape: Landscape, theta: Tensor, size: int | None, rng: torch.Generator, notes: list[str]
 ) -> dict[str, Metric]:
     """Mean of g_BᵀH_B g_B/|g_B|² over the whole mini-batches of one pass."""
+    if not landscape.has_samples:
+        notes.append("batch sharpness is left out: the objective gives no losses of samples")
+        return {}
+    try:
+        landscape.on_batch_statistics()
+    except InputError as error:
+        notes.append(f"batch sharpness is left out: {error}")
+        return {}
     n = landscape.n_samples
     if size is None:
         notes.append("no batch_sharpness: give batch_size=…, the samples per training step")

@@ -126,6 +126,11 @@ def sgd_noise(
 
 
 def _check(landscape: Landscape, k: int, probes: int) -> None:
+    if not landscape.has_samples:
+        raise InputError(
+            "gradient noise needs the losses of single samples, and the objective gives none; set "
+            "Terms.samples, or take a probe of the loss alone: lanczos, sharpness, …"
+        )
     n = landscape.n_samples
     if not 1 <= k <= landscape.dimension or probes < 0 or probes == 1 or n < 4:
         raise InputError(
@@ -141,7 +146,7 @@ def _held_out(
     search: Callable[..., Extremes],
 ) -> float:
     """λ_C with its direction from one half of the samples and the variance from the other."""
-    halves = torch.randperm(landscape.n_samples, generator=rng).to(landscape.x.device)
+    halves = torch.randperm(landscape.n_samples, generator=rng).to(landscape.device)
     parts = [landscape.subset(half) for half in halves.tensor_split(2)]
     variances = []
     for part, other in (parts, parts[::-1]):
@@ -183,7 +188,7 @@ def _variance(landscape: Landscape, theta: Tensor, u: Tensor) -> float:
 def _tops(landscape: Landscape, theta: Tensor, H: Extremes, C: Extremes) -> dict[str, Metric]:
     """The top eigenvalues and their ratio, with errors by first-order perturbation."""
     v = H.largest.vectors[:, 0]
-    curvatures = landscape.curvatures(theta, v).double()
+    curvatures = landscape.influences(landscape.curvatures(theta, v)).double()
     squares_c = _squares(landscape, theta, C.largest.vectors[:, 0])
     squares_h = _squares(landscape, theta, v)
     h, c = H.largest.values[0].item(), C.largest.values[0].item()
