@@ -151,7 +151,7 @@ def moved(content: Any, device: torch.device, double: bool = False) -> Any:
         wider = double and content.is_floating_point()
         return content.to(device=device, dtype=torch.float64 if wider else content.dtype)
     if isinstance(content, torch.nn.utils.rnn.PackedSequence):
-        content = content.to(device=device)
+        content = content.to(device)  # pyright: ignore[reportCallIssue, reportArgumentType]
         return content.double() if double and content.data.is_floating_point() else content
     if isinstance(content, Mapping):
         return {key: moved(value, device, double) for key, value in content.items()}
