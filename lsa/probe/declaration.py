@@ -129,7 +129,9 @@ class Probe:
             raise InputError("; ".join(named)) if named else error from None
         if not all(math.isfinite(metric.value) for metric in result.metrics.values()):
             doubts = (*doubts, *self._culprit(given))
-        return replace(result, probe=self.name, notes=(*result.notes, *doubts, *self._remarks(given)))
+        return replace(
+            result, probe=self.name, notes=(*result.notes, *doubts, *self._remarks(given))
+        )
 
     def _remarks(self, given: Mapping[str, Any]) -> list[str]:
         """What its landscapes computed otherwise than exactly."""
