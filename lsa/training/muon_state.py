@@ -20,14 +20,14 @@ from torch import Tensor
 from lsa.runtime.errors import InputError
 from lsa.training import optimizers
 from lsa.training.preconditioners import Preconditioner, Rule, edge, preconditioner
-from lsa.training.torch_rules import adam
+from lsa.training.torch_rules import adamw
 
 
 @preconditioner(optimizers.Muon)
 def muon(parameter: Tensor, group: Mapping[str, Any], state: Mapping[str, Any]) -> Rule | str:
     """That of hidden weights; those of the second group are AdamW's."""
     if "betas" in group:
-        return adam(parameter, group, state)
+        return adamw(parameter, group, state)
     P = None
     if state:
         M = state["momentum_buffer"].double().flatten(1)
@@ -36,7 +36,7 @@ def muon(parameter: Tensor, group: Mapping[str, Any], state: Mapping[str, Any]) 
     return _averaged(P, group)
 
 
-@preconditioner(getattr(torch.optim, "Muon", "torch.optim:Muon"))  # torch has it from 2.9 on
+@preconditioner("torch:Muon")  # from 2.9 on
 def torch_muon(parameter: Tensor, group: Mapping[str, Any], state: Mapping[str, Any]) -> Rule:
     """torch's own Muon, which takes matrices alone."""
     P = None

@@ -64,7 +64,13 @@ def decayed(group: Mapping[str, Any], steps: int) -> float:
     return float(group["lr"]) / (1 + max(steps - 1, 0) * group.get("lr_decay", 0.0))
 
 
-@preconditioner(torch.optim.Adam, torch.optim.AdamW)
+@preconditioner(torch.optim.AdamW)
+def adamw(parameter: Tensor, group: Mapping[str, Any], state: Mapping[str, Any]) -> Rule:
+    """That of Adam with decoupled decay, which groups of torch before 2.6 do not say."""
+    return adam(parameter, {**group, "decoupled_weight_decay": True}, state)
+
+
+@preconditioner(torch.optim.Adam)
 def adam(parameter: Tensor, group: Mapping[str, Any], state: Mapping[str, Any]) -> Rule:
     """P = (1 − β₁ᵗ)(√(v/(1 − β₂ᵗ)) + ε): the correction for the start of the averages is in P."""
     beta1, beta2 = map(float, group["betas"])
@@ -119,7 +125,7 @@ def averaged(P: Tensor | None, group: Mapping[str, Any], gain: float, formula: s
     )
 
 
-@preconditioner(torch.optim.Adafactor)
+@preconditioner("torch:Adafactor")  # from 2.5 on
 def adafactor(parameter: Tensor, group: Mapping[str, Any], state: Mapping[str, Any]) -> Rule:
     """P = √v η/α with v factored and α the relative step; the clipping of large steps is left out.
 

@@ -132,6 +132,15 @@ def test_before_the_first_step_only_sgd_has_a_preconditioner():
         assert (P is None) == (name != "SGD")
 
 
+def test_decay_of_adamw_is_decoupled_where_its_groups_do_not_say_so():
+    """As those of torch before 2.6."""
+    parameters, optimizer, _ = stepped("AdamW", 2, lr=0.5, weight_decay=0.4)
+    optimizer.param_groups[0].pop("decoupled_weight_decay", None)
+    found = kept(parameters, optimizer)
+    assert found.penalty == 0
+    assert found.threshold == (pytest.approx(1.8 * 19 / 0.5), "(2−ηλ)(1+β₁)/((1−β₁)η)")
+
+
 def test_the_rate_is_the_one_that_a_schedule_has_reached():
     parameters, optimizer, _ = stepped("AdamW", 2, lr=0.1)
     optimizer.param_groups[0]["lr"] = 0.025
@@ -222,6 +231,9 @@ def run(name: str, curvature: float, **options: Any) -> tuple[float, OptimizerSt
         optimizer.step()
         largest[i // 100] = max(largest[i // 100], x.abs().item())
     return largest[3] / largest[2], stability.read(optimizer, [x], 1)
+
+
+AT_REST = [(name, options) for name, options in AT_REST if hasattr(torch.optim, name)]
 
 
 @pytest.mark.parametrize(("name", "options"), AT_REST)
