@@ -83,6 +83,7 @@ def test_train_then_lanczos_by_optimizer_and_by_run_id(environment):
     assert set(statuses(environment).values()) == {"FINISHED"}
 
 
+@pytest.mark.full
 def test_bad_input_ends_the_run_failed(environment):
     done = mlflow_run(environment, "-e", "train", "-P", "optimizer=sgd", "-P", "lr=abc")
     assert done.returncode != 0

@@ -15,7 +15,7 @@ from typing import Any
 import mlflow
 import psutil
 import pytest
-from processes import started
+from processes import command, started
 
 import lsa
 from lsa import project, step, study
@@ -259,11 +259,11 @@ def test_a_study_that_is_killed_leaves_no_process_and_is_taken_up_again(tiny, wo
 
 @pytest.mark.slow
 def test_two_studies_at_once_share_their_steps(tiny):
-    code = "from lsa.cli import app; raise SystemExit(app.run(['study', 'tiny']))"
-    environment = os.environ | {"MLFLOW_TRACKING_URI": store.uri()}
-    command = [sys.executable, "-c", code]
-    with started(command, env=environment) as one, started(command, env=environment) as other:
-        assert [process.wait(timeout=120) for process in (one, other)] == [0, 0]
+    env = os.environ | {"MLFLOW_TRACKING_URI": store.uri()}
+    with command("study", "tiny", env=env) as first, command("study", "tiny", env=env) as second:
+        for process in (first, second):
+            process.join(120)
+            assert process.exitcode == 0
     keys = [r.data.tags["lsa.key"] for r in runs() if "lsa.key" in r.data.tags]
     assert len(keys) == len(set(keys)) == 5  # no step twice
 

@@ -206,7 +206,7 @@ def test_it_is_registered_and_loads_neither_mlflow_nor_torch():
     assert done.stdout.strip() == "set()"
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize("program", [(str(MLFLOW),), (sys.executable, "-m", "mlflow")])
 def test_without_conda_the_python_that_runs_mlflow_is_used(tmp_path, program):
     project = Project(tmp_path, "import sys; print('PREFIX', sys.prefix)")
