@@ -16,7 +16,7 @@ import psutil
 
 from lsa.runtime import failures, provenance
 from lsa.runtime.errors import plain
-from lsa.tracking import mlflow_plugin, runs, spool, store
+from lsa.tracking import address, mlflow_plugin, runs, spool, store
 
 LITTLE, TOO_LITTLE = 2e9, 2e8  # bytes of a disk: a training's checkpoints, a single one
 
@@ -146,8 +146,9 @@ def _spool() -> Checked:
 def _store() -> Checked:
     uri = store.uri()
     shown = store.shown(uri)
-    if _absent():
-        with tempfile.TemporaryFile(dir=Path(uri.removeprefix("sqlite:///")).absolute().parent):
+    file = address.file_of(uri)
+    if file and _absent():
+        with tempfile.TemporaryFile(dir=file.absolute().parent):
             pass
         return Checked("store", "ok", f"{shown} is not there yet; the first run makes it")
     client = store.client()
@@ -160,8 +161,8 @@ def _store() -> Checked:
 
 def _absent() -> bool:
     """Whether the store is a database that no run has made yet."""
-    uri = store.uri()
-    return uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists()
+    file = address.file_of(store.uri())
+    return file is not None and not file.exists()
 
 
 def _runs(end: bool) -> Checked:

@@ -177,7 +177,7 @@ def _ui_command() -> str:
     import shlex
     from pathlib import Path
 
-    from lsa.tracking import store
+    from lsa.tracking import address, store
 
     uri = store.uri()
     if uri.startswith("http"):
@@ -185,7 +185,7 @@ def _ui_command() -> str:
     beside = Path(sys.executable).with_name("mlflow")
     near = beside.is_relative_to(Path.cwd())
     program = str(beside.relative_to(Path.cwd())) if near else "mlflow"
-    default = f"sqlite:///{Path.cwd() / 'mlflow.db'}"
+    default = address.of_file(Path.cwd() / "mlflow.db")
     known = uri in (default, "sqlite:///mlflow.db")
     where = "" if known else f" --backend-store-uri {shlex.quote(store.shown(uri))}"
     return f"{program} ui{where}    # then http://127.0.0.1:5000"

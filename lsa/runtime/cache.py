@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
+
+from lsa.runtime import files
 
 log = logging.getLogger(__name__)
 
@@ -22,11 +23,8 @@ def keep(path: Path, write: Callable[[Path], object]) -> None:
     A folder that cannot be written costs time alone.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            temporary = Path(folder) / path.name
-            write(temporary)
-            temporary.replace(path)
+        with files.replaced(path) as new:
+            write(new)
     except OSError as error:
         kind = path.parent.name
         log.warning("%s are not cached: %s; set LSA_CACHE to a writable folder", kind, error)

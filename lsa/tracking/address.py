@@ -28,37 +28,48 @@ def is_served(uri: str) -> bool:
 
 def file_of(uri: str) -> Path | None:
     """The SQLite file of an address; None for any other store."""
-    if not uri.startswith(SQLITE):
-        return None
-    return Path(uri.removeprefix(SQLITE).partition("?")[0])
+    from sqlalchemy import make_url  # slow to import, and not needed for a server's address
+
+    database = make_url(uri).database if uri.startswith(SQLITE) else None
+    return Path(database) if database else None
+
+
+def of_file(path: Path) -> str:
+    """The address of a SQLite file.
+
+    Versions of SQLAlchemy differ in whether `%20` in an address is a space.
+
+    Raises:
+        InputError: No address can hold the file's path.
+    """
+    for written in (str(path), str(path).replace("%", "%25").replace("?", "%3F")):
+        if file_of(SQLITE + written) == path:
+            return SQLITE + written
+    raise InputError(
+        f"the path {path} holds a '?', which no address of a SQLite store can hold; start in "
+        "another folder, or set MLFLOW_TRACKING_URI"
+    )
 
 
 def absolute(uri: str) -> str:
     """The address with a relative SQLite file resolved against the current folder."""
-    file = file_of(uri)
-    if file is None or not file.name or file.is_absolute() or str(file).startswith((":", "file:")):
+    file, _, options = uri.removeprefix(SQLITE).partition("?")
+    if not uri.startswith(SQLITE) or not file or file.startswith(("/", ":", "file:")):
         return uri
-    query = uri.partition("?")[1:]
-    return SQLITE + os.path.abspath(file) + "".join(query)
+    return of_file(Path.cwd() / file) + (f"?{options}" if options else "")
 
 
 def decoded(uri: str) -> str:
     """MLflow's default address as SQLAlchemy reads it.
 
-    MLflow writes the current folder percent-encoded, and SQLAlchemy takes `%20` for a name.
+    MLflow encodes the current folder, and makes a folder of that name beside it.
 
     Raises:
-        InputError: The folder's name holds a `?`, behind which SQLAlchemy reads options.
+        InputError: No address can hold the folder's name.
     """
     if not uri.startswith(SQLITE):
         return uri
-    plain = unquote(uri)
-    if "?" in plain:
-        raise InputError(
-            f"the folder {Path(plain.removeprefix(SQLITE)).parent} holds a '?', which no address "
-            "of a SQLite store can hold; start in another folder, or set MLFLOW_TRACKING_URI"
-        )
-    return plain
+    return of_file(Path(unquote(uri.removeprefix(SQLITE))))
 
 
 def canonical(uri: str) -> str:

@@ -21,7 +21,7 @@ import sqlalchemy
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from lsa.runtime.errors import InputError
-from lsa.tracking import store
+from lsa.tracking import address, store
 
 STORE = "MLFLOW_BACKEND_STORE_URI"  # MLflow's own variable, for an address with a password
 PASSWORD = "MLFLOW_AUTH_ADMIN_PASSWORD"  # the same, of the first user
@@ -145,7 +145,7 @@ def _store(server: Server) -> str:
     Raises:
         InputError: It is not reached.
     """
-    uri = server.store or os.environ.get(STORE) or f"sqlite:///{server.folder / 'mlflow.db'}"
+    uri = server.store or os.environ.get(STORE) or address.of_file(server.folder / "mlflow.db")
     # With its driver, since which one is meant without depends on SQLAlchemy's version.
     uri = re.sub(r"^postgres(ql)?://", "postgresql+psycopg://", uri)
     try:
@@ -154,8 +154,8 @@ def _store(server: Server) -> str:
     except (DBAPIError, ArgumentError) as error:
         why = " ".join(str(getattr(error, "orig", None) or "not an address").split())
         raise InputError(f"cannot reach the store {store.shown(uri)}: {why}") from None
-    path = Path(uri.removeprefix("sqlite:///"))
-    if uri.startswith("sqlite:///") and not path.exists():
+    path = address.file_of(uri)
+    if path and not path.exists():
         # The server keeps the files, also those of the experiment that is there from the start.
         store.make_whole(path, "mlflow-artifacts:/")
     return uri

@@ -149,9 +149,9 @@ def make_whole(path: Path, artifacts: str | None = None) -> None:
         # Here, since a client of a server need not wait the second that its import takes.
         from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-        SqlAlchemyStore(f"sqlite:///{new}", artifacts or "mlflow-artifacts:/")
+        SqlAlchemyStore(address.of_file(new), artifacts or "mlflow-artifacts:/")
     else:
-        mlflow.MlflowClient(f"sqlite:///{new}").search_experiments(max_results=1)
+        mlflow.MlflowClient(address.of_file(new)).search_experiments(max_results=1)
     if quoted_folder and not artifacts:
         with contextlib.closing(sqlite3.connect(new)) as database, database:
             choice = os.path.abspath("mlruns/0")  # MLflow's own

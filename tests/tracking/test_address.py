@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -59,11 +60,26 @@ def test_the_default_address_is_decoded(tmp_path, monkeypatch, name):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setattr("mlflow.tracking._tracking_service.utils._tracking_uri", None)
     try:
-        assert store.uri() == f"sqlite:///{tmp_path / name}/mlflow.db"
+        assert address.file_of(store.uri()) == tmp_path / name / "mlflow.db"
     finally:
         monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
 
-def test_a_folder_that_no_address_can_name_is_refused():
-    with pytest.raises(InputError, match=r"the folder /what\? holds a '\?'"):
-        address.decoded("sqlite:////what%3F/mlflow.db")
+def test_a_store_is_made_and_used_in_a_folder_of_any_name(tmp_path, monkeypatch):
+    folder = tmp_path / "".join(ODD).replace("%41", "%")  # of which MLflow would make an A
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    former, uri = store.addresses(), address.of_file(folder / "mlflow.db")
+    store.use(uri, uri)
+    try:
+        made = store.client().create_run("0")
+        store.client().log_text(made.info.run_id, "text", "a.txt")
+    finally:
+        store.use(*former)
+    assert (folder / "mlflow.db").is_file() and list((folder / "mlruns").rglob("a.txt"))
+
+
+def test_a_path_that_no_address_can_hold_is_refused(monkeypatch):
+    monkeypatch.setattr(address, "file_of", lambda uri: None)
+    with pytest.raises(InputError, match=r"the path /what\?/m\.db holds a '\?'"):
+        address.of_file(Path("/what?/m.db"))
