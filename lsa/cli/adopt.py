@@ -26,6 +26,10 @@ def adopt(
     loss: Annotated[str, typer.Option(help="cross_entropy, a loss of torch.nn, or as above")] = (
         "cross_entropy"
     ),
+    objective: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="instead of a loss, on batches: hf, per_token, or as above"),
+    ] = None,
     rule: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(help="optimizer whose state the file holds: AdamW, {name: SGD, lr: 0.1}, …"),
@@ -62,6 +66,7 @@ def adopt(
         data=_part(data),
         project=project,
         loss=_part(loss),
+        objective=None if objective is None else _part(objective),
         rule=None if rule is None else _part(rule),
         prefix=prefix,
         name=name,

@@ -291,10 +291,8 @@ def _plan(declared: probe.Probe, options: dict[str, Any], source: Any, along: bo
 
     budget.from_environment()
     at = source.landscape
-    split = source.data
-    rates = cost.measured(
-        at, source.theta, len(split.x_train), len(split.x_val), optimizer=source.recipe.rule.name
-    )
+    sizes = source.training.n_samples, source.validation.n_samples
+    rates = cost.measured(at, source.theta, *sizes, optimizer=source.recipe.rule.name)
     found = cost.probing(declared, projects.resolve(declared, options, "options"), rates)
     if found is None:
         raise InputError(f"probe {declared.name} declares no work; add work=… to its @probe")

@@ -127,6 +127,8 @@ def mean_over_samples(loss: Loss, outputs: Any, y: Any) -> Weighing:
             "the loss depends on trainable tensors beside the network's outputs, as a penalty that "
             f"closes over the model does; its gradient would be left out: {REMEDY}"
         )
+    if n == 1:  # alone it shows no weighing; it is its own mean
+        return Weighing(functools.partial(_one_by_one, loss), lambda _: None)
     cuts = {"each alone": range(1, n), "two parts": [max(1, n // 3)]}
     for name, cut in cuts.items():
         mean = _mean(loss, outputs, y, [0, *cut, n])

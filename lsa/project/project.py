@@ -91,6 +91,7 @@ class Recipe(_Section):
     rule: Named  # the optimizer's class and options
     landscape: Split
     loss: Named = Named(name="cross_entropy")
+    objective: Named | None = None  # instead of a loss, on batches
     origin: Origin | None = None  # of what other code trained: its start is not known
 
 
@@ -107,6 +108,7 @@ class Project(_Section):
     dataset: Named
     model: Named
     loss: Named = Named(name="cross_entropy")
+    objective: Named | None = None  # instead of a loss, for checkpoints of other code
     train: Train = Train()
     optimizers: dict[Name, Named] = Field(min_length=1)
     seeds: Annotated[list[Seed], Field(min_length=1), AfterValidator(_distinct)] = [0]
@@ -187,6 +189,7 @@ class Project(_Section):
                 "rule": rule,
                 "landscape": self.landscape.model_dump(),
                 "loss": self.loss.model_dump(),
+                "objective": self.objective and self.objective.model_dump(),
                 "origin": {} if rule["name"] == ELSEWHERE else None,
             },
         )
@@ -288,7 +291,7 @@ def train_params(recipe: Recipe) -> dict[str, Any]:
         "seed": recipe.seed,
         "model": recipe.model.name,
         "dataset": recipe.dataset.name,
-        "loss": recipe.loss.name,
+        "loss": (recipe.objective or recipe.loss).name,
     }
     rule = {f"optimizer.{k}": v for k, v in recipe.rule.model_dump().items()}
     if recipe.origin:  # how it was trained is not known beyond the optimizer, if that
@@ -309,7 +312,8 @@ def folders() -> list[Path]:
 
 def trusted_by(recipe: Recipe) -> tuple[str, ...]:
     """Packages that a project file on this machine names: naming them there is trusting them."""
-    named = (recipe.model, recipe.rule, recipe.dataset, recipe.loss, recipe.train.schedule)
+    named = [recipe.model, recipe.rule, recipe.dataset, recipe.loss, recipe.train.schedule]
+    named += [recipe.objective] if recipe.objective else []
     return tuple(dict.fromkeys(package(part.name) for part in named if ":" in part.name))
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lsa import project as projects
+from lsa.landscape.batches import Batches
 from lsa.project import Recipe
 from lsa.runtime import provenance
 from lsa.runtime.errors import InputError
@@ -25,6 +26,7 @@ from lsa.tracking import foreign_models, recording, registered, registry, serial
 from lsa.tracking.checkpoint import Checkpoint, load_data
 from lsa.training import foreign, optimizers
 from lsa.training import train as training
+from lsa.training.data import Data
 
 Part = str | Mapping[str, Any]  # `package:name`, or that as `name` with options
 FEW = 8  # samples on which two networks are compared
@@ -38,6 +40,7 @@ def register(
     data: Part,
     project: str,
     loss: Part = "cross_entropy",
+    objective: Part | None = None,
     optimizer: Optimizer | None = None,
     name: str = NAME,
     seed: int = 0,
@@ -54,9 +57,12 @@ def register(
         model: The trained network. Neither it nor its optimizer is changed.
         factory: What makes the same network without its weights, `package:function` or
             `{"name": "package:function", **options}`. A function of lsa or torch, too.
-        data: What makes its data, as `lsa.training.data.load` takes it.
+        data: What makes its data, as `lsa.training.data.load` takes it, or with an objective its
+            batches, as `lsa.training.data.streams` does.
         project: Under which it is filed, and compared with others.
         loss: As `lsa.training.losses.build` takes it: `(outputs, targets) → scalar`, a mean.
+        objective: Instead of a loss, `(model, batch) → lsa.Terms`, as
+            `lsa.training.losses.objective` takes it: `hf`, `per_token`, or your own.
         optimizer: That trained it, for `preconditioned`.
         name: What the project calls this way of training.
         seed: Of the training.
@@ -72,22 +78,20 @@ def register(
         InputError: The factory's network does not take the weights, or gives other outputs.
     """
     rule = foreign.rule_of(optimizer) if optimizer else None
-    recipe = _recipe(
-        factory, data, loss, rule, project=project, optimizer=name, seed=seed, epoch=epoch,
-        batch_size=batch_size, samples=samples,
-    )  # fmt: skip
-    place = steps.device_of(device)
+    parts = {"model": factory, "dataset": data, "loss": loss, "objective": objective, "rule": rule}
+    recipe = _recipe(parts, project, name, seed, epoch, batch_size, samples)
+    device = steps.device_of(device)
     trusted = projects.trusted_by(recipe)
-    split = load_data(recipe, place, trusted)
+    split = load_data(recipe, device, trusted)
     with evaluated(optimizer):
         named = foreign.fitted(
             model.state_dict(keep_vars=True), training.network(recipe, split, trusted)
         )
         weights = {key: value.detach().cpu().clone() for key, value in named.items()}
         state = foreign.optimizer_state(optimizer, named) if optimizer else {}
-        found = _checkpoint(recipe, epoch, weights, state, place)
-        _check_same(model, found.model, split.x_train[:FEW])
-        return _registered(found)
+        source = _checkpoint(recipe, epoch, weights, state, device)
+        _check_same(source, model)
+        return _registered(source)
 
 
 def adopt(
@@ -97,6 +101,7 @@ def adopt(
     data: Part,
     project: str,
     loss: Part = "cross_entropy",
+    objective: Part | None = None,
     rule: Part | None = None,
     prefix: str | None = None,
     name: str = NAME,
@@ -115,6 +120,7 @@ def adopt(
         data: The same.
         project: The same.
         loss: The same.
+        objective: The same.
         rule: Class and options of the optimizer whose state the file holds, such as `AdamW`.
         prefix: Before the network's names in the file; found where there is one that fits.
         name: As for `register`.
@@ -132,51 +138,49 @@ def adopt(
     else:
         content = foreign.read(Path(source))
     epoch = (content.epoch or 0) if epoch is None else epoch
-    recipe = _recipe(
-        factory, data, loss, rule, project=project, optimizer=name, seed=seed, epoch=epoch,
-        batch_size=batch_size, samples=samples,
-    )  # fmt: skip
-    place = steps.device_of(device)
+    parts = {"model": factory, "dataset": data, "loss": loss, "objective": objective, "rule": rule}
+    recipe = _recipe(parts, project, name, seed, epoch, batch_size, samples)
+    device = steps.device_of(device)
     trusted = projects.trusted_by(recipe)
-    network = training.network(recipe, load_data(recipe, place, trusted), trusted)
+    network = training.network(recipe, load_data(recipe, device, trusted), trusted)
     weights = foreign.fitted(content.weights, network, prefix)
     state = content.optimizer if rule and content.optimizer else {}
-    return _registered(_checkpoint(recipe, epoch, weights, state, place))
+    return _registered(_checkpoint(recipe, epoch, weights, state, device))
 
 
 def _recipe(
-    factory: Part, data: Part, loss: Part, rule: Part | None, *, project: str, optimizer: str,
-    seed: int, epoch: int, batch_size: int | None, samples: int | str,
-) -> Recipe:  # fmt: skip
+    parts: Mapping[str, Part | None],
+    project: str,
+    name: str,
+    seed: int,
+    epoch: int,
+    batch_size: int | None,
+    samples: int | str,
+) -> Recipe:
     """The description that rebuilds the landscape.
 
     Raises:
         InputError: A part that breaks a rule of project files.
     """
-
-    def named(part: Part) -> dict[str, Any]:
-        return {"name": part} if isinstance(part, str) else dict(part)
-
-    return projects.validated(
-        Recipe,
-        "the checkpoint's description",
-        {
-            "project": project,
-            "optimizer": optimizer,
-            "seed": seed,
-            "dataset": named(data),
-            "model": named(factory),
-            "train": {"epochs": max(1, epoch)},
-            "rule": {"name": projects.ELSEWHERE} if rule is None else named(rule),
-            "landscape": {"samples": samples},
-            "loss": named(loss),
-            "origin": {"batch_size": batch_size},
-        },
-    )
+    named = {
+        section: {"name": part} if isinstance(part, str) else dict(part)
+        for section, part in parts.items()
+        if part is not None
+    }
+    fixed = {
+        "project": project,
+        "optimizer": name,
+        "seed": seed,
+        "train": {"epochs": max(1, epoch)},
+        "landscape": {"samples": samples},
+        "origin": {"batch_size": batch_size},
+    }
+    rule = {"rule": {"name": projects.ELSEWHERE}}
+    return projects.validated(Recipe, "the checkpoint's description", rule | named | fixed)
 
 
 def _checkpoint(
-    recipe: Recipe, epoch: int, weights: Mapping[str, Tensor], state: Mapping[str, Any], place: str
+    recipe: Recipe, epoch: int, weights: Mapping[str, Tensor], state: Mapping[str, Any], device: str
 ) -> Checkpoint:
     trusted = projects.trusted_by(recipe)
     return Checkpoint(
@@ -184,9 +188,9 @@ def _checkpoint(
         epoch=epoch,
         weights=weights,
         optimizer_state=state,
-        data_hash=load_data(recipe, place, trusted).hash,
+        data_hash=load_data(recipe, device, trusted).hash,
         versions=provenance.versions(),
-        device=place,
+        device=device,
         trusted=trusted,
     )
 
@@ -214,9 +218,7 @@ def _registered(source: Checkpoint) -> Step:
         ) as opened:
             opened.params(projects.train_params(recipe))
             opened.json(recipe.model_dump(), "recipe.json")
-            loss = training.loss_of(recipe, source.trusted)
-            values = training.final_metrics(source.model, source.data, loss)
-            registry.keep(opened, source, values, key, final=True)
+            registry.keep(opened, source, _values(source), key, final=True)
         return steps.finished_step(opened.id)
 
     return steps.once(key, log, reuse=True)
@@ -262,26 +264,43 @@ def evaluated(optimizer: Optimizer | None) -> Iterator[None]:
                 p.copy_(value)
 
 
-@torch.no_grad()
-def _check_same(theirs: nn.Module, ours: nn.Module, x: Tensor) -> None:
+def _values(source: Checkpoint) -> dict[str, float]:
+    """Loss of a checkpoint on both whole splits, and accuracy where it has one."""
+    split = source.data
+    if isinstance(split, Data):
+        loss = training.loss_of(source.recipe, source.trusted)
+        return training.final_metrics(source.model, split, loss)
+    wholes = {"val": source.validation, "train": source.training}
+    return {f"final/{name}_loss": at.loss(source.theta) for name, at in wholes.items()}
+
+
+def _check_same(source: Checkpoint, theirs: nn.Module) -> None:
     """Refuse a factory whose network computes something else from the same weights.
 
     Raises:
-        InputError: The outputs differ by more than rounding.
+        InputError: The outputs, or an objective's loss of a batch, differ by more than rounding.
     """
     modes = [(module, module.training) for module in theirs.modules()]
-    own = next(iter(theirs.parameters()), x)
     theirs.eval()
     try:
-        a, b = theirs(x.to(own.device)), ours(x)
+        with torch.no_grad():
+            a, b = (_computed(source, model) for model in (theirs, source.model))
     finally:
         for module, mode in modes:
             module.training = mode
-    if not (isinstance(a, Tensor) and isinstance(b, Tensor)):
-        return
-    a, b = a.double().cpu(), b.double().cpu()
     if a.shape != b.shape or (a - b).abs().max() > 1e-3 * a.abs().max().clamp_min(1e-12):
         raise InputError(
             "the factory's network gives other outputs than the model with the same weights; name "
             "the factory, with the options, that made the model"
         )
+
+
+def _computed(source: Checkpoint, model: nn.Module) -> Tensor:
+    """What a model makes of a few samples, or the loss of the first batch."""
+    split = source.data
+    device = next(model.parameters()).device
+    if isinstance(split, Data):
+        return model(split.x_train[:FEW].to(device)).double().cpu()
+    first = next(iter(Batches(split.train, device)))
+    objective = training.objective_of(source.recipe, source.trusted)
+    return objective(model, first.content).total.double().cpu()

@@ -18,7 +18,7 @@ from lsa.probe import Probe, Sizes
 from lsa.project import Project, Recipe
 from lsa.runtime import collector, heap
 from lsa.tracking.checkpoint import load_data
-from lsa.training.train import loss_of, network
+from lsa.training.train import held_out, landscape_of, network
 
 SAMPLES = 256  # on which the rates are measured
 STEP = 2.0  # seconds of a step beside its arithmetic: checkpoint, logging, figure
@@ -66,11 +66,12 @@ def rates(
     budget.from_environment()
     split = load_data(recipe, device, trusted)
     model = network(recipe, split, trusted).to(device)
-    wanted, training = setting.landscape.samples, len(split.x_train)
+    whole, wanted = landscape_of(recipe, split, model, trusted), setting.landscape.samples
+    training = whole.n_samples
     samples = training if wanted == "all" else min(wanted, training)
-    loss = loss_of(recipe, trusted)
-    landscape = Landscape(model, split.x_train[:samples], split.y_train[:samples], loss)
-    return measured(landscape, flatten(model), training, len(split.x_val), workers)
+    landscape = whole.subset(torch.arange(samples)) if samples < training else whole
+    validation = held_out(whole, split).n_samples
+    return measured(landscape, flatten(model), training, validation, workers)
 
 
 @heap.kept()

@@ -327,7 +327,7 @@ def call_probe(
     with full_float32():
         result = declared(**given, **options)
     landscape: Landscape = source.landscape
-    whole = len(source.data.x_train)
+    whole = source.training.n_samples
     if "landscape" in declared.inputs and landscape.n_samples < whole:
         note = f"measured on {landscape.n_samples} of {whole} training samples"
         if any(name.startswith("lambda") for name in result.metrics):

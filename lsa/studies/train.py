@@ -47,8 +47,14 @@ def train(
             f"{recipe.project}.{recipe.optimizer} was trained elsewhere; choose an optimizer that "
             "lsa trains"
         )
+    if recipe.objective:
+        raise InputError(
+            "lsa train takes a loss of outputs and targets, not an objective; train with your own "
+            "loop and register its checkpoint (lsa.register)"
+        )
     place = steps.device_of(device)
     split = checkpoints.load_data(recipe, place, trusted)
+    assert isinstance(split, Data)  # batches are for objectives
     key = train_key(recipe, split.hash, place)
     # Wrong options fail here, before anything is tracked as running.
     training.network(recipe, split, trusted)
@@ -81,7 +87,7 @@ def _train(
             """Keep the checkpoint of a state, with its evaluation."""
             found = _checkpoint(recipe, split, state, place, trusted)
             loss = training.loss_of(recipe, trusted)
-            values = training.final_metrics(found.model, found.data, loss)
+            values = training.final_metrics(found.model, split, loss)
             final = found.epoch == recipe.train.epochs
             registry.keep(opened, found, values, key, final=final)
 

@@ -27,10 +27,9 @@ from lsa.runtime import documents
 from lsa.runtime.errors import InputError
 from lsa.tracking import serial
 from lsa.training import data, optimizers, stability
-from lsa.training.data import Data
-from lsa.training.losses import Loss
+from lsa.training.data import Data, Streams
 from lsa.training.stability import OptimizerState
-from lsa.training.train import loss_of, network
+from lsa.training.train import held_out, landscape_of, network
 
 FORMAT = 1
 CONFIG, WEIGHTS, OPTIMIZER = "config.json", "weights.safetensors", "optimizer.safetensors"
@@ -52,7 +51,7 @@ class Checkpoint:
     run_id: str = ""  # of the training run
 
     @functools.cached_property
-    def data(self) -> Data:
+    def data(self) -> Data | Streams:
         """The dataset of the training run, on `device`.
 
         Raises:
@@ -99,16 +98,12 @@ class Checkpoint:
     @functools.cached_property
     def training(self) -> Landscape:
         """L(θ) on the whole training split."""
-        return shared(Landscape(self.model, self.data.x_train, self.data.y_train, self._loss))
-
-    @functools.cached_property
-    def _loss(self) -> Loss:
-        return loss_of(self.recipe, self.trusted)
+        return shared(landscape_of(self.recipe, self.data, self.model, self.trusted))
 
     @functools.cached_property
     def validation(self) -> Landscape:
         """L(θ) on the whole held-out split."""
-        return self.landscape.with_data(self.data.x_val, self.data.y_val)
+        return held_out(self.landscape, self.data)
 
     @functools.cached_property
     def theta(self) -> Tensor:
@@ -159,15 +154,20 @@ class Checkpoint:
 
 
 @functools.lru_cache(maxsize=2)
-def _load_data(dataset: str, device: str, trusted: tuple[str, ...]) -> Data:
+def _load_data(
+    dataset: str, device: str, trusted: tuple[str, ...], batches: bool
+) -> Data | Streams:
     """Data shared by the checkpoints of one process."""
     options = json.loads(dataset)
+    if batches:
+        return data.streams(options.pop("name"), trusted=trusted, **options)
     return data.load(options.pop("name"), device=device, trusted=trusted, **options)
 
 
-def load_data(recipe: Recipe, device: str, trusted: Collection[str] = ()) -> Data:
-    """The recipe's dataset on a device, loaded once per process."""
-    return _load_data(recipe.dataset.model_dump_json(), device, tuple(trusted))
+def load_data(recipe: Recipe, device: str, trusted: Collection[str] = ()) -> Data | Streams:
+    """The recipe's dataset on a device, loaded once per process; batches for an objective."""
+    dataset, batches = recipe.dataset.model_dump_json(), recipe.objective is not None
+    return _load_data(dataset, device, tuple(trusted), batches)
 
 
 class _Config(pydantic.BaseModel):

@@ -17,7 +17,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
+from lsa.landscape.batches import Batches
 from lsa.project import factories
 from lsa.runtime.errors import InputError
 from lsa.training.images import Split, image_folder
@@ -37,6 +39,42 @@ class Data:
     y_val: Tensor  # (m,) int64
     classes: int  # 0 where the targets are no class numbers
     hash: str  # SHA-256 of both splits as raw bytes, before normalisation
+
+
+@dataclass(frozen=True, eq=False)
+class Streams:
+    """A dataset in two fixed splits of batches, as an objective takes them."""
+
+    train: Iterable[Any]  # read again for every pass: a DataLoader, a list, …
+    val: Iterable[Any]
+    hash: str  # SHA-256 of all batches
+
+
+def streams(name: str, *, trusted: Collection[str] = (), **options: Any) -> Streams:
+    """The batches of a dataset of one's own.
+
+    Args:
+        name: `package.module:factory`, which returns both splits, `train, val`: each a DataLoader,
+            a list or another iterable that gives the same batches whenever it is read.
+        trusted: Top-level packages whose factories may be imported.
+        **options: Of the factory.
+
+    Raises:
+        InputError: No factory of one's own, not trusted, or not two such splits.
+    """
+    label = f"dataset {name}"
+    if ":" not in name:
+        raise InputError(f"{label} has no batches; an objective needs package.module:factory")
+    made = factories.make(label, name, Data, trusted, options)
+    if not (isinstance(made, tuple) and len(made) == 2):
+        raise InputError(f"{label} must return train, val: two iterables of batches")
+    digest = hashlib.sha256()
+    for split in made:
+        for batch in Batches(split, torch.device("cpu")):
+            for leaf in tree_leaves(batch.content):
+                part = _hash([leaf]) if isinstance(leaf, Tensor) else repr(leaf)
+                digest.update(part.encode())
+    return Streams(*made, digest.hexdigest())
 
 
 def load(

@@ -1,15 +1,17 @@
-"""Losses by name: `cross_entropy`, those of `torch.nn`, or your own."""
+"""Losses and objectives by name: lsa's, those of `torch.nn`, or your own."""
 
 from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lsa.landscape import objectives
+from lsa.landscape.terms import Objective
 from lsa.project import factories
 from lsa.runtime.errors import InputError
 
@@ -45,13 +47,46 @@ def build(name: str = DEFAULT, *, trusted: Collection[str] = (), **options: Any)
             f"unknown loss {name!r}.{hint} Known are {DEFAULT}, the losses of torch.nn, and "
             "package.module:factory."
         )
+    return _made(label, function, options)
+
+
+READY = {"hf": objectives.hf, "per_token": objectives.per_token}
+
+
+def objective(name: str, *, trusted: Collection[str] = (), **options: Any) -> Objective:
+    """The objective `(model, batch) → Terms`.
+
+    Args:
+        name: `hf`, `per_token` (`lsa.landscape.objectives`), or `package.module:name`: a function
+            of the model and a batch, or what makes one.
+        trusted: Top-level packages whose code may run.
+        **options: Of the function.
+
+    Raises:
+        InputError: Unknown name or option, or a package that is not trusted.
+    """
+    if name not in READY and ":" not in name:
+        raise InputError(
+            f"unknown objective {name!r}.{factories.nearest(name, READY)} Known are "
+            f"{', '.join(READY)}, and package.module:function."
+        )
+    function = READY.get(name) or factories.load(name, nn.Module, trusted)
+    return _made(f"objective {name}", function, options)
+
+
+def _made(label: str, function: Callable[..., Any], options: Mapping[str, Any]) -> Any:
+    """What a class or function without required arguments makes; any other is meant itself.
+
+    Raises:
+        InputError: An option that it does not have, or something that cannot be called.
+    """
     required = [
         p
         for p in inspect.signature(function).parameters.values()
         if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD
     ]
     if isinstance(function, type) or len(required) < 2:
-        made: Any = function(**factories.check_options(label, function, options))
+        made = function(**factories.check_options(label, function, options))
     else:
         names = [p.name for p in required[:2]]
         checked = factories.check_options(label, function, options, names)

@@ -22,6 +22,7 @@ from lsa.project import factories
 from lsa.runtime.errors import InputError
 
 Shape = tuple[int, ...]
+OWN = "name a factory of yours, package.module:factory"
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
@@ -36,7 +37,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 def build(
     name: str,
     *,
-    input_shape: Shape,
+    input_shape: Shape | None,
     classes: int,
     seed: int,
     dtype: torch.dtype = torch.float32,
@@ -53,7 +54,8 @@ def build(
         name: `simple_cnn`, `mlp`, `resnet20`, a classifier of `torchvision.models` by its name
             there, or `package.module:factory`, called as
             `factory(input_shape=…, classes=…, **options)`, with those of the two that it names.
-        input_shape: Of one sample, `(channels, height, width)` for images.
+        input_shape: Of one sample, `(channels, height, width)` for images; None where batches are
+            no tensors, so that only a factory of one's own knows it.
         classes: Number of logits.
         seed: Of the initial weights.
         dtype: Of the inputs, integers for token numbers.
@@ -65,7 +67,7 @@ def build(
         InputError: Unknown name or option, a factory that is not trusted, or a network that does
             not take such inputs or does not return such logits.
     """
-    make = _factory(name, tuple(input_shape), classes, trusted, options)
+    make = _factory(name, input_shape and tuple(input_shape), classes, trusted, options)
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         # Not torch.manual_seed: it would reseed the accelerators' generators as well.
         torch.default_generator.manual_seed(seed)
@@ -79,18 +81,21 @@ def build(
         if not isinstance(model, nn.Module):
             raise InputError(f"model {name} made a {type(model).__name__}, not a torch.nn.Module.")
         model = model.to("cpu", torch.float32)
-        _check(name, model, tuple(input_shape), dtype, classes if logits else None)
+        if input_shape is not None:
+            _check(name, model, tuple(input_shape), dtype, classes if logits else None)
     return model
 
 
 def _factory(
-    name: str, shape: Shape, classes: int, trusted: Collection[str], options: dict[str, Any]
+    name: str, shape: Shape | None, classes: int, trusted: Collection[str], options: dict[str, Any]
 ) -> Callable[[], nn.Module]:
     label = f"model {name}"
     if name in OURS or ":" in name:
-        given = {"input_shape": shape, "classes": classes}
+        given = {} if shape is None else {"input_shape": shape, "classes": classes}
         if ":" in name:
             return lambda: factories.make(label, name, nn.Module, trusted, options, **given)
+        if shape is None:
+            raise InputError(f"{label} needs the inputs' shape, which batches do not tell; {OWN}")
         checked = factories.check_options(label, OURS[name], options, tuple(given))
         return lambda: OURS[name](**given, **checked)
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -42,11 +42,12 @@ class Rule:
 
 # (parameter, its group, its state) → its rule, or the reason why there is none.
 Reader = Callable[[Tensor, Mapping[str, Any], Mapping[str, Any]], Rule | str]
+R = TypeVar("R", bound=Reader)
 
 _READERS: dict[str, Reader] = {}
 
 
-def preconditioner(*classes: type[Optimizer] | str) -> Callable[[Reader], Reader]:
+def preconditioner(*classes: type[Optimizer] | str) -> Callable[[R], R]:
     """Register how optimizers of some classes, and of classes derived from them, step.
 
         @lsa.preconditioner(SignedRoot)
@@ -62,7 +63,7 @@ def preconditioner(*classes: type[Optimizer] | str) -> Callable[[Reader], Reader
         where the optimizer has no preconditioner, as a method that steps by signs.
     """
 
-    def register(reader: Reader) -> Reader:
+    def register(reader: R) -> R:
         for known in classes:
             name = known if isinstance(known, str) else f"{known.__module__}:{known.__qualname__}"
             _READERS[name] = reader

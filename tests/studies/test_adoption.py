@@ -279,3 +279,114 @@ def test_a_module_in_the_current_folder_is_found_without_being_on_the_path(workp
     finally:
         sys.path[:] = before
         sys.modules.pop("beside_me", None)
+
+
+TOKENS = """
+import torch
+from torch import nn
+from lsa import Terms
+
+class Model(nn.Module):
+    def __init__(self, width=4):
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(7, width), nn.Linear(width, 7)
+    def forward(self, ids):
+        return self.head(torch.tanh(self.embedding(ids)))
+
+def batches():
+    made = []
+    for i, n in enumerate((3, 5, 2)):
+        ids = torch.randint(0, 7, (n, 6), generator=torch.Generator().manual_seed(i))
+        labels = ids.clone()
+        labels[0, 2 + i:] = -100
+        made.append({"ids": ids, "labels": labels})
+    return made, made[:1]
+
+def per_label(model, batch):
+    outputs, labels = model(batch["ids"]), batch["labels"]
+    each = nn.functional.cross_entropy(
+        outputs.transpose(1, 2), labels, reduction="none", ignore_index=-100
+    )
+    sums, weights = each.sum(1), (labels != -100).sum(1)
+    return Terms(sums.sum(), weights.sum(), sums, weights, outputs=outputs)
+"""
+
+
+def test_batches_and_an_objective_of_ones_own_are_measured(workplace, monkeypatch):
+    (workplace / "tokens_of_theirs.py").write_text(TOKENS)
+    monkeypatch.syspath_prepend(str(workplace))
+    theirs = __import__("tokens_of_theirs")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = theirs.Model(width=3)
+    pkg = "tokens_of_theirs"
+    named = {"data": f"{pkg}:batches", "objective": f"{pkg}:per_label", "project": "tokens"}
+    with pytest.raises(InputError, match="no class or function"):
+        lsa.register(model, factory=f"{pkg}:Missing", **named)
+    factory = {"name": f"{pkg}:Model", "width": 3}
+    step = lsa.register(model, factory=factory, **named, samples="all")
+    found = lsa.load(step.run_id, device="cpu", trust=[pkg])
+    done = lsa.measure("lanczos", found, k=1, density_probes=0)
+    ids, labels = (torch.cat([b[k] for b in theirs.batches()[0]]) for k in ("ids", "labels"))
+
+    def loss(theta: torch.Tensor) -> torch.Tensor:
+        names = dict(model.named_parameters())
+        parts = theta.split([p.numel() for p in names.values()])
+        views = {n: t.view_as(p) for (n, p), t in zip(names.items(), parts, strict=True)}
+        outputs = torch.func.functional_call(model, views, (ids,))
+        return nn.functional.cross_entropy(outputs.transpose(1, 2), labels, ignore_index=-100)
+
+    H = torch.autograd.functional.hessian(loss, flatten(model))
+    expected = torch.linalg.eigvalsh(H.double())[-1].item()
+    assert done.metrics["lanczos/lambda_max"] == pytest.approx(expected, rel=1e-4)
+    assert step.metrics["final/train_loss"] == pytest.approx(loss(flatten(model)).item(), rel=1e-5)
+    for name in ("layers", "sgd_noise", "sharpness"):
+        assert lsa.measure(name, found).metrics
+    with pytest.raises(InputError, match="not trusted"):
+        _ = lsa.load(step.run_id, device="cpu").landscape
+    sys.modules.pop(pkg, None)
+
+
+TEXT = """
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+def make():
+    sizes = {"vocab_size": 17, "n_positions": 16, "n_embd": 8, "n_layer": 1, "n_head": 2}
+    return GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=0, eos_token_id=0))
+
+def batches():
+    made = []
+    for i, n in enumerate((3, 4)):
+        ids = torch.randint(0, 17, (n, 9), generator=torch.Generator().manual_seed(i))
+        labels = ids.clone()
+        labels[0, 4:] = -100
+        made.append({"input_ids": ids, "labels": labels})
+    return made, made[:1]
+"""
+
+
+@pytest.mark.cross
+def test_a_folder_of_hugging_face_is_adopted_with_its_tied_weights(workplace: Path, monkeypatch):
+    pytest.importorskip("transformers")
+    (workplace / "text_of_theirs.py").write_text(TEXT)
+    monkeypatch.syspath_prepend(str(workplace))
+    theirs = __import__("text_of_theirs")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = theirs.make().eval()
+    model.save_pretrained("gpt")
+    named = {"data": "text_of_theirs:batches", "objective": "hf", "project": "text"}
+    step = lsa.adopt("gpt", factory="text_of_theirs:make", **named, samples="all")
+    loss, weight = torch.zeros(()), 0
+    for batch in theirs.batches()[0]:
+        counted = int((batch["labels"][:, 1:] != -100).sum())
+        loss, weight = loss + counted * model(**batch).loss, weight + counted
+    (loss / weight).backward()
+    assert step.metrics["final/train_loss"] == pytest.approx(loss.item() / weight, rel=1e-5)
+    found = lsa.load(step.run_id, device="cpu", trust=["text_of_theirs"])
+    assert torch.equal(found.theta, flatten(model)), "tied weights count once"
+    expected = torch.cat([p.grad.reshape(-1) for p in model.parameters() if p.grad is not None])
+    gradient = found.landscape.gradient(found.theta)
+    torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-6)
+    sys.modules.pop("text_of_theirs", None)
