@@ -113,6 +113,7 @@ def layers(
     _check(depth, probes, k, landscape.dimension)
     named = blocks(landscape.unflatten(theta), depth)
     notes: list[str] = []
+    near_zero: list[str] = []  # blocks whose λ_min is not told from zero
 
     def search(part: Landscape, at: Tensor, name: str, largest: int, smallest: int) -> Block:
         found = eigenpairs.lanczos(
@@ -126,7 +127,10 @@ def layers(
             max_products=max_products,
             report=lambda done, total, text: report(done, total, f"{name}: {text}"),
         )
-        notes.extend(found.shortfall(name))
+        if not found.settled:
+            notes.extend(found.shortfall(name))
+        elif not found.converged:
+            near_zero.append(name)
         return Block(
             found, part.influences(part.curvatures(at, found.largest.vectors[:, 0])).double()
         )
@@ -139,6 +143,8 @@ def layers(
         parts.append(search(part, at, name, 1, int(lower == "yes" and len(at) > 1)))
     converged = not notes
     notes.append("blocks from 1 on: " + ", ".join(named))
+    if near_zero:
+        notes.append("not told from zero by its residual: λ_min of " + ", ".join(near_zero))
 
     sharpest = max(parts, key=lambda block: block.top)
     of = _membership(landscape, theta, named)

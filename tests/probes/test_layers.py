@@ -222,3 +222,16 @@ def test_what_has_not_converged_is_named(net):
 def test_refusals(net, options, message):
     with pytest.raises(InputError, match=message):
         measure(*net, **options)
+
+
+def test_blocks_of_a_rectifier_network_are_semidefinite_and_converge_all_the_same():
+    """H of one layer's weights is XᵀGX with G ⪰ 0, so λ_min is 0: a note says which are."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 6))
+    rng = torch.Generator().manual_seed(1)
+    x, y = torch.randn(64, 12, generator=rng), torch.randint(6, (64,), generator=rng)
+    found = layers(Landscape(model, x, y), flatten(model), rng, lambda *_: None, probes=2, k=2)
+    lowest, highest = (found.curves[f"lambda_{end}_of_block"].y for end in ("min", "max"))
+    assert found.converged
+    assert (abs(lowest) < 1e-3 * highest).all()
