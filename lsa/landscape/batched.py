@@ -67,9 +67,9 @@ class Batched:
                     "for all or for none"
                 )
             w = _weights(terms)
-            weights.append(w.cpu())
+            weights.extend(w.tolist())  # small tensors between large ones would scatter memory
             counts.append(Count(len(w), float(w.sum()), batch.mark))
-        found = torch.cat(weights)
+        found = torch.tensor(weights, dtype=torch.float64)
         total = float(found.sum())
         if not total > 0:
             raise InputError(f"the weights of all batches sum to {total:g}; some must count")
@@ -104,7 +104,7 @@ class Batched:
         """The batches as functions of θ, read anew at every iteration."""
         return Parts(self, network)
 
-    def part(self, network: Network, batch: Batch, n: int, total: float) -> Part:
+    def part(self, network: Network, batch: Batch, n: int, total: float, leaves_out: bool) -> Part:
         """One batch as functions of θ.
 
         Args:
@@ -112,11 +112,11 @@ class Batched:
             batch: The batch.
             n: N.
             total: W, the weight of all units.
+            leaves_out: Whether some unit weighs nothing, so that no share of errors is known.
         """
         expected = self.batches.counts[batch.index]
         units = expected.units if batch.rows is None else len(batch.rows)
         scale = n / total
-        leaves_out = bool((self.chosen_weights(network) == 0).any())
 
         def terms(theta: Tensor) -> tuple[Terms, Tensor, Tensor]:
             """Terms, and sums and weights `(units,)`."""
@@ -233,9 +233,9 @@ class Parts:
 
     def __iter__(self) -> Iterator[Part]:
         weights = self._data.chosen_weights(self._network)
-        n, total = len(weights), float(weights.sum())
+        n, total, some_empty = len(weights), float(weights.sum()), bool((weights == 0).any())
         for batch in self._data.batches:
-            yield self._data.part(self._network, batch, n, total)
+            yield self._data.part(self._network, batch, n, total, some_empty)
 
 
 def checked(terms: Terms) -> Terms:
