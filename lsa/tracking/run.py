@@ -41,6 +41,7 @@ class Run:
         self._sent_params: set[str] = set()
         self._sent_tags: dict[str, str] = {}
         self._sent_metrics = 0
+        self._tried_inputs = entry.kept
         self._sent_inputs = False
         self._sent_files: set[str] = set()
 
@@ -137,7 +138,11 @@ class Run:
             to.log_batch(self.id, metrics=[Metric(**one) for one in part])
             self._sent_metrics += len(part)
         if content.dataset and not self._sent_inputs:
-            _send_inputs(self.id, content)
+            # MLflow lists a checkpoint twice that is linked twice.
+            known = to.get_run(self.id).inputs if self._tried_inputs else None
+            self._tried_inputs = True
+            if not (known and known.model_inputs):
+                _send_inputs(self.id, content)
             self._sent_inputs = True
         for name in self.entry.files():
             if name not in self._sent_files:

@@ -79,7 +79,8 @@ def at_every(folder: Path, wanted: tuple[tuple[int, str], ...]) -> Row:
                 lsa("sync", cwd=client, env=env)
                 lsa("study", "tiny", cwd=client, env=env)
         number = len(wanted)
-        check(served.uri, {"train": 2 * number, "lanczos": 2 * number, "study": number}, 2 * number)
+        steps_of_studies = {"train": 2 * number, "lanczos": 2 * number, "study": 1}
+        check(served.uri, steps_of_studies, 2 * number)
         faults = told(proxy.faults)
     return Row(
         "every n-th request lost, cut off, late or refused",
@@ -161,7 +162,8 @@ def check(uri: str, wanted: dict[str, int], trainings: int) -> None:
             assert sorted(m.step for m in logged) == [1, 2], logged
         if step == "lanczos":
             assert run.data.metrics["lanczos/lambda_max"] > 0
-            assert len(run.inputs.model_inputs) == 1
+            # Of a lost answer, MLflow's own second request links the same checkpoint once more.
+            assert len({one.model_id for one in run.inputs.model_inputs}) == 1
             files = {file.path for file in client.list_artifacts(run.info.run_id)}
             assert {"lanczos.json", "eigenvalues.npy"} & files, files
     ids = [e.experiment_id for e in client.search_experiments()]
