@@ -24,7 +24,7 @@ from lsa.studies import steps
 from lsa.studies.steps import Step
 from lsa.tracking import foreign_models, recording, registered, registry, serial
 from lsa.tracking.checkpoint import Checkpoint, load_data
-from lsa.training import foreign, optimizers
+from lsa.training import foreign, optimizers, recipes
 from lsa.training import train as training
 from lsa.training.data import Data
 
@@ -85,7 +85,7 @@ def register(
     split = load_data(recipe, device, trusted)
     with evaluated(optimizer):
         named = foreign.fitted(
-            model.state_dict(keep_vars=True), training.network(recipe, split, trusted)
+            model.state_dict(keep_vars=True), recipes.network(recipe, split, trusted)
         )
         weights = {key: value.detach().cpu().clone() for key, value in named.items()}
         state = foreign.optimizer_state(optimizer, named) if optimizer else {}
@@ -142,7 +142,7 @@ def adopt(
     recipe = _recipe(parts, project, name, seed, epoch, batch_size, samples)
     device = steps.device_of(device)
     trusted = projects.trusted_by(recipe)
-    network = training.network(recipe, load_data(recipe, device, trusted), trusted)
+    network = recipes.network(recipe, load_data(recipe, device, trusted), trusted)
     weights = foreign.fitted(content.weights, network, prefix)
     state = content.optimizer if rule and content.optimizer else {}
     return _registered(_checkpoint(recipe, epoch, weights, state, device))
@@ -268,7 +268,7 @@ def _values(source: Checkpoint) -> dict[str, float]:
     """Loss of a checkpoint on both whole splits, and accuracy where it has one."""
     split = source.data
     if isinstance(split, Data):
-        loss = training.loss_of(source.recipe, source.trusted)
+        loss = recipes.loss_of(source.recipe, source.trusted)
         return training.final_metrics(source.model, split, loss)
     wholes = {"val": source.validation, "train": source.training}
     return {f"final/{name}_loss": at.loss(source.theta) for name, at in wholes.items()}
@@ -302,5 +302,5 @@ def _computed(source: Checkpoint, model: nn.Module) -> Tensor:
     if isinstance(split, Data):
         return model(split.x_train[:FEW].to(device)).double().cpu()
     first = next(iter(Batches(split.train, device)))
-    objective = training.objective_of(source.recipe, source.trusted)
+    objective = recipes.objective_of(source.recipe, source.trusted)
     return objective(model, first.content).total.double().cpu()

@@ -18,7 +18,7 @@ from lsa.probe import Probe, Sizes
 from lsa.project import Project, Recipe
 from lsa.runtime import collector, heap
 from lsa.tracking.checkpoint import load_data
-from lsa.training.train import held_out, landscape_of, network
+from lsa.training.recipes import held_out, landscape_of, network
 
 SAMPLES = 256  # on which the rates are measured
 STEP = 2.0  # seconds of a step beside its arithmetic: checkpoint, logging, figure

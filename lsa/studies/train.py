@@ -16,6 +16,7 @@ from lsa.studies.steps import Step
 from lsa.tracking import checkpoint as checkpoints
 from lsa.tracking import recording, registered, registry, serial, store
 from lsa.tracking.checkpoint import Checkpoint
+from lsa.training import recipes
 from lsa.training import train as training
 from lsa.training.data import Data
 
@@ -57,7 +58,7 @@ def train(
     assert isinstance(split, Data)  # batches are for objectives
     key = train_key(recipe, split.hash, place)
     # Wrong options fail here, before anything is tracked as running.
-    training.network(recipe, split, trusted)
+    recipes.network(recipe, split, trusted)
     return steps.once(key, lambda: _train(recipe, split, key, place, resume, trusted), reuse=reuse)
 
 
@@ -86,7 +87,7 @@ def _train(
         def checkpoint(state: Mapping[str, Any]) -> None:
             """Keep the checkpoint of a state, with its evaluation."""
             found = _checkpoint(recipe, split, state, place, trusted)
-            loss = training.loss_of(recipe, trusted)
+            loss = recipes.loss_of(recipe, trusted)
             values = training.final_metrics(found.model, split, loss)
             final = found.epoch == recipe.train.epochs
             registry.keep(opened, found, values, key, final=final)

@@ -28,8 +28,8 @@ from lsa.runtime.errors import InputError
 from lsa.tracking import serial
 from lsa.training import data, optimizers, stability
 from lsa.training.data import Data, Streams
+from lsa.training.recipes import held_out, landscape_of, network
 from lsa.training.stability import OptimizerState
-from lsa.training.train import held_out, landscape_of, network
 
 FORMAT = 1
 CONFIG, WEIGHTS, OPTIMIZER = "config.json", "weights.safetensors", "optimizer.safetensors"

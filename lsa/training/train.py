@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from lsa.landscape import Landscape, flatten, noise_scale
 from lsa.landscape.derivatives import batch_norm
 from lsa.landscape.derivatives.budget import cache_size, image_layout, laid_out
-from lsa.landscape.terms import Objective
 from lsa.probe import Report
 from lsa.project import Recipe
 from lsa.runtime.errors import InputError
-from lsa.training import data, losses, models, optimizers
-from lsa.training.data import Data, Streams
+from lsa.training import data, losses, optimizers, schedules
+from lsa.training.data import Data
+from lsa.training.recipes import loss_of, network
 
 
 class Diverged(ArithmeticError):
@@ -37,54 +37,6 @@ class Epoch:
     number: int
     metrics: Mapping[str, float]
     state: Mapping[str, Any]  # storable by `lsa.tracking.serial`; `train` goes on from it
-
-
-def network(recipe: Recipe, split: Data | Streams, trusted: Collection[str] = ()) -> nn.Module:
-    """The recipe's network with its initial weights, on the CPU."""
-    named, seed = recipe.model, recipe.seed
-    if isinstance(split, Streams):
-        return models.build(
-            named.name, input_shape=None, classes=0, seed=seed, trusted=trusted, **named.options
-        )
-    x = split.x_train
-    return models.build(
-        named.name,
-        input_shape=tuple(x.shape[1:]),
-        classes=split.classes,
-        seed=seed,
-        dtype=torch.float32 if x.is_floating_point() else x.dtype,
-        logits=split.classes > 0 and recipe.loss.name == losses.DEFAULT,
-        trusted=trusted,
-        **named.options,
-    )
-
-
-def loss_of(recipe: Recipe, trusted: Collection[str] = ()) -> losses.Loss:
-    """The recipe's loss."""
-    return losses.build(recipe.loss.name, trusted=trusted, **recipe.loss.options)
-
-
-def objective_of(recipe: Recipe, trusted: Collection[str] = ()) -> Objective:
-    """The recipe's objective, where it has one."""
-    assert recipe.objective is not None
-    return losses.objective(recipe.objective.name, trusted=trusted, **recipe.objective.options)
-
-
-def landscape_of(
-    recipe: Recipe, split: Data | Streams, model: nn.Module, trusted: Collection[str] = ()
-) -> Landscape:
-    """L(θ) of the recipe on the whole training split, where the model is."""
-    if isinstance(split, Streams):
-        objective, device = objective_of(recipe, trusted), next(model.parameters()).device
-        return Landscape(model, split.train, objective=objective, device=device)
-    return Landscape(model, split.x_train, split.y_train, loss_of(recipe, trusted))
-
-
-def held_out(landscape: Landscape, split: Data | Streams) -> Landscape:
-    """The same network and loss on the whole held-out split."""
-    if isinstance(split, Streams):
-        return landscape.with_data(split.val)
-    return landscape.with_data(split.x_val, split.y_val)
 
 
 def initial(recipe: Recipe, split: Data, trusted: Collection[str] = ()) -> dict[str, Any]:
@@ -195,7 +147,7 @@ def train(
 
 def _schedule(recipe: Recipe, split: Data, trusted: Collection[str]) -> Callable[[int], float]:
     """Factor of the learning rate at each step."""
-    return optimizers.schedule(
+    return schedules.schedule(
         recipe.train.schedule.name,
         epochs=recipe.train.epochs,
         steps_per_epoch=-(-len(split.x_train) // recipe.train.batch_size),

@@ -19,7 +19,7 @@ from lsa.reports import report
 from lsa.runtime.errors import InputError
 from lsa.studies import partial, steps, train, trajectory
 from lsa.tracking import registered, registry, runs
-from lsa.training import optimizers
+from lsa.training import schedules
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # MLflow's and SQLAlchemy's own
@@ -121,7 +121,7 @@ def test_preconditioned_sharpness_stands_beside_the_threshold_of_its_epoch(setti
     done = lsa.follow("preconditioned", final, k=1)
     content = runs.artifact(done.run_id, "trajectory.json")
     assert content["epochs"] == [0, 2, 3] and content["threshold"] is None
-    rate = optimizers.schedule("cosine", epochs=3, steps_per_epoch=4, warmup_epochs=1)
+    rate = schedules.schedule("cosine", epochs=3, steps_per_epoch=4, warmup_epochs=1)
     # of the first step, where none is taken yet, then of the last step taken
     rates = [0.01 * rate(step) for step in (0, 7, 11)]
     column = {name: numbers["value"] for name, numbers in content["metrics"].items()}

@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim import lr_scheduler
 
 from lsa.runtime.errors import InputError
-from lsa.training import models, optimizers
+from lsa.training import models, optimizers, schedules
 
 OF_TORCH = [
     name
@@ -338,7 +338,7 @@ def of_torch(make, steps):
 
 
 def ours(name, steps=60, **options):
-    multiplier = optimizers.schedule(name, epochs=12, steps_per_epoch=5, **options)
+    multiplier = schedules.schedule(name, epochs=12, steps_per_epoch=5, **options)
     return [multiplier(step) for step in range(steps)]
 
 
@@ -369,7 +369,7 @@ def test_fractional_warm_up_stays_within_one():
 
 
 def test_schedule_is_a_function_of_the_step_alone():
-    multiplier = optimizers.schedule("cosine", epochs=12, steps_per_epoch=5, warmup_epochs=1)
+    multiplier = schedules.schedule("cosine", epochs=12, steps_per_epoch=5, warmup_epochs=1)
     steps = list(range(60))
     in_order = {step: multiplier(step) for step in steps}
     random.Random(0).shuffle(steps)
@@ -393,4 +393,4 @@ def test_schedule_is_a_function_of_the_step_alone():
 )
 def test_bad_schedules_are_refused(name, options, message):
     with pytest.raises(InputError, match=message):
-        optimizers.schedule(name, epochs=12, steps_per_epoch=5, **options)
+        schedules.schedule(name, epochs=12, steps_per_epoch=5, **options)

@@ -14,7 +14,7 @@ from torch import nn
 
 from lsa.project import Project, Recipe, trusted_by
 from lsa.runtime.errors import InputError
-from lsa.training import data, losses, optimizers
+from lsa.training import data, losses, schedules
 from lsa.training.train import Epoch, train
 
 PARTS = """
@@ -101,7 +101,7 @@ def test_nothing_of_ones_own_runs_without_trust(name):
     for build in (
         lambda: data.load(name),
         lambda: losses.build(name),
-        lambda: optimizers.schedule(name, epochs=1, steps_per_epoch=1),
+        lambda: schedules.schedule(name, epochs=1, steps_per_epoch=1),
     ):
         with pytest.raises(InputError, match="not trusted"):
             build()
@@ -134,9 +134,9 @@ def test_a_dataset_that_is_not_two_splits_is_refused_in_one_line():
 
 def test_a_schedule_of_ones_own_counts_steps_and_takes_a_warm_up():
     options = {"epochs": 2, "steps_per_epoch": 10, "trusted": [NAME], "every": 5}
-    factor = optimizers.schedule(f"{NAME}:halving", **options)
+    factor = schedules.schedule(f"{NAME}:halving", **options)
     assert [factor(step) for step in (0, 5, 19)] == [1, 0.5, 0.125]
-    warm = optimizers.schedule(f"{NAME}:halving", warmup_epochs=1, **options)
+    warm = schedules.schedule(f"{NAME}:halving", warmup_epochs=1, **options)
     assert warm(4) == 0.5 and warm(19) == 0.125
 
 
