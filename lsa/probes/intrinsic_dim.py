@@ -71,7 +71,8 @@ def intrinsic_dim(
     Cost: number of d (4 or 5 on the grid and about 3 more) × subspaces × epochs of training.
     """
     D = training.dimension
-    _check(D, d, share, baseline, largest, subspaces, epochs, batch_size, lr, tolerance)
+    _check_threshold(D, d, share, baseline)
+    _check_training(largest, subspaces, epochs, batch_size, lr, tolerance)
     own = validation.evaluate(theta)
     if math.isnan(own.error):
         raise InputError("the targets are not classes, so there is no accuracy; use a classifier")
@@ -134,18 +135,7 @@ def intrinsic_dim(
     )
 
 
-def _check(
-    D: int,
-    d: int,
-    share: float,
-    baseline: float,
-    largest: int,
-    subspaces: int,
-    epochs: int,
-    batch_size: int,
-    lr: float,
-    tolerance: float,
-) -> None:
+def _check_threshold(D: int, d: int, share: float, baseline: float) -> None:
     if not 0 <= d <= D:
         raise InputError(f"d={d} is outside 1…{D}, the number of parameters; 0 searches for d90")
     if not 0 < share <= 1:
@@ -154,6 +144,11 @@ def _check(
         raise InputError(
             f"baseline={baseline:g} is no accuracy; give one in (0, 1], or 0 for local"
         )
+
+
+def _check_training(
+    largest: int, subspaces: int, epochs: int, batch_size: int, lr: float, tolerance: float
+) -> None:
     counts = {"subspaces": subspaces, "epochs": epochs, "batch_size": batch_size}
     for name, value in (counts | {"largest": largest}).items():
         if value < 1:

@@ -117,31 +117,29 @@ def lanczos(
             lacking.append(f"the Gauss–Newton split is left out: {error}")
     converged = not notes
     notes += lacking
-    if not k_min:
-        notes.append("the lower end was left out (k_min=0), and with it the condition number")
-    elif "condition_number" not in metrics:
-        notes.append(
-            f"no condition number: λ_min={metrics['lambda_min'].value:.3g} is not told from zero "
-            "by its residual and rounding"
-        )
+    notes += _without_condition_number(metrics)
     if density_probes:
-        rule = spectral_density(
-            hessian,
-            len(theta),
-            rng=rng,
-            probes=density_probes,
-            steps=density_steps,
-            known=_pairs(found),
-            dtype=theta.dtype,
-            device=theta.device,
-            report=report,
-        )
+        options = {"probes": density_probes, "steps": density_steps, "known": _pairs(found)}
+        options |= {"dtype": theta.dtype, "device": theta.device, "report": report}
+        rule = spectral_density(hessian, len(theta), rng=rng, **options)
         metrics |= _moments(rule)
         if metrics["n_outliers"].value == 0:
             notes.append("no outliers: no gap separates the top eigenvalues from the rest")
         curves["density"] = _density(rule)
         arrays |= {"density_nodes": rule.nodes.numpy(), "density_weights": rule.weights.numpy()}
     return Result(metrics, curves, arrays, converged, tuple(notes))
+
+
+def _without_condition_number(metrics: dict[str, Metric]) -> list[str]:
+    """Why there is no condition number, where there is none."""
+    if "lambda_min" not in metrics:
+        return ["the lower end was left out (k_min=0), and with it the condition number"]
+    if "condition_number" in metrics:
+        return []
+    return [
+        f"no condition number: λ_min={metrics['lambda_min'].value:.3g} is not told from zero "
+        "by its residual and rounding"
+    ]
 
 
 def _check(landscape: Landscape, k: int, k_min: int, probes: int, steps: int) -> None:

@@ -146,29 +146,10 @@ def layers(
     if near_zero:
         notes.append("not told from zero by its residual: λ_min of " + ", ".join(near_zero))
 
-    sharpest = max(parts, key=lambda block: block.top)
     of = _membership(landscape, theta, named)
-    metrics = {
-        "lambda_max": Metric(whole.top, "loss", standard_error(whole.along)),
-        "block_lambda_max": Metric(sharpest.top, "loss", standard_error(sharpest.along)),
-        "block_share": _ratio(sharpest, whole),
-        "n_blocks": Metric(len(named)),
-        "n_samples": Metric(landscape.n_samples),
-        "products": Metric(sum(block.ends.products for block in (whole, *parts))),
-    }
+    metrics = _ends(whole, parts) | {"n_samples": Metric(landscape.n_samples)}
     index = np.arange(1.0, len(named) + 1)
-    curves = {
-        "lambda_max_of_block": Curve(
-            index,
-            np.array([block.top for block in parts]),
-            "block",
-            np.array([standard_error(block.along).get("data", np.nan) for block in parts]),
-            y_unit="loss",
-        )
-    }
-    if lower == "yes":
-        lowest = np.array([block.bottom for block in parts])
-        curves["lambda_min_of_block"] = Curve(index, lowest, "block", y_unit="loss")
+    curves = _end_curves(index, parts, lower == "yes")
     traces = _traces(landscape, theta, whole.ends.largest, of, len(named), rng, probes, report)
     metrics["trace"] = _mean(traces.sum(1), "loss", "probes")
     curves["trace_of_block"] = _curve(index, traces, "loss")
@@ -183,6 +164,29 @@ def layers(
         "blocks.sizes": of.bincount(minlength=len(named)).cpu().numpy(),
     }
     return Result(metrics, curves, arrays, converged, tuple(notes))
+
+
+def _ends(whole: Block, parts: list[Block]) -> dict[str, Metric]:
+    """λ_max of the whole network and of the sharpest block."""
+    sharpest = max(parts, key=lambda block: block.top)
+    return {
+        "lambda_max": Metric(whole.top, "loss", standard_error(whole.along)),
+        "block_lambda_max": Metric(sharpest.top, "loss", standard_error(sharpest.along)),
+        "block_share": _ratio(sharpest, whole),
+        "n_blocks": Metric(len(parts)),
+        "products": Metric(sum(block.ends.products for block in (whole, *parts))),
+    }
+
+
+def _end_curves(index: np.ndarray, parts: list[Block], lower: bool) -> dict[str, Curve]:
+    """λ_max of every block with its error, and λ_min where it was searched."""
+    top = np.array([block.top for block in parts])
+    error = np.array([standard_error(block.along).get("data", np.nan) for block in parts])
+    curves = {"lambda_max_of_block": Curve(index, top, "block", error, y_unit="loss")}
+    if lower:
+        bottom = np.array([block.bottom for block in parts])
+        curves["lambda_min_of_block"] = Curve(index, bottom, "block", y_unit="loss")
+    return curves
 
 
 def _noise(index: np.ndarray, squares: Tensor) -> dict[str, Curve]:

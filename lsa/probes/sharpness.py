@@ -119,23 +119,8 @@ def sharpness(
         e = best.x if best.value > 0 else torch.zeros_like(best.x)
         rises, curves[f"{p}rise_along_worst"] = _along(landscape, theta, ball.scale * e, base)
         metrics |= _worst(p, rises, best, peaks)
-        found = best.converged or best.settled
-        converged &= found
-        if not found:
-            notes.append(
-                f"{p}worst_case: not converged after {max_gradients} gradients, so it may be "
-                "higher; raise max_gradients"
-            )
-        elif not best.converged:
-            notes.append(
-                f"{p}worst_case: the rise settled at a kink of the loss, where the gap of "
-                f"{best.gap / best.value:.1%} cannot close"
-            )
-        if found and len(peaks) > 1 and sum(_agreeing(peaks)) == 1:
-            notes.append(
-                f"{p}worst_case: only one of {len(peaks)} ascents reached it, so there may be "
-                "higher ones; raise starts"
-            )
+        converged &= best.converged or best.settled
+        notes += _doubts(f"{p}worst_case", best, peaks, max_gradients)
         if step is not None:
             rises, curves[f"{p}rise_along_sam"] = _along(landscape, theta, ball.scale * step, base)
             turned = sam.turning(landscape, theta, ball.scale, ball.radius, step)
@@ -182,6 +167,27 @@ def _check(
         raise InputError(
             f"m={m}: choose a batch of 1 to {landscape.n_samples} samples, or 0 for no m-sharpness"
         )
+
+
+def _doubts(name: str, best: Peak, peaks: list[Peak], max_gradients: int) -> list[str]:
+    """Notes on the search for a worst case."""
+    if not (best.converged or best.settled):
+        return [
+            f"{name}: not converged after {max_gradients} gradients, so it may be higher; raise "
+            "max_gradients"
+        ]
+    notes = []
+    if not best.converged:
+        notes.append(
+            f"{name}: the rise settled at a kink of the loss, where the gap of "
+            f"{best.gap / best.value:.1%} cannot close"
+        )
+    if len(peaks) > 1 and sum(_agreeing(peaks)) == 1:
+        notes.append(
+            f"{name}: only one of {len(peaks)} ascents reached it, so there may be higher ones; "
+            "raise starts"
+        )
+    return notes
 
 
 def _rise(landscape: Landscape, theta: Tensor, ball: Ball) -> Function:
