@@ -49,4 +49,5 @@ def detectable(
     least = 1e-12
     if excess(least) > 0:
         return level
-    return level + (level - low) * float(brentq(excess, least, 2 / share))
+    root = brentq(excess, least, 2 / share)
+    return level + (level - low) * float(root)  # pyright: ignore[reportArgumentType]
