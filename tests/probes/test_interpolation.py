@@ -14,6 +14,7 @@ from torch.func import functional_call
 
 from lsa.figures.interpolation import draw
 from lsa.landscape import Landscape, flatten
+from lsa.landscape.network import Network
 from lsa.maths.alignment.permutations import apply, permutation_spec, random_permutations
 from lsa.maths.paths.polyline import barriers
 from lsa.probe import Result, find
@@ -92,10 +93,8 @@ def test_ends_are_bitwise_the_checkpoints(points: int, monkeypatch: pytest.Monke
     a = 1e3 * normal(len(b), seed=3).float()  # a + 1·(b − a) would miss b
     assert not torch.equal(a + (b - a), b)
     seen: list[Tensor] = []
-    outputs = Landscape.outputs
-    monkeypatch.setattr(
-        Landscape, "outputs", lambda self, t, x: (seen.append(t.detach()), outputs(self, t, x))[1]
-    )
+    at = Network.at
+    monkeypatch.setattr(Network, "at", lambda self, t: (seen.append(t.detach()), at(self, t))[1])
     curve = measure(landscape, a, b, points=points, align="none").curves["train_loss"]
     assert curve.x[[0, -1]].tolist() == [-0.5, 1.5]
     for end, theta in ((0, a), (1, b)):
@@ -119,8 +118,7 @@ def test_every_point_equals_direct_evaluation(pair: Pair) -> None:
 
 
 def test_the_chunk_does_not_matter(pair: Pair) -> None:
-    landscape = copy.copy(pair.landscape)
-    landscape.chunk = 400
+    landscape = pair.landscape.in_chunks(400)
     other = measure(landscape, pair.a, pair.b, validation=pair.validation, points=25)
     for name, metric in pair.result.metrics.items():
         assert other.metrics[name].value == pytest.approx(metric.value, rel=1e-9, abs=1e-12), name
