@@ -23,14 +23,18 @@ from lsa.runtime.failures import DATABASE
 from lsa.tracking import address
 from lsa.tracking.address import DATABASES, is_served, shown
 
-os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # we draw our own
-# Waits of 0, 4, 8, 16 and 32 s between its tries: longer than a server takes to start again.
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "5")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
-# Through the server: else it sends clients to its S3 storage, which they may not reach.
-os.environ.setdefault("MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD", "false")
-os.environ.setdefault("MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD", "false")
-os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+DEFAULTS = {  # of MLflow's variables, where the user has set none
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # we draw our own
+    # Waits of 0, 4, 8, 16 and 32 s between its tries: longer than a server takes to start again.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "5",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",
+    # Through the server: else it sends clients to its S3 storage, which they may not reach.
+    "MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD": "false",
+    "MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
+for _name, _value in DEFAULTS.items():
+    os.environ.setdefault(_name, _value)
 logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # a line for every try
 logging.getLogger("mlflow").setLevel(logging.ERROR)
 # It writes every error of the database, which is raised as well, with parameters and traceback.
