@@ -56,7 +56,8 @@ def test_the_optimizer_of_a_checkpoint_steps_on_as_torchs_own(workplace):
     trained = train.train(project.load("tiny").recipe("adamw"))
     found = lsa.load(trained.address, device="cpu")
     kept = found.optimizer
-    assert (kept.name, kept.steps, kept.batch_size) == ("AdamW", 8, 50)  # 2 epochs of 4 batches
+    assert (kept.name, kept.batch_size) == ("AdamW", 50)
+    assert {int(state["step"]) for state in kept.optimizer.state.values()} == {8}  # 2 epochs of 4
     model = training.network(found.recipe, found.data)
     model.load_state_dict(dict(found.weights))
     optimizer = torch.optim.AdamW(model.parameters())
