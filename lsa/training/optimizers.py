@@ -6,6 +6,7 @@ gradients, computes the loss, calls `backward` and returns the loss.
 
 from __future__ import annotations
 
+import copy
 import inspect
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -104,7 +105,8 @@ def restored(
             f"the checkpoint keeps no state of {name} over the {len(named)} parameters of its "
             "network; train again with lsa train, or register it with optimizer=…"
         )
-    optimizer.load_state_dict({**stored, "param_groups": groups})
+    # A copy, because torch shares the tensors, and whoever steps another from them would change it.
+    optimizer.load_state_dict(copy.deepcopy({**stored, "param_groups": groups}))
     return optimizer
 
 
