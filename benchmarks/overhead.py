@@ -33,7 +33,7 @@ from benchmarks.summary import table
 from lsa import project as projects
 from lsa.probe import Curve, Metric, Result, find, probe
 from lsa.project import Project
-from lsa.studies import steps, study
+from lsa.studies import measure, steps, study
 from lsa.studies.calls import Call
 from lsa.studies.engines import local, ray_tasks
 from lsa.tracking import runs
@@ -63,7 +63,7 @@ def tracked(address: str, sizes: list[int], rounds: int) -> Iterator[dict[str, A
     """Milliseconds of a step and of finding that it is done, by the number of runs in a store."""
     trained = lsa.step("train", project="overhead", optimizer="sgd")
     source = lsa.load(trained.run_id)
-    template = steps.measure("nothing", source, p=0.5)
+    template = measure.measure("nothing", source, p=0.5)
     key = runs.finished_steps("overhead")
     known = next(done.tags["lsa.key"] for done in key if done.run_id == template.run_id)
     declared, ballast = find("nothing"), 0
@@ -73,15 +73,15 @@ def tracked(address: str, sizes: list[int], rounds: int) -> Iterator[dict[str, A
         orders = iter(range(1, 10**6))
 
         def alone() -> None:
-            steps.call_probe(declared, [source], 0, None, {"p": 2.0})
+            measure.call_probe(declared, [source], 0, None, {"p": 2.0})
 
         def draw() -> None:
-            result = steps.call_probe(declared, [source], 0, None, {"p": 2.0})
+            result = measure.call_probe(declared, [source], 0, None, {"p": 2.0})
             for figure in draw.figures("nothing", result, "title").values():
                 draw.png(figure)
 
         def step(orders: Iterator[int] = orders, size: int = size) -> None:
-            steps.measure("nothing", source, reuse=True, p=size + next(orders) / 1000)
+            measure.measure("nothing", source, reuse=True, p=size + next(orders) / 1000)
 
         yield {
             "store": address.partition(":")[0],

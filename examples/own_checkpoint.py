@@ -27,4 +27,4 @@ if __name__ == "__main__":
     named = {"factory": {"name": "own_checkpoint:make", "width": 16}, "data": "own_checkpoint:data"}
     step = lsa.register(model, **named, loss="MSELoss", optimizer=optimizer, project="waves")
     done = lsa.measure("lanczos", lsa.load(step.run_id, trust=["own_checkpoint"]))
-    print(f"lambda_max {done.metrics['lanczos/lambda_max']:.4g}")
+    print(f"lambda_max {done['lambda_max'].value:.4g}")

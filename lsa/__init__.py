@@ -1,12 +1,16 @@
 """Loss-landscape analysis of optimizers, tracked with MLflow.
 
-The names below are imported on first use, so that `import lsa` and `lsa --help` stay fast.
+Each probe is a function here: `lsa.lanczos(landscape, k=3)` returns a `Result`.
+Names are imported on first use, so that `import lsa` and `lsa --help` stay fast.
 """
 
 from __future__ import annotations
 
 import importlib
 from typing import TYPE_CHECKING, Any
+
+from lsa.probe import registry
+from lsa.probe.result import show_with
 
 if TYPE_CHECKING:
     from lsa.landscape import Landscape, objectives
@@ -15,7 +19,8 @@ if TYPE_CHECKING:
     from lsa.probe import PROBES, Curve, Metric, Result
     from lsa.runtime.errors import InputError
     from lsa.studies.adoption import adopt, register
-    from lsa.studies.steps import load, measure
+    from lsa.studies.load import load
+    from lsa.studies.measure import measure
     from lsa.studies.study import step, study
     from lsa.studies.trajectory import follow
     from lsa.tracking.checkpoint import Checkpoint
@@ -34,8 +39,8 @@ _HOMES = {
     "Terms": "lsa.landscape.terms",
     "configure": "lsa.landscape.derivatives.budget",
     "follow": "lsa.studies.trajectory",
-    "load": "lsa.studies.steps",
-    "measure": "lsa.studies.steps",
+    "load": "lsa.studies.load",
+    "measure": "lsa.studies.measure",
     "preconditioner": "lsa.training.preconditioners",
     "register": "lsa.studies.adoption",
     "step": "lsa.studies.study",
@@ -68,6 +73,15 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name == "objectives":
         return importlib.import_module("lsa.landscape.objectives")
-    if name not in _HOMES:
-        raise AttributeError(f"module 'lsa' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    if not name.startswith("_") and name in registry.modules():
+        return registry.find(name)
+    raise AttributeError(f"module 'lsa' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*__all__, *registry.modules()})
+
+
+show_with(lambda result: importlib.import_module("lsa.figures.notebook").html(result))

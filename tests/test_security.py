@@ -18,7 +18,7 @@ from lsa import project
 from lsa.cli import app
 from lsa.reports import report
 from lsa.runtime.errors import InputError
-from lsa.tracking import registered, registry, store
+from lsa.tracking import registered, registry, runs, store
 from lsa.training import torchvision_data
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's and SQLAlchemy's own
@@ -128,7 +128,11 @@ def test_what_others_log_beside_us_neither_breaks_nor_commands_the_lists(trained
         run = client.create_run(experiment, tags=tags, run_name=CODES)
         client.log_param(run.info.run_id, "optimizer", CODES)
         client.set_terminated(run.info.run_id)
-    name, source = CODES.replace("/", ""), f"models:/{trained.tags['lsa.model_id']}"
+    model_id = runs.read(trained.run_id).tags["lsa.model_id"]
+    name, source = (
+        CODES.replace("/", ""),
+        f"models:/{model_id}",
+    )
     client.create_registered_model(name)
     tags = {"project": CODES, "optimizer": CODES, "seed": "0", "epoch": "1"}
     client.create_model_version(name, source, tags=tags)
@@ -181,7 +185,7 @@ def test_artifacts_cannot_leave_their_folder(trained, tmp_path, monkeypatch):
                      "%2e%2e/evil", "..\\evil"):  # fmt: skip
             Traversal.paths = (path,)
             with pytest.raises(InputError) as caught:
-                registry.fetch(f"models:/{trained.tags['lsa.model_id']}")
+                registry.fetch(f"models:/{runs.read(trained.run_id).tags['lsa.model_id']}")
             assert "\n" not in str(caught.value)
         assert set(tmp_path.parent.parent.rglob("evil*")) == before
         assert not Path(mlflow.__file__).parent.joinpath("evil").exists()

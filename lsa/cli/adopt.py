@@ -76,7 +76,7 @@ def adopt(
         samples=int(samples) if samples.isdecimal() else samples,
         device=device,
     )
-    print(f"run         {done.run_id}\ncheckpoint  {done.address}")
+    print(f"run         {done.run_id}\ncheckpoint  {done.checkpoint}")
 
 
 def _part(text: str) -> Any:

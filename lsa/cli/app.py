@@ -198,18 +198,18 @@ def train(
     done = train.train(
         recipe, device=device, resume=resume == "auto", trusted=projects.trusted_by(recipe)
     )
-    _print_metrics(done, ("final/", "train/seconds"))
-    print(f"run         {done.run_id}\ncheckpoint  {done.address}")
+    _print(done, "final")
+    print(f"run         {done.run_id}\ncheckpoint  {done.checkpoint}")
 
 
-def _print_metrics(done: Any, prefixes: tuple[str, ...]) -> None:
-    """One line per number with its standard errors; not the last points of curves."""
-    from lsa.reports import records
-
-    curves = done.tags.get("lsa.curves", "").split()
-    for name, metric in records.numbers(done.metrics, curves).items():
-        if name.startswith(prefixes):
-            print(f"{name:36} {written(metric.value, metric.errors)}")
+def _print(result: probe.Result, prefix: str) -> None:
+    """One line per number with its standard errors, then what the reader must know."""
+    for name, metric in result.metrics.items():
+        print(f"{f'{prefix}/{name}':36} {written(metric.value, metric.errors)}")
+    if not result.converged:
+        print("not converged")
+    for note in result.notes:
+        print(f"note: {note}")
 
 
 # --- probes ------------------------------------------------------------------------------------
@@ -239,8 +239,7 @@ def _command(name: str) -> Callable[..., None]:
 
 def _measure(declared: probe.Probe, given: dict[str, Any]) -> None:
     from lsa import project as projects
-    from lsa.reports import records
-    from lsa.studies import steps, trajectory
+    from lsa.studies import load, measure, trajectory
 
     options = {k: given.pop(k) for k in list(given) if k in declared.options}
     planned = given.pop("plan", False)
@@ -254,7 +253,7 @@ def _measure(declared: probe.Probe, given: dict[str, Any]) -> None:
             "checkpoint_b=…"
         )
     sources = [
-        steps.load(
+        load.load(
             given.get(f"checkpoint{suffix}"),
             optimizer=given.get(f"optimizer{suffix}"),
             seed=given.get(f"seed{suffix}"),
@@ -270,15 +269,13 @@ def _measure(declared: probe.Probe, given: dict[str, Any]) -> None:
     if planned:
         print(_plan(probe.find(declared.name), options, sources[0], along))
         return
-    step, measure = declared.name, steps.measure
+    step, call = declared.name, measure.measure
     if along:
-        step, measure = projects.ALONG + step, trajectory.follow
-    done = measure(declared.name, *sources, seed=given.get("rng_seed", 0), **options)
+        step, call = projects.ALONG + step, trajectory.follow
+    done = call(declared.name, *sources, rng_seed=given.get("rng_seed", 0), **options)
     if ranks.rank():
         return
-    _print_metrics(done, (f"{step}/",))
-    for note in records.notes(done.tags):
-        print(f"note: {note}")
+    _print(done, step)
     print(f"run  {done.run_id}")
 
 

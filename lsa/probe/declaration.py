@@ -93,13 +93,15 @@ class Probe:
     headline: tuple[str, ...]  # metrics that stand in the comparison table
     work: Callable[..., Work] | None = None  # `work(sizes, **options)`: about what it will compute
 
-    def __call__(self, **given: Any) -> Result:
-        """Measure, outside of any tracking; inputs and options by name.
+    def __call__(self, *inputs: Any, **given: Any) -> Result:
+        """Measure, outside of any tracking: `lsa.lanczos(landscape, k=3)`.
 
-        Unless given, `rng` is seeded with 0, `report` says nothing, `start` is None, and `others`,
-        `trajectory` and `memory` are empty. Inputs that the probe does not take are passed over.
+        Inputs come by position in the order of the probe's own signature, or by name; options by
+        name. Unless given, `theta` is the landscape's, `rng` is seeded with `rng_seed` (0),
+        `report` says nothing, and `others`, `trajectory` and `memory` are empty. Inputs that the
+        probe does not take are passed over.
 
-        The landscape is checked first (`lsa.consistency`); what is off with it is a note.
+        The landscape is checked first (`lsa.landscape.consistency`); what is off becomes a note.
 
         Raises:
             InputError: An input is missing, a name is neither an input nor an option, or the
@@ -107,9 +109,17 @@ class Probe:
         """
         import torch
 
-        rng = torch.Generator().manual_seed(0)
+        if len(inputs) > len(self.inputs):
+            raise InputError(
+                f"probe {self.name} takes at most {len(self.inputs)} inputs by position "
+                f"({', '.join(self.inputs)}); give options by name"
+            )
+        given = {**dict(zip(self.inputs, inputs, strict=False)), **given}
+        rng = torch.Generator().manual_seed(given.pop("rng_seed", 0))
         usual = {"rng": rng, "report": lambda *_: None, "start": None}
         given = {**usual, "others": {}, "trajectory": dict, "memory": {}, **given}
+        if "theta" not in given and "landscape" in given:
+            given["theta"] = given["landscape"].theta
         missing = [name for name in self.inputs if name not in given]
         if missing:
             raise InputError(
@@ -145,6 +155,14 @@ class Probe:
         split = next((given[n] for n in ("landscape", "training") if n in self.inputs), None)
         named = finite.culprit(split, given["theta"]) if split and "theta" in self.inputs else ""
         return (named,) if named else ()
+
+    def __post_init__(self) -> None:
+        """Say what `help` and notebooks show of the probe itself."""
+        object.__setattr__(self, "__doc__", self.doc)
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        return inspect.signature(self.function)
 
     def _doubts(self, given: Mapping[str, Any]) -> tuple[str, ...]:
         """What is off with the landscape that it measures, before it does."""

@@ -1,14 +1,20 @@
-"""What a probe returns: metrics with their errors, curves, arrays, notes."""
+"""What every way of measuring returns: metrics with their errors, curves, arrays, notes."""
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
+from os import PathLike
 from typing import TYPE_CHECKING, Any
+
+from lsa.runtime.documents import json_number
+from lsa.runtime.errors import InputError
 
 if TYPE_CHECKING:  # what the command line's help does not wait for
     import numpy as np
+    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -34,7 +40,7 @@ def standard_error(values: Any, source: str = "data") -> dict[str, float]:
     return {source: (values.double().std() / n**0.5).item()} if n > 1 else {}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Curve:
     """y against x on a grid that is the same for every checkpoint, so that curves overlay."""
 
@@ -46,17 +52,170 @@ class Curve:
     y_unit: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Result:
-    """What a probe measured. Figures are drawn from it, never inside a probe."""
+    """What was measured; of a tracked step, also the run that holds it.
+
+    `result["lambda_max"]` is a metric. Two results are equal when they hold the same numbers.
+    """
 
     metrics: Mapping[str, Metric]
     curves: Mapping[str, Curve] = field(default_factory=dict)
     arrays: Mapping[str, np.ndarray] = field(default_factory=dict)  # "file.name" share file.npz
     converged: bool = True
     notes: tuple[str, ...] = ()  # one plain sentence each; what a reader must know
-    probe: str = ""  # which one measured it, where it was called by its declaration
+    probe: str = ""  # the probe, `train`, or `trajectory.<probe>`
+    run_id: str = ""  # MLflow run; empty for an untracked measurement
+    checkpoint: str = ""  # address of the checkpoint that a training registered
+    reused: bool = False  # read back from an earlier run of the same step
 
-    def _repr_html_(self) -> str:
-        """HTML for a notebook, by `lsa.figures.notebook`."""
-        return importlib.import_module("lsa.figures.notebook").html(self)
+    def __getitem__(self, name: str) -> Metric:
+        """The metric of that name.
+
+        Raises:
+            KeyError: There is none; the message lists those that there are.
+        """
+        if name not in self.metrics:
+            near = get_close_matches(name, self.metrics, 1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise KeyError(f"no metric {name!r}; {hint}known: {', '.join(self.metrics)}")
+        return self.metrics[name]
+
+    def __eq__(self, other: object) -> bool:
+        import numpy as np
+
+        if not isinstance(other, Result):
+            return NotImplemented
+        same_arrays = self.arrays.keys() == other.arrays.keys() and all(
+            np.array_equal(values, other.arrays[name], equal_nan=values.dtype.kind in "fc")
+            for name, values in self.arrays.items()
+        )
+        return same_arrays and self.to_dict() == other.to_dict()
+
+    __hash__ = None  # type: ignore[assignment]  # it holds arrays, as a list holds items
+
+    def to_dict(self) -> dict[str, Any]:
+        """All but the arrays, as JSON has it; NaN and infinity are words."""
+        return {
+            "probe": self.probe,
+            "run_id": self.run_id,
+            "checkpoint": self.checkpoint,
+            "metrics": {
+                name: {
+                    "value": json_number(m.value),
+                    "unit": m.unit,
+                    "standard_errors": {source: json_number(e) for source, e in m.errors.items()},
+                }
+                for name, m in self.metrics.items()
+            },
+            "curves": {name: _curve_to_dict(curve) for name, curve in self.curves.items()},
+            "arrays": {name: list(values.shape) for name, values in self.arrays.items()},
+            "converged": self.converged,
+            "notes": list(self.notes),
+        }
+
+    @classmethod
+    def from_dict(
+        cls, content: Mapping[str, Any], arrays: Mapping[str, np.ndarray] | None = None
+    ) -> Result:
+        """The inverse of `to_dict`, with the arrays given apart."""
+        return cls(
+            metrics={
+                name: Metric(
+                    float(m["value"]),
+                    m["unit"],
+                    {source: float(e) for source, e in m["standard_errors"].items()},
+                )
+                for name, m in content["metrics"].items()
+            },
+            curves={name: _curve_from_dict(c) for name, c in content["curves"].items()},
+            arrays=arrays or {},
+            converged=bool(content["converged"]),
+            notes=tuple(content["notes"]),
+            probe=content.get("probe", ""),
+            run_id=content.get("run_id", ""),
+            checkpoint=content.get("checkpoint", ""),
+        )
+
+    def to_frame(self) -> pd.DataFrame:
+        """A row per metric: value, unit, and a column `se_<source>` per source of error."""
+        import pandas as pd
+
+        rows = {
+            name: {"value": m.value, "unit": m.unit, **{f"se_{s}": e for s, e in m.errors.items()}}
+            for name, m in self.metrics.items()
+        }
+        return pd.DataFrame.from_dict(rows, orient="index").rename_axis("metric")
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write everything into one `.npz` file, which `Result.load` reads."""
+        import numpy as np
+
+        arrays: dict[str, Any] = {f"array/{k}": values for k, values in self.arrays.items()}
+        with open(path, "wb") as file:
+            np.savez(file, result=np.array(json.dumps(self.to_dict())), **arrays)
+
+    @classmethod
+    def load(cls, path: str | PathLike[str]) -> Result:
+        """Read what `save` wrote.
+
+        Raises:
+            InputError: The file is not there, or `save` did not write it.
+        """
+        import numpy as np
+
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                content = json.loads(str(stored["result"]))
+                arrays = {
+                    name.removeprefix("array/"): stored[name]
+                    for name in stored.files
+                    if name.startswith("array/")
+                }
+            return cls.from_dict(content, arrays)
+        except (OSError, KeyError, ValueError, TypeError) as error:
+            raise InputError(
+                f"{path} holds no result ({error}); give a file that Result.save wrote"
+            ) from None
+
+    def _repr_html_(self) -> str | None:
+        return _render(self)
+
+
+def _curve_to_dict(curve: Curve) -> dict[str, Any]:
+    x, y, error = (
+        None if values is None else [json_number(value) for value in values]
+        for values in (curve.x, curve.y, curve.error)
+    )
+    return {
+        "x_name": curve.x_name,
+        "x_unit": curve.x_unit,
+        "y_unit": curve.y_unit,
+        "x": x,
+        "y": y,
+        "y_standard_error": error,
+    }
+
+
+def _curve_from_dict(content: Mapping[str, Any]) -> Curve:
+    import numpy as np
+
+    x, y, error = (
+        None if values is None else np.array([float(value) for value in values])
+        for values in (content["x"], content["y"], content["y_standard_error"])
+    )
+    assert x is not None and y is not None
+    return Curve(x, y, content["x_name"], error, content["x_unit"], content["y_unit"])
+
+
+def _no_page(result: Result) -> str | None:
+    """Notebooks then show the plain text."""
+
+
+_render: Callable[[Result], str | None] = _no_page
+
+
+def show_with(render: Callable[[Result], str]) -> None:
+    """Set what a notebook shows of a result; figures lie above this module, so they say it."""
+    global _render
+    _render = render

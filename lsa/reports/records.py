@@ -8,14 +8,14 @@ from datetime import datetime, timezone
 from typing import Any, get_args
 
 from lsa import probe, project
-from lsa.probe import Metric, Probe, outline
+from lsa.probe import Probe, outline
 from lsa.runtime.documents import json_number
 from lsa.runtime.errors import InputError
 from lsa.tracking import registered, runs
+from lsa.tracking.results import NOTE, numbers
 from lsa.tracking.runs import Done
 
 PICTURES = (".png", ".html")
-NOTE = "lsa.note."  # + its number: a tag
 
 
 def find(
@@ -89,18 +89,6 @@ def run(done: Done) -> dict[str, Any]:
         "figures": [f"{done.artifacts}/{file}" for file in files if file.endswith(PICTURES)],
         "artifacts": done.artifacts,
     }
-
-
-def numbers(values: Mapping[str, float], curves: Collection[str] = ()) -> dict[str, Metric]:
-    """Logged values as numbers with their standard errors, by name; without points of curves."""
-    found = {}
-    for name, value in sorted(values.items()):
-        if "_se_" in name or name in curves:
-            continue
-        start = f"{name}_se_"
-        errors = {k.removeprefix(start): e for k, e in values.items() if k.startswith(start)}
-        found[name] = Metric(value, errors=errors)
-    return found
 
 
 def notes(tags: Mapping[str, str]) -> list[str]:

@@ -17,12 +17,12 @@ from torch.optim import Optimizer
 
 from lsa import project as projects
 from lsa.landscape.batches import Batches
+from lsa.probe import Metric, Result
 from lsa.project import Recipe
 from lsa.runtime import provenance
 from lsa.runtime.errors import InputError
-from lsa.studies import steps
-from lsa.studies.steps import Step
-from lsa.tracking import foreign_models, recording, registered, registry, serial
+from lsa.studies import load, steps
+from lsa.tracking import foreign_models, recording, registered, registry, results, runs, serial
 from lsa.tracking.checkpoint import Checkpoint, load_data
 from lsa.training import foreign, optimizers, recipes
 from lsa.training import train as training
@@ -48,7 +48,7 @@ def register(
     batch_size: int | None = None,
     samples: int | str = 2048,
     device: str = "auto",
-) -> Step:
+) -> Result:
     """Register a trained network; its run ID is what `checkpoint=` takes.
 
     The caller names the packages, and so trusts them; elsewhere they need `--trust`.
@@ -80,7 +80,7 @@ def register(
     rule = foreign.rule_of(optimizer) if optimizer else None
     parts = {"model": factory, "dataset": data, "loss": loss, "objective": objective, "rule": rule}
     recipe = _recipe(parts, project, name, seed, epoch, batch_size, samples)
-    device = steps.device_of(device)
+    device = load.device_of(device)
     trusted = projects.trusted_by(recipe)
     split = load_data(recipe, device, trusted)
     with evaluated(optimizer):
@@ -110,7 +110,7 @@ def adopt(
     batch_size: int | None = None,
     samples: int | str = 2048,
     device: str = "auto",
-) -> Step:
+) -> Result:
     """Register weights out of a file or an MLflow model; reading them runs none of its code.
 
     Args:
@@ -140,7 +140,7 @@ def adopt(
     epoch = (content.epoch or 0) if epoch is None else epoch
     parts = {"model": factory, "dataset": data, "loss": loss, "objective": objective, "rule": rule}
     recipe = _recipe(parts, project, name, seed, epoch, batch_size, samples)
-    device = steps.device_of(device)
+    device = load.device_of(device)
     trusted = projects.trusted_by(recipe)
     network = recipes.network(recipe, load_data(recipe, device, trusted), trusted)
     weights = foreign.fitted(content.weights, network, prefix)
@@ -195,7 +195,7 @@ def _checkpoint(
     )
 
 
-def _registered(source: Checkpoint) -> Step:
+def _registered(source: Checkpoint) -> Result:
     """Log and register a checkpoint, or find that it has been."""
     recipe = source.recipe
     _ = source.model  # does not fit: nothing is tracked then
@@ -206,7 +206,7 @@ def _registered(source: Checkpoint) -> Step:
     }
     key = steps.step_key("register", "lsa.studies.adoption", content)
 
-    def log() -> Step:
+    def log() -> Result:
         title = f"register-{recipe.optimizer}-s{recipe.seed}"
         tags = steps.step_tags("train", recipe) | {"lsa.key": key, "lsa.origin": projects.ELSEWHERE}
         with recording.run(
@@ -218,13 +218,15 @@ def _registered(source: Checkpoint) -> Step:
         ) as opened:
             opened.params(projects.train_params(recipe))
             opened.json(recipe.model_dump(), "recipe.json")
-            registry.keep(opened, source, _values(source), key, final=True)
-        return steps.finished_step(opened.id)
+            metrics = _evaluated(source)
+            registry.keep(opened, source, results.flat(results.FINAL, metrics), key, final=True)
+        address = opened.tag("lsa.checkpoint")
+        return Result(metrics, probe=results.TRAIN, run_id=opened.id, checkpoint=address)
 
     return steps.once(key, log, reuse=True)
 
 
-def listed(reference: str, wanted: Recipe) -> Step:
+def listed(reference: str, wanted: Recipe) -> Result:
     """The registering step of a checkpoint that a project lists.
 
     Args:
@@ -234,14 +236,15 @@ def listed(reference: str, wanted: Recipe) -> Step:
     Raises:
         InputError: It is not there, or is registered as something else.
     """
-    step = steps.finished_step(registered.training(registered.resolve(reference)), reused=True)
-    names = [step.tags.get(key, "") for key in ("project", "optimizer", "seed")]
+    run_id = registered.training(registered.resolve(reference))
+    tags = runs.read(run_id).tags
+    names = [tags.get(key, "") for key in ("project", "optimizer", "seed")]
     if names != [wanted.project, wanted.optimizer, str(wanted.seed)]:
         raise InputError(
             f"checkpoint {reference} is registered as {names[0]}.{names[1]} seed {names[2]}; "
             f"register it as {wanted.project}.{wanted.optimizer} seed {wanted.seed}"
         )
-    return step
+    return results.read(run_id)
 
 
 @contextlib.contextmanager
@@ -264,14 +267,14 @@ def evaluated(optimizer: Optimizer | None) -> Iterator[None]:
                 p.copy_(value)
 
 
-def _values(source: Checkpoint) -> dict[str, float]:
+def _evaluated(source: Checkpoint) -> dict[str, Metric]:
     """Loss of a checkpoint on both whole splits, and accuracy where it has one."""
     split = source.data
     if isinstance(split, Data):
         loss = recipes.loss_of(source.recipe, source.trusted)
         return training.final_metrics(source.model, split, loss)
     wholes = {"val": source.validation, "train": source.training}
-    return {f"final/{name}_loss": at.loss(source.theta) for name, at in wholes.items()}
+    return {f"{name}_loss": Metric(at.loss(source.theta)) for name, at in wholes.items()}
 
 
 def _check_same(source: Checkpoint, theirs: nn.Module) -> None:

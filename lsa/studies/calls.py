@@ -5,13 +5,13 @@ from __future__ import annotations
 import functools
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lsa import probe
+from lsa.probe import Result
 from lsa.project import ALONG, Project, trusted_by
-from lsa.studies import adoption, progress, steps, train, trajectory
-from lsa.studies.steps import Step
+from lsa.studies import adoption, load, measure, progress, train, trajectory
 from lsa.tracking import registry, store
 from lsa.tracking.checkpoint import Checkpoint
 
@@ -67,18 +67,18 @@ class Call:
         return shlex.join(words)
 
 
-def perform(call: Call, *trained: Step) -> Step:
-    """Run a call, or find that it has been run.
+def perform(call: Call, *trained: Result) -> Result:
+    """Run a call, or find that it has been run; its result without arrays.
 
     Args:
         call: What to run.
         *trained: The trainings whose checkpoints a probe takes.
     """
-    with progress.titled(call.label):
-        return _perform(call, [step.address for step in trained])
+    with progress.titled(call.label):  # without arrays as large as θ, which its run keeps
+        return replace(_perform(call, [training.checkpoint for training in trained]), arrays={})
 
 
-def _perform(call: Call, addresses: Sequence[str]) -> Step:
+def _perform(call: Call, addresses: Sequence[str]) -> Result:
     overrides = call.options if call.step == TRAIN else {}
     recipe = call.setting.recipe(call.optimizers[0], call.seeds[0], **overrides)
     trusted = trusted_by(recipe)
@@ -87,14 +87,14 @@ def _perform(call: Call, addresses: Sequence[str]) -> Step:
             return adoption.listed(reference, recipe)
     elif call.step == TRAIN:
         return train.train(recipe, device=call.device, reuse=True, trusted=trusted)
-    place = steps.device_of(call.device)
+    place = load.device_of(call.device)
     samples = call.setting.landscape.samples
     uri = store.uri()
     sources = [_checkpoint(uri, address, place, trusted, samples) for address in addresses]
     if call.step.startswith(ALONG):
         (final,) = sources
         return trajectory.follow(call.step.removeprefix(ALONG), final, reuse=True, **call.options)
-    return steps.measure(call.step, *sources, reuse=True, **call.options)
+    return measure.measure(call.step, *sources, reuse=True, **call.options)
 
 
 @functools.lru_cache(maxsize=4)
@@ -103,4 +103,4 @@ def _checkpoint(
 ) -> Checkpoint:
     """Fetched once for the probes that follow each other on it; a version of a store is fixed."""
     found = registry.fetch(address, device=device, trusted=trusted)
-    return steps.on_subset(found, samples)
+    return load.on_subset(found, samples)

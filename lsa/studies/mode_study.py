@@ -20,8 +20,7 @@ from lsa.reports import measurements
 from lsa.runtime.errors import InputError
 from lsa.studies.mode_graph import NAME, Pair, Stored, graph
 from lsa.studies.study import Handle, Study
-from lsa.tracking import recording, runs
-from lsa.tracking.results import summary
+from lsa.tracking import recording, results, runs
 
 STEPS = ("interpolation", "auto_neb")
 
@@ -114,12 +113,9 @@ def _read(asked: Mapping[tuple[int, int], Mapping[str, Handle]]) -> list[Pair]:
 
 def log(opened: recording.Run, result: Result, title: str) -> None:
     """Store the graph with its figure on a run."""
-    values = {f"{NAME}/{name}": metric.value for name, metric in result.metrics.items()}
-    for name, metric in result.metrics.items():
-        values |= {f"{NAME}/{name}_se_{source}": e for source, e in metric.errors.items()}
-    opened.metrics(values)
+    opened.metrics(results.flat(NAME, result.metrics))
     opened.arrays(result.arrays)
-    opened.json(summary(result), f"{NAME}.json")
-    opened.tags({f"lsa.note.{i}": note for i, note in enumerate(result.notes)})
+    opened.json(result.to_dict(), f"{NAME}.json")
+    results.log_notes(opened, result.notes)
     for path, figure in draw.figures(NAME, result, title).items():
         opened.figure(figure, path)

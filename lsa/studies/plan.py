@@ -14,7 +14,7 @@ from lsa.reports import measurements
 from lsa.reports import report as reports
 from lsa.runtime import provenance
 from lsa.runtime.errors import InputError
-from lsa.studies import adoption, cost, steps, train
+from lsa.studies import adoption, cost, load, steps, train
 from lsa.studies.study import Handle, Study
 from lsa.tracking import registered, runs
 from lsa.tracking.checkpoint import load_data
@@ -111,7 +111,7 @@ def outlook(setting: Project, *, device: str = "auto") -> list[Outlook]:
     finished, but one of them differs, which is named. `new`: it has not. A step whose checkpoint
     is to be trained again follows it.
     """
-    place = steps.device_of(device)
+    place = load.device_of(device)
     done = list(runs.finished_steps(setting.name))
     by_key = {run.tags["lsa.key"]: run for run in reversed(done) if "lsa.key" in run.tags}
     before = _newest(done)
@@ -123,7 +123,8 @@ def outlook(setting: Project, *, device: str = "auto") -> list[Outlook]:
         old = before.get((one.step, subject, one.seed))
         if one.step == "train" and (listed := setting.registered(subject, one.seed)):
             recipe = setting.recipe(subject, one.seed)
-            models[subject, one.seed] = adoption.listed(listed, recipe).tags["lsa.model_id"]
+            run_id = adoption.listed(listed, recipe).run_id
+            models[subject, one.seed] = runs.read(run_id).tags["lsa.model_id"]
             found.append(Outlook(one, "reused"))
             continue
         if one.step == "train":
@@ -226,7 +227,7 @@ def forecast(
     if not kinds:
         return Forecast({}, 0.0, {}, [])
     recipe = setting.recipe(next(iter(setting.optimizers)))
-    place, trusted = steps.device_of(device), trusted_by(recipe)
+    place, trusted = load.device_of(device), trusted_by(recipe)
     rates = cost.rates(setting, recipe, place, trusted, workers)
     seconds, unknown, peaks = {}, [], {}
     took = _took(setting)

@@ -1,102 +1,19 @@
-"""Steps: one tracked call of a probe (or of training: `lsa.train_step`), each one MLflow run."""
+"""Steps: one tracked call of a training or of a probe, each one MLflow run, made once."""
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from lsa import project
-from lsa.figures import draw, interactive
-from lsa.landscape import Landscape
-from lsa.landscape.derivatives import budget
-from lsa.landscape.derivatives.precision import full_float32
-from lsa.probe import Probe, Result, find
+from lsa.probe import Probe, Result
 from lsa.project import Recipe
 from lsa.runtime import collector, heap, locks, provenance, ranks, signals
-from lsa.runtime.errors import InputError
-from lsa.studies import partial, progress
-from lsa.tracking import recording, registered, registry, results, runs, spool, store, sync
-from lsa.tracking.checkpoint import Checkpoint
+from lsa.tracking import results, runs, spool, store, sync
 
 DONE = "done"  # what the first rank says of a finished step
-
-
-@dataclasses.dataclass(frozen=True)
-class Step:
-    """The handle of a finished step."""
-
-    run_id: str
-    metrics: Mapping[str, float]
-    address: str = ""  # of the checkpoint that it registered
-    tags: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    reused: bool = False
-
-
-def finished_step(run_id: str, reused: bool = False) -> Step:
-    """The handle of a run that has finished."""
-    done = runs.read(run_id)
-    metrics = {**done.metrics, **runs.not_finite(done.tags)}
-    return Step(run_id, metrics, done.tags.get("lsa.checkpoint", ""), done.tags, reused)
-
-
-def device_of(name: str) -> str:
-    """`auto` is the GPU when there is one.
-
-    Raises:
-        InputError: No such device here.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    name = ranks.device(name)
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError):
-        raise InputError(f"there is no device {name!r} here; use auto, cpu or cuda") from None
-    return name
-
-
-def load(
-    reference: str | None = None,
-    *,
-    project: str | None = None,
-    optimizer: str | None = None,
-    seed: int | None = None,
-    samples: int | None = None,
-    device: str = "auto",
-    trust: Sequence[str] = (),
-) -> Checkpoint:
-    """A registered checkpoint, ready for a probe: `.landscape`, `.theta`, `.validation`.
-
-    Args:
-        reference: ID of the training run, `models:/name/version`, `models:/name@alias`, ….
-        project: Instead of a reference: the project (default `digits`), …
-        optimizer: … the optimizer as the project names it, …
-        seed: … and the seed (default: the project's first). The newest version counts.
-        samples: Size of the landscape's subset, in place of the project's.
-        device: `auto`, `cpu`, `cuda`, ….
-        trust: Packages outside lsa and torch whose model factories may be imported.
-
-    Raises:
-        InputError: Nothing registered there, or not an lsa checkpoint.
-    """
-    address, trusted = registered.locate(reference, project, optimizer, seed)
-    address = ranks.agreed(address)
-    found = registry.fetch(address, device=device_of(device), trusted=(*trusted, *trust))
-    return on_subset(found, samples)
-
-
-def on_subset(found: Checkpoint, samples: int | str | None) -> Checkpoint:
-    """The checkpoint with its landscape on another number of samples."""
-    if samples is None:
-        return found
-    split = project.Split.model_validate({"samples": samples})
-    return dataclasses.replace(found, recipe=found.recipe.model_copy(update={"landscape": split}))
 
 
 def step_key(name: str, module: str, content: Mapping[str, Any]) -> str:
@@ -125,34 +42,41 @@ def probe_key(
     return step_key(name, declared.function.__module__, content)
 
 
-def once(key: str, run: Callable[[], Step], *, reuse: bool) -> Step:
-    """Run a step alone on this machine, or return the finished one with its key.
+def once(
+    key: str,
+    run: Callable[[], Result],
+    *,
+    reuse: bool,
+    read: Callable[[str], Result] = results.read,
+) -> Result:
+    """Run a step alone on this machine, or read the finished one with its key.
 
-    One that has been measured and not logged is delivered, and not measured again.
+    A step that was measured but not logged is delivered, and not measured again.
 
     Args:
         key: Of the step.
         run: Runs it.
-        reuse: Whether a finished one counts.
+        reuse: Whether a finished step counts.
+        read: Reads a finished step's result back, by its run ID.
     """
     with locks.claim(store.identity(), key), heap.kept():
-        done = _finished(key, reuse)
-        ranks.agreed(DONE if done else "")
+        run_id = _finished(key, reuse)
+        ranks.agreed(DONE if run_id else "")
         collector.resume()
-        return done or run()
+        return read(run_id) if run_id else run()
 
 
-def helped(key: str, compute: Callable[[], Step]) -> Step:
-    """What a rank beside the first, which is in `once`, does of a step: its part, unless done.
+def helped(key: str, compute: Callable[[], Result]) -> Result:
+    """Compute this rank's share of a step that rank 0 logs; return at once if the step is done.
 
-    It leaves no run open: should the first rank be killed, nobody else ends the one that it made.
+    An error ends the run that rank 0 has opened, since a killed rank 0 cannot.
 
     Args:
         key: Of the step.
-        compute: Computes this rank's part.
+        compute: Computes this rank's share.
     """
     if ranks.agreed("") == DONE:
-        return Step("", {}, reused=True)
+        return Result({}, reused=True)
     collector.resume()
     try:
         with heap.kept():
@@ -163,14 +87,15 @@ def helped(key: str, compute: Callable[[], Step]) -> Step:
         raise
 
 
-def _finished(key: str, reuse: bool) -> Step | None:
+def _finished(key: str, reuse: bool) -> str:
+    """Run ID of the finished step with this key; empty where there is none to reuse."""
     waiting = spool.find(key, store.uri())
     if waiting and (run_id := sync.deliver(waiting)):
-        return finished_step(run_id, reused=True)
+        return run_id
     # Anyway: to measure what is there already takes longer than to ask for it.
     if reuse and (done := store.ask(lambda: runs.finished(key), None, anyway=True)):
-        return finished_step(done.run_id, reused=True)
-    return None
+        return done.run_id
+    return ""
 
 
 def step_tags(step: str, recipe: Recipe) -> dict[str, Any]:
@@ -181,203 +106,3 @@ def step_tags(step: str, recipe: Recipe) -> dict[str, Any]:
         "optimizer": recipe.optimizer,
         "seed": recipe.seed,
     }
-
-
-# --- probes -------------------------------------------------------------------------------------
-
-
-def measure(
-    name: str,
-    *sources: Checkpoint,
-    seed: int = 0,
-    reuse: bool = False,
-    **options: Any,
-) -> Step:
-    """Run a probe on a checkpoint (a pair probe on two, some on up to three) as a tracked step.
-
-    Args:
-        name: The probe.
-        *sources: From `lsa.load`.
-        seed: Of the probe's own randomness; the same for every checkpoint, so that all are
-            measured with the same random vectors.
-        reuse: Return a finished step with the same key instead of measuring again.
-        **options: The probe's options; the rest take their defaults.
-
-    Raises:
-        InputError: Unknown probe or option, or checkpoints that do not fit.
-    """
-    declared = find(name)
-    check_sources(declared, sources)
-    resolved = project.resolve(declared, options, "options")
-    recipe = sources[0].recipe
-    models = [source.model_id for source in sources]
-    key = probe_key(declared, resolved, models, recipe.landscape.samples, seed)
-    if ranks.rank():  # the first logs what this one helps to compute
-        return helped(key, lambda: _compute(declared, sources, seed, resolved))
-    return once(key, lambda: _measure(declared, sources, seed, key, resolved), reuse=reuse)
-
-
-def _compute(
-    declared: Probe, sources: Sequence[Checkpoint], seed: int, resolved: dict[str, Any]
-) -> Step:
-    """A probe's numbers, logged by another rank."""
-    found = call_probe(declared, sources, seed, lambda *_: None, resolved).metrics
-    return Step("", {f"{declared.name}/{key}": metric.value for key, metric in found.items()})
-
-
-def _measure(
-    declared: Probe, sources: Sequence[Checkpoint], seed: int, key: str, resolved: dict[str, Any]
-) -> Step:
-    name, recipe = declared.name, sources[0].recipe
-    title = "-".join([name, *(f"{s.recipe.optimizer}-s{s.recipe.seed}" for s in sources)])
-    tags = step_tags(name, recipe) | {"lsa.key": key, "lsa.ranks": ranks.size()}
-    tags |= {f"lsa.input.{i}": s.model_id for i, s in zip("abc", sources, strict=False)}
-    place = sources[0].device
-    with (
-        recording.run(title, experiment=recipe.project, tags=tags, device=place) as opened,
-        partial.numbers(store.step_name(key)) as memory,
-    ):
-        opened.params(probe_params(sources, resolved, seed))
-        opened.inputs(sources)
-        landscape = sources[0].landscape
-        opened.tags(
-            {
-                "lsa.chunk": landscape.chunk,
-                "lsa.graph_memory": landscape.graph_memory,
-                "lsa.layout": landscape.layout,
-                "lsa.threads": torch.get_num_threads(),
-            }
-        )
-        opened.attempt()
-        with progress.bar(title) as report:
-            result = call_probe(declared, sources, seed, report, resolved, memory=memory)
-        results.log(opened, declared, result, sources)
-        for path, figure in draw.figures(name, result, title).items():
-            opened.figure(figure, path)
-        for path, page in interactive.pages(name, result, title).items():
-            opened.text(page, path)
-    return finished_step(opened.id)
-
-
-def check_sources(declared: Probe, sources: Sequence[Checkpoint]) -> None:
-    """Refuse checkpoints that a probe cannot take.
-
-    Raises:
-        InputError: Too few or many, of different models or data, or not finite.
-    """
-    budget.from_environment()
-    least, most = 1 + declared.pair, declared.most
-    if not least <= len(sources) <= most:
-        wanted = most if least == most else f"{least} to {most}"
-        raise InputError(f"probe {declared.name} takes {wanted} checkpoint(s), not {len(sources)}")
-    a = sources[0]
-    for b in sources[1:]:
-        if a.recipe.model != b.recipe.model or a.data_hash != b.data_hash:
-            raise InputError(
-                f"the checkpoints are of different models or data ({a.recipe.model.name} on "
-                f"{a.recipe.dataset.name}, {b.recipe.model.name} on {b.recipe.dataset.name}); "
-                "choose all of one architecture and dataset"
-            )
-    for source in sources:
-        if not torch.isfinite(source.theta).all():
-            raise InputError(
-                f"checkpoint {source.model_id} holds weights that are not finite: its training "
-                "diverged; train again with a lower learning rate"
-            )
-
-
-def call_probe(
-    declared: Probe,
-    sources: Sequence[Checkpoint],
-    seed: int,
-    report: Any,
-    options: dict[str, Any],
-    start: Tensor | None = None,
-    memory: MutableMapping[str, list[float]] | None = None,
-) -> Result:
-    """The probe's result, with what the reader must know about the subset noted.
-
-    Args:
-        declared: The probe.
-        sources: Its checkpoint, or several.
-        seed: Of its randomness.
-        report: Told its progress.
-        options: All of them.
-        start: Direction `(d,)` from which an eigensolver may start.
-        memory: What an interrupted run of the step has left.
-    """
-    source = sources[0]
-    available = {
-        "landscape": lambda: source.landscape,
-        "training": lambda: source.training,
-        "validation": lambda: source.validation,
-        "theta": lambda: source.theta,
-        "theta_b": lambda: sources[1].theta,
-        "theta_init": lambda: source.theta_init,
-        "optimizer": lambda: source.optimizer,
-        "others": lambda: _others(sources),
-        "trajectory": lambda: lambda: _kept(source),
-        "start": lambda: start,
-        # Ranks must compute the same points together, and the first alone has seen these.
-        "memory": lambda: {} if memory is None or ranks.meeting() else memory,
-        "rng": lambda: torch.Generator().manual_seed(seed),
-        "report": lambda: report,
-    }
-    given = {name: available[name]() for name in declared.inputs}
-    with full_float32():
-        result = declared(**given, **options)
-    landscape: Landscape = source.landscape
-    whole = source.training.n_samples
-    if "landscape" in declared.inputs and landscape.n_samples < whole:
-        note = f"measured on {landscape.n_samples} of {whole} training samples"
-        if any(name.startswith("lambda") for name in result.metrics):
-            note += "; a subset biases λ_max up and λ_min down"
-        result = dataclasses.replace(result, notes=(*result.notes, note))
-    return result
-
-
-def _others(sources: Sequence[Checkpoint]) -> dict[str, Tensor]:
-    """θ of all but the first, named by their optimizers, and by their letters where those agree."""
-    names = [source.recipe.optimizer for source in sources]
-    return {
-        name if names.count(name) == 1 else f"{name} ({letter})": source.theta
-        for letter, name, source in zip("abc", names, sources, strict=False)
-        if source is not sources[0]
-    }
-
-
-def _kept(source: Checkpoint) -> dict[int, Tensor]:
-    """Epoch → θ of every checkpoint that the training of this one kept, this one included."""
-    key = registered.key(source.model_id)
-    kept = {**dict(registered.trajectory(key) if key else ()), source.epoch: source.model_id}
-    found = {}
-    for epoch, model_id in sorted(kept.items()):
-        address, trusted = f"models:/{model_id}", tuple(source.trusted)
-        same = model_id == source.model_id
-        here = source if same else registry.fetch(address, device=source.device, trusted=trusted)
-        found[epoch] = here.theta
-    return found
-
-
-def probe_params(
-    sources: Sequence[Checkpoint], resolved: dict[str, Any], seed: int
-) -> dict[str, Any]:
-    """The parameters that a probe's run logs."""
-    recipe = sources[0].recipe
-    found: dict[str, Any] = {
-        "project": recipe.project,
-        "optimizer": recipe.optimizer,
-        "seed": recipe.seed,
-        "model": recipe.model.name,
-        "dataset": recipe.dataset.name,
-        "n_samples": sources[0].landscape.n_samples,
-        "rng_seed": seed,
-        "checkpoint": sources[0].run_id,
-    }
-    for letter, source in zip("bc", sources[1:], strict=False):
-        found |= {
-            f"optimizer_{letter}": source.recipe.optimizer,
-            f"seed_{letter}": source.recipe.seed,
-            f"checkpoint_{letter}": source.run_id,
-        }
-    return found | resolved

@@ -6,7 +6,7 @@
         for lr in (0.02, 0.1):
             trained = step("train", optimizer="sgd", lr=lr)
             sharp = step("lanczos", trained, k=1)
-            if sharp.metrics["lanczos/lambda_max"] > 20:  # waits for the number
+            if sharp["lambda_max"].value > 20:  # waits for the number
                 step("sgd_noise", trained)
 
 Passing one step's handle to another is the edge between them. A step that has finished before with
@@ -16,7 +16,7 @@ the same options, inputs, data and code is not run again, so a study goes on whe
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextvars import ContextVar
@@ -24,13 +24,13 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from lsa import probe, project
+from lsa.probe import Metric, Result
 from lsa.project import ALONG, Project
 from lsa.runtime import failures
 from lsa.runtime.errors import InputError, plain
 from lsa.studies import calls, progress
 from lsa.studies.calls import TRAIN, Call
 from lsa.studies.engines.local import Engine, Inline, Processes
-from lsa.studies.steps import Step
 from lsa.studies.view import View, quiet
 from lsa.tracking import recording, runs, spool, store
 
@@ -58,7 +58,7 @@ class Handle:
     tries: int = 0
     error: str = ""
     future: Future | None = None  # since it was submitted
-    _step: Step | None = None
+    _result: Result | None = None
 
     @property
     def finished(self) -> bool:
@@ -66,16 +66,20 @@ class Handle:
         return self.state in ENDS
 
     @property
-    def step(self) -> Step:
-        """The finished step.
+    def result(self) -> Result:
+        """What the step measured; its arrays stay in the artifacts of its run.
 
         Raises:
             InputError: It has failed, or a step that it needs has.
         """
         self.study.advance(until=self)
-        if self._step is None:
+        if self._result is None:
             raise InputError(f"{self.call.label}: {self.error}")
-        return self._step
+        return self._result
+
+    def __getitem__(self, name: str) -> Metric:
+        """A number of its result, `handle["lambda_max"]`."""
+        return self.result[name]
 
     @property
     def command(self) -> str:
@@ -84,14 +88,15 @@ class Handle:
         return self.call.command([need.run_id for need in self.needs] if overridden else ())
 
     @property
-    def metrics(self) -> Mapping[str, float]:
-        """Its numbers."""
-        return self.step.metrics
-
-    @property
     def run_id(self) -> str:
         """Its run."""
-        return self.step.run_id
+        return self.result.run_id
+
+    def _repr_html_(self) -> str | None:
+        return self.result._repr_html_() if self.finished and self._result else None
+
+    def __repr__(self) -> str:
+        return f"<{self.call.label}: {self.state}>"
 
 
 class Study:
@@ -239,7 +244,7 @@ class Study:
                 self._broke(need.future)
         try:
             done = future.result()
-            handle._step, handle.state = done, "reused" if done.reused else "done"
+            handle._result, handle.state = done, "reused" if done.reused else "done"
         except BrokenProcessPool:
             broke = True
             handle.state, handle.error = "waiting", "its process died (out of memory?)"
@@ -381,5 +386,5 @@ def step(name: str, *inputs: Handle, **options: Any) -> Handle:
     )
     alone = Study(setting, Inline())
     handle = alone.step(name, *inputs, **options)
-    _ = handle.step  # raises what failed
+    _ = handle.result  # raises what failed
     return handle

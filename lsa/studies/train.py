@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from lsa import project
+from lsa.probe import Metric, Result
 from lsa.project import Recipe
 from lsa.runtime import files, provenance
 from lsa.runtime.errors import InputError
-from lsa.studies import progress, steps
-from lsa.studies.steps import Step
+from lsa.studies import load, progress, steps
 from lsa.tracking import checkpoint as checkpoints
-from lsa.tracking import recording, registered, registry, serial, store
+from lsa.tracking import recording, registered, registry, results, serial, store
 from lsa.tracking.checkpoint import Checkpoint
 from lsa.training import recipes
 from lsa.training import train as training
@@ -30,7 +30,7 @@ def train(
     reuse: bool = False,
     resume: bool = True,
     trusted: Collection[str] = (),
-) -> Step:
+) -> Result:
     """Train by a recipe, log every epoch and register the final checkpoint.
 
     Args:
@@ -53,7 +53,7 @@ def train(
             "lsa train takes a loss of outputs and targets, not an objective; train with your own "
             "loop and register its checkpoint (lsa.register)"
         )
-    place = steps.device_of(device)
+    place = load.device_of(device)
     split = checkpoints.load_data(recipe, place, trusted)
     assert isinstance(split, Data)  # batches are for objectives
     key = train_key(recipe, split.hash, place)
@@ -64,7 +64,7 @@ def train(
 
 def _train(
     recipe: Recipe, split: Data, key: str, place: str, resume: bool, trusted: Collection[str]
-) -> Step:
+) -> Result:
     name = f"train-{recipe.optimizer}-s{recipe.seed}"
     tags = steps.step_tags("train", recipe) | {"lsa.key": key}
     with (
@@ -84,13 +84,14 @@ def _train(
         history, state = _resumed(state_file, opened) if resume else ([], None)
         kept = store.ask(lambda: dict(registered.trajectory(key)), {})
 
-        def checkpoint(state: Mapping[str, Any]) -> None:
+        def checkpoint(state: Mapping[str, Any]) -> dict[str, Metric]:
             """Keep the checkpoint of a state, with its evaluation."""
-            found = _checkpoint(recipe, split, state, place, trusted)
+            kept = _checkpoint(recipe, split, state, place, trusted)
             loss = recipes.loss_of(recipe, trusted)
-            values = training.final_metrics(found.model, split, loss)
-            final = found.epoch == recipe.train.epochs
-            registry.keep(opened, found, values, key, final=final)
+            metrics = training.final_metrics(kept.model, split, loss)
+            final = kept.epoch == recipe.train.epochs
+            registry.keep(opened, kept, results.flat(results.FINAL, metrics), key, final=final)
+            return metrics
 
         def on_the_way(state: Mapping[str, Any]) -> None:
             """Keep a checkpoint of the trajectory, unless this training has logged it before."""
@@ -109,10 +110,11 @@ def _train(
             with files.replaced(state_file) as new:
                 serial.save({"state": state, "history": history, "run": opened.id}, new)
         assert state is not None  # of the last epoch, which an interrupted run may have trained
-        checkpoint(state)
+        metrics = checkpoint(state)
         opened.entry.keep()
         files.remove(state_file)
-    return steps.finished_step(opened.id)
+    address = opened.tag("lsa.checkpoint")
+    return Result(metrics, probe=results.TRAIN, run_id=opened.id, checkpoint=address)
 
 
 def _resumed(path: Path, opened: recording.Run) -> tuple[list[dict[str, float]], Any]:

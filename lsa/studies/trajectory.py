@@ -19,9 +19,8 @@ from lsa.project import Recipe
 from lsa.runtime import ranks
 from lsa.runtime.documents import json_number
 from lsa.runtime.errors import InputError
-from lsa.studies import partial, progress, steps
-from lsa.studies.steps import Step
-from lsa.tracking import recording, registered, registry, store
+from lsa.studies import load, measure, partial, progress, steps
+from lsa.tracking import recording, registered, registry, results, runs, store
 from lsa.tracking.checkpoint import Checkpoint
 from lsa.training import stability
 
@@ -30,8 +29,8 @@ ARTIFACT = "trajectory.json"
 
 
 def follow(
-    name: str, final: Checkpoint, *, seed: int = 0, reuse: bool = False, **options: Any
-) -> Step:
+    name: str, final: Checkpoint, *, rng_seed: int = 0, reuse: bool = False, **options: Any
+) -> Result:
     """Run a probe on every checkpoint that a training kept, as one tracked step.
 
     Each number is logged at step = epoch. `trajectory.json` holds them all, with the loss of the
@@ -41,7 +40,7 @@ def follow(
     Args:
         name: A probe of one checkpoint.
         final: The training's final checkpoint.
-        seed: Of the probe's randomness, the same at every checkpoint.
+        rng_seed: Of the probe's randomness, the same at every checkpoint.
         reuse: Return a finished step with the same key instead of measuring again.
         **options: The probe's options; the rest take their defaults.
 
@@ -51,7 +50,7 @@ def follow(
     """
     declared = find(name)
     project.check_along(declared, "a trajectory")
-    steps.check_sources(declared, [final])
+    measure.check_sources(declared, [final])
     resolved = project.resolve(declared, options, "options")
     kept = models(registered.key(final.model_id), final.epoch, final.model_id)
     if len(kept) < 2:
@@ -61,10 +60,21 @@ def follow(
             "alone; set train.checkpoint_every in the project and train again"
         )
     ids = [model_id for _, model_id in kept]
-    key = steps.probe_key(declared, resolved, ids, final.recipe.landscape.samples, seed, along=True)
-    if ranks.rank():  # the first logs what this one helps to compute
-        return steps.helped(key, lambda: _compute(declared, final, kept, seed, resolved))
-    return steps.once(key, lambda: _follow(declared, final, kept, seed, key, resolved), reuse=reuse)
+    samples = final.recipe.landscape.samples
+    key = steps.probe_key(declared, resolved, ids, samples, rng_seed, along=True)
+    if ranks.rank():  # rank 0 logs what this one helps to compute
+        return steps.helped(key, lambda: _compute(declared, final, kept, rng_seed, resolved))
+    return steps.once(
+        key,
+        lambda: _follow(declared, final, kept, rng_seed, key, resolved),
+        reuse=reuse,
+        read=_read,
+    )
+
+
+def _read(run_id: str) -> Result:
+    """The result of a finished trajectory, from its run."""
+    return dataclasses.replace(_result(runs.artifact(run_id, ARTIFACT), run_id), reused=True)
 
 
 def _compute(
@@ -73,11 +83,10 @@ def _compute(
     kept: Sequence[tuple[int, str]],
     seed: int,
     resolved: dict[str, Any],
-) -> Step:
-    """A probe at each checkpoint, logged by another rank."""
-    for _ in _measured(declared, final, kept, seed, lambda *_: None, resolved):
-        pass
-    return Step("", {})
+) -> Result:
+    """This rank's share of a probe at each checkpoint; the last one's result."""
+    measured = _measured(declared, final, kept, seed, lambda *_: None, resolved)
+    return [result for _, result in measured][-1]
 
 
 def models(key: str, epoch: int, final: str) -> list[tuple[int, str]]:
@@ -93,15 +102,15 @@ def _follow(
     seed: int,
     key: str,
     resolved: dict[str, Any],
-) -> Step:
+) -> Result:
     step, recipe = STEP + declared.name, final.recipe
     title = f"{declared.name}-along-{recipe.optimizer}-s{recipe.seed}"
     tags = steps.step_tags(step, recipe) | {"lsa.key": key, "lsa.input.a": final.model_id}
     tags |= {"lsa.ranks": ranks.size()}
     with recording.run(title, experiment=recipe.project, tags=tags, device=final.device) as opened:
-        opened.params(steps.probe_params([final], resolved, seed))
+        opened.params(measure.probe_params([final], resolved, seed))
         opened.inputs([dataclasses.replace(final, model_id=model_id) for _, model_id in kept])
-        results: list[Result] = []
+        measured: list[Result] = []
         with progress.bar(title) as report, contextlib.ExitStack() as until_all_are_measured:
 
             def memory(epoch: int) -> MutableMapping[str, list[float]]:
@@ -111,14 +120,14 @@ def _follow(
             for epoch, result in _measured(declared, final, kept, seed, report, resolved, memory):
                 _log(opened, step, epoch, result, last=epoch == kept[-1][0])
                 opened.attempt()
-                results.append(dataclasses.replace(result, arrays={}))  # θ-sized, and not kept
-        content = _content(declared, recipe, kept, results)
+                measured.append(dataclasses.replace(result, arrays={}))  # θ-sized, and not kept
+        content = _content(declared, recipe, kept, measured)
         opened.json(content, ARTIFACT)
-        opened.tags({f"lsa.note.{i}": note for i, note in enumerate(content["notes"])})
+        results.log_notes(opened, content["notes"])
         drawn = _drawn(declared, content)
         for path, figure in draw.figures("trajectory", drawn, title).items():
             opened.figure(figure, path)
-    return steps.finished_step(opened.id)
+    return _result(content, opened.id)
 
 
 def _measured(
@@ -149,7 +158,7 @@ def _source(final: Checkpoint, model_id: str) -> Checkpoint:
         return final
     address = f"models:/{model_id}"
     found = registry.fetch(address, device=final.device, trusted=tuple(final.trusted))
-    return steps.on_subset(found, final.recipe.landscape.samples)
+    return load.on_subset(found, final.recipe.landscape.samples)
 
 
 def _at(
@@ -164,8 +173,8 @@ def _at(
 ) -> Result:
     """The probe's result at one checkpoint; what it refuses is told with the epoch."""
     try:
-        steps.check_sources(declared, [source])
-        return steps.call_probe(declared, [source], seed, report, options, near, memory)
+        measure.check_sources(declared, [source])
+        return measure.call_probe(declared, [source], seed, report, options, near, memory)
     except InputError as error:
         raise InputError(f"at epoch {epoch}: {error}") from None
 
@@ -208,10 +217,7 @@ def _log(opened: recording.Run, step: str, epoch: int, result: Result, *, last: 
 
     Not on the checkpoints: there they would stand beside the probe's own, with other options.
     """
-    values: dict[str, float] = {f"{step}/converged": float(result.converged)}
-    for name, metric in result.metrics.items():
-        values[f"{step}/{name}"] = metric.value
-        values |= {f"{step}/{name}_se_{source}": e for source, e in metric.errors.items()}
+    values = {f"{step}/converged": float(result.converged), **results.flat(step, result.metrics)}
     if not last:
         values = {name: value for name, value in values.items() if np.isfinite(value)}
     opened.metrics(values, step=epoch)
@@ -276,6 +282,27 @@ def threshold(recipe: Recipe, names: Sequence[str]) -> tuple[dict[str, Any] | No
     return {"value": found[0], "formula": found[1]}, []
 
 
+def _result(content: Mapping[str, Any], run_id: str) -> Result:
+    """A trajectory's content as a result: the last epoch's numbers, and each against the epoch."""
+    curves = {name: _curve(content, name) for name in content["metrics"]}
+    metrics = {
+        name: Metric(
+            float(column["value"][-1]),
+            column["unit"],
+            {source: float(e[-1]) for source, e in column["standard_errors"].items()},
+        )
+        for name, column in content["metrics"].items()
+    }
+    return Result(
+        metrics,
+        curves,
+        converged=all(content["converged"]),
+        notes=tuple(content["notes"]),
+        probe=STEP + content["probe"],
+        run_id=run_id,
+    )
+
+
 def _drawn(declared: Probe, content: Mapping[str, Any]) -> Result:
     """What the figure shows: three numbers against the epoch, and what they are held against."""
     shown = [name for name in (*LIMITS, *declared.headline) if name in content["metrics"]]
@@ -283,15 +310,16 @@ def _drawn(declared: Probe, content: Mapping[str, Any]) -> Result:
     shown += [LIMITS[name] for name in shown if LIMITS.get(name) in content["metrics"]]
     threshold = content["threshold"]
     lines = {threshold["formula"]: Metric(threshold["value"], "loss")} if threshold else {}
+    return Result(lines, {name: _curve(content, name) for name in shown})
+
+
+def _curve(content: Mapping[str, Any], name: str) -> Curve:
+    """One number against the epoch; its errors of several sources added in squares."""
+    column = content["metrics"][name]
+    variances = [_numbers(e) ** 2 for e in column["standard_errors"].values()]
+    error = np.sqrt(sum(variances[1:], variances[0])) if variances else None
     epochs = np.array(content["epochs"], float)
-    curves = {}
-    for name in shown:
-        column = content["metrics"][name]
-        variances = [_numbers(e) ** 2 for e in column["standard_errors"].values()]
-        error = np.sqrt(sum(variances[1:], variances[0])) if variances else None
-        values = _numbers(column["value"])
-        curves[name] = Curve(epochs, values, "epoch", error, y_unit=column["unit"])
-    return Result(lines, curves)
+    return Curve(epochs, _numbers(column["value"]), "epoch", error, y_unit=column["unit"])
 
 
 def _numbers(column: Sequence[float | str]) -> np.ndarray:

@@ -1,14 +1,23 @@
-"""What a probe found, as a run of MLflow holds it."""
+"""A result as a run of MLflow holds it, written and read back."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import tempfile
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 
-from lsa.probe import Probe, Result
-from lsa.runtime.documents import json_number
+import numpy as np
+from mlflow.artifacts import download_artifacts
+
+from lsa.probe import Metric, Probe, Result
+from lsa.tracking import runs
 from lsa.tracking.checkpoint import Checkpoint
 from lsa.tracking.run import Run
+
+TRAIN = "train"
+FINAL = "final"  # prefix of a training's last evaluation, on its run and on its checkpoint
+NOTE = "lsa.note."  # + its number: a tag
 
 
 def log(opened: Run, probe: Probe, result: Result, sources: Sequence[Checkpoint]) -> None:
@@ -19,48 +28,91 @@ def log(opened: Run, probe: Probe, result: Result, sources: Sequence[Checkpoint]
     not, since they are no property of either.
     """
     name = probe.name
-    of_checkpoint: dict[str, float] = {}
-    of_run: dict[str, float] = {f"{name}/converged": result.converged}
-    for key, metric in result.metrics.items():
-        values = of_checkpoint if key in probe.headline and not probe.pair else of_run
-        values[f"{name}/{key}"] = metric.value
-        for origin, error in metric.errors.items():
-            values[f"{name}/{key}_se_{origin}"] = error
-    opened.metrics(of_checkpoint, on=sources[0])
-    opened.metrics(of_run)
+    headline = () if probe.pair else probe.headline
+    opened.metrics(
+        flat(name, {k: m for k, m in result.metrics.items() if k in headline}), on=sources[0]
+    )
+    opened.metrics(
+        {
+            f"{name}/converged": float(result.converged),
+            **flat(name, {k: m for k, m in result.metrics.items() if k not in headline}),
+        }
+    )
     axes = {curve.x_name: curve.x for curve in result.curves.values()}
     curves = axes | {name: curve.y for name, curve in result.curves.items()}
     for key, values in curves.items():
         opened.curve(f"{name}/{key}", values)
     opened.arrays(result.arrays)
-    opened.json(summary(result), f"{name}.json")
-    opened.tags({f"lsa.note.{i}": note for i, note in enumerate(result.notes)})
+    opened.json(result.to_dict(), f"{name}.json")
+    log_notes(opened, result.notes)
     opened.tags({"lsa.curves": " ".join(f"{name}/{key}" for key in curves)})
 
 
-def summary(result: Result) -> dict[str, Any]:
-    """A result as JSON: all but its arrays."""
-    return {
-        "metrics": {
-            name: {
-                "value": json_number(m.value),
-                "unit": m.unit,
-                "standard_errors": {source: json_number(e) for source, e in m.errors.items()},
-            }
-            for name, m in result.metrics.items()
-        },
-        "curves": {
-            name: {
-                "x_name": c.x_name,
-                "x_unit": c.x_unit,
-                "y_unit": c.y_unit,
-                "x": [json_number(v) for v in c.x],
-                "y": [json_number(v) for v in c.y],
-                "y_standard_error": None if c.error is None else [json_number(v) for v in c.error],
-            }
-            for name, c in result.curves.items()
-        },
-        "arrays": {name: list(values.shape) for name, values in result.arrays.items()},
-        "converged": result.converged,
-        "notes": list(result.notes),
+def log_notes(opened: Run, notes: Sequence[str]) -> None:
+    """Store notes as tags, in their order."""
+    opened.tags({f"{NOTE}{i}": note for i, note in enumerate(notes)})
+
+
+def flat(prefix: str, metrics: Mapping[str, Metric]) -> dict[str, float]:
+    """Metrics as MLflow stores them: `prefix/name`, and `prefix/name_se_source` per error."""
+    values: dict[str, float] = {}
+    for name, metric in metrics.items():
+        values[f"{prefix}/{name}"] = metric.value
+        for source, error in metric.errors.items():
+            values[f"{prefix}/{name}_se_{source}"] = error
+    return values
+
+
+def numbers(values: Mapping[str, float], curves: Collection[str] = ()) -> dict[str, Metric]:
+    """The inverse of `flat`, names with their prefix; without the points of curves."""
+    metrics = {}
+    for name, value in sorted(values.items()):
+        if "_se_" in name or name in curves:
+            continue
+        start = f"{name}_se_"
+        errors = {k.removeprefix(start): e for k, e in values.items() if k.startswith(start)}
+        metrics[name] = Metric(value, errors=errors)
+    return metrics
+
+
+def read(run_id: str) -> Result:
+    """The result of a finished training or probe, read back from its run.
+
+    Raises:
+        InputError: The run's artifact is not there, or damaged.
+    """
+    done = runs.read(run_id)
+    step = done.tags.get("lsa.step", "")
+    if step == TRAIN:
+        return trained(run_id, {**done.metrics, **runs.not_finite(done.tags)}, done.tags)
+    content = runs.artifact(run_id, f"{step}.json", done.artifacts)
+    stored = Result.from_dict(content, _arrays(run_id, content.get("arrays", {})))
+    return replace(stored, probe=step, run_id=run_id, reused=True)
+
+
+def trained(run_id: str, values: Mapping[str, float], tags: Mapping[str, str]) -> Result:
+    """The result of a training: its last evaluation, from its run's metrics and tags."""
+    metrics = {
+        name.removeprefix(f"{FINAL}/"): metric
+        for name, metric in numbers(values).items()
+        if name.startswith(f"{FINAL}/")
     }
+    address = tags.get("lsa.checkpoint", "")
+    return Result(metrics, probe=TRAIN, run_id=run_id, checkpoint=address, reused=True)
+
+
+def _arrays(run_id: str, names: Collection[str]) -> dict[str, np.ndarray]:
+    """Arrays by the names under which `Run.arrays` has stored them."""
+    files = {f"{name.partition('.')[0]}.np{'z' if '.' in name else 'y'}" for name in names}
+    arrays: dict[str, np.ndarray] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        for file in sorted(files):
+            path = download_artifacts(run_id=run_id, artifact_path=file, dst_path=scratch)
+            stored = np.load(path, allow_pickle=False)
+            stem = Path(file).stem
+            if isinstance(stored, np.ndarray):
+                arrays[stem] = stored
+            else:
+                with stored:
+                    arrays |= {f"{stem}.{key}": stored[key] for key in stored.files}
+    return arrays

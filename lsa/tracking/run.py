@@ -61,6 +61,10 @@ class Run:
         """Set tags."""
         self._content.tags |= {k: str(v) for k, v in values.items()}
 
+    def tag(self, name: str) -> str:
+        """A tag that was set; empty where it was not."""
+        return self._content.tags.get(name, "")
+
     def metrics(self, values: Mapping[str, float], *, step: int = 0, on: Any = None) -> None:
         """Log numbers at a step, `on` a checkpoint too; not finite ones become tags."""
         where = {"model_id": on.model_id, **dataset_key(on)} if on else {}

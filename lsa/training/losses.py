@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -93,4 +93,4 @@ def _made(label: str, function: Callable[..., Any], options: Mapping[str, Any]) 
         made = functools.partial(function, **checked) if checked else function
     if not callable(made):
         raise InputError(f"{label} made a {type(made).__name__}; it must return a function.")
-    return made
+    return cast(Loss, made)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from lsa.landscape import Landscape, flatten, noise_scale
 from lsa.landscape.derivatives import batch_norm
 from lsa.landscape.derivatives.budget import cache_size, image_layout, laid_out
-from lsa.probe import Report
+from lsa.probe import Metric, Report
 from lsa.project import Recipe
 from lsa.runtime.errors import InputError
 from lsa.training import data, losses, optimizers, schedules
@@ -177,7 +177,7 @@ def _epoch(loop: _Loop, number: int) -> dict[str, float]:
         for group, lr in zip(optimizer.param_groups, loop.base, strict=True):
             group["lr"] = lr * loop.factor(step)
         figures.append(_step(loop, parameters, x, y, size))
-        if loop.average is not None and budget.ema:
+        if loop.average is not None and budget.ema is not None:
             _averaged(loop.average, model, budget.ema, step)
         if loop.report is not None:
             loop.report(step + 1, budget.epochs * steps, f"epoch {number}/{budget.epochs}")
@@ -341,18 +341,16 @@ def _noise(model: nn.Module, split: Data, loss: losses.Loss, number: int) -> dic
 
 def final_metrics(
     model: nn.Module, split: Data, loss: losses.Loss = F.cross_entropy
-) -> dict[str, float]:
+) -> dict[str, Metric]:
     """Loss of a network on both whole splits, in evaluation mode, and accuracy where it has one."""
-    values = {}
+    metrics = {}
     theta = flatten(model)
     for name, x, y in (
         ("val", split.x_val, split.y_val),
         ("train", split.x_train, split.y_train),
     ):
-        evaluation = Landscape(model, x, y, loss).evaluate(theta)
-        values[f"final/{name}_loss"] = evaluation.loss
-        values[f"final/{name}_loss_se_data"] = evaluation.loss_error
-        if not math.isnan(evaluation.error):
-            values[f"final/{name}_accuracy"] = 1 - evaluation.error
-            values[f"final/{name}_accuracy_se_data"] = evaluation.error_error
-    return values
+        at = Landscape(model, x, y, loss).evaluate(theta)
+        metrics[f"{name}_loss"] = Metric(at.loss, errors={"data": at.loss_error})
+        if not math.isnan(at.error):
+            metrics[f"{name}_accuracy"] = Metric(1 - at.error, errors={"data": at.error_error})
+    return metrics

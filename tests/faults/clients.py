@@ -132,7 +132,7 @@ import torch
 import mlflow
 import lsa.figures.lanczos
 from lsa import project
-from lsa.studies import steps, train
+from lsa.studies import measure, train
 from lsa.tracking import checkpoint, registry, spool
 torch.set_num_threads(1)
 checkpoint.load_data(project.load("tiny").recipe("sgd"), "cpu")  # before they part, so once
@@ -141,7 +141,8 @@ def client(seed):
     recipe = project.load("tiny").recipe("sgd", seed)
     try:
         done = train.train(recipe, reuse=True)
-        steps.measure("lanczos", registry.fetch(done.address), k=1, density_steps=5, reuse=True)
+        source = registry.fetch(done.checkpoint)
+        measure.measure("lanczos", source, k=1, density_steps=5, reuse=True)
     except spool.NotLogged as error:
         print(error, file=sys.stderr)
         return 75

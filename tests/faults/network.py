@@ -17,7 +17,7 @@ from faults.proxy import FAULTS, Proxy, Rule, every, none
 from faults.server import runs, server
 from lsa import project
 from lsa.runtime.errors import InputError
-from lsa.studies import steps, train
+from lsa.studies import measure, train
 from lsa.tracking import registry, spool, store, sync
 
 STEPS = 500  # of the long form, half of them trainings
@@ -44,7 +44,7 @@ def at_one_request(folder: Path, wanted: int) -> Row:
                     proxy.rule = between(first + 1 + (5 * i) % length[step], burst, fault)
                 if step == "train":
                     kept += delivered(proxy, lambda i=i: train.train(recipe("sgd", i)))
-                    address = train.train(recipe("sgd", i), reuse=True).address
+                    address = train.train(recipe("sgd", i), reuse=True).checkpoint
                 else:
                     kept += delivered(proxy, lambda at=address: probe(at))
                 length.setdefault(step, proxy.number - first)
@@ -126,7 +126,7 @@ def probe(address: str) -> None:
     while source is None:
         with contextlib.suppress(InputError):  # one line: the store does not answer
             source = registry.fetch(address)
-    steps.measure("lanczos", source, k=1, density_steps=5)
+    measure.measure("lanczos", source, k=1, density_steps=5)
 
 
 def delivered(proxy: Proxy, run: Callable[[], object]) -> int:

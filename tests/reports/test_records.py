@@ -123,8 +123,8 @@ def test_checkpoints_are_listed_with_their_numbers(measured, capsys, monkeypatch
     assert (shown["address"], shown["seed"], shown["epoch"]) == ("models:/tiny.sgd/1", 0, 2)
     assert shown["run"] == measured.run_id
     accuracy = shown["metrics"]["final/val_accuracy"]
-    assert accuracy["value"] == measured.metrics["final/val_accuracy"]
-    error = measured.metrics["final/val_accuracy_se_data"]
+    assert accuracy["value"] == measured["val_accuracy"].value
+    error = measured["val_accuracy"].errors["data"]
     assert accuracy["standard_errors"] == {"data": error}
     assert "lanczos/lambda_max" in shown["metrics"]
     assert app.run(["checkpoints", "--project", "tiny"]) == 0

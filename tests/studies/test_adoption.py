@@ -99,13 +99,13 @@ def test_a_registered_network_is_measured_by_its_run(parts):
     before = {name: value.clone() for name, value in model.state_dict().items()}
     step = lsa.register(model, **NAMED, optimizer=optimizer, seed=3, batch_size=20)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
-    assert step.address == "models:/tiny.theirs/1"
+    assert step.checkpoint == "models:/tiny.theirs/1"
     found = lsa.load(step.run_id, device="cpu", trust=[NAME])
     assert torch.equal(found.theta, flatten(model)) and found.recipe.seed == 3
     done = lsa.measure("lanczos", found, k=1, density_probes=0)
-    assert done.metrics["lanczos/lambda_max"] == pytest.approx(sharpest(parts, model), rel=1e-4)
+    assert done["lambda_max"].value == pytest.approx(sharpest(parts, model), rel=1e-4)
     live = lsa.Landscape(model, *parts.waves()[0], nn.MSELoss())
-    own = lsa.measure("preconditioned", found, k=1).metrics
+    own = lsa.measure("preconditioned", found, k=1)
     from lsa.probe import find
 
     result = find("preconditioned")(
@@ -113,8 +113,8 @@ def test_a_registered_network_is_measured_by_its_run(parts):
     )
     for name in ("threshold_ratio", "update_curvature", "batch_sharpness"):
         expected = result.metrics[name].value
-        assert own[f"preconditioned/{name}"] == pytest.approx(expected, rel=1e-3)
-    assert step.metrics["final/train_loss"] == pytest.approx(live.loss(flatten(model)))
+        assert own[name].value == pytest.approx(expected, rel=1e-3)
+    assert step["train_loss"].value == pytest.approx(live.loss(flatten(model)))
     assert not any("accuracy" in name for name in step.metrics)
     again = lsa.register(model, **NAMED, optimizer=optimizer, seed=3, batch_size=20)
     assert again.reused and again.run_id == step.run_id
@@ -215,9 +215,9 @@ def test_a_study_measures_trainings_of_other_code_beside_its_own(parts, workplac
         plan.run(setting, running)
     assert all(handle.state in ("done", "reused") for handle in running.handles)
     measured = {handle.call.label: handle for handle in running.handles}
-    numbers = measured["lanczos theirs seed 3"].metrics
-    assert numbers["lanczos/lambda_max"] == pytest.approx(sharpest(parts, model), rel=1e-4)
-    assert "interpolation/barrier" in measured["interpolation sgd – theirs seed 3"].metrics
+    numbers = measured["lanczos theirs seed 3"].result.metrics
+    assert numbers["lambda_max"].value == pytest.approx(sharpest(parts, model), rel=1e-4)
+    assert "barrier" in measured["interpolation sgd – theirs seed 3"].result.metrics
     with pytest.raises(InputError, match=r"tiny.theirs was trained elsewhere, so lr cannot"):
         lsa.step("train", optimizer="theirs", project="tiny", lr=0.1)
     with pytest.raises(InputError, match=r"tiny.theirs was trained elsewhere; choose"):
@@ -338,7 +338,7 @@ def test_batches_and_an_objective_of_ones_own_are_measured(workplace, monkeypatc
 
     H = torch.autograd.functional.hessian(loss, flatten(model))
     expected = torch.linalg.eigvalsh(H.double())[-1].item()
-    assert done.metrics["lanczos/lambda_max"] == pytest.approx(expected, rel=1e-4)
+    assert done["lambda_max"].value == pytest.approx(expected, rel=1e-4)
     assert step.metrics["final/train_loss"] == pytest.approx(loss(flatten(model)).item(), rel=1e-5)
     for name in ("layers", "sgd_noise", "sharpness"):
         assert lsa.measure(name, found).metrics

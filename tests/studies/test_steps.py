@@ -21,7 +21,7 @@ from lsa.landscape import flatten
 from lsa.probe import PROBES, Metric, Result, probe
 from lsa.runtime import heap, provenance
 from lsa.runtime.errors import InputError
-from lsa.studies import steps, train
+from lsa.studies import load, measure, steps, train
 from lsa.tracking import recording, runs, store
 from lsa.training import train as training
 
@@ -46,7 +46,7 @@ def test_a_checkpoint_is_found_by_every_address(trained):
     assert all(torch.equal(theta, thetas[0]) for theta in thetas)
     found = lsa.load(trained.run_id)
     accuracy = 1 - found.validation.evaluate(found.theta).error
-    assert accuracy == pytest.approx(trained.metrics["final/val_accuracy"])
+    assert accuracy == pytest.approx(trained["val_accuracy"].value)
     assert found.landscape.n_samples == 64 and found.optimizer_state["param_groups"]
     initial = training.network(found.recipe, found.data)
     assert torch.equal(found.theta_init.cpu(), flatten(initial))
@@ -54,7 +54,7 @@ def test_a_checkpoint_is_found_by_every_address(trained):
 
 def test_the_optimizer_of_a_checkpoint_steps_on_as_torchs_own(workplace):
     trained = train.train(project.load("tiny").recipe("adamw"))
-    found = lsa.load(trained.address, device="cpu")
+    found = lsa.load(trained.checkpoint, device="cpu")
     kept = found.optimizer
     assert (kept.name, kept.batch_size) == ("AdamW", 50)
     assert {int(state["step"]) for state in kept.optimizer.state.values()} == {8}  # 2 epochs of 4
@@ -76,7 +76,7 @@ def test_the_optimizer_of_a_checkpoint_steps_on_as_torchs_own(workplace):
 def test_a_checkpoint_without_the_optimizers_state_is_refused_in_one_line(trained):
     bare = dataclasses.replace(lsa.load(trained.run_id), optimizer_state={})
     with pytest.raises(InputError, match="keeps no state of SGD") as caught:
-        steps.measure("preconditioned", bare)
+        measure.measure("preconditioned", bare)
     assert "\n" not in str(caught.value)
 
 
@@ -101,7 +101,7 @@ def test_what_is_not_there_is_said_in_one_line(trained, arguments, message):
 def test_a_probe_logs_on_its_run_and_on_the_checkpoint(trained):
     source = lsa.load(trained.run_id)
     before = source.theta.clone()
-    done = steps.measure("lanczos", source, k=2)
+    done = measure.measure("lanczos", source, k=2)
     found = run(done.run_id)
     assert found.data.params["k"] == "2" and found.data.params["n_samples"] == "64"
     assert found.data.tags["lsa.chunk"] == str(source.landscape.chunk)
@@ -149,9 +149,9 @@ def test_what_a_step_frees_it_keeps_until_its_end(trained, monkeypatch):
             events.append("given back")
 
     monkeypatch.setattr(heap, "_glibc", Library)
-    compute = steps.call_probe
+    compute = measure.call_probe
     monkeypatch.setattr(
-        steps, "call_probe", lambda *args, **kw: events.append("probe") or compute(*args, **kw)
+        measure, "call_probe", lambda *args, **kw: events.append("probe") or compute(*args, **kw)
     )
     source = lsa.load(trained.run_id)
     assert not events
@@ -168,15 +168,15 @@ def test_steps_with_the_same_key_are_reused(trained):
     again = train.train(recipe, reuse=True)
     assert again.reused and again.run_id == trained.run_id
     source = lsa.load(trained.run_id)
-    first = steps.measure("lanczos", source, k=1, reuse=True)
-    assert steps.measure("lanczos", source, k=1, reuse=True).run_id == first.run_id
-    assert not steps.measure("lanczos", source, k=2, reuse=True).reused
+    first = measure.measure("lanczos", source, k=1, reuse=True)
+    assert measure.measure("lanczos", source, k=1, reuse=True).run_id == first.run_id
+    assert not measure.measure("lanczos", source, k=2, reuse=True).reused
     assert not train.train(project.load("tiny").recipe("sgd", 1), reuse=True).reused
 
 
 def test_identical_seeds_give_identical_numbers(trained):
     source = lsa.load(trained.run_id)
-    a, b = (steps.measure("lanczos", source, k=2).metrics for _ in range(2))
+    a, b = (measure.measure("lanczos", source, k=2).metrics for _ in range(2))
     assert a == b
 
 
@@ -187,7 +187,7 @@ def test_numbers_that_are_not_finite_are_tags_not_metrics(trained):
         return Result({"a": Metric(float("inf")), "b": Metric(1.0)})
 
     try:
-        done = steps.measure("infinite", lsa.load(trained.run_id))
+        done = measure.measure("infinite", lsa.load(trained.run_id))
     finally:
         del PROBES["infinite"]
     found = run(done.run_id)
@@ -211,7 +211,11 @@ def test_a_pair_probe_links_both_checkpoints(trained):
     train.train(project.load("tiny").recipe("adamw"))
     a, b = (lsa.load(project="tiny", optimizer=name) for name in ("sgd", "adamw"))
     done = lsa.measure("interpolation", a, b, points=5)
-    assert (done.tags["lsa.input.a"], done.tags["lsa.input.b"]) == (a.model_id, b.model_id)
+    tags = runs.read(done.run_id).tags
+    assert (
+        tags["lsa.input.a"],
+        tags["lsa.input.b"],
+    ) == (a.model_id, b.model_id)
     model = mlflow.get_logged_model(a.model_id)
     assert not any(m.key.startswith("interpolation/") for m in model.metrics)
     folder = Path(mlflow.artifacts.download_artifacts(run_id=done.run_id))
@@ -222,8 +226,8 @@ def test_a_pair_probe_links_both_checkpoints(trained):
 
 def test_a_number_that_is_not_finite_comes_back_as_it_was(workplace, trained):
     done = lsa.measure("intrinsic_dim", lsa.load(trained.run_id), largest=8, epochs=1, subspaces=2)
-    assert done.metrics["intrinsic_dim/d90"] == float("inf")
-    assert done.tags["lsa.not_finite.intrinsic_dim/d90"] == "inf"
+    assert done["d90"].value == float("inf")
+    assert runs.read(done.run_id).tags["lsa.not_finite.intrinsic_dim/d90"] == "inf"
 
 
 def test_the_default_store_is_where_mlflow_ui_looks(workplace):
@@ -277,7 +281,7 @@ def test_two_that_log_a_new_dataset_at_once_both_do(trained, monkeypatch):
         return log_inputs(self, *args, **kwargs)
 
     monkeypatch.setattr(MlflowClient, "log_inputs", once)
-    checkpoint = steps.load(trained.run_id)
-    done = steps.measure("perturbation", checkpoint, points=5)
+    checkpoint = load.load(trained.run_id)
+    done = measure.measure("perturbation", checkpoint, points=5)
     run = store.client().get_run(done.run_id)
     assert refused and run.info.status == "FINISHED" and run.inputs.dataset_inputs

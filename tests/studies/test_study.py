@@ -67,7 +67,7 @@ def test_a_project_runs_everything_once_and_then_nothing(tiny):
     assert [h.call.label for h in first.handles[2:]] == [
         "lanczos sgd seed 0", "lanczos adamw seed 0", "interpolation sgd – adamw seed 0",
     ]  # fmt: skip
-    assert first.handles[2].metrics["lanczos/lambda_max"] > 0
+    assert first.handles[2]["lambda_max"].value > 0
     with study(tiny) as second:
         plan.run(tiny, second)
     assert states(second) == ["reused"] * 5
@@ -84,7 +84,7 @@ def test_a_study_is_plain_python(workplace):
         for lr in (0.02, 0.1):
             trained = step("train", optimizer="sgd", lr=lr, epochs=1)
             sharp = step("lanczos", trained, k=1)
-            if sharp.metrics["lanczos/lambda_max"] > 0 and lr > 0.05:
+            if sharp["lambda_max"].value > 0 and lr > 0.05:
                 step("perturbation", trained, points=5)
     assert [h.call.step for h in running.handles] == ["train", "lanczos"] * 2 + ["perturbation"]
     assert states(running) == ["done"] * 5
@@ -211,7 +211,7 @@ def test_workers_know_a_probe_that_the_script_declares(workplace):
     if __name__ == "__main__":
         with study("tiny", workers=2):
             found = [step("weights", step("train", optimizer=o), p=1.0) for o in ("sgd", "adamw")]
-            norms = [f.metrics['weights/norm'] for f in found]  # waits
+            norms = [f["norm"].value for f in found]  # waits
             print(*(f"{f.state} {norm:.6g}" for f, norm in zip(found, norms)))
     """
     script = workplace / "mine.py"
@@ -309,7 +309,7 @@ def test_probes_along_trainings_are_steps_like_the_others(workplace):
     assert running.handles[2].command == (
         "lsa lanczos --project tiny --optimizer sgd --seed 0 --epochs all"
     )
-    assert running.handles[2].metrics["trajectory.lanczos/lambda_max"] > 0
+    assert running.handles[2]["lambda_max"].value > 0
     found = plan.outlook(small)
     assert {o.state for o in found} == {"reused"}
     with study(small) as again:

@@ -19,7 +19,7 @@ from lsa.cli import app
 from lsa.project import Project
 from lsa.reports import measurements, records
 from lsa.runtime.errors import InputError
-from lsa.studies import partial, steps, train
+from lsa.studies import measure, partial, train
 from lsa.tracking import runs
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's and SQLAlchemy's own
@@ -71,7 +71,7 @@ def test_a_plane_through_three_checkpoints_names_and_links_them(setting, capsys)
 
 def test_the_plane_of_a_training_has_all_that_it_kept(setting):
     source = lsa.load(optimizer="sgd", project="paths")
-    done = steps.measure("surface", source, plane="trajectory", points=5)
+    done = measure.measure("surface", source, plane="trajectory", points=5)
     grid = np.load(files(done.run_id) / "surface.npz")
     assert list(grid["mark"]) == ["epoch 0", "epoch 1", "epoch 2", "checkpoint"]
     assert grid["mark_loss"][-1] == pytest.approx(source.landscape.loss(source.theta))
@@ -82,7 +82,7 @@ def test_the_plane_of_a_training_has_all_that_it_kept(setting):
 def test_more_checkpoints_than_it_takes_are_refused(setting):
     source = lsa.load(optimizer="sgd", project="paths")
     with pytest.raises(InputError, match="takes 1 to 3 checkpoint"):
-        steps.measure("surface", *[source] * 4)
+        measure.measure("surface", *[source] * 4)
 
 
 @pytest.mark.full
@@ -100,7 +100,7 @@ def test_a_killed_surface_goes_on_where_it_stopped(trained, workplace):
     (before,) = (workplace / partial.SCRATCH).iterdir()
     memory = partial.Numbers(before).data
     assert 50 <= len(memory) < 51**2
-    done = steps.measure("surface", lsa.load(trained.run_id), points=51)
+    done = measure.measure("surface", lsa.load(trained.run_id), points=51)
     assert not before.exists()  # it was of this very step, and has served
     grid = np.load(files(done.run_id) / "surface.npz")
     for key, point in memory.items():

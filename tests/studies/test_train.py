@@ -10,8 +10,9 @@ import torch
 
 import lsa
 from lsa import project
-from lsa.studies import steps, train
-from lsa.tracking import registered, registry, store
+from lsa.probe import Result
+from lsa.studies import train
+from lsa.tracking import registered, registry, runs, store
 from lsa.training import train as training
 
 pytestmark = [
@@ -30,10 +31,10 @@ def test_training_logs_and_registers(trained):
     assert found.data.params["optimizer"] == "sgd" and found.data.params["optimizer.lr"] == "0.1"
     assert len(mlflow.MlflowClient().get_metric_history(trained.run_id, "val/accuracy")) == 2
     assert {"lsa.threads", "lsa.device", "lsa.version.torch", "lsa.key"} <= found.data.tags.keys()
-    assert trained.address == "models:/tiny.sgd/1"
+    assert trained.checkpoint == "models:/tiny.sgd/1"
     model = mlflow.get_logged_model(found.data.tags["lsa.model_id"])
     values = {m.key: m.value for m in model.metrics}
-    assert values["final/val_accuracy"] == trained.metrics["final/val_accuracy"]
+    assert values["final/val_accuracy"] == trained["val_accuracy"].value
     link = json.loads(model.tags["mlflow.modelVersions"])  # the UI's column "Registered models"
     assert [(v["name"], int(v["version"])) for v in link] == [("tiny.sgd", 1)]
 
@@ -56,7 +57,7 @@ def test_a_killed_training_goes_on_at_its_last_epoch(workplace, monkeypatch):
     assert run(resumed.run_id).data.tags["lsa.resumed_epoch"] == "2"
     assert len(mlflow.MlflowClient().get_metric_history(resumed.run_id, "val/loss")) == 3
     fresh = train.train(recipe)
-    assert fresh.metrics["final/val_loss"] == resumed.metrics["final/val_loss"]
+    assert fresh["val_loss"].value == resumed["val_loss"].value
     statuses = [r.info.status for r in mlflow.search_runs(
         search_all_experiments=True, output_format="list")]  # fmt: skip
     assert sorted(statuses) == ["FINISHED", "FINISHED", "KILLED"]
@@ -71,8 +72,8 @@ def test_failures_end_the_run_failed_with_the_reason(workplace):
     )
 
 
-def kept(step: steps.Step) -> list[tuple[int, str]]:
-    return registered.trajectory(step.tags["lsa.key"])
+def kept(step: Result) -> list[tuple[int, str]]:
+    return registered.trajectory(runs.read(step.run_id).tags["lsa.key"])
 
 
 @pytest.fixture
@@ -88,7 +89,7 @@ def test_checkpoints_on_the_way_are_kept_and_fetched(every_second):
     recipe = every_second.recipe("sgd")
     trained = train.train(recipe)
     assert [epoch for epoch, _ in kept(trained)] == [0, 2, 4, 5]
-    assert kept(trained)[-1][1] == trained.tags["lsa.model_id"]
+    assert kept(trained)[-1][1] == runs.read(trained.run_id).tags["lsa.model_id"]
     assert len(mlflow.MlflowClient().search_model_versions("name='tiny.sgd'")) == 1
     found = [registry.fetch(f"models:/{model_id}") for _, model_id in kept(trained)]
     assert [source.epoch for source in found] == [0, 2, 4, 5]
@@ -96,19 +97,19 @@ def test_checkpoints_on_the_way_are_kept_and_fetched(every_second):
     ways = ["-epoch0", "-epoch2", "-epoch4", ""]
     assert [model.name for model in models] == [f"sgd-s0{way}" for way in ways]
     assert torch.equal(found[0].theta, found[0].theta_init)
-    assert torch.equal(found[-1].theta, lsa.load(trained.address, device="cpu").theta)
+    assert torch.equal(found[-1].theta, lsa.load(trained.checkpoint, device="cpu").theta)
     for source in found:
         own = source.training.evaluate(source.theta).loss
         assert registered.numbers(source.model_id)["final/train_loss"] == pytest.approx(own)
-    assert trained.metrics["final/train_loss"] == pytest.approx(own)  # of the run: the last one
+    assert trained["train_loss"].value == pytest.approx(own)  # of the run: the last one
     before = kept(trained)
     again = train.train(recipe)  # not reused: of the same training, only the last is another
     assert kept(again)[:-1] == before[:-1]
-    assert kept(again)[-1] == (5, again.tags["lsa.model_id"]) != before[-1]
+    assert kept(again)[-1] == (5, runs.read(again.run_id).tags["lsa.model_id"]) != before[-1]
 
 
 def test_without_checkpoint_every_only_the_final_one_is_kept(trained):
-    assert kept(trained) == [(2, trained.tags["lsa.model_id"])]
+    assert kept(trained) == [(2, runs.read(trained.run_id).tags["lsa.model_id"])]
 
 
 @pytest.mark.parametrize("stage", ["log", "seal"])
@@ -127,7 +128,7 @@ def test_a_resumed_training_keeps_every_epoch_once(every_second, monkeypatch, st
     with pytest.raises(KeyboardInterrupt):
         train.train(every_second.recipe("sgd"))
     resumed = train.train(every_second.recipe("sgd"))
-    assert resumed.tags["lsa.resumed_epoch"] == "1"
+    assert runs.read(resumed.run_id).tags["lsa.resumed_epoch"] == "1"
     assert [epoch for epoch, _ in kept(resumed)] == [0, 2, 4, 5]
     models = mlflow.MlflowClient().search_logged_models(store.experiments())
     whole = [int(model.tags["epoch"]) for model in models if "lsa.key" in model.tags]

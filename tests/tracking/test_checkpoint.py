@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 import lsa
 from lsa.cli import app
 from lsa.runtime.errors import InputError
-from lsa.tracking import checkpoint, serial, store
+from lsa.tracking import checkpoint, runs, serial, store
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's and SQLAlchemy's own
 
@@ -181,7 +181,7 @@ def test_a_state_that_no_optimizer_wrote_is_told_in_one_line(source):
 
 
 def artifacts(trained) -> Path:
-    model = store.client().get_logged_model(trained.tags["lsa.model_id"])
+    model = store.client().get_logged_model(runs.read(trained.run_id).tags["lsa.model_id"])
     return Path(model.artifact_location.removeprefix("file://"))
 
 

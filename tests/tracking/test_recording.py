@@ -21,7 +21,7 @@ from lsa import project
 from lsa.cli import app as cli
 from lsa.reports import measurements
 from lsa.runtime import signals
-from lsa.studies import plan, steps
+from lsa.studies import measure, plan, steps
 from lsa.tracking import recording, runs, spool
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's and SQLAlchemy's own
@@ -100,7 +100,7 @@ def made_by_mlflow(monkeypatch, **params: str) -> str:
 
 def test_python_leaves_the_users_own_run_alone(trained, monkeypatch):
     theirs = made_by_mlflow(monkeypatch)
-    done = steps.measure("lanczos", lsa.load(trained.run_id), k=1)
+    done = measure.measure("lanczos", lsa.load(trained.run_id), k=1)
     assert os.environ["MLFLOW_RUN_ID"] == theirs != done.run_id
     found = mlflow.MlflowClient().get_run(theirs)
     assert (found.info.status, found.info.run_name) == ("RUNNING", "theirs")
@@ -160,7 +160,7 @@ def test_of_a_step_measured_twice_one_run_is_kept(
     place = (steps, "call_probe") if moment == "while it measures" else (recording.Run, "end")
 
     def measure() -> str:
-        return steps.measure("lanczos", source, k=1, reuse=True).run_id
+        return measure.measure("lanczos", source, k=1, reuse=True).run_id
 
     def elsewhere() -> None:
         with monkeypatch.context() as other:

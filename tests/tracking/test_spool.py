@@ -18,7 +18,7 @@ import lsa
 from lsa import project, step, study
 from lsa.cli import app
 from lsa.runtime.errors import InputError
-from lsa.studies import steps, train
+from lsa.studies import measure, train
 from lsa.tracking import registered, spool, store, sync
 
 pytestmark = [
@@ -189,15 +189,15 @@ def test_no_answer_is_told_from_a_refusal(workplace, monkeypatch):
 
 def test_a_probe_measured_while_the_store_is_away_is_delivered_as_it_would_have_been(trained, plug):
     source = lsa.load(trained.run_id)
-    steps.measure("lanczos", source, k=2)
+    measure.measure("lanczos", source, k=2)
     (expected,) = runs(**{"lsa.step": "lanczos"})
     mlflow.MlflowClient().delete_run(expected.info.run_id)
     plug.pull()
     with pytest.raises(spool.NotLogged, match="lanczos-sgd-s0 is measured, not logged: ") as caught:
-        steps.measure("lanczos", source, k=2)
+        measure.measure("lanczos", source, k=2)
     assert "\n" not in str(caught.value) and "deliver it with: lsa sync" in str(caught.value)
     with pytest.raises(spool.NotLogged):  # it is not measured again
-        steps.measure("lanczos", source, k=2, reuse=True)
+        measure.measure("lanczos", source, k=2, reuse=True)
     ((name, end),) = sync.sync()
     assert name == "lanczos-sgd-s0" and end.endswith("does not answer (Connection refused)")
     plug.put()
@@ -231,13 +231,13 @@ def test_a_result_kept_for_one_store_outlives_the_same_step_for_another(workplac
 
 def test_what_another_client_logged_meanwhile_is_not_logged_again(trained, plug, monkeypatch):
     source = lsa.load(trained.run_id)
-    first = steps.measure("perturbation", source, points=5)
-    measure = steps.call_probe
+    first = measure.measure("perturbation", source, points=5)
+    call_probe = measure.call_probe
     monkeypatch.setattr(
-        steps, "call_probe", lambda *of, **more: (plug.put(), measure(*of, **more))[1]
+        measure, "call_probe", lambda *of, **more: (plug.put(), call_probe(*of, **more))[1]
     )
     plug.pull()  # when it begins; back when it has measured
-    again = steps.measure("perturbation", source, points=5, reuse=True)
+    again = measure.measure("perturbation", source, points=5, reuse=True)
     assert again.run_id == first.run_id and len(runs(**{"lsa.step": "perturbation"})) == 1
     assert spool.entries() == []
 
@@ -253,12 +253,13 @@ def test_a_training_while_the_store_is_away_keeps_its_checkpoints(workplace, plu
         train.train(recipe)
     plug.put()
     done = train.train(recipe)  # delivered, not trained again
-    assert done.reused and done.address == "models:/tiny.sgd/1"
-    assert [epoch for epoch, _ in registered.trajectory(done.tags["lsa.key"])] == [0, 2, 4, 5]
+    assert done.reused and done.checkpoint == "models:/tiny.sgd/1"
+    key = runs.read(done.run_id).tags["lsa.key"]
+    assert [epoch for epoch, _ in registered.trajectory(key)] == [0, 2, 4, 5]
     assert len(mlflow.MlflowClient().get_metric_history(done.run_id, "val/loss")) == 5
     again = train.train(recipe)
-    assert again.metrics["final/train_loss"] == done.metrics["final/train_loss"]
-    assert lsa.load(done.address).theta.equal(lsa.load(again.address).theta)
+    assert again["train_loss"].value == done["train_loss"].value
+    assert lsa.load(done.checkpoint).theta.equal(lsa.load(again.checkpoint).theta)
 
 
 @pytest.mark.slow
