@@ -15,7 +15,7 @@ from lsa.landscape import Landscape
 from lsa.landscape.heads import find_head
 from lsa.maths.paths import autoneb
 from lsa.maths.paths.autoneb import Cycle, MinimumEnergyPath
-from lsa.maths.paths.curves import train_curve
+from lsa.maths.paths.curves import TrainedCurve, train_curve
 from lsa.maths.paths.neb import EnergyFunction
 from lsa.maths.paths.polyline import (
     head_collapse_path,
@@ -79,42 +79,29 @@ def auto_neb(
     loss leaves the straight line between neighbours (Draxler et al. 2018), and in the last cycle
     the highest one climbs. Every step draws one mini-batch of the training split for all pivots.
 
-    Paths are compared by their dense maximum on the landscape, and the lowest is kept. Among them
-    are the straight line, the curve, and the head-collapse path, which stays below
-    max(L_A, L_B, ln C): no budget ends above these. `barrier` is path_loss − max(L_A, L_B), its
-    error that of per-sample differences at the highest point. `perp_grad_norm` is the gradient
-    across the path there, on the landscape and not on a mini-batch: zero at a saddle.
+    The path with the lowest maximum on the landscape is kept, the straight line, the curve and the
+    head-collapse path (at most max(L_A, L_B, ln C)) included. `barrier` is that maximum minus
+    max(L_A, L_B), its error that of per-sample differences. `perp_grad_norm` is the gradient
+    across the path at the maximum, on the whole landscape: zero at a saddle.
 
-    Batch norm: every point, endpoints too, is judged with statistics re-estimated there on the
-    landscape's data. Gradients are those under the statistics of the mini-batch itself, as in the
-    code published with both papers, for then they contain how the statistics depend on θ.
-
-    Momentum 0.9, a threshold of 0.1 and two more pivots per cycle are Draxler's, batch_size and 61
-    points on the curves Garipov's. The other defaults were tuned here, on small networks without
-    batch norm: Draxler takes lr 0.1, 16,000 steps and 9 points between, Garipov lr 0.015 to 0.03.
+    Momentum 0.9, threshold 0.1 and two more pivots per cycle are Draxler's, batch_size and the 61
+    points of the curves Garipov's; the other defaults were tuned here, on small networks.
     """
     _check(landscape, theta, theta_b, lr, tol)
-    _at_least(1, pivots=pivots, between=between)
-    _at_least(2, batch_size=batch_size)
-    _at_least(0, curve_steps=curve_steps, cycles=cycles, steps=steps)
+    _check_counts(pivots, between, batch_size, curve_steps, cycles, steps)
     curve_steps = curve_steps if start == "curve" else 0
     bar = _Progress(report, curve_steps + cycles * steps)
     dense = _Samples(landscape, landscape, bar)
     energy = _mini_batches(training, batch_size, rng)
     line = refine(torch.stack([theta, theta_b]), pivots)
-    head = find_head(landscape, theta, theta_b)
-    collapse = [] if head is None else [head_collapse_path(theta, theta_b, head)]
+    collapse = _collapse(landscape, theta, theta_b)
     first, of_curve, notes = None, {}, []
     if curve_steps:
         curve = train_curve(
             energy, theta, theta_b, steps=curve_steps, lr=lr, rng=rng, report=bar.after(0)
         )
-        first = curve.at(torch.linspace(0, 1, pivots + 2))
-        of_curve = _above_ends(dense, refine(first, between), "curve_barrier")
-        if not dense.height(first, between) < dense.height(line, between):
-            first = None
-            notes.append(f"the line was relaxed: the trained curve is higher ({curve.stop_reason})")
-    found = autoneb.auto_neb(
+        first, of_curve, notes = _start(curve, line, between, dense)
+    search = autoneb.auto_neb(
         energy,
         dense.energies,
         theta,
@@ -128,27 +115,21 @@ def auto_neb(
         baselines=collapse,
         report=bar.after(curve_steps),
     )
-    path = _Path(refine(found.pivots, between), found.alphas, found.energies, between + 1)
-    line_energies = dense.energies(refine(line, between))
+    path = _Path(refine(search.pivots, between), search.alphas, search.energies, between + 1)
+    linear = dense.energies(refine(line, between))
     held_out = _Samples(landscape, validation, bar)
     metrics = {
-        **_heights(dense, path),
-        "linear_max": Metric(line_energies.max().item(), "loss"),
+        **_heights(dense, held_out, path, linear),
         **of_curve,
         **(_bound(landscape, path) if collapse else {}),
-        **_held_out(held_out, path),
         **_slope(landscape, path, batch_size),
-        "length_ratio": Metric(length_ratio(found.pivots)),
-        "distance": Metric(segment_lengths(line[[0, -1]]).item()),
-        "n_pivots": Metric(len(found.pivots)),
-        "grad_evals": Metric(found.grad_evals + curve_steps),
-        "energy_evals": Metric(len(dense.known)),
-        "n_samples": Metric(landscape.n_samples),
+        **_extent(search.pivots, line),
+        **_counts(landscape, dense, search.grad_evals + curve_steps),
     }
-    notes += _notes(found, bool(collapse))
-    curves = _curves(path, line_energies, held_out)
+    notes += _notes(search, bounded=bool(collapse))
+    curves = _curves(path, linear, held_out)
     bar.say("done")
-    return Result(metrics, curves, _arrays(path), found.converged, tuple(notes))
+    return Result(metrics, curves, _arrays(path), search.converged, tuple(notes))
 
 
 class _Path(NamedTuple):
@@ -176,6 +157,14 @@ def _check(landscape: Landscape, a: Tensor, b: Tensor, lr: float, tol: float) ->
         raise InputError("both checkpoints are the same point; a path needs two different ones")
     if not 0 < lr < math.inf or not tol >= 0:
         raise InputError(f"lr={lr:g}, tol={tol:g}; need a finite lr > 0 and tol ≥ 0")
+
+
+def _check_counts(
+    pivots: int, between: int, batch_size: int, curve_steps: int, cycles: int, steps: int
+) -> None:
+    _at_least(1, pivots=pivots, between=between)
+    _at_least(2, batch_size=batch_size)
+    _at_least(0, curve_steps=curve_steps, cycles=cycles, steps=steps)
 
 
 def _at_least(least: int, **options: int) -> None:
@@ -230,8 +219,8 @@ class _Samples:
         key = hashlib.blake2b(theta.cpu().numpy().data, digest_size=16).digest()
         if key not in self.known:
             self.bar.say(f"evaluating points: {len(self.known) + 1}")
-            place = self.landscape.recalibrated(theta).with_data_of(self.split)
-            losses, wrong = place.per_sample(theta)
+            recalibrated = self.landscape.recalibrated(theta).with_data_of(self.split)
+            losses, wrong = recalibrated.per_sample(theta)
             self.known[key] = _Sampled(losses.double(), None if wrong is None else wrong.double())
         return self.known[key]
 
@@ -242,6 +231,24 @@ class _Samples:
     def height(self, pivots: Tensor, between: int) -> float:
         """Largest loss at the dense points of a path."""
         return self.energies(refine(pivots, between)).max().item()
+
+
+def _collapse(landscape: Landscape, a: Tensor, b: Tensor) -> list[Tensor]:
+    """The path that takes the last layer to zero and back; none where that gives no bound."""
+    head = find_head(landscape, a, b)
+    return [] if head is None else [head_collapse_path(a, b, head)]
+
+
+def _start(
+    curve: TrainedCurve, line: Tensor, between: int, dense: _Samples
+) -> tuple[Tensor | None, dict[str, Metric], list[str]]:
+    """The path to relax, with the curve's barrier: the curve's, or none where it is not lower."""
+    points = curve.at(torch.linspace(0, 1, len(line)))
+    barrier = _above_ends(dense, refine(points, between), "curve_barrier")
+    if dense.height(points, between) < dense.height(line, between):
+        return points, barrier, []
+    note = f"the line was relaxed: the trained curve is higher ({curve.stop_reason})"
+    return None, barrier, [note]
 
 
 def _mini_batches(training: Landscape, batch_size: int, rng: torch.Generator) -> EnergyFunction:
@@ -261,12 +268,12 @@ def _mini_batches(training: Landscape, batch_size: int, rng: torch.Generator) ->
 
 def _gradient(landscape: Landscape, theta: Tensor, batch_size: int) -> Tensor:
     """∇L(θ) in float64; under batch norm the mean over mini-batches of the whole landscape."""
-    place = landscape.on_batch_statistics()
-    if place is landscape:
+    by_batch = landscape.on_batch_statistics()
+    if by_batch is landscape:
         return landscape.gradient(theta).double()
     n, total = landscape.n_samples, torch.zeros_like(theta, dtype=torch.float64)
     for part in torch.arange(n, device=theta.device).tensor_split(max(1, n // batch_size)):
-        total.add_(place.subset(part).gradient(theta), alpha=len(part) / n)
+        total.add_(by_batch.subset(part).gradient(theta), alpha=len(part) / n)
     return total
 
 
@@ -280,16 +287,17 @@ def _mean(values: Tensor, unit: str = "") -> Metric:
     return Metric(values.mean().item(), unit, errors)
 
 
-def _heights(dense: _Samples, path: _Path) -> dict[str, Metric]:
-    """The highest point of the path, and its height above the higher endpoint."""
+def _heights(dense: _Samples, held_out: _Samples, path: _Path, linear: Tensor) -> dict[str, Metric]:
+    """The highest point of the path on both splits, and that of the straight line."""
     top = dense.at(path.points[path.top])
     metrics = {
         "path_loss": _mean(top.losses, "loss"),
         **_above_ends(dense, path.points, "barrier"),
+        "linear_max": Metric(linear.max().item(), "loss"),
     }
     if top.wrong is not None:
         metrics["saddle_train_error"] = _mean(top.wrong)
-    return metrics
+    return metrics | _held_out(held_out, path)
 
 
 def _above_ends(dense: _Samples, points: Tensor, name: str) -> dict[str, Metric]:
@@ -329,10 +337,27 @@ def _slope(landscape: Landscape, path: _Path, batch_size: int) -> dict[str, Metr
     else:  # an endpoint
         tau = F.normalize(near[1] - near[0], dim=0)
     gradient = _gradient(landscape, path.points[path.top], batch_size)
-    along = gradient @ tau
+    parallel = gradient @ tau
     return {
-        "perp_grad_norm": Metric((gradient - along * tau).norm().item(), "loss"),
-        "cosine": Metric((along.abs() / gradient.norm()).item()),
+        "perp_grad_norm": Metric((gradient - parallel * tau).norm().item(), "loss"),
+        "cosine": Metric((parallel.abs() / gradient.norm()).item()),
+    }
+
+
+def _extent(pivots: Tensor, line: Tensor) -> dict[str, Metric]:
+    """Length of the path over that of the straight line, that length, and the number of pivots."""
+    return {
+        "length_ratio": Metric(length_ratio(pivots)),
+        "distance": Metric(segment_lengths(line[[0, -1]]).item()),
+        "n_pivots": Metric(len(pivots)),
+    }
+
+
+def _counts(landscape: Landscape, dense: _Samples, gradients: int) -> dict[str, Metric]:
+    return {
+        "grad_evals": Metric(gradients),
+        "energy_evals": Metric(len(dense.known)),
+        "n_samples": Metric(landscape.n_samples),
     }
 
 
@@ -368,14 +393,14 @@ def _arrays(path: _Path) -> dict[str, np.ndarray]:
     }
 
 
-def _notes(found: MinimumEnergyPath, bounded: bool) -> list[str]:
-    notes = [f"the search ended in {found.stop_reason}"]
+def _notes(search: MinimumEnergyPath, *, bounded: bool) -> list[str]:
+    notes = [f"the search ended in {search.stop_reason}"]
     better = "the search found nothing lower with its budget; raise curve_steps, cycles or steps"
-    if found.origin.startswith("baseline"):
+    if search.origin.startswith("baseline"):
         notes.append(f"the path is the head-collapse baseline, of height ln C: {better}")
-    elif found.origin == "straight line":
+    elif search.origin == "straight line":
         notes.append(f"the path is the straight line: {better}")
-    elif found.origin == "start":
+    elif search.origin == "start":
         notes.append("the path is the trained curve: no relaxed band is lower")
     if not bounded:
         notes.append(
