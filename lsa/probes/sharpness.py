@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
@@ -19,8 +17,6 @@ FRACTIONS = np.linspace(0, 1, 11)  # of the way to a perturbation at which the r
 SAME = 0.01  # relative difference of two peaks that count as one
 CLIMB, CLIMBS = 15, (4, 40)  # gradients of one ascent, for the estimate of the cost; as seen
 
-Climb = Callable[[Function, Tensor, float], Peak]
-
 
 class Ball(NamedTuple):
     """Perturbations T e with |e| ≤ radius in the worst case, e ~ N(0, σ²I) in the average case."""
@@ -29,6 +25,26 @@ class Ball(NamedTuple):
     scale: Tensor  # (d,) diagonal of T
     radius: float
     sigma: float
+
+
+class Ascents(NamedTuple):
+    """How the highest rise in a ball is searched for."""
+
+    starts: int
+    tol: float
+    max_gradients: int
+    report: Report
+
+    def climb(self, rise: Function, start: Tensor, radius: float) -> Peak:
+        """One projected ascent."""
+        return ascend(
+            rise,
+            start,
+            radius,
+            tol=self.tol,
+            max_evaluations=self.max_gradients,
+            report=self.report,
+        )
 
 
 def _work(at: Sizes, *, probes: int, starts: int, m: int, **_: Any) -> Work:
@@ -69,39 +85,28 @@ def sharpness(
 ) -> Result:
     """Loss rise near the checkpoint: SAM's step, the worst case, the average; plain and adaptive.
 
-    Plain perturbations are ε with |ε| ≤ ρ, all weights in one Euclidean ball. Adaptive ones
-    (prefix `adaptive_`) are ε = |θ|∘e with |e| ≤ ρ, elementwise, biases and normalisation weights
-    included: the ball is measured relative to each weight, so that nothing changes when a layer is
-    scaled by c > 0 and the next by 1/c, which leaves a ReLU network's function as it is (Kwon et
-    al. 2021; Andriushchenko et al. 2023). A weight that is exactly 0 is not perturbed; ASAM adds
-    0.01 to |θ| instead, which costs the invariance. All are rises of the loss on the whole split.
+    Plain perturbations are ε with |ε| ≤ ρ; adaptive ones (prefix `adaptive_`) are ε = |θ|∘e with
+    |e| ≤ ρ, so that scaling a layer by c > 0 and the next by 1/c changes nothing (Kwon et al. 2021;
+    Andriushchenko et al. 2023). All numbers are rises of the loss on the whole split.
 
-    sam_rise: L(θ + ε) − L(θ) at the first-order maximiser ε = ρ g/|g|, adaptive ρ T²g/|Tg| with
-    T = diag|θ| (Foret et al. 2021, §2; Kwon et al. 2021, §4). ρ = 0.05 and 0.5 are their values
-    for CIFAR-10.
+    sam_rise: at the first-order maximiser ε = ρ g/|g|, adaptive ρ T²g/|Tg| with T = diag|θ|
+    (Foret et al. 2021, §2; Kwon et al. 2021, §4; their ρ for CIFAR-10 are 0.05 and 0.5).
 
-    worst_case: the largest rise found in the ball by projected ascents, a lower bound of the
-    maximum, at least sam_rise and 0. At a minimum it is ρ²λ_max/2 for small ρ. `ascent_gap` is
-    what the ball still offers to first order, relative to it; where the loss has a kink at its
-    highest point, as with ReLU, it stays open, and an ascent ends when the rise has settled: less
-    than a tenth of `tol` more in ten gradients. Larger balls have several local
-    maxima, and SAM's step need not lead to the highest: `ascent_agreement` is the share of the
-    starts that came within 1 % of it, and where it was one alone a note says so.
+    worst_case: the largest rise that projected ascents reach in the ball, a lower bound of the
+    maximum, at least sam_rise and 0. An ascent ends when the ball offers less than `tol` more to
+    first order, or when the rise gains less than a tenth of `tol` in ten gradients.
 
     average_case: mean rise under Gaussian noise of standard deviation σ on every weight, adaptive
-    σ|θᵢ|; for small σ it is σ²/2 · tr H, adaptive σ²/2 · tr THT, whatever the gradient. σ is per
-    weight, so |ε| ≈ σ√d: the two cases are not of one radius. Noise and its negative go in pairs,
-    which cancels odd terms. 0.1 lies within the grid of Andriushchenko et al.; 0.01 is chosen here.
+    σ|θᵢ|, over pairs ±ε. 0.1 is of the grid of Andriushchenko et al.; 0.01 is chosen here.
 
     m_sharpness: mean over disjoint random batches of m samples of the worst case on each (Foret et
-    al. 2021, §4.1); its standard error is over the batches. It exceeds worst_case, the more the
-    smaller m: sharpness at different m is not compared.
+    al. 2021, §4.1); its standard error is over the batches.
 
     Standard errors over the data are first-order: of a fixed worst perturbation, but of SAM's step
     with how it turns with the gradient.
     """
     _check(landscape, rho, adaptive_rho, sigma, adaptive_sigma, probes, starts, m)
-    climb = partial(ascend, tol=tol, max_evaluations=max_gradients, report=report)
+    ascents = Ascents(starts, tol, max_gradients, report)
     balls = (
         Ball("", torch.ones_like(theta), rho, sigma),
         Ball("adaptive_", theta.abs(), adaptive_rho, adaptive_sigma),
@@ -112,30 +117,17 @@ def sharpness(
     notes: list[str] = []
     converged = True
     for ball in balls:
-        p = ball.prefix
-        step, peaks = _search(_rise(landscape, theta, ball), theta, ball, rng, starts, climb)
-        best = max(peaks, key=_height)
-        # The centre belongs to the ball: where nothing higher was found, the rise is 0.
-        e = best.x if best.value > 0 else torch.zeros_like(best.x)
-        rises, curves[f"{p}rise_along_worst"] = _along(landscape, theta, ball.scale * e, base)
-        metrics |= _worst(p, rises, best, peaks)
-        converged &= best.converged or best.settled
-        notes += _doubts(f"{p}worst_case", best, peaks, max_gradients)
-        if step is not None:
-            rises, curves[f"{p}rise_along_sam"] = _along(landscape, theta, ball.scale * step, base)
-            turned = sam.turning(landscape, theta, ball.scale, ball.radius, step)
-            metrics[f"{p}sam_rise"] = _mean(rises, rises + turned)
-        else:
-            notes.append(f"{p}sam_rise: the gradient is 0, so SAM's step has no direction")
-        metrics[f"{p}average_case"] = _average(landscape, theta, ball, base, rng, probes, report)
+        highest = _highest(landscape, theta, ball, base, rng, ascents)
+        average = _average(landscape, theta, ball, base, rng, probes, report)
+        metrics |= {**highest.metrics, f"{ball.prefix}average_case": average}
+        curves |= highest.curves
+        notes += highest.notes
+        converged &= highest.converged
     if m:
-        on_batches, missed = _on_batches(landscape, theta, balls, rng, m, starts, climb)
+        on_batches, missed = _on_batches(landscape, theta, balls, rng, m, ascents)
         metrics |= on_batches
-        if missed:
-            notes.append(f"m-sharpness: {missed} of the batches' ascents have not converged")
-            converged = False
-        if left := landscape.n_samples % m:
-            notes.append(f"m-sharpness leaves out {left} samples that do not fill a batch of {m}")
+        notes += _doubts_on_batches(missed, landscape.n_samples % m, m)
+        converged &= not missed
     arrays = {
         "radii": np.array([ball.radius for ball in balls]),
         "sigmas": np.array([ball.sigma for ball in balls]),
@@ -167,6 +159,42 @@ def _check(
         raise InputError(
             f"m={m}: choose a batch of 1 to {landscape.n_samples} samples, or 0 for no m-sharpness"
         )
+
+
+def _highest(
+    landscape: Landscape,
+    theta: Tensor,
+    ball: Ball,
+    base: Tensor,
+    rng: torch.Generator,
+    ascents: Ascents,
+) -> Result:
+    """The worst case and SAM's step of one ball, with the rises on the way to both."""
+    p = ball.prefix
+    step, peaks = _search(_rise(landscape, theta, ball), theta, ball, rng, ascents)
+    best = max(peaks, key=_height)
+    # The centre belongs to the ball: where nothing higher was reached, the rise is 0.
+    e = best.x if best.value > 0 else torch.zeros_like(best.x)
+    rises, to_worst = _line(landscape, theta, ball.scale * e, base)
+    metrics, curves = _worst(p, rises, best, peaks), {f"{p}rise_along_worst": to_worst}
+    notes = _doubts(f"{p}worst_case", best, peaks, ascents.max_gradients)
+    if step is not None:
+        rises, curves[f"{p}rise_along_sam"] = _line(landscape, theta, ball.scale * step, base)
+        turned = sam.turning(landscape, theta, ball.scale, ball.radius, step)
+        metrics[f"{p}sam_rise"] = _mean(rises, rises + turned)
+    else:
+        notes.append(f"{p}sam_rise: the gradient is 0, so SAM's step has no direction")
+    converged = best.converged or best.settled
+    return Result(metrics, curves, converged=converged, notes=tuple(notes))
+
+
+def _doubts_on_batches(missed: int, left: int, m: int) -> list[str]:
+    notes = []
+    if missed:
+        notes.append(f"m-sharpness: {missed} of the batches' ascents have not converged")
+    if left:
+        notes.append(f"m-sharpness leaves out {left} samples that do not fill a batch of {m}")
+    return notes
 
 
 def _doubts(name: str, best: Peak, peaks: list[Peak], max_gradients: int) -> list[str]:
@@ -202,15 +230,16 @@ def _rise(landscape: Landscape, theta: Tensor, ball: Ball) -> Function:
 
 
 def _search(
-    rise: Function, theta: Tensor, ball: Ball, rng: torch.Generator, starts: int, climb: Climb
+    rise: Function, theta: Tensor, ball: Ball, rng: torch.Generator, ascents: Ascents
 ) -> tuple[Tensor | None, list[Peak]]:
     """SAM's e, None where the gradient is 0, and the peaks of ascents from it and from random e."""
     slope = rise(torch.zeros_like(theta))[1]
     step = sam.ascent(slope, ball.radius)
     first = [] if step is None else [step]
-    drawn = [torch.randn(len(theta), generator=rng).to(theta) for _ in range(starts - len(first))]
+    random = ascents.starts - len(first)
+    drawn = [torch.randn(len(theta), generator=rng).to(theta) for _ in range(random)]
     rim = [e * (ball.radius / length(e)) for e in drawn]
-    return step, [climb(rise, e, ball.radius) for e in (*first, *rim)]
+    return step, [ascents.climb(rise, e, ball.radius) for e in (*first, *rim)]
 
 
 def _height(peak: Peak) -> float:
@@ -223,7 +252,7 @@ def _agreeing(peaks: list[Peak]) -> list[bool]:
     return [highest - peak.value <= SAME * abs(highest) for peak in peaks]
 
 
-def _along(landscape: Landscape, theta: Tensor, step: Tensor, base: Tensor) -> tuple[Tensor, Curve]:
+def _line(landscape: Landscape, theta: Tensor, step: Tensor, base: Tensor) -> tuple[Tensor, Curve]:
     """Per-sample rises at θ + step, and the mean rise on the way there."""
     means, errors, rises = [0.0], [0.0], torch.zeros_like(base)
     for fraction in FRACTIONS[1:].tolist():
@@ -280,8 +309,7 @@ def _on_batches(
     balls: tuple[Ball, ...],
     rng: torch.Generator,
     m: int,
-    starts: int,
-    climb: Climb,
+    ascents: Ascents,
 ) -> tuple[dict[str, Metric], int]:
     """Mean over batches of the worst case on each, and how many of the searches fell short."""
     drawn = torch.randperm(landscape.n_samples, generator=rng).to(landscape.device)
@@ -291,9 +319,9 @@ def _on_batches(
         values = []
         for batch in batches:
             rise = _rise(batch, theta, ball)
-            best = max(_search(rise, theta, ball, rng, starts, climb)[1], key=_height)
+            best = max(_search(rise, theta, ball, rng, ascents)[1], key=_height)
             values.append(max(best.value, 0.0))
             missed += not (best.converged or best.settled)
-        found = torch.tensor(values, dtype=torch.float64)
-        metrics[f"{ball.prefix}m_sharpness"] = _mean(found, found)
+        heights = torch.tensor(values, dtype=torch.float64)
+        metrics[f"{ball.prefix}m_sharpness"] = _mean(heights, heights)
     return metrics, missed
