@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Annotated, Any
 
 import numpy as np
@@ -53,84 +54,56 @@ def preconditioned(
 ) -> Result:
     """Sharpness as the optimizer feels it: λ_max(P⁻¹H) against its own stability threshold.
 
-    An optimizer that steps by −η P⁻¹m diverges on a quadratic where P⁻¹H, not H, is too sharp, so
-    raw λ_max of optimizers with different P tells nothing of which of them is near its edge (Cohen
-    et al. 2022, "Adaptive gradient methods at the edge of stability", arXiv 2207.14484). The
-    optimizer is a live one of torch over the landscape's model, or a checkpoint's. P is that of its
-    last step: 1 for SGD, √v + ε for RMSprop, √∑g² + ε for Adagrad, (1 − β₁ᵗ)(√(v/(1 − β₂ᵗ)) + ε)
-    for Adam and AdamW; `lsa.training` has those of NAdam, Adamax, Adafactor (`torch_rules`), Muon
-    (`muon_state`), schedule-free, SOAP and Shampoo (`collection_rules`). A derived class has that
-    of its base, and `lsa.preconditioner` registers others. Where there is no P, as for Lion and
+    An optimizer that steps by −η P⁻¹m diverges on a quadratic where P⁻¹H, not H, is too sharp
+    (Cohen et al. 2022, arXiv 2207.14484). The optimizer is a live one of torch over the landscape's
+    model, or a checkpoint's. P is that of its last step: 1 for SGD, √v + ε for RMSprop, √∑g² + ε
+    for Adagrad, (1 − β₁ᵗ)(√(v/(1 − β₂ᵗ)) + ε) for Adam and AdamW; `lsa.training` has those of the
+    other optimizers, and `lsa.preconditioner` registers more. Where there is no P, as for Lion and
     SAM, the numbers without P remain and a note says why.
 
     sharpness is λ_max of the symmetric P^(−½)(H + λI)P^(−½), which has the eigenvalues of
-    P⁻¹(H + λI), in units of 1/η. λ is the weight decay that is added to the gradient, part of what
-    the optimizer descends; AdamW's is not, and lowers the threshold instead.
+    P⁻¹(H + λI), in units of 1/η; λ is the weight decay that is added to the gradient.
     threshold_ratio = sharpness over stability_threshold, with the learning rate of the last step:
     2/η, 2(1+β)/η for heavy ball, 2(1+β)/(η(1+2β)) for Nesterov, (2−ηλ)(1+β₁)/((1−β₁)η) for AdamW,
-    which is 38/η at β₁ = 0.9 and no decay. Where groups have rates of their own, and for Muon
-    with AdamW, the rates are in P and the threshold is 1. It is exact for a quadratic, the whole
-    data in each step and P at rest, so it is a diagnostic and no criterion: full-batch training
-    hovers about 1, mini-batch training usually stays below, and Muon's P, which grows with the
-    momentum, keeps steps bounded even above. Only the ratio compares optimizers; sharpness itself
-    has another unit for each P.
+    whose λ is decoupled. Where groups have rates of their own, the rates are in P and the threshold
+    is 1. The ratio is a diagnostic: exact for a quadratic, full batches and P at rest.
 
-    update_curvature is uᵀHu/|u|² along the next step u that the optimizer makes from its state
-    and the gradient over the measured samples (not that of a mini-batch), decoupled decay included.
-    batch_sharpness is the mean of g_BᵀH_B g_B/|g_B|² over disjoint mini-batches B of the training's
-    size, for SGD without momentum the quantity that levels off at 2/η (Andreyev & Beneventano 2024,
-    arXiv 2412.20553); batch norm runs on each batch's statistics there, dropout and augmentation
-    are off, and neither P nor λ enters.
-
-    P at rest is a poor assumption where training has left no second moment (P = ε) and a sample
-    excites that parameter now: sharpness then hangs on this one sample, and a note says so.
+    update_curvature is uᵀHu/|u|² along the next step u that the optimizer makes from its state and
+    the gradient over the measured samples. batch_sharpness is the mean of g_BᵀH_B g_B/|g_B|² over
+    disjoint mini-batches B of the training's size (Andreyev & Beneventano 2024, arXiv 2412.20553).
 
     Standard errors over the data are first-order: P, u and the eigenvector stand still. That of
     batch_sharpness is the spread over the mini-batches. A subset of the data biases λ_max up.
     """
     if not 1 <= k <= landscape.dimension:
         raise InputError(f"k={k}: choose 1 to d={landscape.dimension} eigenvalues")
-    notes: list[str] = []
     if not isinstance(optimizer, OptimizerState):
         optimizer = stability.read(optimizer, landscape.own_parameters)
-    size = batch_size or optimizer.batch_size
-
     near = landscape.gradient(theta) if start is None else start
-
-    def top(matvec: eigenpairs.Matvec, name: str) -> eigenpairs.Eigenpairs:
-        found = eigenpairs.top(
-            matvec,
-            k,
-            theta,
-            rng=rng,
-            near=near,
-            tol=tol,
-            max_products=max_products,
-            report=report,
-        )
-        notes.extend(found.shortfall(name))
-        return found.largest
-
+    find = partial(
+        eigenpairs.top, rng=rng, near=near, tol=tol, max_products=max_products, report=report
+    )
     hessian = landscape.hessian(theta)
-    raw = top(hessian, "H")
+    ends = find(hessian, k, theta)
+    raw, notes = ends.largest, ends.shortfall("H")
     P, penalty = optimizer.preconditioner(theta), optimizer.penalty
     felt = None
     if optimizer.identity:
         felt = replace(raw, values=raw.values + penalty)
     elif P is not None:
-        felt = top(_felt(hessian, P, penalty), "P⁻¹H")
+        ends = find(_felt(hessian, P, penalty), k, theta)
+        felt = ends.largest
+        notes += ends.shortfall("P⁻¹H")
     converged = not notes
 
-    curvatures = landscape.influences(landscape.curvatures(theta, raw.vectors[:, 0]))
-    metrics = {
-        "lambda_max_raw": Metric(raw.values[0].item(), "loss", standard_error(curvatures)),
+    size = batch_size or optimizer.batch_size
+    metrics, curves, arrays = _raw(landscape, theta, raw)
+    metrics |= {
         "learning_rate": Metric(optimizer.learning_rate),
         "n_samples": Metric(landscape.n_samples),
         **_update(landscape, theta, optimizer, notes),
         **_batch_sharpness(landscape, theta, size, rng, notes),
     }
-    curves = {"raw_eigenvalue": _curve(raw.values, "loss")}
-    arrays = {"raw_vectors": raw.vectors.cpu().numpy()}
     limit, formula = optimizer.threshold or (None, "none is known for these options")
     unit = "1/η" if optimizer.common else ""
     notes += [f"stability threshold of {optimizer.name}: {formula}", *optimizer.notes]
@@ -138,19 +111,44 @@ def preconditioned(
         metrics["stability_threshold"] = Metric(limit, unit)
     if P is None or felt is None:
         notes.append(optimizer.reason)
-        return Result(metrics, curves, arrays, converged, tuple(notes))
+    else:
+        metrics |= _sharpness(landscape, theta, P, felt, limit, unit, notes)
+        curves["preconditioned_eigenvalue"] = _curve(felt.values, unit)
+        arrays["preconditioned_vectors"] = felt.vectors.cpu().numpy()
+    return Result(metrics, curves, arrays, converged, tuple(notes))
 
+
+def _raw(
+    landscape: Landscape, theta: Tensor, raw: eigenpairs.Eigenpairs
+) -> tuple[dict[str, Metric], dict[str, Curve], dict[str, np.ndarray]]:
+    """The largest eigenvalues of H itself."""
+    curvatures = landscape.influences(landscape.curvatures(theta, raw.vectors[:, 0]))
+    return (
+        {"lambda_max_raw": Metric(raw.values[0].item(), "loss", standard_error(curvatures))},
+        {"raw_eigenvalue": _curve(raw.values, "loss")},
+        {"raw_vectors": raw.vectors.cpu().numpy()},
+    )
+
+
+def _sharpness(
+    landscape: Landscape,
+    theta: Tensor,
+    P: Preconditioner,
+    felt: eigenpairs.Eigenpairs,
+    limit: float | None,
+    unit: str,
+    notes: list[str],
+) -> dict[str, Metric]:
+    """λ_max of P⁻¹(H + λI), and its share of the stability threshold."""
     z = P.inverse_root(felt.vectors[:, 0].double())  # zᵀHz + λ|z|² is the eigenvalue
     curvatures = landscape.influences(landscape.curvatures(theta, z)).double()
-    sharpness, error = felt.values[0].item(), standard_error(curvatures)
+    value, error = felt.values[0].item(), standard_error(curvatures)
     notes += _single(curvatures, P.diagonal[felt.vectors[:, 0].abs().argmax()].item())
-    metrics["sharpness"] = Metric(sharpness, unit, error)
+    metrics = {"sharpness": Metric(value, unit, error)}
     if limit:
         shares = {source: e / limit for source, e in error.items()}
-        metrics["threshold_ratio"] = Metric(sharpness / limit, "", shares)
-    curves["preconditioned_eigenvalue"] = _curve(felt.values, unit)
-    arrays["preconditioned_vectors"] = felt.vectors.cpu().numpy()
-    return Result(metrics, curves, arrays, converged, tuple(notes))
+        metrics["threshold_ratio"] = Metric(value / limit, "", shares)
+    return metrics
 
 
 def _felt(
@@ -165,14 +163,14 @@ def _felt(
     return product
 
 
-def _single(curvatures: Tensor, at: float) -> list[str]:
-    """A sharpness that hangs on one sample is said to."""
+def _single(curvatures: Tensor, diagonal: float) -> list[str]:
+    """A note where one sample carries most of the sharpness."""
     share = (curvatures.max() / curvatures.sum()).item()
     if share < SHARE:
         return []
     return [
         f"one of {len(curvatures)} samples carries {share:.0%} of the sharpness; the parameter "
-        f"where its eigenvector is largest has P={at:.2g}"
+        f"where its eigenvector is largest has P={diagonal:.2g}"
     ]
 
 
@@ -217,10 +215,10 @@ def _batch_sharpness(
     if n < size:
         notes.append(f"batch sharpness is that of one batch of {n} samples, not of {size}")
         size = n
-    found = []
+    values = []
     for index in torch.randperm(n, generator=rng)[: n - n % size].split(size):
         batch = landscape.subset(index.to(landscape.device)).on_batch_statistics()
         g = batch.gradient(theta).double()
-        found.append((g @ batch.hessian(theta)(g)) / (g @ g))
-    values = torch.stack(found)
-    return {"batch_sharpness": Metric(values.mean().item(), "loss", standard_error(values))}
+        values.append((g @ batch.hessian(theta)(g)) / (g @ g))
+    of_batch = torch.stack(values)
+    return {"batch_sharpness": Metric(of_batch.mean().item(), "loss", standard_error(of_batch))}
