@@ -55,16 +55,13 @@ def perturbation(
     """Loss along ± the top Hessian eigenvector, that of λ_min, and a random direction.
 
     All three unit vectors share one grid ε ∈ [−ε*, ε*], ε* = √(2·rise/λ_max), on which the
-    quadratic model of the top direction rises by `rise`; the curves of different checkpoints are
-    logged against ε/ε*. Eigenvectors point downhill (gᵀv ≤ 0), which fixes their sign.
+    quadratic model of the top direction rises by `rise`; curves are logged against ε/ε*.
+    Eigenvectors point downhill (gᵀv ≤ 0), which fixes their sign.
 
     curvature_fit is that of the parabola with the slopes of the loss at both ends of the narrowest
-    interval that rounding in float64 allows, and must equal λ_max within 1 %; where it does not,
-    the result says so and is not converged. The narrowness matters: between the kinks of ReLU and
-    max-pooling the loss is smooth, but a network has millions of them, and a step of 10⁻⁶ crosses
-    many, each of which bends the loss by what no Hessian holds. curvature_finite is the second
-    difference over a step of 5 % of ε*, such as an optimizer makes; its distance from λ_max is
-    that bending and the higher derivatives.
+    interval that rounding in float64 allows: wider ones hold kinks of ReLU and max-pooling. It must
+    equal λ_max within 1 %, or the result is not converged. curvature_finite is the second
+    difference over a step of 5 % of ε*, such as an optimizer makes.
 
     loss_rise is the mean rise at ±ε*, which is `rise` for a quadratic; asymmetry is half the
     difference of the rises at the two ends over that mean. The random direction is the control:
@@ -75,7 +72,7 @@ def perturbation(
             f"points={points}, rise={rise:g}: choose an odd number of points from 5 and rise > 0"
         )
     hessian, gradient = landscape.hessian(theta), landscape.gradient(theta)
-    found = eigenpairs.lanczos(
+    ends = eigenpairs.lanczos(
         hessian,
         eigenpairs.start_vector(theta, rng, gradient),
         rng=rng,
@@ -85,17 +82,12 @@ def perturbation(
     )
     control = torch.randn(len(theta), generator=rng).to(theta)
     directions = {
-        "top": _downhill(found.largest.vectors[:, 0], gradient),
-        "bottom": _downhill(found.smallest.vectors[:, 0], gradient),
+        "top": _downhill(ends.largest.vectors[:, 0], gradient),
+        "bottom": _downhill(ends.smallest.vectors[:, 0], gradient),
         "random": _downhill(control / control.norm(), gradient),
     }
-    lambda_max = found.largest.values[0].item()
-    if not lambda_max > 0:
-        raise InputError(
-            f"λ_max={lambda_max:.3g} is not positive, so no direction of this landscape is sharp "
-            "and the grid has no scale; train further"
-        )
-    reach = (2 * rise / lambda_max) ** 0.5
+    lambda_max = ends.largest.values[0].item()
+    reach = _reach(rise, lambda_max)
     unit = torch.linspace(-1, 1, points, dtype=torch.float64)
     base, fine = landscape.influences(landscape.losses(theta)).double(), landscape.double()
     metrics, curves, notes = {}, {}, []
@@ -115,14 +107,21 @@ def perturbation(
             metrics["lambda_max"] = Metric(lambda_max, "loss", bend)
             notes += _verdict(fit, lambda_max)
         if name == "bottom":
-            metrics["lambda_min"] = Metric(found.smallest.values[0].item(), "loss", bend)
+            metrics["lambda_min"] = Metric(ends.smallest.values[0].item(), "loss", bend)
     arrays["losses"] = base.mean().item() + np.stack([curves[c].y for c in curves])
-    metrics |= {
-        "reach": Metric(reach),
-        "n_samples": Metric(landscape.n_samples),
-    }
-    notes += found.shortfall("eigenvectors")
+    metrics |= {"reach": Metric(reach), "n_samples": Metric(landscape.n_samples)}
+    notes += ends.shortfall("eigenvectors")
     return Result(metrics, curves, arrays, not notes, tuple(notes))
+
+
+def _reach(rise: float, lambda_max: float) -> float:
+    """ε*, at which the quadratic model of the top direction rises by `rise`."""
+    if not lambda_max > 0:
+        raise InputError(
+            f"λ_max={lambda_max:.3g} is not positive, so no direction of this landscape is sharp "
+            "and the grid has no scale; train further"
+        )
+    return (2 * rise / lambda_max) ** 0.5
 
 
 def _downhill(v: Tensor, gradient: Tensor) -> Tensor:
@@ -199,12 +198,12 @@ def _described(
 def _shape(rises: Tensor) -> dict[str, Metric]:
     """Mean rise at the grid's two ends, and how unequal they are."""
     mean, difference = (rises[-1] + rises[0]) / 2, (rises[-1] - rises[0]) / 2
-    found = {"loss_rise": Metric(mean.mean().item(), "loss", standard_error(mean))}
+    metrics = {"loss_rise": Metric(mean.mean().item(), "loss", standard_error(mean))}
     if not mean.mean():
-        return found | {"asymmetry": Metric(float("nan"))}
+        return metrics | {"asymmetry": Metric(float("nan"))}
     asymmetry = difference.mean() / mean.mean()
     influences = (difference - asymmetry * mean) / mean.mean()
-    return found | {"asymmetry": Metric(asymmetry.item(), "", standard_error(influences))}
+    return metrics | {"asymmetry": Metric(asymmetry.item(), "", standard_error(influences))}
 
 
 def _verdict(fit: Fit, lambda_max: float) -> list[str]:
