@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lsa.landscape import Landscape
 from lsa.landscape.subspace_training import Budget, SubspaceTrainer, Trained
-from lsa.maths.crossing import crossing, isotonic, search
+from lsa.maths.crossing import Crossing, crossing, isotonic, search
 from lsa.probe import Curve, Metric, Report, Result, Sizes, Work, probe
 from lsa.runtime.errors import InputError
 
@@ -73,66 +73,90 @@ def intrinsic_dim(
     D = training.dimension
     _check_threshold(D, d, share, baseline)
     _check_training(largest, subspaces, epochs, batch_size, lr, tolerance)
-    own = validation.evaluate(theta)
-    if math.isnan(own.error):
-        raise InputError("the targets are not classes, so there is no accuracy; use a classifier")
-    local = Metric(1 - own.error, errors={"data": own.error_error})
+    local = _local_baseline(validation, theta)
     reference = baseline or local.value
+    threshold = share * reference
     largest = min(largest, D)
     budget = Budget(epochs, batch_size, lr)
     trainer = SubspaceTrainer(training, validation, theta_init, kind, budget)
     seeds = torch.randint(2**62, (subspaces,), generator=rng).tolist()
-    expected = subspaces * (1 if d else _most_dimensions(largest, tolerance))
-    trained: dict[int, list[Trained]] = {}
-
-    def accuracies_of(size: int) -> list[float]:
-        runs = trained[size] = []
-        for j, seed in enumerate(seeds):
-            before = (len(trained) - 1) * subspaces + j
-            text = f"d={size}, subspace {j + 1}/{subspaces}"
-            # The seed of d and j is the same in every search, and so is the training.
-            runs.append(trainer.train(size, seed + size, _part(report, before, expected, text)))
-        return [run.accuracy for run in runs]
-
+    trainings = _Trainings(trainer, seeds, 1 if d else _most_dimensions(largest, tolerance), report)
     if d:
-        accuracies = torch.tensor([accuracies_of(d)], dtype=torch.float64).T
+        accuracies = torch.tensor([trainings.accuracies(d)], dtype=torch.float64).T
         tried = torch.tensor([d])
     else:
         grid = {"smallest": SMALLEST, "ratio": RATIO, "tolerance": tolerance}
-        tried, accuracies = search(accuracies_of, share * reference, largest, **grid)
+        tried, accuracies = search(trainings.accuracies, threshold, largest, **grid)
     start = trainer.accuracy(theta_init)
     metrics = {
         "baseline_local": local,
         **({"baseline_global": Metric(baseline)} if baseline else {}),
-        "threshold": Metric(share * reference),
+        "threshold": Metric(threshold),
         "accuracy_at_start": Metric(start),
         "trainings": Metric(accuracies.numel()),
         "parameters": Metric(D),
     }
-    notes = _notes(baseline, local.value, share, start, trained)
+    notes = _notes(baseline, local.value, share, start, trainings.of)
     if d:
-        accuracy = _accuracy(accuracies[:, 0], validation.n_samples)
-        found = {
-            "accuracy_at_d": accuracy,
-            "share_of_baseline": Metric(accuracy.value / reference if reference else math.nan),
-        }
-        arrays = _arrays(tried, accuracies, trainer, trained[d])
-        return Result(found | metrics, arrays=arrays, notes=notes)
-    limit = crossing(tried, accuracies, share * reference)
-    found = {
+        metrics = _at_d(accuracies[:, 0], validation.n_samples, reference) | metrics
+        arrays = _arrays(tried, accuracies, trainer, trainings.of[d])
+        return Result(metrics, arrays=arrays, notes=notes)
+    limit = crossing(tried, accuracies, threshold)
+    at = next((size for size in tried.tolist() if size >= limit.dimension), int(tried[-1]))
+    return Result(
+        _at_crossing(limit, D) | metrics,
+        {"accuracy": _curve(tried, accuracies, largest)},
+        _arrays(tried, accuracies, trainer, trainings.of[at]),
+        converged=math.isfinite(limit.dimension),
+        notes=(*notes, *limit.notes, *_falling(tried, accuracies)),
+    )
+
+
+class _Trainings:
+    """The trainings of a search: at every dimension that is tried, one in each random subspace."""
+
+    def __init__(
+        self, trainer: SubspaceTrainer, seeds: list[int], dimensions: int, report: Report
+    ) -> None:
+        self.trainer, self.seeds, self.report = trainer, seeds, report
+        self.expected = dimensions * len(seeds)
+        self.of: dict[int, list[Trained]] = {}
+
+    def accuracies(self, d: int) -> list[float]:
+        """Train at dimension d; the accuracy in every subspace."""
+        before, runs = len(self.of) * len(self.seeds), []
+        self.of[d] = runs
+        for j, seed in enumerate(self.seeds):
+            text = f"d={d}, subspace {j + 1}/{len(self.seeds)}"
+            part = _part(self.report, before + j, self.expected, text)
+            # The seed of d and j is the same in every search, and so is the training.
+            runs.append(self.trainer.train(d, seed + d, part))
+        return [run.accuracy for run in runs]
+
+
+def _local_baseline(validation: Landscape, theta: Tensor) -> Metric:
+    """The checkpoint's own accuracy."""
+    own = validation.evaluate(theta)
+    if math.isnan(own.error):
+        raise InputError("the targets are not classes, so there is no accuracy; use a classifier")
+    return Metric(1 - own.error, errors={"data": own.error_error})
+
+
+def _at_d(accuracies: Tensor, samples: int, reference: float) -> dict[str, Metric]:
+    """The accuracy at a given dimension, and its share of the baseline."""
+    accuracy = _accuracy(accuracies, samples)
+    share = accuracy.value / reference if reference else math.nan
+    return {"accuracy_at_d": accuracy, "share_of_baseline": Metric(share)}
+
+
+def _at_crossing(limit: Crossing, D: int) -> dict[str, Metric]:
+    """The dimension at which the threshold is reached, with its interval."""
+    return {
         "d90": Metric(limit.dimension),
         "d90_low": Metric(limit.low),
         "d90_high": Metric(limit.high),
         "d90_share": Metric(limit.dimension / D),
     }
-    at = next((size for size in tried.tolist() if size >= limit.dimension), int(tried[-1]))
-    return Result(
-        found | metrics,
-        {"accuracy": _curve(tried, accuracies, largest)},
-        _arrays(tried, accuracies, trainer, trained[at]),
-        converged=math.isfinite(limit.dimension),
-        notes=(*notes, *limit.notes, *_falling(tried, accuracies)),
-    )
 
 
 def _check_threshold(D: int, d: int, share: float, baseline: float) -> None:
