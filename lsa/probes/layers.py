@@ -30,18 +30,18 @@ def blocks(names: Iterable[str], depth: int) -> dict[str, list[str]]:
         names: Of the parameters, such as `stage1.0.conv.weight`.
         depth: Parts of the module's name that count; 0: all of them, so that a block is a layer.
     """
-    found: dict[str, list[str]] = {}
+    members: dict[str, list[str]] = {}
     for name in names:
         module = name.split(".")[:-1]
-        found.setdefault(".".join(module[: depth or None]) or name, []).append(name)
-    return found
+        members.setdefault(".".join(module[: depth or None]) or name, []).append(name)
+    return members
 
 
 class Block(NamedTuple):
     """Ends of the spectrum of a block, and what each sample adds to its upper end."""
 
     ends: eigenpairs.Extremes
-    along: Tensor  # (N,) per-sample curvatures along the top eigenvector
+    curvatures: Tensor  # (N,) of each sample along the top eigenvector
 
     @property
     def top(self) -> float:
@@ -52,6 +52,33 @@ class Block(NamedTuple):
     def bottom(self) -> float:
         """λ_min; of a single parameter it is λ_max."""
         return torch.cat([self.ends.largest.values, self.ends.smallest.values])[-1].item()
+
+
+class Search(NamedTuple):
+    """How the ends of every block are searched for."""
+
+    rng: torch.Generator
+    tol: float
+    max_products: int
+    report: Report
+
+    def block(
+        self, landscape: Landscape, theta: Tensor, name: str, largest: int, smallest: int
+    ) -> Block:
+        """So many largest and smallest eigenvalues of the Hessian of `landscape`."""
+        ends = eigenpairs.lanczos(
+            landscape.hessian(theta),
+            eigenpairs.start_vector(theta, self.rng),
+            rng=self.rng,
+            largest=largest,
+            smallest=smallest,
+            confirm=eigenpairs.CONFIRM if largest + smallest > 1 else 0,  # one pair needs none
+            tol=self.tol,
+            max_products=self.max_products,
+            report=lambda done, total, text: self.report(done, total, f"{name}: {text}"),
+        )
+        curvatures = landscape.curvatures(theta, ends.largest.vectors[:, 0])
+        return Block(ends, landscape.influences(curvatures).double())
 
 
 def _work(at: Sizes, *, depth: int, lower: str, k: int, probes: int, **_: Any) -> Work:
@@ -89,58 +116,32 @@ def layers(
 
     A block is a layer (its weight and bias), or all layers whose modules' names begin with the
     same `depth` parts: for `stage1.0.conv`, depth 1 groups by `stage1`. Its Hessian is the diagonal
-    block H_bb of H = ∇²L, the curvature when its parameters alone move; the blocks off the
-    diagonal, by which layers act together, are in no number here but `lambda_max` of the whole. By
-    interlacing λ_max(H_bb) ≤ λ_max(H); `block_lambda_max` is the largest λ_max(H_bb), and
-    `block_share` its ratio to λ_max(H): 1 if the sharpest direction lies within one layer.
+    block H_bb of H = ∇²L. `block_lambda_max` is the largest λ_max(H_bb), `block_share` its ratio to
+    λ_max(H): at most 1 by interlacing, and 1 if the sharpest direction lies within one block.
 
-    The ends come from Lanczos on each block, run to a residual of `tol`, which changes an
-    eigenvalue by its square; an end that is below 1 % of the block's largest |λ| is known only to
-    `tol` times that. The lower end takes most of the products.
+    The ends come from Lanczos on each block, to a residual of `tol`, which changes an eigenvalue by
+    its square; an end below 1 % of the block's largest |λ| is known only to `tol` times that.
 
     Traces: for random signs v, v_bᵀ(Hv)_b has the mean tr H_bb (Hutchinson's estimator, which
-    PyHessian uses for whole networks, Yao et al. 2020), so that one product serves all blocks, and
-    they add up to `trace`. The part of the `k` top eigenvectors of H is taken out and added
-    exactly: with as many as there are classes the errors are several times smaller (tuned here).
-    tr C of a block is exact on these samples, from the per-sample gradients; the shares add up
-    to 1.
+    PyHessian uses for whole networks, Yao et al. 2020), so one product serves all blocks. The part
+    of the `k` top eigenvectors of H is taken out and added exactly: with as many as there are
+    classes the errors are several times smaller (tuned here). tr C of a block is exact on these
+    samples, from the per-sample gradients.
 
     Standard errors over the data are those of per-sample curvatures vᵀ∇²ℓᵢv along the eigenvector
     (first-order perturbation theory) and of per-sample squared gradients; of traces, over the
-    random vectors. None of this is invariant when layers are rescaled, and a large block has a
-    large trace for its size alone.
+    random vectors.
     """
     _check(depth, probes, k, landscape.dimension)
     named = blocks(landscape.unflatten(theta), depth)
-    notes: list[str] = []
-    near_zero: list[str] = []  # blocks whose λ_min is not told from zero
-
-    def search(part: Landscape, at: Tensor, name: str, largest: int, smallest: int) -> Block:
-        found = eigenpairs.lanczos(
-            part.hessian(at),
-            eigenpairs.start_vector(at, rng),
-            rng=rng,
-            largest=largest,
-            smallest=smallest,
-            confirm=eigenpairs.CONFIRM if largest + smallest > 1 else 0,  # one pair needs none
-            tol=tol,
-            max_products=max_products,
-            report=lambda done, total, text: report(done, total, f"{name}: {text}"),
-        )
-        if not found.settled:
-            notes.extend(found.shortfall(name))
-        elif not found.converged:
-            near_zero.append(name)
-        return Block(
-            found, part.influences(part.curvatures(at, found.largest.vectors[:, 0])).double()
-        )
-
-    whole = search(landscape, theta, "whole network", k, 0)
+    search = Search(rng, tol, max_products, report)
+    whole = search.block(landscape, theta, "whole network", k, 0)
     parts = []
     for name, members in named.items():
         part = landscape.restricted(theta, members)
         at = flatten(part.model)
-        parts.append(search(part, at, name, 1, int(lower == "yes" and len(at) > 1)))
+        parts.append(search.block(part, at, name, 1, int(lower == "yes" and len(at) > 1)))
+    notes, near_zero = _doubts([("whole network", whole), *zip(named, parts, strict=True)])
     converged = not notes
     notes.append("blocks from 1 on: " + ", ".join(named))
     if near_zero:
@@ -166,12 +167,23 @@ def layers(
     return Result(metrics, curves, arrays, converged, tuple(notes))
 
 
+def _doubts(searched: Iterable[tuple[str, Block]]) -> tuple[list[str], list[str]]:
+    """Notes on blocks that have not converged, and the blocks whose λ_min may be zero."""
+    notes, near_zero = [], []
+    for name, block in searched:
+        if not block.ends.settled:
+            notes += block.ends.shortfall(name)
+        elif not block.ends.converged:
+            near_zero.append(name)
+    return notes, near_zero
+
+
 def _ends(whole: Block, parts: list[Block]) -> dict[str, Metric]:
     """λ_max of the whole network and of the sharpest block."""
     sharpest = max(parts, key=lambda block: block.top)
     return {
-        "lambda_max": Metric(whole.top, "loss", standard_error(whole.along)),
-        "block_lambda_max": Metric(sharpest.top, "loss", standard_error(sharpest.along)),
+        "lambda_max": Metric(whole.top, "loss", standard_error(whole.curvatures)),
+        "block_lambda_max": Metric(sharpest.top, "loss", standard_error(sharpest.curvatures)),
         "block_share": _ratio(sharpest, whole),
         "n_blocks": Metric(len(parts)),
         "products": Metric(sum(block.ends.products for block in (whole, *parts))),
@@ -181,7 +193,7 @@ def _ends(whole: Block, parts: list[Block]) -> dict[str, Metric]:
 def _end_curves(index: np.ndarray, parts: list[Block], lower: bool) -> dict[str, Curve]:
     """λ_max of every block with its error, and λ_min where it was searched."""
     top = np.array([block.top for block in parts])
-    error = np.array([standard_error(block.along).get("data", np.nan) for block in parts])
+    error = np.array([standard_error(block.curvatures).get("data", np.nan) for block in parts])
     curves = {"lambda_max_of_block": Curve(index, top, "block", error, y_unit="loss")}
     if lower:
         bottom = np.array([block.bottom for block in parts])
@@ -212,9 +224,9 @@ def _check(depth: int, probes: int, k: int, dimension: int) -> None:
 
 def _membership(landscape: Landscape, theta: Tensor, named: dict[str, list[str]]) -> Tensor:
     """Index of the block that each parameter belongs to, `(d,)`."""
-    place = {name: i for i, members in enumerate(named.values()) for name in members}
+    index = {name: i for i, members in enumerate(named.values()) for name in members}
     parts = landscape.unflatten(theta).items()
-    return torch.cat([torch.full((p.numel(),), place[name]) for name, p in parts]).to(theta.device)
+    return torch.cat([torch.full((p.numel(),), index[name]) for name, p in parts]).to(theta.device)
 
 
 def _traces(
@@ -232,24 +244,24 @@ def _traces(
     H = UΛUᵀ + rest with the known pairs: their diagonal is exact, v ∘ (rest v) has the other's
     mean. That holds for any U and Λ, so nothing rests on the pairs' accuracy.
     """
-    hessian, found = landscape.hessian(theta), []
+    hessian, estimates = landscape.hessian(theta), []
     U, values = known.vectors.double(), known.values.to(theta.device)
     exact = U.square() @ values
     for i in range(probes):
         v = rademacher(len(theta), rng, theta.dtype, theta.device)
         rest = hessian(v).double() - U @ (values * (U.T @ v.double()))
-        found.append(exact.new_zeros(n).index_add_(0, of, exact + v.double() * rest))
+        estimates.append(exact.new_zeros(n).index_add_(0, of, exact + v.double() * rest))
         report(i + 1, probes, "traces of the blocks")
-    return torch.stack(found)
+    return torch.stack(estimates)
 
 
 def _squares(landscape: Landscape, theta: Tensor, of: Tensor, n: int) -> Tensor:
     """|gᵢ − g|² of every sample and block, `(N, n)`; their means are tr C of the blocks."""
-    g, found = landscape.gradient(theta).double(), []
+    g, parts = landscape.gradient(theta).double(), []
     for rows in landscape.sample_gradients(theta):
         squares = (rows.double() - g).square()
-        found.append(squares.new_zeros(len(rows), n).index_add_(1, of, squares))
-    return torch.cat(found)
+        parts.append(squares.new_zeros(len(rows), n).index_add_(1, of, squares))
+    return torch.cat(parts)
 
 
 def _mean(values: Tensor, unit: str, source: str) -> Metric:
@@ -261,7 +273,9 @@ def _ratio(sharpest: Block, whole: Block) -> Metric:
     if not whole.top > 0:
         return Metric(float("nan"))
     share = sharpest.top / whole.top
-    return Metric(share, "", standard_error((sharpest.along - share * whole.along) / whole.top))
+    return Metric(
+        share, "", standard_error((sharpest.curvatures - share * whole.curvatures) / whole.top)
+    )
 
 
 def _curve(index: np.ndarray, values: Tensor, unit: str) -> Curve:
