@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
@@ -95,10 +96,8 @@ def auto_neb(
 
     Each cycle after the first adds pivots where the dense energies rise above the straight line
     between neighbouring pivots, then relaxes the band with infinitely stiff springs; in the last
-    cycle the highest pivot climbs (Kolsbjerg, Groves & Hammer 2016; Draxler et al. 2018). The
-    lowest path seen is kept, straight line and baselines included: no budget, however small, ends
-    in a path above those. Other defaults are those of the CIFAR configurations published with
-    Draxler et al. 2018.
+    cycle the highest pivot climbs. The lowest path seen is kept, straight line and baselines
+    included. Defaults are those of the CIFAR configurations published with Draxler et al. 2018.
 
     Args:
         energy: Energies and gradients of all pivots on one mini-batch, for the relaxation.
@@ -108,22 +107,18 @@ def auto_neb(
         schedule: Steps and rate of every cycle.
         initial_pivots: Pivots between a and b on the straight line.
         insert_per_cycle: Most pivots added per cycle.
-        threshold: Excess over the line between neighbours that calls for a pivot, as a share of
-            the path's energy range.
+        threshold: Excess that calls for a pivot, as a share of the path's energy range.
         between: Dense points inside every segment.
         momentum: Heavy ball of the relaxation.
         method: "neb" or "string", see `nudged_elastic_band`.
-        climbing: Whether the highest pivot climbs in the last cycle; as Kolsbjerg et al. 2016,
-            where Draxler et al. 2018 have none.
-        tol: Gradient across the path at which a cycle ends early; tuned, see
-            `nudged_elastic_band`.
+        climbing: Whether the highest pivot climbs at last (Kolsbjerg et al. 2016, not Draxler).
+        tol: Gradient across the path that ends a cycle early; tuned, see `nudged_elastic_band`.
         start: Path `(P, d)` to relax in place of the straight line, such as a trained curve.
         baselines: Other paths from a to b that the result must not exceed.
         report: Called as `report(done, total, text)`; steps saved by convergence count as done.
 
     Returns:
-        The path. A non-finite energy ends the search with what is known by then, and
-        `stop_reason` says where it was met.
+        The path. A non-finite energy ends the search; `stop_reason` says where it was met.
 
     Raises:
         InputError: Equal endpoints, an option out of range, or a path that does not run from a
@@ -135,27 +130,22 @@ def auto_neb(
     seen = [_judge(dense_energy, path, between, name) for name, path in given]
     current = seen[0] if start is None else seen[1]
     reason, cycles = current.trouble or "the schedule has no cycles", []
-    total, done, calls = sum(cycle.steps for cycle in schedule), 0, 0
+    relax = partial(nudged_elastic_band, energy, momentum=momentum, method=method, tol=tol)
     for number, (steps, lr) in enumerate(schedule, start=1):
         if current.trouble:
             break
         pivots = current.pivots
         if number > 1:
             pivots = insert_pivots(pivots, current.energies, threshold, insert_per_cycle)
-        band = nudged_elastic_band(
-            energy,
+        band = relax(
             pivots,
             steps=steps,
             lr=lr,
-            momentum=momentum,
-            method=method,
             climbing=climbing and number == len(schedule),
-            tol=tol,
             spacing=segment_lengths(pivots),
-            first_step=calls,
-            report=_within(report, done, total, number),
+            first_step=sum(cycle.grad_evals // cycle.pivots for cycle in cycles),
+            report=_within(report, schedule, number),
         )
-        done, calls = done + steps, calls + band.grad_evals // len(pivots)
         current = _judge(dense_energy, band.pivots, between, f"cycle {number}", band)
         seen.append(current)
         cycles.append(_record(lr, band, current))
@@ -252,9 +242,12 @@ def _conclude(
     )
 
 
-def _within(report: Report | None, before: int, total: int, number: int) -> Report | None:
+def _within(report: Report | None, schedule: Sequence[Cycle], number: int) -> Report | None:
+    """Progress of a cycle as progress of the schedule."""
     if report is None:
         return None
+    before = sum(cycle.steps for cycle in schedule[: number - 1])
+    total = sum(cycle.steps for cycle in schedule)
     return lambda done, _, text: report(before + done, total, f"cycle {number}: {text}")
 
 
