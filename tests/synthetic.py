@@ -12,7 +12,6 @@ import numpy as np
 
 from lsa.probe import Curve, Metric, Result, find
 from lsa.tracking import spool, store
-from lsa.tracking.results import summary
 from lsa.tracking.run import Run
 
 EPOCHS = 12
@@ -87,7 +86,7 @@ class Store:
         for key, metric in result.metrics.items():
             metrics[f"{step}/{key}"] = metric.value
             metrics |= {f"{step}/{key}_se_{s}": e for s, e in metric.errors.items()}
-        stored = (f"{step}.json", summary(result))
+        stored = (f"{step}.json", result.to_dict())
         self.log(step, names, seed, metrics, artifact=stored, n_samples=512)
 
 

@@ -16,7 +16,6 @@ from lsa.figures import draw
 from lsa.landscape import Landscape, flatten
 from lsa.landscape.sharded import shared
 from lsa.project import resolve
-from lsa.tracking.results import summary
 from lsa.training import data, models, stability
 
 pytestmark = pytest.mark.usefixtures("global_rng_untouched")
@@ -115,7 +114,7 @@ def test_a_probe_keeps_the_contract(name, inputs):
     assert all(map(torch.equal, before, frozen(inputs))), "an input was changed"
 
     again = run(name, inputs)
-    assert json.dumps(summary(result)) == json.dumps(summary(again)), "not reproducible"
+    assert json.dumps(result.to_dict()) == json.dumps(again.to_dict()), "not reproducible"
     for key, values in result.arrays.items():
         np.testing.assert_array_equal(values, again.arrays[key])  # nan equals nan, and text too
         assert values.dtype != object
@@ -132,7 +131,7 @@ def test_a_probe_keeps_the_contract(name, inputs):
     for metric in result.metrics.values():
         assert all(error >= 0 or np.isnan(error) for error in metric.errors.values())
     assert all(note and "\n" not in note for note in result.notes)
-    json.dumps(summary(result), allow_nan=False)
+    json.dumps(result.to_dict(), allow_nan=False)
 
     if probe.modules()[name].startswith("lsa.probes."):
         documented(name, result)

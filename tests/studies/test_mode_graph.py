@@ -21,7 +21,6 @@ from lsa.studies import mode_study, plan
 from lsa.studies.mode_graph import HEADINGS, NAME, WAYS, Pair, graph, rows
 from lsa.studies.study import study
 from lsa.tracking import runs
-from lsa.tracking.results import summary
 
 PAGE = Path(__file__).parents[2] / "docs" / "probes" / "mode_graph.md"
 MINIMA = np.array([0.01, 0.02, 0.03, 0.04])
@@ -32,7 +31,7 @@ ERROR = 0.01
 
 def stored(metrics: dict[str, float], **curves: Curve) -> dict[str, Any]:
     named = {k: Metric(v, "loss", {"data": ERROR * v}) for k, v in metrics.items()}
-    return json.loads(json.dumps(summary(Result(named, curves))))
+    return json.loads(json.dumps(Result(named, curves).to_dict()))
 
 
 def pair(a: int, b: int, passed: float) -> Pair:
