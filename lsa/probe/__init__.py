@@ -1,5 +1,6 @@
 """How a probe is declared, what it returns, and where it is found."""
 
+from lsa.probe.checks import AtMost, Same
 from lsa.probe.declaration import INPUTS, PROBES, Option, Probe, Sizes, Work, probe
 from lsa.probe.registry import find, modules
 from lsa.probe.result import Curve, Metric, Result, standard_error
@@ -8,12 +9,14 @@ from lsa.runtime.progress import Report
 __all__ = [
     "INPUTS",
     "PROBES",
+    "AtMost",
     "Curve",
     "Metric",
     "Option",
     "Probe",
     "Report",
     "Result",
+    "Same",
     "Sizes",
     "Work",
     "find",

@@ -8,8 +8,8 @@
     ) -> Result:
         '''Loss rise after a random step of fixed length (Author 2020, §3).'''
 
-The registry, the command line, the MLproject entry, the study and the logged parameters all read
-this one declaration. The decorated function stays the plain function.
+The registry, the command line, the MLproject entry, the study, the logged parameters and the report
+all read this one declaration. The decorated function stays the plain function.
 """
 
 from __future__ import annotations
@@ -18,14 +18,12 @@ import inspect
 import math
 import typing
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, Literal
 
+from lsa.probe.checks import AtMost, Same
 from lsa.probe.result import Result
 from lsa.runtime.errors import InputError, NotFinite
-
-if TYPE_CHECKING:  # what the command line's help does not wait for
-    pass
 
 INPUTS = {
     "landscape": "landscape of the training split (a fixed subset of it, by the project)",
@@ -92,6 +90,13 @@ class Probe:
     options: Mapping[str, Option]
     headline: tuple[str, ...]  # metrics that stand in the comparison table
     work: Callable[..., Work] | None = None  # `work(sizes, **options)`: about what it will compute
+    # What a report does with the numbers; `probe` says each.
+    compare: tuple[str, ...] = ()
+    check: tuple[Same | AtMost, ...] = ()
+    during: tuple[str, ...] = ()
+    curve: str = ""
+    between: Mapping[str, str] = field(default_factory=dict)
+    caption: str = ""
 
     def __call__(self, *inputs: Any, **given: Any) -> Result:
         """Measure, outside of any tracking: `lsa.lanczos(landscape, k=3)`.
@@ -203,21 +208,45 @@ PROBES: dict[str, Probe] = {}
 
 
 def probe(
-    *, headline: tuple[str, ...] = (), work: Callable[..., Work] | None = None
+    *,
+    headline: tuple[str, ...] = (),
+    work: Callable[..., Work] | None = None,
+    compare: tuple[str, ...] = (),
+    check: tuple[Same | AtMost, ...] = (),
+    during: tuple[str, ...] = (),
+    curve: str = "",
+    between: Mapping[str, str] | None = None,
+    caption: str = "",
 ) -> Callable[[Callable], Callable]:
     """Register a function as a probe named like the function.
 
     Args:
         headline: Names of the metrics that go into the comparison table.
         work: `work(sizes, **options)`: about what it will compute, for the plan of a study.
+        compare: Headline metrics that change while training goes on, as curvature does: the report
+            compares optimizers on them at equal train loss as well.
+        check: Agreements with other numbers that the report checks.
+        during: Metrics that the report draws against the epoch; none: the first headline metric.
+        curve: The curve that the report draws of all checkpoints; none: the first.
+        between: Of a probe of a path between two checkpoints, curve → name of the path, for the
+            figure in which the report overlays all paths of a pair.
+        caption: What to see in the report's figure, and what not to conclude; none: the first line
+            of the docstring.
 
     Raises:
         TypeError: At import, when the declaration is not a probe's: no docstring, an unknown
-            input, an option without default, help or a plain type, or a name taken elsewhere.
+            input, an option without default, help or a plain type, a name taken elsewhere, names
+            that are not in a tuple, or metrics to compare that are not in the headline.
     """
 
     def register(function: Callable) -> Callable:
-        declared = _read(function, headline, work)
+        _check_names(function.__name__, headline=headline, compare=compare, during=during)
+        if others := sorted({*compare} - {*headline}):
+            raise TypeError(
+                f"probe {function.__name__!r}: compare has {others[0]!r}, which is not in headline"
+            )
+        reported = (compare, check, during, curve, between or {}, caption)
+        declared = Probe(*_read(function), headline, work, *reported)
         taken = PROBES.get(declared.name)
         if taken and taken.function.__module__ != function.__module__:
             raise TypeError(
@@ -230,8 +259,14 @@ def probe(
     return register
 
 
-def _read(function: Callable, headline: tuple[str, ...], work: Callable[..., Work] | None) -> Probe:
-    """The declaration in a function's signature, or TypeError."""
+def _check_names(name: str, **given: tuple[str, ...]) -> None:
+    for what, names in given.items():
+        if isinstance(names, str):
+            raise TypeError(f"probe {name!r}: {what} is text; write ({names!r},)")
+
+
+def _read(function: Callable) -> tuple[str, Callable, tuple[str, ...], dict[str, Option]]:
+    """Name, function, inputs and options in a function's signature, or TypeError."""
     name = function.__name__
     if not inspect.getdoc(function):
         raise TypeError(f"probe {name!r} has no docstring; it is the help text, so write one")
@@ -247,7 +282,7 @@ def _read(function: Callable, headline: tuple[str, ...], work: Callable[..., Wor
             inputs.append(parameter.name)
         else:
             options[parameter.name] = _option(name, parameter, hints.get(parameter.name))
-    return Probe(name, function, tuple(inputs), options, headline, work)
+    return name, function, tuple(inputs), options
 
 
 def _option(name: str, parameter: inspect.Parameter, hint: Any) -> Option:

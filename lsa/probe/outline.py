@@ -28,7 +28,8 @@ def _summary(module: str, name: str) -> str:
 def read(name: str) -> Probe:
     """The declaration, from the text where that tells all of it, else by importing the module.
 
-    What was read from the text cannot be called.
+    What was read from the text cannot be called, and holds what the command line shows: nothing of
+    the cost or of the report.
 
     Raises:
         InputError: There is no such probe.

@@ -24,7 +24,7 @@ from lsa.maths.paths.polyline import (
     segment_lengths,
     tangents,
 )
-from lsa.probe import Curve, Metric, Report, Result, Sizes, Work, probe
+from lsa.probe import AtMost, Curve, Metric, Report, Result, Sizes, Work, probe
 from lsa.runtime.errors import InputError
 
 GRID = np.linspace(0, 1, 61)  # fractions of a path's length, the same for all pairs
@@ -51,7 +51,25 @@ def _work(
     )
 
 
-@probe(headline=("path_loss", "barrier"), work=_work)
+@probe(
+    headline=("path_loss", "barrier"),
+    work=_work,
+    check=(
+        AtMost(
+            "path loss {path_loss:.4g} ≤ max(ends, ln C = {log_classes:.4g})",
+            0,
+            "bound_margin",
+            absolute=1e-5,
+        ),
+        AtMost(
+            "path loss {path_loss:.4g} ≤ straight line {linear_max:.4g}",
+            "path_loss",
+            "linear_max",
+            absolute=1e-6,
+        ),
+    ),
+    between={"train_loss": "minimum-energy path"},
+)
 def auto_neb(
     landscape: Landscape,
     training: Landscape,

@@ -37,7 +37,11 @@ def _work(at: Sizes, *, points: int, align: str, **_: Any) -> Work:
     )
 
 
-@probe(headline=("barrier", "alpha_min", "barrier_aligned"), work=_work)
+@probe(
+    headline=("barrier", "alpha_min", "barrier_aligned"),
+    work=_work,
+    between={"train_loss": "straight line", "train_loss_aligned": "straight line, units aligned"},
+)
 def interpolation(
     landscape: Landscape,
     validation: Landscape,

@@ -11,7 +11,7 @@ from torch import Tensor
 from lsa.landscape import Landscape
 from lsa.maths.spectra import eigenpairs
 from lsa.maths.spectra.quadrature import Quadrature, spectral_density
-from lsa.probe import Curve, Metric, Report, Result, Sizes, Work, probe, standard_error
+from lsa.probe import AtMost, Curve, Metric, Report, Result, Sizes, Work, probe, standard_error
 from lsa.runtime.errors import InputError
 
 GRID = 211  # points of the density, from −1.05 to 1.05 of the largest |λ|
@@ -49,7 +49,24 @@ def _work(
     )
 
 
-@probe(headline=("lambda_max", "lambda_min", "condition_number", "trace", "n_outliers"), work=_work)
+@probe(
+    headline=("lambda_max", "lambda_min", "condition_number", "trace", "n_outliers"),
+    work=_work,
+    compare=("lambda_max", "lambda_min", "condition_number", "trace"),
+    check=(
+        AtMost(
+            "λ_min(H) {lambda_min:.4g} ≥ λ_min(H − G) {remainder_lambda_min:.4g}",
+            "remainder_lambda_min",
+            "lambda_min",
+            relative=0.01,
+        ),
+    ),
+    during=("lambda_max",),
+    curve="density",
+    caption="Density of the Hessian's eigenvalues, each checkpoint in units of its own largest "
+    "|λ|: see where the bulk ends and whether there is mass below 0. The widths of two "
+    "optimizers do not compare here; λ_max stands in the table.",
+)
 def lanczos(
     landscape: Landscape,
     theta: Tensor,

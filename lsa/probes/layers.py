@@ -12,7 +12,7 @@ from torch import Tensor
 from lsa.landscape import Landscape, flatten
 from lsa.maths.spectra import eigenpairs
 from lsa.maths.spectra.trace import rademacher
-from lsa.probe import Curve, Metric, Report, Result, Sizes, Work, probe, standard_error
+from lsa.probe import Curve, Metric, Report, Result, Same, Sizes, Work, probe, standard_error
 from lsa.runtime.errors import InputError
 
 # For the cost: products of a Lanczos run to both ends of a block and to the upper one, those of the
@@ -98,7 +98,19 @@ def _work(at: Sizes, *, depth: int, lower: str, k: int, probes: int, **_: Any) -
     )
 
 
-@probe(headline=("block_lambda_max", "block_share"), work=_work)
+@probe(
+    headline=("block_lambda_max", "block_share"),
+    work=_work,
+    compare=("block_lambda_max", "block_share"),
+    check=(
+        Same("λ_max", "lambda_max", "lanczos/lambda_max", within=0.01),
+        Same("tr H", "trace", "lanczos/trace"),
+    ),
+    caption="Largest eigenvalue of the Hessian of each layer alone, from the first to the last: "
+    "see where the network is sharp. Layers act together too: λ_max of the whole is "
+    "larger. Rescaling two layers against each other moves sharpness from one to the "
+    "other.",
+)
 def layers(
     landscape: Landscape,
     theta: Tensor,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lsa.landscape import Landscape
 from lsa.maths.spectra import eigenpairs
-from lsa.probe import Curve, Metric, Report, Result, Sizes, Work, probe, standard_error
+from lsa.probe import Curve, Metric, Report, Result, Same, Sizes, Work, probe, standard_error
 from lsa.runtime.errors import InputError
 
 NEAR = 0.05  # of the reach: the step whose finite curvature is reported
@@ -40,7 +40,16 @@ def _work(at: Sizes, *, points: int, **_: Any) -> Work:
     )
 
 
-@probe(headline=("curvature_fit", "asymmetry", "loss_rise"), work=_work)
+@probe(
+    headline=("curvature_fit", "asymmetry", "loss_rise"),
+    work=_work,
+    compare=("curvature_fit", "loss_rise"),
+    check=(Same("λ_max", "curvature_fit", "lanczos/lambda_max", within=0.01),),
+    curve="loss_along_top",
+    caption="Rise of the loss along the top eigenvector, each checkpoint by its own step: see "
+    "whether the valley is symmetric and quadratic. It is one direction of many, and "
+    "its length is no measure that survives a rescaling of the layers.",
+)
 def perturbation(
     landscape: Landscape,
     theta: Tensor,

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from lsa.landscape import Landscape
 from lsa.maths.spectra import eigenpairs
-from lsa.probe import Curve, Metric, Report, Result, Sizes, Work, probe, standard_error
+from lsa.probe import Curve, Metric, Report, Result, Same, Sizes, Work, probe, standard_error
 from lsa.project.factories import one_line
 from lsa.runtime.errors import InputError
 from lsa.training import stability
@@ -38,7 +38,16 @@ def _work(at: Sizes, **_: Any) -> Work:
     )
 
 
-@probe(headline=("threshold_ratio", "batch_sharpness", "update_curvature"), work=_work)
+@probe(
+    headline=("threshold_ratio", "batch_sharpness", "update_curvature"),
+    work=_work,
+    compare=("threshold_ratio", "batch_sharpness", "update_curvature"),
+    check=(Same("λ_max", "lambda_max_raw", "lanczos/lambda_max", within=0.01),),
+    during=("threshold_ratio", "batch_sharpness"),
+    caption="Top eigenvalues of the raw Hessian. What compares optimizers is the table's "
+    "threshold_ratio: the sharpness that each feels as a share of what its steps can "
+    "bear.",
+)
 def preconditioned(
     landscape: Landscape,
     theta: Tensor,

@@ -14,7 +14,7 @@ from lsa.landscape import Landscape
 from lsa.maths.spectra.eigenpairs import Eigenpairs, Extremes, subspace_overlap, top
 from lsa.maths.spectra.krylov import Matvec
 from lsa.maths.spectra.moments import ProductMoments, product_moments
-from lsa.probe import Curve, Metric, Report, Result, Sizes, Work, probe, standard_error
+from lsa.probe import Curve, Metric, Report, Result, Same, Sizes, Work, probe, standard_error
 from lsa.runtime.errors import InputError
 
 BRACKET = 0.1  # width of the bracket of λ_C, relative, above which a note says so
@@ -48,7 +48,18 @@ def _work(at: Sizes, *, k: int, probes: int, **_: Any) -> Work:
     )
 
 
-@probe(headline=("lambda_h", "lambda_c", "noise_ratio"), work=_work)
+@probe(
+    headline=("lambda_h", "lambda_c", "noise_ratio"),
+    work=_work,
+    compare=("lambda_h", "lambda_c", "noise_ratio"),
+    check=(
+        Same("λ_max", "lambda_h", "lanczos/lambda_max", within=0.01),
+        Same("tr H", "trace_h", "lanczos/trace"),
+    ),
+    during=("lambda_c", "noise_ratio"),
+    caption="Top eigenvalues at every checkpoint. A larger eigenvalue is no larger noise in the "
+    "steps: the learning rate, batch size and momentum enter there.",
+)
 def sgd_noise(
     landscape: Landscape,
     theta: Tensor,

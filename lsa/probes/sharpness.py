@@ -66,6 +66,11 @@ def _work(at: Sizes, *, probes: int, starts: int, m: int, **_: Any) -> Work:
         "adaptive_average_case",
     ),
     work=_work,
+    compare=("worst_case", "average_case", "adaptive_worst_case", "adaptive_average_case"),
+    curve="adaptive_rise_along_worst",
+    caption="Rise of the loss on the way to the worst perturbation found, relative to each "
+    "weight, so that rescaled layers do not change it. Sharpness of a whole network "
+    "predicts generalisation badly: it follows the learning rate and the train loss.",
 )
 def sharpness(
     landscape: Landscape,

@@ -1,13 +1,15 @@
-"""Cross-checks: numbers that different probes must agree on."""
+"""Cross-checks: agreements between numbers, as the probes declare them (`@probe(check=…)`)."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from scipy.special import stdtrit
 
+from lsa import probe
+from lsa.probe import AtMost, Same
 from lsa.reports.measurements import Measurement
 
 Numbers = dict[str, float]
@@ -25,7 +27,8 @@ class Check:
 
 def checks(measurements: Sequence[Measurement]) -> list[Check]:
     """Every check whose numbers are there, measured on the same samples."""
-    found = []
+    known_probes, found = probe.modules(), []
+    declared = {m.step: probe.find(m.step).check for m in measurements if m.step in known_probes}
     groups: dict[tuple[str, int], Numbers] = {}
     for m in measurements:
         known = groups.setdefault((m.subject, m.seed), {})
@@ -34,51 +37,48 @@ def checks(measurements: Sequence[Measurement]) -> list[Check]:
         known[f"{m.step}/samples"] = float(params.get("n_samples", math.nan))
         known[f"{m.step}/probes"] = float(params.get("probes", 0))
     for (subject, seed), known in groups.items():
-        for text, holds in _agreements(known):
-            found.append(Check(subject, seed, text, holds))
+        for step, each in declared.items():
+            for text, holds in _agreements(step, each, known):
+                found.append(Check(subject, seed, text, holds))
     return found
 
 
-def _agreements(n: Numbers) -> list[tuple[str, bool]]:
-    found = []
-    for other, name in (
-        ("perturbation/curvature_fit", "fitted"),
-        ("sgd_noise/lambda_h", "noise"),
-        ("preconditioned/lambda_max_raw", "preconditioned"),
-        ("layers/lambda_max", "layers"),
-    ):
-        if _together(n, "lanczos/lambda_max", other):
-            a, b = n["lanczos/lambda_max"], n[other]
-            text = f"λ_max {a:.4g} (lanczos) = {b:.4g} ({name}) within 1 %"
-            found.append((text, abs(a - b) <= 0.01 * abs(a)))
-    for other, name in (("sgd_noise/trace_h", "noise"), ("layers/trace", "layers")):
-        if _together(n, "lanczos/trace", other):
-            found.append(_same_trace(n, other, name))
-    if {"lanczos/lambda_min", "lanczos/remainder_lambda_min"} <= n.keys():
-        a, b = n["lanczos/lambda_min"], n["lanczos/remainder_lambda_min"]
-        found.append((f"λ_min(H) {a:.4g} ≥ λ_min(H − G) {b:.4g}", a >= b - 0.01 * abs(b)))
-    if "auto_neb/bound_margin" in n:
-        a, b = n["auto_neb/path_loss"], n["auto_neb/log_classes"]
-        text = f"path loss {a:.4g} ≤ max(ends, ln C = {b:.4g})"
-        found.append((text, n["auto_neb/bound_margin"] >= -1e-5))
-    if "auto_neb/linear_max" in n:
-        a, b = n["auto_neb/path_loss"], n["auto_neb/linear_max"]
-        found.append((f"path loss {a:.4g} ≤ straight line {b:.4g}", a <= b + 1e-6))
-    return found
+def _agreements(
+    step: str, declared: Sequence[Same | AtMost], n: Numbers
+) -> Iterator[tuple[str, bool]]:
+    """Those of one probe whose numbers are there: in words, and whether each holds."""
+    for check in declared:
+        if isinstance(check, AtMost):
+            yield from _at_most(step, check, n)
+        elif _together(n, check.other, f"{step}/{check.metric}"):
+            yield _same(step, check, n)
 
 
-def _same_trace(n: Numbers, other: str, name: str) -> tuple[str, bool]:
-    """Two estimates of tr H from independent probe vectors, by Student's t at 99 %.
+def _at_most(step: str, check: AtMost, n: Numbers) -> Iterator[tuple[str, bool]]:
+    own = {key.partition("/")[2]: value for key, value in n.items() if key.startswith(f"{step}/")}
+    low, high = (
+        own.get(side) if isinstance(side, str) else side for side in (check.low, check.high)
+    )
+    if low is not None and high is not None:
+        allowed = check.relative * abs(low) + check.absolute
+        yield check.text.format(**own), low <= high + allowed
 
-    The error of the density's is a bound; that of the other's is the spread of its few probes,
-    which sets the degrees of freedom.
+
+def _same(step: str, check: Same, n: Numbers) -> tuple[str, bool]:
+    """Two numbers that agree within a share of the first, or within their standard errors.
+
+    Of two estimates from independent random vectors the difference is tested by Student's t at
+    99 %. The error of the other probe's is a bound; that of this probe's is the spread of its few
+    vectors, which sets the degrees of freedom.
     """
-    a, b = n["lanczos/trace"], n[other]
-    errors = [n.get(f"{key}_se_probes", math.nan) for key in ("lanczos/trace", other)]
-    probes = n[f"{other.partition('/')[0]}/probes"]
-    allowed = float(stdtrit(max(1, probes - 1), 0.995)) * math.hypot(*errors)
-    text = f"tr H {a:.4g} (density) = {b:.4g} ({name}) within {allowed:.2g} (99 %)"
-    return text, abs(a - b) <= allowed
+    other, key = check.other.partition("/")[0], f"{step}/{check.metric}"
+    a, b = n[check.other], n[key]
+    text = f"{check.symbol} {a:.4g} ({other}) = {b:.4g} ({step})"
+    if check.within is not None:
+        return f"{text} within {100 * check.within:g} %", abs(a - b) <= check.within * abs(a)
+    errors = [n.get(f"{name}_se_probes", math.nan) for name in (check.other, key)]
+    allowed = float(stdtrit(max(1, n[f"{step}/probes"] - 1), 0.995)) * math.hypot(*errors)
+    return f"{text} within {allowed:.2g} (99 %)", abs(a - b) <= allowed
 
 
 def _together(n: Numbers, a: str, b: str) -> bool:

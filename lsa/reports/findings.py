@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+from lsa import probe
 from lsa.reports.measurements import (
     Measurement,
     Trajectory,
@@ -17,28 +18,6 @@ from lsa.reports.statistics.comparison import FEWEST, Comparison, Scale, compare
 from lsa.reports.statistics.levels import Level, levels
 from lsa.reports.statistics.matching import ancova, at_common_loss
 from lsa.reports.tables import headline
-
-# What changes while training goes on, so that optimizers are compared at equal train loss as well.
-CURVATURE = {
-    "lanczos/lambda_max",
-    "lanczos/lambda_min",
-    "lanczos/condition_number",
-    "lanczos/trace",
-    "perturbation/curvature_fit",
-    "perturbation/loss_rise",
-    "preconditioned/threshold_ratio",
-    "preconditioned/batch_sharpness",
-    "preconditioned/update_curvature",
-    "sgd_noise/lambda_h",
-    "sgd_noise/lambda_c",
-    "sgd_noise/noise_ratio",
-    "layers/block_lambda_max",
-    "layers/block_share",
-    "sharpness/worst_case",
-    "sharpness/average_case",
-    "sharpness/adaptive_worst_case",
-    "sharpness/adaptive_average_case",
-}
 
 
 @dataclass(frozen=True)
@@ -140,7 +119,7 @@ def findings(
             continue
         pairs = compare(of, scale=scale_of(metric, of))
         matching = None
-        if metric in CURVATURE or any(_recorded(metric, course) for course in courses):
+        if _changing(metric) or any(_recorded(metric, course) for course in courses):
             matching = match(metric, list(of), measurements, courses)
         found += [Finding(metric, pair, matching) for pair in pairs]
     return found
@@ -180,6 +159,12 @@ def scale_of(metric: str, of: dict[str, dict[int, float]]) -> Scale:
     """Ratios for positive sizes, differences for shares and for what changes sign."""
     positive = all(v > 0 for by_seed in of.values() for v in by_seed.values())
     return "ratio" if positive and "accuracy" not in metric else "difference"
+
+
+def _changing(metric: str) -> bool:
+    """Whether its probe declares that it changes while training goes on."""
+    step, _, short = metric.partition("/")
+    return step in probe.modules() and short in probe.find(step).compare
 
 
 def _recorded(metric: str, course: Trajectory) -> bool:

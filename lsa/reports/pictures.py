@@ -23,45 +23,7 @@ from lsa.reports.measurements import (
 
 Curves = Mapping[str, StoredCurve]
 
-# The curve of each probe that tells checkpoints apart; of another probe, its first.
-CURVES = {
-    "lanczos": "density",
-    "perturbation": "loss_along_top",
-    "sharpness": "adaptive_rise_along_worst",
-}
-# The numbers of each probe that are drawn during training; of another probe, its first.
-DURING = {
-    "lanczos": ("lambda_max",),
-    "sgd_noise": ("lambda_c", "noise_ratio"),
-    "preconditioned": ("threshold_ratio", "batch_sharpness"),
-}
-WAYS = {  # what a panel of a pair shows: probe, curve → name of the way
-    ("interpolation", "train_loss"): "straight line",
-    ("interpolation", "train_loss_aligned"): "straight line, units aligned",
-    ("auto_neb", "train_loss"): "minimum-energy path",
-}
 SEEDS = "Thin lines are seeds, bold ones their medians. "
-CAPTIONS = {
-    "lanczos": "Density of the Hessian's eigenvalues, each checkpoint in units of its own largest "
-    "|λ|: see where the bulk ends and whether there is mass below 0. The widths of two optimizers "
-    "do not compare here; λ_max stands in the table.",
-    "perturbation": "Rise of the loss along the top eigenvector, each checkpoint by its own step: "
-    "see whether the valley is symmetric and quadratic. It is one direction of many, and its "
-    "length is no measure that survives a rescaling of the layers.",
-    "layers": "Largest eigenvalue of the Hessian of each layer alone, from the first to the last: "
-    "see where the network is sharp. Layers act together too: λ_max of the whole is larger. "
-    "Rescaling two layers against each other moves sharpness from one to the other.",
-    "sharpness": "Rise of the loss on the way to the worst perturbation found, relative to each "
-    "weight, so that rescaled layers do not change it. Sharpness of a whole network predicts "
-    "generalisation badly: it follows the learning rate and the train loss.",
-    "intrinsic_dim": "Accuracy when only d random directions are trained; dashed, the accuracy "
-    "that counts as enough. Optimizers that start at the same weights share the curve and differ "
-    "in the dashed line alone, so this is the network's dimension and not the optimizer's.",
-    "preconditioned": "Top eigenvalues of the raw Hessian. What compares optimizers is the table's "
-    "threshold_ratio: the sharpness that each feels as a share of what its steps can bear.",
-    "sgd_noise": "Top eigenvalues at every checkpoint. A larger eigenvalue is no larger noise in "
-    "the steps: the learning rate, batch size and momentum enter there.",
-}
 PAIRS = (
     "Train loss between the checkpoints of each pair at one seed: on the straight line, after "
     "renumbering hidden units, and on the path that was found. A path only bounds the barrier from "
@@ -92,15 +54,17 @@ def pictures(
     measurements: Sequence[Measurement], courses: Sequence[Trajectory]
 ) -> Iterator[Picture]:
     """Training first, then each probe, then the pairs."""
-    known, between = probe.modules(), {step for step, _ in WAYS}
+    known = probe.modules()
     probes = [m for m in measurements if m.step in known]
+    between = {m.step for m in probes if probe.find(m.step).between}
     results = artifacts([(m.done, f"{m.step}.json") for m in probes], StoredResult)
     stored: dict[str, list[tuple[Measurement, Curves]]] = {}
     for m, result in zip(probes, results, strict=True):
         if result.curves:
             stored.setdefault(m.step, []).append((m, result.curves))
     for step in dict.fromkeys(course.probe for course in courses):
-        for metric in DURING.get(step, probe.find(step).headline[:1]):
+        declared = probe.find(step)
+        for metric in declared.during or declared.headline[:1]:
             picture = _trajectory(step, metric, courses)
             if picture:
                 yield picture
@@ -117,8 +81,8 @@ def _overlay(
     step: str, curves: list[tuple[Measurement, Curves]], measurements: Sequence[Measurement]
 ) -> Picture:
     """The main curve of a probe, all checkpoints or pairs in one figure."""
-    first = curves[0][1]
-    y_name = CURVES[step] if CURVES.get(step) in first else next(iter(first))
+    declared, first = probe.find(step), curves[0][1]
+    y_name = declared.curve if declared.curve in first else next(iter(first))
     lines: dict[str, list[Any]] = {}
     for m, found in curves:
         if y_name in found:
@@ -129,7 +93,7 @@ def _overlay(
     }
     title = f"{step}: {y_name}".replace("_", " ")
     png = draw.png(draw.overlay(title, first[y_name].x_name, y_name, lines, levels))
-    caption = CAPTIONS.get(step, probe.find(step).summary)
+    caption = declared.caption or declared.summary
     return Picture(title, (SEEDS if len(curves) > len(lines) else "") + caption, png)
 
 
@@ -163,8 +127,8 @@ def _profiles(
     """Every pair in a panel of its own."""
     panels: dict[str, dict[str, list[Any]]] = {}
     for m, found in curves:
-        for (step, name), way in WAYS.items():
-            if m.step == step and name in found:
+        for name, way in probe.find(m.step).between.items():
+            if name in found:
                 points = inside(*_points(found[name]))
                 panels.setdefault(m.subject, {}).setdefault(way, []).append(points)
     known = values(measurements, "auto_neb/log_classes").values()

@@ -89,6 +89,22 @@ def test_a_wrong_declaration_is_refused_at_import(function, message):
         probe()(function)
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"headline": "rise"}, r"headline is text; write \('rise',\)"),
+        ({"headline": ("rise",), "compare": ("fall",)}, "'fall', which is not in headline"),
+    ],
+)
+def test_what_a_report_would_pass_over_is_refused_at_import(given, message):
+    def bump(theta) -> Result:
+        """Doc."""
+        ...
+
+    with pytest.raises(TypeError, match=message):
+        probe(**given)(bump)
+
+
 def test_unknown_probes_are_answered_with_the_nearest():
     with pytest.raises(InputError, match="did you mean 'lanczos'"):
         registry.find("lanczo")

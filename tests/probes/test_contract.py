@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Collection
 from pathlib import Path
+from string import Formatter
 from typing import Any
 
 import numpy as np
@@ -151,6 +153,23 @@ def documented(name: str, result: probe.Result) -> None:
             written[key] = unit.strip(), set(sources.replace("–", "").replace(",", " ").split())
     for key, metric in result.metrics.items():
         assert written[key] == (metric.unit, set(metric.errors)), key
+    reported(name, written, result)
+
+
+def reported(name: str, written: Collection[str], result: probe.Result) -> None:
+    """What it declares to the report is there: a wrong name would be passed over in silence."""
+    declared = probe.find(name)
+    named = [*declared.compare, *declared.during]
+    for check in declared.check:
+        if isinstance(check, probe.Same):
+            step, _, other = check.other.partition("/")
+            assert f"`{other}`" in (PAGES / f"{step}.md").read_text(), check
+            named.append(check.metric)
+        else:
+            named += [side for side in (check.low, check.high) if isinstance(side, str)]
+            named += [part[1] for part in Formatter().parse(check.text) if part[1]]
+    assert set(named) <= set(written)
+    assert {*declared.between, declared.curve} - {""} <= set(result.curves)
 
 
 def test_the_registry_has_the_six_probes():

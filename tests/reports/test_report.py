@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+from importlib.metadata import EntryPoint
 
 import mlflow
 import pytest
 import synthetic
 from conftest import copy_store, furnish
 
-from lsa import project, step, study
+from lsa import probe, project, step, study
 from lsa.cli import app
+from lsa.probe import registry
 from lsa.reports.checks import checks
 from lsa.reports.measurements import Measurement, measured, written
 from lsa.reports.report import report
@@ -169,6 +171,31 @@ def test_numbers_that_must_agree_and_do_not_are_flagged():
     path = {"auto_neb/path_loss": 3.0, "auto_neb/log_classes": 2.303, "auto_neb/linear_max": 4.0}
     above = numbers("auto_neb", path | {"auto_neb/bound_margin": -0.7})
     assert [check.holds for check in checks([above])] == [False, True]
+
+
+def test_a_probe_of_ones_own_declares_what_the_report_checks(monkeypatch):
+    @probe.probe(
+        headline=("top",),
+        check=(
+            probe.Same("λ_max", "top", "lanczos/lambda_max", within=0.1),
+            probe.AtMost("top {top:.1f} ≤ 11", "top", 11.0),
+            probe.AtMost("top ≤ ceiling", "top", "ceiling"),  # that was not measured
+        ),
+    )
+    def mine(theta) -> probe.Result:
+        """Doc."""
+        ...
+
+    monkeypatch.setattr(registry, "entry_points", lambda group: [EntryPoint("mine", "x", group)])
+    spectrum = numbers("lanczos", {"lanczos/lambda_max": 10.0})
+    try:
+        found = checks([spectrum, numbers("mine", {"mine/top": 11.5})])
+    finally:
+        del probe.PROBES["mine"]
+    assert [(check.text, check.holds) for check in found] == [
+        ("λ_max 10 (lanczos) = 11.5 (mine) within 10 %", False),
+        ("top 11.5 ≤ 11", False),
+    ]
 
 
 def test_numbers_are_written_with_their_errors():
