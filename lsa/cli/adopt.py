@@ -20,6 +20,7 @@ def adopt(
             "models:/… of MLflow's flavour pytorch"
         ),
     ],
+    *,
     factory: Annotated[str, typer.Option(help=f"makes the network without weights: {PART}")],
     data: Annotated[str, typer.Option(help=f"makes both splits of the data: {PART}")],
     project: Annotated[str, typer.Option(help="under which the checkpoint is filed")],

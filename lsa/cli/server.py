@@ -10,6 +10,7 @@ TEXT = Optional[str]  # noqa: UP045 (typer reads it on every Python)
 
 
 def server(
+    *,
     folder: Annotated[str, typer.Option(help="of database, files and logins")] = "mlflow-server",
     store: Annotated[
         TEXT,

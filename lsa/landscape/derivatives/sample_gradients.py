@@ -207,6 +207,7 @@ def _normed_by_batch(
     running_var: Tensor | None,
     weight: Tensor | None = None,
     bias: Tensor | None = None,
+    *,  # as torch hands these over
     training: bool = False,
     momentum: float = 0.1,
     eps: float = 1e-5,

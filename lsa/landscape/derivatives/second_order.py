@@ -51,28 +51,26 @@ class SecondOrder(TorchFunctionMode):
         """The same operation, by another route where there is one."""
         kwargs = kwargs or {}
         if func in DIMENSIONS:
-            return _convolution(func, self._linear, self._values, *args, **kwargs)
+            return self._convolution(func, *args, **kwargs)
         route = ROUTES.get(func)
         return route(func, *args, **kwargs) if route else func(*args, **kwargs)
 
-
-def _convolution(
-    func: Callable,
-    linear: bool,
-    values: bool,
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
-    groups: int = 1,
-) -> Tensor:
-    if isinstance(padding, str) or input.ndim != DIMENSIONS[func] + 2:
-        return func(input, weight, bias, stride, padding, dilation, groups)
-    geometry = convolution_geometry(func, stride, padding, dilation, groups)
-    valued = values or not _is_view_of_leaf(weight)
-    return _Convolution.apply(input, weight, bias, geometry, linear, valued)
+    def _convolution(
+        self,
+        func: Callable,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
+    ) -> Tensor:
+        if isinstance(padding, str) or input.ndim != DIMENSIONS[func] + 2:
+            return func(input, weight, bias, stride, padding, dilation, groups)
+        geometry = convolution_geometry(func, stride, padding, dilation, groups)
+        valued = self._values or not _is_view_of_leaf(weight)
+        return _Convolution.apply(input, weight, bias, geometry, self._linear, valued)
 
 
 def _is_view_of_leaf(w: Tensor) -> bool:
@@ -274,6 +272,7 @@ def _batch_norm(
     running_var: Tensor | None,
     weight: Tensor | None = None,
     bias: Tensor | None = None,
+    *,  # as torch hands these over
     training: bool = False,
     momentum: float = 0.1,
     eps: float = 1e-5,
