@@ -75,6 +75,16 @@ def test_the_maths_loads_neither_tracking_nor_figures_nor_the_command_line():
     assert out.stdout.strip() == "set()"
 
 
+def test_functions_are_short_and_take_few_positional_parameters():
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                name = f"{path.relative_to(PACKAGE)}: {node.name}"
+                assert (node.end_lineno or 0) - node.lineno < 80, f"{name} has over 80 lines"
+                given = {a.arg for a in node.args.posonlyargs + node.args.args}
+                assert len(given - {"self", "cls", "ctx"}) <= 8, f"{name} takes over 8 by position"
+
+
 def test_every_room_is_on_the_page():
     page = (PACKAGE.parent / "docs" / "architecture.md").read_text()
     rows = "\n".join(line for line in page.splitlines() if line.startswith("|"))

@@ -24,6 +24,7 @@ DEVICE = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")]
 
 def study(
     name: NAME = None,
+    *,
     project: PROJECT = None,
     device: DEVICE = "auto",
     workers: Annotated[
@@ -98,15 +99,8 @@ def study(
                 plan.run(setting, running)
         except (study.Failed, spool.NotLogged) as error:
             failed = error
-    if not running.unlogged:
-        _print_tables(whole)
-    states = [handle.state for handle in running.handles]
-    counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
-    there = "" if running.unlogged else f" To compare them, open MLflow:\n    {_ui_command()}"
-    print(f"{len(states)} steps: {counts}.{there}")
+    _print_end(whole, running)
     if failed:
-        for handle in running.failures:
-            print(f"{handle.call.label}: {handle.error}\n    {handle.command}")
         raise failed
 
 
@@ -148,6 +142,18 @@ def _print_forecast(outlook: Any, forecast: Any, workers: int, *, here: bool) ->
     free = budget.free_memory()
     if here and workers * forecast.memory > free:
         print(f"note: only {free / 1e9:.1f} GB of memory are free; take fewer workers", flush=True)
+
+
+def _print_end(setting: Any, running: Any) -> None:
+    """The tables of what is logged, how many steps ended how, and the steps that failed."""
+    if not running.unlogged:
+        _print_tables(setting)
+    states = [handle.state for handle in running.handles]
+    counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+    there = "" if running.unlogged else f" To compare them, open MLflow:\n    {_ui_command()}"
+    print(f"{len(states)} steps: {counts}.{there}")
+    for handle in running.failures:
+        print(f"{handle.call.label}: {handle.error}\n    {handle.command}")
 
 
 def _view(seconds: dict[str, float], total: int, workers: int) -> Any:
