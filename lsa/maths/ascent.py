@@ -93,25 +93,25 @@ def ascend(
             return Peak(x, value, gradient, gap, evaluations, converged, settled)
         uphill = gradient if across is None else nearest_to_zero(gradient, across)
         uphill = uphill / max(length(uphill), torch.finfo(x.dtype).tiny)
-        tried = project(x + step * radius * uphill, radius)
-        found, slope = function(tried)
+        candidate = project(x + step * radius * uphill, radius)
+        height, slope = function(candidate)
         evaluations += 1
-        if _finite(found, slope) and found > value:
+        if _finite(height, slope) and height > value:
             if across is not None:
                 across = min(across, gradient, key=lambda g: length(nearest_to_zero(slope, g)))
-            x, value, gradient, step = tried, found, slope, 2 * step
+            x, value, gradient, step = candidate, height, slope, 2 * step
         else:
             step = min(step, FAR) / 2
-            across = slope if step < NEAR and _finite(found, slope) else None
+            across = slope if step < NEAR and _finite(height, slope) else None
         earlier.append(value)
 
 
 def nearest_to_zero(a: Tensor, b: Tensor) -> Tensor:
     """The shortest vector on the segment from a to b."""
-    along = b - a
-    square = dot(along, along)
-    share = min(1.0, max(0.0, -dot(a, along) / square)) if square else 0.0
-    return a + share * along
+    segment = b - a
+    square = dot(segment, segment)
+    share = min(1.0, max(0.0, -dot(a, segment) / square)) if square else 0.0
+    return a + share * segment
 
 
 def project(x: Tensor, radius: float) -> Tensor:

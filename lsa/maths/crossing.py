@@ -135,7 +135,7 @@ def search(
     ratio: float = 4.0,
     tolerance: float = 0.1,
 ) -> tuple[Tensor, Tensor]:
-    """Dimensions worth trying around the one that reaches `threshold`, and what they gave.
+    """Dimensions around the one that reaches `threshold`, and the accuracies there.
 
     Climbs a geometric grid until the isotonic fit of the means reaches the threshold and one step
     beyond (a single lucky value must not end the climb), then bisects in log d.
@@ -157,28 +157,30 @@ def search(
     """
     if largest < 1 or ratio <= 1:
         raise InputError(f"largest={largest} must be ≥ 1 and ratio={ratio} above 1; correct them")
-    found: dict[int, Sequence[float]] = {}
+    accuracies: dict[int, Sequence[float]] = {}
     d = max(1, min(smallest, largest))
     reached = 0
-    while d not in found and reached < 2:
-        found[d] = accuracies_of(d)
-        reached += _bracket(found, threshold) is not None
+    while d not in accuracies and reached < 2:
+        accuracies[d] = accuracies_of(d)
+        reached += _bracket(accuracies, threshold) is not None
         d = min(largest, math.ceil(d * ratio))
-    while bracket := _bracket(found, threshold):
+    while bracket := _bracket(accuracies, threshold):
         low, high = bracket
         if high - low <= 1 or high <= low * (1 + tolerance):
             break
         d = max(1, round(math.sqrt(low * high)))
-        found[d] = accuracies_of(d)
-    tried = sorted(found)
-    rows = torch.tensor([list(found[d]) for d in tried], dtype=torch.float64)
+        accuracies[d] = accuracies_of(d)
+    tried = sorted(accuracies)
+    rows = torch.tensor([list(accuracies[d]) for d in tried], dtype=torch.float64)
     return torch.tensor(tried), rows.T.contiguous()
 
 
-def _bracket(found: dict[int, Sequence[float]], threshold: float) -> tuple[int, int] | None:
+def _bracket(accuracies: dict[int, Sequence[float]], threshold: float) -> tuple[int, int] | None:
     """Neighbouring dimensions between which the fit reaches threshold; None if it never does."""
-    tried = sorted(found)
-    means = torch.tensor([sum(found[d]) / len(found[d]) for d in tried], dtype=torch.float64)
+    tried = sorted(accuracies)
+    means = torch.tensor(
+        [sum(accuracies[d]) / len(accuracies[d]) for d in tried], dtype=torch.float64
+    )
     i = _first_index(isotonic(means), threshold)
     if i is None:
         return None

@@ -26,7 +26,7 @@ class Plane:
         u, v = self.directions.unbind(1)
         return self.origin if x == 0 and y == 0 else self.origin + x * u + y * v
 
-    def place(self, theta: Tensor) -> tuple[float, float, float]:
+    def coordinates(self, theta: Tensor) -> tuple[float, float, float]:
         """Coordinates x and y of the plane's nearest point to θ, and the distance to it."""
         U, offset = self.directions.double(), (theta - self.origin).double()
         xy = torch.linalg.solve(U.T @ U, U.T @ offset)
@@ -65,8 +65,8 @@ def filter_normalised(
 
 def _without(rows: Tensor, others: Tensor) -> Tensor:
     """Each row less its part along the other's."""
-    along = (rows * others).sum(1) / _positive(others.square().sum(1))
-    return rows - along.unsqueeze(1) * others
+    shares = (rows * others).sum(1) / _positive(others.square().sum(1))
+    return rows - shares.unsqueeze(1) * others
 
 
 def _positive(x: Tensor) -> Tensor:

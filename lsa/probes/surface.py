@@ -219,7 +219,7 @@ def _hessian(
 def _checkpoints(theta: Tensor, others: Mapping[str, Tensor], points: int, extent: float) -> View:
     marks = {HERE: theta, **others}
     plane = through(*marks.values())
-    places = torch.tensor([plane.place(t)[:2] for t in marks.values()], dtype=torch.float64)
+    places = torch.tensor([plane.coordinates(t)[:2] for t in marks.values()], dtype=torch.float64)
     b, c = others
     return View(
         plane,
@@ -236,7 +236,7 @@ def _trajectory(theta: Tensor, kept: Mapping[int, Tensor], points: int, extent: 
     marks[HERE] = theta
     path = list(marks.values())
     plane, shares = principal(path)
-    places = torch.tensor([plane.place(t) for t in path], dtype=torch.float64)
+    places = torch.tensor([plane.coordinates(t) for t in path], dtype=torch.float64)
     walk = random_walk_shares(len(path))
     distance = places[:, 2].max().item() / _norm(path[0] - theta)
     metrics = {"out_of_plane": Metric(distance, "fraction")}
@@ -370,7 +370,7 @@ def _curves(plane: str, view: View, grid: np.ndarray) -> dict[str, Curve]:
 def _arrays(
     plane: str, view: View, grid: np.ndarray, marks: Mapping[str, Point]
 ) -> dict[str, np.ndarray]:
-    places = np.array([view.plane.place(t) for t in view.marks.values()])
+    places = np.array([view.plane.coordinates(t) for t in view.marks.values()])
     values = np.array(list(marks.values()))
     arrays = {
         "plane": np.array(plane),

@@ -64,7 +64,7 @@ def test_three_points_are_found_at_their_coordinates():
         plane.directions.T @ plane.directions, torch.eye(2, dtype=torch.float64)
     )
     for point, expected in ((a, (0, 0, 0)), (b, (3, 0, 0)), (c, (0, 4, 0))):
-        assert plane.place(point) == pytest.approx(expected, abs=1e-12)
+        assert plane.coordinates(point) == pytest.approx(expected, abs=1e-12)
         torch.testing.assert_close(plane.at(*expected[:2]), point)
     assert plane.at(0, 0) is a
 
@@ -72,7 +72,7 @@ def test_three_points_are_found_at_their_coordinates():
 def test_distance_from_a_plane_with_skew_directions():
     directions = torch.tensor([[1.0, 1.0], [0.0, 2.0], [0.0, 0.0]])
     plane = Plane(torch.zeros(3), directions)
-    assert plane.place(torch.tensor([3.0, 4.0, 5.0])) == pytest.approx((1, 2, 5))
+    assert plane.coordinates(torch.tensor([3.0, 4.0, 5.0])) == pytest.approx((1, 2, 5))
 
 
 @pytest.mark.parametrize("t", [0.0, 1.0, 0.4])
@@ -99,7 +99,7 @@ def test_planted_components_are_found():
         shares[:2], torch.tensor([25, 4], dtype=torch.float64) / 29, rtol=1e-4, atol=0
     )
     assert plane.origin.equal((flat + noise + 7)[-1])
-    x, y, distance = plane.place((flat + noise + 7)[0])
+    x, y, distance = plane.coordinates((flat + noise + 7)[0])
     assert x > 0 and y >= 0 and 0 < distance < 0.01
 
 

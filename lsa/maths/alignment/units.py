@@ -91,8 +91,8 @@ class _Signal(NamedTuple):
     layout: str  # "map" (N, units, H, W); "flat", the same flattened; "vector" (…, units)
 
 
-def _unsupported(what: str) -> InputError:
-    return InputError(f"cannot align {what}; supported are {_SUPPORTED}")
+def _unsupported(part: str) -> InputError:
+    return InputError(f"cannot align {part}; supported are {_SUPPORTED}")
 
 
 def _is_batch_size(argument: Any) -> bool:
@@ -285,7 +285,7 @@ class _Walk:
                 axes[tensor].append(Axis(dim, positions))
         return PermutationSpec(
             {name: len(members) for name, members in groups.items()},
-            {tensor: tuple(found) for tensor, found in axes.items()},
+            {tensor: tuple(of_tensor) for tensor, of_tensor in axes.items()},
             frozenset(self.buffers) & frozenset(axes),
         )
 
@@ -297,9 +297,9 @@ class _Walk:
             for unit in units or ():
                 names.setdefault(self.find(unit), tensor.rpartition(".")[0])
         everywhere = [s.units for s in self.signals.values() if s is not None]
-        for place, units in enumerate([*everywhere, *self.axes.values()]):
+        for axis, units in enumerate([*everywhere, *self.axes.values()]):
             for unit, count in Counter(map(self.find, units or ())).items():
-                places[unit].append((place, count))
+                places[unit].append((axis, count))
         alike: dict[tuple[tuple[int, int], ...], list[int]] = defaultdict(list)
         for unit in sorted(names):
             if unit != 0:

@@ -155,13 +155,13 @@ def _climber(energies: Tensor) -> int | None:
 
 def _forces(tau: Tensor, g: Tensor, method: str, climber: int | None) -> tuple[Tensor, float]:
     """Forces `(P−2, d)` on the interior pivots, and the largest gradient across the path."""
-    along = (g * tau).sum(1, keepdim=True) * tau
-    across = g - along
+    parallel = (g * tau).sum(1, keepdim=True) * tau
+    across = g - parallel
     force = -g if method == "string" else -across
     norms = across.norm(dim=1)
     if climber is not None:
         c = climber - 1
-        force[c] = 2 * along[c] - g[c]
+        force[c] = 2 * parallel[c] - g[c]
         norms[c] = g[c].norm()  # at the saddle the whole gradient vanishes
     return force, norms.max().item()
 

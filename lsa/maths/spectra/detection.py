@@ -40,9 +40,9 @@ def detectable(
         """Logarithm of the quotient of both sides at λ = level + ratio (level − low)."""
         value = level + ratio * (level - low)
         width = max(high - low, 1e-12 * (level - low))
-        place = max(1.0, (2 * value - low - high) / width)
+        position = max(1.0, (2 * value - low - high) / width)
         degree = products - 1
-        power = degree * math.acosh(place)
+        power = degree * math.acosh(position)
         chebyshev = power - math.log(2) + math.log1p(math.exp(-2 * power))  # log cosh
         return math.log(share) + 2 * chebyshev + math.log(ratio)
 

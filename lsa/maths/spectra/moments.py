@@ -67,11 +67,11 @@ def product_moments(
             v = rademacher(d, rng, subspace.dtype, subspace.device)
             v = v - subspace @ (subspace.T @ v)
         av, bv = apply(a, v).double(), apply(b, v).double()
-        found = to_host(torch.stack([v.double() @ av, av @ bv, av @ av, bv @ bv]))
+        products = to_host(torch.stack([v.double() @ av, av @ bv, av @ av, bv @ bv]))
         if i < k:
-            exact += found
+            exact += products
         else:
-            rest.append(found)
+            rest.append(products)
         if report:
             report(i + 1, k + probes, "moments of both operators")
     sums = torch.stack(rest)  # (probes, 4)

@@ -82,8 +82,8 @@ class Quadrature:
 
     def _rest(self, power: int) -> Tensor:
         """vᵀ Aᵖ v without the known eigenvectors, one per probe."""
-        whole = self.dimension * self._moments(power)
-        return whole if self.shares is None else whole - self.shares @ self.known**power
+        total = self.dimension * self._moments(power)
+        return total if self.shares is None else total - self.shares @ self.known**power
 
     @property
     def effective_rank(self) -> Estimate:
@@ -171,8 +171,8 @@ class Quadrature:
         below = self.weights.flatten()[order].cumsum(0) / len(self.nodes)
         median = float(self.nodes.flatten()[order][int((below < 0.5).sum())])
         rules = zip(self.nodes, self.weights, strict=True)
-        found = [_bulk_edge(theta, self.dimension * w, median) for theta, w in rules]
-        counts, edges = torch.tensor(found, dtype=torch.float64).T
+        bulks = [_bulk_edge(theta, self.dimension * w, median) for theta, w in rules]
+        counts, edges = torch.tensor(bulks, dtype=torch.float64).T
         return Outliers(mean(counts), mean(edges))
 
     def _moments(self, power: int) -> Tensor:
