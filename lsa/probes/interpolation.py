@@ -94,8 +94,8 @@ def interpolation(
 
 
 def _part(report: Report, done: int, total: int, text: str) -> Callable[[int], None]:
-    """Progress of one line among several, told how many of its points are measured."""
-    return lambda here: report(done + here, total, text)
+    """Progress of one line among several, by the number of its points that are measured."""
+    return lambda points: report(done + points, total, text)
 
 
 def _check(landscape: Landscape, theta: Tensor, theta_b: Tensor) -> None:
@@ -146,20 +146,20 @@ def _line(
     slopes = []
     for i, alpha in enumerate(alphas.tolist()):
         theta = torch.lerp(a, b, alpha)  # bitwise a and b at 0 and 1
-        here = landscape.recalibrated(theta)
+        train = landscape.recalibrated(theta)
         if alpha in (0, 1):
-            losses, wrong, along = here.per_sample_along(theta, b - a)
-            slopes.append(_slope(here.influences(along).double()))
+            losses, wrong, directional = train.per_sample_along(theta, b - a)
+            slopes.append(_slope(train.influences(directional).double()))
         else:
-            losses, wrong = here.per_sample(theta)
+            losses, wrong = train.per_sample(theta)
         # The held-out samples pass through statistics of the training samples.
-        there = here.with_data_of(validation)
-        held_out = there.per_sample(theta)
-        splits = (here, "train", (losses, wrong)), (there, "test", held_out)
-        for at, split, (loss, error) in splits:
-            rows.setdefault(f"{split}_loss", []).append(at.influences(loss))
+        test = train.with_data_of(validation)
+        held_out = test.per_sample(theta)
+        splits = (train, "train", (losses, wrong)), (test, "test", held_out)
+        for split, name, (loss, error) in splits:
+            rows.setdefault(f"{name}_loss", []).append(split.influences(loss))
             if error is not None:
-                rows.setdefault(f"{split}_error", []).append(error)
+                rows.setdefault(f"{name}_error", []).append(error)
         report(i + 1)
     # Kept whole: a row of numbers per sample is less than the sample itself.
     tables = {name: torch.stack(r).cpu() for name, r in rows.items()}
@@ -211,8 +211,8 @@ def _lowest(means: Tensor, alphas: Tensor) -> Metric:
     if not finite[0].any():
         return Metric(float("nan"))
     rounding = (alphas[1] - alphas[0]).item() / 12**0.5
-    found = _bootstrapped(values, "")
-    return Metric(found.value, errors={**found.errors, "grid": rounding})
+    lowest = _bootstrapped(values, "")
+    return Metric(lowest.value, errors={**lowest.errors, "grid": rounding})
 
 
 def _bootstrapped(values: Tensor, unit: str) -> Metric:

@@ -205,10 +205,10 @@ def _most_dimensions(largest: int, tolerance: float) -> int:
 def _part(report: Report, before: int, expected: int, text: str) -> Report:
     """Progress of one training as progress of them all."""
 
-    def told(done: int, total: int, _: str = "") -> None:
+    def part(done: int, total: int, _: str = "") -> None:
         report(before * total + done, max(expected, before + 1) * total, text)
 
-    return told
+    return part
 
 
 def _accuracy(accuracies: Tensor, samples: int) -> Metric:

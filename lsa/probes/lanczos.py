@@ -112,7 +112,7 @@ def lanczos(
     hessian = landscape.hessian(theta)
     if start is None:
         start = landscape.gradient(theta)
-    found = eigenpairs.lanczos(
+    extremes = eigenpairs.lanczos(
         hessian,
         eigenpairs.start_vector(theta, rng, start),
         rng=rng,
@@ -122,10 +122,10 @@ def lanczos(
         max_products=max_products,
         report=report,
     )
-    metrics, curves, arrays = _ends(landscape, theta, found)
-    notes = found.shortfall("Hessian")
+    metrics, curves, arrays = _ends(landscape, theta, extremes)
+    notes = extremes.shortfall("Hessian")
     if bias == "yes" and landscape.n_samples >= FEWEST:
-        metrics["lambda_max_bias"] = _bias(landscape, theta, found.largest, rng, tol, report)
+        metrics["lambda_max_bias"] = _bias(landscape, theta, extremes.largest, rng, tol, report)
     lacking: list[str] = []
     if split == "yes":
         try:
@@ -136,7 +136,7 @@ def lanczos(
     notes += lacking
     notes += _without_condition_number(metrics)
     if density_probes:
-        options = {"probes": density_probes, "steps": density_steps, "known": _pairs(found)}
+        options = {"probes": density_probes, "steps": density_steps, "known": _pairs(extremes)}
         options |= {"dtype": theta.dtype, "device": theta.device, "report": report}
         rule = spectral_density(hessian, len(theta), rng=rng, **options)
         metrics |= _moments(rule)
@@ -172,25 +172,25 @@ def _check(landscape: Landscape, k: int, k_min: int, probes: int, steps: int) ->
         )
 
 
-def _pairs(found: eigenpairs.Extremes) -> tuple[Tensor, Tensor]:
+def _pairs(extremes: eigenpairs.Extremes) -> tuple[Tensor, Tensor]:
     """The eigenpairs that have converged."""
-    both = (found.largest, found.smallest)
-    good = torch.cat([pairs.converged for pairs in both])
-    values = torch.cat([pairs.values for pairs in both])
-    vectors = torch.cat([pairs.vectors for pairs in both], dim=1)
-    return values[good], vectors[:, good.to(vectors.device)]
+    ends = (extremes.largest, extremes.smallest)
+    converged = torch.cat([pairs.converged for pairs in ends])
+    values = torch.cat([pairs.values for pairs in ends])
+    vectors = torch.cat([pairs.vectors for pairs in ends], dim=1)
+    return values[converged], vectors[:, converged.to(vectors.device)]
 
 
 def _ends(
-    landscape: Landscape, theta: Tensor, found: eigenpairs.Extremes
+    landscape: Landscape, theta: Tensor, extremes: eigenpairs.Extremes
 ) -> tuple[dict[str, Metric], dict[str, Curve], dict[str, np.ndarray]]:
     """Metrics, curve and arrays of the eigenpairs at both ends."""
-    upper, lower = found.largest, found.smallest
+    upper, lower = extremes.largest, extremes.smallest
     gradient = landscape.gradient(theta)
     vectors = torch.cat([upper.vectors, lower.vectors.flip(1)], dim=1)
     # An eigenvector has no sign; point it downhill, so that perturbations along it are comparable.
     vectors = vectors * torch.where(gradient @ vectors > 0, -1.0, 1.0)
-    lambda_max, missable = upper.values[0].item(), found.missable[0]
+    lambda_max, missable = upper.values[0].item(), extremes.missable[0]
     values = torch.cat([upper.values, lower.values.flip(0)])
     residuals = torch.cat([upper.residuals, lower.residuals.flip(0)])
     top = landscape.influences(landscape.curvatures(theta, vectors[:, 0])).double()
@@ -201,8 +201,8 @@ def _ends(
         "lambda_max": Metric(lambda_max, "loss", standard_error(top)),
         "lambda_max_residual": Metric(upper.residuals[0].item(), "loss"),
         "gradient_norm": Metric(gradient.double().norm().item(), "loss", standard_error(slope)),
-        "products": Metric(found.products),
-        "orthogonality_error": Metric(found.orthogonality),
+        "products": Metric(extremes.products),
+        "orthogonality_error": Metric(extremes.orthogonality),
         **({"lambda_missable": Metric(missable, "loss")} if np.isfinite(missable) else {}),
         "n_samples": Metric(landscape.n_samples),
     }
@@ -214,7 +214,7 @@ def _ends(
             "lambda_min": Metric(lambda_min, "loss", standard_error(bottom)),
             "lambda_min_residual": Metric(lower.residuals[0].item(), "loss"),
         }
-        if found.told_from_zero(smallest=True):
+        if extremes.told_from_zero(smallest=True):
             metrics["condition_number"] = _ratio(lambda_max, lambda_min, top, bottom)
     eigenvalues = Curve(
         x=np.concatenate([np.arange(1.0, k + 1), np.arange(-k_min, 0.0)]),
@@ -275,7 +275,7 @@ def _split(
     def extreme(
         matvec: eigenpairs.Matvec, largest: int, smallest: int, name: str
     ) -> tuple[float, Tensor]:
-        found = eigenpairs.lanczos(
+        extremes = eigenpairs.lanczos(
             matvec,
             eigenpairs.start_vector(theta, rng),
             rng=rng,
@@ -286,8 +286,8 @@ def _split(
             max_products=max_products,
             report=report,
         )
-        notes.extend(found.shortfall(name))
-        pairs = found.largest if largest else found.smallest
+        notes.extend(extremes.shortfall(name))
+        pairs = extremes.largest if largest else extremes.smallest
         return pairs.values[0].item(), pairs.vectors[:, 0]
 
     top, u = extreme(gauss_newton, 1, 0, "Gauss–Newton part")
@@ -304,7 +304,7 @@ def _split(
 def _moments(rule: Quadrature) -> dict[str, Metric]:
     """What the quadrature says of the whole spectrum."""
     outliers, signs = rule.outliers(), rule.signs
-    found = {
+    estimates = {
         "trace": (rule.trace, "loss"),
         "frobenius_squared": (rule.frobenius_squared, "loss²"),
         "effective_rank": (rule.effective_rank, ""),
@@ -315,7 +315,7 @@ def _moments(rule: Quadrature) -> dict[str, Metric]:
     }
     return {
         name: Metric(e.value, unit, {"probes": e.error} if e.samples > 1 else {})
-        for name, (e, unit) in found.items()
+        for name, (e, unit) in estimates.items()
         if np.isfinite(e.value)
     }
 
@@ -324,10 +324,10 @@ def _density(rule: Quadrature) -> Curve:
     """Density against λ in units of the largest |λ|: a grid on which all checkpoints overlay."""
     scale = rule.nodes.abs().max().item() or 1.0
     width = (rule.nodes.max() - rule.nodes.min()).item() / rule.nodes.shape[1] or 1e-3 * scale
-    found = rule.density(-1.05 * scale, 1.05 * scale, width=width, points=GRID)
+    density = rule.density(-1.05 * scale, 1.05 * scale, width=width, points=GRID)
     return Curve(
         x=np.linspace(-1.05, 1.05, GRID),
-        y=(found.value * scale).numpy(),
+        y=(density.value * scale).numpy(),
         x_name="relative_eigenvalue",
-        error=(found.error * scale).numpy() if len(rule.nodes) > 1 else None,
+        error=(density.error * scale).numpy() if len(rule.nodes) > 1 else None,
     )

@@ -147,23 +147,23 @@ def layers(
     _check(depth, probes, k, landscape.dimension)
     named = blocks(landscape.unflatten(theta), depth)
     search = Search(rng, tol, max_products, report)
-    whole = search.block(landscape, theta, "whole network", k, 0)
+    network = search.block(landscape, theta, "whole network", k, 0)
     parts = []
     for name, members in named.items():
         part = landscape.restricted(theta, members)
         at = flatten(part.model)
         parts.append(search.block(part, at, name, 1, int(lower == "yes" and len(at) > 1)))
-    notes, near_zero = _doubts([("whole network", whole), *zip(named, parts, strict=True)])
+    notes, near_zero = _doubts([("whole network", network), *zip(named, parts, strict=True)])
     converged = not notes
     notes.append("blocks from 1 on: " + ", ".join(named))
     if near_zero:
         notes.append("not told from zero by its residual: λ_min of " + ", ".join(near_zero))
 
     of = _membership(landscape, theta, named)
-    metrics = _ends(whole, parts) | {"n_samples": Metric(landscape.n_samples)}
+    metrics = _ends(network, parts) | {"n_samples": Metric(landscape.n_samples)}
     index = np.arange(1.0, len(named) + 1)
     curves = _end_curves(index, parts, lower == "yes")
-    traces = _traces(landscape, theta, whole.ends.largest, of, len(named), rng, probes, report)
+    traces = _traces(landscape, theta, network.ends.largest, of, len(named), rng, probes, report)
     metrics["trace"] = _mean(traces.sum(1), "loss", "probes")
     curves["trace_of_block"] = _curve(index, traces, "loss")
     if landscape.has_samples:
@@ -190,15 +190,15 @@ def _doubts(searched: Iterable[tuple[str, Block]]) -> tuple[list[str], list[str]
     return notes, near_zero
 
 
-def _ends(whole: Block, parts: list[Block]) -> dict[str, Metric]:
+def _ends(network: Block, parts: list[Block]) -> dict[str, Metric]:
     """λ_max of the whole network and of the sharpest block."""
     sharpest = max(parts, key=lambda block: block.top)
     return {
-        "lambda_max": Metric(whole.top, "loss", standard_error(whole.curvatures)),
+        "lambda_max": Metric(network.top, "loss", standard_error(network.curvatures)),
         "block_lambda_max": Metric(sharpest.top, "loss", standard_error(sharpest.curvatures)),
-        "block_share": _ratio(sharpest, whole),
+        "block_share": _ratio(sharpest, network),
         "n_blocks": Metric(len(parts)),
-        "products": Metric(sum(block.ends.products for block in (whole, *parts))),
+        "products": Metric(sum(block.ends.products for block in (network, *parts))),
     }
 
 
@@ -280,13 +280,13 @@ def _mean(values: Tensor, unit: str, source: str) -> Metric:
     return Metric(values.mean().item(), unit, standard_error(values, source))
 
 
-def _ratio(sharpest: Block, whole: Block) -> Metric:
+def _ratio(sharpest: Block, network: Block) -> Metric:
     """λ_max of a block over that of the whole, its error to first order."""
-    if not whole.top > 0:
+    if not network.top > 0:
         return Metric(float("nan"))
-    share = sharpest.top / whole.top
+    share = sharpest.top / network.top
     return Metric(
-        share, "", standard_error((sharpest.curvatures - share * whole.curvatures) / whole.top)
+        share, "", standard_error((sharpest.curvatures - share * network.curvatures) / network.top)
     )
 
 

@@ -193,14 +193,14 @@ def _hessian(
     landscape: Landscape, theta: Tensor, find: _Lanczos, points: int, extent: float
 ) -> View:
     start = eigenpairs.start_vector(theta, find.rng, landscape.gradient(theta))
-    found = eigenpairs.lanczos(landscape.hessian(theta), start, **find._asdict())
-    lambda_max, lambda_min = found.largest.values[0].item(), found.smallest.values[0].item()
+    extremes = eigenpairs.lanczos(landscape.hessian(theta), start, **find._asdict())
+    lambda_max, lambda_min = extremes.largest.values[0].item(), extremes.smallest.values[0].item()
     if not lambda_max > 0:
         raise InputError(
             f"λ_max={lambda_max:.3g} is not positive, so no direction of this landscape is sharp "
             "and the grid has no scale; train further"
         )
-    directions = torch.cat([found.largest.vectors, found.smallest.vectors], 1)
+    directions = torch.cat([extremes.largest.vectors, extremes.smallest.vectors], 1)
     uphill = landscape.gradient(theta) @ directions > 0
     directions = torch.where(uphill, -directions, directions)
     reach = extent * (2 / lambda_max) ** 0.5
@@ -212,7 +212,7 @@ def _hessian(
         ("x, eigenvector of λ_max (length in θ)", "y, eigenvector of λ_min (length in θ)"),
         {HERE: theta},
         {"lambda_max": Metric(lambda_max, "loss"), "lambda_min": Metric(lambda_min, "loss")},
-        notes=tuple(found.shortfall("eigenvectors")),
+        notes=tuple(extremes.shortfall("eigenvectors")),
     )
 
 
@@ -322,11 +322,11 @@ def _point(landscape: Landscape, theta: Tensor, base: Tensor) -> Point:
 
 
 def _metrics(
-    landscape: Landscape, theta: Tensor, view: View, grid: np.ndarray, here: Point
+    landscape: Landscape, theta: Tensor, view: View, grid: np.ndarray, centre: Point
 ) -> dict[str, Metric]:
-    metrics = {"loss": Metric(here.loss, "loss", _errors(here.loss_error))}
-    if np.isfinite(here.error):
-        metrics["error"] = Metric(here.error, "fraction", _errors(here.error_error))
+    metrics = {"loss": Metric(centre.loss, "loss", _errors(centre.loss_error))}
+    if np.isfinite(centre.error):
+        metrics["error"] = Metric(centre.error, "fraction", _errors(centre.error_error))
     for axis, u in zip("xy", view.plane.directions.unbind(1), strict=True):
         bend = landscape.influences(landscape.curvatures(theta, u)).double()
         metrics[f"curvature_{axis}"] = Metric(bend.mean().item(), "loss", standard_error(bend))
@@ -340,7 +340,7 @@ def _metrics(
         losses = np.where(finite, grid[..., 0], np.nan)
         for name, index in (("lowest", np.nanargmin(losses)), ("highest", np.nanargmax(losses))):
             point = Point(*grid.reshape(-1, len(COLUMNS))[index])
-            rise = Metric(point.loss - here.loss, "loss", _errors(point.rise_error))
+            rise = Metric(point.loss - centre.loss, "loss", _errors(point.rise_error))
             metrics[f"{name}_rise"] = rise
     return metrics | {
         "not_finite": Metric(float((~finite).sum())),
@@ -370,7 +370,7 @@ def _curves(plane: str, view: View, grid: np.ndarray) -> dict[str, Curve]:
 def _arrays(
     plane: str, view: View, grid: np.ndarray, marks: Mapping[str, Point]
 ) -> dict[str, np.ndarray]:
-    places = np.array([view.plane.coordinates(t) for t in view.marks.values()])
+    coordinates = np.array([view.plane.coordinates(t) for t in view.marks.values()])
     values = np.array(list(marks.values()))
     arrays = {
         "plane": np.array(plane),
@@ -379,13 +379,13 @@ def _arrays(
         "y": view.ys.numpy(),
         **{name: grid[..., k] for k, name in enumerate(COLUMNS)},
         "mark": np.array(list(marks)),
-        "mark_x": places[:, 0],
-        "mark_y": places[:, 1],
-        "mark_distance": places[:, 2],
+        "mark_x": coordinates[:, 0],
+        "mark_y": coordinates[:, 1],
+        "mark_distance": coordinates[:, 2],
         **{f"mark_{name}": values[:, k] for k, name in enumerate(COLUMNS)},
     }
-    found = {f"surface.{name}": np.array(array) for name, array in arrays.items()}
-    return found | {"directions": view.plane.directions.cpu().numpy()}
+    surface = {f"surface.{name}": np.array(array) for name, array in arrays.items()}
+    return surface | {"directions": view.plane.directions.cpu().numpy()}
 
 
 def _notes(

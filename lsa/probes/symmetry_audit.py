@@ -113,33 +113,33 @@ def symmetry_audit(
     and paired: the same samples and random vectors stand on both sides of it.
     """
     _check(factor, rho, adaptive_rho, probes)
-    place = landscape.double()
-    here = Variant(place, theta.double(), lambda v: v)
+    double = landscape.double()
+    original = Variant(double, theta.double(), lambda v: v)
     notes: list[str] = []
     d = len(theta)
     search = Search(
-        start=torch.randn(d, generator=rng).to(here.theta),
-        signs=[rademacher(d, rng, here.theta.dtype, theta.device) for _ in range(probes)],
-        normals=[torch.randn(d, generator=rng).to(here.theta) for _ in range(probes)],
+        start=torch.randn(d, generator=rng).to(original.theta),
+        signs=[rademacher(d, rng, original.theta.dtype, theta.device) for _ in range(probes)],
+        normals=[torch.randn(d, generator=rng).to(original.theta) for _ in range(probes)],
         rho=rho,
         adaptive_rho=adaptive_rho,
         options={"rng": rng, "tol": tol, "max_products": max_products},
         notes=notes,
     )
-    base = _numbers(here, search)
+    base = _numbers(original, search)
     metrics = {name: _metric(name, number) for name, number in base.items()}
-    told: list[str] = []
-    variants = dict(_variants(here, factor, rng, told))
+    findings: list[str] = []
+    variants = dict(_variants(original, factor, rng, findings))
     for i, (change, variant) in enumerate(variants.items()):
         report(i + 1, 1 + len(variants), change.replace("_", " "))
-        found = _numbers(variant, search)
-        ratios = {name: _ratio(found[name], base[name]) for name in base if name in found}
+        numbers = _numbers(variant, search)
+        ratios = {name: _ratio(numbers[name], base[name]) for name in base if name in numbers}
         metrics |= {f"{name}_{change}": ratio for name, ratio in ratios.items()}
-        difference = function_change(place, here.theta, variant.landscape, variant.theta)
+        difference = function_change(double, original.theta, variant.landscape, variant.theta)
         metrics[f"function_change_{change}"] = Metric(difference)
-        told.append(_verdict(change, {name: ratio.value for name, ratio in ratios.items()}))
+        findings.append(_verdict(change, {name: ratio.value for name, ratio in ratios.items()}))
     metrics["n_samples"] = Metric(landscape.n_samples)
-    return Result(metrics, converged=not notes, notes=(*told, *dict.fromkeys(notes)))
+    return Result(metrics, converged=not notes, notes=(*findings, *dict.fromkeys(notes)))
 
 
 def _check(factor: float, rho: float, adaptive_rho: float, probes: int) -> None:
@@ -158,33 +158,34 @@ def _check(factor: float, rho: float, adaptive_rho: float, probes: int) -> None:
 
 
 def _variants(
-    here: Variant, factor: float, rng: torch.Generator, told: list[str]
+    original: Variant, factor: float, rng: torch.Generator, findings: list[str]
 ) -> Iterator[tuple[str, Variant]]:
-    """Name of each change and the network after it; what there is none of is told."""
-    place, theta, _ = here
+    """Name of each change and the network after it; `findings` get what cannot be changed."""
+    landscape, theta, _ = original
     try:
-        spec = permutation_spec(place.model)
+        spec = permutation_spec(landscape.model)
     except InputError as error:
-        told.append(f"no symmetry of this network is known: {error}")
+        findings.append(f"no symmetry of this network is known: {error}")
         return
-    changes = rescalings(place, theta, spec)
+    changes = rescalings(landscape, theta, spec)
     if changes:
-        told.append("layers that can be rescaled: " + ", ".join(changes))
+        findings.append("layers that can be rescaled: " + ", ".join(changes))
         for name, factors in _factors(spec, changes, factor, rng).items():
-            yield name, Variant(place, rescaled(place, theta, changes, factors), lambda v: v)
+            scaled = rescaled(landscape, theta, changes, factors)
+            yield name, Variant(landscape, scaled, lambda v: v)
     else:
-        told.append(
+        findings.append(
             "no layer can be rescaled: none has a positively homogeneous activation, such as ReLU, "
             "between weights that are trained"
         )
-    if frozen := _frozen(place, spec):
-        told.append(
+    if frozen := _frozen(landscape, spec):
+        findings.append(
             f"no units can be renumbered: {frozen} is frozen, so its units keep their order"
         )
     elif spec.sizes:
-        yield "permuted", _permuted(here, spec, rng)
+        yield "permuted", _permuted(original, spec, rng)
     else:
-        told.append("no units can be renumbered: there is no hidden layer")
+        findings.append("no units can be renumbered: there is no hidden layer")
 
 
 def _factors(
@@ -202,24 +203,24 @@ def _factors(
     return {"rescaled_layers": layers, "rescaled_units": units}
 
 
-def _frozen(place: Landscape, spec: PermutationSpec) -> str | None:
+def _frozen(landscape: Landscape, spec: PermutationSpec) -> str | None:
     """A parameter that would have to be renumbered too, but is no part of θ."""
-    trainable = place.unflatten(torch.empty(place.dimension)).keys()
+    trainable = landscape.unflatten(torch.empty(landscape.dimension)).keys()
     return next((n for n in spec.axes if n not in spec.buffers and n not in trainable), None)
 
 
-def _permuted(here: Variant, spec: PermutationSpec, rng: torch.Generator) -> Variant:
-    place, theta, _ = here
+def _permuted(original: Variant, spec: PermutationSpec, rng: torch.Generator) -> Variant:
+    landscape, theta, _ = original
     orders = random_permutations(spec, rng)
-    model = copy.deepcopy(place.model)
-    tensors = {**model.state_dict(), **place.unflatten(theta)}
+    model = copy.deepcopy(landscape.model)
+    tensors = {**model.state_dict(), **landscape.unflatten(theta)}
     model.load_state_dict(apply(spec, orders, tensors))
 
     def carry(v: Tensor) -> Tensor:
-        moved = apply(spec, orders, place.unflatten(v))
+        moved = apply(spec, orders, landscape.unflatten(v))
         return torch.cat([tensor.reshape(-1) for tensor in moved.values()])
 
-    return Variant(place.with_model(model), flatten(model), carry)
+    return Variant(landscape.with_model(model), flatten(model), carry)
 
 
 # --- the numbers ---------------------------------------------------------------------------------
@@ -227,42 +228,44 @@ def _permuted(here: Variant, spec: PermutationSpec, rng: torch.Generator) -> Var
 
 def _numbers(variant: Variant, search: Search) -> dict[str, Measured]:
     """Every number of one network; SAM's steps are left out where the gradient is 0."""
-    place, theta, carry = variant
+    landscape, theta, carry = variant
     ones = torch.ones_like(theta)
-    gradient = place.gradient(theta)
+    gradient = landscape.gradient(theta)
     steepness = gradient.norm()
     numbers = {
         "lambda_max": _top(variant, ones, search),
-        "trace": _mean_curvature(place, theta, [carry(v) for v in search.signs]),
+        "trace": _mean_curvature(landscape, theta, [carry(v) for v in search.signs]),
         "gradient_norm": Measured(steepness.item()),
         "weight_norm": Measured(theta.norm().item()),
         "adaptive_lambda_max": _top(variant, theta.abs(), search),
         "filter_curvature": _mean_curvature(
-            place,
+            landscape,
             theta,
-            [filter_normalised(place.unflatten(theta), carry(v)) for v in search.normals],
+            [filter_normalised(landscape.unflatten(theta), carry(v)) for v in search.normals],
         ),
-        "preconditioned_lambda_max": _top(variant, _root(place, theta).rsqrt(), search),
+        "preconditioned_lambda_max": _top(variant, _root(landscape, theta).rsqrt(), search),
     }
     if steepness > 0:
-        slopes = place.influences(place.slopes(theta, gradient / steepness))
+        slopes = landscape.influences(landscape.slopes(theta, gradient / steepness))
         numbers["gradient_norm"] = Measured(steepness.item(), slopes)
         for name, scale, radius in (
             ("sam_rise", ones, search.rho),
             ("adaptive_sam_rise", theta.abs(), search.adaptive_rho),
         ):
             if (step := sam.ascent(scale * gradient, radius)) is not None:
-                rises = place.influences(place.losses(theta + scale * step) - place.losses(theta))
-                turned = sam.turning(place, theta, scale, radius, step)
+                rises = landscape.influences(
+                    landscape.losses(theta + scale * step) - landscape.losses(theta)
+                )
+                turned = sam.turning(landscape, theta, scale, radius, step)
                 numbers[name] = Measured(rises.mean().item(), rises + turned)
     return numbers
 
 
 def _top(variant: Variant, scale: Tensor, search: Search) -> Measured:
     """λ_max of S H S, S = diag(scale)."""
-    place, theta, carry = variant
-    hessian = place.hessian(theta)
-    found = eigenpairs.lanczos(
+    landscape, theta, carry = variant
+    hessian = landscape.hessian(theta)
+    extremes = eigenpairs.lanczos(
         lambda v: scale * hessian(scale * v),
         carry(search.start),
         largest=1,
@@ -270,23 +273,25 @@ def _top(variant: Variant, scale: Tensor, search: Search) -> Measured:
         confirm=0,  # one pair from a random start needs none
         **search.options,
     )
-    search.notes.extend(found.shortfall("an eigenvalue"))
-    v = scale * found.largest.vectors[:, 0]
-    return Measured(found.largest.values[0].item(), place.influences(place.curvatures(theta, v)))
+    search.notes.extend(extremes.shortfall("an eigenvalue"))
+    v = scale * extremes.largest.vectors[:, 0]
+    return Measured(
+        extremes.largest.values[0].item(), landscape.influences(landscape.curvatures(theta, v))
+    )
 
 
-def _mean_curvature(place: Landscape, theta: Tensor, directions: list[Tensor]) -> Measured:
+def _mean_curvature(landscape: Landscape, theta: Tensor, directions: list[Tensor]) -> Measured:
     """Mean of vᵀHv over the directions."""
-    table = torch.stack([place.influences(place.curvatures(theta, v)) for v in directions])
+    table = torch.stack([landscape.influences(landscape.curvatures(theta, v)) for v in directions])
     return Measured(table.mean().item(), table.mean(0), table.mean(1))
 
 
-def _root(place: Landscape, theta: Tensor) -> Tensor:
+def _root(landscape: Landscape, theta: Tensor) -> Tensor:
     """√(1/N ∑ gᵢ²) + ε, `(d,)`."""
     total = torch.zeros_like(theta)
-    for block in place.sample_gradients(theta):
+    for block in landscape.sample_gradients(theta):
         total += block.square().sum(0)
-    return (total / place.n_samples).sqrt() + EPS
+    return (total / landscape.n_samples).sqrt() + EPS
 
 
 def _metric(name: str, number: Measured) -> Metric:
