@@ -339,7 +339,7 @@ def test_batches_and_an_objective_of_ones_own_are_measured(workplace, monkeypatc
     H = torch.autograd.functional.hessian(loss, flatten(model))
     expected = torch.linalg.eigvalsh(H.double())[-1].item()
     assert done["lambda_max"].value == pytest.approx(expected, rel=1e-4)
-    assert step.metrics["final/train_loss"] == pytest.approx(loss(flatten(model)).item(), rel=1e-5)
+    assert step["train_loss"].value == pytest.approx(loss(flatten(model)).item(), rel=1e-5)
     for name in ("layers", "sgd_noise", "sharpness"):
         assert lsa.measure(name, found).metrics
     with pytest.raises(InputError, match="not trusted"):
@@ -383,7 +383,7 @@ def test_a_folder_of_hugging_face_is_adopted_with_its_tied_weights(workplace: Pa
         counted = int((batch["labels"][:, 1:] != -100).sum())
         loss, weight = loss + counted * model(**batch).loss, weight + counted
     (loss / weight).backward()
-    assert step.metrics["final/train_loss"] == pytest.approx(loss.item() / weight, rel=1e-5)
+    assert step["train_loss"].value == pytest.approx(loss.item() / weight, rel=1e-5)
     found = lsa.load(step.run_id, device="cpu", trust=["text_of_theirs"])
     assert torch.equal(found.theta, flatten(model)), "tied weights count once"
     expected = torch.cat([p.grad.reshape(-1) for p in model.parameters() if p.grad is not None])
