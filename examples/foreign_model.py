@@ -5,9 +5,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
-from lsa import Landscape
-from lsa.landscape import flatten
-from lsa.probe import find
+import lsa
 
 images, labels = load_digits(return_X_y=True)
 x, y = torch.tensor(images, dtype=torch.float32) / 16, torch.tensor(labels)
@@ -29,8 +27,8 @@ with mlflow.start_run(run_name="theirs"):
 # is a traced graph, which runs no code of theirs; its batch norm and dropout are as they were
 # traced. One that is pickled does run code: load it only from people whom you trust.
 model = mlflow.pytorch.load_model("models:/theirs/1")
-landscape = Landscape(model, x, y)
-result = find("lanczos")(landscape=landscape, theta=flatten(model), k=3, density_probes=0)
+landscape = lsa.Landscape(model, x, y)
+result = lsa.lanczos(landscape, k=3, density_probes=0)
 
 with mlflow.start_run(run_name="lanczos of theirs"):
     for name, metric in result.metrics.items():

@@ -3,9 +3,7 @@
 import torch
 from torch import nn
 
-from lsa import Landscape
-from lsa.landscape import flatten
-from lsa.probe import find
+import lsa
 
 torch.manual_seed(0)
 x = torch.randn(500, 4)
@@ -19,8 +17,8 @@ for _ in range(300):
     loss(model(x), y).backward()
     optimizer.step()
 
-landscape = Landscape(model, x, y, loss)
-result = find("lanczos")(landscape=landscape, theta=flatten(model), k=2)
+landscape = lsa.Landscape(model, x, y, loss)
+result = lsa.lanczos(landscape, k=2)
 for name, metric in result.metrics.items():
     errors = "".join(f" ± {error:.2g} ({source})" for source, error in metric.errors.items())
     print(f"{name:24} {metric.value:.4g}{errors} {metric.unit}")

@@ -4,8 +4,6 @@ import torch
 from torch import nn
 
 import lsa
-from lsa.landscape import flatten
-from lsa.probe import find
 
 torch.manual_seed(0)
 x, y = torch.randn(500, 4), torch.randn(500, 1)
@@ -25,6 +23,6 @@ groups = [{"params": model[0].parameters(), "lr": 0.02}, {"params": model[2].par
 for optimizer in (torch.optim.AdamW(groups, lr=0.005), Halved(model.parameters(), lr=0.1)):
     nn.MSELoss()(model(x), y).backward()
     optimizer.step()
-    landscape, theta = lsa.Landscape(model, x, y, nn.MSELoss()), flatten(model)
-    result = find("preconditioned")(landscape=landscape, theta=theta, optimizer=optimizer)
+    landscape = lsa.Landscape(model, x, y, nn.MSELoss())
+    result = lsa.preconditioned(landscape, optimizer=optimizer)
     print(type(optimizer).__name__, f"{result.metrics['threshold_ratio'].value:.3g}")

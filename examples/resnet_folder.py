@@ -10,9 +10,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.models import resnet18
 from torchvision.transforms import Compose, Normalize, Resize, ToTensor
 
-from lsa import Landscape
-from lsa.landscape import flatten
-from lsa.probe import find
+import lsa
 
 to_tensor = Compose([Resize((32, 32)), ToTensor(), Normalize([0.5] * 3, [0.25] * 3)])
 folder = ImageFolder(sys.argv[1], to_tensor)
@@ -29,11 +27,11 @@ for _ in range(10):
     optimizer.step()
 
 # In evaluation mode: batch norm on its running statistics, so each image counts by itself.
-landscape, theta = Landscape(model, x, y), flatten(model)
-print(f"{len(x)} images, {len(theta)} parameters, loss {landscape.loss(theta):.4g}")
-result = find("lanczos")(
-    landscape=landscape, theta=theta, k=1, k_min=0, density_probes=0, split="no"
+landscape = lsa.Landscape(model, x, y)
+print(
+    f"{len(x)} images, {landscape.dimension} parameters, loss {landscape.loss(landscape.theta):.4g}"
 )
+result = lsa.lanczos(landscape, k=1, k_min=0, density_probes=0, split="no")
 for name, metric in result.metrics.items():
     errors = "".join(f" ± {error:.2g} ({source})" for source, error in metric.errors.items())
     print(f"{name:24} {metric.value:.4g}{errors} {metric.unit}")

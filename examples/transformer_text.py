@@ -4,9 +4,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 
-from lsa import Landscape
-from lsa.landscape import flatten
-from lsa.probe import find
+import lsa
 
 TEXT = "".join(f"{a} and {b} make {a + b}. " for a in range(10) for b in range(10))
 LENGTH, WIDTH, HEADS = 24, 16, 2
@@ -51,9 +49,11 @@ for _ in range(200):
     optimizer.step()
 
 # A landscape takes attention's math kernel by itself: the fused ones lack a second derivative.
-landscape, theta = Landscape(model, x, y, loss), flatten(model)
-print(f"{len(x)} samples, {len(theta)} parameters, loss {landscape.loss(theta):.4g}")
-result = find("lanczos")(landscape=landscape, theta=theta, k=2, density_probes=0)
+landscape = lsa.Landscape(model, x, y, loss)
+print(
+    f"{len(x)} samples, {landscape.dimension} parameters, loss {landscape.loss(landscape.theta):.4g}"
+)
+result = lsa.lanczos(landscape, k=2, density_probes=0)
 for name, metric in result.metrics.items():
     errors = "".join(f" ± {error:.2g} ({source})" for source, error in metric.errors.items())
     print(f"{name:24} {metric.value:.4g}{errors} {metric.unit}")

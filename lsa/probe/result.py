@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from os import PathLike
 from typing import TYPE_CHECKING, Any
+from zipfile import BadZipFile
 
 from lsa.runtime.documents import json_number
 from lsa.runtime.errors import InputError
@@ -173,7 +174,7 @@ class Result:
                     if name.startswith("array/")
                 }
             return cls.from_dict(content, arrays)
-        except (OSError, KeyError, ValueError, TypeError) as error:
+        except (OSError, EOFError, BadZipFile, KeyError, ValueError, TypeError) as error:
             raise InputError(
                 f"{path} holds no result ({error}); give a file that Result.save wrote"
             ) from None
