@@ -50,9 +50,8 @@ for _ in range(200):
 
 # A landscape takes attention's math kernel by itself: the fused ones lack a second derivative.
 landscape = lsa.Landscape(model, x, y, loss)
-print(
-    f"{len(x)} samples, {landscape.dimension} parameters, loss {landscape.loss(landscape.theta):.4g}"
-)
+value = landscape.loss(landscape.theta)
+print(f"{len(x)} samples, {landscape.dimension} parameters, loss {value:.4g}")
 result = lsa.lanczos(landscape, k=2, density_probes=0)
 for name, metric in result.metrics.items():
     errors = "".join(f" ± {error:.2g} ({source})" for source, error in metric.errors.items())
