@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lsa.landscape.derivatives import curvatures as sample_curvatures
-from lsa.landscape.derivatives import modes, products, slopes
+from lsa.landscape.derivatives import jacobians, modes, slopes
 from lsa.landscape.derivatives.parts import Part
 
 
@@ -93,12 +93,12 @@ def gauss_newton_curvatures(parts: Iterable[Part], theta: Tensor, u: Tensor) -> 
 
 def _curved(part: Part, theta: Tensor, u: Tensor) -> Tensor:
     if part.outputs is None or part.losses_of is None:
-        return products.traced_curvatures(part, theta, u)
+        return jacobians.traced_curvatures(part, theta, u)
     with torch.no_grad():
         outputs = part.outputs(theta)
     moved = modes.along(part.outputs, theta.detach(), u)
     losses_of = part.losses_of
-    return products.second_derivatives(
+    return jacobians.second_derivatives(
         lambda alpha: losses_of(outputs + alpha * moved), part.samples, theta
     )
 

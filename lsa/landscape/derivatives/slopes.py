@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.func import jvp
 from torch.utils._pytree import tree_map
 
-from lsa.landscape.derivatives import products
+from lsa.landscape.derivatives import jacobians
 
 Both = Callable[[Tensor], tuple[Tensor, Any]]
 
@@ -32,7 +32,7 @@ def by_layers(both: Both, theta: Tensor, u: Tensor) -> tuple[Tensor, Any, Tensor
         seen[:] = both(t)
         return seen[0]
 
-    slopes = products.layered(losses, theta).push(u)
+    slopes = jacobians.layered(losses, theta).push(u)
     values, outputs = seen
     outputs = tree_map(lambda t: t.detach() if isinstance(t, Tensor) else t, outputs)
     return values.detach(), outputs, slopes
@@ -47,7 +47,7 @@ def by_any_way(both: Both, theta: Tensor, u: Tensor) -> tuple[Tensor, Any, Tenso
     except (RuntimeError, TypeError):
         with torch.no_grad():
             values, outputs = both(theta.detach())
-        return values, outputs, products.jacobian(lambda t: both(t)[0], theta).push(u)
+        return values, outputs, jacobians.jacobian(lambda t: both(t)[0], theta).push(u)
 
 
 def by_forward_mode(both: Both, theta: Tensor, u: Tensor) -> tuple[Tensor, Any, Tensor]:

@@ -1,0 +1,132 @@
+"""Jacobians of losses and outputs by θ, as graphs or as rows of per-sample gradients."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.autograd import grad
+
+from lsa.landscape.derivatives import sample_gradients
+from lsa.landscape.derivatives.layer_gradients import SampleGradients
+from lsa.landscape.derivatives.modes import Function, differentiable, pull_back
+from lsa.landscape.derivatives.parts import Part
+from lsa.landscape.derivatives.precision import full_float32
+from lsa.landscape.derivatives.second_order import SecondOrder
+from lsa.runtime.errors import InputError
+
+
+def layered(losses: Function, theta: Tensor) -> SampleGradients:
+    """A part's per-sample gradients, where `sample_gradients` has them."""
+    gradients = sample_gradients.of(losses, theta)
+    if gradients is None:
+        raise ValueError("these gradients are not known by layers")
+    return gradients
+
+
+def in_rows(losses: Function, theta: Tensor) -> SampleGradients:
+    """Those of `layered`, held as one row a sample: a product then only reads them."""
+    return layered(losses, theta).in_rows()
+
+
+@full_float32()
+@torch.enable_grad()
+def second_derivatives(losses: Function, n: int, like: Tensor) -> Tensor:
+    """Second derivatives d²ℓᵢ(α)/dα² at α = 0 of n losses of one scalar, `(n,)`.
+
+    Three reverse passes: two in α of ∑ wᵢℓᵢ, one in w. Forward mode applied twice would be the
+    shorter way, but is silently wrong for layer norm (seen in torch 2.14).
+    """
+    alpha = like.new_zeros(()).requires_grad_()
+    w = like.new_ones(n).requires_grad_()
+    (slope,) = grad(w @ losses(alpha), alpha, create_graph=True)
+    (second,) = grad(differentiable(slope), alpha, create_graph=True, materialize_grads=True)
+    return pull_back(differentiable(second), w, torch.ones_like(second))
+
+
+def jacobian(losses: Function, theta: Tensor) -> SampleGradients | Jacobian:
+    """The Jacobian of losses as a graph; as rows where a gradient has no derivative."""
+    try:
+        return Jacobian(losses, theta)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, InputError):
+        return sample_gradients.one_by_one(losses, theta)
+
+
+class Jacobian:
+    """f(θ) and the products of its Jacobian J with vectors, from one graph.
+
+    h(w) = Jᵀw is linear in w, so its derivative along v is J v whatever w is (Townsend 2017).
+    Forward mode would need the forward pass anew for every v.
+    """
+
+    def __init__(self, function: Function, theta: Tensor) -> None:
+        self._theta = theta.detach().requires_grad_()
+        with SecondOrder(linear=True, values=False):
+            self.value = function(self._theta)
+        self._w = torch.zeros_like(self.value).requires_grad_()
+        self._h = differentiable(grad(self.value, self._theta, self._w, create_graph=True)[0])
+
+    def push(self, v: Tensor) -> Tensor:
+        """J v, in the shape of f(θ)."""
+        return pull_back(self._h, self._w, v)
+
+    def pull(self, w: Tensor) -> Tensor:
+        """Jᵀ w, `(d,)`."""
+        return pull_back(self.value, self._theta, w)
+
+    def normal(self, v: Tensor) -> Tensor:
+        """JᵀJ v, `(d,)`."""
+        return self.pull(self.push(v))
+
+
+class Traced:
+    """Gauss–Newton products of a loss that is known only as a function of θ.
+
+    Its outputs are inner nodes of the graph: the loss is differentiated by them, and they by θ.
+    """
+
+    def __init__(self, part: Part, theta: Tensor) -> None:
+        self._theta = theta.detach().requires_grad_()
+        with SecondOrder():
+            loss, _, self._outputs = part.traced(self._theta)
+        g = grad(loss, self._outputs, create_graph=True, materialize_grads=True)
+        self._g = [differentiable(part) for part in g]
+        self._w = [torch.zeros_like(o).requires_grad_() for o in self._outputs]
+        h = grad(self._outputs, self._theta, self._w, create_graph=True, materialize_grads=True)[0]
+        self._h = differentiable(h)
+
+    def push(self, v: Tensor) -> list[Tensor]:
+        """J v, one tensor for each output."""
+        return [*grad(self._h, self._w, v, retain_graph=True, materialize_grads=True)]
+
+    def curved(self, v: Tensor) -> Tensor:
+        """Jᵀ∇²L J v, `(d,)`."""
+        steps = self.push(v)
+        pairs = [pair for pair in zip(self._g, steps, strict=True) if pair[0].requires_grad]
+        if not pairs:  # a loss that is linear in the outputs
+            return torch.zeros_like(v)
+        g, m = zip(*pairs, strict=True)
+        curved = grad(g, self._outputs, m, retain_graph=True, materialize_grads=True)
+        return grad(self._outputs, self._theta, curved, retain_graph=True, materialize_grads=True)[
+            0
+        ]
+
+
+@full_float32()
+@torch.enable_grad()
+def traced_curvatures(part: Part, theta: Tensor, u: Tensor) -> Tensor:
+    """Per-sample (Jᵢu)ᵀ∇²ℓᵢ(Jᵢu) `(n,)` where losses are known only as functions of θ."""
+    steps = Traced(part, theta).push(u)
+    _, losses, outputs = part.traced(theta.detach().requires_grad_())
+    w = losses.new_ones(len(losses)).requires_grad_()
+
+    def slope_along(value: Tensor) -> Tensor:
+        slopes = grad(value, outputs, create_graph=True, materialize_grads=True)
+        return sum(((s * m).sum() for s, m in zip(slopes, steps, strict=True)), value.new_zeros(()))
+
+    slope = slope_along(w @ losses)
+    if not slope.requires_grad:
+        return torch.zeros_like(losses)
+    second = slope_along(slope)
+    return pull_back(second, w, torch.ones_like(second))
