@@ -14,7 +14,7 @@ def find_head(landscape: Landscape, *thetas: Tensor) -> Tensor | None:
     """True at the coordinates of θ that belong to the last linear layer, shape `(d,)`.
 
     None unless scaling them scales the logits at every θ given, and the loss without them is ln C:
-    what `paths.head_collapse_path` needs to be a bound. Found by trying, on 64 samples.
+    what `polyline.head_collapse_path` needs to be a bound. Found by trying, on 64 samples.
     """
     few = landscape.subset(torch.arange(min(landscape.n_samples, 64), device=thetas[0].device))
     outputs = few.outputs(thetas[0], few.x).detach()

@@ -91,7 +91,7 @@ def lanczos(
     so it is a ratio of the two ends and not a conditioning of anything. It is left out where λ_min
     is not told from zero: where |λ_min| is within its residual or rounding. An eigenvalue above
     `lambda_missable` that the search had missed would have shown with a probability of 95 %
-    (`lsa.maths.eigenpairs.lanczos`). The standard error of an
+    (`lsa.maths.spectra.eigenpairs.lanczos`). The standard error of an
     eigenvalue over the data is the spread of the per-sample curvatures vᵀ∇²ℓᵢv over √N (first-order
     perturbation theory). A subset of the data biases λ_max up and λ_min down (Jensen's inequality),
     by about b/N: so the mean λ_max of two random halves of the samples exceeds λ_max by as much as

@@ -49,14 +49,14 @@ class Measured(NamedTuple):
 
 
 class Search(NamedTuple):
-    """How eigenvalues and random means are found."""
+    """Start vectors, radii and options that every network is measured with."""
 
     start: Tensor
     signs: list[Tensor]
     normals: list[Tensor]
     rho: float
     adaptive_rho: float
-    options: dict[str, Any]  # of `linalg.lanczos`
+    options: dict[str, Any]  # of `eigenpairs.lanczos`
     notes: list[str]
 
 

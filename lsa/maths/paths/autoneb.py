@@ -1,6 +1,6 @@
 """AutoNEB: a minimum-energy path whose pivots are placed where the path needs them.
 
-Paths are relaxed on mini-batches (`lsa.maths.neb`) and judged on the full split by the maximum of
+Paths are relaxed on mini-batches (`lsa.maths.paths.neb`) and judged on the full split by the maximum of
 their dense energies: those at the pivots and at equally spaced points between them.
 """
 
