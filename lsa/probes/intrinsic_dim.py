@@ -72,9 +72,10 @@ def intrinsic_dim(
     accuracy of the checkpoint, which enters by this and by its start alone: checkpoints of one
     start have the same accuracies at every d.
 
-    Training is Adam at a rate that rises and falls (`lsa.landscape.subspace_training`). The accuracy after
-    the last epoch counts, as it does for the checkpoint. Li et al. train for 100 epochs at a
-    constant rate and count the best epoch, which is biased upwards. Fewer epochs give a larger d90.
+    Training is Adam at a rate that rises and falls (`lsa.landscape.subspace_training`). The
+    accuracy after the last epoch counts, as it does for the checkpoint. Li et al. train for 100
+    epochs at a constant rate and count the best epoch, which is biased upwards. Fewer epochs give a
+    larger d90.
     Cost: number of d (4 or 5 on the grid and about 3 more) × subspaces × epochs of training.
     """
     D = training.dimension

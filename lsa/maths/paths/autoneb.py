@@ -1,7 +1,7 @@
 """AutoNEB: a minimum-energy path whose pivots are placed where the path needs them.
 
-Paths are relaxed on mini-batches (`lsa.maths.paths.neb`) and judged on the full split by the maximum of
-their dense energies: those at the pivots and at equally spaced points between them.
+Paths are relaxed on mini-batches (`lsa.maths.paths.neb`) and judged on the full split by the
+maximum of their dense energies: those at the pivots and at equally spaced points between them.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A path is a polyline through pivots `(P, d)`: flat parameter vectors, the first and last of which
 are its endpoints. Lengths are Euclidean in θ and accumulated in float64. Nothing here evaluates an
-energy; the searches that do are in `lsa.maths.paths.neb` and `lsa.maths.curves`.
+energy; the searches that do are in `lsa.maths.paths.neb` and `curves`.
 """
 
 from __future__ import annotations
