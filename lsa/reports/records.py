@@ -12,7 +12,7 @@ from lsa.probe import Probe, outline
 from lsa.runtime.documents import json_number
 from lsa.runtime.errors import InputError
 from lsa.tracking import registered, runs
-from lsa.tracking.results import NOTE, numbers
+from lsa.tracking.numbers import NOTE, numbers
 from lsa.tracking.runs import Done
 
 PICTURES = (".png", ".html")

@@ -24,6 +24,7 @@ from lsa.runtime.errors import InputError
 from lsa.studies import load, steps
 from lsa.tracking import foreign_models, recording, registered, registry, results, runs, serial
 from lsa.tracking.checkpoint import Checkpoint, load_data
+from lsa.tracking.numbers import flat
 from lsa.training import foreign, optimizers, recipes
 from lsa.training import train as training
 from lsa.training.data import Data
@@ -219,7 +220,7 @@ def _registered(source: Checkpoint) -> Result:
             opened.params(projects.train_params(recipe))
             opened.json(recipe.model_dump(), "recipe.json")
             metrics = _evaluated(source)
-            registry.keep(opened, source, results.flat(results.FINAL, metrics), key, final=True)
+            registry.keep(opened, source, flat(results.FINAL, metrics), key, final=True)
         address = opened.tag("lsa.checkpoint")
         return Result(metrics, probe=results.TRAIN, run_id=opened.id, checkpoint=address)
 

@@ -21,6 +21,7 @@ from lsa.runtime.errors import InputError
 from lsa.studies.mode_graph import NAME, Pair, Stored, graph
 from lsa.studies.study import Handle, Study
 from lsa.tracking import recording, results, runs
+from lsa.tracking.numbers import flat
 
 STEPS = ("interpolation", "auto_neb")
 
@@ -113,7 +114,7 @@ def _read(asked: Mapping[tuple[int, int], Mapping[str, Handle]]) -> list[Pair]:
 
 def log(opened: recording.Run, result: Result, title: str) -> None:
     """Store the graph with its figure on a run."""
-    opened.metrics(results.flat(NAME, result.metrics))
+    opened.metrics(flat(NAME, result.metrics))
     opened.arrays(result.arrays)
     opened.json(result.to_dict(), f"{NAME}.json")
     results.log_notes(opened, result.notes)

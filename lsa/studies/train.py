@@ -16,6 +16,7 @@ from lsa.studies import load, progress, steps
 from lsa.tracking import checkpoint as checkpoints
 from lsa.tracking import recording, registered, registry, results, serial, store
 from lsa.tracking.checkpoint import Checkpoint
+from lsa.tracking.numbers import flat
 from lsa.training import recipes
 from lsa.training import train as training
 from lsa.training.data import Data
@@ -90,7 +91,7 @@ def _train(
             loss = recipes.loss_of(recipe, trusted)
             metrics = training.final_metrics(kept.model, split, loss)
             final = kept.epoch == recipe.train.epochs
-            registry.keep(opened, kept, results.flat(results.FINAL, metrics), key, final=final)
+            registry.keep(opened, kept, flat(results.FINAL, metrics), key, final=final)
             return metrics
 
         def on_the_way(state: Mapping[str, Any]) -> None:

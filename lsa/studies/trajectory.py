@@ -22,6 +22,7 @@ from lsa.runtime.errors import InputError
 from lsa.studies import load, measure, partial, progress, steps
 from lsa.tracking import recording, registered, registry, results, runs, store
 from lsa.tracking.checkpoint import Checkpoint
+from lsa.tracking.numbers import flat
 from lsa.training import stability
 
 STEP = project.ALONG  # + name of the probe: the step's name
@@ -217,7 +218,7 @@ def _log(opened: recording.Run, step: str, epoch: int, result: Result, *, last: 
 
     Not on the checkpoints: there they would stand beside the probe's own, with other options.
     """
-    values = {f"{step}/converged": float(result.converged), **results.flat(step, result.metrics)}
+    values = {f"{step}/converged": float(result.converged), **flat(step, result.metrics)}
     if not last:
         values = {name: value for name, value in values.items() if np.isfinite(value)}
     opened.metrics(values, step=epoch)

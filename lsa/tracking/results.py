@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 from mlflow.artifacts import download_artifacts
 
-from lsa.probe import Metric, Probe, Result
+from lsa.probe import Probe, Result
 from lsa.tracking import runs
 from lsa.tracking.checkpoint import Checkpoint
+from lsa.tracking.numbers import NOTE, flat, numbers
 from lsa.tracking.run import Run
 
 TRAIN = "train"
 FINAL = "final"  # prefix of a training's last evaluation, on its run and on its checkpoint
-NOTE = "lsa.note."  # + its number: a tag
 
 
 def log(opened: Run, probe: Probe, result: Result, sources: Sequence[Checkpoint]) -> None:
@@ -51,28 +51,6 @@ def log(opened: Run, probe: Probe, result: Result, sources: Sequence[Checkpoint]
 def log_notes(opened: Run, notes: Sequence[str]) -> None:
     """Store notes as tags, in their order."""
     opened.tags({f"{NOTE}{i}": note for i, note in enumerate(notes)})
-
-
-def flat(prefix: str, metrics: Mapping[str, Metric]) -> dict[str, float]:
-    """Metrics as MLflow stores them: `prefix/name`, and `prefix/name_se_source` per error."""
-    values: dict[str, float] = {}
-    for name, metric in metrics.items():
-        values[f"{prefix}/{name}"] = metric.value
-        for source, error in metric.errors.items():
-            values[f"{prefix}/{name}_se_{source}"] = error
-    return values
-
-
-def numbers(values: Mapping[str, float], curves: Collection[str] = ()) -> dict[str, Metric]:
-    """The inverse of `flat`, names with their prefix; without the points of curves."""
-    metrics = {}
-    for name, value in sorted(values.items()):
-        if "_se_" in name or name in curves:
-            continue
-        start = f"{name}_se_"
-        errors = {k.removeprefix(start): e for k, e in values.items() if k.startswith(start)}
-        metrics[name] = Metric(value, errors=errors)
-    return metrics
 
 
 def read(run_id: str) -> Result:

@@ -45,7 +45,7 @@ def test_the_work_of_a_line_is_what_it_evaluates(workplace, monkeypatch):
 
     with study.study("tiny"):
         ends = [study.step("train", optimizer=name) for name in ("sgd", "adamw")]
-        assert all(end.metrics for end in ends)  # trained before anything is counted
+        assert all(end.result.metrics for end in ends)  # trained before anything is counted
         monkeypatch.setattr(Landscape, "per_sample", counted)
         study.step("interpolation", *ends, points=9, align="none")
     at = Sizes(dimension=1, samples=64, training=200, validation=100)

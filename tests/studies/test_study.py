@@ -177,7 +177,7 @@ def test_a_failing_step_does_not_stop_the_others(workplace):
     assert "lsa train --project tiny --optimizer sgd --seed 0" in str(caught.value)
     assert states(running) == ["failed", "done", "skipped", "done", "skipped"]
     with pytest.raises(InputError, match="lanczos sgd seed 0: not run: train sgd seed 0 failed"):
-        _ = running.handles[2].metrics
+        _ = running.handles[2].result
     with pytest.raises(Failed), study(setting, keep_going=False) as running:
         plan.run(setting, running)
     assert states(running) == ["failed"] + ["skipped"] * 4

@@ -157,23 +157,23 @@ def test_of_a_step_measured_twice_one_run_is_kept(
     trained, two_machines, monkeypatch, caplog, moment
 ):
     source, ids = lsa.load(trained.run_id), []
-    place = (steps, "call_probe") if moment == "while it measures" else (recording.Run, "end")
+    place = (measure, "call_probe") if moment == "while it measures" else (recording.Run, "end")
 
-    def measure() -> str:
+    def measured() -> str:
         return measure.measure("lanczos", source, k=1, reuse=True).run_id
 
     def elsewhere() -> None:
         with monkeypatch.context() as other:
             other.setenv(spool.FOLDER, "elsewhere")
-            ids.append(measure())
+            ids.append(measured())
 
     beside(monkeypatch, *place, elsewhere)
-    kept = measure()
+    kept = measured()
     found = mlflow.search_runs(search_all_experiments=True, output_format="list")
     ends = {r.info.run_id: r.info.status for r in found if r.data.tags["lsa.step"] == "lanczos"}
     assert sorted(ends.values()) == ["FINISHED", "KILLED"] and ends[kept] == "FINISHED"
     assert ids == [kept] or moment == "as it ends"
-    assert measure() == kept and "measured twice" in caplog.text
+    assert measured() == kept and "measured twice" in caplog.text
 
 
 # --- a database that takes nothing ----------------------------------------------------------------

@@ -254,7 +254,7 @@ def test_a_training_while_the_store_is_away_keeps_its_checkpoints(workplace, plu
     plug.put()
     done = train.train(recipe)  # delivered, not trained again
     assert done.reused and done.checkpoint == "models:/tiny.sgd/1"
-    key = runs.read(done.run_id).tags["lsa.key"]
+    key = mlflow.MlflowClient().get_run(done.run_id).data.tags["lsa.key"]
     assert [epoch for epoch, _ in registered.trajectory(key)] == [0, 2, 4, 5]
     assert len(mlflow.MlflowClient().get_metric_history(done.run_id, "val/loss")) == 5
     again = train.train(recipe)

@@ -176,8 +176,10 @@ def test_divergence_is_said_plainly(split):
 
 def test_final_metrics_have_data_errors(split):
     found = final_metrics(network(recipe("sgd"), split), split)
-    accuracy, error = found["final/val_accuracy"], found["final/val_accuracy_se_data"]
-    assert error == pytest.approx((accuracy * (1 - accuracy) / 99) ** 0.5, rel=1e-6)
+    accuracy = found["val_accuracy"].value
+    assert found["val_accuracy"].errors["data"] == pytest.approx(
+        (accuracy * (1 - accuracy) / 99) ** 0.5, rel=1e-6
+    )
 
 
 def test_state_is_stored_without_pickle(tmp_path):

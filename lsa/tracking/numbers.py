@@ -1,0 +1,31 @@
+"""Metrics under the names that MLflow has them by. Nothing here waits for torch."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+from lsa.probe import Metric
+
+NOTE = "lsa.note."  # + its number: a tag
+
+
+def flat(prefix: str, metrics: Mapping[str, Metric]) -> dict[str, float]:
+    """Metrics as MLflow stores them: `prefix/name`, and `prefix/name_se_source` per error."""
+    values: dict[str, float] = {}
+    for name, metric in metrics.items():
+        values[f"{prefix}/{name}"] = metric.value
+        for source, error in metric.errors.items():
+            values[f"{prefix}/{name}_se_{source}"] = error
+    return values
+
+
+def numbers(values: Mapping[str, float], curves: Collection[str] = ()) -> dict[str, Metric]:
+    """The inverse of `flat`, names with their prefix; without the points of curves."""
+    metrics = {}
+    for name, value in sorted(values.items()):
+        if "_se_" in name or name in curves:
+            continue
+        start = f"{name}_se_"
+        errors = {k.removeprefix(start): e for k, e in values.items() if k.startswith(start)}
+        metrics[name] = Metric(value, errors=errors)
+    return metrics
