@@ -1,9 +1,10 @@
 """How a probe is declared, what it returns, and where it is found."""
 
 from lsa.probe.checks import AtMost, Same
-from lsa.probe.declaration import INPUTS, PROBES, Option, Probe, Sizes, Work, probe
+from lsa.probe.declaration import INPUTS, PROBES, Option, Probe, probe
 from lsa.probe.registry import find, modules
 from lsa.probe.result import Curve, Metric, Result, standard_error
+from lsa.probe.work import Sizes, Work
 from lsa.runtime.progress import Report
 
 __all__ = [

@@ -23,6 +23,7 @@ from typing import Annotated, Any, Literal
 
 from lsa.probe.checks import AtMost, Same
 from lsa.probe.result import Result
+from lsa.probe.work import Work
 from lsa.runtime.errors import InputError, NotFinite
 
 INPUTS = {
@@ -53,34 +54,6 @@ class Option:
 
 
 @dataclass(frozen=True)
-class Sizes:
-    """How large a problem is, for saying what a probe will cost."""
-
-    dimension: int  # parameters
-    samples: int  # of the landscape
-    training: int  # samples of the whole training split
-    validation: int
-    parameters: tuple[str, ...] = ()  # their names
-    optimizer: str = ""  # that trained the checkpoint; empty where several are meant
-
-
-@dataclass(frozen=True)
-class Work:
-    """What a probe will compute, in evaluations of one sample each."""
-
-    losses: float = 0.0
-    gradients: float = 0.0
-    products: float = 0.0  # of the Hessian with a vector
-    gauss_newton: float = 0.0  # products of the Gauss–Newton matrix with a vector
-    covariance: float = 0.0  # products of the gradient covariance with a vector
-    curvatures: float = 0.0  # of each sample along a vector
-    vectors: int = 0  # of length d held at once
-    width: int = 4  # bytes of a number
-    # Factors of the time between which checkpoints lie, where it depends on what is found there.
-    spread: tuple[float, float] = (1.0, 1.0)
-
-
-@dataclass(frozen=True)
 class Probe:
     """A probe's declaration, read from its signature and docstring."""
 
@@ -103,8 +76,9 @@ class Probe:
 
         Inputs come by position in the order of the probe's own signature, or by name; options by
         name. Unless given, `theta` is the landscape's, `rng` is seeded with `rng_seed` (0),
-        `report` says nothing, and `others`, `trajectory` and `memory` are empty. Inputs that the
-        probe does not take are passed over.
+        `report` says nothing, `others`, `trajectory` and `memory` are empty, and an input with a
+        default in the probe's signature has that. Inputs that the probe does not take are passed
+        over.
 
         The landscape is checked first (`lsa.landscape.consistency`); what is off becomes a note.
 
@@ -122,7 +96,8 @@ class Probe:
         given = {**dict(zip(self.inputs, inputs, strict=False)), **given}
         rng = torch.Generator().manual_seed(given.pop("rng_seed", 0))
         usual = {"rng": rng, "report": lambda *_: None, "start": None}
-        given = {**usual, "others": {}, "trajectory": dict, "memory": {}, **given}
+        usual |= {"others": {}, "trajectory": dict, "memory": {}, **self.optional}
+        given = {**usual, **given}
         if "theta" not in given and "landscape" in given:
             given["theta"] = given["landscape"].theta
         missing = [name for name in self.inputs if name not in given]
@@ -177,6 +152,14 @@ class Probe:
         if not places or "theta" not in self.inputs:
             return ()
         return consistency.notes(places[0], given["theta"])
+
+    @property
+    def optional(self) -> dict[str, Any]:
+        """Inputs that it can do without, and what they are then."""
+        own = self.__signature__.parameters
+        return {
+            n: own[n].default for n in self.inputs if own[n].default is not inspect.Parameter.empty
+        }
 
     @property
     def pair(self) -> bool:

@@ -141,7 +141,7 @@ def call_probe(
         start: Direction `(d,)` from which an eigensolver may start.
         memory: What an interrupted run of the step has left.
     """
-    source = sources[0]
+    source, needed = sources[0], "optimizer" not in declared.optional
     available = {
         "landscape": lambda: source.landscape,
         "training": lambda: source.training,
@@ -149,7 +149,7 @@ def call_probe(
         "theta": lambda: source.theta,
         "theta_b": lambda: sources[1].theta,
         "theta_init": lambda: source.theta_init,
-        "optimizer": lambda: source.optimizer,
+        "optimizer": lambda: source.optimizer if needed or source.has_optimizer else None,
         "others": lambda: _others(sources),
         "trajectory": lambda: lambda: _kept(source),
         "start": lambda: start,

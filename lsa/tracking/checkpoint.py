@@ -124,6 +124,11 @@ class Checkpoint:
             )
         return flatten(network(self.recipe, self.data, self.trusted).to(self.device))
 
+    @property
+    def has_optimizer(self) -> bool:
+        """Whether it was registered with its optimizer, or trained by lsa."""
+        return bool(self.optimizer_state) or self.recipe.rule.name != ELSEWHERE
+
     @functools.cached_property
     def optimizer(self) -> OptimizerState:
         """The optimizer as of the checkpoint.
@@ -132,7 +137,7 @@ class Checkpoint:
             InputError: Its class is unknown or not trusted, or its state is not kept.
         """
         rule, model, origin = self.recipe.rule, self.model, self.recipe.origin
-        if not self.optimizer_state and rule.name == ELSEWHERE:
+        if not self.has_optimizer:
             raise InputError(
                 "the checkpoint was registered without its optimizer; register it with "
                 "lsa.register(…, optimizer=optimizer)"

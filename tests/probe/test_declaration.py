@@ -170,3 +170,14 @@ def test_a_declaration_is_called_with_inputs_and_options_by_name():
         declared(size=3)
     with pytest.raises(InputError, match="no option 'sise'; known: size"):
         declared(theta=1, sise=3)
+
+
+def test_an_input_with_a_default_may_be_missing():
+    @probe()
+    def lenient(theta, optimizer=None) -> Result:
+        """A probe that can do without an optimizer."""
+        return Result({}, notes=(f"optimizer {optimizer}",))
+
+    assert PROBES["lenient"].optional == {"optimizer": None}
+    assert PROBES["lenient"](theta=1).notes == ("optimizer None",)
+    assert PROBES["lenient"](1, "of their own").notes == ("optimizer of their own",)

@@ -1,0 +1,33 @@
+"""What a probe will cost, as its declaration says it: for the plan of a study."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How large a problem is, for saying what a probe will cost."""
+
+    dimension: int  # parameters
+    samples: int  # of the landscape
+    training: int  # samples of the whole training split
+    validation: int
+    parameters: tuple[str, ...] = ()  # their names
+    optimizer: str = ""  # that trained the checkpoint; empty where several are meant
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a probe will compute, in evaluations of one sample each."""
+
+    losses: float = 0.0
+    gradients: float = 0.0
+    products: float = 0.0  # of the Hessian with a vector
+    gauss_newton: float = 0.0  # products of the Gauss–Newton matrix with a vector
+    covariance: float = 0.0  # products of the gradient covariance with a vector
+    curvatures: float = 0.0  # of each sample along a vector
+    vectors: int = 0  # of length d held at once
+    width: int = 4  # bytes of a number
+    # Factors of the time between which checkpoints lie, where it depends on what is found there.
+    spread: tuple[float, float] = (1.0, 1.0)
