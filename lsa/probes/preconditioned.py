@@ -14,7 +14,6 @@ from torch.optim import Optimizer
 from lsa.landscape import Landscape
 from lsa.maths.spectra import eigenpairs
 from lsa.probe import Curve, Metric, Report, Result, Same, Sizes, Work, probe, standard_error
-from lsa.project.factories import one_line
 from lsa.runtime.errors import InputError
 from lsa.training import stability
 from lsa.training.preconditioners import Preconditioner
@@ -193,8 +192,8 @@ def _update(
     """Curvature along the optimizer's next step."""
     try:
         u = optimizer.update(theta, landscape.gradient(theta)).double()
-    except (TypeError, RuntimeError) as error:  # one that evaluates the loss itself, such as SAM
-        notes.append(f"no update_curvature: {optimizer.name} makes no step ({one_line(error)})")
+    except InputError as error:
+        notes.append(f"no update_curvature: {error}")
         return {}
     if not u.any():
         notes.append("the next step is zero, so there is no curvature along it")

@@ -13,10 +13,8 @@ changes its sign in every step, where an eigenvalue of that P⁻¹(H + λI) pass
 
 from __future__ import annotations
 
-import copy
 import functools
 import math
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lsa.project.factories import one_line
 from lsa.runtime.errors import InputError
 from lsa.training import (  # noqa: F401
     collection_rules,
@@ -34,6 +33,7 @@ from lsa.training import (  # noqa: F401
     torch_rules,
 )
 from lsa.training.preconditioners import Preconditioner, Rule
+from lsa.training.twin import twin_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,8 +198,17 @@ class OptimizerState:
         A copy in float64 steps, because (θ + u) − θ is not u in floating point. An optimizer with
         averaged weights that is in `eval` mode steps from its training point, but with the gradient
         at θ.
+
+        Raises:
+            InputError: It makes no step from a gradient: SAM, for one, evaluates the loss itself.
         """
-        twin, own = _twin(self.optimizer, self.parameters)
+        try:
+            return self._step(theta, gradient)
+        except (TypeError, RuntimeError) as error:
+            raise InputError(f"{self.name} makes no step ({one_line(error)})") from None
+
+    def _step(self, theta: Tensor, gradient: Tensor) -> Tensor:
+        twin, own = twin_of(self.optimizer, self.parameters)
         averaging = any(group.get("train_mode") is False for group in twin.param_groups)
         sizes = [p.numel() for p in self.parameters]
         with torch.no_grad():
@@ -214,32 +223,6 @@ class OptimizerState:
             optimizers.switch(twin, training=False)
         after = torch.cat([p.detach().reshape(-1) for p in own]).to(theta.device)
         return (after - theta.double()).to(theta.dtype)
-
-
-def _twin(
-    optimizer: Optimizer, parameters: Sequence[nn.Parameter]
-) -> tuple[Optimizer, list[nn.Parameter]]:
-    """A copy of an optimizer in float64 without hooks, and its copies of the parameters."""
-    memo: dict[int, Any] = {}
-    twin = object.__new__(type(optimizer))
-    # Not deepcopy: torch drops all but state and groups. A scheduler hangs a step on the instance.
-    content = {k: v for k, v in vars(optimizer).items() if k != "step" and "_hooks" not in k}
-    vars(twin).update(copy.deepcopy(content, memo))
-    vars(twin).update({k: OrderedDict() for k in vars(optimizer) if "_hooks" in k})
-    for group in twin.param_groups:
-        group |= {"fused": False} if group.get("fused") else {}
-        for p in group["params"]:
-            p.data, p.grad = p.data.double(), None
-    for state in twin.state.values():
-        state |= {key: _double(value) for key, value in state.items() if key != "step"}
-    still = (nn.Parameter(p.detach().double()) for p in parameters if id(p) not in memo)
-    return twin, [memo[id(p)] if id(p) in memo else next(still) for p in parameters]
-
-
-def _double(value: Any) -> Any:
-    if isinstance(value, list | tuple):
-        return type(value)(map(_double, value))
-    return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 def read(
