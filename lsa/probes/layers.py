@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
@@ -159,7 +159,7 @@ def layers(
     if near_zero:
         notes.append("not told from zero by its residual: λ_min of " + ", ".join(near_zero))
 
-    of = _membership(landscape, theta, named)
+    of = membership(landscape, theta, named)
     metrics = _ends(network, parts) | {"n_samples": Metric(landscape.n_samples)}
     index = np.arange(1.0, len(named) + 1)
     curves = _end_curves(index, parts, lower == "yes")
@@ -234,7 +234,7 @@ def _check(depth: int, probes: int, k: int, dimension: int) -> None:
         raise InputError(f"k={k}: choose 1 to d={dimension} eigenvectors of the whole")
 
 
-def _membership(landscape: Landscape, theta: Tensor, named: dict[str, list[str]]) -> Tensor:
+def membership(landscape: Landscape, theta: Tensor, named: Mapping[str, list[str]]) -> Tensor:
     """Index of the block that each parameter belongs to, `(d,)`."""
     index = {name: i for i, members in enumerate(named.values()) for name in members}
     parts = landscape.unflatten(theta).items()

@@ -127,6 +127,11 @@ def test_nobodys_code_runs_unless_named_or_trusted(parts):
     found = lsa.load(step.run_id, device="cpu", trust=[NAME])
     with pytest.raises(InputError, match="registered without its optimizer"):
         _ = found.optimizer
+    without = lsa.measure("gradient", found)  # a probe that can do without
+    assert "gradient_norm" in without.metrics and "update_angle" not in without.metrics
+    assert any("no update_angle" in note for note in without.notes)
+    with pytest.raises(InputError, match="registered without its optimizer"):
+        lsa.measure("preconditioned", found)
     with pytest.raises(InputError, match="its initial weights are not known"):
         _ = found.theta_init
 
