@@ -15,7 +15,15 @@ from lsa.landscape.derivatives import batch_norm
 from lsa.landscape.derivatives.parts import Part
 from lsa.landscape.network import Network
 from lsa.landscape.objectives import drawn
-from lsa.landscape.terms import Objective, Terms
+from lsa.landscape.terms import (
+    Objective,
+    Terms,
+    check_sum,
+    checked,
+    unit_sums,
+    unit_weights,
+    with_penalty,
+)
 from lsa.landscape.values import misclassified
 from lsa.landscape.weighing import reach_outside
 from lsa.runtime.errors import InputError
@@ -59,14 +67,14 @@ class Batched:
                 self._check_reach(network, theta, batch)
             with network.at(theta):
                 terms = self._terms(network, batch)
-            _check_sum(terms)
+            check_sum(terms)
             separate.add(terms.samples is not None)
             if len(separate) > 1:
                 raise InputError(
                     "the objective gives samples for some batches and not for others; give them "
                     "for all or for none"
                 )
-            w = _weights(terms)
+            w = unit_weights(terms)
             weights.extend(w.tolist())  # small tensors between large ones would scatter memory
             counts.append(Count(len(w), float(w.sum()), batch.mark))
         found = torch.tensor(weights, dtype=torch.float64)
@@ -82,7 +90,7 @@ class Batched:
         if network.keeps_others:
             return
         with torch.enable_grad(), network.at(theta):
-            first, second = (_everything(self._terms(network, batch)) for _ in range(2))
+            first, second = (with_penalty(self._terms(network, batch)) for _ in range(2))
         if reach_outside(first, second):
             raise InputError(
                 "the objective depends on trainable tensors outside θ, whose part of the gradient "
@@ -122,7 +130,7 @@ class Batched:
             """Terms, and sums and weights `(units,)`."""
             with network.at(theta):
                 found = self._terms(network, batch)
-            sums, weights = _sums(found), _weights(found)
+            sums, weights = unit_sums(found), unit_weights(found)
             if len(weights) != expected.units or not _close(weights.sum(), expected.weight):
                 raise InputError(
                     f"batch {batch.index} weighs {float(weights.sum()):.6g}, before it was "
@@ -236,63 +244,6 @@ class Parts:
         n, total, some_empty = len(weights), float(weights.sum()), bool((weights == 0).any())
         for batch in self._data.batches:
             yield self._data.part(self._network, batch, n, total, some_empty)
-
-
-def checked(terms: Terms) -> Terms:
-    """Terms, if they fit together.
-
-    Raises:
-        InputError: Another type, a total that is no scalar, or samples and weights of other shapes.
-    """
-    if not isinstance(terms, Terms):
-        raise InputError(f"the objective returned a {type(terms).__name__}; return lsa.Terms")
-    if terms.total.ndim:
-        raise InputError(f"Terms.total has shape {tuple(terms.total.shape)}; sum it to a scalar")
-    if terms.samples is None:
-        return terms
-    if terms.samples.ndim != 1:
-        raise InputError(
-            f"Terms.samples has shape {tuple(terms.samples.shape)}; give one sum per sample, (n,)"
-        )
-    if terms.weights is not None and terms.weights.shape != terms.samples.shape:
-        raise InputError(
-            f"Terms.weights has shape {tuple(terms.weights.shape)}, samples "
-            f"{tuple(terms.samples.shape)}; give as many of each"
-        )
-    return terms
-
-
-def _everything(terms: Terms) -> Tensor:
-    """A number that depends on all that L depends on."""
-    return terms.total if terms.penalty is None else terms.total + terms.penalty
-
-
-def _check_sum(terms: Terms) -> None:
-    """See that the samples add up to the total."""
-    if terms.samples is None:
-        return
-    own, added = float(terms.total), float(terms.samples.double().sum())
-    if abs(own - added) > 1e-3 * max(abs(own), abs(added), 1e-30):
-        raise InputError(
-            f"Terms.samples add up to {added:.6g}, Terms.total is {own:.6g}; samples are the parts "
-            "that the total is the sum of"
-        )
-
-
-def _sums(terms: Terms) -> Tensor:
-    """The loss of each unit, `(units,)`."""
-    return terms.total.reshape(1) if terms.samples is None else terms.samples
-
-
-def _weights(terms: Terms) -> Tensor:
-    """The weight of each unit, `(units,)`, in float64."""
-    weight = torch.as_tensor(terms.weight, device=terms.total.device).detach().double()
-    if terms.samples is None:
-        return weight.reshape(1)
-    if terms.weights is not None:
-        return terms.weights.detach().double()
-    n = len(terms.samples)
-    return (weight / n).expand(n)
 
 
 def _close(a: Tensor, b: float) -> bool:

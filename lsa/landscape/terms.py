@@ -1,4 +1,4 @@
-"""The terms of a loss on one batch, which an objective returns."""
+"""The terms of a loss on one batch, which an objective returns, and what is asked of them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+
+from lsa.runtime.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -26,3 +29,60 @@ class Terms:
 
 Objective = Callable[[nn.Module, Any], Terms]
 """`(model, batch) → Terms`; the model has θ inside."""
+
+
+def checked(terms: Terms) -> Terms:
+    """Terms, if they fit together.
+
+    Raises:
+        InputError: Another type, a total that is no scalar, or samples and weights of other shapes.
+    """
+    if not isinstance(terms, Terms):
+        raise InputError(f"the objective returned a {type(terms).__name__}; return lsa.Terms")
+    if terms.total.ndim:
+        raise InputError(f"Terms.total has shape {tuple(terms.total.shape)}; sum it to a scalar")
+    if terms.samples is None:
+        return terms
+    if terms.samples.ndim != 1:
+        raise InputError(
+            f"Terms.samples has shape {tuple(terms.samples.shape)}; give one sum per sample, (n,)"
+        )
+    if terms.weights is not None and terms.weights.shape != terms.samples.shape:
+        raise InputError(
+            f"Terms.weights has shape {tuple(terms.weights.shape)}, samples "
+            f"{tuple(terms.samples.shape)}; give as many of each"
+        )
+    return terms
+
+
+def with_penalty(terms: Terms) -> Tensor:
+    """A number that depends on all that L depends on."""
+    return terms.total if terms.penalty is None else terms.total + terms.penalty
+
+
+def check_sum(terms: Terms) -> None:
+    """See that the samples add up to the total."""
+    if terms.samples is None:
+        return
+    own, added = float(terms.total), float(terms.samples.double().sum())
+    if abs(own - added) > 1e-3 * max(abs(own), abs(added), 1e-30):
+        raise InputError(
+            f"Terms.samples add up to {added:.6g}, Terms.total is {own:.6g}; samples are the parts "
+            "that the total is the sum of"
+        )
+
+
+def unit_sums(terms: Terms) -> Tensor:
+    """The loss of each unit, `(units,)`."""
+    return terms.total.reshape(1) if terms.samples is None else terms.samples
+
+
+def unit_weights(terms: Terms) -> Tensor:
+    """The weight of each unit, `(units,)`, in float64."""
+    weight = torch.as_tensor(terms.weight, device=terms.total.device).detach().double()
+    if terms.samples is None:
+        return weight.reshape(1)
+    if terms.weights is not None:
+        return terms.weights.detach().double()
+    n = len(terms.samples)
+    return (weight / n).expand(n)
