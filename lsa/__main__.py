@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from types import TracebackType
 
-from lsa.cli import app
+from lsa.cli import app, streams
 from lsa.runtime.errors import without_passwords
 
 
 def main() -> None:
     """Run the command line and exit with its code."""
     sys.excepthook = _unforeseen
-    sys.exit(app.run(sys.argv[1:]))
+    streams.prepare()
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")  # lsa tells what is of use itself
+    code = app.run(sys.argv[1:])
+    if code == app.EXIT_PIPE:
+        streams.silence()
+    sys.exit(code)
 
 
 def _unforeseen(

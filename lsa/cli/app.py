@@ -7,6 +7,7 @@ Options keep MLflow's spelling as well as the shell's (`--max_products` and `--m
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import os
 import sys
@@ -24,7 +25,7 @@ from lsa.cli.show import checkpoints, probes, show, written
 from lsa.cli.study import DEVICE, PROJECT, compare, mode_graph, report, study
 from lsa.probe import outline
 from lsa.runtime import attached, collector, failures, ranks, signals
-from lsa.runtime.errors import InputError, plain
+from lsa.runtime.errors import Diverged, InputError, plain
 from lsa.tracking import spool
 
 CONTEXT = {
@@ -32,9 +33,11 @@ CONTEXT = {
     "token_normalize_func": lambda token: token.replace("_", "-"),
 }
 EXIT_FAILURE, EXIT_INPUT = 1, 2
+EXIT_PIPE = 141  # as of a program that SIGPIPE ends
 EXIT_NOT_LOGGED = 75  # as of a mail that could not be delivered yet (sysexits.h)
 # Module that a tracking store's address asks for -> what to install.
 DRIVERS = {"psycopg": "psycopg[binary]", "psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}
+TRUST = "packages whose code may run, and datasets that may be fetched: my_nets,CIFAR10"
 # Click's usage error; typer carries its own copy of click, so its own is the one raised.
 UsageError: Any = typer.BadParameter.__bases__[0]
 
@@ -44,7 +47,8 @@ def run(arguments: Sequence[str]) -> int:
 
     Returns:
         The exit code: 0, 2 for bad input and 1 for what the machine refuses (one plain line on
-        stderr), 75 when something is measured and not logged (also one), 130 or 143 after a signal.
+        stderr), 75 when something is measured and not logged (also one), 130 or 143 after a signal,
+        141 when nobody reads the output any more.
     """
     attached.take()
     # torch's own forward mode says this to people who cannot do anything about it.
@@ -59,6 +63,7 @@ def run(arguments: Sequence[str]) -> int:
     with collector.put_off(), signals.caught():
         try:
             code = command.main(args=list(arguments), prog_name="lsa", standalone_mode=False)
+            sys.stdout.flush()  # a full disk or a closed pipe is told here, not at the exit
             return code if isinstance(code, int) else 0
         except BaseException as error:
             stop = signals.behind(error)
@@ -69,6 +74,9 @@ def run(arguments: Sequence[str]) -> int:
                 measured = isinstance(error, spool.NotLogged)
                 return _refused(line, EXIT_NOT_LOGGED if measured else EXIT_INPUT)
             line = failures.explained(error)
+            if line is None and failures.pipe_closed(error):
+                _end_attached("KILLED", "nobody reads what it prints")
+                return EXIT_PIPE
             if line is None:
                 ranks.speaks_of_failure()  # its traceback will
                 raise
@@ -87,7 +95,7 @@ def _explained(error: BaseException, arguments: Sequence[str]) -> str | None:
     """One plain line about bad input; None for an error that is no one's input."""
     if isinstance(error, UsageError):
         return _usage(error, arguments)
-    if isinstance(error, InputError | ArithmeticError | spool.NotLogged):  # arithmetic: diverged
+    if isinstance(error, InputError | Diverged | spool.NotLogged):
         return str(error)
     if type(error).__module__ == "mlflow.exceptions":
         from lsa.tracking import store
@@ -123,7 +131,8 @@ def _stopped(stop: signals.Killed) -> int:
 
 def _say(message: str) -> None:
     if ranks.speaks_of_failure():
-        print(f"lsa: {plain(message)}", file=sys.stderr)
+        with contextlib.suppress(OSError):  # nobody reads it
+            print(f"lsa: {plain(message)}", file=sys.stderr, flush=True)
 
 
 def _end_attached(status: str, message: str) -> bool:
@@ -145,6 +154,7 @@ def application(wanted: str | None = None) -> typer.Typer:
         add_completion=True,
         pretty_exceptions_enable=False,
     )
+    app.callback()(_options_of_all)
     kept = (train, adopt, study, compare, report, show, checkpoints, probes)
     for function in (*kept, doctor, server, sync):
         app.command(context_settings=CONTEXT)(function)
@@ -154,6 +164,25 @@ def application(wanted: str | None = None) -> typer.Typer:
         function, text = (_command(name), None) if name == wanted else (_stub, summary)
         app.command(name, help=text, context_settings=CONTEXT, rich_help_panel="Probes")(function)
     return app
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from lsa.runtime import provenance
+
+        print(f"lsa {provenance.versions()['lsa']}")
+        raise typer.Exit
+
+
+def _options_of_all(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="show the version and exit", is_eager=True, callback=_version
+        ),
+    ] = False,
+) -> None:
+    """Loss-landscape analysis of optimizers, tracked with MLflow."""
 
 
 def _stub() -> None:
@@ -332,7 +361,7 @@ def _selectors(declared: probe.Probe) -> list[inspect.Parameter]:
         _parameter("samples", int, "size of the landscape's subset", "the project's"),
         _parameter("rng_seed", int, "seed of the probe's own randomness", "0"),
         _parameter("device", str, "auto, cpu, cuda, cuda:1, …", "auto"),
-        _parameter("trust", str, "packages, comma-separated, whose factories may run", None),
+        _parameter("trust", str, TRUST, None),
         _parameter(
             "plan", bool, "say what time and memory it will take, and measure nothing", None
         ),

@@ -63,12 +63,12 @@ def show(
     if json:
         print_json(found)
         return
-    when = found["started"][:16].replace("T", " ")
+    when = (found["started"] or "at no known time")[:16].replace("T", " ")
     _line("run", f"{found['run']}  {found['name']}")
     _line("step", f"{found['step'] or 'none of lsa'}")
     _line("status", f"{found['status']} (started {when} UTC, {found['seconds']:.3g} s)")
     if found["error"]:
-        _line("error", found["error"].splitlines()[0])
+        _line("error", found["error"].strip().partition("\n")[0])
     if found["project"]:
         seeded = "" if found["seed"] is None else f", seed {found['seed']}"
         _line("of", f"{found['project']}.{found['optimizer']}{seeded}")
@@ -179,7 +179,7 @@ def probes(json: JSON = False) -> None:
 
 def print_json(document: Any) -> None:
     """One JSON document on stdout."""
-    print(jsons.dumps(document, indent=2, ensure_ascii=False, allow_nan=False))
+    print(jsons.dumps(document, indent=2, allow_nan=False))  # ASCII, for every terminal
 
 
 def _cell(text: str) -> Any:

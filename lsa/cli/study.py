@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Optional
 import typer
 
 from lsa.cli.show import print_table, written
-from lsa.runtime.errors import InputError
+from lsa.runtime.errors import InputError, printable
 
 PROJECT = Annotated[
     Optional[str],  # noqa: UP045 (typer reads it on every Python)
@@ -76,7 +76,7 @@ def study(
     if dry_run:
         for one in outlook:
             why = f"  ({one.why})" if one.why else ""
-            print(f"{one.state:8} {one.planned.label}{why}")
+            print(printable(f"{one.state:8} {one.planned.label}{why}"))
     place, beside = None, 1 if workers is None else workers
     shared = os.cpu_count() or 1 if engine == "ray" and workers is None else beside
     forecast = plan.forecast(setting, outlook, device=device, workers=max(1, shared))

@@ -24,6 +24,7 @@ from typing import Annotated, Any, Literal
 from lsa.probe.checks import AtMost, Same
 from lsa.probe.result import Result
 from lsa.probe.work import Work
+from lsa.runtime import arguments
 from lsa.runtime.errors import InputError, NotFinite
 
 INPUTS = {
@@ -83,10 +84,13 @@ class Probe:
         The landscape is checked first (`lsa.landscape.consistency`); what is off becomes a note.
 
         Raises:
-            InputError: An input is missing, a name is neither an input nor an option, or the
-                landscape's derivatives are plainly not its own.
+            InputError: An input is missing, a name is neither an input nor an option, an option is
+                of the wrong type, or the landscape's derivatives are plainly not its own.
         """
         import torch
+
+        from lsa.probe.options import converted
+        from lsa.runtime import modes
 
         if len(inputs) > len(self.inputs):
             raise InputError(
@@ -94,7 +98,8 @@ class Probe:
                 f"({', '.join(self.inputs)}); give options by name"
             )
         given = {**dict(zip(self.inputs, inputs, strict=False)), **given}
-        rng = torch.Generator().manual_seed(given.pop("rng_seed", 0))
+        rng_seed = arguments.whole("rng_seed", given.pop("rng_seed", 0))
+        rng = torch.Generator().manual_seed(rng_seed)
         usual = {"rng": rng, "report": lambda *_: None, "start": None}
         usual |= {"others": {}, "trajectory": dict, "memory": {}, **self.optional}
         given = {**usual, **given}
@@ -106,11 +111,22 @@ class Probe:
                 f"probe {self.name} needs {missing[0]} ({INPUTS[missing[0]]}); give {missing[0]}=…"
             )
         options = {name: value for name, value in given.items() if name not in INPUTS}
-        for name in options:
-            if name not in self.options:
+        for name, value in options.items():
+            option = self.options.get(name)
+            if option is None:
                 raise InputError(
                     f"probe {self.name} has no option {name!r}; known: {', '.join(self.options)}"
                 )
+            said = f"probe {self.name}: {name}"
+            options[name] = converted(option.type, value, said, option.default)
+        with modes.usual(torch.get_default_dtype()):
+            result, doubts = self._measured(given, options)
+        return replace(result, probe=self.name, notes=(*result.notes, *doubts))
+
+    def _measured(
+        self, given: Mapping[str, Any], options: Mapping[str, Any]
+    ) -> tuple[Result, tuple[str, ...]]:
+        """The result, and what is off with the landscape that it is of."""
         doubts = self._doubts(given)
         try:
             result = self.function(*(given[name] for name in self.inputs), **options)
@@ -119,9 +135,7 @@ class Probe:
             raise InputError("; ".join(named)) if named else error from None
         if not all(math.isfinite(metric.value) for metric in result.metrics.values()):
             doubts = (*doubts, *self._culprit(given))
-        return replace(
-            result, probe=self.name, notes=(*result.notes, *doubts, *self._remarks(given))
-        )
+        return result, (*doubts, *self._remarks(given))
 
     def _remarks(self, given: Mapping[str, Any]) -> list[str]:
         """What its landscapes computed otherwise than exactly."""

@@ -41,6 +41,8 @@ def find(name: str) -> Probe:
     Raises:
         InputError: There is no such probe.
     """
+    if not isinstance(name, str):
+        raise InputError(f"probe={name!r} is a {type(name).__name__}; give a probe's name")
     if name in PROBES:  # to list all, the metadata of every installed package is read
         return PROBES[name]
     known = modules()

@@ -52,6 +52,13 @@ class Curve:
     x_unit: str = ""
     y_unit: str = ""
 
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Curve):
+            return NotImplemented
+        return _curve_to_dict(self) == _curve_to_dict(other)
+
+    __hash__ = None  # type: ignore[assignment]  # it holds arrays, as a list holds items
+
 
 @dataclass(frozen=True, eq=False)
 class Result:

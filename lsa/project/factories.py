@@ -2,7 +2,8 @@
 
 Descriptions of models and optimizers travel with checkpoints, so a name may come from a stranger.
 Names without a colon stand for what `lsa`, torch and torchvision offer. `package.module:attribute`
-runs foreign code on import, so it needs the local user's trust in that package.
+runs the package's code on import, so it needs the local user's trust in that package, unless the
+module is one of `OPEN`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,10 @@ import pydantic
 
 from lsa.runtime.errors import InputError
 
-INSTALLED = ("lsa", "torch", "torchvision")  # importing these runs no code that is not ours anyway
+INSTALLED = ("lsa", "torch", "torchvision")
+# Modules of these, with all below them, that may be imported without trust: networks and optimizers
+# are defined in them, and an import has no other effect.
+OPEN = ("torch.nn", "torch.optim", "torchvision.models", "torchvision.ops", "lsa.training")
 
 Number = Annotated[int | float, pydantic.Field(allow_inf_nan=False)]
 
@@ -36,8 +40,8 @@ def load(name: str, base: type, trusted: Collection[str]) -> Callable[..., Any]:
     """Import `package.module:attribute` under the trust rule.
 
     A trusted package may offer any callable. Without trust only classes derived from `base` are
-    taken, and only out of `lsa`, torch and torchvision: their other functions could be made to
-    run code (`torch.hub:load` downloads it).
+    taken, and only out of `OPEN`: other functions of these packages could be made to run code
+    (`torch.hub:load` downloads it), and so could the import of their other modules.
 
     Args:
         name: `package.module:attribute`.
@@ -55,6 +59,11 @@ def load(name: str, base: type, trusted: Collection[str]) -> Callable[..., Any]:
         raise InputError(
             f"{name!r} would run code of the package {package!r}, which is not trusted; allow it "
             f"with --trust {package}, or run the project file that names it yourself."
+        )
+    if package not in trusted and not f"{module_name}.".startswith(tuple(f"{m}." for m in OPEN)):
+        raise InputError(
+            f"{name!r} is in none of the modules {', '.join(OPEN)}; without --trust {package} only "
+            "their classes are taken."
         )
     try:
         with _folder_of_the_user():
@@ -118,6 +127,16 @@ def make(
 def package(name: str) -> str:
     """The top-level package of `package.module:attribute`."""
     return name.partition(":")[0].partition(".")[0]
+
+
+def is_own(name: str) -> bool:
+    """Whether a name stands for the user's own code, whose errors keep their traceback."""
+    return ":" in name and name.partition(":")[0].partition(".")[0] not in INSTALLED
+
+
+def permission(name: str, options: Mapping[str, Any]) -> str:
+    """What the user trusts by naming a dataset: its name, and its folder where that is named."""
+    return f"{name}:{options['root']}" if options.get("root") else name
 
 
 def check_options(

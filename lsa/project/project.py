@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import pydantic
 from pydantic import AfterValidator, ConfigDict, Field, PrivateAttr
 from pydantic_core import PydanticCustomError
 
 from lsa import probe
-from lsa.project.factories import nearest, package
-from lsa.runtime import documents
+from lsa.probe.options import broken_rule, converted
+from lsa.project.factories import nearest, package, permission
+from lsa.runtime import arguments, documents
 from lsa.runtime.errors import InputError
 
 DEFAULT = "digits"
 ELSEWHERE = "elsewhere"  # name of an optimizer's rule where other code did the training
 ALONG = "trajectory."  # + name of a probe: the step that runs it along a training
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
-Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what torch's generators take
+# Strict, because `true`, "3" and 3.0 are no counts that anybody means.
+Seed = Annotated[int, Field(ge=0, lt=2**63, strict=True)]  # what torch's generators take
+Count = Annotated[int, Field(ge=0, lt=2**31, strict=True)]
+Positive = Annotated[int, Field(ge=1, lt=2**31, strict=True)]
 Options = dict[str, Any]  # of a constructor, checked by it
 
 
@@ -32,27 +37,44 @@ class Named(_Section):
     model_config = ConfigDict(extra="allow", frozen=True)
     name: str
 
+    @pydantic.model_validator(mode="after")
+    def _plain(self) -> Named:
+        for key, value in (self.__pydantic_extra__ or {}).items():
+            if not _is_plain(value):
+                kind = type(value).__name__
+                raise ValueError(f"of plain values, but {key} holds a {kind}: {value!r}")
+        return self
+
     @property
     def options(self) -> Options:
         """Everything beside the name."""
         return dict(self.__pydantic_extra__ or {})
 
 
+def _is_plain(value: Any) -> bool:
+    """Whether JSON can say it: descriptions travel with checkpoints as JSON."""
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _is_plain(one) for key, one in value.items())
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, bool | int | float | str)
+
+
 class Augment(_Section):
     """Random crops and flips of the training batches; none by default."""
 
-    crop: Annotated[int, Field(ge=0)] = 0
+    crop: Count = 0
     flip: bool = False
 
 
 class Train(_Section):
     """The training budget, the same for every optimizer of a project."""
 
-    epochs: Annotated[int, Field(ge=1)] = 30
-    batch_size: Annotated[int, Field(ge=1)] = 64
+    epochs: Positive = 30
+    batch_size: Positive = 64
     schedule: Named = Named(name="constant")
     augment: Augment = Augment()
-    checkpoint_every: Annotated[int, Field(ge=0)] = 0  # epochs; 0 keeps the final one alone
+    checkpoint_every: Count = 0  # epochs; 0 keeps the final one alone
     noise_scale: bool = True  # measured after every epoch, beside the training
     clip_norm: Annotated[float, Field(gt=0)] | None = None  # of the gradient, at most
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None  # decay of averaged weights, then kept
@@ -70,7 +92,7 @@ class Split(_Section):
     logged with every number. `all` takes the whole split.
     """
 
-    samples: Annotated[int, Field(ge=1)] | Literal["all"] = 2048
+    samples: Positive | Literal["all"] = 2048
 
 
 class Origin(_Section):
@@ -162,7 +184,7 @@ class Project(_Section):
         Raises:
             InputError: An optimizer that the project does not name, or a bad override.
         """
-        if optimizer not in self.optimizers:
+        if arguments.text("optimizer", optimizer) not in self.optimizers:
             raise InputError(
                 f"unknown optimizer {optimizer!r}; project {self.name} names "
                 f"{', '.join(self.optimizers)}.{nearest(optimizer, self.optimizers)} "
@@ -212,23 +234,15 @@ def resolve(declared: probe.Probe, given: Options, where: str) -> dict[str, Any]
                 f"{where}: probe {declared.name} has no option {key!r}."
                 f"{nearest(key, declared.options)} Known: {', '.join(declared.options)}"
             )
-    resolved = {}
+    found = {}
     for option in declared.options.values():
         value = given.get(option.name, option.default)
-        if isinstance(value, bool) and "yes" in get_args(option.type):
-            value = "yes" if value else "no"  # YAML reads the bare words as booleans
-        try:
-            resolved[option.name] = pydantic.TypeAdapter(option.type).validate_python(value)
-        except pydantic.ValidationError as error:
-            rule = error.errors()[0]["msg"].removeprefix("Input should be ")
-            raise InputError(
-                f"{where}: {declared.name}'s {option.name}={value!r} must be {rule}; "
-                f"the default is {option.default!r}"
-            ) from None
-    return resolved
+        said = f"{where}: {declared.name}'s {option.name}"
+        found[option.name] = converted(option.type, value, said, option.default)
+    return found
 
 
-def load(name: str = DEFAULT) -> Project:
+def load(name: str | os.PathLike[str] = DEFAULT) -> Project:
     """The project of that name, or of a YAML file's path.
 
     A name is looked up in `projects/` here, then among the projects that come with lsa.
@@ -236,6 +250,7 @@ def load(name: str = DEFAULT) -> Project:
     Raises:
         InputError: No such project, or a file that breaks a rule.
     """
+    name = arguments.text("project", name)
     path = _locate(name)
     content = documents.read_yaml(path)
     if not isinstance(content, dict):
@@ -311,25 +326,40 @@ def folders() -> list[Path]:
 
 
 def trusted_by(recipe: Recipe) -> tuple[str, ...]:
-    """Packages that a project file on this machine names: naming them there is trusting them."""
+    """Packages and the dataset that a project file on this machine names.
+
+    Naming them there is trusting them: the packages to run, the dataset to be fetched.
+    """
     named = [recipe.model, recipe.rule, recipe.dataset, recipe.loss, recipe.train.schedule]
     named += [recipe.objective] if recipe.objective else []
-    return tuple(dict.fromkeys(package(part.name) for part in named if ":" in part.name))
+    packages = dict.fromkeys(package(part.name) for part in named if ":" in part.name)
+    dataset = recipe.dataset
+    return (
+        *packages,
+        *([] if ":" in dataset.name else [permission(dataset.name, dataset.options)]),
+    )
 
 
 def _locate(name: str) -> Path:
     if name.endswith((".yaml", ".yml")):
-        if Path(name).is_file():
+        if _is_file(Path(name)):
             return Path(name)
         raise InputError(f"there is no project file {name}; give a path that exists")
     for folder in folders():
-        if (folder / f"{name}.yaml").is_file():
+        if _is_file(folder / f"{name}.yaml"):
             return folder / f"{name}.yaml"
     known = sorted({p.stem for folder in folders() for p in folder.glob("*.yaml")})
     raise InputError(
         f"unknown project {name!r}; known: {', '.join(known) or 'none'}.{nearest(name, known)} "
         f"Add projects/{name}.yaml, or give the path of a YAML file"
     )
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name longer than any, or with a zero in it
+        return False
 
 
 def validated(model: type[Any], where: str, content: dict[str, Any]) -> Any:
@@ -354,8 +384,7 @@ def first_rule(error: pydantic.ValidationError) -> str:
     place = ".".join(str(part) for part in first["loc"])
     if first["type"] == "missing":
         return f"{place} is missing"
-    rule = first["msg"].removeprefix("Input should be ")
-    return f"{place}={first['input']!r} must be {rule}"
+    return f"{place}={first['input']!r} must be {broken_rule(error)}"
 
 
 def _fields(model: Any, place: tuple[Any, ...]) -> list[str]:

@@ -11,6 +11,7 @@ from scipy.special import stdtrit
 from lsa import probe
 from lsa.probe import AtMost, Same
 from lsa.reports.measurements import Measurement
+from lsa.runtime.documents import whole_number
 
 Numbers = dict[str, float]
 
@@ -34,8 +35,8 @@ def checks(measurements: Sequence[Measurement]) -> list[Check]:
         known = groups.setdefault((m.subject, m.seed), {})
         known.update(m.numbers)
         params = m.done.params
-        known[f"{m.step}/samples"] = float(params.get("n_samples", math.nan))
-        known[f"{m.step}/probes"] = float(params.get("probes", 0))
+        known[f"{m.step}/samples"] = whole_number(params.get("n_samples", "")) or math.nan
+        known[f"{m.step}/probes"] = whole_number(params.get("probes", "")) or 0
     for (subject, seed), known in groups.items():
         for step, each in declared.items():
             for text, holds in _agreements(step, each, known):

@@ -4,18 +4,31 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Collection, Mapping
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from typing import Any, get_args
+
+import pydantic
 
 from lsa import probe, project
 from lsa.probe import Probe, outline
-from lsa.runtime.documents import json_number
+from lsa.runtime.documents import json_number, whole_number
 from lsa.runtime.errors import InputError
 from lsa.tracking import registered, runs
 from lsa.tracking.numbers import NOTE, numbers
 from lsa.tracking.runs import Done
 
 PICTURES = (".png", ".html")
+EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+
+
+class _Unit(pydantic.BaseModel):
+    unit: str = ""
+
+
+class _Units(pydantic.BaseModel):
+    """A probe's JSON artifact, as far as the units of its numbers go."""
+
+    metrics: dict[str, _Unit] = {}
 
 
 def find(
@@ -60,7 +73,6 @@ def find(
 def run(done: Done) -> dict[str, Any]:
     """Everything about a run; its numbers with units and standard errors."""
     step = done.tags.get("lsa.step", "")
-    seed = done.tags.get("seed", "")
     files = runs.files(done.run_id)
     units = _units(done.run_id, step, files)
     values = {**done.metrics, **runs.not_finite(done.tags)}
@@ -70,11 +82,11 @@ def run(done: Done) -> dict[str, Any]:
         "step": step,
         "status": done.status,
         "error": done.tags.get("lsa.error"),
-        "started": datetime.fromtimestamp(done.started / 1000, timezone.utc).isoformat(),
+        "started": _time(done.started),
         "seconds": done.seconds,
         "project": done.tags.get("project"),
         "optimizer": done.tags.get("optimizer"),
-        "seed": int(seed) if seed.lstrip("-").isdecimal() else None,
+        "seed": whole_number(done.tags.get("seed", "")),
         "checkpoints": _checkpoints(done, step),
         "parameters": _parameters(done.params, step),
         "metrics": {
@@ -93,8 +105,16 @@ def run(done: Done) -> dict[str, Any]:
 
 def notes(tags: Mapping[str, str]) -> list[str]:
     """What a run's probe says to its reader, in its order."""
-    found = {k.removeprefix(NOTE): v for k, v in tags.items() if k.startswith(NOTE)}
-    return [found[key] for key in sorted(found, key=int)]
+    found = {whole_number(k.removeprefix(NOTE)): v for k, v in tags.items() if k.startswith(NOTE)}
+    return [found[number] for number in sorted(n for n in found if n is not None)]
+
+
+def _time(milliseconds: int) -> str | None:
+    """A time since 1970 as ISO 8601; None of one that no calendar has."""
+    try:
+        return (EPOCH + timedelta(milliseconds=milliseconds)).isoformat()
+    except OverflowError:
+        return None
 
 
 def _units(run_id: str, step: str, files: Collection[str]) -> dict[str, str]:
@@ -102,8 +122,11 @@ def _units(run_id: str, step: str, files: Collection[str]) -> dict[str, str]:
     file = f"{step.partition('.')[0]}.json"
     if file not in files:
         return {}
-    stored = runs.artifact(run_id, file).get("metrics", {})
-    return {name: metric["unit"] for name, metric in stored.items()}
+    try:
+        stored = _Units.model_validate(runs.artifact(run_id, file))
+    except (InputError, pydantic.ValidationError):  # what anybody may have written
+        return {}
+    return {name: metric.unit for name, metric in stored.metrics.items()}
 
 
 def _checkpoints(done: Done, step: str) -> list[dict[str, str]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,10 @@ JSON_SIZE = 64 << 20  # bytes; curves and heat maps of a probe are far below
 YAML_SIZE = 256 << 10  # bytes; the parser takes seconds for more
 YAML_VALUES = 20_000  # in the document that the aliases stand for
 DEPTH = 40  # of lists and mappings in each other
+YAML = "tag:yaml.org,2002:"  # + a kind: what a value is
+# What JSON can say as well, since projects are logged as JSON; and what other kinds are called.
+KINDS = ("null", "bool", "int", "float", "str", "seq", "map", "merge")
+KEYS = {"null": "nothing", "bool": "true or false", "int": "a number", "float": "a number"}
 
 
 def read_json(path: Path, name: str = "") -> Any:
@@ -52,6 +57,15 @@ def parse_json(text: str, name: str) -> Any:
         if not level:
             return found
     raise InputError(f"{name} nests its values more than {DEPTH} deep; get it anew")
+
+
+def whole_number(text: str) -> int | None:
+    """The whole number that a tag or parameter holds, of at most 64 bits; None of any other text.
+
+    `int` takes other scripts' digits, spaces and underscores, and refuses thousands of digits.
+    """
+    found = int(text) if re.fullmatch("-?[0-9]{1,19}", text) else None
+    return found if found is not None and -(2**63) <= found < 2**63 else None
 
 
 def json_number(value: float) -> float | str:
@@ -109,6 +123,7 @@ def _measure(node: Node, known: dict[int, tuple[int, int]], name: str) -> tuple[
             raise InputError(f"{name} holds an alias inside of what it stands for; write it out")
         return values, depth
     known[id(node)] = 0, 0  # under way
+    _check_kind(node, name)
     values, depth = 1, 0
     inside: list[Node] = []
     if isinstance(node, SequenceNode):
@@ -127,8 +142,23 @@ def _measure(node: Node, known: dict[int, tuple[int, int]], name: str) -> tuple[
     return known[id(node)]
 
 
+def _check_kind(node: Node, name: str) -> None:
+    """Refuse a value that YAML reads as something that nobody means by it, such as 010 for 8."""
+    kind = node.tag.removeprefix(YAML)
+    text = node.value if isinstance(node, ScalarNode) else "…"
+    if kind == "timestamp":
+        reason = f"{text} is a date to YAML; write it in quotes, or a number in its place"
+    elif kind not in KINDS:
+        reason = f"{node.tag} is no kind of value that a project has; leave the tag out"
+    elif kind in ("int", "float") and re.fullmatch(r"[-+]?0[0-9_]+|.*:.*", text):
+        reason = f"{text} is another number to YAML; write it without leading zeros and colons"
+    else:
+        return
+    raise InputError(f"{_line(node, name)}: {reason}")
+
+
 def _check_keys(node: MappingNode, name: str) -> None:
-    """Refuse two keys of one name, of which YAML would drop the first.
+    """Refuse keys that are no text, and two of one name, of which YAML would drop the first.
 
     A key that overrides one from a merge (`<<: *base`) is in another mapping, and may.
     """
@@ -136,6 +166,11 @@ def _check_keys(node: MappingNode, name: str) -> None:
     for key, _ in node.value:
         if not isinstance(key, ScalarNode):
             continue
+        if (kind := key.tag.removeprefix(YAML)) in KEYS:
+            raise InputError(
+                f"{_line(key, name)}: the key {key.value!r} is {KEYS[kind]} to YAML; write it in "
+                "quotes"
+            )
         line, identity = key.start_mark.line + 1, (key.tag, key.value)
         if identity in known:
             raise InputError(
@@ -143,6 +178,10 @@ def _check_keys(node: MappingNode, name: str) -> None:
                 "and only the last would count; rename or remove one"
             )
         known[identity] = line
+
+
+def _line(node: Node, name: str) -> str:
+    return f"{name}, line {node.start_mark.line + 1}"
 
 
 def _text(path: Path, name: str, limit: int) -> str:

@@ -18,6 +18,20 @@ class NotFinite(InputError):
     """A loss, gradient or product that is not finite, of a checkpoint or of single samples."""
 
 
+class Diverged(ArithmeticError):
+    """Training left the finite numbers; the message says when and what to do."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its type where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def one_line(error: BaseException) -> str:
+    """An error's whole message on one line, or its type where it has none."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def plain(text: str) -> str:
     """Text as one line of printable characters, without passwords and of bounded length.
 

@@ -13,6 +13,9 @@ RULES = {
     errno.EACCES: "there is no permission; choose another folder or correct its rights",
     errno.EPERM: "there is no permission; choose another folder or correct its rights",
     errno.EIO: "the disk fails, or takes no larger file; look after it",
+    errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
+    errno.ENOMEM: "there is not enough memory; take fewer samples or workers",
+    errno.EMFILE: "too many files are open; raise the limit (ulimit -n)",
 }
 # What SQLite, safetensors and NumPy say instead, through MLflow: part of the text -> the same.
 TEXTS = {
@@ -21,6 +24,10 @@ TEXTS = {
     "attempt to write a readonly database": errno.EACCES,
     "unable to open database file": errno.EACCES,
     "disk I/O error": errno.EIO,
+    "can't allocate memory": errno.ENOMEM,  # torch, on a CPU
+    "out of memory": errno.ENOMEM,  # torch, on a GPU
+    "failed to map segment from shared object": errno.ENOMEM,  # an import
+    "can't start new thread": errno.ENOMEM,
     **{f"(os error {number})": number for number in RULES},
 }
 DATABASE = "the store's database: "
@@ -29,6 +36,10 @@ DATABASE = "the store's database: "
 def explained(error: BaseException) -> str | None:
     """One line about an error that came of the machine; None for any other."""
     for one in chain(error):
+        if isinstance(one, MemoryError):
+            return f"{RULES[errno.ENOMEM]}, then start again"
+        if isinstance(one, RecursionError):
+            return "the network or its data nest deeper than Python's stack; make them flatter"
         if isinstance(one, OSError) and one.errno in RULES:
             path = one.filename2 or one.filename  # of a copy, where it was to go
             where = f"{path}: " if path else ""
@@ -39,6 +50,11 @@ def explained(error: BaseException) -> str | None:
                 where = DATABASE if "sqlite" in f"{type(one)} {one}" else ""
                 return f"{where}{RULES[number]}, then start again"
     return None
+
+
+def pipe_closed(error: BaseException) -> bool:
+    """Whether an error came of writing to a program that reads no more, such as `head`."""
+    return any(isinstance(one, BrokenPipeError) for one in chain(error))
 
 
 def chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import psutil
 
+from lsa.runtime.documents import whole_number
+
 PACKAGE = Path(__file__).parent.parent
 DISTRIBUTIONS = {"lsa": "loss-landscape-analysis"}  # on PyPI, where lsa is another project
 
@@ -91,10 +93,11 @@ def gone(tags: Mapping[str, str]) -> bool:
     False for what ran on another host: nothing can be said of it from here.
     """
     found = tags.get("lsa.process", "")
-    if tags.get("lsa.host") != host() or not found:
+    number = whole_number(found.partition("@")[0])
+    if tags.get("lsa.host") != host() or number is None or number < 0:
         return False
     try:
-        process = psutil.Process(int(found.partition("@")[0]))
+        process = psutil.Process(number)
         return _identity(process) != found or process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Sequence
 
 import torch
 
 from lsa import project
-from lsa.runtime import ranks
+from lsa.runtime import arguments, modes, ranks
 from lsa.runtime.errors import InputError
 from lsa.tracking import registered, registry
 from lsa.tracking.checkpoint import Checkpoint
 
 
-def device_of(name: str) -> str:
+def device_of(name: str | torch.device) -> str:
     """`auto` is the GPU when there is one.
 
     Raises:
         InputError: No such device here.
     """
+    name = str(name) if isinstance(name, torch.device) else arguments.text("device", name)
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     name = ranks.device(name)
@@ -30,15 +32,16 @@ def device_of(name: str) -> str:
     return name
 
 
+@modes.usual()
 def load(
-    reference: str | None = None,
+    reference: str | os.PathLike[str] | None = None,
     *,
-    project: str | None = None,
+    project: str | os.PathLike[str] | None = None,
     optimizer: str | None = None,
     seed: int | None = None,
     samples: int | None = None,
-    device: str = "auto",
-    trust: Sequence[str] = (),
+    device: str | torch.device = "auto",
+    trust: str | Sequence[str] = (),
 ) -> Checkpoint:
     """A registered checkpoint, ready for a probe: `.landscape`, `.theta`, `.validation`.
 
@@ -49,14 +52,19 @@ def load(
         seed: … and the seed (default: the project's first). The newest version counts.
         samples: Size of the landscape's subset, in place of the project's.
         device: `auto`, `cpu`, `cuda`, ….
-        trust: Packages outside lsa and torch whose model factories may be imported.
+        trust: Packages outside lsa and torch whose model factories may be imported, and datasets
+            that may be fetched (`CIFAR10`).
 
     Raises:
         InputError: Nothing registered there, or not an lsa checkpoint.
     """
+    named = (("reference", reference), ("project", project), ("optimizer", optimizer))
+    reference, project, optimizer = (arguments.optional_text(*one) for one in named)
+    seed = None if seed is None else arguments.whole("seed", seed)
+    trust, place = arguments.names("trust", trust), device_of(device)
     address, trusted = registered.locate(reference, project, optimizer, seed)
     address = ranks.agreed(address)
-    found = registry.fetch(address, device=device_of(device), trusted=(*trusted, *trust))
+    found = registry.fetch(address, device=place, trusted=(*trusted, *trust))
     return on_subset(found, samples)
 
 
@@ -64,5 +72,7 @@ def on_subset(found: Checkpoint, samples: int | str | None) -> Checkpoint:
     """The checkpoint with its landscape on another number of samples."""
     if samples is None:
         return found
-    split = project.Split.model_validate({"samples": samples})
+    if samples != "all":
+        samples = arguments.whole("samples", samples, least=1)
+    split = project.Split(samples=samples)  # pyright: ignore[reportArgumentType]
     return dataclasses.replace(found, recipe=found.recipe.model_copy(update={"landscape": split}))

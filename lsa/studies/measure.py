@@ -15,13 +15,14 @@ from lsa.landscape import Landscape
 from lsa.landscape.derivatives import budget
 from lsa.landscape.derivatives.precision import full_float32
 from lsa.probe import Probe, Result, find
-from lsa.runtime import ranks
+from lsa.runtime import arguments, modes, ranks
 from lsa.runtime.errors import InputError
 from lsa.studies import partial, progress, steps
 from lsa.tracking import recording, registered, registry, results, store
 from lsa.tracking.checkpoint import Checkpoint
 
 
+@modes.usual()
 def measure(
     name: str,
     *sources: Checkpoint,
@@ -47,6 +48,7 @@ def measure(
     """
     declared = find(name)
     check_sources(declared, sources)
+    rng_seed = arguments.whole("rng_seed", rng_seed)
     resolved = project.resolve(declared, options, "options")
     recipe = sources[0].recipe
     models = [source.model_id for source in sources]
@@ -105,6 +107,12 @@ def check_sources(declared: Probe, sources: Sequence[Checkpoint]) -> None:
     if not least <= len(sources) <= most:
         wanted = most if least == most else f"{least} to {most}"
         raise InputError(f"probe {declared.name} takes {wanted} checkpoint(s), not {len(sources)}")
+    for source in sources:
+        if not isinstance(source, Checkpoint):
+            raise InputError(
+                f"a {type(source).__name__} is no checkpoint; give what lsa.load returns, or call "
+                f"the probe itself: lsa.probe.find({declared.name!r})(landscape, …)"
+            )
     a = sources[0]
     for b in sources[1:]:
         if a.recipe.model != b.recipe.model or a.data_hash != b.data_hash:

@@ -19,6 +19,8 @@ from lsa.studies.study import Handle, Study
 from lsa.tracking import registered, runs
 from lsa.tracking.checkpoint import load_data
 from lsa.tracking.runs import Done
+from lsa.training import train as training
+from lsa.training.data import Data
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,12 @@ def outlook(setting: Project, *, device: str = "auto") -> list[Outlook]:
     models: dict[tuple[str, int], str] = {}
     kept = registered.kept(setting.name) if setting.trajectory else ({}, {})
     found = []
+    for name in setting.optimizers:  # wrong options are told before anything runs
+        recipe = setting.recipe(name)
+        trusted = trusted_by(recipe)
+        split = None if recipe.origin else load_data(recipe, place, trusted)
+        if isinstance(split, Data):
+            training.initial(recipe, split, trusted)
     for one in planned(setting):
         subject = " – ".join(one.optimizers)
         old = before.get((one.step, subject, one.seed))
@@ -130,7 +138,7 @@ def outlook(setting: Project, *, device: str = "auto") -> list[Outlook]:
         if one.step == "train":
             key, params = _training(setting, one, place)
             if key in by_key:
-                models[subject, one.seed] = by_key[key].tags["lsa.model_id"]
+                models[subject, one.seed] = by_key[key].tags.get("lsa.model_id", "")
             inputs: list[str] = []
         else:
             inputs = [models.get((optimizer, one.seed), "") for optimizer in one.optimizers]

@@ -16,6 +16,7 @@ the same options, inputs, data and code is not run again, so a study goes on whe
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -26,8 +27,8 @@ from typing import Any, Literal
 from lsa import probe, project
 from lsa.probe import Metric, Result
 from lsa.project import ALONG, Project
-from lsa.runtime import failures
-from lsa.runtime.errors import InputError, plain
+from lsa.runtime import arguments, failures
+from lsa.runtime.errors import Diverged, InputError, first_line, plain
 from lsa.studies import calls, progress
 from lsa.studies.calls import TRAIN, Call
 from lsa.studies.engines.local import Engine, Inline, Processes
@@ -53,7 +54,7 @@ class Handle:
 
     call: Call
     needs: tuple[Handle, ...]
-    study: Study
+    study: Study | None  # None in another process than the study's
     state: State = "waiting"
     tries: int = 0
     error: str = ""
@@ -72,7 +73,8 @@ class Handle:
         Raises:
             InputError: It has failed, or a step that it needs has.
         """
-        self.study.advance(until=self)
+        if self.study is not None:
+            self.study.advance(until=self)
         if self._result is None:
             raise InputError(f"{self.call.label}: {self.error}")
         return self._result
@@ -80,6 +82,12 @@ class Handle:
     def __getitem__(self, name: str) -> Metric:
         """A number of its result, `handle["lambda_max"]`."""
         return self.result[name]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The finished step, for another process: it is waited for, the study stays here."""
+        if self.study is not None:
+            self.study.advance(until=self)
+        return {**self.__dict__, "study": None, "future": None}
 
     @property
     def command(self) -> str:
@@ -134,6 +142,11 @@ class Study:
         Raises:
             InputError: An unknown step, option or optimizer, or inputs that do not fit.
         """
+        name = arguments.text("step", name)
+        if strange := [one for one in inputs if not isinstance(one, Handle)]:
+            raise InputError(
+                f"a {type(strange[0]).__name__} is no step of a study; give what step(…) returns"
+            )
         call = self._training(options) if name == TRAIN else self._probe(name, inputs, options)
         handle = Handle(call, inputs, self)
         self.handles.append(handle)
@@ -208,7 +221,7 @@ class Study:
         handle.state = "queued" if self._engine.chained else "running"
         handle.tries += 1
         self._view.refresh(self.handles)
-        inputs = [need.future for need in handle.needs]
+        inputs = [need.future or need._result for need in handle.needs]
         future = handle.future = self._engine.submit(calls.perform, handle.call, *inputs)
         self._running[future] = handle
         if not self._engine.background:
@@ -283,8 +296,8 @@ def _line(error: Exception) -> str:
     if store.away(error):
         return store.explained(error)
     refused = failures.explained(error)
-    first = refused or plain((str(error).splitlines() or [""])[0])
-    foreseen = refused or isinstance(error, (InputError, ArithmeticError))
+    first = refused or plain(first_line(error))
+    foreseen = refused or isinstance(error, (InputError, Diverged))
     return first if foreseen else f"{type(error).__name__}: {first}"
 
 
@@ -293,7 +306,7 @@ _current: ContextVar[Study | None] = ContextVar("study", default=None)
 
 @contextlib.contextmanager
 def study(
-    setting: Project | str = project.DEFAULT,
+    setting: Project | str | os.PathLike[str] = project.DEFAULT,
     *,
     name: str = "",
     kind: str = "study",
@@ -322,9 +335,9 @@ def study(
         Failed: At the end of the block: steps have failed; the first is named.
         NotLogged: At the end of the block: the store did not take what was measured.
     """
-    if workers < 1:
-        raise InputError(f"workers={workers} must be at least 1; 1 runs steps in this process")
-    setting = project.load(setting) if isinstance(setting, str) else setting
+    workers = arguments.whole("workers", workers, least=1)
+    name = arguments.text("name", name)
+    setting = setting if isinstance(setting, Project) else project.load(setting)
     runs.end_stale("project", setting.name)
     tags = {"lsa.step": kind, "project": setting.name}
     name = name or f"{kind}-{setting.name}"
@@ -381,9 +394,8 @@ def step(name: str, *inputs: Handle, **options: Any) -> Handle:
     around = _current.get()
     if around is not None:
         return around.step(name, *inputs, **options)
-    setting = (
-        inputs[0].study.setting if inputs else project.load(options.pop("project", project.DEFAULT))
-    )
+    known = [one.call.setting for one in inputs if isinstance(one, Handle)]
+    setting = known[0] if known else project.load(options.pop("project", project.DEFAULT))
     alone = Study(setting, Inline())
     handle = alone.step(name, *inputs, **options)
     _ = handle.result  # raises what failed

@@ -10,7 +10,8 @@ from typing import Any
 from lsa import project
 from lsa.probe import Metric, Result
 from lsa.project import Recipe
-from lsa.runtime import files, provenance
+from lsa.project.factories import permission
+from lsa.runtime import files, modes, provenance
 from lsa.runtime.errors import InputError
 from lsa.studies import load, progress, steps
 from lsa.tracking import checkpoint as checkpoints
@@ -21,9 +22,11 @@ from lsa.training import recipes
 from lsa.training import train as training
 from lsa.training.data import Data
 
+KEPT = {"state", "history", "run"}  # of an interrupted run
 SCRATCH = Path(".lsa")  # training states of runs that have not finished, in the working folder
 
 
+@modes.usual()
 def train(
     recipe: Recipe,
     *,
@@ -55,11 +58,12 @@ def train(
             "loop and register its checkpoint (lsa.register)"
         )
     place = load.device_of(device)
+    trusted = (*trusted, permission(recipe.dataset.name, recipe.dataset.options))
     split = checkpoints.load_data(recipe, place, trusted)
     assert isinstance(split, Data)  # batches are for objectives
     key = train_key(recipe, split.hash, place)
     # Wrong options fail here, before anything is tracked as running.
-    recipes.network(recipe, split, trusted)
+    training.initial(recipe, split, trusted)
     return steps.once(key, lambda: _train(recipe, split, key, place, resume, trusted), reuse=reuse)
 
 
@@ -124,11 +128,18 @@ def _resumed(path: Path, opened: recording.Run) -> tuple[list[dict[str, float]],
         return [], None
     with contextlib.suppress(InputError):  # a damaged state only costs the epochs in it
         found = serial.load(path)
+        if not (isinstance(found, dict) and found.keys() >= KEPT and _is_state(found["state"])):
+            raise InputError(f"{path} is of another version")
         for number, metrics in enumerate(found["history"], 1):
             opened.metrics(metrics, step=number)
         opened.tags({"lsa.resumed_from": found["run"], "lsa.resumed_epoch": len(found["history"])})
         return found["history"], found["state"]
     return [], None
+
+
+def _is_state(found: Any) -> bool:
+    """Whether a training can go on from what a file holds."""
+    return isinstance(found, dict) and found.keys() >= training.STATE
 
 
 def _checkpoint(

@@ -16,7 +16,7 @@ from lsa.figures import draw
 from lsa.figures.trajectory import LIMITS, SHARPNESS
 from lsa.probe import Curve, Metric, Probe, Result, find
 from lsa.project import Recipe
-from lsa.runtime import ranks
+from lsa.runtime import arguments, modes, ranks
 from lsa.runtime.documents import json_number
 from lsa.runtime.errors import InputError
 from lsa.studies import load, measure, partial, progress, steps
@@ -29,6 +29,7 @@ STEP = project.ALONG  # + name of the probe: the step's name
 ARTIFACT = "trajectory.json"
 
 
+@modes.usual()
 def follow(
     name: str, final: Checkpoint, *, rng_seed: int = 0, reuse: bool = False, **options: Any
 ) -> Result:
@@ -52,6 +53,7 @@ def follow(
     declared = find(name)
     project.check_along(declared, "a trajectory")
     measure.check_sources(declared, [final])
+    rng_seed = arguments.whole("rng_seed", rng_seed)
     resolved = project.resolve(declared, options, "options")
     kept = models(registered.key(final.model_id), final.epoch, final.model_id)
     if len(kept) < 2:

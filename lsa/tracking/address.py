@@ -26,6 +26,19 @@ def is_served(uri: str) -> bool:
     return uri.startswith(("http", "databricks"))
 
 
+def check_kind(uri: str) -> None:
+    """Refuse an address of a kind of store that MLflow gives up, such as files, or does not know.
+
+    Raises:
+        InputError: It is neither a database's nor a server's.
+    """
+    if not (is_served(uri) or uri.startswith(DATABASES)):
+        raise InputError(
+            f"the store {shown(uri)} is neither a database nor a server; set MLFLOW_TRACKING_URI "
+            "to sqlite:///folder/mlflow.db, postgresql://user@host/name or http://host:5000"
+        )
+
+
 def file_of(uri: str) -> Path | None:
     """The SQLite file of an address; None for any other store."""
     from sqlalchemy import make_url  # slow to import, and not needed for a server's address

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import pydantic
 import torch
@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from lsa.landscape import Landscape, flatten
 from lsa.landscape.sharded import shared
-from lsa.project import ELSEWHERE, Recipe, first_rule
-from lsa.runtime import documents
+from lsa.project import ELSEWHERE, Recipe, factories, first_rule
+from lsa.runtime import documents, modes
 from lsa.runtime.errors import InputError
 from lsa.tracking import serial
 from lsa.training import data, optimizers, stability
@@ -31,8 +31,14 @@ from lsa.training.data import Data, Streams
 from lsa.training.recipes import held_out, landscape_of, network
 from lsa.training.stability import OptimizerState
 
+T = TypeVar("T")
 FORMAT = 1
 CONFIG, WEIGHTS, OPTIMIZER = "config.json", "weights.safetensors", "optimizer.safetensors"
+
+
+def _computed(function: Callable[[Any], T]) -> functools.cached_property[T]:
+    """A property that is computed once, in torch's usual modes."""
+    return functools.cached_property(modes.usual()(function))
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,11 +52,11 @@ class Checkpoint:
     data_hash: str
     versions: Mapping[str, str] = field(default_factory=dict)
     device: str = "cpu"
-    trusted: Collection[str] = ()
+    trusted: Collection[str] = ()  # packages, and datasets by their `factories.permission`
     model_id: str = ""  # of the MLflow logged model, when it came from a store
     run_id: str = ""  # of the training run
 
-    @functools.cached_property
+    @_computed
     def data(self) -> Data | Streams:
         """The dataset of the training run, on `device`.
 
@@ -65,13 +71,20 @@ class Checkpoint:
             )
         return split
 
-    @functools.cached_property
+    @_computed
     def model(self) -> nn.Module:
         """The network with the checkpoint's weights and buffers."""
         model = network(self.recipe, self.data, self.trusted)
-        if self.recipe.origin:  # of the precision in which they were kept
-            for name, tensor in model.state_dict(keep_vars=True).items():
-                tensor.data = tensor.data.to(self.weights.get(name, tensor).dtype)
+        for key, own in model.state_dict(keep_vars=True).items():
+            given = self.weights.get(key, own)
+            # `load_state_dict` would drop the imaginary part, or the fraction, in silence.
+            if isinstance(own, Tensor) and not torch.can_cast(given.dtype, own.dtype):
+                raise InputError(
+                    f"the checkpoint's {key} is {given.dtype} and its model's is {own.dtype}; it "
+                    "was altered or made by another version"
+                )
+            if self.recipe.origin:  # of the precision in which they were kept
+                own.data = own.data.to(given.dtype)
         try:
             model.load_state_dict(dict(self.weights))
         except RuntimeError as error:
@@ -82,7 +95,7 @@ class Checkpoint:
             ) from None
         return model.to(self.device).eval()
 
-    @functools.cached_property
+    @_computed
     def landscape(self) -> Landscape:
         """L(θ) on the project's fixed subset of the training split."""
         return self._subset(self.training)
@@ -95,22 +108,22 @@ class Checkpoint:
         order = torch.randperm(whole.n_samples, generator=torch.Generator().manual_seed(0))
         return whole.subset(order[:samples].to(self.device))
 
-    @functools.cached_property
+    @_computed
     def training(self) -> Landscape:
         """L(θ) on the whole training split."""
         return shared(landscape_of(self.recipe, self.data, self.model, self.trusted))
 
-    @functools.cached_property
+    @_computed
     def validation(self) -> Landscape:
         """L(θ) on the whole held-out split."""
         return held_out(self.landscape, self.data)
 
-    @functools.cached_property
+    @_computed
     def theta(self) -> Tensor:
         """θ of the checkpoint, shape `(d,)`."""
         return flatten(self.model)
 
-    @functools.cached_property
+    @_computed
     def theta_init(self) -> Tensor:
         """θ from which the training run started, shape `(d,)`.
 
@@ -129,7 +142,7 @@ class Checkpoint:
         """Whether it was registered with its optimizer, or trained by lsa."""
         return bool(self.optimizer_state) or self.recipe.rule.name != ELSEWHERE
 
-    @functools.cached_property
+    @_computed
     def optimizer(self) -> OptimizerState:
         """The optimizer as of the checkpoint.
 
@@ -164,9 +177,11 @@ def _load_data(
 ) -> Data | Streams:
     """Data shared by the checkpoints of one process."""
     options = json.loads(dataset)
+    name = options.pop("name")
     if batches:
-        return data.streams(options.pop("name"), trusted=trusted, **options)
-    return data.load(options.pop("name"), device=device, trusted=trusted, **options)
+        return data.streams(name, trusted=trusted, **options)
+    ours = factories.permission(name, options) in trusted
+    return data.load(name, device=device, trusted=trusted, ours=ours, **options)
 
 
 def load_data(recipe: Recipe, device: str, trusted: Collection[str] = ()) -> Data | Streams:

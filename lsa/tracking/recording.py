@@ -15,7 +15,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking.context.registry import resolve_tags
 
 from lsa.runtime import attached, provenance, signals
-from lsa.runtime.errors import InputError, without_passwords
+from lsa.runtime.errors import Diverged, InputError, without_passwords
 from lsa.tracking import address, runs, spool, store
 from lsa.tracking.address import is_served, shown
 from lsa.tracking.run import TOKEN, Run, existing
@@ -208,7 +208,7 @@ def _fail(opened: Run, error: BaseException) -> None:
 def _note(opened: Run, error: BaseException) -> None:
     with contextlib.suppress(OSError):  # a full disk does not take this either
         opened.tags({"lsa.error": without_passwords(str(error))[:5000]})
-        if not isinstance(error, (InputError, ArithmeticError)):
+        if not isinstance(error, (InputError, Diverged)):
             opened.text(without_passwords(traceback.format_exc()), "traceback.txt")
 
 

@@ -14,6 +14,7 @@ from mlflow.models import Model
 from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 
 from lsa import project as projects
+from lsa.runtime.documents import whole_number
 from lsa.runtime.errors import InputError
 from lsa.tracking.runs import deleted_trainings, is_deleted, logged_models, whole
 from lsa.tracking.store import away, client, explained, insist, quoted, uri
@@ -33,7 +34,8 @@ def trajectory(key: str) -> list[tuple[int, str]]:
     Of a training that was repeated, each epoch's newest counts; of one that was deleted, none does.
     """
     found = _sealed(f"tags.`lsa.key` = '{quoted(key)}'")
-    return sorted({int(model.tags["epoch"]): model.model_id for model in found}.items())
+    epochs = {whole_number(model.tags.get("epoch", "")): model.model_id for model in found}
+    return sorted((epoch, model_id) for epoch, model_id in epochs.items() if epoch is not None)
 
 
 def kept(project: str) -> tuple[dict[str, str], dict[str, dict[int, str]]]:
@@ -46,7 +48,8 @@ def kept(project: str) -> tuple[dict[str, str], dict[str, dict[int, str]]]:
     epochs: dict[str, dict[int, str]] = {}
     for model in _sealed(f"tags.project = '{quoted(project)}' and tags.`lsa.key` != ''"):
         keys[model.model_id] = training = model.tags["lsa.key"]
-        epochs.setdefault(training, {})[int(model.tags["epoch"])] = model.model_id
+        if (epoch := whole_number(model.tags.get("epoch", ""))) is not None:
+            epochs.setdefault(training, {})[epoch] = model.model_id
     return keys, epochs
 
 
@@ -230,7 +233,8 @@ def listing(project: str | None = None) -> list[Listed]:
 
 def _ours(tags: Mapping[str, str]) -> bool:
     """Whether a version has the tags of one that lsa registered: others may share a store."""
-    return all(name in tags for name in LISTED) and all(tags[k].isdecimal() for k in LISTED[2:])
+    numbers = [whole_number(tags.get(name, "")) for name in LISTED[2:]]
+    return all(name in tags for name in LISTED) and None not in numbers
 
 
 def _registered_numbers(criteria: str) -> dict[str, dict[str, float]]:

@@ -6,11 +6,13 @@ import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 from mlflow.artifacts import download_artifacts
 
 from lsa.probe import Probe, Result
+from lsa.runtime.errors import InputError, one_line
 from lsa.tracking import runs
 from lsa.tracking.checkpoint import Checkpoint
 from lsa.tracking.numbers import NOTE, flat, numbers
@@ -18,6 +20,8 @@ from lsa.tracking.run import Run
 
 TRAIN = "train"
 FINAL = "final"  # prefix of a training's last evaluation, on its run and on its checkpoint
+# What reading a file raises that somebody else has written, or that was cut.
+DAMAGE = (AttributeError, KeyError, TypeError, ValueError, EOFError, BadZipFile)
 
 
 def log(opened: Run, probe: Probe, result: Result, sources: Sequence[Checkpoint]) -> None:
@@ -64,7 +68,13 @@ def read(run_id: str) -> Result:
     if step == TRAIN:
         return trained(run_id, {**done.metrics, **runs.not_finite(done.tags)}, done.tags)
     content = runs.artifact(run_id, f"{step}.json", done.artifacts)
-    stored = Result.from_dict(content, _arrays(run_id, content.get("arrays", {})))
+    try:
+        stored = Result.from_dict(content, _arrays(run_id, content.get("arrays", {})))
+    except DAMAGE as error:
+        raise InputError(
+            f"run {run_id} holds no result of {step} ({one_line(error)}); delete that run and "
+            "measure again"
+        ) from None
     return replace(stored, probe=step, run_id=run_id, reused=True)
 
 

@@ -14,6 +14,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils.file_utils import get_local_path_or_none
 
 from lsa.runtime import documents, provenance
+from lsa.runtime.documents import whole_number
 from lsa.runtime.errors import InputError
 from lsa.tracking import store
 from lsa.tracking.store import client, experiments, quoted, shown, uri
@@ -73,13 +74,15 @@ def finished_steps(project: str) -> Iterator[Done]:
 
 def _is_step(tags: Mapping[str, str]) -> bool:
     """Whether a run has what every step of a project has; other programs may share a store."""
-    return "lsa.step" in tags and tags.get("seed", "0").lstrip("-").isdecimal()
+    return "lsa.step" in tags and whole_number(tags.get("seed", "0")) is not None
 
 
 def not_finite(tags: Mapping[str, str]) -> dict[str, float]:
     """Metrics that were not finite: MLflow would store another number, so they are tags."""
     return {
-        k.removeprefix(NOT_FINITE): float(v) for k, v in tags.items() if k.startswith(NOT_FINITE)
+        k.removeprefix(NOT_FINITE): float(v)
+        for k, v in tags.items()
+        if k.startswith(NOT_FINITE) and v in ("nan", "inf", "-inf")
     }
 
 

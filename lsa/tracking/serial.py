@@ -15,6 +15,10 @@ from torch import Tensor
 from lsa.runtime.documents import parse_json
 from lsa.runtime.errors import InputError
 
+# In one file. A network has some thousand parameters, and an optimizer three tensors for each; a
+# stranger's million of empty ones takes minutes to read.
+TENSORS = 100_000
+
 
 def save(tree: Any, path: Path) -> None:
     """Write a tree of dicts, lists, tuples, numbers, strings and tensors to one file."""
@@ -45,11 +49,14 @@ def tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors, on the CPU, and metadata of a safetensors file.
 
     Raises:
-        InputError: The file is missing, truncated, or no safetensors.
+        InputError: The file is missing, truncated, no safetensors, or holds more than `TENSORS`.
     """
     try:
         with safe_open(path, framework="pt") as file:
-            found = {key: file.get_tensor(key) for key in file.keys()}
+            keys = list(file.keys())
+            if len(keys) > TENSORS:
+                raise ValueError(f"it holds {len(keys)} tensors, and more than {TENSORS} is none")
+            found = {key: file.get_tensor(key) for key in keys}
             return found, file.metadata() or {}
     # Beside its own errors, safetensors passes on those of torch about types and shapes that a
     # header claims.

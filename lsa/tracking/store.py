@@ -36,7 +36,6 @@ DEFAULTS = {  # of MLflow's variables, where the user has set none
 for _name, _value in DEFAULTS.items():
     os.environ.setdefault(_name, _value)
 logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # a line for every try
-logging.getLogger("mlflow").setLevel(logging.ERROR)
 # It writes every error of the database, which is raised as well, with parameters and traceback.
 logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 logging.getLogger("alembic").setLevel(logging.ERROR)
@@ -88,6 +87,8 @@ def use(tracking: str, registry: str) -> None:
 def client() -> mlflow.MlflowClient:
     """A client of the store in use."""
     tracking, registry = addresses()
+    for one in (tracking, registry):
+        address.check_kind(one)
     _prepare(tracking)
     if registry.startswith(DATABASES):
         _prepare(registry)

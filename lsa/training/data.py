@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 from lsa.landscape.batches import Batches
 from lsa.project import factories
+from lsa.runtime import modes
 from lsa.runtime.errors import InputError
 from lsa.training.images import Split, image_folder
 
@@ -50,6 +51,7 @@ class Streams:
     hash: str  # SHA-256 of all batches
 
 
+@modes.usual()
 def streams(name: str, *, trusted: Collection[str] = (), **options: Any) -> Streams:
     """The batches of a dataset of one's own.
 
@@ -77,6 +79,7 @@ def streams(name: str, *, trusted: Collection[str] = (), **options: Any) -> Stre
     return Streams(*made, digest.hexdigest())
 
 
+@modes.usual()
 def load(
     name: str,
     *,
@@ -86,6 +89,7 @@ def load(
     mean: float | Sequence[float] | None = None,
     std: float | Sequence[float] | None = None,
     trusted: Collection[str] = (),
+    ours: bool = True,
     **options: Any,
 ) -> Data:
     """The dataset `name`, every channel with mean 0 and variance 1 over the training split.
@@ -104,6 +108,8 @@ def load(
         std: Divide by this, the same way; with mean=std=0.5 pixels lie between −1 and 1. The scale
             of the inputs scales first-layer gradients, so it decides which rates are stable.
         trusted: Top-level packages whose factories may be imported.
+        ours: Whether the local user names the dataset. One that a stranger's checkpoint names is
+            only read, and only below the user's own data folder; nothing is fetched for it.
         **options: Of the dataset: `root`, `size`, and what the torchvision class takes.
 
     Raises:
@@ -119,7 +125,7 @@ def load(
         reader = READERS[name]
         parts = reader(**factories.check_options(label, reader, options))
     else:
-        parts = _torchvision(name, label, options)
+        parts = _torchvision(name, label, options, ours)
     parts, classes = _relabelled(label, parts)
     train, val = parts if len(parts) == 2 else _divided(parts[0])
     train = _limited(train, "train_limit", train_limit)
@@ -223,7 +229,7 @@ def digits() -> list[Split]:
     return [Split(table[:, :-1].reshape(-1, 1, 8, 8), table[:, -1].long())]
 
 
-def _torchvision(name: str, label: str, options: dict[str, Any]) -> list[Split]:
+def _torchvision(name: str, label: str, options: dict[str, Any], ours: bool) -> list[Split]:
     from lsa.training import torchvision_data  # slow to import
 
     known = torchvision_data.names()
@@ -234,7 +240,8 @@ def _torchvision(name: str, label: str, options: dict[str, Any]) -> list[Split]:
             "torchvision.datasets, and package.module:factory."
         )
     read = torchvision_data.read
-    return read(name, **factories.check_options(label, read, options, ["name"]))
+    checked = factories.check_options(label, read, options, ["name", "trust"])
+    return read(name, trust="" if ours else factories.permission(name, options), **checked)
 
 
 def _relabelled(label: str, parts: list[Split]) -> tuple[list[Split], int]:

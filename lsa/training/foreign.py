@@ -8,10 +8,10 @@ safetensors.
 from __future__ import annotations
 
 import inspect
-import pickle
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -98,7 +98,7 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
 def _restricted(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+    except UnpicklingError as error:
         reason = str(error).partition("\n")[0].rstrip(".")
         raise InputError(
             f"reading {path.name} would run code that it names ({reason}); save "

@@ -50,8 +50,18 @@ class File(NamedTuple):
 
 
 def located(root: str) -> Path:
-    """`root` as a path; a relative one is looked up in `$LSA_DATA`, else in the current folder."""
-    return Path(os.environ.get("LSA_DATA") or ".").expanduser() / Path(root).expanduser()
+    """`root` as a path; a relative one is looked up in `$LSA_DATA`, else in the current folder.
+
+    Raises:
+        InputError: No path of this machine's can be like that.
+    """
+    try:
+        folder = Path(os.environ.get("LSA_DATA") or ".").expanduser() / Path(root).expanduser()
+        folder.is_dir()
+        return folder
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or one_line(error)
+        raise InputError(f"root={root!r} is no folder ({reason}); set it to one.") from None
 
 
 def image_folder(root: str, size: PositiveInt | None = None) -> list[Split]:

@@ -19,6 +19,7 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from lsa.project import factories
+from lsa.runtime import modes
 from lsa.runtime.errors import InputError
 
 Shape = tuple[int, ...]
@@ -34,6 +35,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 }
 
 
+@modes.usual()
 def build(
     name: str,
     *,
@@ -73,13 +75,14 @@ def build(
         torch.default_generator.manual_seed(seed)
         try:
             model = make()
-        except (RuntimeError, MemoryError, OverflowError, TypeError, ValueError) as error:
-            if isinstance(error, InputError) or ":" in name:  # a user's own code has a traceback
+        except Exception as error:  # torch's classes raise whatever they like
+            if isinstance(error, InputError) or factories.is_own(name):
                 raise
             reason = factories.one_line(error)
             raise InputError(f"model {name} cannot be made: {reason}; choose others.") from error
         if not isinstance(model, nn.Module):
             raise InputError(f"model {name} made a {type(model).__name__}, not a torch.nn.Module.")
+        _check_real(name, model)
         model = model.to("cpu", torch.float32)
         if input_shape is not None:
             _check(name, model, tuple(input_shape), dtype, classes if logits else None)
@@ -131,6 +134,16 @@ def _torchvision_options(label: str, builder: Any, options: dict[str, Any]) -> d
     return ours | checked
 
 
+def _check_real(name: str, model: nn.Module) -> None:
+    """Refuse complex weights, of which float32 would keep the real part alone."""
+    for key, tensor in model.state_dict().items():
+        if isinstance(tensor, Tensor) and tensor.dtype.is_complex:
+            raise InputError(
+                f"model {name} has complex weights ({key}); lsa measures real ones: write each as "
+                "its real and its imaginary part."
+            )
+
+
 def _check(
     name: str, model: nn.Module, shape: Shape, dtype: torch.dtype, classes: int | None
 ) -> None:
@@ -139,7 +152,10 @@ def _check(
     try:
         with torch.no_grad():
             outputs = model(torch.zeros(2, *shape, dtype=dtype))
-    except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as error:
+    except Exception as error:
+        refusals = (RuntimeError, ValueError, TypeError, AssertionError, IndexError)
+        if factories.is_own(name) and not isinstance(error, refusals):
+            raise
         message = factories.one_line(error)
         raise InputError(
             f"model {name} does not take inputs of shape {shape}: {message}; choose another model "

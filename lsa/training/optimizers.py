@@ -105,9 +105,31 @@ def restored(
             f"the checkpoint keeps no state of {name} over the {len(named)} parameters of its "
             "network; train again with lsa train, or register it with optimizer=…"
         )
+    built = [dict(group) for group in optimizer.param_groups]
     # A copy, because torch shares the tensors, and whoever steps another from them would change it.
     optimizer.load_state_dict(copy.deepcopy({**stored, "param_groups": groups}))
+    for usual, group in zip(built, optimizer.param_groups, strict=True):
+        _check_group(name, usual, group)
     return optimizer
+
+
+def _check_group(name: str, usual: Mapping[str, Any], group: Mapping[str, Any]) -> None:
+    """Refuse a stored parameter group that lacks an option, or has text in place of a number."""
+    for key, own in usual.items():
+        value = group.get(key)
+        pairs = [(own, value)]
+        if isinstance(own, tuple) and isinstance(value, tuple | list) and len(value) == len(own):
+            pairs = list(zip(own, value, strict=True))
+        numbers = all(
+            isinstance(given, int | float | Tensor)
+            for wanted, given in pairs
+            if type(wanted) in (int, float, tuple)
+        )
+        if key not in group or not numbers:
+            raise InputError(
+                f"the checkpoint's group of {name} has {key}={value!r}, which torch never writes; "
+                "train again"
+            )
 
 
 def switch(optimizer: Optimizer, *, training: bool) -> None:

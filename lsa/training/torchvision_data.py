@@ -31,7 +31,11 @@ def names() -> list[str]:
 
 
 def read(
-    name: str, root: str | None = None, size: PositiveInt | None = None, **options: Any
+    name: str,
+    root: str | None = None,
+    size: PositiveInt | None = None,
+    trust: str = "",
+    **options: Any,
 ) -> list[Split]:
     """A classification dataset of torchvision, downloaded on first use.
 
@@ -40,14 +44,16 @@ def read(
         root: Where the files are or shall be; a relative one is looked up in `$LSA_DATA`, else in
             the current folder. Default: `$LSA_DATA`, else `~/.cache/lsa/datasets`.
         size: Resize the shorter side to so many pixels and crop the centre.
+        trust: What the user must trust before anything is fetched or read outside of the data
+            folder; empty where the user has named the dataset.
         **options: Of that class, for example `split: balanced` for EMNIST.
 
     Returns:
         The training and the test split (where there is none, `val`), or the only one.
 
     Raises:
-        InputError: Unknown option, files that are not there and cannot be downloaded, or
-            a dataset that is not of images with one class each.
+        InputError: Unknown option, files that are not there and cannot or may not be downloaded,
+            a folder that is not trusted, or a dataset that is not of images with one class each.
     """
     cls = getattr(datasets, name)
     known = inspect.signature(cls).parameters
@@ -61,16 +67,25 @@ def read(
     else:
         choices = [[{}]]
     options = factories.check_options(f"dataset {name}", cls, options, filled)
-    default = environ.get("LSA_DATA") or "~/.cache/lsa/datasets"
-    folder = located(root) if root else Path(default).expanduser()
-    return [_as_split(name, _opened(cls, folder, options, choice), size) for choice in choices]
+    default = Path(environ.get("LSA_DATA") or "~/.cache/lsa/datasets").expanduser()
+    folder = located(root) if root else default
+    if trust and not (folder.is_dir() and folder.resolve().is_relative_to(default.resolve())):
+        raise InputError(
+            f"dataset {name} is not in your data folder {default}, and a checkpoint alone may make "
+            f"or read no other; allow {folder} with --trust {trust}, or set LSA_DATA."
+        )
+    splits = [_opened(cls, folder, options, choice, trust) for choice in choices]
+    return [_as_split(name, split, size) for split in splits]
 
 
-def _opened(cls: Any, root: Path, options: dict[str, Any], choices: list[dict[str, Any]]) -> Any:
+def _opened(
+    cls: Any, root: Path, options: dict[str, Any], choices: list[dict[str, Any]], trust: str
+) -> Any:
     """The dataset from its files, else downloaded; the first of `choices` that it knows."""
     parameters = inspect.signature(cls).parameters
     downloads = "download" in parameters or "kwargs" in parameters
     attempts = [{"download": False}, {"download": True}] if downloads else [{}]
+    attempts = attempts[:1] if trust else attempts
     problem: Exception | None = None
     for attempt in attempts:
         for choice in choices:
@@ -85,6 +100,11 @@ def _opened(cls: Any, root: Path, options: dict[str, Any], choices: list[dict[st
     reason = factories.one_line(problem) if problem else ""
     if isinstance(problem, ValueError):
         raise InputError(f"dataset {cls.__name__} cannot be read: {reason}") from problem
+    if trust and downloads:
+        raise InputError(
+            f"dataset {cls.__name__} is not in {root}, and a checkpoint alone may download "
+            f"nothing; allow it with --trust {trust}, or put {_files(cls)} there yourself."
+        ) from problem
     failed = "could not be downloaded" if downloads else "torchvision does not download it"
     raise InputError(
         f"dataset {cls.__name__} is not in {root} and {failed} ({reason}); put {_files(cls)} "

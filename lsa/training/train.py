@@ -20,14 +20,12 @@ from lsa.landscape.derivatives import batch_norm
 from lsa.landscape.derivatives.budget import cache_size, image_layout, laid_out
 from lsa.probe import Metric, Report
 from lsa.project import Recipe
-from lsa.runtime.errors import InputError
+from lsa.runtime.errors import Diverged, InputError
 from lsa.training import data, losses, optimizers, schedules
 from lsa.training.data import Data
 from lsa.training.recipes import loss_of, network
 
-
-class Diverged(ArithmeticError):
-    """Training left the finite numbers; the message says when and what to do."""
+STATE = {"epoch", "model", "optimizer", "rng", "base_lr"}  # what `Epoch.state` holds
 
 
 @dataclass(frozen=True)
@@ -176,7 +174,15 @@ def _epoch(loop: _Loop, number: int) -> dict[str, float]:
         step = (number - 1) * steps + i
         for group, lr in zip(optimizer.param_groups, loop.base, strict=True):
             group["lr"] = lr * loop.factor(step)
-        figures.append(_step(loop, parameters, x, y, size))
+        try:
+            figures.append(_step(loop, parameters, x, y, size))
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise InputError(
+                f"batch norm has no variance over a batch of 1 sample, and batch_size="
+                f"{budget.batch_size} leaves one of {n}; choose another batch_size"
+            ) from None
         if loop.average is not None and budget.ema is not None:
             _averaged(loop.average, model, budget.ema, step)
         if loop.report is not None:

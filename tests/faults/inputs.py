@@ -45,6 +45,32 @@ WRONG = [
     "<script>", "\x1b[2J", "x" * 5000, [], [None], ["x"], [[1]], {}, {"a": 1}, {"name": "x"},
     {1: {2: 3}}, yaml.safe_load("2020-01-01"),
 ]  # fmt: skip
+# What YAML reads as something else than it looks like: what is replaced, by what, and what is said.
+TEXTS = {
+    "a date": ("lr: 0.1", "lr: 2020-01-01", "2020-01-01 is a date to YAML"),
+    "a time of day": ("lr: 0.1", "lr: 1:30", "1:30 is another number to YAML"),
+    "bytes": ("lr: 0.1", "lr: !!binary aGVsbG8=", "leave the tag out"),
+    "a set": ("lr: 0.1", "lr: !!set {a, b}", "leave the tag out"),
+    "no number": ("lr: 0.1", "lr: .nan", "lr=nan must be a finite number"),
+    "no finite number": ("lr: 0.1", "lr: .inf", "lr=inf must be a finite number"),
+    "an octal seed": ("seeds:\n- 0", "seeds: [010]", "010 is another number to YAML"),
+    "a sexagesimal seed": ("seeds:\n- 0", "seeds: [1:30]", "1:30 is another number to YAML"),
+    "a seed of true": ("seeds:\n- 0", "seeds: [yes]", "seeds.0=True must be a valid integer"),
+    "a seed of text": ("seeds:\n- 0", "seeds: ['1']", "seeds.0='1' must be a valid integer"),
+    "a seed of 1.0": ("seeds:\n- 0", "seeds: [1.0]", "seeds.0=1.0 must be a valid integer"),
+    "a seed twice": ("seeds:\n- 0", "seeds: [3, 3]", "seeds=[3, 3] must be distinct"),
+    "epochs of true": ("epochs: 2", "epochs: yes", "epochs=True must be a valid integer"),
+    "2⁶³ samples a batch": ("batch_size: 30", f"batch_size: {2**63}", "less than 2147483648"),
+    "a key that is true": ("dataset:", "on: 1\ndataset:", "'on' is true or false to YAML"),
+    "a key that is a number": ("  sgd:\n", "  0.01:\n", "'0.01' is a number to YAML"),
+    "a key that is nothing": ("  sgd:\n", "  null:\n", "'null' is nothing to YAML"),
+    "a key that is a date": ("  sgd:\n", "  2020-01-01:\n", "2020-01-01 is a date to YAML"),
+    "an option twice": ("lr: 0.1", "lr: 0.1\n    lr: 0.2", "the key 'lr' twice"),
+    "a section twice": ("dataset:", "seeds: [1]\ndataset:", "the key 'seeds' twice"),
+    "two optimizers of one name": (
+        "optimizers:\n", "optimizers:\n  sgd: {name: Adam}\n", "the key 'sgd' twice",
+    ),
+}  # fmt: skip
 COMMANDS = [
     shlex.split(line)
     for line in (
@@ -158,6 +184,18 @@ def projects(folder: Path, every: int = 1) -> tuple[int, int]:
     return refused, right
 
 
+def texts(folder: Path) -> int:
+    """Projects that YAML reads as another than they look like; their number."""
+    whole = yaml.safe_dump(BASE)
+    for old, new, said in TEXTS.values():
+        assert old in whole
+        file = folder / "p.yaml"
+        file.write_text(whole.replace(old, new, 1), encoding="utf-8")
+        line = refusal(file)
+        assert line and said in line, (new, line)
+    return len(TEXTS)
+
+
 def options() -> int:
     """How many wrong values of the probes' options were refused."""
     refused = 0
@@ -201,9 +239,11 @@ def rows(folder: Path) -> list[Row]:
         lines, in_processes = commands(), commands(every=6, processes=True)
     finally:
         os.chdir(before)
+    misread = texts(folder)
     said = "one line: the value, the rule, what to do; exit code 2"
     return [
         Row("malformed project", "one wrong value at every place", refused, "nothing", said),
+        Row("misread project", "what YAML reads as something else", misread, "nothing", said),
         Row("malformed option", "wrong values of every probe's", options(), "nothing", said),
         Row("malformed command line", "in one process", lines, "nothing", said),
         Row("the same", "each in a process of its own", in_processes, "nothing", said),

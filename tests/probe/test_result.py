@@ -47,6 +47,14 @@ def test_results_are_equal_when_they_hold_the_same_numbers():
     assert RESULT != "lanczos"
 
 
+def test_curves_are_equal_when_they_hold_the_same_points():
+    curve = Curve(np.arange(3.0), np.array([1, math.nan, 2]))
+    assert curve == copy.deepcopy(curve) != dataclasses.replace(curve, y=np.arange(3.0))
+    assert curve != dataclasses.replace(curve, error=curve.x) and curve != "a curve"
+    with pytest.raises(TypeError, match="unhashable"):
+        hash(curve)
+
+
 def test_a_saved_result_comes_back_whole(tmp_path: Path):
     RESULT.save(tmp_path / "result.npz")
     back = Result.load(tmp_path / "result.npz")

@@ -43,17 +43,35 @@ def test_trusted_package_offers_any_callable(foreign_package):
 @pytest.mark.parametrize(
     "name",
     [
-        "torch.hub:load",  # downloads code and runs it
-        "torch:load",
-        "torch.utils.cpp_extension:load",
+        "torch.nn:init",
+        "torch.nn.functional:relu",
         "torchvision.models:get_model",
         "lsa.training.models:build",
-        "lsa.project.factories:importlib",
         "torch.optim:SGD",  # a class, but not of networks
     ],
 )
 def test_without_trust_installed_packages_offer_only_classes_of_the_kind(name):
     with pytest.raises(InputError, match=r"not a subclass of Module|no class or function"):
+        factories.load(name, nn.Module, trusted=())
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "torch.hub:load",  # downloads code and runs it
+        "torch:load",
+        "torch.utils.cpp_extension:load",
+        "torch.utils.tensorboard:SummaryWriter",
+        "torch.jit:ScriptModule",
+        "torch.nnx:Linear",
+        "torchvision.datasets:CIFAR10",
+        "lsa.cli:run",
+        "lsa:study",
+    ],
+)
+def test_without_trust_modules_that_hold_something_else_are_not_even_imported(name, monkeypatch):
+    monkeypatch.setattr(factories.importlib, "import_module", lambda name: pytest.fail(name))
+    with pytest.raises(InputError, match="is in none of the modules"):
         factories.load(name, nn.Module, trusted=())
 
 

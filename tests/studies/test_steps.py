@@ -174,6 +174,15 @@ def test_steps_with_the_same_key_are_reused(trained):
     assert not train.train(project.load("tiny").recipe("sgd", 1), reuse=True).reused
 
 
+def test_a_finished_step_whose_result_was_altered_is_refused_in_one_line(trained):
+    source = lsa.load(trained.run_id)
+    done = lsa.measure("lanczos", source, k=2, density_probes=0)
+    for content in ([], {}, {"metrics": 3}, {"metrics": {"x": 1}, "curves": {}}):
+        mlflow.MlflowClient().log_text(done.run_id, json.dumps(content), "lanczos.json")
+        with pytest.raises(InputError, match=f"run {done.run_id} holds no result of lanczos"):
+            lsa.measure("lanczos", source, k=2, density_probes=0, reuse=True)
+
+
 def test_identical_seeds_give_identical_numbers(trained):
     source = lsa.load(trained.run_id)
     a, b = (measure.measure("lanczos", source, k=2).metrics for _ in range(2))

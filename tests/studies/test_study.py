@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -355,3 +356,13 @@ def test_what_a_worker_could_not_end_is_ended_with_the_study(workplace):
         client.set_tag(run_id, "lsa.process", f"{pid}@1.00")  # another process of that number
         client.update_run(run_id, status="RUNNING")
     assert client.get_run(run_id).info.status == "KILLED"
+
+
+def test_a_handle_goes_to_another_process_as_its_finished_step(tiny):
+    with study(tiny):
+        trained = step("train", optimizer="sgd")
+        measured = step("lanczos", trained, k=1)
+        found = pickle.loads(pickle.dumps(measured))
+    assert (found.run_id, found.state) == (measured.run_id, "done")
+    assert found.result == measured.result and found.command == measured.command
+    assert step("sgd_noise", found.needs[0]).state == "done"

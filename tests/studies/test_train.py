@@ -11,8 +11,10 @@ import torch
 import lsa
 from lsa import project
 from lsa.probe import Result
+from lsa.runtime.errors import Diverged
 from lsa.studies import train
-from lsa.tracking import registered, registry, runs, store
+from lsa.tracking import registered, registry, runs, serial, store
+from lsa.tracking.checkpoint import load_data
 from lsa.training import train as training
 
 pytestmark = [
@@ -63,8 +65,18 @@ def test_a_killed_training_goes_on_at_its_last_epoch(workplace, monkeypatch):
     assert sorted(statuses) == ["FINISHED", "FINISHED", "KILLED"]
 
 
+@pytest.mark.parametrize("content", [{"x": 1}, [], {"state": {}, "history": [], "run": "r"}])
+def test_a_state_of_another_layout_only_costs_its_epochs(workplace, content):
+    recipe = project.load("tiny").recipe("sgd", epochs=1)
+    key = train.train_key(recipe, load_data(recipe, "cpu").hash, "cpu")
+    file = train.SCRATCH / "training" / f"{store.step_name(key)}.safetensors"
+    file.parent.mkdir(parents=True)
+    serial.save(content, file)
+    assert "lsa.resumed_from" not in runs.read(train.train(recipe).run_id).tags
+
+
 def test_failures_end_the_run_failed_with_the_reason(workplace):
-    with pytest.raises(training.Diverged):
+    with pytest.raises(Diverged):
         train.train(project.load("tiny").recipe("sgd", lr=1e30))
     (found,) = mlflow.search_runs(search_all_experiments=True, output_format="list")
     assert (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import pickle
@@ -15,8 +16,10 @@ from safetensors.torch import save_file
 
 import lsa
 from lsa.cli import app
+from lsa.project import project
 from lsa.runtime.errors import InputError
 from lsa.tracking import checkpoint, runs, serial, store
+from lsa.training import recipes
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's and SQLAlchemy's own
 
@@ -105,9 +108,39 @@ def test_a_factory_out_of_a_checkpoint_does_not_run_unless_trusted(source, folde
     config["sha256"] = checkpoint._digest(config, source.weights, source.optimizer_state)
     altered(folder, **config)
     found = checkpoint.read(folder)
-    with pytest.raises(InputError, match=r"not trusted|not a subclass|no class or function"):
+    with pytest.raises(InputError, match=r"not trusted|none of the modules"):
         _ = found.model
     assert not Path("ran").exists()
+
+
+def test_a_million_empty_tensors_are_refused_before_they_are_read(folder, monkeypatch):
+    monkeypatch.setattr(serial, "TENSORS", 100)
+    save_file({str(i): torch.empty(0) for i in range(101)}, folder / checkpoint.WEIGHTS)
+    with pytest.raises(InputError, match="holds 101 tensors"):
+        checkpoint.read(folder)
+
+
+@pytest.mark.parametrize("key", ["lr", "weight_decay", "eps", "betas"])
+@pytest.mark.parametrize("value", [None, "x", ("x", 0.9), (0.9,)])
+def test_an_optimizer_group_that_torch_never_wrote_is_refused(source, key, value):
+    (group,) = source.optimizer_state["param_groups"]
+    broken = {k: v for k, v in group.items() if k != key} | ({key: value} if value else {})
+    state = {**source.optimizer_state, "param_groups": [broken]}
+    with pytest.raises(InputError, match=f"{key}=") as caught:
+        _ = dataclasses.replace(source, optimizer_state=state).optimizer
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.float32])
+def test_weights_that_would_lose_a_part_are_refused(source, dtype):
+    """Complex numbers in place of real ones; real ones in place of a count of batches."""
+    model = {"name": "mlp", "hidden": (4,)} if dtype.is_complex else {"name": "resnet20"}
+    recipe = source.recipe.model_copy(update={"model": project.Named.model_validate(model)})
+    weights = dict(recipes.network(recipe, source.data).state_dict())
+    key = "1.weight" if dtype.is_complex else "1.num_batches_tracked"
+    weights[key] = weights[key].to(dtype)
+    with pytest.raises(InputError, match=f"the checkpoint's {key} is {dtype}"):
+        _ = dataclasses.replace(source, recipe=recipe, weights=weights).model
 
 
 CONFIGS = {

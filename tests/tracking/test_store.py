@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import sqlite3
 
@@ -52,3 +53,7 @@ def test_a_registry_of_its_own_is_made_whole_as_well(workplace):
     assert {"registered_models", "evaluation_datasets"} <= tables
     assert store.client().search_registered_models() == []
     assert not (workplace / ".models.db.new").exists()
+
+
+def test_the_users_mlflow_logger_is_as_mlflow_made_it():
+    assert logging.getLogger("mlflow").level == logging.INFO

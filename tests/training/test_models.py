@@ -199,9 +199,29 @@ def tiny(input_shape, classes, width=4):
 def short(input_shape, classes):
     return nn.Sequential(nn.Flatten(), nn.LazyLinear(3))
 
+def wave(input_shape, classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(3072, classes, dtype=torch.complex64))
+
 def text(input_shape, classes):
     return "network"
 """
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["Module", "Sequential", "ModuleList", "ParameterList", "Flatten", "Container", "Transformer",
+     "Linear", "Identity", "DataParallel", "modules.lazy:LazyModuleMixin", "LazyLinear"],
+)  # fmt: skip
+@pytest.mark.filterwarnings("ignore:`nn.Container` is deprecated")
+def test_classes_of_torch_that_a_stranger_may_name_get_one_line(name):
+    with pytest.raises(InputError) as caught:
+        build(f"torch.nn:{name}" if ":" not in name else f"torch.nn.{name}")
+    assert "\n" not in str(caught.value)
+
+
+def test_complex_weights_are_refused_where_float32_would_keep_half(my_nets):
+    with pytest.raises(InputError, match=r"complex weights \(1.weight\)"):
+        build(f"{my_nets}:wave", trusted=[my_nets])
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Torchvision's datasets, from tiny files in the formats that it reads."""
 
 import pickle
+import re
 import struct
 import urllib.error
 import urllib.request
@@ -138,6 +139,35 @@ def test_failed_download_says_why_and_what_to_put_where(name, files, tmp_path, c
     assert f"dataset {name} is not in {tmp_path / 'data'} and could not be downloaded" in message
     assert "no network here" in message and f"put {files}" in message and "\n" not in message
     assert capsys.readouterr().out == ""
+
+
+def test_a_checkpoint_alone_fetches_nothing_and_makes_no_folder(mnist, tmp_path, monkeypatch):
+    """Its dataset is read below the user's data folder; the rest needs a word of theirs."""
+    monkeypatch.setattr(urllib.request, "urlopen", lambda *_, **__: pytest.fail("it downloads"))
+    elsewhere = tmp_path / "elsewhere"
+    for name, root, word in (
+        ("CIFAR10", None, "CIFAR10"),
+        ("CIFAR10", str(elsewhere), f"CIFAR10:{elsewhere}"),
+        ("INaturalist", str(elsewhere), f"INaturalist:{elsewhere}"),
+        ("Caltech101", str(tmp_path), f"Caltech101:{tmp_path}"),
+        ("MNIST", str(mnist / ".." / "elsewhere"), "MNIST:"),
+    ):
+        before = set(tmp_path.rglob("*"))
+        options = {"root": root} if root else {}
+        with pytest.raises(InputError, match=re.escape(f"--trust {word}")):
+            data.load(name, ours=False, **options)
+        assert set(tmp_path.rglob("*")) == before
+    (tmp_path / "link").symlink_to(mnist)
+    for options in ({}, {"root": str(mnist)}, {"root": str(tmp_path / "link")}):
+        assert data.load("MNIST", ours=False, **options).hash == data.load("MNIST").hash
+
+
+@pytest.mark.parametrize("root", ["x" * 5000, "~nobody_of_that_name/x", "a\0b", "/dev/null/x"])
+@pytest.mark.parametrize("name", ["image_folder", "MNIST"])
+def test_a_root_that_no_machine_has_gets_one_line(name, root):
+    with pytest.raises(InputError) as caught:
+        data.load(name, root=root)
+    assert str(caught.value).isprintable()
 
 
 def test_damaged_files_give_one_line(mnist):

@@ -6,14 +6,15 @@ import dataclasses
 
 import pytest
 import torch
+from torch import nn
 
 from lsa.landscape import Landscape, flatten, noise_scale
 from lsa.project import Augment, Named, Project, Train
-from lsa.runtime.errors import InputError
+from lsa.runtime.errors import Diverged, InputError
 from lsa.tracking import serial
-from lsa.training import data
+from lsa.training import data, models
 from lsa.training import train as training
-from lsa.training.train import Diverged, final_metrics, network, train
+from lsa.training.train import final_metrics, network, train
 
 SETTING = {
     "name": "t",
@@ -62,6 +63,17 @@ def test_every_epoch_is_measured_and_training_learns(split, optimizer):
     assert epochs[-1].metrics["val/loss"] < epochs[0].metrics["val/loss"]
     assert epochs[-1].metrics["val/accuracy"] > 0.2  # chance is 0.1, and these are 20 steps
     assert epochs[-1].metrics["train/learning_rate"] < epochs[1].metrics["train/learning_rate"]
+
+
+def test_a_last_batch_of_one_sample_under_batch_norm_is_refused_in_one_line(split, monkeypatch):
+    def normed(input_shape, classes):
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, classes), nn.BatchNorm1d(classes))
+
+    monkeypatch.setitem(models.OURS, "normed", normed)
+    update = {"model": Named(name="normed"), "train": Train(epochs=1, batch_size=299)}
+    with pytest.raises(InputError, match="batch_size=299 leaves one of 300") as caught:
+        next(train(recipe("sgd").model_copy(update=update), split))
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("size", [20, 512])
