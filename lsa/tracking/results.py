@@ -90,7 +90,14 @@ def trained(run_id: str, values: Mapping[str, float], tags: Mapping[str, str]) -
 
 
 def _arrays(run_id: str, names: Collection[str]) -> dict[str, np.ndarray]:
-    """Arrays by the names under which `Run.arrays` has stored them."""
+    """Arrays by the names under which `Run.arrays` has stored them.
+
+    Raises:
+        InputError: A name leads out of the run's folder.
+    """
+    for name in names:
+        if "/" in name or "\\" in name or name.startswith("."):
+            raise InputError(f"run {run_id} names an array {name!r}; an array has no folder")
     files = {f"{name.partition('.')[0]}.np{'z' if '.' in name else 'y'}" for name in names}
     arrays: dict[str, np.ndarray] = {}
     with tempfile.TemporaryDirectory() as scratch:
