@@ -30,9 +30,13 @@ class bound:
         return list(self._named.values())
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        fast = torch.backends.mha.get_fastpath_enabled()
         torch.backends.mha.set_fastpath_enabled(False)
-        with sdpa_kernel(SDPBackend.MATH):
-            return functional_call(self._model, self._named, args, kwargs)
+        try:
+            with sdpa_kernel(SDPBackend.MATH):
+                return functional_call(self._model, self._named, args, kwargs)
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fast)
 
 
 def agree(

@@ -22,7 +22,9 @@ def on_two_ranks(function: Callable[[], Any]) -> list[Any]:
     pipes, processes = [], []
     for rank in range(2):
         here, there = context.Pipe(duplex=False)
-        process = context.Process(target=_begin, args=(rank, port, function, there), daemon=True)
+        process = context.Process(
+            target=_begin, args=(rank, port, function, there, {**os.environ}), daemon=True
+        )
         process.start()
         there.close()  # so that a dead process is the end of the file
         pipes.append(here)
@@ -35,7 +37,10 @@ def on_two_ranks(function: Callable[[], Any]) -> list[Any]:
             process.join()
 
 
-def _begin(rank: int, port: int, function: Callable[[], Any], answer: Any) -> None:
+def _begin(
+    rank: int, port: int, function: Callable[[], Any], answer: Any, given: dict[str, str]
+) -> None:
+    os.environ |= given  # of this test: the forked process has an earlier one's
     os.environ |= {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),

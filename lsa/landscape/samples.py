@@ -134,8 +134,13 @@ class Samples:
         losses_of = partial(self.losses_of, y=y)
 
         def loss_of(o: Tensor) -> Tensor:
-            # With weights the mean of a chunk is no mean of its samples' losses.
-            return self.loss(o, y) if ratios is None else losses_of(o).sum()
+            if ratios is not None:  # the mean of a chunk is no mean of its samples' losses
+                return losses_of(o).sum()
+            try:
+                return self.loss(o, y)
+            except (RuntimeError, IndexError):
+                losses_of(o)  # of a cross entropy, says what is wrong with the targets
+                raise
 
         def both(theta: Tensor) -> tuple[Tensor, Tensor]:
             o = outputs(theta)

@@ -78,7 +78,10 @@ def _of_classes(function: Callable[..., Tensor], options: dict[str, Any]) -> Wei
 
     def sums(outputs: Tensor, y: Tensor) -> Tensor:
         given = rest if by_class is None else {**rest, "weight": by_class.to(outputs)}
-        each = function(outputs, y, reduction="none", **given)
+        try:
+            each = function(outputs, y, reduction="none", **given)
+        except (RuntimeError, IndexError) as error:
+            raise InputError(_refusal(outputs, y, ignored, error)) from error
         if y.is_floating_point():  # probabilities: the mean runs over all positions
             return each.reshape(len(y), -1).mean(1)
         return each if each.ndim == 1 else each.reshape(len(y), -1).sum(1)
@@ -95,6 +98,22 @@ def _of_classes(function: Callable[..., Tensor], options: dict[str, Any]) -> Wei
         return each.reshape(len(y), -1).sum(1)
 
     return Weighing(sums, weights)
+
+
+def _refusal(outputs: Tensor, y: Tensor, ignored: int, error: Exception) -> str:
+    """What is wrong with targets that a cross entropy refuses, as one line."""
+    classes = outputs.shape[1] if outputs.ndim > 1 else 1
+    labels = not y.is_floating_point() or y.shape != outputs.shape
+    if labels and y.dtype not in (torch.int64, torch.uint8):
+        return f"targets are {y.dtype}; a cross entropy takes labels of torch.int64: give y.long()"
+    wrong = y[((y < 0) | (y >= classes)) & (y != ignored)]
+    if labels and len(wrong):
+        return (
+            f"target {wrong[0].item()} is out of range; the network has {classes} outputs per "
+            f"sample, so labels are 0 to {classes - 1}"
+        )
+    shapes = f"outputs {tuple(outputs.shape)} and targets {tuple(y.shape)}"
+    return f"the cross entropy refuses {shapes}: {(str(error).splitlines() or [''])[0]}"
 
 
 # --- other losses, by trying ----------------------------------------------------------------------

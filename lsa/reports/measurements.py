@@ -17,6 +17,7 @@ from lsa.project import ALONG, Project, first_rule
 from lsa.reports.statistics.comparison import interval
 from lsa.runtime.errors import InputError
 from lsa.tracking import runs, store
+from lsa.tracking.metric_histories import metric_histories
 from lsa.tracking.runs import Done
 
 Shape = TypeVar("Shape", bound=pydantic.BaseModel)
@@ -242,11 +243,10 @@ def histories(
 ) -> dict[str, dict[int, list[tuple[int, float]]]]:
     """Optimizer → seed → (epoch, value) of a number that training logs every epoch."""
     trainings = [m for m in measurements if m.step == "train"]
-    with ThreadPoolExecutor(store.AT_ONCE) as pool:
-        logged = pool.map(lambda m: runs.history(m.done.run_id, metric), trainings)
+    logged = metric_histories([m.done.run_id for m in trainings], metric)
     found: dict[str, dict[int, list[tuple[int, float]]]] = {}
-    for m, values in zip(trainings, logged, strict=True):
-        found.setdefault(m.subject, {})[m.seed] = sorted(values.items())
+    for m in trainings:
+        found.setdefault(m.subject, {})[m.seed] = sorted(logged[m.done.run_id].items())
     return found
 
 

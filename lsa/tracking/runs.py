@@ -155,12 +155,6 @@ def read(run_id: str) -> Done:
     return _done(client().get_run(run_id))
 
 
-def history(run_id: str, metric: str) -> dict[int, float]:
-    """Step → value of a run's metric, the last that was logged at the step."""
-    logged = client().get_metric_history(run_id, metric)
-    return {one.step: one.value for one in sorted(logged, key=lambda one: one.timestamp)}
-
-
 def _done(found: Any) -> Done:
     data, info = found.data, found.info
     inputs = found.inputs.dataset_inputs if found.inputs else []

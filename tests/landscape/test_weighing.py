@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from dense import agree
-from tiny import N, images, ragged, rng
+from tiny import N, images, ragged, rng, seeded
 from torch import Tensor, nn
 
 from lsa.landscape import Landscape, flatten
@@ -197,3 +197,19 @@ def test_samples_that_differ_are_the_extremes_of_label_and_length():
     y[700, 2:] = -100
     y[300] = 7
     assert {0, 999, 700, 300} <= set(differing(y).tolist())
+
+
+@pytest.mark.parametrize(
+    ("targets", "line"),
+    [
+        (torch.arange(20).int() % 2, r"targets are torch.int32; .* give y.long\(\)"),
+        (torch.arange(20.0) % 2, r"targets are torch.float32; .* give y.long\(\)"),
+        (torch.arange(20) % 3, r"target 2 is out of range; .* labels are 0 to 1"),
+        (torch.arange(20) % 2 - 1, r"target -1 is out of range; .* labels are 0 to 1"),
+    ],
+)
+def test_targets_that_a_cross_entropy_refuses_are_named(targets, line):
+    model = seeded(lambda: nn.Linear(3, 2)).float()
+    landscape = Landscape(model, torch.randn(20, 3, generator=rng()), targets)
+    with pytest.raises(InputError, match=line):
+        landscape.loss(landscape.theta)

@@ -214,7 +214,7 @@ def test_a_network_whose_units_are_not_known_says_so():
     ("options", "message"),
     [
         ({"factor": 1.0}, "above 1"),
-        ({"factor": float("inf")}, "above 1"),
+        ({"factor": float("inf")}, "factor=inf must be a finite number"),
         ({"rho": 0.0}, "positive, finite radii"),
         ({"probes": 1}, "2 random vectors"),
     ],

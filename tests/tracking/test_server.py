@@ -17,7 +17,7 @@ from processes import forked
 from servers import Served, asked, environment, lsa, postgres
 
 from lsa.runtime.errors import InputError
-from lsa.tracking import server
+from lsa.tracking import metric_histories, server, store
 from lsa.tracking.server import Server
 
 ROOT = Path(__file__).parents[2]
@@ -195,11 +195,26 @@ def test_everything_works_with_a_login_from_a_client_that_shares_no_disk(
         assert asked(served.port, "POST", path, ("admin", PASSWORD), ann)[0] == 200
         monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "ann")
         everything(client, outside | login | {"MLFLOW_TRACKING_USERNAME": "ann"})
+        check_histories(served.uri)
         assert (tmp_path / "host" / "server" / "artifacts").is_dir()
         assert {path.name for path in (tmp_path / "host").iterdir()} == {"server", "server.log"}
         assert status(served.uri, {"Host": "evil.example"}) == 403
         assert status(served.uri, {"Origin": "https://evil.example"}) == 403
     assert PASSWORD not in served.log.read_text()
+
+
+def check_histories(uri: str) -> None:
+    """The server gives those of many runs at once."""
+    former = store.addresses()
+    store.use(uri, uri)
+    try:
+        trained = store.client().search_runs(store.experiments(), "tags.`lsa.step` = 'train'")
+        run_id = trained[0].info.run_id
+        rows = metric_histories._together([run_id], "val/loss")
+        history = store.client().get_metric_history(run_id, "val/loss")
+        assert rows == [(run_id, one.step, one.value) for one in history] and rows
+    finally:
+        store.use(*former)
 
 
 def status(address: str, headers: dict[str, str]) -> int:
