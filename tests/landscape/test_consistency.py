@@ -166,6 +166,17 @@ def test_a_layer_that_mixes_samples_is_refused():
         said(MixesSamples())
 
 
+class RoundsBySize(nn.Module):
+    """In float32 its outputs depend on the size of a pass in the last digits, as products do."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * (1 + 1e-4 * len(x)) if x.dtype == torch.float32 else x
+
+
+def test_rounding_of_a_small_loss_is_no_fault():
+    assert said(RoundsBySize()) == ""
+
+
 @pytest.mark.parametrize("reduction", ["sum", "none"])
 def test_a_loss_that_is_no_mean_is_refused(reduction):
     with pytest.raises(InputError, match="no mean over samples"):
