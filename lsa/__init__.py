@@ -13,6 +13,7 @@ from lsa.probe import registry
 from lsa.probe.result import show_with
 
 if TYPE_CHECKING:
+    from lsa import watching
     from lsa.landscape import Landscape, objectives
     from lsa.landscape.derivatives.budget import configure
     from lsa.landscape.terms import Terms
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from lsa.studies.trajectory import follow
     from lsa.tracking.checkpoint import Checkpoint
     from lsa.training.preconditioners import Rule, preconditioner
+    from lsa.watching.watch import watch
 
 _HOMES = {
     "Checkpoint": "lsa.tracking.checkpoint",
@@ -45,7 +47,10 @@ _HOMES = {
     "register": "lsa.studies.adoption",
     "step": "lsa.studies.study",
     "study": "lsa.studies.study",
+    "watch": "lsa.watching.watch",
 }
+
+_MODULES = {"objectives": "lsa.landscape.objectives", "watching": "lsa.watching"}
 
 __all__ = [
     "PROBES",
@@ -67,12 +72,14 @@ __all__ = [
     "register",
     "step",
     "study",
+    "watch",
+    "watching",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "objectives":
-        return importlib.import_module("lsa.landscape.objectives")
+    if name in _MODULES:
+        return importlib.import_module(_MODULES[name])
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
     if not name.startswith("_") and name in registry.modules():

@@ -12,7 +12,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.parent / "lsa"
 # From the top down: a room imports only from rooms after it.
 ROOMS = (
-    "__main__ cli __init__ studies reports probes tracking training figures project probe "
+    "__main__ cli __init__ studies reports watching probes tracking training figures project probe "
     "landscape maths runtime"
 ).split()
 HOMES = {

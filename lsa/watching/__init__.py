@@ -1,0 +1,1 @@
+"""Measurements during a training; `lsa.watch` starts them."""

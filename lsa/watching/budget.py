@@ -1,0 +1,83 @@
+"""How often a watch may measure: a share of the training's time is all that it takes."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Iterator
+
+
+class Budget:
+    """Time that the parts of a watch have taken, against the time of the training.
+
+    Args:
+        share: Of the training's own time, at most; None: no limit.
+    """
+
+    def __init__(self, share: float | None) -> None:
+        self.share = share
+        self.spent = 0.0  # seconds, of all parts
+        self._costs: dict[str, float] = {}  # of one measurement of each part, as of the last ones
+        self._began: float | None = None
+        self._steps = 0
+        self._inside = False
+
+    @contextlib.contextmanager
+    def timed(self, part: str, *, whole: bool = True) -> Iterator[None]:
+        """Count a block's time as that of a part.
+
+        Args:
+            part: Name of the part.
+            whole: Whether the block is one measurement, so that it tells what the next will cost.
+        """
+        if self._inside:  # counted by the block around
+            yield
+            return
+        began, self._inside = time.perf_counter(), True
+        if self._began is None:
+            self._began = began
+        try:
+            yield
+        finally:
+            took, self._inside = time.perf_counter() - began, False
+            self.spent += took
+            if whole:
+                before = self._costs.get(part)
+                self._costs[part] = took if before is None else 0.5 * (before + took)
+
+    def stepped(self) -> None:
+        """One more step of the training is done."""
+        self._steps += 1
+
+    @property
+    def training(self) -> float:
+        """Seconds that the training has taken, without the watch."""
+        return 0.0 if self._began is None else time.perf_counter() - self._began - self.spent
+
+    @property
+    def overhead(self) -> float:
+        """Time of the watch over that of the training; 0 before there is any."""
+        return self.spent / self.training if self.training > 0 else 0.0
+
+    def interval(self, part: str, least: int, share: float) -> int:
+        """Steps from one measurement of a part to the next, for it to take a part of the budget.
+
+        Args:
+            part: Name of the part.
+            least: What was asked for.
+            share: Of the budget.
+        """
+        if self.share is None or not self._steps or not self.training > 0:
+            return least
+        allowed = share * self.share * self.training / self._steps  # seconds a step
+        cost = self._costs.get(part, 0.0)
+        if cost <= allowed * least:
+            return least
+        return max(least, math.ceil(cost / allowed)) if allowed > 0 else 2 * least
+
+    def allows(self, part: str) -> bool:
+        """Whether one more measurement of a part stays within the budget; its first always does."""
+        if self.share is None or part not in self._costs:
+            return True
+        return self.spent + self._costs[part] <= self.share * self.training

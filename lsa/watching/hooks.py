@@ -1,0 +1,104 @@
+"""An optimizer's own hooks: what a training does around each step, seen and not changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+Gradients = dict[int, Tensor]  # id of a parameter → its gradient
+
+
+class Watcher(Protocol):
+    """Who is told; no method may raise unless the training shall end."""
+
+    def begins(self) -> None:
+        """The first optimizer is about to step."""
+
+    def has_gradients(self, optimizer: Optimizer, loss: Any) -> None:
+        """An optimizer has the gradients that it will use; `loss` is what a closure has given."""
+
+    def ends(self) -> None:
+        """The last optimizer has stepped."""
+
+
+def inner_optimizer(optimizer: Any) -> Any:
+    """The optimizer inside of Lightning's, Accelerate's and other wrappers."""
+    while isinstance(inside := getattr(optimizer, "optimizer", None), Optimizer):
+        optimizer = inside
+    return optimizer
+
+
+def attach(optimizers: Sequence[Optimizer], watcher: Watcher) -> list[Any]:
+    """Hooks on some optimizers that step one after the other; their handles have `remove()`.
+
+    One step goes from the first optimizer's beginning to the last one's end. An optimizer that is
+    given a closure (LBFGS, SAM, Lightning) has its gradients when the closure has run for the first
+    time, so the closure is wrapped to tell.
+    """
+    first, last = optimizers[0], optimizers[-1]
+
+    def before(optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
+        if optimizer is first:
+            watcher.begins()
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        if not callable(closure):
+            watcher.has_gradients(optimizer, None)
+            return None
+        told = _telling(closure, lambda loss: watcher.has_gradients(optimizer, loss))
+        if "closure" in kwargs:
+            return args, {**kwargs, "closure": told}
+        return (args[0], told, *args[2:]), kwargs
+
+    def after(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        watcher.ends()
+
+    handles = [o.register_step_pre_hook(before) for o in optimizers]
+    return [*handles, last.register_step_post_hook(after)]
+
+
+def _telling(closure: Callable[[], Any], tell: Callable[[Any], None]) -> Callable[[], Any]:
+    """A closure that tells what it has returned when it was first called."""
+    called: list[bool] = []
+
+    def told() -> Any:
+        loss = closure()
+        if not called:
+            called.append(True)
+            tell(loss)
+        return loss
+
+    return told
+
+
+class Backward:
+    """Tells when a backward pass has ended and all gradients are there, reduced ones too.
+
+    A hook on a parameter asks autograd to call back at its end, and from there once more: the
+    reductions of DistributedDataParallel end in between.
+    """
+
+    def __init__(self, parameters: Sequence[torch.nn.Parameter], tell: Callable[[], None]) -> None:
+        self._tell, self._waiting = tell, False
+        ends = {id(p): p for p in (parameters[0], parameters[-1]) if p.is_leaf}
+        self.handles = [p.register_post_accumulate_grad_hook(self._seen) for p in ends.values()]
+
+    def reset(self) -> None:
+        """Wait for a backward pass again: one that raised never came to its end."""
+        self._waiting = False
+
+    def _seen(self, _: Tensor) -> None:
+        if not self._waiting:
+            self._waiting = True
+            self._queue(lambda: self._queue(self._ended))
+
+    @staticmethod
+    def _queue(call: Callable[[], None]) -> None:
+        torch.autograd.Variable._execution_engine.queue_callback(call)  # pyright: ignore
+
+    def _ended(self) -> None:
+        self._waiting = False
+        self._tell()

@@ -1,0 +1,50 @@
+"""The training's own loss, where it can be seen: by closures, loss modules and outputs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class Losses:
+    """Losses of the passes of one step; their mean is the step's."""
+
+    def __init__(self) -> None:
+        self._found: list[Tensor] = []
+        self.silent = False  # during a measurement
+
+    def attach(self, model: nn.Module, loss: Any = None) -> list[Any]:
+        """Hooks on a model whose outputs have a `.loss`, and on a loss that is a module."""
+        handles = [model.register_forward_hook(lambda _m, _x, output: self._seen(output))]
+        if isinstance(loss, nn.Module):
+            handles.append(loss.register_forward_hook(lambda _m, _x, value: self._own(value)))
+        return handles
+
+    def add(self, loss: Any) -> None:
+        """A loss, as a closure returns it or as the loop tells it; anything else is ignored."""
+        if isinstance(loss, int | float):
+            loss = torch.tensor(float(loss))
+        if isinstance(loss, Tensor) and loss.numel() == 1:
+            self._found.append(loss.detach().reshape(()))
+
+    def _seen(self, output: Any) -> None:
+        if not self.silent:
+            value = (
+                output.get("loss") if isinstance(output, dict) else getattr(output, "loss", None)
+            )
+            self._own(value)
+
+    def _own(self, value: Any) -> None:
+        if not self.silent and torch.is_grad_enabled() and isinstance(value, Tensor):
+            self.add(value)
+
+    def mean(self) -> Tensor | None:
+        """The mean of those since the last call, in float64; None where there was none."""
+        found, self._found = self._found, []
+        return torch.stack(found).double().mean() if found else None
+
+    def forget(self) -> None:
+        """Let go of those of a step that is not measured."""
+        self._found = []

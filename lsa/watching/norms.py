@@ -1,0 +1,102 @@
+"""Lengths and angles of the gradient, the update and the weights of one optimizer step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from lsa.watching.weights import Weights
+
+NAMES = ("gradient_norm", "update_norm", "weight_norm", "update_ratio")  # also of each block
+
+
+class Norms:
+    """The weights before a step, and what the step then made of them.
+
+    It holds two copies of the weights: those before this step, and the update of the last one.
+    """
+
+    def __init__(self, weights: Weights) -> None:
+        self._weights = weights
+        self._free: list[list[Tensor]] = []
+        self._start: tuple[int, list[Tensor]] | None = None  # step, θ before it
+        self._last: tuple[int, list[Tensor]] | None = None  # step, θ before it − θ after it
+        self._last_square: Tensor | None = None  # its products with itself, if they are known
+
+    @property
+    def start(self) -> list[Tensor]:
+        """θ before the step."""
+        assert self._start is not None
+        return self._start[1]
+
+    def before(self, step: int) -> None:
+        """Keep the weights before a step; and the last update, if the step before was kept too."""
+        now = self._weights.local()
+        if self._start is not None:
+            number, kept = self._start
+            if number == step - 1:
+                torch._foreach_sub_(kept, now)  # pyright: ignore
+                self._remember(number, kept)
+            else:
+                self._free.append(kept)
+        buffer = self._free.pop() if self._free else [torch.empty_like(p) for p in now]
+        torch._foreach_copy_(buffer, now)  # pyright: ignore
+        self._start = step, buffer
+
+    def after(self, step: int, gradients: list[Tensor | None]) -> Tensor:
+        """Products of a step, `(6, parameters)`: g·g, u·u, θ·θ, −g·u, u·v and v·v.
+
+        v is the update before this one; its rows are nan where that step was not kept.
+
+        Args:
+            step: Its number, as given to `before`.
+            gradients: Those that the optimizer was given.
+        """
+        now = self._weights.local()
+        back = self.start  # −u from here on
+        torch._foreach_sub_(back, now)  # pyright: ignore
+        last = self._last[1] if self._last and self._last[0] == step - 1 else None
+        pairs = [(gradients, gradients), (back, back), (now, now), (gradients, back)]
+        if last is not None:
+            pairs += (
+                [(back, last)] if self._last_square is not None else [(back, last), (last, last)]
+            )
+        found = self._weights.inner(pairs)
+        if last is None:
+            found = torch.cat([found, found.new_full((2, found.shape[1]), math.nan)])
+        elif self._last_square is not None:
+            found = torch.cat([found, self._last_square[None]])
+        self._start = None
+        self._remember(step, back, found[1])
+        return found
+
+    def _remember(self, step: int, back: list[Tensor], square: Tensor | None = None) -> None:
+        if self._last is not None:
+            self._free.append(self._last[1])
+        self._last, self._last_square = (step, back), square
+
+
+def numbers(products: list[float]) -> Mapping[str, float]:
+    """Norms, their ratio and angles (in degrees), from the six products that `after` gives."""
+    gradient, update, weight, along, turn, last = products
+    found: dict[str, float] = dict(
+        zip(NAMES[:3], map(_root, (gradient, update, weight)), strict=True)
+    )
+    if weight > 0:
+        found["update_ratio"] = _root(update / weight)
+    if gradient * update > 0:
+        found["update_angle"] = _degrees(along / math.sqrt(gradient * update))
+    if update * last > 0:
+        found["turn_angle"] = _degrees(turn / math.sqrt(update * last))
+    return found
+
+
+def _root(square: float) -> float:
+    return math.sqrt(square) if square >= 0 else math.nan
+
+
+def _degrees(cosine: float) -> float:
+    return math.degrees(math.acos(max(-1.0, min(1.0, cosine))))

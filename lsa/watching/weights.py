@@ -1,0 +1,134 @@
+"""The parameters that a training moves, with sums over them: whole, by block, and over shards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lsa.landscape.network import unwrapped
+from lsa.maths.sums import inner
+from lsa.runtime.errors import InputError
+
+Block = Callable[[str], str]
+
+
+def block_of(name: str) -> str:
+    """The block of a parameter: its name up to the first number, else the first part of it."""
+    parts = name.split(".")[:-1] or [name]
+    number = next((i for i, part in enumerate(parts) if part.isdecimal()), 0)
+    return ".".join(parts[: number + 1])
+
+
+class Weights:
+    """The parameters of a model that some optimizers move, in the model's order.
+
+    A parameter that is sharded (FSDP, a DTensor) is seen as this process's shard, and every sum is
+    made whole over the processes that hold the others.
+
+    Args:
+        model: Wrapped or not.
+        optimizers: Over its parameters.
+        block: Name of a parameter → name of its block.
+
+    Raises:
+        InputError: The optimizers move none of the model's parameters.
+    """
+
+    def __init__(
+        self, model: nn.Module, optimizers: Sequence[Optimizer], block: Block = block_of
+    ) -> None:
+        moved = {id(p) for o in optimizers for g in o.param_groups for p in g["params"]}
+        named = dict(unwrapped(model).named_parameters())
+        chosen = {name: p for name, p in named.items() if id(p) in moved and p.requires_grad}
+        if not chosen:
+            raise InputError(
+                f"{type(optimizers[0]).__name__} moves none of the model's {len(named)} "
+                "parameters; give the model whose parameters the optimizer was made for"
+            )
+        self.names, self.parameters = list(chosen), list(chosen.values())
+        blocks = [block(name) for name in self.names]
+        self.blocks = list(dict.fromkeys(blocks))
+        self._of = torch.tensor([self.blocks.index(b) for b in blocks])
+        self._groups = _shard_groups(model, self.parameters)
+
+    @property
+    def sharded(self) -> bool:
+        """Whether some parameter is spread over several processes."""
+        return bool(self._groups)
+
+    def local(self) -> list[Tensor]:
+        """Every parameter as it is in this process."""
+        return [_local(p.detach()) for p in self.parameters]
+
+    def gradients(self) -> list[Tensor | None]:
+        """Every gradient as it is in this process; None of a parameter without one."""
+        return [None if p.grad is None else _local(p.grad) for p in self.parameters]
+
+    def inner(
+        self, pairs: Sequence[tuple[Sequence[Tensor | None], Sequence[Tensor | None]]]
+    ) -> Tensor:
+        """Products of lists of tensors, parameter by parameter: `(pairs, parameters)` in float64.
+
+        Where one of two tensors is None, their product is 0.
+        """
+        zero = torch.zeros((), dtype=torch.float64, device=_local(self.parameters[0]).device)
+        rows = [
+            torch.stack(
+                [
+                    zero if x is None or y is None else inner(_flat(x), _flat(y)).to(zero.device)
+                    for x, y in zip(a, b, strict=True)
+                ]
+            )
+            for a, b in pairs
+        ]
+        found = torch.stack(rows)
+        for group, columns in self._groups:
+            part = found[:, columns]
+            dist.all_reduce(part, group=group)
+            found[:, columns] = part
+        return found
+
+    def by_block(self, values: Tensor) -> Mapping[str, Tensor]:
+        """Sums `(pairs,)` over the parameters of each block, of values `(pairs, parameters)`."""
+        sums = values.new_zeros(len(values), len(self.blocks)).index_add_(
+            1, self._of.to(values.device), values
+        )
+        return dict(zip(self.blocks, sums.unbind(1), strict=True))
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """A tensor's shard in this process, real and dense."""
+    if hasattr(tensor, "to_local"):
+        tensor = tensor.to_local()  # pyright: ignore[reportAttributeAccessIssue]
+    if tensor.is_sparse:
+        tensor = tensor.to_dense()
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    return tensor.detach().reshape(-1)
+
+
+def _shard_groups(
+    model: nn.Module, parameters: Sequence[nn.Parameter]
+) -> list[tuple[dist.ProcessGroup, list[int]]]:
+    """Groups of processes over which sums must be added, each with the parameters concerned."""
+    found: dict[int, tuple[dist.ProcessGroup, list[int]]] = {}
+    for i, p in enumerate(parameters):
+        mesh = getattr(p, "device_mesh", None)
+        if mesh is None:
+            continue
+        for dimension, placement in enumerate(p.placements):  # pyright: ignore
+            if placement.is_shard():
+                group = mesh.get_group(dimension)
+                found.setdefault(id(group), (group, []))[1].append(i)
+    flat = next(
+        (m for m in model.modules() if type(m).__name__ == "FullyShardedDataParallel"), None
+    )
+    if flat is not None:  # the first generation: every rank holds a piece of every parameter
+        return [(flat.process_group, list(range(len(parameters))))]  # pyright: ignore
+    return list(found.values())

@@ -1,0 +1,177 @@
+"""Norms and angles of a step against one process, one batch and float64."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import lsa
+from lsa.maths.sums import inner
+
+SGD = {"lr": 0.1, "momentum": 0.9}
+
+
+def setting() -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 3))
+    return model, torch.randn(24, 6), torch.randint(0, 3, (24,))
+
+
+def exact_gradient(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    twin = copy.deepcopy(model).double()
+    found = torch.autograd.grad(F.cross_entropy(twin(x.double()), y), list(twin.parameters()))
+    return torch.cat([g.reshape(-1) for g in found])
+
+
+def flat(model: nn.Module) -> torch.Tensor:
+    return torch.cat([p.detach().double().reshape(-1) for p in model.parameters()])
+
+
+def degrees(a: torch.Tensor, b: torch.Tensor) -> float:
+    return math.degrees(math.acos(float(a @ b / a.norm() / b.norm())))
+
+
+def watched(model: nn.Module, optimizer: Any, **options: Any) -> Any:
+    return lsa.watch(model, optimizer, budget=None, strict=True, **options)
+
+
+def test_every_number_of_a_step():
+    model, x, y = setting()
+    optimizer = torch.optim.SGD(model.parameters(), **SGD)
+    expected, updates = [], []
+    with watched(model, optimizer) as watch:
+        for _ in range(4):
+            before, g = flat(model), exact_gradient(model, x, y)
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+            updates.append(flat(model) - before)
+            expected.append((g, updates[-1], flat(model)))
+    rows = watch.history
+    assert list(rows.step) == [1, 2, 3, 4]
+    assert math.isnan(rows.turn_angle[0])
+    for i, (g, u, theta) in enumerate(expected):
+        row = rows.loc[i]
+        assert row.gradient_norm == pytest.approx(g.norm().item(), rel=1e-5)
+        assert row.update_norm == pytest.approx(u.norm().item(), rel=1e-5)
+        assert row.weight_norm == pytest.approx(theta.norm().item(), rel=1e-6)
+        assert row.update_ratio == pytest.approx((u.norm() / theta.norm()).item(), rel=1e-5)
+        assert row.update_angle == pytest.approx(degrees(-g, u), abs=0.05)
+        assert row["gradient_norm/0"] == pytest.approx(g[: 7 * 16].norm().item(), rel=1e-5)
+        assert row["gradient_norm/2"] == pytest.approx(g[7 * 16 :].norm().item(), rel=1e-5)
+        if i:
+            assert row.turn_angle == pytest.approx(degrees(updates[i - 1], u), abs=0.05)
+
+
+def test_turn_angle_of_steps_that_are_not_all_measured():
+    model, x, y = setting()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+    at = [flat(model)]
+    with watched(model, optimizer, norms=3) as watch:
+        for _ in range(8):
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+            at.append(flat(model))
+    assert list(watch.history.step) == [1, 4, 7]
+    for step, angle in zip((4, 7), watch.history.turn_angle[1:], strict=True):
+        exact = degrees(at[step - 1] - at[step - 2], at[step] - at[step - 1])
+        assert angle == pytest.approx(exact, abs=0.05)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("clip", [None, 0.05])
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_gradient_norm_under_scaling_clipping_and_accumulation(
+    fused: bool, clip: float | None, accumulate: int
+):
+    model, x, y = setting()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, fused=fused)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12)
+    whole = []
+    with watched(model, optimizer, scaler=scaler) as watch:
+        for _ in range(3):
+            whole.append(exact_gradient(model, x, y).norm().item())
+            optimizer.zero_grad()
+            for part, labels in zip(x.chunk(accumulate), y.chunk(accumulate), strict=True):
+                scaler.scale(F.cross_entropy(model(part), labels) / accumulate).backward()
+            if clip:
+                scaler.unscale_(optimizer)
+                nn.utils.clip_grad_norm_(model.parameters(), clip)
+            scaler.step(optimizer)
+            scaler.update()
+    rows = watch.history
+    given = [min(norm, clip or norm) for norm in whole]
+    assert rows.gradient_norm.tolist() == pytest.approx(given, rel=1e-4)
+    assert rows.gradient_norm_unclipped.tolist() == pytest.approx(whole, rel=1e-4)
+
+
+def test_a_scale_that_is_not_known_gives_no_norm_before_clipping():
+    model, x, y = setting()
+    optimizer = torch.optim.SGD(model.parameters(), **SGD)
+    scaler = torch.amp.GradScaler("cpu")
+    with watched(model, optimizer) as watch:
+        scaler.scale(F.cross_entropy(model(x), y)).backward()
+        scaler.step(optimizer)
+    assert "gradient_norm_unclipped" not in watch.history
+
+
+def test_losses_of_closures_and_of_modules():
+    model, x, y = setting()
+    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=3)
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        value = F.cross_entropy(model(x), y)
+        value.backward()
+        return value
+
+    first, gradient = F.cross_entropy(model(x), y).item(), exact_gradient(model, x, y)
+    with watched(model, optimizer) as watch:
+        optimizer.step(closure)
+    assert watch.history.loss[0] == pytest.approx(first)
+    assert watch.history.gradient_norm[0] == pytest.approx(gradient.norm().item(), rel=1e-5)
+
+
+def test_sums_of_ten_million_numbers():
+    rng = torch.Generator().manual_seed(0)
+    v = 1e-4 * torch.randn(10_000_000, generator=rng)
+    v[:: 10**6] = 1.0
+    exact = (v.double() @ v.double()).item()
+    assert inner(v, v).item() == pytest.approx(exact, rel=2e-6)
+
+
+def test_a_failure_is_said_once_and_switched_off(caplog: pytest.LogCaptureFixture):
+    model, x, y = setting()
+    optimizer = torch.optim.SGD(model.parameters(), **SGD)
+    watch = lsa.watch(model, optimizer, budget=None)
+    watch._norms.after = lambda *_: 1 / 0  # pyright: ignore
+    for _ in range(3):
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    watch.close()
+    assert [r.message for r in caplog.records] == [
+        "watch: norms is off from step 1 on: division by zero"
+    ]
+    strict = lsa.watch(model, optimizer, budget=None, strict=True)
+    strict._norms.after = lambda *_: 1 / 0  # pyright: ignore
+    with pytest.raises(ZeroDivisionError), strict:
+        optimizer.step()
+
+
+def test_bad_input():
+    model, _, _ = setting()
+    other = torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=0.1)
+    with pytest.raises(lsa.InputError, match="moves none of the model's 4 parameters"):
+        lsa.watch(model, other)
+    with pytest.raises(lsa.InputError, match=r"not a torch\.optim\.Optimizer"):
+        lsa.watch(model, "adam")  # pyright: ignore
+    own = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(lsa.InputError, match="budget=0 is no share"):
+        lsa.watch(model, own, budget=0)
