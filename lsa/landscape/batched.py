@@ -209,9 +209,17 @@ class Batched:
         """The first batch, as a part; as many samples as it has."""
         return next(iter(self.parts(network)))
 
-    def blocks(self, network: Network, size: int) -> Parts:
-        """The batches, which hold as many samples as they do."""
-        return self.parts(network)
+    def blocks(self, network: Network, size: int) -> Iterator[tuple[Part, int]]:
+        """The batches, which hold as many samples as they do, and these numbers."""
+        return ((part, part.samples) for part in self.parts(network))
+
+    def total(self, value: Tensor, n: int | None = None) -> Tensor:
+        """A sum over all batches: as it is, since one process computes them."""
+        return value
+
+    def gathered(self, values: Tensor, n: int | None = None) -> Tensor:
+        """Values of all units: as they are."""
+        return values
 
     def recalibrate(self, network: Network) -> None:
         """Estimate the network's batch-norm statistics anew from all batches."""

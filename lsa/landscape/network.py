@@ -119,6 +119,11 @@ class Network:
             self._writes = any(t._version for t in tree_leaves(given) if isinstance(t, Tensor))
         return outputs
 
+    def outputs(self, theta: Tensor, x: Any) -> Any:
+        """The outputs f(θ, x)."""
+        with self.at(theta):
+            return self(x)
+
     def evaluated(self, function: Callable[[], Any]) -> Any:
         """What a function of the network gives; with gradients on, where it takes some itself."""
         with torch.enable_grad() if self._differentiates else contextlib.nullcontext():

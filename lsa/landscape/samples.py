@@ -93,9 +93,17 @@ class Samples:
         """Other samples with the same loss, which is not tried again."""
         return replace(self, x=x, y=y)
 
+    def anew(self, x: Tensor, y: Tensor, chunk: int) -> Samples:
+        """Other samples, on which the same loss is tried again where it is not known."""
+        return replace(self, x=x, y=y, chunk=chunk, how=None)
+
     def in_chunks(self, chunk: int) -> Samples:
         """The same samples, so many at a time."""
         return replace(self, chunk=chunk)
+
+    def in_one_pass(self) -> Samples:
+        """The same samples, all at once and in one process."""
+        return replace(self, chunk=self.n)
 
     def double(self) -> Samples:
         """The same in float64."""
@@ -175,6 +183,15 @@ class Samples:
         sums = self.how.sums(outputs, y)
         return sums if self._mean_weight == 1 else sums / self._mean_weight
 
-    def blocks(self, network: Network, size: int) -> Iterator[Part]:
-        """Parts of at most `size` samples."""
-        return iter(self.parts(network, size=min(size, self.chunk)))
+    def blocks(self, network: Network, size: int) -> Iterator[tuple[Part, int]]:
+        """Parts of at most `size` samples, and the number of samples that all processes take."""
+        parts = self.parts(network, size=min(size, self.chunk))
+        return ((part, part.samples) for part in parts)
+
+    def total(self, value: Tensor, n: int | None = None) -> Tensor:
+        """A sum over n samples from the sum over those of this process; default all of them."""
+        return value
+
+    def gathered(self, values: Tensor, n: int | None = None) -> Tensor:
+        """Values `(n, …)` of samples from those of this process; default all samples."""
+        return values

@@ -24,12 +24,12 @@ class Evaluation:
 
 
 @torch.no_grad()
-def loss(parts: Iterable[Part], theta: Tensor) -> float:
-    """L(θ)."""
+def loss(parts: Iterable[Part], theta: Tensor) -> Tensor:
+    """L(θ), `()` in float64."""
     total = torch.zeros((), dtype=torch.float64, device=theta.device)
     for part in parts:
         total += part.weight * part.loss(theta).double()
-    return total.item()
+    return total
 
 
 @torch.no_grad()

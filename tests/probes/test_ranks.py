@@ -11,7 +11,7 @@ import torch
 from two_ranks import on_two_ranks
 
 from lsa import probe
-from lsa.landscape.sharded import Sharded
+from lsa.landscape.sharded import Shares
 from lsa.probe import Result
 
 NAMES = sorted(probe.modules())
@@ -24,7 +24,7 @@ def inputs() -> dict[str, Any]:
 
 def measured() -> dict[str, Result]:
     given = inputs()
-    assert isinstance(given["landscape"], Sharded)
+    assert isinstance(given["landscape"].data, Shares)
     return {name: contract.run(name, given) for name in NAMES}
 
 
