@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lsa.landscape.terms import Objective
+from lsa.landscape.weighing import Loss
 from lsa.runtime.errors import InputError, one_line
-from lsa.watching import hooks
+from lsa.watching import hooks, probing
 from lsa.watching import norms as norms_
 from lsa.watching.budget import Budget
 from lsa.watching.gradients import Gradients
 from lsa.watching.losses import Losses
+from lsa.watching.probe_set import ProbeSet
 from lsa.watching.weights import Weights
 
 log = logging.getLogger("lsa.watch")
@@ -30,6 +33,11 @@ def watch(
     model: nn.Module,
     optimizer: Optimizer | Sequence[Optimizer],
     *,
+    batches: Iterable[Any] | None = None,
+    loss: Loss | None = None,
+    objective: Objective | None = None,
+    measure: Sequence[str] = probing.USUAL,
+    every: int = EVERY,
     norms: int = 1,
     budget: float | None = LIMIT,
     scaler: Any = None,
@@ -45,6 +53,14 @@ def watch(
         model: That is trained; wrapped by DDP, FSDP or `torch.compile` or not.
         optimizer: Of torch or derived from it. Several are given in the order in which they step,
             and one step is then one of each.
+        batches: A few fixed batches, on which the loss around the weights is measured: at most
+            eight are read, once. Without them, only norms are measured.
+        loss: `(outputs, targets) → scalar`, for batches that are pairs; default cross entropy. A
+            loss that is a module also tells the training's own loss.
+        objective: `(model, batch) → lsa.Terms`, one of `lsa.objectives` or of one's own, in place
+            of `loss`.
+        measure: What is measured on the batches: `update`, `noise`, `sharpness`, `batch_sharpness`.
+        every: Steps between these measurements.
         norms: Steps between measurements of norms and angles.
         budget: Share of the training's time that the watch may take; it measures less often where
             it would take more. None: no limit.
@@ -62,11 +78,26 @@ def watch(
                 f"optimizer is a {type(one).__name__}, not a torch.optim.Optimizer; give the "
                 "optimizer that trains the model"
             )
-    if norms < 1:
-        raise InputError(f"norms={norms} is no number of steps; choose 1 or more")
+    for name, steps in (("norms", norms), ("every", every)):
+        if steps < 1:
+            raise InputError(f"{name}={steps} is no number of steps; choose 1 or more")
     if budget is not None and not 0 < budget <= 1:
         raise InputError(f"budget={budget} is no share of time; choose one above 0, up to 1")
-    return Watch(model, optimizers, norms=norms, budget=budget, scaler=scaler, strict=strict)
+    weights = Weights(model, optimizers)
+    probes = None
+    if batches is not None:
+        probe_set = ProbeSet(model, weights, batches, loss, objective)
+        probes = probing.Probing(probe_set, optimizers, measure)
+    return Watch(
+        weights,
+        optimizers,
+        losses=Losses(model, loss),
+        probes=probes,
+        gradients=Gradients(weights, scaler),
+        every={"norms": norms, "probes": every},
+        budget=Budget(budget),
+        strict=strict,
+    )
 
 
 class Watch:
@@ -79,35 +110,32 @@ class Watch:
 
     def __init__(
         self,
-        model: nn.Module,
+        weights: Weights,
         optimizers: Sequence[Optimizer],
         *,
-        norms: int,
-        budget: float | None,
-        scaler: Any,
+        losses: Losses,
+        gradients: Gradients,
+        probes: probing.Probing | None,
+        every: Mapping[str, int],
+        budget: Budget,
         strict: bool,
     ) -> None:
         self.step = 0
         self.rows: list[Row] = []
-        self._weights = Weights(model, optimizers)
-        self._optimizers = list(optimizers)
-        self._strict = strict
-        self._every_norms = norms
-        self._off: set[str] = set()  # parts that have failed
-        self._measuring = False
-        self._budget = Budget(budget)
-        self._norms = norms_.Norms(self._weights)
+        self._weights, self._optimizers = weights, list(optimizers)
+        self._losses, self._gradients, self._probes = losses, gradients, probes
+        self._every, self._budget, self._strict = every, budget, strict
+        self._norms = norms_.Norms(weights)
         self._next_norms = 1
+        self._probing = False  # after the step at hand
+        self._off: set[str] = set()  # parts that have failed
         self._handles: list[Any] = []
         leads = not dist.is_initialized() or dist.get_rank() == 0
-        self._active = leads or self._weights.sharded
-        self._gradients = Gradients(self._weights, scaler)
-        self._losses = Losses()
-        if self._active:
+        if leads or weights.sharded:
             self._handles = [
                 *hooks.attach(self._optimizers, self),
-                *self._gradients.attach(self._norms_are_due),
-                *self._losses.attach(model),
+                *gradients.attach(self._norms_are_due),
+                *losses.attach(),
             ]
 
     # --- what the hooks tell ---------------------------------------------------------------------
@@ -115,7 +143,9 @@ class Watch:
     def begins(self) -> None:
         """The first optimizer is about to step."""
         step = self.step + 1
-        if step in (self._next_norms - 1, self._next_norms):
+        due = self._probes is not None and step % self._every["probes"] == 0
+        self._probing = due and self._budget.allows("probes")
+        if self._probing or step in (self._next_norms - 1, self._next_norms):
             self._run("norms", lambda: self._norms.before(step), whole=False)
 
     def has_gradients(self, optimizer: Optimizer, loss: Any) -> None:
@@ -130,9 +160,13 @@ class Watch:
         self.step += 1
         self._budget.stepped()
         row: Row = {}
+        before = [p.clone() for p in self._norms.start] if self._probing else []
         if self.step == self._next_norms:
             row |= self._run("norms", self._measure_norms) or {}
-            self._next_norms += self._budget.interval("norms", self._every_norms, 1.0)
+            share = 1.0 if self._probes is None else 0.5
+            self._next_norms += self._budget.interval("norms", self._every["norms"], share)
+        if before:
+            row |= self._run("probes", lambda: self._measure_probes(before)) or {}
         self._losses.forget()
         if row:
             self._record(row)
@@ -155,6 +189,14 @@ class Watch:
             row |= {f"{n}/{block}": numbers[n] for n in norms_.NAMES if n in numbers}
         self._gradients.forget()
         return row
+
+    def _measure_probes(self, before: list[Tensor]) -> Row:
+        assert self._probes is not None
+        self._losses.silent = True
+        try:
+            return self._probes.measure(before, self._run)
+        finally:
+            self._losses.silent = False
 
     # --- what becomes of it ----------------------------------------------------------------------
 
