@@ -127,7 +127,9 @@ def _cut(batches: list[Any]) -> list[Any]:
     if None in lengths:
         return batches
     size = max(1, sum(n or 0 for n in lengths) // PARTS)
-    return [part for batch, n in zip(batches, lengths, strict=True) for part in _slices(batch, n, size)]
+    return [
+        part for batch, n in zip(batches, lengths, strict=True) for part in _slices(batch, n, size)
+    ]
 
 
 def _slices(batch: Any, n: int | None, size: int) -> Iterator[Any]:
