@@ -20,7 +20,7 @@ from lsa.runtime import arguments, modes, ranks
 from lsa.runtime.documents import json_number
 from lsa.runtime.errors import InputError
 from lsa.studies import load, measure, partial, progress, steps
-from lsa.tracking import recording, registered, registry, results, runs, store
+from lsa.tracking import recording, registered, registry, results, runs, settings, store
 from lsa.tracking.checkpoint import Checkpoint
 from lsa.tracking.numbers import flat
 from lsa.training import stability
@@ -29,6 +29,7 @@ STEP = project.ALONG  # + name of the probe: the step's name
 ARTIFACT = "trajectory.json"
 
 
+@settings.restored()
 @modes.usual()
 def follow(
     name: str, final: Checkpoint, *, rng_seed: int = 0, reuse: bool = False, **options: Any

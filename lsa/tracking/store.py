@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import logging
 import os
 import re
 import shutil
@@ -20,25 +19,8 @@ from mlflow.exceptions import MlflowException, RestException
 from lsa.runtime import failures, locks, signals
 from lsa.runtime.errors import InputError
 from lsa.runtime.failures import DATABASE
-from lsa.tracking import address
+from lsa.tracking import address, settings
 from lsa.tracking.address import DATABASES, is_served, shown
-
-DEFAULTS = {  # of MLflow's variables, where the user has set none
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # we draw our own
-    # Waits of 0, 4, 8, 16 and 32 s between its tries: longer than a server takes to start again.
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "5",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",
-    # Through the server: else it sends clients to its S3 storage, which they may not reach.
-    "MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD": "false",
-    "MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD": "false",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-}
-for _name, _value in DEFAULTS.items():
-    os.environ.setdefault(_name, _value)
-logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # a line for every try
-# It writes every error of the database, which is raised as well, with parameters and traceback.
-logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
-logging.getLogger("alembic").setLevel(logging.ERROR)
 
 AT_ONCE = 8  # questions that are asked of it at once, where there is one for each run
 PAUSE = 30.0  # seconds in which a store that did not answer is not asked again
@@ -86,6 +68,7 @@ def use(tracking: str, registry: str) -> None:
 
 def client() -> mlflow.MlflowClient:
     """A client of the store in use."""
+    settings.apply()
     tracking, registry = addresses()
     for one in (tracking, registry):
         address.check_kind(one)
