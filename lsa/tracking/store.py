@@ -24,9 +24,11 @@ from lsa.tracking.address import DATABASES, is_served, shown
 
 AT_ONCE = 8  # questions that are asked of it at once, where there is one for each run
 PAUSE = 30.0  # seconds in which a store that did not answer is not asked again
-TRIES = 3  # of what failed since an answer was cut off
+TRIES = 3  # of what failed since an answer was cut off or lost
 READS = ("get_", "search_", "list_")  # beginnings of the client's calls that change nothing
 CUT = re.compile(r"Connection broken|IncompleteRead")  # in the text of what MLflow wraps
+# Of a database, to what MLflow sent again since the answer to the first was lost.
+TWICE = re.compile(r"(?i)unique constraint|duplicate (key|entry)")
 NO_ANSWER = re.compile(r"failed with (timeout )?exception|too many \d+ error")
 _silent_until = 0.0
 T = TypeVar("T")
@@ -155,17 +157,27 @@ def away(error: BaseException) -> bool:
     What was asked may be asked again later, and what was not logged may be logged later. MLflow
     wraps some of these errors in others, which say that something does not exist.
     """
-    return cut(error) or any(
-        one.error_code == "TEMPORARILY_UNAVAILABLE"
-        or (not isinstance(one, RestException) and bool(NO_ANSWER.search(str(one))))
-        for one in failures.chain(error)
-        if isinstance(one, MlflowException)
+    return (
+        cut(error)
+        or sent_twice(error)
+        or any(
+            one.error_code == "TEMPORARILY_UNAVAILABLE"
+            or (not isinstance(one, RestException) and bool(NO_ANSWER.search(str(one))))
+            for one in failures.chain(error)
+            if isinstance(one, MlflowException)
+        )
     )
 
 
 def cut(error: BaseException) -> bool:
     """Whether a server's answer began and was cut off."""
     return any(CUT.search(str(one)) for one in failures.chain(error))
+
+
+def sent_twice(error: BaseException) -> bool:
+    """Whether a database refuses a row that it has: MLflow sent again what had been done."""
+    mlflows = (one for one in failures.chain(error) if isinstance(one, MlflowException))
+    return any(TWICE.search(str(one)) for one in mlflows)
 
 
 def barred(error: BaseException) -> bool:
@@ -205,12 +217,12 @@ def _texts(error: BaseException) -> str:
 
 
 def insist(act: Callable[[], T], tries: int = TRIES) -> T:
-    """Do what can be repeated, and again where an answer was cut off on its way."""
+    """Do what can be repeated, and again where an answer was cut off or lost on its way."""
     for _ in range(tries - 1):
         try:
             return act()
         except Exception as error:
-            if not cut(error):
+            if not (cut(error) or sent_twice(error)):
                 raise
     return act()
 

@@ -468,3 +468,43 @@ def test_a_damaged_entry_does_not_keep_its_step_from_being_measured(workplace, p
     cut("weights.safetensors", 1)(path)
     assert not train.train(recipe, reuse=True).reused
     assert "it is kept in .lsa/spool/damaged/" in caplog.text and spool.entries() == []
+
+
+# What MLflow sends again where the answer to the first request was lost, though it was done.
+CHANGES = (
+    "create_experiment", "create_run", "create_logged_model", "create_registered_model",
+    "create_model_version", "log_batch", "log_inputs", "log_outputs", "log_artifact",
+    "log_model_artifacts", "set_logged_model_tags", "set_terminated",
+)  # fmt: skip
+
+
+def test_what_is_sent_twice_is_there_once(workplace, monkeypatch):
+    twice = set()
+
+    def repeated(name: str) -> Callable:
+        method = getattr(mlflow.MlflowClient, name)
+
+        def call(*arguments: object, **options: object) -> object:
+            if name not in twice:
+                twice.add(name)
+                method(*arguments, **options)  # whose answer is lost
+            return method(*arguments, **options)
+
+        return call
+
+    monkeypatch.setattr("lsa.tracking.run.is_served", lambda uri: True)  # else nothing is lost
+    for name in CHANGES:
+        monkeypatch.setattr(mlflow.MlflowClient, name, repeated(name))
+    trained = train.train(project.load("tiny").recipe("sgd"))
+    measure.measure("lanczos", lsa.load(trained.run_id), k=1, density_steps=5)
+    assert twice == set(CHANGES)
+    steps = [(run.data.tags["lsa.step"], run.info.status) for run in runs()]
+    assert sorted(steps) == [("lanczos", "FINISHED"), ("train", "FINISHED")]
+    client = mlflow.MlflowClient()
+    (experiment,) = {run.info.experiment_id for run in runs()}
+    models = client.search_logged_models([experiment])
+    assert [(m.tags["epoch"], str(m.status)) for m in models] == [("2", "READY")]
+    assert len(client.search_model_versions("")) == 1
+    history = client.get_metric_history(trained.run_id, "val/loss")
+    assert sorted({m.step for m in history}) == [1, 2]
+    assert spool.entries() == []
