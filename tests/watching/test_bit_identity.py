@@ -19,7 +19,7 @@ def unwatched(*_: Any, **__: Any) -> Any:
 
 
 def norms_alone(model: Any, optimizer: Any, *, scaler: Any = None, **_: Any) -> Any:
-    return lsa.watch(model, optimizer, scaler=scaler, budget=None, strict=True)
+    return lsa.watch(model, optimizer, scaler=scaler, budget=None, track=False, strict=True)
 
 
 def everything(model: Any, optimizer: Any, *, loader: Any, scaler: Any = None) -> Any:
@@ -33,6 +33,7 @@ def everything(model: Any, optimizer: Any, *, loader: Any, scaler: Any = None) -
         every=2,
         scaler=scaler,
         budget=None,
+        track=False,
         strict=True,
     )
 
@@ -53,7 +54,7 @@ def test_measurements_that_raise_change_nothing(case: str, caplog: pytest.LogCap
             raise ValueError("no such batch")
 
         return lsa.watch(
-            model, optimizer, batches=loader, objective=objective, every=2, budget=None
+            model, optimizer, batches=loader, objective=objective, every=2, budget=None, track=False
         )
 
     assert CASES[case](failing) == CASES[case](unwatched)

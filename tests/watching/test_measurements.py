@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 
 import numpy as np
@@ -41,6 +42,9 @@ class Exact:
         return torch.autograd.functional.hessian(self.loss, theta)  # pyright: ignore
 
 
+watched = functools.partial(lsa.watch, budget=None, track=False)
+
+
 def setting(width: int = 10) -> tuple[nn.Module, Tensor, Tensor]:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(5, width), nn.Tanh(), nn.Linear(width, 3))
@@ -77,9 +81,7 @@ MAKERS = {
 def test_along_the_update(name: str):
     model, x, y = setting()
     optimizer = MAKERS[name](model.parameters())
-    watch = lsa.watch(
-        model, optimizer, batches=(x, y), measure=["update"], every=1, budget=None, strict=True
-    )
+    watch = watched(model, optimizer, batches=(x, y), measure=["update"], every=1, strict=True)
     exact = Exact(model, x, y)
     with watch:
         at = train(model, optimizer, x, y, 12)
@@ -157,13 +159,12 @@ def test_noise_scale_of_the_probe_set_is_unbiased():
     for _ in range(40):
         chosen = torch.randperm(512, generator=rng)[:64]
         optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-        with lsa.watch(
+        with watched(
             model,
             optimizer,
             batches=(x[chosen], y[chosen]),
             measure=["noise"],
             every=1,
-            budget=None,
             strict=True,
         ) as watch:
             train(model, optimizer, x, y, 1)
@@ -182,9 +183,7 @@ def test_noise_scale_of_the_probe_set_is_unbiased():
 def test_sharpness_against_the_dense_hessian(name: str):
     model, x, y = setting()
     optimizer = MAKERS[name](model.parameters())
-    watch = lsa.watch(
-        model, optimizer, batches=(x, y), measure=["sharpness"], every=3, budget=None, strict=True
-    )
+    watch = watched(model, optimizer, batches=(x, y), measure=["sharpness"], every=3, strict=True)
     exact, checked = Exact(model, x, y), 0
 
     def check(*_) -> None:
@@ -218,9 +217,7 @@ def test_batch_sharpness():
     model, x, y = setting()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     batches = [(x[i : i + 16], y[i : i + 16]) for i in range(0, 64, 16)]
-    with lsa.watch(
-        model, optimizer, batches=batches, measure=["batch_sharpness"], every=1, budget=None
-    ) as watch:
+    with watched(model, optimizer, batches=batches, measure=["batch_sharpness"], every=1) as watch:
         at = train(model, optimizer, x, y, 1)
     values = []
     for part in batches:
@@ -240,9 +237,7 @@ def test_an_objective_gives_the_same_numbers():
         optimizer = torch.optim.SGD(twin.parameters(), lr=0.1)
         batches = [(x[:32], y[:32]), (x[32:], y[32:])]
         kinds = ["update", "noise", "sharpness", "batch_sharpness"]
-        with lsa.watch(
-            twin, optimizer, batches=batches, measure=kinds, every=1, budget=None, **options
-        ) as watch:
+        with watched(twin, optimizer, batches=batches, measure=kinds, every=1, **options) as watch:
             train(twin, optimizer, x, y, 2)
         rows.append(watch.rows[-1])
     rows = [{k: v for k, v in row.items() if k != "overhead"} for row in rows]
@@ -252,7 +247,7 @@ def test_an_objective_gives_the_same_numbers():
 def test_a_budget_wins_over_every():
     model, x, y = setting(200)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with lsa.watch(model, optimizer, batches=(x, y), every=1, budget=0.2) as watch:
+    with watched(model, optimizer, batches=(x, y), every=1, budget=0.2) as watch:
         train(model, optimizer, x, y, 800)
     measured = watch.history.probe_loss.notna().sum()
     assert 1 <= measured < 400
@@ -263,6 +258,6 @@ def test_bad_input():
     model, x, y = setting()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with pytest.raises(lsa.InputError, match="choose from update, noise"):
-        lsa.watch(model, optimizer, batches=(x, y), measure=["hessian"])
+        watched(model, optimizer, batches=(x, y), measure=["hessian"])
     with pytest.raises(lsa.InputError, match="gives no batch"):
-        lsa.watch(model, optimizer, batches=[])
+        watched(model, optimizer, batches=[])
