@@ -17,7 +17,7 @@ import mlflow
 from mlflow.exceptions import MlflowException, RestException
 
 from lsa.runtime import failures, locks, signals
-from lsa.runtime.errors import InputError
+from lsa.runtime.errors import InputError, first_line
 from lsa.runtime.failures import DATABASE
 from lsa.tracking import address, settings
 from lsa.tracking.address import DATABASES, is_served, shown
@@ -191,7 +191,7 @@ def explained(error: BaseException) -> str:
     broken = None if is_served(uri()) else failures.explained(error)
     if broken:
         return f"the store {shown(uri())} fails: {broken.removeprefix(DATABASE)}"
-    first = (str(error).splitlines() or [""])[0]
+    first = first_line(error)
     if refused := [one for one in failures.chain(error) if isinstance(one, sqlite3.Error)]:
         return f"the store {shown(uri())} fails: {refused[-1]}"
     if away(error):
@@ -213,7 +213,7 @@ def explained(error: BaseException) -> str:
 
 def _texts(error: BaseException) -> str:
     """First lines of an error and of those that it came of."""
-    return "\n".join(str(one).partition("\n")[0] for one in failures.chain(error))
+    return "\n".join(first_line(cause) for cause in failures.chain(error))
 
 
 def insist(act: Callable[[], T], tries: int = TRIES) -> T:
