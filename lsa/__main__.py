@@ -8,6 +8,7 @@ import traceback
 from types import TracebackType
 
 from lsa.cli import app, streams
+from lsa.runtime import heap
 from lsa.runtime.errors import without_passwords
 
 
@@ -15,6 +16,7 @@ def main() -> None:
     """Run the command line and exit with its code."""
     sys.excepthook = _unforeseen
     streams.prepare()
+    heap.keep()
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")  # lsa tells what is of use itself
     code = app.run(sys.argv[1:])
     if code == app.EXIT_PIPE:

@@ -16,7 +16,7 @@ from lsa.landscape import Landscape, flatten
 from lsa.landscape.derivatives import budget
 from lsa.probe import Probe, Sizes
 from lsa.project import Project, Recipe
-from lsa.runtime import collector, heap
+from lsa.runtime import collector
 from lsa.tracking.checkpoint import load_data
 from lsa.training.recipes import held_out, landscape_of, network
 
@@ -74,7 +74,6 @@ def rates(
     return measured(landscape, flatten(model), training, validation, workers)
 
 
-@heap.kept()
 def measured(
     landscape: Landscape,
     theta: Tensor,

@@ -11,7 +11,7 @@ from typing import Any
 from lsa import project
 from lsa.probe import Probe, Result
 from lsa.project import Recipe
-from lsa.runtime import collector, heap, locks, provenance, ranks, signals
+from lsa.runtime import collector, locks, provenance, ranks, signals
 from lsa.tracking import results, runs, spool, store, sync
 
 log = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ def once(
         reuse: Whether a finished step counts.
         read: Reads a finished step's result back, by its run ID.
     """
-    with locks.claim(store.identity(), key), heap.kept():
+    with locks.claim(store.identity(), key):
         done = _finished(key, reuse, read)
         ranks.agreed(DONE if done else "")
         collector.resume()
@@ -82,8 +82,7 @@ def helped(key: str, compute: Callable[[], Result]) -> Result:
         return Result({}, reused=True)
     collector.resume()
     try:
-        with heap.kept():
-            return compute()
+        return compute()
     except BaseException:
         with signals.held():
             store.ask(lambda: runs.end_stale("lsa.key", key), None)
