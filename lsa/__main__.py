@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import traceback
@@ -17,6 +18,8 @@ def main() -> None:
     sys.excepthook = _unforeseen
     streams.prepare()
     heap.keep()
+    # A tenth of a start is the search for garbage among what imports make, which all stays.
+    gc.set_threshold(50_000, 20, 100)
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")  # lsa tells what is of use itself
     code = app.run(sys.argv[1:])
     if code == app.EXIT_PIPE:

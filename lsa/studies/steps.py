@@ -11,7 +11,7 @@ from typing import Any
 from lsa import project
 from lsa.probe import Probe, Result
 from lsa.project import Recipe
-from lsa.runtime import collector, locks, provenance, ranks, signals
+from lsa.runtime import locks, provenance, ranks, signals
 from lsa.tracking import results, runs, spool, store, sync
 
 log = logging.getLogger(__name__)
@@ -65,7 +65,6 @@ def once(
     with locks.claim(store.identity(), key):
         done = _finished(key, reuse, read)
         ranks.agreed(DONE if done else "")
-        collector.resume()
         return done or run()
 
 
@@ -80,7 +79,6 @@ def helped(key: str, compute: Callable[[], Result]) -> Result:
     """
     if ranks.agreed("") == DONE:
         return Result({}, reused=True)
-    collector.resume()
     try:
         return compute()
     except BaseException:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import platform
@@ -64,6 +65,7 @@ print(json.dumps([usual, faults()]))
 def test_the_command_keeps_from_its_start(monkeypatch):
     kept = []
     monkeypatch.setattr(heap, "keep", lambda: kept.append(True))
+    monkeypatch.setattr(gc, "set_threshold", lambda *_: None)
     monkeypatch.setattr(sys, "argv", ["lsa", "--version"])
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     with pytest.raises(SystemExit):
