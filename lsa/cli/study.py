@@ -270,7 +270,7 @@ def compare(
         if pair.metric != metric:
             metric = pair.metric
             print(metric)
-        print(f"    {pair.level.verdict}")
+        print(f"    {pair.sentence}")
     n = len(setting.optimizers)
     pairs = n * (n - 1) // 2
     print(

@@ -17,7 +17,7 @@ def draw(result: Result, title: str) -> Figure:
     alphas, energies = result.arrays["alphas"], result.arrays["energies"]
     line, test = result.curves["linear_loss"], result.curves["test_loss"]
     pivots = _pivots(result)
-    plot.plot(line.x, line.y, color="tab:gray", label="straight line, train")
+    plot.plot(line.x, line.y, color="#777777", label="straight line, train")
     plot.plot(test.x, test.y, color=B, linestyle=":", label="path, test")
     plot.plot(alphas, energies, color=A, label="path, train")
     plot.plot(alphas[pivots], energies[pivots], "o", color=A, markersize=4, label="pivots")

@@ -6,16 +6,28 @@ import re
 from typing import Any, Literal
 
 import matplotlib
+from cycler import cycler
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatterSciNotation, LogLocator
+from matplotlib.ticker import LogFormatterSciNotation, LogLocator, MaxNLocator
 
+from lsa.figures import words
 from lsa.probe import Metric
 
-matplotlib.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "font.size": 10})
+# Told apart by people of every colour vision (Okabe & Ito 2008), and by shape without colour.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+matplotlib.rcParams.update(
+    {
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "font.size": 10,
+        "axes.prop_cycle": cycler(color=COLOURS),
+    }
+)
 
 PANEL = (6.4, 4)  # inches
 LABEL = (0.72, 0.34)  # inches from an axis to the label at its left, and to that below it
-A, B = "tab:blue", "tab:orange"  # first and second of two things compared
+A, B = COLOURS[:2]  # first and second of two things compared
 
 
 def axes(
@@ -96,9 +108,18 @@ class Decades(LogFormatterSciNotation):
         return self.POWER.sub(lambda found: "10" + found[1].translate(self.RAISED), text)
 
 
-def label(name: str, unit: str) -> str:
+def label(name: str, unit: str = "") -> str:
     """Quantity and unit, as an axis names them."""
-    return f"{name.replace('_', ' ')} ({unit})" if unit else name.replace("_", " ")
+    text = words.quantity(name)
+    return f"{text} ({unit})" if unit else text
+
+
+def name_x(plot: Any, name: str, unit: str = "") -> None:
+    """Say what the horizontal axis is; where it counts, its ticks are whole numbers."""
+    text = words.axis(name)
+    plot.set_xlabel(f"{text} ({unit})" if unit else text)
+    if name in words.COUNTS and plot.get_xscale() == "linear":
+        plot.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
 def written(metric: Metric, source: str = "data") -> str:

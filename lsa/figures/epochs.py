@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from lsa.figures.axes import axes, fix_margins, make_logarithmic
-from lsa.figures.overlay import Points, draw_levels, draw_lines, scale_axes
+from lsa.figures.axes import MARKERS, axes, fix_margins, make_logarithmic
+from lsa.figures.overlay import Points, colour, draw_levels, draw_lines, scale_axes
 
 
 def epochs(
@@ -18,7 +18,7 @@ def epochs(
     by_loss: Mapping[str, Sequence[Points]],
     thresholds: Mapping[str, tuple[float, str]],
 ) -> Figure:
-    """A colour per optimizer, a thin line per seed and a bold median.
+    """A colour and a marker per optimizer, a thin line per seed and a bold median.
 
     Args:
         title: Of the figure.
@@ -41,11 +41,12 @@ def epochs(
     left.legend(frameon=False, fontsize=9)
     for i, many in enumerate(by_loss.values()):
         for losses, values in many:  # a loss may rise, so there is no median against it
-            right.plot(losses, values, color=f"C{i}", linewidth=1, alpha=0.6)
-            right.plot(losses[-1:], values[-1:], "o", color=f"C{i}", markersize=4)
+            right.plot(losses, values, color=colour(i), linewidth=1, alpha=0.6)
+            last = {"marker": MARKERS[i % len(MARKERS)], "color": colour(i), "markersize": 6}
+            right.plot(losses[-1:], values[-1:], **last)
     make_logarithmic(right, x=True, y=left.get_yscale() == "log")
     right.set_ylim(left.get_ylim())
     right.invert_xaxis()
-    right.set_xlabel("train loss (training goes to the right; dots: the last epoch)")
+    right.set_xlabel("train loss (training goes to the right; marks: the last epoch)")
     fix_margins(figure, left=0.95, right=0.2, bottom=0.6, top=0.45)
     return figure

@@ -27,7 +27,7 @@ def _ends(panel: Any, result: Result) -> None:
     """Bars of the eigenvalues, ±2 standard errors at the outermost."""
     curve = result.curves["eigenvalue"]
     positions = range(len(curve.x))
-    colours = ["tab:blue" if value >= 0 else "tab:red" for value in curve.y]
+    colours = ["C0" if value >= 0 else "C1" for value in curve.y]
     panel.bar(positions, curve.y, color=colours, width=0.6)
     for name, position in (("lambda_max", 0), ("lambda_min", len(curve.x) - 1)):
         if name not in result.metrics:
@@ -59,13 +59,13 @@ def _density(panel: Any, result: Result) -> None:
     y, error = curve.y / scale, np.zeros_like(curve.y) if curve.error is None else curve.error
     spread = 2 * error / scale
     visible = y.max() * 1e-7
-    panel.semilogy(x, np.maximum(y, visible), color="tab:blue")
+    panel.semilogy(x, np.maximum(y, visible), color="C0")
     low, high = np.maximum(y - spread, visible), np.maximum(y + spread, visible)
     panel.fill_between(x, low, high, alpha=0.25, label=f"±2 standard errors, {len(nodes)} probes")
     panel.axvline(0, color="black", linewidth=0.8)
     edge = result.metrics["bulk_edge"].value
     count = result.metrics["n_outliers"].value
-    panel.axvline(edge, color="tab:orange", linestyle="--", label=f"bulk edge; {count:g} outliers")
+    panel.axvline(edge, color="C4", linestyle="--", label=f"bulk edge; {count:g} outliers")
     trace = result.metrics["trace"]
     text = f"trace {trace.value:.4g}"
     if "probes" in trace.errors:

@@ -20,7 +20,7 @@ def draw(result: Result, title: str) -> Figure:
     ends, traces, noise = panels
     _bars(ends, result.curves["lambda_max_of_block"], A)
     if lowest := result.curves.get("lambda_min_of_block"):
-        _bars(ends, lowest, "tab:red")
+        _bars(ends, lowest, "C1")
     whole, share = metrics["lambda_max"], metrics["block_share"]
     ends.axvline(whole.value, color="black", linestyle="--", linewidth=1)
     ends.set_title(f"whole {written(whole)} (dashed); sharpest block {written(share)} of it")

@@ -72,8 +72,8 @@ def _tree(plot: Any, arrays: Mapping[str, np.ndarray]) -> None:
         ends = [branch[group[0]] for group in (a, b)]
         rows = [row for row, _ in ends]
         for row, start in ends:
-            plot.plot([start, loss], [row, row], color="tab:blue")
-        plot.plot([loss, loss], rows, color="tab:blue")
+            plot.plot([start, loss], [row, row], color="C0")
+        plot.plot([loss, loss], rows, color="C0")
         if np.isfinite(error):
             plot.errorbar(loss, np.mean(rows), xerr=2 * error, color="black", capsize=3, lw=1)
         text = f"{loss:.2g}"
@@ -86,7 +86,7 @@ def _tree(plot: Any, arrays: Mapping[str, np.ndarray]) -> None:
         branch[group[0]] = (float(np.mean(rows)), float(loss))
     errors = 2 * np.nan_to_num(arrays["minima_error"][order])
     plot.errorbar(
-        minima[order], range(len(order)), xerr=errors, fmt="o", color="tab:blue", markersize=4,
+        minima[order], range(len(order)), xerr=errors, fmt="o", color="C0", markersize=4,
         capsize=2, elinewidth=0.8,
     )  # fmt: skip
     plot.set_ylim(len(order) - 0.5, -0.5)

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
-from lsa.figures.axes import axes, fix_margins, make_logarithmic
+from lsa.figures.axes import COLOURS, MARKERS, axes, fix_margins, label, make_logarithmic, name_x
 
 DECADES = 1e-7  # of the largest value, the smallest that a log axis shows
 Numbers = Sequence[float] | np.ndarray
@@ -23,7 +23,7 @@ def overlay(
     lines: Mapping[str, Sequence[Points]],
     levels: Mapping[str, tuple[float, str]] | None = None,
 ) -> Figure:
-    """A colour per subject: a thin line per seed, a bold one through their medians.
+    """A colour and a marker per subject: a thin line per seed, a bold one through their medians.
 
     Args:
         title: Of the figure.
@@ -37,21 +37,39 @@ def overlay(
     draw_levels(plot, list(lines), levels or {})
     points = [np.asarray(values, float) for many in lines.values() for values in many]
     scale_axes(plot, points)
-    plot.set_xlabel(x_name.replace("_", " "))
-    plot.set_ylabel(y_name.replace("_", " "))
+    name_x(plot, x_name)
+    plot.set_ylabel(label(y_name))
     plot.legend(frameon=False)
     fix_margins(figure, left=0.95, right=0.2, bottom=0.6, top=0.4)
     return figure
 
 
 def draw_lines(plot: Any, lines: Mapping[str, Sequence[Points]], style: str = "-") -> None:
-    """Every subject's seeds and their median, in the colours C0, C1, …"""
+    """Every subject's seeds and their median, in colours and markers of their own."""
     for i, (subject, many) in enumerate(lines.items()):
-        draw_seeds(plot, many, f"C{i}", subject, style)
+        draw_seeds(plot, many, colour(i), subject, style, marker=i)
+
+
+def colour(i: int) -> str:
+    """That of the subject with this place in the legend."""
+    return COLOURS[i % len(COLOURS)]
+
+
+def mark(i: int, points: int) -> dict[str, Any]:
+    """The same subject's marker, about eight times along a line of so many points."""
+    every = max(1, points // 8)
+    start = (i * every // 3) % every  # beside the markers of the others
+    return {"marker": MARKERS[i % len(MARKERS)], "markersize": 5, "markevery": (start, every)}
 
 
 def draw_seeds(
-    plot: Any, many: Sequence[Points], colour: str, label: str, style: str = "-"
+    plot: Any,
+    many: Sequence[Points],
+    colour: str,
+    text: str,
+    style: str = "-",
+    *,
+    marker: int | None = None,
 ) -> None:
     """A thin line per seed and a bold one through their medians; of one seed, its line."""
     many = [(x, y) for x, y in many if len(x)]
@@ -61,7 +79,8 @@ def draw_seeds(
         plot.add_collection(LineCollection(segments, **look))  # sooner drawn than many lines
     if many:
         x, y = _median(many)
-        plot.plot(x, y, color=colour, linewidth=2, linestyle=style, label=label)
+        look = {} if marker is None else mark(marker, len(x))
+        plot.plot(x, y, color=colour, linewidth=2, linestyle=style, label=text, **look)
 
 
 def draw_levels(
@@ -72,7 +91,7 @@ def draw_levels(
         if subject in levels:
             height, text = levels[subject]
             plot.axhline(
-                height, color=f"C{i}", linestyle=(5 * i, (5, 5)), linewidth=1.2, label=text
+                height, color=colour(i), linestyle=(5 * i, (5, 5)), linewidth=1.2, label=text
             )
 
 

@@ -9,9 +9,9 @@ from lsa.figures.axes import axes
 from lsa.probe import Result
 
 DIRECTIONS = {
-    "top": ("tab:blue", "top eigenvector, λ_max = {lambda_max:.3g}"),
-    "bottom": ("tab:red", "bottom eigenvector, λ_min = {lambda_min:.3g}"),
-    "random": ("tab:grey", "random direction"),
+    "top": ("C0", "top eigenvector, λ_max = {lambda_max:.3g}"),
+    "bottom": ("C1", "bottom eigenvector, λ_min = {lambda_min:.3g}"),
+    "random": ("#777777", "random direction"),
 }
 
 

@@ -13,10 +13,10 @@ from lsa.figures.overlay import Numbers, Points, draw_seeds
 COLUMNS = 3
 PANEL = (4.2, 3.2)  # inches
 DECADE = 10  # of losses, from which on their axis is logarithmic
-LINES = {
-    "straight line": ("tab:gray", "-"),
-    "straight line, units aligned": ("tab:orange", "--"),
-    "minimum-energy path": ("tab:blue", "-"),
+LINES = {  # colours that no optimizer has, told apart by their strokes as well
+    "straight line": ("#777777", "-"),
+    "straight line, units aligned": ("#882255", "--"),
+    "minimum-energy path": ("#332288", "-."),
 }
 
 
@@ -50,7 +50,7 @@ def profiles(
         make_logarithmic(panels[0, 0], y=True)  # of all, since they share the axis
     for panel in panels[:, 0]:
         panel.set_ylabel("train loss")
-    figure.supxlabel("fraction of the way from the first to the second", fontsize=10)
+    figure.supxlabel("share of the way from the first to the second", fontsize=10)
     handles = {
         text: handle
         for panel in panels.flat[: len(pairs)]

@@ -64,8 +64,8 @@ def _marks(plot: Any, found: dict[str, np.ndarray], along: bool) -> None:
     x, y = found["mark_x"], found["mark_y"]
     if along:
         plot.plot(x, y, "-", color="white", linewidth=2.5)
-        plot.plot(x, y, ".-", color="tab:red", linewidth=1.2)
-    plot.plot(x, y, "o", color="tab:red", markeredgecolor="white", markersize=6, linestyle="none")
+        plot.plot(x, y, ".-", color="C1", linewidth=1.2)
+    plot.plot(x, y, "o", color="C1", markeredgecolor="white", markersize=6, linestyle="none")
     middle = (found["x"][0] + found["x"][-1]) / 2
     for i in {0, len(x) - 1} if along else range(len(x)):
         right = x[i] > middle
@@ -99,7 +99,7 @@ def _relief(
     own = found["mark_loss"]
     heights = np.log10(np.where(own > 0, own, np.nan)) if logarithmic else own
     style = ".-" if str(found["plane"]) == "trajectory" else "."
-    plot.plot(found["mark_x"], found["mark_y"], heights, style, color="tab:red", zorder=5)
+    plot.plot(found["mark_x"], found["mark_y"], heights, style, color="C1", zorder=5)
     plot.set_xlabel("x")
     plot.set_ylabel("y")
     plot.set_zlabel("log₁₀ loss" if logarithmic else "loss")
@@ -113,7 +113,7 @@ def _distances(plot: Any, result: Result, found: dict[str, np.ndarray]) -> None:
     within = np.hypot(found["mark_x"], found["mark_y"])
     at = np.arange(len(within))
     plot.plot(at, within, "o-", color=A, label="to the checkpoint, within the plane")
-    plot.plot(at, found["mark_distance"], "s-", color="tab:red", label="out of the plane")
+    plot.plot(at, found["mark_distance"], "s-", color="C1", label="out of the plane")
     plot.set_xticks(at, [*epochs, "last"])
     plot.set_xlabel("epoch")
     plot.set_ylabel("distance (length in θ)")

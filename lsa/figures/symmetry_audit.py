@@ -9,9 +9,9 @@ from lsa.figures.axes import PANEL
 from lsa.probe import Result
 
 CHANGES = {
-    "rescaled_layers": ("tab:red", "o", "layers rescaled"),
-    "rescaled_units": ("tab:orange", "s", "units rescaled"),
-    "permuted": ("tab:blue", "D", "units renumbered"),
+    "rescaled_layers": ("C1", "o", "layers rescaled"),
+    "rescaled_units": ("C4", "s", "units rescaled"),
+    "permuted": ("C0", "D", "units renumbered"),
 }
 
 

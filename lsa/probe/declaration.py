@@ -69,6 +69,7 @@ class Probe:
     check: tuple[Same | AtMost, ...] = ()
     during: tuple[str, ...] = ()
     curve: str = ""
+    scale: str = ""
     between: Mapping[str, str] = field(default_factory=dict)
     caption: str = ""
 
@@ -212,6 +213,7 @@ def probe(
     check: tuple[Same | AtMost, ...] = (),
     during: tuple[str, ...] = (),
     curve: str = "",
+    scale: str = "",
     between: Mapping[str, str] | None = None,
     caption: str = "",
 ) -> Callable[[Callable], Callable]:
@@ -225,6 +227,8 @@ def probe(
         check: Agreements with other numbers that the report checks.
         during: Metrics that the report draws against the epoch; none: the first headline metric.
         curve: The curve that the report draws of all checkpoints; none: the first.
+        scale: The metric that turns this curve's x, relative to each checkpoint, into lengths that
+            compare; the report draws the range that all checkpoints have.
         between: Of a probe of a path between two checkpoints, curve → name of the path, for the
             figure in which the report overlays all paths of a pair.
         caption: What to see in the report's figure, and what not to conclude; none: the first line
@@ -242,7 +246,7 @@ def probe(
             raise TypeError(
                 f"probe {function.__name__!r}: compare has {others[0]!r}, which is not in headline"
             )
-        reported = (compare, check, during, curve, between or {}, caption)
+        reported = (compare, check, during, curve, scale, between or {}, caption)
         declared = Probe(*_read(function), headline, work, *reported)
         taken = PROBES.get(declared.name)
         if taken and taken.function.__module__ != function.__module__:

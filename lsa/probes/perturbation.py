@@ -32,7 +32,7 @@ PRODUCTS = 28  # of one Lanczos run to both ends, for the estimate of the cost
 def _work(at: Sizes, *, points: int, **_: Any) -> Work:
     """Lanczos to both ends, three lines of points, and slopes in float64 (twice the price)."""
     return Work(
-        losses=(3 * points + 6) * at.samples,
+        losses=(3 * points + 8) * at.samples,
         gradients=20.0 * at.samples,
         products=PRODUCTS * at.samples,
         curvatures=3.0 * at.samples,
@@ -41,14 +41,15 @@ def _work(at: Sizes, *, points: int, **_: Any) -> Work:
 
 
 @probe(
-    headline=("curvature_fit", "asymmetry", "loss_rise"),
+    headline=("curvature_fit", "asymmetry", "rise_at_step"),
     work=_work,
-    compare=("curvature_fit", "loss_rise"),
+    compare=("curvature_fit", "rise_at_step"),
     check=(Same("λ_max", "curvature_fit", "lanczos/lambda_max", within=0.01),),
     curve="loss_along_top",
-    caption="Rise of the loss along the top eigenvector, each checkpoint by its own step: see "
-    "whether the valley is symmetric and quadratic. It is one direction of many, and "
-    "its length is no measure that survives a rescaling of the layers.",
+    scale="reach",
+    caption="Rise of the loss along the top eigenvector, all checkpoints over the same lengths of "
+    "the step: see which valley is steeper, and whether it is symmetric. It is one direction of "
+    "many, and its length is no measure that survives a rescaling of the layers.",
 )
 def perturbation(
     landscape: Landscape,
@@ -58,6 +59,7 @@ def perturbation(
     *,
     points: Annotated[int, "points of the grid, odd so that 0 is one"] = 41,
     rise: Annotated[float, "loss rise that the quadratic model has at the grid's ends"] = 1.0,
+    step: Annotated[float, "length in θ of the step at which checkpoints are compared"] = 0.1,
     tol: Annotated[float, "residual allowed of the eigenvectors, relative"] = 1e-2,
     max_products: Annotated[int, "Hessian products after which to stop unconverged"] = 500,
 ) -> Result:
@@ -73,12 +75,15 @@ def perturbation(
     difference over a step of 5 % of ε*, such as an optimizer makes.
 
     loss_rise is the mean rise at ±ε*, which is `rise` for a quadratic; asymmetry is half the
-    difference of the rises at the two ends over that mean. The random direction is the control:
+    difference of the rises at the two ends over that mean. ε* is each checkpoint's own, shorter
+    where it is sharper, so what compares checkpoints is rise_at_step: the mean rise at ±`step`, one
+    length for all; its default was chosen here. The random direction is the control:
     its curvature is tr H/d on average. A residual of `tol` changes an eigenvalue by its square.
     """
-    if points < 5 or points % 2 == 0 or not rise > 0:
+    if points < 5 or points % 2 == 0 or not (rise > 0 and step > 0):
         raise InputError(
-            f"points={points}, rise={rise:g}: choose an odd number of points from 5 and rise > 0"
+            f"points={points}, rise={rise:g}, step={step:g}: choose an odd number of points from "
+            "5, rise > 0 and step > 0"
         )
     hessian, gradient = landscape.hessian(theta), landscape.gradient(theta)
     ends = eigenpairs.lanczos(
@@ -112,7 +117,8 @@ def perturbation(
             name, fit, curvature, bend, slope, landscape.influences(landscape.slopes(theta, v))
         )
         if name == "top":
-            metrics |= _shape(rises) | _finite(fine, theta.double(), v, NEAR * reach)
+            metrics |= _shape(rises) | _at_step(landscape, theta, v, step, base)
+            metrics |= _finite(fine, theta.double(), v, NEAR * reach)
             metrics["lambda_max"] = Metric(lambda_max, "loss", bend)
             notes += _verdict(fit, lambda_max)
         if name == "bottom":
@@ -160,6 +166,15 @@ def _rises(
         rises.append(_rise(landscape, theta, v, eps, base).cpu())
         report(done + j + 1, total, "loss along directions")
     return torch.stack(rises)
+
+
+def _at_step(
+    landscape: Landscape, theta: Tensor, v: Tensor, step: float, base: Tensor
+) -> dict[str, Metric]:
+    """Mean of the rises at ± a step, with its error over the samples."""
+    rises = [_rise(landscape, theta, v, sign * step, base) for sign in (-1, 1)]
+    mean = (rises[0] + rises[1]) / 2
+    return {"rise_at_step": Metric(mean.mean().item(), "loss", standard_error(mean))}
 
 
 def _curve(unit: Tensor, rises: Tensor) -> Curve:

@@ -43,9 +43,8 @@ def _work(at: Sizes, **_: Any) -> Work:
     compare=("threshold_ratio", "batch_sharpness", "update_curvature"),
     check=(Same("λ_max", "lambda_max_raw", "lanczos/lambda_max", within=0.01),),
     during=("threshold_ratio", "batch_sharpness"),
-    caption="Top eigenvalues of the raw Hessian. What compares optimizers is the table's "
-    "threshold_ratio: the sharpness that each feels as a share of what its steps can "
-    "bear.",
+    caption="Top eigenvalues of the Hessian itself. What compares optimizers is the table's share "
+    "of the stability threshold: the sharpness that each feels over what its steps can bear.",
 )
 def preconditioned(
     landscape: Landscape,

@@ -57,8 +57,10 @@ def _work(at: Sizes, *, k: int, probes: int, **_: Any) -> Work:
         Same("tr H", "trace_h", "lanczos/trace"),
     ),
     during=("lambda_c", "noise_ratio"),
-    caption="Top eigenvalues at every checkpoint. A larger eigenvalue is no larger noise in the "
-    "steps: the learning rate, batch size and momentum enter there.",
+    curve="covariance_eigenvalue",
+    caption="Top eigenvalues of the covariance C of the per-sample gradients at every checkpoint. "
+    "A larger eigenvalue is no larger noise in the steps: the learning rate, batch size and "
+    "momentum enter there.",
 )
 def sgd_noise(
     landscape: Landscape,

@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from lsa import probe
+from lsa.reports import doubts
 from lsa.reports.measurements import (
     Measurement,
     Trajectory,
@@ -31,7 +32,7 @@ class Matched:
     def said(self, matched: Comparison | None) -> str:
         """One of its pairs in words."""
         if matched is None:
-            return f"not matched: {self.text}"
+            return f"no equal-loss comparison: {self.text}"
         return f"{self.method}: {matched.statement}{'; ' if self.text else ''}{self.text}"
 
     def of(self, a: str, b: str) -> Comparison | None:
@@ -46,6 +47,7 @@ class Finding:
     metric: str
     comparison: Comparison
     matching: Matched | None = None
+    doubt: str = ""  # which of its numbers have not converged
 
     @property
     def matched(self) -> Comparison | None:
@@ -68,15 +70,14 @@ class Finding:
         c, matched = self.comparison, self.matched
         if self.established:
             return f"established: larger for {c.larger}"
-        if len(c.seeds) == 1:
-            return "not established (one seed tells no difference)"
         ways = [
             f"larger for {one.larger} {where}"
             for one, where in ((c, "at the last epoch"), (matched, "at equal train loss"))
             if one and one.established
         ]
         only = " only" if len(ways) == 1 else ""
-        return f"not established: {', '.join(ways)}{only}" if ways else "not established"
+        said = f": {', '.join(ways)}{only}" if ways else c.shortage
+        return f"not established{said}"
 
     @property
     def at_equal_loss(self) -> str:
@@ -88,10 +89,12 @@ class Finding:
     @property
     def sentence(self) -> str:
         """Everything in one plain line."""
+        doubt = f" ({self.doubt})" if self.doubt else ""
         if not self.matching:
-            return f"{self.comparison.statement}: {self.verdict}"
-        beside = f"at the last epoch; at equal train loss, {self.at_equal_loss}"
-        return f"{self.comparison.statement} {beside}: {self.verdict}"
+            return f"{self.comparison.statement}: {self.verdict}{doubt}"
+        way = self.at_equal_loss
+        beside = f"; {way}" if self.matched is None else f"; at equal train loss, {way}"
+        return f"{self.comparison.statement} at the last epoch{beside}: {self.verdict}{doubt}"
 
 
 def findings(
@@ -121,7 +124,10 @@ def findings(
         matching = None
         if _changing(metric) or any(_recorded(metric, course) for course in courses):
             matching = match(metric, list(of), measurements, courses)
-        found += [Finding(metric, pair, matching) for pair in pairs]
+        found += [
+            Finding(metric, pair, matching, doubts.of(step, measurements, (pair.a, pair.b)))
+            for pair in pairs
+        ]
     return found
 
 
@@ -146,7 +152,7 @@ def match(
         pairs = {name: found.get(name, {}) for name in names}
         return Matched("along the trajectories", text, tuple(compare(pairs)))
     if scale_of(metric, of) != "ratio":
-        return Matched("", "it is not positive")
+        return Matched("", "values ≤ 0 have no ratio")
     shared = min((len(by_seed) for by_seed in of.values()), default=0)
     losses_at_end = values(measurements, "final/train_loss")
     if shared < FEWEST or not all(name in losses_at_end for name in of):
@@ -178,6 +184,13 @@ class PairFinding:
 
     metric: str
     level: Level
+    doubt: str = ""  # whether its numbers have not converged
+
+    @property
+    def sentence(self) -> str:
+        """Everything in one plain line."""
+        verdict = f": {self.level.verdict}" if self.level.verdict else ""
+        return f"{self.level.statement}{verdict}" + (f" ({self.doubt})" if self.doubt else "")
 
 
 def pair_findings(measurements: Sequence[Measurement]) -> list[PairFinding]:
@@ -201,5 +214,8 @@ def pair_findings(measurements: Sequence[Measurement]) -> list[PairFinding]:
                 subject: {seed: 2 * known.get(subject, {}).get(seed, 0.0) for seed in by_seed}
                 for subject, by_seed in of.items()
             }
-        found += [PairFinding(metric, level) for level in levels(of, errors)]
+        found += [
+            PairFinding(metric, level, doubts.of(step, measurements, (level.subject,)))
+            for level in levels(of, errors)
+        ]
     return found

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lsa.project import Named, Project
+from lsa.reports import doubts
 from lsa.reports.findings import match
-from lsa.reports.measurements import Measurement, Trajectory, values
+from lsa.reports.measurements import Measurement, Trajectory, step_of, values
 from lsa.reports.statistics.comparison import FEWEST, Comparison, Scale, compare
 from lsa.reports.statistics.levels import levels
 
@@ -170,11 +171,14 @@ def _at_equal_loss(
     for c in pairs:
         matching = match(metric, [c.a, c.b], measurements, courses)
         matched = matching.of(c.a, c.b)
+        where = "" if matched is None else " at equal train loss"
         verdict = "" if matched is None else f": {matched.finding}"
         evidence += [
             f"{symbol} at the last epoch: {c.verdict}",
-            f"{symbol} at equal train loss, {matching.said(matched)}{verdict}",
+            f"{symbol}{where}: {matching.said(matched)}{verdict}",
         ]
+        doubt = doubts.of(step_of(metric), measurements, (c.a, c.b))
+        evidence += [f"{symbol}: {doubt}"] if doubt else []
         holds = holds and matched is not None and matched.established and matched.larger == c.a
     return evidence, holds
 

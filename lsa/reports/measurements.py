@@ -39,6 +39,11 @@ class Measurement:
         """Full name → value, those that are not finite included."""
         return {**self.done.metrics, **runs.not_finite(self.done.tags)}
 
+    @property
+    def converged(self) -> bool:
+        """Whether it came to the end that it was to come to."""
+        return self.done.metrics.get(f"{self.step}/converged", 1.0) == 1.0
+
 
 def measured(setting: Project) -> list[Measurement]:
     """The project's measurements, in the order of its optimizers, then seeds.
@@ -275,8 +280,10 @@ def check_alike(step: str, runs: list[Done]) -> None:
 def written(runs: Sequence[Mapping[str, float]], name: str) -> str:
     """A number of one checkpoint or pair, over its seeds, with what is known of its error.
 
-    Mean ± half the 95 % t interval over several seeds, or their median where not all are finite; of
-    one seed, its own interval where it has one, else ± two standard errors of each source.
+    ± is half the width of a 95 % interval: over several seeds Student's t of their mean, of one
+    seed two standard errors, of each source that it has. Where not all seeds are finite, their
+    median stands alone. The residual of an eigenvalue bounds the error of
+    its search, and stands where it is a hundredth of ± or more.
     """
     values = [run[name] for run in runs if name in run]
     if not values:
@@ -286,12 +293,23 @@ def written(runs: Sequence[Mapping[str, float]], name: str) -> str:
         if finite < len(values):
             return f"median {np.median(values):.4g} ({finite} of {len(values)} finite)"
         mean, _, high = interval(np.array(values))
-        return f"{mean:.4g} ± {_rounded(high - mean)}"
+        return f"{mean:.4g} ± {_rounded(high - mean)}{_residual(runs, name, high - mean)}"
     low, high = (runs[0].get(f"{name}_{end}") for end in ("low", "high"))
     if low is not None and high is not None:
         return f"{values[0]:.4g} ({low:.4g} … {high:.4g})"
-    errors = [error for key, error in runs[0].items() if key.startswith(f"{name}_se_")]
-    return f"{values[0]:.4g}" + "".join(f" ± {_rounded(2 * error)}" for error in errors)
+    start = f"{name}_se_"
+    errors = {k.removeprefix(start): e for k, e in runs[0].items() if k.startswith(start)}
+    named = len(errors) > 1
+    beside = [f" ± {_rounded(2 * e)}{named * f' ({k})'}" for k, e in errors.items()]
+    rest = _residual(runs, name, 2 * max(errors.values(), default=0.0))
+    return f"{values[0]:.4g}{','.join(beside)}{rest}"
+
+
+def _residual(runs: Sequence[Mapping[str, float]], name: str, error: float) -> str:
+    """The largest residual of an eigenvalue, where it is a hundredth of the error or more."""
+    known = [run[f"{name}_residual"] for run in runs if f"{name}_residual" in run]
+    largest = max(known, default=0.0)
+    return f"; residual {largest:.2g}" if largest > 0 and largest >= error / 100 else ""
 
 
 def _rounded(error: float) -> str:

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from lsa import probe
-from lsa.figures import draw
+from lsa.figures import draw, words
 from lsa.figures.draw import inside
+from lsa.reports import doubts
 from lsa.reports.measurements import (
     Measurement,
     StoredCurve,
@@ -23,6 +24,7 @@ from lsa.reports.measurements import (
 
 Curves = Mapping[str, StoredCurve]
 
+SCALED = {"relative_epsilon": "length of the step in θ"}  # x of a curve, as a length
 SEEDS = "Thin lines are seeds, bold ones their medians. "
 PAIRS = (
     "Train loss between the checkpoints of each pair at one seed: on the straight line, after "
@@ -34,10 +36,13 @@ BARRIERS = (
     "not that the minima are separated; below the diagonal only what the search could not avoid is "
     "left."
 )
+THRESHOLD = (
+    "Dashed: the value above which the optimizer's own step is unstable (with full gradients; "
+    "mini-batch SGD stays below it). "
+)
 TRAJECTORY = (
-    "During training; dashed, the value above which the optimizer's own step is unstable (with "
-    "full gradients; mini-batch SGD stays below it). Compare on the right, at "
-    "equal train loss: at the same epoch the optimizers have come to different losses."
+    "Compare on the right, at equal train loss: at the same epoch the optimizers have come to "
+    "different losses."
 )
 
 
@@ -65,7 +70,7 @@ def pictures(
     for step in dict.fromkeys(course.probe for course in courses):
         declared = probe.find(step)
         for metric in declared.during or declared.headline[:1]:
-            picture = _trajectory(step, metric, courses)
+            picture = _trajectory(step, metric, courses, measurements)
             if picture:
                 yield picture
     for step, curves in stored.items():
@@ -74,7 +79,7 @@ def pictures(
     pairs = [one for step, curves in stored.items() for one in curves if step in between]
     if pairs:
         yield _profiles(pairs, measurements)
-    yield from _barriers(measurements)
+    yield from _barriers(measurements, _failed(pairs))
 
 
 def _overlay(
@@ -83,25 +88,58 @@ def _overlay(
     """The main curve of a probe, all checkpoints or pairs in one figure."""
     declared, first = probe.find(step), curves[0][1]
     y_name = declared.curve if declared.curve in first else next(iter(first))
-    lines: dict[str, list[Any]] = {}
+    lines, scale = _nothing(measurements), f"{step}/{declared.scale}"
+    scaled = all(scale in m.numbers for m, _ in curves)
     for m, found in curves:
         if y_name in found:
-            lines.setdefault(m.subject, []).append(_points(found[y_name]))
+            x, y = _points(found[y_name])
+            lines.setdefault(m.subject, []).append((x * m.numbers[scale] if scaled else x, y))
     levels = {
         subject: (float(np.mean(list(by_seed.values()))), f"{subject}: enough")
         for subject, by_seed in values(measurements, f"{step}/threshold").items()
     }
-    title = f"{step}: {y_name}".replace("_", " ")
-    png = draw.png(draw.overlay(title, first[y_name].x_name, y_name, lines, levels))
-    caption = declared.caption or declared.summary
-    return Picture(title, (SEEDS if len(curves) > len(lines) else "") + caption, png)
+    x_name = first[y_name].x_name
+    if scaled:
+        lines, x_name = _shared_range(lines), SCALED.get(x_name, x_name)
+    title = f"{words.quantity(y_name)} ({step})"
+    png = draw.png(draw.overlay("", x_name, y_name, lines, levels))
+    meant = declared.curve in ("", y_name)
+    caption = (declared.caption if meant else "") or declared.summary
+    if doubt := doubts.unconverged([m for m, _ in curves]):
+        caption = f"{doubt[0].upper()}{doubt[1:]}. {caption}"
+    return Picture(title, _seeds(lines) + caption, png)
 
 
-def _trajectory(step: str, metric: str, courses: Sequence[Trajectory]) -> Picture | None:
+def _seeds(lines: Mapping[str, Sequence[Any]]) -> str:
+    """What thin and bold lines are, where there are both."""
+    return SEEDS if any(len(many) > 1 for many in lines.values()) else ""
+
+
+def _shared_range(lines: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
+    """Curves around 0 as far as all of them reach."""
+    reach = min(np.abs(x).max() for many in lines.values() for x, _ in many)
+    found: dict[str, list[Any]] = {}
+    for subject, many in lines.items():
+        for x, y in many:
+            within = np.abs(x) <= reach * (1 + 1e-9)
+            found.setdefault(subject, []).append((x[within], y[within]))
+    return found
+
+
+def _nothing(measurements: Sequence[Measurement]) -> dict[str, list[Any]]:
+    """Every optimizer without a curve yet: each has the same colour in all figures."""
+    return {m.subject: [] for m in measurements if m.step == "train"}
+
+
+def _trajectory(
+    step: str,
+    metric: str,
+    courses: Sequence[Trajectory],
+    measurements: Sequence[Measurement],
+) -> Picture | None:
     """One quantity of a trajectory; what is never finite is not drawn."""
     mine = [c for c in courses if c.probe == step and metric in c.metrics]
-    by_epoch: dict[str, list[Any]] = {}
-    by_loss: dict[str, list[Any]] = {}
+    by_epoch, by_loss = _nothing(measurements), _nothing(measurements)
     thresholds = {}
     for c in mine:
         x, loss, y = (np.asarray(v, float) for v in (c.epochs, c.train_loss, c.metrics[metric]))
@@ -113,12 +151,12 @@ def _trajectory(step: str, metric: str, courses: Sequence[Trajectory]) -> Pictur
         if metric == "lambda_max" and math.isfinite(c.threshold):
             formula = f"{c.formula} = " if c.formula else ""
             thresholds[c.subject] = (c.threshold, f"{c.subject}: {formula}{c.threshold:.3g}")
-    if not by_epoch:
+    if not any(by_epoch.values()):
         return None
-    title = f"{step} during training: {metric}".replace("_", " ")
-    name = metric.replace("_", " ")
-    png = draw.png(draw.epochs(title, name, by_epoch, by_loss, thresholds))
-    return Picture(title, SEEDS + TRAJECTORY, png)
+    name = words.quantity(metric)
+    title = f"{name} during training ({step})"
+    png = draw.png(draw.epochs("", name, by_epoch, by_loss, thresholds))
+    return Picture(title, _seeds(by_epoch) + THRESHOLD * bool(thresholds) + TRAJECTORY, png)
 
 
 def _profiles(
@@ -133,18 +171,28 @@ def _profiles(
                 panels.setdefault(m.subject, {}).setdefault(way, []).append(points)
     known = values(measurements, "auto_neb/log_classes").values()
     bounds = [value for by_seed in known for value in by_seed.values()]
+    of_pairs = {f"{pair}{way}": many for pair, ways in panels.items() for way, many in ways.items()}
     png = draw.png(draw.profiles(panels, bounds[0] if bounds else None))
-    return Picture("between the optimizers", SEEDS + PAIRS, png)
+    return Picture("loss between the optimizers", _seeds(of_pairs) + PAIRS + _failed(curves), png)
 
 
-def _barriers(measurements: Sequence[Measurement]) -> Iterator[Picture]:
+def _failed(curves: Sequence[tuple[Measurement, Curves]]) -> str:
+    """Which searches for a path have not converged."""
+    steps: dict[str, list[Measurement]] = {}
+    for m, _ in curves:
+        steps.setdefault(m.step, []).append(m)
+    said = ((step, doubts.unconverged(runs)) for step, runs in steps.items())
+    return "".join(f" {step}: {doubt}." for step, doubt in said if doubt)
+
+
+def _barriers(measurements: Sequence[Measurement], failed: str) -> Iterator[Picture]:
     """The heat map of barriers, where there is one."""
     names = list(dict.fromkeys(m.subject for m in measurements if m.step == "train"))
     line, path = (_means(measurements, f"{step}/barrier") for step in ("interpolation", "auto_neb"))
     if len(names) > 1 and (line or path):
         ways = ("straight line", "minimum-energy path")
         png = draw.png(draw.barriers(names, line, path, ways))
-        yield Picture("barriers", BARRIERS, png)
+        yield Picture("barriers", BARRIERS + failed, png)
 
 
 def _means(measurements: Sequence[Measurement], metric: str) -> dict[tuple[str, str], float]:

@@ -12,17 +12,21 @@ from dataclasses import asdict, dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
+from lsa.figures import words
 from lsa.figures.page import Cell, Link, Section, as_html, as_markdown
-from lsa.project import Project
+from lsa.project import ALONG, Project
+from lsa.reports import doubts, summary
 from lsa.reports.checks import Check, checks
 from lsa.reports.findings import Finding, PairFinding, findings, pair_findings
 from lsa.reports.insights import Insight, insights
 from lsa.reports.measurements import Measurement, histories, measured, trajectories
 from lsa.reports.pictures import Picture, pictures
 from lsa.reports.statistics.comparison import seeds_needed
-from lsa.reports.tables import Table, tables
+from lsa.reports.tables import Table, leading, tables
 from lsa.runtime.documents import json_number
 from lsa.tracking import recording, store
+
+LOCAL = "http://127.0.0.1:5000"  # where `mlflow ui` answers
 
 
 @dataclass(frozen=True)
@@ -47,27 +51,35 @@ def report(setting: Project) -> Report:
     found, pairs = findings(everything, courses), pair_findings(everything)
     drawn, agreed = list(pictures(everything, courses)), checks(everything)
     runs = [_run(m) for m in everything]
+    points = summary.established(claims, found, pairs)
+    open_question = summary.nearest(setting, found)
     sections = [
-        *_key_results(headline),
-        *_claims(setting, claims, found, pairs),
-        *_figures(drawn),
+        *_start(setting, everything, points, open_question, drawn),
+        *_figures(drawn[1:]),
+        *_numbers(headline),
+        *_notes(everything),
+        *_pairs(setting, claims, found, pairs),
         _check_section(agreed),
         _provenance(runs),
     ]
     title = f"lsa: {setting.name}"
     content = {
         "project": setting.name,
+        "established": points,
+        "nearest": open_question,
         "tables": [asdict(table) for table in headline],
         "insights": [asdict(one) | {"verdict": one.verdict} for one in claims],
         "findings": [_finding_content(one) for one in found],
         "pairs": [
             {"metric": one.metric, **asdict(one.level), "verdict": one.level.verdict}
+            | {"doubt": one.doubt}
             for one in pairs
         ],
         "figures": [{"title": one.title, "caption": one.caption} for one in drawn],
         "checks": [asdict(check) for check in agreed],
         "measurements": [
-            run | {"numbers": m.numbers} for run, m in zip(runs, everything, strict=True)
+            run | {"converged": m.converged, "numbers": m.numbers}
+            for run, m in zip(runs, everything, strict=True)
         ],
     }
     return Report(as_html(title, sections), as_markdown(title, sections), _storable(content))
@@ -83,19 +95,59 @@ def log(opened: recording.Run, found: Report) -> None:
 # --- sections -------------------------------------------------------------------------------------
 
 
-def _key_results(headline: Sequence[Table]) -> Iterator[Section]:
-    text = (
-        "Mean over the training seeds ± half its 95 % t interval. Of one seed: ± two standard "
-        "errors of each source, over the samples, probe vectors or subspaces, which tell nothing "
-        "of another seed."
-    )
-    yield Section("Key results", text)
+def _start(
+    setting: Project,
+    everything: Sequence[Measurement],
+    points: Sequence[str],
+    open_question: str,
+    drawn: Sequence[Picture],
+) -> Iterator[Section]:
+    """The first screen: what was compared, what is established, one table, one picture."""
+    shown = tuple(points[: summary.SHOWN])
+    more = len(points) - len(shown)
+    if not points:
+        said = f"No difference between the optimizers is established. {open_question}"
+    else:
+        said = "Established" + (f", with {more} more under Pairs:" if more else ":")
+    yield Section("In short", f"{summary.compared(setting, everything)}\n{said}", points=shown)
+    table = leading(everything)
+    rows: list[tuple[Cell, ...]] = [tuple(cells) for cells in table.cells]
+    text = summary.ERRORS if len(points) == 0 else f"{open_question}\n{summary.ERRORS}"
+    yield Section("", headings=tuple(table.headings), rows=rows)
+    yield Section("", text)
+    for one in drawn[:1]:
+        yield Section("", f"{one.title}. {one.caption}", figure=one.png)
+
+
+def _numbers(headline: Sequence[Table]) -> Iterator[Section]:
+    yield Section("All numbers", summary.ERRORS)
     for table in headline:
         rows: list[tuple[Cell, ...]] = [tuple(cells) for cells in table.cells]
-        yield Section(table.title, table.text, tuple(table.headings), rows, level=3)
+        first = len(table.headings) - len(table.names)
+        named = [f"{words.quantity(name)}\n{name}" for name in table.names]
+        headings = (*table.headings[:first], *named)
+        yield Section(table.title, table.text, headings, rows, level=3)
+        if table.notes:
+            yield _folded_notes(f"Notes on {table.title}", table.notes)
 
 
-def _claims(
+def _folded_notes(title: str, notes: Sequence[tuple[str, str]]) -> Section:
+    rows: list[tuple[Cell, ...]] = [tuple(note) for note in notes]
+    return Section("", headings=("of", "note"), rows=rows, folded=f"{title} ({len(rows)})")
+
+
+def _notes(everything: Sequence[Measurement]) -> Iterator[Section]:
+    """Notes on the trajectories, whose numbers stand in figures alone."""
+    for step in dict.fromkeys(m.step for m in everything if m.step.startswith(ALONG)):
+        runs = [m for m in everything if m.step == step]
+        rows = [("all", text) for text in doubts.shared(runs)] + doubts.others(runs)
+        failed = doubts.unconverged(runs)
+        rows = [("", failed)] * bool(failed) + rows
+        if rows:
+            yield _folded_notes(f"Notes on {step.removeprefix(ALONG)} during training", rows)
+
+
+def _pairs(
     setting: Project,
     claims: Sequence[Insight],
     found: Sequence[Finding],
@@ -109,18 +161,15 @@ def _claims(
         f"number. Each number is a family of its own. With fewer than {seeds_needed(family)} seeds "
         f"no pair can be established; the project has {len(setting.seeds)}."
     )
-    yield Section("Findings", text)
-    rows: list[tuple[Cell, ...]] = [
-        (one.name, "\n".join((one.claim, *one.evidence)), one.verdict) for one in claims
-    ]
+    yield Section("Pairs", text)
     text = (
         "Claims of the literature, each established only if it holds for every pair that it speaks "
         "of, by that pair's own test."
     )
-    yield Section("Insights", text, ("claim", "evidence", "verdict"), rows, level=3)
-    rows = _named(
-        (f.metric, f.comparison.statement, f.at_equal_loss or "–", f.verdict) for f in found
-    )
+    yield Section("Claims", text, level=3)
+    rows = [(one.name, "\n".join((one.claim, *one.evidence)), one.verdict) for one in claims]
+    headings = ("claim", "evidence", "verdict")
+    yield from _split(headings, rows, [one.established for one in claims], "claims")
     text = (
         "Curvature falls and rises with the train loss, so it is compared at the last epoch and at "
         "equal train loss: along the trajectories, at the largest final loss among the optimizers "
@@ -130,16 +179,52 @@ def _claims(
         "alone is no flatter minimum."
     )
     headings = ("number", "at the last epoch", "at equal train loss", "verdict")
-    if rows:
-        yield Section("Every pair of optimizers", text, headings, rows, level=3)
-    rows = _named((p.metric, p.level.statement, p.level.verdict or "–") for p in pairs)
+    if found:
+        yield Section("Every pair of optimizers", text, level=3)
+        rows = [
+            (_both(f.metric), _with(f.comparison.statement, f.doubt), f.at_equal_loss or "–",
+             f.verdict)
+            for f in found
+        ]  # fmt: skip
+        yield from _split(headings, rows, [f.established for f in found], "comparisons")
     text = (
         "A barrier is a largest height and never below 0; there is one where it exceeds 0 by two "
         "standard errors over the samples, at more seeds than chance explains. That of a path is "
         "of the lowest path found: it bounds the barrier between the minima from above."
     )
-    if rows:
-        yield Section("Between the optimizers", text, ("number", "pair", "verdict"), rows, level=3)
+    if pairs:
+        rows = [
+            (_both(p.metric), _with(p.level.statement, p.doubt), p.level.verdict or "–")
+            for p in pairs
+        ]
+        yield Section("Between the optimizers", text, level=3)
+        untested = [p.level.established or not p.level.side for p in pairs]
+        yield from _split(("number", "pair", "verdict"), rows, untested, "pairs")
+
+
+def _both(metric: str) -> str:
+    return f"{words.quantity(metric)}\n{metric}"
+
+
+def _with(statement: str, doubt: str) -> str:
+    return f"{statement}\n{doubt}" if doubt else statement
+
+
+def _split(
+    headings: tuple[str, ...], rows: Sequence[tuple[str, ...]], shown: Sequence[bool], what: str
+) -> Iterator[Section]:
+    """A table of those that are to be seen at once, and one of the others, folded."""
+    at_once = [row for row, seen in zip(rows, shown, strict=True) if seen]
+    others = [row for row, seen in zip(rows, shown, strict=True) if not seen]
+    if at_once:
+        yield Section("", headings=headings, rows=_named(at_once))
+    if others:
+        yield Section(
+            "",
+            headings=headings,
+            rows=_named(others),
+            folded=f"{len(others)} of {len(rows)} {what} not established",
+        )
 
 
 def _named(rows: Iterable[tuple[str, ...]]) -> list[tuple[Cell, ...]]:
@@ -173,14 +258,15 @@ def _check_section(agreed: Sequence[Check]) -> Section:
 def _provenance(runs: Sequence[dict[str, Any]]) -> Section:
     rows: list[tuple[Cell, ...]] = []
     for run in runs:
-        link = Link(run["run"], run["link"]) if _served() else f"{run['run']} ({run['link']})"
         names = ("step", "subject", "seed", "commit", "versions", "device", "data")
         step, subject, seed, *rest = (str(run[name]) for name in names)
-        rows.append((step, subject, seed, link, *rest))
+        rows.append((step, subject, seed, Link(run["run"], run["link"]), *rest))
     headings = ("step", "optimizer", "seed", "run", "commit", "versions", "device", "data")
     text = f"Store: {store.shown(store.uri())}"
     if not _served():
-        text += "; a run's address continues that of the MLflow UI, such as 127.0.0.1:5000/"
+        text += (
+            f". The links lead to MLflow's UI on this machine ({LOCAL}), once it runs: mlflow ui"
+        )
     return Section("Provenance", text, headings, rows)
 
 
@@ -197,7 +283,7 @@ def _run(m: Measurement) -> dict[str, Any]:
         "subject": m.subject,
         "seed": m.seed,
         "run": m.done.run_id,
-        "link": f"{_address()}/{route}" if _served() else route,
+        "link": f"{_address() if _served() else LOCAL}/{route}",
         "commit": tags.get("lsa.git.commit", "–")[:10] + dirty,
         "versions": f"lsa {tags.get('lsa.version.lsa')}, torch {tags.get('lsa.version.torch')}",
         "device": f"{tags.get('lsa.device')}, {tags.get('lsa.threads')} thread(s)",
@@ -223,6 +309,7 @@ def _finding_content(found: Finding) -> dict[str, Any]:
         **asdict(found.comparison),
         "at_equal_loss": asdict(matched) if matched else None,
         "verdict": found.verdict,
+        "doubt": found.doubt,
         "sentence": found.sentence,
     }
 

@@ -6,9 +6,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lsa import probe
+from lsa.figures import words
+from lsa.reports import doubts
 from lsa.reports.measurements import Measurement, step_of, written
 
 TRAINING = ("final/val_accuracy", "final/train_loss")
+LEADING = (
+    *TRAINING,
+    "lanczos/lambda_max",
+    "sgd_noise/noise_ratio",
+    "preconditioned/threshold_ratio",
+    "auto_neb/path_loss",
+    "interpolation/barrier",
+)
+WORST = {
+    "auto_neb/path_loss": "highest loss on the worst path to another",
+    "interpolation/barrier": "highest barrier on a straight line to another",
+}
+MOST = 7  # columns of the leading table
 
 
 @dataclass(frozen=True)
@@ -19,6 +34,8 @@ class Table:
     text: str  # what was measured, in one line
     headings: list[str]
     cells: list[list[str]]
+    names: list[str]  # full names of the numbers, which are in the last columns
+    notes: list[tuple[str, str]]  # of which runs, and the text
 
 
 def headline(measurements: Sequence[Measurement], *, pairs: bool = False) -> list[str]:
@@ -48,18 +65,68 @@ def tables(measurements: Sequence[Measurement]) -> list[Table]:
 
 
 def _table(measurements: Sequence[Measurement], step: str, names: list[str]) -> Table:
+    runs = [m for m in measurements if m.step == step]
     subjects: dict[str, list[Measurement]] = {}
-    for m in measurements:
-        if m.step == step:
-            subjects.setdefault(m.subject, []).append(m)
+    for m in runs:
+        subjects.setdefault(m.subject, []).append(m)
     cells = [
-        [subject, str(len(runs)), *(written([m.numbers for m in runs], name) for name in names)]
-        for subject, runs in subjects.items()
+        [subject, str(len(own)), *(cell(own, name) for name in names)]
+        for subject, own in subjects.items()
     ]
     pair = step != "train" and probe.find(step).pair
-    first = "optimizers" if pair else "optimizer"
     training = step == "train"
     short = [name.rpartition("/")[2] for name in names]
     short = [name.replace("_", " ") for name in short] if training else short
     text = "The last epoch, on the whole splits." if training else probe.find(step).summary
-    return Table("training" if training else step, text, [first, "seeds", *short], cells)
+    headings = ["optimizers" if pair else "optimizer", "seeds", *short]
+    common = "; ".join(doubts.shared(runs))
+    text += f" All: {common}." if common else ""
+    title = "training" if training else step
+    return Table(title, text, headings, cells, names, doubts.others(runs))
+
+
+def cell(runs: Sequence[Measurement], name: str) -> str:
+    """A number of one subject over its seeds, and that it has not converged where it has not."""
+    text = written([m.numbers for m in runs], name)
+    doubt = "" if text == "–" else doubts.unconverged(runs, name_subjects=False)
+    return f"{text}\n{doubt}" if doubt else text
+
+
+def leading(measurements: Sequence[Measurement]) -> Table:
+    """One number or two of each kind, a row per optimizer: what a reader wants first.
+
+    Numbers of pairs count for both, the worst over the others.
+    """
+    subjects = list(dict.fromkeys(m.subject for m in measurements if m.step == "train"))
+    present = {name for m in measurements for name in m.numbers if step_of(name) == m.step}
+    names = [name for name in LEADING if name in present]
+    known = {step_of(name) for name in names}
+    names += [one for one in headline(measurements) if step_of(one) not in known and one in present]
+    cells, names = [], names[:MOST]
+    for subject in subjects:
+        row = [cell(worst(measurements, name, subject), name) for name in names]
+        cells.append([subject, *row])
+    headings = ["optimizer", *(f"{_title(name)}\n{name}" for name in names)]
+    return Table("", "", headings, cells, names, [])
+
+
+def worst(measurements: Sequence[Measurement], name: str, subject: str) -> list[Measurement]:
+    """The runs of an optimizer that have a number; of pairs the one with the largest, by seed."""
+    found: dict[int, Measurement] = {}
+    for m in measurements:
+        if m.step != step_of(name) or name not in m.numbers or subject not in members(m.subject):
+            continue
+        if m.seed not in found or m.numbers[name] > found[m.seed].numbers[name]:
+            found[m.seed] = m
+    return [found[seed] for seed in sorted(found)]
+
+
+def members(subject: str) -> list[str]:
+    """The optimizer, or both of a pair."""
+    return subject.split(" – ")
+
+
+def _title(name: str) -> str:
+    step = step_of(name)
+    pair = step in probe.modules() and probe.find(step).pair
+    return WORST.get(name, f"worst {words.quantity(name)}") if pair else words.quantity(name)

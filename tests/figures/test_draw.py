@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from lsa.figures import draw
-from lsa.figures.axes import make_logarithmic
+from lsa.figures.axes import COLOURS, make_logarithmic
 
 WIDE = "WIDE_NAMED_0.01"
 
@@ -55,7 +55,7 @@ def test_thresholds_are_dashed_in_the_optimizers_colour():
     figure = draw.epochs("t", "λ", course, course, {"b": (50.0, "b: 2/η = 50")})
     left, right = figure.axes
     dashed = [line for line in left.lines if line.get_linestyle() != "-"]
-    assert [line.get_color() for line in dashed] == ["C1"]
+    assert [line.get_color() for line in dashed] == [COLOURS[1]]
     assert list(dashed[0].get_ydata()) == [50, 50]
     assert left.get_ylim() == right.get_ylim()
 

@@ -28,7 +28,7 @@ def test_numbers_stand_with_errors_and_units_and_texts_are_escaped():
         HOSTILE: Metric(float("nan")),
     }
     page = Result(metrics, {"y": LINE}, notes=(HOSTILE,), converged=False)._repr_html_()
-    row = "<td>rise</td><td>1.25</td><td>0.031 (data), 0.2 (probes)</td><td>loss</td>"
+    row = "<th scope='row'>rise</th><td>1.25</td><td>0.031 (data), 0.2 (probes)</td><td>loss</td>"
     assert row in page and "<td>nan</td>" in page
     assert HOSTILE not in page and page.count("&lt;script&gt;") == 2
     assert "not converged" in page
@@ -38,7 +38,7 @@ def test_numbers_stand_with_errors_and_units_and_texts_are_escaped():
 
 def test_a_result_without_notes_and_curves_is_its_numbers():
     page = Result({"a": Metric(1.0)})._repr_html_()
-    assert "<td>a</td><td>1</td>" in page and "notes" not in page and not images(page)
+    assert "<th scope='row'>a</th><td>1</td>" in page and "notes" not in page and not images(page)
 
 
 def test_without_matplotlib_the_numbers_remain(monkeypatch):
@@ -48,7 +48,7 @@ def test_without_matplotlib_the_numbers_remain(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     page = Result({"a": Metric(1.0)}, {"y": LINE})._repr_html_()
-    assert "<td>a</td>" in page and not images(page)
+    assert "<th scope='row'>a</th>" in page and not images(page)
 
 
 def test_a_probes_result_has_the_probes_own_figure():
@@ -58,4 +58,4 @@ def test_a_probes_result_has_the_probes_own_figure():
     result = find("lanczos")(landscape=landscape, theta=flatten(model), k=1, split="no")
     assert result.probe == "lanczos"
     page = result._repr_html_()
-    assert "<td>lambda_max</td>" in page and len(images(page)) == 1
+    assert "<th scope='row'>lambda_max</th>" in page and len(images(page)) == 1

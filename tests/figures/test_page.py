@@ -46,7 +46,29 @@ def test_a_markdown_table_keeps_its_columns():
 
 
 def test_verdicts_stand_out():
-    rows = [("established: larger for a",), ("not established",), ("DOES NOT HOLD",)]
-    page = Reader(as_html("t", [Section("s", "", ("verdict",), rows)]))
+    verdicts = ["established: larger for a", "not established", "DOES NOT HOLD", "not converged"]
+    rows = [("a", verdict) for verdict in verdicts]
+    page = Reader(as_html("t", [Section("s", "", ("of", "verdict"), rows)]))
     classes = [attributes.get("class") for tag, attributes in page.tags if tag == "td"]
-    assert classes == ["good", None, "bad"]
+    assert classes == ["good", None, "bad", "bad"]
+    cell = as_fragment([Section("", "", ("of", "λ"), [("a", "1 ± 2\nnot converged")])])
+    assert "<td>1&nbsp;±&nbsp;2<br><span class='bad'>not converged</span></td>" in cell
+
+
+def test_a_page_says_what_it_holds_and_fits_a_telephone():
+    sections = [
+        Section("Start"), Section("Figures"), Section("one", level=3), Section("Numbers"),
+        Section("", "why", ("a",), [("1",)], folded="2 of 3"),
+    ]  # fmt: skip
+    page = Reader(as_html("t", sections))
+    links = [attributes["href"] for tag, attributes in page.tags if tag == "a"]
+    named = {attributes.get("id"): tag for tag, attributes in page.tags if tag in ("h2", "h3")}
+    assert links == ["#s1", "#s2", "#s3"] and [named[one[1:]] for one in links] == [
+        "h2",
+        "h3",
+        "h2",
+    ]
+    tags = [tag for tag, _ in page.tags]
+    assert tags.count("main") == tags.count("nav") == tags.count("details") == 1
+    (viewport,) = [a for tag, a in page.tags if tag == "meta" and a.get("name") == "viewport"]
+    assert "width=device-width" in viewport["content"]

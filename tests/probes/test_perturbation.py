@@ -53,6 +53,7 @@ def values(result: Result) -> dict[str, float]:
 def test_a_quadratic_has_its_curvatures_and_the_rise_asked_for():
     found = measure(*polynomial(), points=21, rise=0.3)
     v = values(found)
+    assert v["rise_at_step"] == pytest.approx(4 * 0.1**2 / 2)  # whatever ε* is
     assert v["lambda_max"] == pytest.approx(4) == pytest.approx(v["curvature_fit"], rel=1e-4)
     assert v["curvature_fit_bottom"] == pytest.approx(-1, rel=1e-4)
     assert v["curvature_finite"] == pytest.approx(4)
@@ -71,7 +72,14 @@ def test_errors_over_the_data_are_those_of_samples_that_differ_in_scale_alone():
     """ℓᵢ = xᵢ ℓ with x of mean 1: whatever is linear in ℓ has the relative error of x's mean."""
     found = measure(*polynomial(cubic=0.5), points=21, rise=0.3).metrics
     relative = 0.5 / 3**0.5
-    for name in ("curvature_fit", "curvature", "lambda_max", "lambda_min", "loss_rise"):
+    for name in (
+        "curvature_fit",
+        "curvature",
+        "lambda_max",
+        "lambda_min",
+        "loss_rise",
+        "rise_at_step",
+    ):
         assert found[name].errors["data"] == pytest.approx(relative * abs(found[name].value)), name
     assert found["asymmetry"].value != 0  # a ratio, in which the scale cancels
     assert found["asymmetry"].errors["data"] == pytest.approx(0, abs=1e-12)
@@ -130,7 +138,11 @@ def test_losses_are_those_of_the_shifted_parameters(relu_net):
 
 
 def test_refusals():
-    for options, message in (({"points": 4}, "points=4"), ({"rise": 0.0}, "rise=0")):
+    for options, message in (
+        ({"points": 4}, "points=4"),
+        ({"rise": 0.0}, "rise=0"),
+        ({"step": 0.0}, "step=0"),
+    ):
         with pytest.raises(InputError, match=message):
             measure(*polynomial(), **options)
     landscape, theta = polynomial()

@@ -79,7 +79,7 @@ def test_curvature_that_differs_at_the_last_epoch_only_is_no_finding():
 
 def test_curvature_of_few_seeds_is_not_matched():
     found = sharpness_of([m for m in twice() if m.seed < 3], [])
-    assert "not matched: no trajectories, and fewer than 6 seeds" in found.sentence
+    assert "no equal-loss comparison: no trajectories, and fewer than 6 seeds" in found.sentence
 
 
 def course(name: str, seed: int, last: float, scale: float) -> Trajectory:

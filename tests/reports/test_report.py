@@ -52,10 +52,12 @@ def test_the_report_holds_every_number_of_the_study(studied, workplace, capsys):
         assert m.done.run_id in found.html and m.done.run_id in found.markdown
     sgd = next(m for m in found.content["measurements"] if m["step"] == "lanczos")
     value = sgd["numbers"]["lanczos/lambda_max"]
-    assert f"{value:.4g} ± " in found.html
+    assert f"{value:.4g}&nbsp;±&nbsp;" in found.html and f"{value:.4g} ± " in found.markdown
     assert "sgd – adamw" in found.markdown and "the project has 1" in found.markdown
     assert found.html.count("data:image/png;base64,") == 3  # density, pair, barriers
-    assert not re.search(r"(src|href)='(?!data:)", found.html)  # nothing to load from elsewhere
+    # Nothing to load from elsewhere; links lead within the page and to MLflow's UI.
+    assert not re.search(r"src='(?!data:)", found.html)
+    assert not re.search(r"href='(?!#s|http://127.0.0.1:5000/#/experiments/)", found.html)
     json.dumps(found.content, allow_nan=False)
 
     assert app.run(["report", "tiny"]) == 0
@@ -126,11 +128,14 @@ def test_a_known_study_is_told_as_it_is(imagined):
     assert matched["low"] < 2 < matched["high"] < pair["low"]
     assert pair["seeds"] == list(range(7)) and "seeds 0–6" in pair["sentence"]
     titles = [one["title"] for one in found.content["figures"]]
-    assert titles[0] == "lanczos during training: lambda max" and titles[-1] == "barriers"
+    assert titles[0] == "largest curvature λ_max during training (lanczos)"
+    assert titles[-1] == "barriers"
     assert found.html.count("data:image/png;base64,") == len(titles) == 5
-    order = ["Key results", "Insights", "Every pair", "Figures", "Cross-checks", "Provenance"]
-    for text in (found.html, found.markdown):
-        places = [text.index(f"{heading}") for heading in order]
+    order = ["In short", "Figures", "All numbers", "Pairs", "Cross-checks", "Provenance"]
+    marks = {"html": ("'>", "</h2>"), "markdown": ("## ", "\n")}
+    for kind, (before, after) in marks.items():
+        text = getattr(found, kind)
+        places = [text.index(f"{before}{heading}{after}") for heading in order]
         assert places == sorted(places)
         assert "median" in text and "(6 of 7 finite)" in text  # a search that ended without d90
     for sentence in (pair["sentence"].partition(" at the last epoch")[0], pair["verdict"]):

@@ -75,8 +75,13 @@ class Comparison:
         """What the numbers establish, in a few words."""
         if self.established:
             return f"established, larger for {self.larger}"
-        reason = " (one seed tells no difference)" if len(self.seeds) == 1 else ""
-        return f"not established{reason}"
+        return f"not established{self.shortage}"
+
+    @property
+    def shortage(self) -> str:
+        """That no difference whatever could be established with so few seeds."""
+        least = seeds_needed(self.family)
+        return f" (needs at least {least} seeds)" if len(self.seeds) < least else ""
 
 
 def listed(seeds: Sequence[int]) -> str:

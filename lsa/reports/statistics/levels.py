@@ -46,10 +46,13 @@ class Level:
             text = f"{self.subject}: {self.mean:.3g}, {listed(self.seeds)} alone"
         else:
             text = f"{self.subject}: mean {self.mean:.3g} (95 %: {self.low:.3g} … {self.high:.3g})"
-        if self.side:
+        if self.side and n < 2:
+            where = self.side if self.beyond else f"not {self.side} beyond its error"
+            text += f"; {where} on the only seed"
+        elif self.side:
             text += f", {self.side} beyond its error at {self.beyond} of {n} seeds"
             adjusted = f" ({self.p_adjusted:.2g} adjusted)" if self.family > 1 else ""
-            text += f", sign test p = {self.p:.2g}{adjusted}" if n > 1 else ""
+            text += f", sign test p = {self.p:.2g}{adjusted}"
         return text if n < 2 else f"{text}, {listed(self.seeds)}"
 
     @property
@@ -57,7 +60,10 @@ class Level:
         """What the numbers establish; empty when nothing was tested."""
         if not self.side:
             return ""
-        return "established" if self.established else "not established"
+        if self.established:
+            return "established"
+        few = "; too few seeds to conclude" if len(self.seeds) < FEWEST else ""
+        return f"not established{few}"
 
 
 def levels(

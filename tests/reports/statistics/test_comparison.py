@@ -63,7 +63,9 @@ def test_a_ratio_is_a_geometric_mean_with_its_interval():
 
 def test_one_seed_establishes_nothing_however_large_the_difference():
     (found,) = compare({"a": {0: 1e6}, "b": {0: 1.0}})
-    assert not found.established and math.isnan(found.p) and "one seed" in found.verdict
+    assert (
+        not found.established and math.isnan(found.p) and "needs at least 6 seeds" in found.verdict
+    )
 
 
 def test_the_number_of_seeds_that_could_establish_anything():
@@ -134,7 +136,7 @@ def test_a_verdict_names_the_seeds_the_interval_and_the_larger_one():
     expected = "a/b = 0.5 (95 %: 0.5 … 0.5), exact p = 0.031, seeds 0–5: established, larger for b"
     assert found.verdict == expected
     (equal,) = compare({"a": {0: 1.0, 1: 1.0}, "b": {0: 1.0, 1: 1.0}})
-    assert equal.larger == "" and equal.verdict.endswith("not established")
+    assert equal.larger == "" and "not established" in equal.verdict
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,150 @@
+"""The first screen of a report: what was compared, and what the seeds establish."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+
+from lsa import probe
+from lsa.figures import words
+from lsa.probe import Same
+from lsa.project import Project
+from lsa.reports.findings import Finding, PairFinding
+from lsa.reports.insights import Insight
+from lsa.reports.measurements import Measurement
+from lsa.reports.statistics.comparison import listed, seeds_needed
+from lsa.reports.statistics.forecast import MOST, POWER, Forecast, forecast, standardised
+
+SHOWN = 5  # findings on the first screen
+ERRORS = (
+    "± is half the width of a 95 % interval: over the training seeds, by Student's t; where there "
+    "is one seed, two standard errors over the samples, probe vectors or subspaces, which tell "
+    "nothing of another seed. A residual, where it is not negligible, bounds the error of a search."
+)
+
+
+def compared(setting: Project, measurements: Sequence[Measurement]) -> str:
+    """The optimizers, the training, the seeds and the samples, in a few lines."""
+    seeds = sorted({m.seed for m in measurements if m.step == "train"}) or list(setting.seeds)
+    rules = ", ".join(f"{name} ({_rule(setting, name)})" for name in setting.optimizers)
+    sizes = {m.done.params.get("n_samples", "") for m in measurements if m.step != "train"} - {""}
+    samples = f"; the landscape on {', '.join(sorted(sizes))} training samples" if sizes else ""
+    count = "1 training seed" if len(seeds) == 1 else f"{len(seeds)} training seeds"
+    return (
+        f"{len(setting.optimizers)} optimizers: {rules}. Each trained {setting.model.name} on "
+        f"{setting.dataset.name} for {setting.train.epochs} epochs, on {count} ({listed(seeds)})"
+        f"{samples}."
+    )
+
+
+def _rule(setting: Project, name: str) -> str:
+    rule = setting.optimizers[name]
+    if not hasattr(rule, "name"):
+        return "trained elsewhere"
+    return " ".join([rule.name, *(f"{k}={v}" for k, v in rule.options.items())])
+
+
+def established(
+    claims: Sequence[Insight], found: Sequence[Finding], pairs: Sequence[PairFinding]
+) -> list[str]:
+    """What the seeds establish, in plain words, one point for each number; the surest first."""
+    points = [f"{one.name}: {one.claim}" for one in claims if one.established]
+    best: dict[str, Finding] = {}
+    for one in found:
+        known = best.get(_same(one.metric))
+        if one.established and (known is None or _strength(one) > _strength(known)):
+            best[_same(one.metric)] = one
+    points += [sentence(one) for one in sorted(best.values(), key=_strength, reverse=True)]
+    return points + list(_barriers(pairs))
+
+
+def _same(metric: str) -> str:
+    """The number that it must agree with, where its probe declares one: it is the same finding."""
+    step, _, short = metric.partition("/")
+    declared = probe.find(step).check if step in probe.modules() else ()
+    equal = (c.other for c in declared if isinstance(c, Same) and c.metric == short)
+    return next(equal, metric)
+
+
+def _strength(found: Finding) -> float:
+    return abs(standardised(found.comparison))
+
+
+def sentence(found: Finding) -> str:
+    """A finding as a reader would tell it."""
+    c = found.comparison
+    other = c.b if c.larger == c.a else c.a
+    name = words.quantity(found.metric)
+    flipped = c.larger != c.a
+    if c.scale == "ratio":
+        ends = [1 / v if flipped else v for v in (c.effect, c.low, c.high)]
+        much = f"{ends[0]:.3g} times as large for {c.larger} as for {other}"
+    else:
+        ends = [-v if flipped else v for v in (c.effect, c.low, c.high)]
+        much = f"larger by {ends[0]:.3g} for {c.larger} than for {other}"
+    low, high = sorted(ends[1:])
+    equal = ""
+    if found.matched is not None:
+        factor = 1 / found.matched.effect if flipped else found.matched.effect
+        equal = f", {factor:.3g} times at equal train loss"
+    doubt = f"; {found.doubt}" if found.doubt else ""
+    return f"The {name} is {much} (95 %: {low:.3g} … {high:.3g}{equal}; {listed(c.seeds)}{doubt})."
+
+
+def _barriers(pairs: Sequence[PairFinding]) -> Iterator[str]:
+    """One point for each kind of barrier that there is."""
+    kinds: dict[str, list[PairFinding]] = {}
+    for one in pairs:
+        if one.level.established:
+            kinds.setdefault(one.metric, []).append(one)
+    for metric, members in kinds.items():
+        heights = ", ".join(f"{one.level.subject} ({one.level.mean:.3g})" for one in members)
+        doubt = "; ".join(dict.fromkeys(one.doubt for one in members if one.doubt))
+        yield f"There is a {words.quantity(metric)} between {heights}{doubt and f'; {doubt}'}."
+
+
+def nearest(setting: Project, found: Sequence[Finding]) -> str:
+    """How many seeds would settle the finding that is nearest to being established."""
+    n = len(setting.optimizers)
+    pairs = max(1, n * (n - 1) // 2)
+    least, seeds = seeds_needed(pairs), len(setting.seeds)
+    start = (
+        f"With {pairs} pair{'s' * (pairs > 1)} of optimizers no difference can be established "
+        f"with fewer than {least} seeds; there {'is' if seeds == 1 else 'are'} {seeds}."
+    )
+    outlooks = [(one, outlook) for one in _open(found) if (outlook := _outlook(one))]
+    if not outlooks:
+        few = seeds < 3
+        return start + few * " From three seeds on, the report forecasts how many are enough."
+    one, outlook = min(outlooks, key=lambda pair: pair[1].seeds or MOST + 1)
+    if not outlook.seeds:
+        return f"{start} As measured so far, no difference would need fewer than {MOST} seeds."
+    more = outlook.seeds - len(one.comparison.seeds)
+    return (
+        f"Nearest: {sentence(one)} If the difference and its spread are as measured, "
+        f"{outlook.seeds} seeds ({more} more) establish it with a probability of "
+        f"{100 * outlook.power:.0f} %."
+    )
+
+
+def _open(found: Iterable[Finding]) -> list[Finding]:
+    """Those not established, whose difference has one direction however it is taken."""
+    return [
+        one
+        for one in found
+        if not one.established
+        and one.comparison.larger
+        and (one.matching is None or (one.matched and one.matched.larger == one.comparison.larger))
+    ]
+
+
+def _outlook(found: Finding) -> Forecast | None:
+    """Seeds that establish a finding each way that it is taken, as if the ways were independent."""
+    ways = [found.comparison, *([found.matched] if found.matched else [])]
+    open_ways = [way for way in ways if not way.established]
+    outlooks = [forecast(way, POWER ** (1 / len(open_ways))) for way in open_ways]
+    known = [one for one in outlooks if one]
+    if len(known) < len(outlooks):
+        return None
+    seeds = 0 if any(not one.seeds for one in known) else max(one.seeds for one in known)
+    return Forecast(seeds, math.prod(one.power for one in known))
