@@ -138,7 +138,7 @@ def _html_section(section: Section, name: str) -> str:
         head = "".join(f"<th scope='col'>{_lines(cell, small=True)}</th>" for cell in
                        section.headings)  # fmt: skip
         body = "".join(f"<tr>{_html_row(row)}</tr>" for row in section.rows)
-        label = title or html.escape(section.folded) or "table"
+        label = title or html.escape(section.folded) or f"table {name.removeprefix('s')}"
         parts.append(
             f"<div class='wide' {_region(label)}><table>"
             f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
