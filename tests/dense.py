@@ -26,6 +26,9 @@ class bound:
         self._named = {n: p.view(s) for n, p, s in named}
         self._model = landscape.model
 
+    def named_parameters(self) -> list[tuple[str, Tensor]]:
+        return list(self._named.items())
+
     def parameters(self) -> list[Tensor]:
         return list(self._named.values())
 
@@ -70,7 +73,7 @@ def agree(
     else:
         Hv = torch.autograd.functional.hvp(whole, theta, v)[1]
     (g,) = torch.autograd.grad(whole(t := theta.clone().requires_grad_()), t)
-    torch.testing.assert_close(landscape.loss(theta), whole(theta).item(), **close)
+    torch.testing.assert_close(landscape.loss(theta), whole(t).item(), **close)
     torch.testing.assert_close(landscape.gradient(theta), g, **close)
     torch.testing.assert_close(landscape.hessian(theta)(v), Hv, **close)
     if losses is None:

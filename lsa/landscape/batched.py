@@ -89,8 +89,11 @@ class Batched:
         """See that the objective depends on no trainable tensor but the θ that it is given."""
         if network.keeps_others:
             return
-        with torch.enable_grad(), network.at(theta):
-            first, second = (with_penalty(self._terms(network, batch)) for _ in range(2))
+        found = []
+        for _ in range(2):  # θ is put in for each: it is a leaf of its own where one is needed
+            with torch.enable_grad(), network.at(theta):
+                found.append(with_penalty(self._terms(network, batch)))
+        first, second = found
         if reach_outside(first, second):
             raise InputError(
                 "the objective depends on trainable tensors outside θ, whose part of the gradient "

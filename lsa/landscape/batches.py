@@ -170,13 +170,27 @@ def cloned(content: Any) -> Any:
 def fingerprint(content: Any) -> tuple:
     """What tells a batch from another one: shapes, and a weighted sum of each tensor's numbers."""
     found = []
-    for leaf in tree_leaves(moved(content, torch.device("cpu"))):
-        if isinstance(leaf, Tensor) and not leaf.is_nested and not leaf.is_sparse:
+    tensors = tree_leaves(moved(content, torch.device("cpu")))
+    for leaf in (dense for tensor in tensors for dense in _dense(tensor)):
+        if isinstance(leaf, Tensor):
             flat = leaf.detach().reshape(-1)
             flat = torch.view_as_real(flat).reshape(-1) if flat.is_complex() else flat
             ramp = torch.linspace(1, 2, len(flat), dtype=torch.float64)
             found.append((tuple(leaf.shape), float(ramp @ flat.double().nan_to_num(0, 1, -1))))
     return tuple(found)
+
+
+def _dense(leaf: Any) -> list[Any]:
+    """The dense tensors that hold what a sparse or nested one does; anything else as it is."""
+    if not isinstance(leaf, Tensor) or (leaf.layout == torch.strided and not leaf.is_nested):
+        return [leaf]
+    if leaf.is_nested:
+        return [*leaf.unbind()]
+    return (
+        [*leaf.coalesce().indices(), leaf.coalesce().values()]
+        if leaf.is_sparse
+        else [leaf.values()]
+    )
 
 
 def cut(inputs: Any, targets: Any, size: int) -> list[tuple[Any, Any]]:

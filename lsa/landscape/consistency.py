@@ -16,9 +16,10 @@ from torch import Tensor
 
 from lsa.landscape.derivatives import budget
 from lsa.landscape.landscape import Landscape
+from lsa.landscape.network import HALF
 from lsa.landscape.samples import Samples
 from lsa.landscape.weighing import REMEDY, differing
-from lsa.runtime.errors import InputError, first_line
+from lsa.runtime.errors import InputError
 
 SAMPLES = 4  # beside the first and the last those that differ most
 DERIVED = 2  # of them, for the differences
@@ -105,7 +106,7 @@ def _fixed(few: Landscape, theta: Tensor) -> tuple[tuple[str, ...], bool]:
         )
     if drawn:
         first, second = _seeded(few, theta), _seeded(few, theta)
-    steady = not _differ(first, second, theta.dtype)
+    steady = not _differ(first, second, _precision(few, theta))
     if not steady:
         found.append(
             f"two passes over the same samples give the losses {first:.6g} and {second:.6g}: the "
@@ -126,8 +127,9 @@ def _mean_over_samples(few: Landscape, theta: Tensor) -> tuple[str, ...]:
         try:
             parted = _seeded(few.in_chunks(size), theta)
         except (RuntimeError, ValueError, IndexError) as error:
-            return (f"a sample alone cannot be evaluated: {first_line(error)}",)
-        if _differ(together, parted, theta.dtype) and not _agree_in_double(few, theta, size):
+            return (f"a sample alone cannot be evaluated: {_line(error)}",)
+        differ = _differ(together, parted, _precision(few, theta))
+        if differ and not _agree_in_double(few, theta, size):
             raise InputError(
                 f"the loss of {n} samples together is {together:.6g}, in passes of {size} it is "
                 f"{parted:.6g}: the loss is no mean over samples, or a layer mixes them; {REMEDY}"
@@ -156,9 +158,19 @@ def _random_state(device: torch.device) -> Tensor:
     return torch.cat([host, torch.cuda.get_rng_state(device)]) if device.type == "cuda" else host
 
 
+def _precision(few: Landscape, theta: Tensor) -> torch.dtype:
+    """θ's, or half precision where a part of the network has it, to whose digits losses agree."""
+    return next((p.dtype for p in few.model.parameters() if p.dtype in HALF), theta.dtype)
+
+
 def _differ(a: float, b: float, dtype: torch.dtype) -> bool:
     """Whether two losses differ by more than rounding; where one is not finite, probes say so."""
     return abs(a - b) > ROUNDING.get(dtype, 1e-2) * max(abs(a), abs(b))
+
+
+def _line(error: Exception) -> str:
+    """The first line of an error that is somebody else's."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 # --- its own derivatives -------------------------------------------------------------------------
@@ -169,7 +181,7 @@ def _derivatives(few: Landscape, theta: Tensor) -> tuple[str, ...]:
     try:
         return _compared(few.double(), theta.detach().double())
     except (RuntimeError, TypeError) as error:  # no float64, no double backward, …
-        line = first_line(error)
+        line = _line(error)
         return (f"gradient and Hessian product are not checked against differences: {line}",)
 
 
@@ -223,7 +235,7 @@ def _product(few: Landscape, theta: Tensor, v: Tensor) -> tuple[Tensor | None, t
     except torch.OutOfMemoryError:
         raise
     except (InputError, RuntimeError) as error:  # a probe that needs none may still be right
-        return None, (f"the Hessian product is not checked: {first_line(error)}",)
+        return None, (f"the Hessian product is not checked: {_line(error)}",)
 
 
 def _moved(few: Landscape, theta: Tensor) -> tuple[float, Tensor]:
@@ -233,7 +245,10 @@ def _moved(few: Landscape, theta: Tensor) -> tuple[float, Tensor]:
 
 def _wrong(name: str, own: Tensor, difference: Tensor) -> str:
     """Both differences agree with each other and not with autograd."""
-    rest = f"backward of a custom function, or measure all the same with {budget.CHECK}=off"
+    rest = (
+        "backward of a custom function (or take a detach() away), or measure all the same with "
+        f"{budget.CHECK}=off"
+    )
     if name == "slope":
         return (
             f"the gradient is not that of the loss: along a random direction it gives "

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from lsa.runtime.errors import InputError
@@ -26,8 +27,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
     """The network inside of `torch.compile`, DataParallel and DistributedDataParallel.
 
     Raises:
-        InputError: A scripted network, one with parameters that have no shape yet, or with complex
-            ones.
+        InputError: A scripted network, or one with parameters that have no shape or no numbers yet.
     """
     while True:
         wrapped = isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel)
@@ -40,8 +40,11 @@ def unwrapped(model: nn.Module) -> nn.Module:
     for name, parameter in model.named_parameters():
         if isinstance(parameter, nn.parameter.UninitializedParameter):
             raise InputError(f"parameter {name!r} has no shape yet; run the network once on data")
-        if parameter.is_complex():
-            raise InputError(f"parameter {name!r} is complex; store its real and imaginary parts")
+        if parameter.is_meta:
+            raise InputError(
+                f"parameter {name!r} is on the device meta, where there are no numbers; load the "
+                "weights first"
+            )
     return model
 
 
@@ -49,7 +52,8 @@ def selected(model: nn.Module, selection: Selection | None) -> list[str]:
     """Names of the parameters that θ is made of: those that are trained, or a selection of them.
 
     Raises:
-        InputError: Nothing is selected, or a name or glob matches no parameter.
+        InputError: Nothing is selected, a name or glob matches no parameter, or a parameter holds
+            complex numbers or numbers of 8 bits.
     """
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if selection is None:
@@ -67,6 +71,14 @@ def selected(model: nn.Module, selection: Selection | None) -> list[str]:
         chosen = [n for n in named if any(fnmatch.fnmatchcase(n, p) for p in patterns)]
     if not chosen:
         raise InputError("the network has no trainable parameter; set requires_grad or parameters=")
+    for name in chosen:
+        if named[name].is_complex():
+            raise InputError(f"parameter {name!r} is complex; store its real and imaginary parts")
+        if named[name].dtype.itemsize == 1:
+            raise InputError(
+                f"parameter {name!r} is {named[name].dtype}, in which no step along a direction "
+                "can be told; freeze it, or keep it in a wider precision"
+            )
     return chosen
 
 
@@ -105,7 +117,10 @@ class Network:
         )
         self._inside = False  # of a block of `at`
         self._recurrent = any(isinstance(m, nn.RNNBase) for m in model.modules())
+        self._normed = any(_norms_weights(m) for m in model.modules())
         self._differentiates = False  # a pass takes gradients itself, by its inputs say
+        self._by_parameters = False  # or by its parameters
+        self._values: list[Tensor] = []  # that are in the network now
         self._writes: bool | None = None  # into its inputs; None: not seen yet
         self.written: str | None = None  # a buffer that a pass has written to
 
@@ -125,15 +140,32 @@ class Network:
             return self(x)
 
     def evaluated(self, function: Callable[[], Any]) -> Any:
-        """What a function of the network gives; with gradients on, where it takes some itself."""
+        """What a function of the network gives; with gradients on, where it takes some itself.
+
+        By its inputs (a physics-informed loss), or by its parameters (a step of an inner training).
+        """
         with torch.enable_grad() if self._differentiates else contextlib.nullcontext():
             try:
                 return function()
             except RuntimeError as error:
-                if torch.is_grad_enabled() or "does not require grad" not in str(error):
+                if "does not require grad" not in str(error):
                     raise
+                if self._by_parameters:
+                    raise InputError(
+                        "the objective takes a gradient by parameters that are fixed here; measure "
+                        "all of them together, or leave those out of the objective's gradient"
+                    ) from error
+        if self._differentiates:
+            self._by_parameters = True
+            self._put([self._leaf(v) for v in self._values])
         self._differentiates = True
         return self.evaluated(function)
+
+    def _leaf(self, value: Tensor) -> Tensor:
+        """A value that can be differentiated by, where the network does so itself."""
+        if value.requires_grad or not self._by_parameters:
+            return value
+        return value.detach().requires_grad_()
 
     def flat(self) -> Tensor:
         """θ of the network as it is, a detached copy `(d,)`; in float32 where it is in half."""
@@ -160,13 +192,13 @@ class Network:
         """
         if self._inside:  # the outermost block puts the parameters back
             self._restore_buffers()
-            self._put([*self.unflatten(theta).values()])
+            self._put([self._leaf(v) for v in self.unflatten(theta).values()])
             yield
             return
-        with self._own_mode(), plain_kernels(self._recurrent):
+        with self.evaluating(), plain_kernels(self._recurrent, self._normed):
             try:
                 self._inside = True
-                self._put([*self.unflatten(theta).values()])
+                self._put([self._leaf(v) for v in self.unflatten(theta).values()])
                 yield
             finally:
                 self._inside = False
@@ -174,6 +206,7 @@ class Network:
                 self._restore_buffers()
 
     def _put(self, values: list[Tensor] | None) -> None:
+        self._values = values or []
         for module, name, index, own in self._slots:
             value = own if values is None else values[index]
             module._parameters[name] = value  # pyright: ignore[reportArgumentType]
@@ -194,7 +227,7 @@ class Network:
         return f"{prefix}.{buffer}" if prefix else buffer
 
     @contextmanager
-    def _own_mode(self) -> Iterator[None]:
+    def evaluating(self) -> Iterator[None]:
         """Evaluation mode for a network that is the caller's own."""
         if not self.keeps_mode:
             yield
@@ -209,16 +242,19 @@ class Network:
 
 
 @contextmanager
-def plain_kernels(recurrent: bool = False) -> Iterator[None]:
-    """Attention by its formula, and recurrent layers without oneDNN and cuDNN.
+def plain_kernels(recurrent: bool = False, normed: bool = False) -> Iterator[None]:
+    """Attention and weight norm by their formulas, recurrent layers without oneDNN and cuDNN.
 
-    Their fused kernels lack second and forward derivatives.
+    Their fused kernels lack second and forward derivatives, or have wrong ones: the second
+    derivative of torch's weight norm was 27 to 56 % off (torch 2.14).
     """
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with contextlib.ExitStack() as stack:
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+            if normed:
+                stack.enter_context(_PlainWeightNorm())
             if recurrent:
                 with warnings.catch_warnings():  # about GPUs that are not there
                     warnings.simplefilter("ignore")
@@ -227,6 +263,39 @@ def plain_kernels(recurrent: bool = False) -> Iterator[None]:
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+
+
+class _PlainWeightNorm(TorchFunctionMode):
+    """Within the block `w = g v/‖v‖` is computed by operations that can be differentiated twice."""
+
+    def __torch_function__(
+        self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        """The operation itself, or weight norm by its formula."""
+        if func is not torch._weight_norm:  # pyright: ignore[reportPrivateImportUsage]
+            return func(*args, **(kwargs or {}))
+
+        def formula(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+            rest = [i for i in range(v.ndim) if i != dim % v.ndim or dim == -1]
+            return v * (g / v.square().sum(rest, keepdim=True).sqrt())
+
+        return formula(*args, **(kwargs or {}))
+
+
+def _norms_weights(module: nn.Module) -> bool:
+    """Whether a module is the parametrization, or has the older hook, of `weight_norm`."""
+    hooks = module._forward_pre_hooks.values()
+    return any("WeightNorm" in type(m).__name__ for m in (module, *hooks))
+
+
+def duplicate(model: nn.Module) -> nn.Module:
+    """A deep copy, also of a network that keeps results of its last pass (a loss of its experts).
+
+    `deepcopy` refuses them, as they belong to a graph; the copy has their numbers alone.
+    """
+    kept = [t for m in model.modules() for t in tree_leaves(list(vars(m).values()))]
+    results = [t for t in kept if isinstance(t, Tensor) and not t.is_leaf]
+    return copy.deepcopy(model, {id(t): t.detach().clone() for t in results})
 
 
 def prepared(model: nn.Module) -> nn.Module:
@@ -238,7 +307,7 @@ def prepared(model: nn.Module) -> nn.Module:
     Raises:
         InputError: A row of an embedding is longer than its `max_norm`.
     """
-    model = copy.deepcopy(model)
+    model = duplicate(model)
     for name, module in model.named_modules():
         if not isinstance(module, nn.Embedding | nn.EmbeddingBag):
             continue

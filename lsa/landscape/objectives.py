@@ -12,10 +12,18 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
 from lsa.landscape.terms import Objective, Terms
-from lsa.landscape.weighing import Loss, Weighing, differing, mean_over_samples, weighing
+from lsa.landscape.weighing import (
+    Loss,
+    Weighing,
+    differing,
+    given,
+    mean_over_samples,
+    rows,
+    weighing,
+)
 from lsa.runtime.errors import InputError
 
 IGNORED = -100  # label that `F.cross_entropy` and Hugging Face leave out
@@ -29,6 +37,22 @@ def called(model: nn.Module, inputs: Any) -> Any:
     if isinstance(inputs, tuple | list) and not isinstance(inputs, nn.utils.rnn.PackedSequence):
         return model(*inputs)
     return model(inputs)
+
+
+def _answer(model: nn.Module, inputs: Any) -> Any:
+    """What `called` gives.
+
+    Raises:
+        InputError: The network does not take such inputs.
+    """
+    try:
+        return called(model, inputs)
+    except TypeError as error:
+        line = str(error).splitlines()[0]
+        raise InputError(
+            f"{type(model).__name__} cannot be called with the inputs of a batch ({line}); give an "
+            "objective of your own, (model, batch) → lsa.Terms"
+        ) from error
 
 
 def supervised(loss: Loss = F.cross_entropy) -> Objective:
@@ -45,12 +69,11 @@ def supervised(loss: Loss = F.cross_entropy) -> Objective:
 
     def objective(model: nn.Module, batch: Any) -> Terms:
         inputs, y = _parted(batch)
-        outputs = called(model, inputs)
-        outputs = outputs.logits if hasattr(outputs, "logits") else outputs
+        outputs = given(loss, _answer(model, inputs))
         if known is None and not tried:
-            some = differing(y)
-            few = tree_map(lambda t: t[some.to(t.device)], (outputs, y))
-            tried.append(mean_over_samples(loss, *few))
+            some = differing(y).to(next(model.parameters()).device)
+            n = len(tree_leaves(y)[0])
+            tried.append(mean_over_samples(loss, *rows((outputs, y), some, n)))
         how = known or tried[0]
         sums, weights = how.sums(outputs, y), how.weights(y)
         total = len(sums) if weights is None else weights.sum()
@@ -143,6 +166,13 @@ def hf() -> Objective:
 
     def objective(model: nn.Module, batch: Any) -> Terms:
         output = model(**batch)
+        if not hasattr(output, "logits") or "labels" not in batch:
+            found = output if isinstance(output, Mapping) else [type(output).__name__]
+            raise InputError(
+                f"{type(model).__name__} gives {', '.join(found)} for batches of "
+                f"{', '.join(batch)}; hf() takes models with logits and batches with labels: give "
+                "an objective of your own, which knows what model(**batch).loss is a mean over"
+            )
         terms = _candidates(output.logits, batch["labels"])
         if not kind:
             kind[:] = [i for i, t in enumerate(terms) if _agrees(t, output.loss)][:1]
@@ -226,4 +256,5 @@ def drawn(objective: Objective, model: nn.Module, batch: Any, index: int, draws:
         mean([t.samples for t in found]),
         found[0].weights,
         mean([t.penalty for t in found]),
+        outputs=[t.outputs for t in found],
     )

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from copy import copy as shallow
-from copy import deepcopy
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +19,7 @@ from lsa.landscape import batches, objectives
 from lsa.landscape.batched import Batched
 from lsa.landscape.derivatives import batch_norm, budget
 from lsa.landscape.derivatives.precision import full_float32
-from lsa.landscape.network import Network, Selection, prepared, selected, unwrapped
+from lsa.landscape.network import Network, Selection, duplicate, prepared, selected, unwrapped
 from lsa.landscape.passes import Passes
 from lsa.landscape.samples import Samples
 from lsa.landscape.terms import Objective
@@ -72,12 +71,25 @@ class Problem:
             for name, parameter in model.named_parameters():
                 parameter.requires_grad_(name in names)
         self.network = Network(model, names, keeps_mode=not copy)
+        with self.network.evaluating():
+            batch_norm.check_mode(model)
         self.loss_function = loss
         self.remarks: dict[str, str] = {}  # what was computed otherwise than exactly
         self.data = self._placed(x, y) if tensors else self._streamed(x, y, objective, draws, where)
 
     def _placed(self, x: Tensor, y: Tensor) -> Samples:
-        """Tensors as they shall lie, in passes of their size."""
+        """Tensors as they shall lie, in passes of their size.
+
+        Raises:
+            InputError: They are sparse or nested, so that no samples can be taken from them.
+        """
+        for name, t in (("inputs", x), ("targets", y)):
+            if t.layout != torch.strided or t.is_nested:
+                kind = "nested" if t.is_nested else "sparse"
+                raise InputError(
+                    f"{name} are a {kind} tensor, from which samples cannot be taken; give "
+                    "batches: Landscape(model, [(inputs, targets), …])"
+                )
         x = self.passes.laid_out(self.network, x)
         return Samples(x, y, self.loss_function, self.passes.size(self.network, x))
 
@@ -235,7 +247,7 @@ class Problem:
 
     def _at(self, theta: Tensor, names: Collection[str] | None = None) -> Network:
         """A copy of the network with θ for its parameters; θ of the new one are those named."""
-        model = deepcopy(self.model)
+        model = duplicate(self.model)
         chosen = self.network.names if names is None else names
         with torch.no_grad():
             for name, value in self.unflatten(theta).items():
@@ -261,7 +273,7 @@ class Problem:
 
     def double(self) -> Self:
         """The same landscape in float64, for differences that float32 would lose; θ in float64."""
-        model = deepcopy(self.model).double()
+        model = duplicate(self.model).double()
         return self.changed(network=Network(model, self.network.names), data=self.data.double())
 
     @full_float32()
@@ -289,7 +301,7 @@ class Problem:
         if not batch_norm.layers(self.model):
             return self
         data = self.samples
-        model = deepcopy(self.model)
+        model = duplicate(self.model)
         batch_norm.use_batches(model)
         network = Network(model, self.network.names)
         passes = replace(self.passes, chunk=data.n)

@@ -6,14 +6,23 @@ import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from lsa.landscape.derivatives.parts import Part
-from lsa.landscape.network import Network
+from lsa.landscape.network import HALF, Network
 from lsa.landscape.values import misclassified
-from lsa.landscape.weighing import Loss, Weighing, differing, mean_over_samples, weighing
+from lsa.landscape.weighing import (
+    Loss,
+    Weighing,
+    differing,
+    given,
+    mean_over_samples,
+    weighing,
+)
 from lsa.runtime.errors import InputError
 
 
@@ -26,6 +35,7 @@ class Samples:
     loss: Loss
     chunk: int
     how: Weighing | None = None  # how the loss weighs; None: not tried yet
+    one_tensor: bool = True  # whether the loss takes one; else a tuple, dict or other pytree
     ratios: Tensor | None = field(init=False, default=None)
     """(N,): N wᵢ/W, the weight of each sample over the mean weight; None: all alike."""
     _mean_weight: float = field(init=False, default=1.0)
@@ -74,7 +84,8 @@ class Samples:
             some = some.to(self.x.device)
             theta = network.flat().to(self.x.device)
             with torch.no_grad(), network.at(theta):
-                outputs = network(self.x[some])
+                outputs = given(self.loss, network(self.x[some]))
+            self.one_tensor = isinstance(outputs, Tensor)
             self.how = mean_over_samples(self.loss, outputs, self.y[some])
 
     def counts(self, i: int) -> bool:
@@ -135,32 +146,36 @@ class Samples:
     def _part(self, network: Network, x: Tensor, y: Tensor, ratios: Tensor | None) -> Part:
         share = len(x) / self.n
 
-        def outputs(theta: Tensor) -> Tensor:
+        def outputs(theta: Tensor) -> Any:
             with network.at(theta):
-                return network(x)
+                return given(self.loss, network(x))
 
         losses_of = partial(self.losses_of, y=y)
 
-        def loss_of(o: Tensor) -> Tensor:
+        def loss_of(o: Any) -> Tensor:
             if ratios is not None:  # the mean of a chunk is no mean of its samples' losses
                 return losses_of(o).sum()
+            if isinstance(o, Tensor) and o.dtype in HALF:  # which has three digits for a mean
+                return losses_of(o).float().mean()
             try:
                 return self.loss(o, y)
             except (RuntimeError, IndexError):
                 losses_of(o)  # of a cross entropy, says what is wrong with the targets
                 raise
 
-        def both(theta: Tensor) -> tuple[Tensor, Tensor]:
+        def both(theta: Tensor) -> tuple[Tensor, Any]:
             o = outputs(theta)
             return losses_of(o), o
 
         def traced(theta: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
             o = outputs(theta)
-            return loss_of(o), losses_of(o), [o]
+            leaves = [t for t in tree_leaves(o) if isinstance(t, Tensor) and t.requires_grad]
+            return loss_of(o), losses_of(o), leaves
 
         def alone(theta: Tensor, i: Tensor) -> Tensor:
             with network.at(theta):
-                return self.losses_of(network(x[i].unsqueeze(0)), y[i].unsqueeze(0))[0]
+                o = given(self.loss, network(x[i].unsqueeze(0)))
+                return self.losses_of(o, y[i].unsqueeze(0))[0]
 
         return Part(
             alone=alone,
@@ -172,12 +187,12 @@ class Samples:
             both=both,
             traced=traced,
             wrong=lambda o: None if self.leaves_out else misclassified(o, y),
-            outputs=outputs,
+            outputs=outputs if self.one_tensor else None,
             loss_of=loss_of,
             losses_of=losses_of,
         )
 
-    def losses_of(self, outputs: Tensor, y: Tensor) -> Tensor:
+    def losses_of(self, outputs: Any, y: Tensor) -> Tensor:
         """ℓᵢ `(n,)` of some samples from their outputs: N sᵢ/W for the sums sᵢ of the loss."""
         assert self.how is not None
         sums = self.how.sums(outputs, y)

@@ -12,7 +12,6 @@ subspaces of a convolutional network fail on short budgets (0.60 against 0.93 at
 
 from __future__ import annotations
 
-import copy
 import math
 from dataclasses import dataclass
 
@@ -24,6 +23,7 @@ from lsa.landscape.derivatives import batch_norm
 from lsa.landscape.derivatives.precision import full_float32
 from lsa.landscape.derivatives.replay import replayed
 from lsa.landscape.landscape import Landscape
+from lsa.landscape.network import duplicate
 from lsa.maths.subspaces import Projection, make_projection
 from lsa.runtime.progress import Report
 
@@ -154,7 +154,7 @@ def _factor(done: float, step: float) -> float:
 
 def _training_network(landscape: Landscape) -> nn.Module:
     """A copy of the network whose batch norm uses the statistics of the batch."""
-    network = copy.deepcopy(landscape.model)
+    network = duplicate(landscape.model)
     for layer in batch_norm.layers(network):
         layer.train()
     return network

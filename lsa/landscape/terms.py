@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lsa.landscape.network import HALF
 from lsa.runtime.errors import InputError
 
 
@@ -52,6 +53,8 @@ def checked(terms: Terms) -> Terms:
             f"Terms.weights has shape {tuple(terms.weights.shape)}, samples "
             f"{tuple(terms.samples.shape)}; give as many of each"
         )
+    if terms.total.dtype in HALF:  # which has three digits for a sum
+        return replace(terms, total=terms.samples.float().sum())
     return terms
 
 

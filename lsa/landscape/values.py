@@ -38,7 +38,7 @@ def per_sample(parts: Iterable[Part], theta: Tensor) -> tuple[Tensor, Tensor | N
     losses, wrong = [], []
     for part in parts:
         values, outputs = part.both(theta)
-        losses.append(values)
+        losses.append(values.detach())  # a network that takes gradients itself leaves a graph
         wrong.append(part.wrong(outputs))
     return torch.cat(losses), joined(wrong)
 
@@ -50,8 +50,7 @@ def loss_and_gradient(parts: Iterable[Part], theta: Tensor) -> tuple[Tensor, Ten
     def of(part: Part) -> tuple[Tensor, Tensor]:
         t = theta.detach().requires_grad_()
         value = part.loss(t)
-        gradient = torch.autograd.grad(value, t, materialize_grads=True)[0]
-        return value.detach().double(), gradient
+        return value.detach().double(), modes.gradient(value, t)
 
     rest = iter(parts)
     first = next(rest)

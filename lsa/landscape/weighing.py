@@ -18,9 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import vmap
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
-from lsa.runtime.errors import InputError, first_line
+from lsa.runtime.errors import InputError
 
 Loss = Callable[[Any, Any], Tensor]
 TRIED = 8  # samples at most on which a loss is tried
@@ -37,6 +37,23 @@ class Weighing:
 
     sums: Callable[[Any, Any], Tensor]  # (outputs, targets) → `(n,)`
     weights: Callable[[Any], Tensor | None]  # targets → `(n,)`
+
+
+def given(loss: Loss, outputs: Any) -> Any:
+    """What a loss is given of a network's outputs: one of torch's gets a Hugging Face's logits."""
+    inner = loss.func if isinstance(loss, functools.partial) else loss
+    module = getattr(inner, "__module__", None) or ""
+    return outputs.logits if module.startswith("torch.") and hasattr(outputs, "logits") else outputs
+
+
+def rows(tree: Any, which: Any, n: int) -> Any:
+    """Some of n samples of a pytree of `(n, …)`; what is for all samples stays as it is."""
+    return tree_map(lambda t: t[which] if _has(t, n) else t, tree)
+
+
+def _has(leaf: Any, n: int) -> bool:
+    """Whether a leaf of a pytree has n samples along its first dimension."""
+    return isinstance(leaf, Tensor) and leaf.ndim > 0 and len(leaf) == n
 
 
 def weighing(loss: Loss) -> Weighing | None:
@@ -113,7 +130,7 @@ def _refusal(outputs: Tensor, y: Tensor, ignored: int, error: Exception) -> str:
             f"sample, so labels are 0 to {classes - 1}"
         )
     shapes = f"outputs {tuple(outputs.shape)} and targets {tuple(y.shape)}"
-    return f"the cross entropy refuses {shapes}: {first_line(error)}"
+    return f"the cross entropy refuses {shapes}: {(str(error).splitlines() or [''])[0]}"
 
 
 # --- other losses, by trying ----------------------------------------------------------------------
@@ -133,6 +150,8 @@ def mean_over_samples(loss: Loss, outputs: Any, y: Any) -> Weighing:
     """
     outputs = tree_map(lambda t: t.detach() if isinstance(t, Tensor) else t, outputs)
     n = len(tree_leaves(y)[0])
+    several = [_has(leaf, n) for leaf in tree_leaves((outputs, y))]
+    alone = Weighing(functools.partial(_one_by_one, loss, several), lambda _: None)
     with torch.enable_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of shapes that do not fit, which are refused below
         together, again = loss(outputs, y), loss(outputs, y)
@@ -147,7 +166,7 @@ def mean_over_samples(loss: Loss, outputs: Any, y: Any) -> Weighing:
             f"closes over the model does; its gradient would be left out: {REMEDY}"
         )
     if n == 1:  # alone it shows no weighing; it is its own mean
-        return Weighing(functools.partial(_one_by_one, loss), lambda _: None)
+        return alone
     cuts = {"each alone": range(1, n), "two parts": [max(1, n // 3)]}
     for name, cut in cuts.items():
         mean = _mean(loss, outputs, y, [0, *cut, n])
@@ -156,7 +175,7 @@ def mean_over_samples(loss: Loss, outputs: Any, y: Any) -> Weighing:
                 f"the loss of {n} samples together is {together.item():.6g}, the mean of {name} "
                 f"{mean:.6g}: the loss is no mean over samples; {REMEDY}"
             )
-    return Weighing(functools.partial(_one_by_one, loss), lambda _: None)
+    return alone
 
 
 def reach_outside(first: Tensor, second: Tensor) -> bool:
@@ -186,23 +205,20 @@ def _leaves(value: Tensor) -> set[int]:
 
 def _mean(loss: Loss, outputs: Any, y: Any, ends: list[int]) -> float:
     """Mean over samples of the losses of the parts between the ends."""
-    total = 0.0
+    total, n = 0.0, ends[-1]
     for start, end in itertools.pairwise(ends):
-
-        def part(t: Any, start: int = start, end: int = end) -> Any:
-            return t[start:end] if isinstance(t, Tensor) else t
-
+        part = slice(start, end)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                value = loss(tree_map(part, outputs), tree_map(part, y))
+                value = loss(rows(outputs, part, n), rows(y, part, n))
         except (RuntimeError, ValueError, IndexError, TypeError) as error:
-            line = first_line(error)
+            line = (str(error).splitlines() or [type(error).__name__])[0]
             raise InputError(
                 f"the loss of {end - start} sample(s) fails: {line}; {REMEDY}"
             ) from None
         total += value.item() * (end - start)
-    return total / ends[-1]
+    return total / n
 
 
 def _agree(a: float, b: float, dtype: torch.dtype) -> bool:
@@ -212,20 +228,23 @@ def _agree(a: float, b: float, dtype: torch.dtype) -> bool:
     return a == b or abs(a - b) <= ROUNDING.get(dtype, 1e-2) * max(abs(a), abs(b))
 
 
-def _one_by_one(loss: Loss, outputs: Any, y: Any) -> Tensor:
-    """ℓᵢ `(n,)` of a mean over samples."""
+def _one_by_one(loss: Loss, several: list[bool], outputs: Any, y: Any) -> Tensor:
+    """ℓᵢ `(n,)` of a mean over samples; `several` says which leaves have one row for each."""
 
-    def alone(o: Any, t: Any) -> Tensor:
-        return loss(*(tree_map(lambda leaf: leaf.unsqueeze(0), part) for part in (o, t))).reshape(
-            ()
-        )
+    leaves, form = tree_flatten((outputs, y))
 
+    def alone(*one: Tensor) -> Tensor:
+        parts = iter(one)
+        filled = [
+            next(parts).unsqueeze(0) if s else leaf for leaf, s in zip(leaves, several, strict=True)
+        ]
+        return loss(*tree_unflatten(filled, form)).reshape(())
+
+    parted = [leaf for leaf, s in zip(leaves, several, strict=True) if s]
     try:
-        return vmap(alone)(outputs, y)
+        return vmap(alone)(*parted)
     except RuntimeError:  # an operation that vmap does not know
-        n = len(tree_leaves(y)[0])
-        pick = [tree_map(lambda leaf, i=i: leaf[i], (outputs, y)) for i in range(n)]
-        return torch.stack([alone(*one) for one in pick])
+        return torch.stack([alone(*one) for one in zip(*parted, strict=True)])
 
 
 def differing(y: Any, most: int = TRIED) -> Tensor:

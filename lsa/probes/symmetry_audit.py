@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from typing import Annotated, Any, NamedTuple
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lsa.landscape import Landscape, flatten, sam
+from lsa.landscape.network import duplicate
 from lsa.landscape.symmetries import Change, function_change, rescaled, rescalings
 from lsa.maths.alignment.permutations import (
     PermutationSpec,
@@ -212,7 +212,7 @@ def _frozen(landscape: Landscape, spec: PermutationSpec) -> str | None:
 def _permuted(original: Variant, spec: PermutationSpec, rng: torch.Generator) -> Variant:
     landscape, theta, _ = original
     orders = random_permutations(spec, rng)
-    model = copy.deepcopy(landscape.model)
+    model = duplicate(landscape.model)
     tensors = {**model.state_dict(), **landscape.unflatten(theta)}
     model.load_state_dict(apply(spec, orders, tensors))
 

@@ -8,7 +8,6 @@ safetensors.
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,10 +99,9 @@ def _restricted(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
-        named = re.search(r"GLOBAL ([\w.]+)", str(error))
-        what = f" ({named[1]})" if named else ""
+        reason = str(error).partition("\n")[0].rstrip(".")
         raise InputError(
-            f"reading {path.name} would run code that it names{what}; save "
+            f"reading {path.name} would run code that it names ({reason}); save "
             "model.state_dict() from the code that wrote it, or load it there and call lsa.register"
         ) from None
     except (OSError, RuntimeError, EOFError, ValueError) as error:

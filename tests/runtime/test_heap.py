@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import platform
@@ -12,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from lsa import __main__
 from lsa.runtime import heap
 
 pytestmark = pytest.mark.skipif(
@@ -22,9 +20,12 @@ pytestmark = pytest.mark.skipif(
 BLOCK = 100 << 20  # bytes; more than glibc keeps by itself
 PAGES = BLOCK // os.sysconf("SC_PAGESIZE") if hasattr(os, "sysconf") else 0
 BEGIN = f"""
-import json, resource
+import contextlib, json, resource
 from lsa.runtime import heap
 pages = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1])
 def use():
     block = bytearray({BLOCK})  # the C library's, filled with zeros
     block[::4096] = b"1" * len(range(0, {BLOCK}, 4096))
@@ -51,26 +52,43 @@ def run(body: str, **environment: str) -> Any:
 
 
 def test_what_is_freed_is_taken_again_without_a_fault():
-    usual, kept = run(
+    found = run(
         """
 usual = faults()
-heap.keep()
-print(json.dumps([usual, faults()]))
+with heap.kept():
+    kept = faults()
+print(json.dumps([usual, kept, faults()]))
 """
     )
-    assert usual > 0.9 * PAGES
+    usual, kept, after = found
+    assert usual > 0.9 * PAGES and after > 0.9 * PAGES
     assert kept < 0.01 * PAGES
 
 
-def test_the_command_keeps_from_its_start(monkeypatch):
-    kept = []
-    monkeypatch.setattr(heap, "keep", lambda: kept.append(True))
-    monkeypatch.setattr(gc, "set_threshold", lambda *_: None)
-    monkeypatch.setattr(sys, "argv", ["lsa", "--version"])
-    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
-    with pytest.raises(SystemExit):
-        __main__.main()
-    assert kept == [True]
+def test_afterwards_all_that_is_free_goes_back():
+    before, within, after = run(
+        """
+before = resident()
+with heap.kept():
+    use()
+    within = resident()
+print(json.dumps([before, within, resident()]))
+"""
+    )
+    assert within - before > 0.9 * PAGES
+    assert after - before < 0.1 * PAGES
+
+
+def test_within_each_other_the_outermost_decides():
+    found = run(
+        """
+with heap.kept():
+    with contextlib.suppress(ValueError), heap.kept():
+        raise ValueError
+    print(json.dumps(faults()))
+"""
+    )
+    assert found < 0.01 * PAGES
 
 
 @pytest.mark.parametrize(
@@ -82,7 +100,7 @@ def test_the_command_keeps_from_its_start(monkeypatch):
     ],
 )
 def test_who_has_chosen_is_left_alone(environment):
-    found = run("heap.keep()\nprint(json.dumps(faults()))", **environment)
+    found = run("with heap.kept():\n    print(json.dumps(faults()))", **environment)
     assert found > 0.9 * PAGES
 
 
@@ -97,9 +115,13 @@ def test_an_older_version_keeps_what_it_can(monkeypatch):
             now[parameter] = value
             return 1
 
+        def malloc_trim(self, _: int) -> None:
+            pass
+
     monkeypatch.setattr(heap, "_glibc", Older)
-    heap.keep()
-    assert now == {heap.TRIM_THRESHOLD: (1 << 31) - 1, heap.MMAP_THRESHOLD: 32 << 20}
+    with heap.kept():
+        assert now == {heap.TRIM_THRESHOLD: (1 << 31) - 1, heap.MMAP_THRESHOLD: 32 << 20}
+    assert now == heap.USUAL
 
 
 def test_another_c_library_is_left_alone(monkeypatch):
@@ -111,4 +133,5 @@ def test_another_c_library_is_left_alone(monkeypatch):
     assert heap._glibc() is None
     monkeypatch.setattr(heap.sys, "platform", "darwin")
     assert heap._glibc() is None
-    heap.keep()
+    with heap.kept():
+        pass

@@ -34,6 +34,20 @@ def check_statistics(model: nn.Module) -> None:
             )
 
 
+def check_mode(model: nn.Module) -> None:
+    """See that every layer of an evaluated network uses its running statistics.
+
+    Raises:
+        InputError: One stays in training mode, so that samples interact and statistics change.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, _BatchNorm) and module.training:
+            raise InputError(
+                f"batch norm {name!r} stays in training mode although the network is evaluated, so "
+                "a sample's loss depends on its batch; see which train() or eval() is overridden"
+            )
+
+
 def tracks_statistics(model: nn.Module) -> bool:
     """Whether a layer's running statistics could be estimated anew."""
     return any(layer.track_running_stats for layer in layers(model))

@@ -38,7 +38,7 @@ def second_derivatives(losses: Function, n: int, like: Tensor) -> Tensor:
     """
     alpha = like.new_zeros(()).requires_grad_()
     w = like.new_ones(n).requires_grad_()
-    (slope,) = grad(w @ losses(alpha), alpha, create_graph=True)
+    (slope,) = grad(w @ losses(alpha).to(w), alpha, create_graph=True, materialize_grads=True)
     (second,) = grad(differentiable(slope), alpha, create_graph=True, materialize_grads=True)
     return pull_back(differentiable(second), w, torch.ones_like(second))
 
@@ -65,7 +65,12 @@ class Jacobian:
         with SecondOrder(linear=True, values=False):
             self.value = function(self._theta)
         self._w = torch.zeros_like(self.value).requires_grad_()
-        self._h = differentiable(grad(self.value, self._theta, self._w, create_graph=True)[0])
+        if not self.value.requires_grad:  # it does not depend on θ
+            self._h = torch.zeros_like(theta)
+            return
+        self._h = differentiable(
+            grad(self.value, self._theta, self._w, create_graph=True, materialize_grads=True)[0]
+        )
 
     def push(self, v: Tensor) -> Tensor:
         """J v, in the shape of f(θ)."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,7 +33,17 @@ def double_backward(loss: Function, theta: Tensor) -> Matvec:
     t = theta.detach().requires_grad_()
     with SecondOrder(values=False):
         value = loss(t)
-    return partial(pull_back, differentiable(grad(value, t, create_graph=True)[0]), t)
+    return partial(pull_back, differentiable(gradient(value, t, create_graph=True)), t)
+
+
+def gradient(
+    value: Tensor, at: Tensor, *, create_graph: bool = False, retain_graph: bool | None = None
+) -> Tensor:
+    """∂value/∂at; zero where the value does not depend on `at` (parameters that are not used)."""
+    if not value.requires_grad:
+        return torch.zeros_like(at)
+    options: Any = {"create_graph": create_graph, "retain_graph": retain_graph}
+    return grad(value, at, materialize_grads=True, **options)[0]
 
 
 def along(function: Function, theta: Tensor, v: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ from lsa.landscape.derivatives.layer_gradients import (
     Rows,
     SampleGradients,
 )
+from lsa.landscape.derivatives.modes import gradient
 from lsa.landscape.derivatives.second_order import convolution_geometry
 
 Losses = Callable[[Tensor], Tensor]  # θ `(d,)` ↦ ℓᵢ(θ) `(n,)`
@@ -70,11 +71,7 @@ def rows_one_by_one(losses: Losses, theta: Tensor, size: int) -> Iterator[Tensor
     with torch.enable_grad():
         values = losses(t)
     for some in values.split(min(size, len(values))):
-        rows = [
-            torch.autograd.grad(value, t, retain_graph=True, materialize_grads=True)[0]
-            for value in some
-        ]
-        yield torch.stack(rows)
+        yield torch.stack([gradient(value, t, retain_graph=True) for value in some])
 
 
 def are_exact(losses: Losses, theta: Tensor) -> bool:
@@ -138,7 +135,12 @@ class _Recording(TorchFunctionMode):
             return out
         a, parameters = LAYERS[func](func, *args, **kwargs) if func in LAYERS else (out, [])
         own = [(p, layer) for p, layer in parameters if self._of_theta(p)]
-        self.refused |= not own or self._of_theta(a) or not all(p.is_contiguous() for p, _ in own)
+        self.refused |= (
+            not own
+            or a.is_nested
+            or self._of_theta(a)
+            or not all(p.is_contiguous() for p, _ in own)
+        )
         if self.refused:
             return out
         places = [
