@@ -31,6 +31,7 @@ from benchmarks import (
     training,
 )
 from lsa.landscape.derivatives.precision import full_float32
+from lsa.runtime import heap
 
 PACKAGES = {
     "curvlinops": "curvlinops-for-pytorch",
@@ -126,6 +127,7 @@ def main() -> None:
     parser.add_argument("--rivals", default=",".join(PACKAGES), help="comma-separated; '' for none")
     parser.add_argument("--out", type=Path, help="Markdown file; the figure goes beside it")
     chosen = parser.parse_args()
+    heap.keep()  # for all contestants alike
     warnings.filterwarnings("ignore")
     rivals = _listed(chosen.rivals, PACKAGES, parser)
     missing = [PACKAGES[name] for name in rivals if not _installed(name)]

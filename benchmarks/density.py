@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import setting
-from benchmarks.timing import heap_of, timed
+from benchmarks.timing import timed
 from lsa.maths.spectra import eigenpairs
 from lsa.maths.spectra.quadrature import Quadrature, spectral_density
 
@@ -85,8 +85,7 @@ def rows(model: nn.Module, x: Tensor, y: Tensor, rivals: list[str]) -> list[dict
     for name, method in METHODS.items():
         if not name.startswith("lsa") and name not in rivals:
             continue
-        with heap_of(name):
-            rule, seconds = timed(lambda method=method: method(model, x, y))
+        rule, seconds = timed(lambda method=method: method(model, x, y))
         largest = rule.nodes.amax(1, keepdim=True)
         copies = (rule.nodes > (1 - CLOSE) * largest).sum(1)
         found.append(

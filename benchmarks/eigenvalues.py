@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import setting
-from benchmarks.timing import heap_of, timed
+from benchmarks.timing import timed
 from lsa.maths.spectra import eigenpairs
 
 K = 3
@@ -108,7 +108,7 @@ def _measured(
 ) -> tuple[Tensor, dict[str, Any]]:
     row = {"library": name, "seconds": float("nan"), "eigenvalues": "", "residual": float("nan")}
     try:
-        with heap_of(name), contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stdout(io.StringIO()):
             (values, vectors), row["seconds"] = timed(lambda: contestant(*at))
     except RuntimeError as error:  # an operation that the library cannot differentiate
         reason = f"fails: {str(error).splitlines()[0]}"

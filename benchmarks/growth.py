@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from benchmarks import setting
 from benchmarks.timing import peak
 from lsa.maths.spectra import eigenpairs
-from lsa.runtime import heap
 from lsa.training import models
 
 SAMPLES = (512, 2048, 8192)
@@ -21,7 +20,6 @@ BASIS = 60  # vectors held by the Lanczos runs
 IMAGES = 64  # where parameters or steps grow
 
 
-@heap.kept()
 def rows(model: nn.Module, x: Tensor, y: Tensor) -> list[dict[str, Any]]:
     """Per quantity: what grew, how seconds and bytes did, and the fitted exponent of the time."""
     return [*_samples(model, x, y), *_parameters(x, y), *_steps(model, x, y)]

@@ -11,13 +11,11 @@ from torch.func import functional_call
 from benchmarks import setting
 from benchmarks.timing import alternate
 from lsa.probes.interpolation import interpolation
-from lsa.runtime import heap
 
 POINTS = 41
 ROUNDS = 3
 
 
-@heap.kept()
 def rows(model: nn.Module, x: Tensor, y: Tensor) -> list[dict[str, Any]]:
     """Seconds of the probe and of the passes alone, over both splits."""
     half = len(x) // 2

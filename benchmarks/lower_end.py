@@ -11,13 +11,11 @@ from torch import Tensor, nn
 from benchmarks import setting
 from benchmarks.timing import timed
 from lsa.maths.spectra import eigenpairs
-from lsa.runtime import heap
 
 TOL = 1e-3
 Pair = tuple[float, Tensor]
 
 
-@heap.kept()
 def rows(model: nn.Module, x: Tensor, y: Tensor) -> list[dict[str, Any]]:
     """Per method: seconds, products, eigenvalue and residual."""
     at, theta = setting.landscape(model, x, y)

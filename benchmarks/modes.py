@@ -14,7 +14,6 @@ from benchmarks import setting
 from benchmarks.timing import alternate
 from lsa.landscape import flatten
 from lsa.landscape.derivatives.modes import Function, Matvec
-from lsa.runtime import heap
 
 ROUNDS = 3
 
@@ -43,7 +42,6 @@ def reverse_over_forward(loss: Function, theta: Tensor) -> Matvec:
 MODES = (double_backward, forward_over_reverse, reverse_over_forward)
 
 
-@heap.kept()
 def rows(model: nn.Module, x: Tensor, y: Tensor) -> list[dict[str, Any]]:
     """Per mode, layout of the images and samples per pass: seconds, gradients, difference."""
     at, theta = setting.landscape(model, x, y)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from benchmarks import setting
-from benchmarks.timing import heap_of, peak
+from benchmarks.timing import peak
 from lsa.maths.spectra import eigenpairs
 
 TOL = 1e-3
@@ -56,8 +56,7 @@ def rows(model: nn.Module, x: Tensor, y: Tensor) -> list[dict[str, Any]]:
     measured = {name: [] for name in methods}
     for _ in range(ROUNDS):
         for name, method in methods.items():
-            with heap_of(name):
-                measured[name].append(peak(partial(method, model, x, y)))
+            measured[name].append(peak(partial(method, model, x, y)))
     found = []
     for name, rounds in measured.items():
         values, seconds, sizes = zip(*rounds, strict=True)

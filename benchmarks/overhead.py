@@ -33,7 +33,7 @@ from benchmarks.summary import table
 from lsa import project as projects
 from lsa.probe import Curve, Metric, Result, find, probe
 from lsa.project import Project
-from lsa.studies import measure, steps, study
+from lsa.studies import measure, study
 from lsa.studies.calls import Call
 from lsa.studies.engines import local, ray_tasks
 from lsa.tracking import runs
@@ -138,7 +138,7 @@ class Instant(local.Inline):
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future:
         """A future that is done."""
         done: Future = Future()
-        done.set_result(steps.Step("", {}))
+        done.set_result(Result({}))
         return done
 
 

@@ -24,7 +24,6 @@ from lsa.maths.paths.autoneb import DRAXLER_2018, Cycle, MinimumEnergyPath
 from lsa.maths.paths.neb import EnergyFunction
 from lsa.maths.paths.polyline import refine
 from lsa.probes.auto_neb import auto_neb
-from lsa.runtime import heap
 
 EPOCHS, BATCH = 150, 32
 BETWEEN = 9
@@ -35,7 +34,6 @@ MOST = sum(cycle.steps * (FIRST + MORE * i + 2) for i, cycle in enumerate(DRAXLE
 SCHEDULES = ((1, 1.0), (1, 0.1), (4, 0.1))
 
 
-@heap.kept()
 def rows(name: str, x: Tensor, y: Tensor, **options: Any) -> list[dict[str, Any]]:
     """Per search: seconds, gradients, and how high its path and the straight line rise."""
     half = len(x) // 2

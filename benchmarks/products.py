@@ -7,13 +7,11 @@ from torch import nn
 
 from benchmarks import setting
 from benchmarks.timing import alternate
-from lsa.runtime import heap
 
 ROUNDS = 7
 KEPT = 16 << 30  # bytes: every graph fits
 
 
-@heap.kept()
 def rows(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> list[dict[str, object]]:
     """Per matrix and per memory: seconds, and the ratio to a gradient."""
     at, theta = setting.landscape(model, x, y)

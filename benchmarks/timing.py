@@ -12,13 +12,10 @@ import statistics
 import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 import psutil
 import torch
-
-from lsa.runtime import heap
 
 Found = TypeVar("Found")
 INTERVAL = 0.01  # seconds between two looks at the memory
@@ -36,14 +33,6 @@ def timed(task: Callable[[], Found]) -> tuple[Found, float]:
 def _wait() -> None:
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
-
-
-def heap_of(contestant: str) -> AbstractContextManager[None]:
-    """What the C library does while one computes: lsa's own keep what they free, as its steps do.
-
-    Others have it as a process has by default.
-    """
-    return heap.kept() if contestant.startswith("lsa") else contextlib.nullcontext()
 
 
 def alternate(tasks: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, float]:

@@ -13,7 +13,6 @@ from torchvision.transforms import v2
 
 from benchmarks.timing import alternate
 from lsa.project import Named, Recipe, Split, Train
-from lsa.runtime import heap
 from lsa.training import data, models
 from lsa.training.data import Data
 from lsa.training.train import train
@@ -86,11 +85,10 @@ def _epochs(name: str, x: Tensor, y: Tensor) -> dict[str, Callable[[], object]]:
         for inputs, targets in batches:
             _step(model, optimizer, inputs.to(x.device), targets.to(x.device))
 
-    kept = heap.kept()
     return {
-        "lsa": kept(lambda: list(train(recipe, split))),
-        "lsa without noise scale": kept(lambda: list(train(silent, split))),
-        "bare loop": kept(lambda: loop(batches)),
+        "lsa": lambda: list(train(recipe, split)),
+        "lsa without noise scale": lambda: list(train(silent, split)),
+        "bare loop": lambda: loop(batches),
         "DataLoader": lambda: loop(loader),
     }
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import traceback
 from types import TracebackType
 
 from lsa.cli import app, streams
+from lsa.runtime import heap
 from lsa.runtime.errors import without_passwords
 
 
@@ -15,6 +17,9 @@ def main() -> None:
     """Run the command line and exit with its code."""
     sys.excepthook = _unforeseen
     streams.prepare()
+    heap.keep()
+    # A tenth of a start is the search for garbage among what imports make, which all stays.
+    gc.set_threshold(50_000, 20, 100)
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")  # lsa tells what is of use itself
     code = app.run(sys.argv[1:])
     if code == app.EXIT_PIPE:

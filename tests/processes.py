@@ -103,14 +103,12 @@ def _run(
     stderr: Path | None = None,
 ) -> None:
     """Become the command."""
-    from lsa.tracking import store  # loaded before the fork, so that this is at once
-
     os.setsid()
     for file, number in ((stdout, 1), (stderr, 2)):
         if file:
             os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     os.environ.clear()
-    os.environ.update({**store.DEFAULTS, **env})  # as its import sets them in a new process
+    os.environ.update(env)
     os.chdir(cwd)
     sys.argv = ["lsa", *arguments]
     try:

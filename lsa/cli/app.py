@@ -24,7 +24,7 @@ from lsa.cli.server import server, sync
 from lsa.cli.show import checkpoints, probes, show, written
 from lsa.cli.study import DEVICE, PROJECT, compare, mode_graph, report, study
 from lsa.probe import outline
-from lsa.runtime import attached, collector, failures, ranks, signals
+from lsa.runtime import attached, failures, ranks, signals
 from lsa.runtime.errors import Diverged, InputError, plain
 from lsa.tracking import spool
 
@@ -60,7 +60,7 @@ def run(arguments: Sequence[str]) -> int:
             f"{wanted} runs in one process; start it without torchrun, as probes do not", EXIT_INPUT
         )
     command = typer.main.get_command(application(wanted))
-    with collector.put_off(), signals.caught():
+    with signals.caught():
         try:
             code = command.main(args=list(arguments), prog_name="lsa", standalone_mode=False)
             sys.stdout.flush()  # a full disk or a closed pipe is told here, not at the exit

@@ -15,7 +15,7 @@ from typing import Literal
 import psutil
 
 from lsa.runtime import failures, provenance
-from lsa.runtime.errors import plain
+from lsa.runtime.errors import first_line, plain
 from lsa.tracking import address, mlflow_plugin, runs, spool, store
 
 LITTLE, TOO_LITTLE = 2e9, 2e8  # bytes of a disk: a training's checkpoints, a single one
@@ -59,7 +59,7 @@ def _looked(what: str, look: Callable[[], Checked]) -> Checked:
         return look()
     except Exception as error:  # whatever it is: that is what the doctor was called for
         refused = failures.explained(error)
-        found = refused or plain(f"{type(error).__name__}: {error}".partition("\n")[0])
+        found = refused or plain(f"{type(error).__name__}: {first_line(error)}")
         return Checked(what, "failure", found, "correct that and look again")
 
 

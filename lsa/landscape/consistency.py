@@ -19,7 +19,7 @@ from lsa.landscape.landscape import Landscape
 from lsa.landscape.network import HALF
 from lsa.landscape.samples import Samples
 from lsa.landscape.weighing import REMEDY, differing
-from lsa.runtime.errors import InputError
+from lsa.runtime.errors import InputError, first_line
 
 SAMPLES = 4  # beside the first and the last those that differ most
 DERIVED = 2  # of them, for the differences
@@ -127,7 +127,7 @@ def _mean_over_samples(few: Landscape, theta: Tensor) -> tuple[str, ...]:
         try:
             parted = _seeded(few.in_chunks(size), theta)
         except (RuntimeError, ValueError, IndexError) as error:
-            return (f"a sample alone cannot be evaluated: {_line(error)}",)
+            return (f"a sample alone cannot be evaluated: {first_line(error)}",)
         differ = _differ(together, parted, _precision(few, theta))
         if differ and not _agree_in_double(few, theta, size):
             raise InputError(
@@ -168,11 +168,6 @@ def _differ(a: float, b: float, dtype: torch.dtype) -> bool:
     return abs(a - b) > ROUNDING.get(dtype, 1e-2) * max(abs(a), abs(b))
 
 
-def _line(error: Exception) -> str:
-    """The first line of an error that is somebody else's."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
 # --- its own derivatives -------------------------------------------------------------------------
 
 
@@ -181,7 +176,7 @@ def _derivatives(few: Landscape, theta: Tensor) -> tuple[str, ...]:
     try:
         return _compared(few.double(), theta.detach().double())
     except (RuntimeError, TypeError) as error:  # no float64, no double backward, …
-        line = _line(error)
+        line = first_line(error)
         return (f"gradient and Hessian product are not checked against differences: {line}",)
 
 
@@ -235,7 +230,7 @@ def _product(few: Landscape, theta: Tensor, v: Tensor) -> tuple[Tensor | None, t
     except torch.OutOfMemoryError:
         raise
     except (InputError, RuntimeError) as error:  # a probe that needs none may still be right
-        return None, (f"the Hessian product is not checked: {_line(error)}",)
+        return None, (f"the Hessian product is not checked: {first_line(error)}",)
 
 
 def _moved(few: Landscape, theta: Tensor) -> tuple[float, Tensor]:

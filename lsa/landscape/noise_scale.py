@@ -37,6 +37,18 @@ class NoiseScale:
     diversity: Estimate  # ∑|gᵢ|²/|∑gᵢ|² over the split (Yin et al. 2018), at least 1/N; nan alike
     samples: int  # drawn
 
+    def numbers(self) -> dict[str, float]:
+        """Name → value, with the standard errors of the draw; what is not told is left out."""
+        named = {
+            "noise_trace": self.trace,
+            "gradient_squared": self.gradient_squared,
+            "noise_scale": self.scale,
+            "gradient_diversity": self.diversity,
+        }
+        values = {name: estimate.value for name, estimate in named.items()}
+        values |= {f"{name}_se_data": estimate.error for name, estimate in named.items()}
+        return {name: value for name, value in values.items() if math.isfinite(value)}
+
 
 def draw(n: int, rng: torch.Generator, *, parts: int = PARTS, size: int | None = None) -> Tensor:
     """Indices `(parts, size)` of samples drawn out of n without replacement, for `of_batches`.

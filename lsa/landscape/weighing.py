@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.func import vmap
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
-from lsa.runtime.errors import InputError
+from lsa.runtime.errors import InputError, first_line
 
 Loss = Callable[[Any, Any], Tensor]
 TRIED = 8  # samples at most on which a loss is tried
@@ -130,7 +130,7 @@ def _refusal(outputs: Tensor, y: Tensor, ignored: int, error: Exception) -> str:
             f"sample, so labels are 0 to {classes - 1}"
         )
     shapes = f"outputs {tuple(outputs.shape)} and targets {tuple(y.shape)}"
-    return f"the cross entropy refuses {shapes}: {(str(error).splitlines() or [''])[0]}"
+    return f"the cross entropy refuses {shapes}: {first_line(error)}"
 
 
 # --- other losses, by trying ----------------------------------------------------------------------
@@ -213,7 +213,7 @@ def _mean(loss: Loss, outputs: Any, y: Any, ends: list[int]) -> float:
                 warnings.simplefilter("ignore")
                 value = loss(rows(outputs, part, n), rows(y, part, n))
         except (RuntimeError, ValueError, IndexError, TypeError) as error:
-            line = (str(error).splitlines() or [type(error).__name__])[0]
+            line = first_line(error)
             raise InputError(
                 f"the loss of {end - start} sample(s) fails: {line}; {REMEDY}"
             ) from None

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from lsa.runtime.errors import InputError
+from lsa.runtime.errors import InputError, first_line
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -135,7 +135,7 @@ def _lost_told() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # all that gloo and NCCL raise
-        reason = str(error).partition("\n")[0].partition(". ")[0]  # without general advice
+        reason = first_line(error).partition(". ")[0]  # without general advice
         raise InputError(
             f"rank {rank()} of {size()} has lost another ({reason}); start all again, and if it "
             "recurs look for a process out of memory"

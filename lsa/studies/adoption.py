@@ -22,7 +22,16 @@ from lsa.project import Recipe
 from lsa.runtime import provenance
 from lsa.runtime.errors import InputError
 from lsa.studies import load, steps
-from lsa.tracking import foreign_models, recording, registered, registry, results, runs, serial
+from lsa.tracking import (
+    foreign_models,
+    recording,
+    registered,
+    registry,
+    results,
+    runs,
+    serial,
+    settings,
+)
 from lsa.tracking.checkpoint import Checkpoint, load_data
 from lsa.tracking.numbers import flat
 from lsa.training import foreign, optimizers, recipes
@@ -34,6 +43,7 @@ FEW = 8  # samples on which two networks are compared
 NAME = "theirs"
 
 
+@settings.restored()
 def register(
     model: nn.Module,
     *,
@@ -95,6 +105,7 @@ def register(
         return _registered(source)
 
 
+@settings.restored()
 def adopt(
     source: str,
     *,

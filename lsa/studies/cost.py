@@ -16,7 +16,6 @@ from lsa.landscape import Landscape, flatten
 from lsa.landscape.derivatives import budget
 from lsa.probe import Probe, Sizes
 from lsa.project import Project, Recipe
-from lsa.runtime import collector, heap
 from lsa.tracking.checkpoint import load_data
 from lsa.training.recipes import held_out, landscape_of, network
 
@@ -74,7 +73,6 @@ def rates(
     return measured(landscape, flatten(model), training, validation, workers)
 
 
-@heap.kept()
 def measured(
     landscape: Landscape,
     theta: Tensor,
@@ -93,7 +91,6 @@ def measured(
         workers: Processes that will share cores and memory.
         optimizer: That trained the checkpoint.
     """
-    collector.resume()
     samples, spare = landscape.n_samples, budget.settings().memory
     if spare is None:
         spare = budget.graph_memory(theta.device) // workers

@@ -11,7 +11,7 @@ import torch
 from lsa import project
 from lsa.runtime import arguments, modes, ranks
 from lsa.runtime.errors import InputError
-from lsa.tracking import registered, registry
+from lsa.tracking import registered, registry, settings
 from lsa.tracking.checkpoint import Checkpoint
 
 
@@ -32,6 +32,7 @@ def device_of(name: str | torch.device) -> str:
     return name
 
 
+@settings.restored()
 @modes.usual()
 def load(
     reference: str | os.PathLike[str] | None = None,

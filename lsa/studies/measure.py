@@ -18,10 +18,11 @@ from lsa.probe import Probe, Result, find
 from lsa.runtime import arguments, modes, ranks
 from lsa.runtime.errors import InputError
 from lsa.studies import partial, progress, steps
-from lsa.tracking import recording, registered, registry, results, store
+from lsa.tracking import recording, registered, registry, results, settings, store
 from lsa.tracking.checkpoint import Checkpoint
 
 
+@settings.restored()
 @modes.usual()
 def measure(
     name: str,

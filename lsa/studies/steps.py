@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lsa import project
 from lsa.probe import Probe, Result
 from lsa.project import Recipe
-from lsa.runtime import collector, heap, locks, provenance, ranks, signals
+from lsa.runtime import locks, provenance, ranks, signals
 from lsa.tracking import results, runs, spool, store, sync
 
+log = logging.getLogger(__name__)
 DONE = "done"  # what the first rank says of a finished step
 
 
@@ -51,7 +53,8 @@ def once(
 ) -> Result:
     """Run a step alone on this machine, or read the finished one with its key.
 
-    A step that was measured but not logged is delivered, and not measured again.
+    A step that was measured but not logged is delivered, and not measured again. A finished run
+    that does not hold what the step logs does not count, whoever has given it the key.
 
     Args:
         key: Of the step.
@@ -59,11 +62,10 @@ def once(
         reuse: Whether a finished step counts.
         read: Reads a finished step's result back, by its run ID.
     """
-    with locks.claim(store.identity(), key), heap.kept():
-        run_id = _finished(key, reuse)
-        ranks.agreed(DONE if run_id else "")
-        collector.resume()
-        return read(run_id) if run_id else run()
+    with locks.claim(store.identity(), key):
+        done = _finished(key, reuse, read)
+        ranks.agreed(DONE if done else "")
+        return done or run()
 
 
 def helped(key: str, compute: Callable[[], Result]) -> Result:
@@ -77,25 +79,27 @@ def helped(key: str, compute: Callable[[], Result]) -> Result:
     """
     if ranks.agreed("") == DONE:
         return Result({}, reused=True)
-    collector.resume()
     try:
-        with heap.kept():
-            return compute()
+        return compute()
     except BaseException:
         with signals.held():
             store.ask(lambda: runs.end_stale("lsa.key", key), None)
         raise
 
 
-def _finished(key: str, reuse: bool) -> str:
-    """Run ID of the finished step with this key; empty where there is none to reuse."""
+def _finished(key: str, reuse: bool, read: Callable[[str], Result]) -> Result | None:
+    """The finished step with this key; None where there is none to reuse."""
     waiting = spool.find(key, store.uri())
     if waiting and (run_id := sync.deliver(waiting)):
-        return run_id
+        return read(run_id)
     # Anyway: to measure what is there already takes longer than to ask for it.
-    if reuse and (done := store.ask(lambda: runs.finished(key), None, anyway=True)):
-        return done.run_id
-    return ""
+    every = store.ask(lambda: runs.every_finished(key), [], anyway=True) if reuse else []
+    for done in every:
+        try:
+            return read(done.run_id)
+        except runs.Broken as error:
+            log.warning("%s; it does not count", error)
+    return None
 
 
 def step_tags(step: str, recipe: Recipe) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextvars import ContextVar
@@ -33,7 +33,7 @@ from lsa.studies import calls, progress
 from lsa.studies.calls import TRAIN, Call
 from lsa.studies.engines.local import Engine, Inline, Processes
 from lsa.studies.view import View, quiet
-from lsa.tracking import recording, runs, spool, store
+from lsa.tracking import recording, runs, settings, spool, store
 
 # "queued": an engine that waits for a step's inputs by itself has it.
 State = Literal["waiting", "queued", "running", "done", "reused", "unlogged", "failed", "skipped"]
@@ -338,16 +338,14 @@ def study(
     workers = arguments.whole("workers", workers, least=1)
     name = arguments.text("name", name)
     setting = setting if isinstance(setting, Project) else project.load(setting)
-    runs.end_stale("project", setting.name)
     tags = {"lsa.step": kind, "project": setting.name}
     name = name or f"{kind}-{setting.name}"
-    with recording.run(
-        name,
-        experiment=setting.name,
-        tags=tags,
-        device="cpu",
-        again=runs.ended(name, tags),
-    ) as opened:
+    with (
+        settings.restored(),
+        recording.run(
+            name, experiment=setting.name, tags=tags, device="cpu", again=_begun(name, tags)
+        ) as opened,
+    ):
         opened.params({"project": setting.name})
         opened.json(setting.model_dump(), "project.json")
         opened.send()
@@ -383,6 +381,12 @@ def study(
                 f"logged; they are kept in {spool.folder()}; deliver them with: lsa sync, then "
                 "start the study again"
             )
+
+
+def _begun(name: str, tags: Mapping[str, str]) -> str | None:
+    """The run of a study that was begun before; runs of its project that were left open end."""
+    runs.end_stale("project", tags["project"])
+    return runs.ended(name, tags)
 
 
 def step(name: str, *inputs: Handle, **options: Any) -> Handle:

@@ -15,7 +15,7 @@ from lsa.runtime import files, modes, provenance
 from lsa.runtime.errors import InputError
 from lsa.studies import load, progress, steps
 from lsa.tracking import checkpoint as checkpoints
-from lsa.tracking import recording, registered, registry, results, serial, store
+from lsa.tracking import recording, registered, registry, results, serial, settings, store
 from lsa.tracking.checkpoint import Checkpoint
 from lsa.tracking.numbers import flat
 from lsa.training import recipes
@@ -26,6 +26,7 @@ KEPT = {"state", "history", "run"}  # of an interrupted run
 SCRATCH = Path(".lsa")  # training states of runs that have not finished, in the working folder
 
 
+@settings.restored()
 @modes.usual()
 def train(
     recipe: Recipe,

@@ -18,9 +18,9 @@ from lsa.probe import Curve, Metric, Probe, Result, find
 from lsa.project import Recipe
 from lsa.runtime import arguments, modes, ranks
 from lsa.runtime.documents import json_number
-from lsa.runtime.errors import InputError
+from lsa.runtime.errors import InputError, one_line
 from lsa.studies import load, measure, partial, progress, steps
-from lsa.tracking import recording, registered, registry, results, runs, store
+from lsa.tracking import recording, registered, registry, results, runs, settings, store
 from lsa.tracking.checkpoint import Checkpoint
 from lsa.tracking.numbers import flat
 from lsa.training import stability
@@ -29,6 +29,7 @@ STEP = project.ALONG  # + name of the probe: the step's name
 ARTIFACT = "trajectory.json"
 
 
+@settings.restored()
 @modes.usual()
 def follow(
     name: str, final: Checkpoint, *, rng_seed: int = 0, reuse: bool = False, **options: Any
@@ -76,8 +77,22 @@ def follow(
 
 
 def _read(run_id: str) -> Result:
-    """The result of a finished trajectory, from its run."""
-    return dataclasses.replace(_result(runs.artifact(run_id, ARTIFACT), run_id), reused=True)
+    """The result of a finished trajectory, from its run.
+
+    Raises:
+        Broken: Its artifact is not there, or damaged.
+        InputError: The store does not answer.
+    """
+    try:
+        result = _result(runs.artifact(run_id, ARTIFACT), run_id)
+    except InputError:
+        raise
+    except results.DAMAGE as error:
+        raise runs.Broken(
+            f"run {run_id} holds no trajectory ({one_line(error)}); delete that run and measure "
+            "again"
+        ) from None
+    return dataclasses.replace(result, reused=True)
 
 
 def _compute(

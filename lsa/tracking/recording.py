@@ -14,7 +14,7 @@ import mlflow
 from mlflow.exceptions import MlflowException
 from mlflow.tracking.context.registry import resolve_tags
 
-from lsa.runtime import attached, provenance, signals
+from lsa.runtime import attached, documents, provenance, signals
 from lsa.runtime.errors import Diverged, InputError, without_passwords
 from lsa.tracking import address, runs, spool, store
 from lsa.tracking.address import is_served, shown
@@ -146,6 +146,39 @@ def _finished(key: str) -> set[str]:
     return {done.run_id for done in runs.every_finished(key)}
 
 
+def _others(opened: Run, key: str, earlier: set[str]) -> set[str]:
+    """IDs of the runs of a step that clients elsewhere have finished since this one began."""
+    later = [one for one in runs.every_finished(key) if one.run_id not in earlier | {opened.id}]
+    return {one.run_id for one in later if stands_for(one, opened.entry)}
+
+
+def stands_for(done: runs.Done, entry: spool.Entry) -> bool:
+    """Whether a finished run with the key of an entry's step holds what the entry does.
+
+    Whoever may write into a store may give a run any tag, the key of our step too. The same step
+    measured elsewhere has files of the same names, and JSON of the same keys.
+    """
+    if done.tags.get("lsa.step") == "train" and not done.tags.get("lsa.checkpoint"):
+        return False
+    own = [name for name in entry.files() if "/" not in name]
+    if not set(own) <= set(runs.files(done.run_id)):
+        return False
+    try:
+        return all(
+            _keys(runs.artifact(done.run_id, name, done.artifacts))
+            == _keys(documents.read_json(entry.file(name)))
+            for name in own
+            if name.endswith(".json")
+        )
+    except runs.Broken:
+        return False
+
+
+def _keys(content: Any) -> dict[str, Any] | None:
+    """The keys of a JSON value, all the way down; None of one that has none."""
+    return {k: _keys(v) for k, v in content.items()} if isinstance(content, dict) else None
+
+
 def _finish(
     opened: Run, key: str | None, earlier: set[str], deliver: Callable[[Run], None]
 ) -> None:
@@ -161,13 +194,13 @@ def _finish(
         earlier: IDs of the step's runs that had finished when this one began.
         deliver: Sends all.
     """
-    others = sorted(_finished(key) - earlier - {opened.id}) if key else []
+    others = sorted(_others(opened, key, earlier)) if key else []
     if others:
         give_way(opened.entry.content, others[0])
         return
     deliver(opened)
     opened.end("FINISHED")
-    others = _finished(key) - earlier - {opened.id} if key else set()
+    others = _others(opened, key, earlier) if key else set()
     kept, *doubles = sorted({opened.id, *others})
     for double in doubles:
         _end_double(double, kept)
@@ -197,10 +230,12 @@ def _fail(opened: Run, error: BaseException) -> None:
         if not killed:
             _note(opened, error)
         if not gone:
-            opened.attempt()
+            with contextlib.suppress(*REFUSALS):  # the error that came first is the one to tell
+                opened.attempt()
         opened.entry.leave()
     if opened.id and not gone:
-        store.ask(lambda: opened.end("KILLED" if killed else "FAILED"), None)
+        with contextlib.suppress(*REFUSALS):
+            store.ask(lambda: opened.end("KILLED" if killed else "FAILED"), None)
         if stop:
             stop.run_ended = opened.ended
 

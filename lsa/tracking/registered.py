@@ -15,7 +15,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 
 from lsa import project as projects
 from lsa.runtime.documents import whole_number
-from lsa.runtime.errors import InputError
+from lsa.runtime.errors import InputError, first_line
 from lsa.tracking.runs import deleted_trainings, is_deleted, logged_models, whole
 from lsa.tracking.store import away, client, explained, insist, quoted, uri
 
@@ -188,7 +188,7 @@ def missing(address: str, error: Exception) -> InputError:
     if away(error):
         return InputError(f"cannot fetch {address}: {explained(error)}")
     return InputError(
-        f"no checkpoint at {address} in {uri()} ({str(error).splitlines()[0]}); list them with "
+        f"no checkpoint at {address} in {uri()} ({first_line(error)}); list them with "
         "lsa checkpoints, or make one with lsa train"
     )
 

@@ -131,7 +131,10 @@ def deliver(opened: Run) -> None:
         if about.register is None and about.epoch in dict(trajectory(about.key)):
             shutil.rmtree(folder)  # an earlier run of this training has logged it
             continue
-        model_id = _logged(opened.id, about) or log(opened.id, about, folder / FILES)
+        # A second try makes the model anew: MLflow cannot go on with one that is linked already.
+        model_id = _logged(opened.id, about) or store.insist(
+            lambda about=about, files=folder / FILES: log(opened.id, about, files)
+        )
         runs.remove_models(opened.id, about.name, but=model_id)
         fields: list[dict[str, Any]] = [{**one, "model_id": model_id} for one in about.metrics]
         metrics = [Metric(**one) for one in fields]

@@ -10,10 +10,11 @@ from zipfile import BadZipFile
 
 import numpy as np
 from mlflow.artifacts import download_artifacts
+from mlflow.exceptions import MlflowException
 
 from lsa.probe import Probe, Result
 from lsa.runtime.errors import InputError, one_line
-from lsa.tracking import runs
+from lsa.tracking import runs, store
 from lsa.tracking.checkpoint import Checkpoint
 from lsa.tracking.numbers import NOTE, flat, numbers
 from lsa.tracking.run import Run
@@ -61,17 +62,22 @@ def read(run_id: str) -> Result:
     """The result of a finished training or probe, read back from its run.
 
     Raises:
-        InputError: The run's artifact is not there, or damaged.
+        Broken: The run's artifact is not there, or damaged.
+        InputError: The store does not answer.
     """
     done = runs.read(run_id)
     step = done.tags.get("lsa.step", "")
     if step == TRAIN:
+        if not done.tags.get("lsa.checkpoint"):
+            raise runs.Broken(f"run {run_id} holds no checkpoint; delete that run and train again")
         return trained(run_id, {**done.metrics, **runs.not_finite(done.tags)}, done.tags)
     content = runs.artifact(run_id, f"{step}.json", done.artifacts)
     try:
         stored = Result.from_dict(content, _arrays(run_id, content.get("arrays", {})))
+    except InputError:
+        raise
     except DAMAGE as error:
-        raise InputError(
+        raise runs.Broken(
             f"run {run_id} holds no result of {step} ({one_line(error)}); delete that run and "
             "measure again"
         ) from None
@@ -93,17 +99,17 @@ def _arrays(run_id: str, names: Collection[str]) -> dict[str, np.ndarray]:
     """Arrays by the names under which `Run.arrays` has stored them.
 
     Raises:
-        InputError: A name leads out of the run's folder.
+        Broken: A file is not there, or a name leads out of the run's folder.
+        InputError: The store does not answer.
     """
     for name in names:
         if "/" in name or "\\" in name or name.startswith("."):
-            raise InputError(f"run {run_id} names an array {name!r}; an array has no folder")
+            raise runs.Broken(f"run {run_id} names an array {name!r}; an array has no folder")
     files = {f"{name.partition('.')[0]}.np{'z' if '.' in name else 'y'}" for name in names}
     arrays: dict[str, np.ndarray] = {}
     with tempfile.TemporaryDirectory() as scratch:
         for file in sorted(files):
-            path = download_artifacts(run_id=run_id, artifact_path=file, dst_path=scratch)
-            stored = np.load(path, allow_pickle=False)
+            stored = np.load(_fetched(run_id, file, scratch), allow_pickle=False)
             stem = Path(file).stem
             if isinstance(stored, np.ndarray):
                 arrays[stem] = stored
@@ -111,3 +117,16 @@ def _arrays(run_id: str, names: Collection[str]) -> dict[str, np.ndarray]:
                 with stored:
                     arrays |= {f"{stem}.{key}": stored[key] for key in stored.files}
     return arrays
+
+
+def _fetched(run_id: str, file: str, folder: str) -> str:
+    """Path of a run's file, downloaded."""
+    try:
+        return store.insist(
+            lambda: download_artifacts(run_id=run_id, artifact_path=file, dst_path=folder)
+        )
+    except (MlflowException, OSError) as error:
+        what = f"artifact {file} of run {run_id}"
+        if store.away(error):
+            raise InputError(f"cannot fetch {what}: {store.explained(error)}") from None
+        raise runs.Broken(f"{what} is not there; delete that run and measure again") from None

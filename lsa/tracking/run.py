@@ -266,6 +266,6 @@ def _send_inputs(run_id: str, content: spool.Content) -> None:
         client().log_inputs(run_id, [dataset], models=models)
     except MlflowException as error:
         # MLflow looks whether a dataset is known and then adds it: two that do so at once collide.
-        if "unique constraint" not in str(error).lower():
+        if not store.sent_twice(error):
             raise
         client().log_inputs(run_id, [dataset], models=models)

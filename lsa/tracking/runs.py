@@ -24,6 +24,10 @@ PARAM = "lsa.param."  # + name of a parameter: a tag that holds its value, not a
 NOT_FINITE = "lsa.not_finite."  # + name of the metric: a tag that holds its value
 
 
+class Broken(InputError):
+    """A run does not hold what its step logs: others write into a store, and artifacts get lost."""
+
+
 @dataclass(frozen=True)
 class Done:
     """A finished run, read back."""
@@ -39,11 +43,6 @@ class Done:
     status: str = "FINISHED"
     started: int = 0  # milliseconds since 1970
     artifacts: str = ""  # where its files are
-
-
-def finished(key: str) -> Done | None:
-    """The newest FINISHED run whose step has this key, in any experiment."""
-    return next(iter(every_finished(key)), None)
 
 
 def every_finished(key: str) -> list[Done]:
@@ -187,7 +186,8 @@ def artifact(run_id: str, path: str, root: str = "") -> Any:
         root: Where the run's artifacts are, as `Done` says it: the store need not be asked then.
 
     Raises:
-        InputError: It is not there, damaged or beyond all bounds.
+        Broken: It is not there, damaged or beyond all bounds.
+        InputError: The store does not answer.
     """
     name = f"artifact {path} of run {run_id}"
     try:
@@ -202,7 +202,9 @@ def artifact(run_id: str, path: str, root: str = "") -> Any:
     except (MlflowException, OSError) as error:
         if store.away(error):
             raise InputError(f"cannot fetch {name}: {store.explained(error)}") from None
-        raise InputError(f"{name} is not there ({error}); run its step again") from None
+        raise Broken(f"{name} is not there ({error}); run its step again") from None
+    except InputError as error:
+        raise Broken(str(error)) from None
 
 
 # --- left open ------------------------------------------------------------------------------------

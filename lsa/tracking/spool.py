@@ -33,6 +33,7 @@ from lsa.tracking import address
 log = logging.getLogger(__name__)
 FOLDER = "LSA_SPOOL"  # environment variable: where entries are kept
 RUN, FILES, CHECKPOINTS, PART, LOCK = "run.json", "files", "checkpoints", ".part", "lock"
+STREAM = ".stream"  # ending of a folder of `lsa.tracking.stream`
 DAMAGED = "damaged"  # folder of the entries that cannot be read
 DATASET = {"name", "digest", "source_type", "source"}
 
@@ -218,7 +219,9 @@ def begin(key: str | None, content: Content) -> Entry:
 
 def entries() -> list[Path]:
     """Folders of the whole entries, the oldest first."""
-    inside = [path for path in folder().glob("*") if path.is_dir() and path.suffix != PART]
+    inside = [
+        path for path in folder().glob("*") if path.is_dir() and path.suffix not in (PART, STREAM)
+    ]
     return sorted((p for p in inside if p.name != DAMAGED), key=lambda p: (p.stat().st_mtime, p))
 
 

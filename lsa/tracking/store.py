@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import logging
 import os
 import re
 import shutil
@@ -18,33 +17,18 @@ import mlflow
 from mlflow.exceptions import MlflowException, RestException
 
 from lsa.runtime import failures, locks, signals
-from lsa.runtime.errors import InputError
+from lsa.runtime.errors import InputError, first_line
 from lsa.runtime.failures import DATABASE
-from lsa.tracking import address
+from lsa.tracking import address, settings
 from lsa.tracking.address import DATABASES, is_served, shown
-
-DEFAULTS = {  # of MLflow's variables, where the user has set none
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # we draw our own
-    # Waits of 0, 4, 8, 16 and 32 s between its tries: longer than a server takes to start again.
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "5",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",
-    # Through the server: else it sends clients to its S3 storage, which they may not reach.
-    "MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD": "false",
-    "MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD": "false",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-}
-for _name, _value in DEFAULTS.items():
-    os.environ.setdefault(_name, _value)
-logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # a line for every try
-# It writes every error of the database, which is raised as well, with parameters and traceback.
-logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
-logging.getLogger("alembic").setLevel(logging.ERROR)
 
 AT_ONCE = 8  # questions that are asked of it at once, where there is one for each run
 PAUSE = 30.0  # seconds in which a store that did not answer is not asked again
-TRIES = 3  # of what failed since an answer was cut off
+TRIES = 3  # of what failed since an answer was cut off or lost
 READS = ("get_", "search_", "list_")  # beginnings of the client's calls that change nothing
 CUT = re.compile(r"Connection broken|IncompleteRead")  # in the text of what MLflow wraps
+# Of a database, to what MLflow sent again since the answer to the first was lost.
+TWICE = re.compile(r"(?i)unique constraint|duplicate (key|entry)")
 NO_ANSWER = re.compile(r"failed with (timeout )?exception|too many \d+ error")
 _silent_until = 0.0
 T = TypeVar("T")
@@ -86,6 +70,7 @@ def use(tracking: str, registry: str) -> None:
 
 def client() -> mlflow.MlflowClient:
     """A client of the store in use."""
+    settings.apply()
     tracking, registry = addresses()
     for one in (tracking, registry):
         address.check_kind(one)
@@ -172,17 +157,27 @@ def away(error: BaseException) -> bool:
     What was asked may be asked again later, and what was not logged may be logged later. MLflow
     wraps some of these errors in others, which say that something does not exist.
     """
-    return cut(error) or any(
-        one.error_code == "TEMPORARILY_UNAVAILABLE"
-        or (not isinstance(one, RestException) and bool(NO_ANSWER.search(str(one))))
-        for one in failures.chain(error)
-        if isinstance(one, MlflowException)
+    return (
+        cut(error)
+        or sent_twice(error)
+        or any(
+            one.error_code == "TEMPORARILY_UNAVAILABLE"
+            or (not isinstance(one, RestException) and bool(NO_ANSWER.search(str(one))))
+            for one in failures.chain(error)
+            if isinstance(one, MlflowException)
+        )
     )
 
 
 def cut(error: BaseException) -> bool:
     """Whether a server's answer began and was cut off."""
     return any(CUT.search(str(one)) for one in failures.chain(error))
+
+
+def sent_twice(error: BaseException) -> bool:
+    """Whether a database refuses a row that it has: MLflow sent again what had been done."""
+    mlflows = (one for one in failures.chain(error) if isinstance(one, MlflowException))
+    return any(TWICE.search(str(one)) for one in mlflows)
 
 
 def barred(error: BaseException) -> bool:
@@ -196,7 +191,7 @@ def explained(error: BaseException) -> str:
     broken = None if is_served(uri()) else failures.explained(error)
     if broken:
         return f"the store {shown(uri())} fails: {broken.removeprefix(DATABASE)}"
-    first = (str(error).splitlines() or [""])[0]
+    first = first_line(error)
     if refused := [one for one in failures.chain(error) if isinstance(one, sqlite3.Error)]:
         return f"the store {shown(uri())} fails: {refused[-1]}"
     if away(error):
@@ -218,16 +213,16 @@ def explained(error: BaseException) -> str:
 
 def _texts(error: BaseException) -> str:
     """First lines of an error and of those that it came of."""
-    return "\n".join(str(one).partition("\n")[0] for one in failures.chain(error))
+    return "\n".join(first_line(cause) for cause in failures.chain(error))
 
 
 def insist(act: Callable[[], T], tries: int = TRIES) -> T:
-    """Do what can be repeated, and again where an answer was cut off on its way."""
+    """Do what can be repeated, and again where an answer was cut off or lost on its way."""
     for _ in range(tries - 1):
         try:
             return act()
         except Exception as error:
-            if not cut(error):
+            if not (cut(error) or sent_twice(error)):
                 raise
     return act()
 

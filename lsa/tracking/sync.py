@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from lsa.runtime import locks
 from lsa.runtime.errors import InputError
-from lsa.tracking import address, recording, registry, runs, spool, store
+from lsa.tracking import address, recording, registry, runs, spool, store, stream
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,8 @@ def deliver(entry: spool.Entry) -> str | None:
 
 def _deliver(entry: spool.Entry) -> str:
     registry.check(entry)
-    done = runs.finished(entry.content.tags["lsa.key"])
+    finished = runs.every_finished(entry.content.tags["lsa.key"])
+    done = next((one for one in finished if recording.stands_for(one, entry)), None)
     if done:
         recording.give_way(entry.content, done.run_id)
     else:
@@ -49,11 +50,12 @@ def _deliver(entry: spool.Entry) -> str:
 
 
 def sync() -> Iterator[tuple[str, str]]:
-    """Deliver every entry that is for the store in use; set those aside that are damaged.
+    """Deliver every entry and stream for the store in use; set entries aside that are damaged.
 
     Yields:
         Its name, and what became of it: the run that it is now, or why it stays.
     """
+    yield from stream.deliver()
     for path in spool.entries():
         name = path.name
         try:

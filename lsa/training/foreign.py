@@ -8,6 +8,7 @@ safetensors.
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,9 +100,10 @@ def _restricted(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
-        reason = str(error).partition("\n")[0].rstrip(".")
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        what = f" ({named[1]})" if named else ""
         raise InputError(
-            f"reading {path.name} would run code that it names ({reason}); save "
+            f"reading {path.name} would run code that it names{what}; save "
             "model.state_dict() from the code that wrote it, or load it there and call lsa.register"
         ) from None
     except (OSError, RuntimeError, EOFError, ValueError) as error:

@@ -333,16 +333,8 @@ def _noise(model: nn.Module, split: Data, loss: losses.Loss, number: int) -> dic
     first = Landscape(model, *batches[0], loss)
     landscapes = (first.with_data(x, y) for x, y in batches)
     found = noise_scale.of_batches(landscapes, flatten(model), n)
-    named = {
-        "train/noise_trace": found.trace,
-        "train/gradient_squared": found.gradient_squared,
-        "train/noise_scale": found.scale,
-        "train/gradient_diversity": found.diversity,
-    }
-    values = {name: estimate.value for name, estimate in named.items()}
-    values |= {f"{name}_se_data": estimate.error for name, estimate in named.items()}
     # Where noise hides the gradient there is no noise scale, and no point in its curve.
-    return {name: value for name, value in values.items() if math.isfinite(value)}
+    return {f"train/{name}": value for name, value in found.numbers().items()}
 
 
 def final_metrics(

@@ -9,17 +9,23 @@ from torch import Tensor, nn
 
 
 class Losses:
-    """Losses of the passes of one step; their mean is the step's."""
+    """Losses of the passes of one step; their mean is the step's.
 
-    def __init__(self) -> None:
+    Args:
+        model: Whose outputs may have a `.loss`.
+        loss: That may be a module.
+    """
+
+    def __init__(self, model: nn.Module, loss: Any = None) -> None:
+        self._model, self._loss = model, loss
         self._found: list[Tensor] = []
         self.silent = False  # during a measurement
 
-    def attach(self, model: nn.Module, loss: Any = None) -> list[Any]:
+    def attach(self) -> list[Any]:
         """Hooks on a model whose outputs have a `.loss`, and on a loss that is a module."""
-        handles = [model.register_forward_hook(lambda _m, _x, output: self._seen(output))]
-        if isinstance(loss, nn.Module):
-            handles.append(loss.register_forward_hook(lambda _m, _x, value: self._own(value)))
+        handles = [self._model.register_forward_hook(lambda _m, _x, output: self._seen(output))]
+        if isinstance(self._loss, nn.Module):
+            handles.append(self._loss.register_forward_hook(lambda _m, _x, value: self._own(value)))
         return handles
 
     def add(self, loss: Any) -> None:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
-import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lsa.landscape.terms import Objective
+from lsa.landscape.weighing import Loss
 from lsa.runtime.errors import InputError, one_line
-from lsa.watching import hooks
+from lsa.watching import hooks, probing
 from lsa.watching import norms as norms_
 from lsa.watching.budget import Budget
 from lsa.watching.gradients import Gradients
+from lsa.watching.history import History
 from lsa.watching.losses import Losses
+from lsa.watching.outputs import Outputs, Sink
+from lsa.watching.probe_set import ProbeSet
 from lsa.watching.weights import Weights
 
 log = logging.getLogger("lsa.watch")
@@ -30,9 +35,19 @@ def watch(
     model: nn.Module,
     optimizer: Optimizer | Sequence[Optimizer],
     *,
+    batches: Iterable[Any] | None = None,
+    loss: Loss | None = None,
+    objective: Objective | None = None,
+    measure: Sequence[str] = probing.USUAL,
+    every: int = EVERY,
     norms: int = 1,
     budget: float | None = LIMIT,
     scaler: Any = None,
+    step: int = 0,
+    track: bool = True,
+    log_every: int = 10,
+    live: bool = False,
+    sink: Sink | None = None,
     strict: bool = False,
 ) -> Watch:
     """Watch a training from the inside, by the hooks of its own optimizer.
@@ -41,32 +56,71 @@ def watch(
             ...  # the training loop, as it is
         watch.history  # a DataFrame
 
+    Measurements leave weights, buffers, gradients and random states as they are. On several
+    processes the first one measures and logs; shards of weights are measured by all.
+
     Args:
         model: That is trained; wrapped by DDP, FSDP or `torch.compile` or not.
         optimizer: Of torch or derived from it. Several are given in the order in which they step,
             and one step is then one of each.
+        batches: A few fixed batches, on which the loss around the weights is measured: at most
+            eight are read, once. Without them, only norms are measured.
+        loss: `(outputs, targets) → scalar`, for batches that are pairs; default cross entropy. A
+            loss that is a module also tells the training's own loss.
+        objective: `(model, batch) → lsa.Terms`, one of `lsa.objectives` or of one's own, in place
+            of `loss`.
+        measure: What is measured on the batches: `update`, `noise`, `sharpness`, `batch_sharpness`.
+        every: Steps between these measurements.
         norms: Steps between measurements of norms and angles.
         budget: Share of the training's time that the watch may take; it measures less often where
             it would take more. None: no limit.
         scaler: The `GradScaler`, if there is one: the gradient's norm before clipping needs it.
+        step: Number of the last step that was made before, of a training that goes on.
+        track: Log to MLflow: metrics `watch/…` at step = optimizer step, in the active run, which
+            is not ended; a run is made where there is none. They are sent in the background.
+        log_every: Steps between those whose norms are logged; `history` has all.
+        live: Show the newest numbers in one line, where there is a terminal.
+        sink: `(numbers, step)` instead of MLflow.
         strict: Raise what goes wrong in a measurement, in place of one line and no more of it.
 
     Raises:
         InputError: Options out of range, or an optimizer of other parameters.
     """
-    given = optimizer if isinstance(optimizer, Sequence) else [optimizer]
-    optimizers = [hooks.inner_optimizer(one) for one in given]
-    for one in optimizers:
+    optimizers = _optimizers(optimizer)
+    for name, steps in (("norms", norms), ("every", every), ("log_every", log_every)):
+        if steps < 1:
+            raise InputError(f"{name}={steps} is no number of steps; choose 1 or more")
+    if budget is not None and not 0 < budget <= 1:
+        raise InputError(f"budget={budget} is no share of time; choose one above 0, up to 1")
+    weights = Weights(model, optimizers)
+    probes = None
+    if batches is not None:
+        probe_set = ProbeSet(model, weights, batches, loss, objective)
+        probes = probing.Probing(probe_set, optimizers, measure)
+    return Watch(
+        weights,
+        optimizers,
+        losses=Losses(model, loss),
+        probes=probes,
+        gradients=Gradients(weights, scaler),
+        outputs=Outputs(sink, track=track, live=live, log_every=log_every, every=every),
+        every={"norms": norms, "probes": every},
+        budget=Budget(budget),
+        strict=strict,
+        step=step,
+    )
+
+
+def _optimizers(given: Any) -> list[Optimizer]:
+    """The optimizers inside of what was given."""
+    found = [hooks.inner_optimizer(o) for o in (given if isinstance(given, Sequence) else [given])]
+    for one in found:
         if not isinstance(one, Optimizer):
             raise InputError(
                 f"optimizer is a {type(one).__name__}, not a torch.optim.Optimizer; give the "
                 "optimizer that trains the model"
             )
-    if norms < 1:
-        raise InputError(f"norms={norms} is no number of steps; choose 1 or more")
-    if budget is not None and not 0 < budget <= 1:
-        raise InputError(f"budget={budget} is no share of time; choose one above 0, up to 1")
-    return Watch(model, optimizers, norms=norms, budget=budget, scaler=scaler, strict=strict)
+    return found
 
 
 class Watch:
@@ -74,48 +128,52 @@ class Watch:
 
     Attributes:
         step: Number of the last optimizer step.
-        rows: What was measured, one mapping a step.
     """
 
     def __init__(
         self,
-        model: nn.Module,
+        weights: Weights,
         optimizers: Sequence[Optimizer],
         *,
-        norms: int,
-        budget: float | None,
-        scaler: Any,
+        losses: Losses,
+        gradients: Gradients,
+        probes: probing.Probing | None,
+        outputs: Outputs,
+        every: Mapping[str, int],
+        budget: Budget,
         strict: bool,
+        step: int,
     ) -> None:
-        self.step = 0
-        self.rows: list[Row] = []
-        self._weights = Weights(model, optimizers)
-        self._optimizers = list(optimizers)
-        self._strict = strict
-        self._every_norms = norms
+        self.step = step
+        self._weights, self._optimizers = weights, list(optimizers)
+        self._losses, self._gradients, self._probes = losses, gradients, probes
+        self._every, self._budget, self._strict = every, budget, strict
+        self._history, self._outputs = History(), outputs
+        self._norms = norms_.Norms(weights)
+        self._next_norms = step + 1
+        self._probing = False  # after the step at hand
         self._off: set[str] = set()  # parts that have failed
-        self._measuring = False
-        self._budget = Budget(budget)
-        self._norms = norms_.Norms(self._weights)
-        self._next_norms = 1
         self._handles: list[Any] = []
-        leads = not dist.is_initialized() or dist.get_rank() == 0
-        self._active = leads or self._weights.sharded
-        self._gradients = Gradients(self._weights, scaler)
-        self._losses = Losses()
-        if self._active:
+        self._open = True
+        if weights.leads or weights.sharded:
             self._handles = [
                 *hooks.attach(self._optimizers, self),
-                *self._gradients.attach(self._norms_are_due),
-                *self._losses.attach(model),
+                *gradients.attach(self._norms_are_due),
+                *losses.attach(),
             ]
+        if weights.leads:
+            self._run("logging", outputs.open, whole=False)
+            atexit.register(self.close)
 
     # --- what the hooks tell ---------------------------------------------------------------------
 
     def begins(self) -> None:
         """The first optimizer is about to step."""
         step = self.step + 1
-        if step in (self._next_norms - 1, self._next_norms):
+        due = self._probes is not None and step % self._every["probes"] == 0
+        self._probing = due and not self._off & {"norms", "probes"}
+        self._probing = self._probing and self._budget.allows("probes")
+        if self._probing or step in (self._next_norms - 1, self._next_norms):
             self._run("norms", lambda: self._norms.before(step), whole=False)
 
     def has_gradients(self, optimizer: Optimizer, loss: Any) -> None:
@@ -130,15 +188,31 @@ class Watch:
         self.step += 1
         self._budget.stepped()
         row: Row = {}
+        before = self._run("norms", self._start, whole=False) if self._probing else None
         if self.step == self._next_norms:
             row |= self._run("norms", self._measure_norms) or {}
-            self._next_norms += self._budget.interval("norms", self._every_norms, 1.0)
+            self._next_norms += self._weights.agreed(self._interval())
+        if before is not None:
+            row |= self._run("probes", lambda: self._measure_probes(before)) or {}
         self._losses.forget()
-        if row:
-            self._record(row)
+        if row and self._weights.leads:
+            self._run("logging", lambda: self._record(row), whole=False)
+
+    def loss(self, value: Any) -> None:
+        """Tell the training's loss, where no hook sees it: a plain function in a plain loop."""
+        self._losses.add(value)
 
     def _norms_are_due(self) -> bool:
         return self.step + 1 == self._next_norms and "norms" not in self._off
+
+    def _interval(self) -> int:
+        """Steps to the next measurement of norms, which take half of the budget beside others."""
+        share = 1.0 if self._probes is None else 0.5
+        return self._budget.interval("norms", self._every["norms"], share)
+
+    def _start(self) -> list[Tensor]:
+        """A copy of θ before the step."""
+        return [p.clone() for p in self._norms.start]
 
     def _measure_norms(self) -> Row:
         products = self._norms.after(self.step, self._gradients.given())
@@ -150,16 +224,27 @@ class Watch:
         before = self._gradients.norm_before_clipping(row["gradient_norm"])
         if before is not None:
             row["gradient_norm_unclipped"] = before
-        for block, values in self._weights.by_block(products).items():
-            numbers = norms_.numbers(values.tolist())
-            row |= {f"{n}/{block}": numbers[n] for n in norms_.NAMES if n in numbers}
+        if self._outputs.blocks_are_due(self.step):
+            for block, values in self._weights.by_block(products).items():
+                numbers = norms_.numbers(values.tolist())
+                row |= {f"{n}/{block}": numbers[n] for n in norms_.NAMES if n in numbers}
         self._gradients.forget()
         return row
+
+    def _measure_probes(self, before: list[Tensor]) -> Row:
+        assert self._probes is not None
+        self._losses.silent = True
+        try:
+            return self._probes.measure(before, self._run)
+        finally:
+            self._losses.silent = False
 
     # --- what becomes of it ----------------------------------------------------------------------
 
     def _record(self, row: Row) -> None:
-        self.rows.append({"step": self.step, **row, "overhead": self._budget.overhead})
+        row = {**row, "overhead": self._budget.overhead}
+        self._history.add(self.step, row)
+        self._outputs.put(self.step, row)
 
     def _run(self, part: str, work: Callable[[], T], *, whole: bool = True) -> T | None:
         """Work for a part: timed, and switched off for good where it fails."""
@@ -178,18 +263,36 @@ class Watch:
     @property
     def history(self) -> Any:
         """All that was measured as a pandas DataFrame, one row a step."""
-        import pandas
+        return self._history.frame()
 
-        return pandas.DataFrame(self.rows)
+    @property
+    def rows(self) -> list[Row]:
+        """The same as mappings, each with what was measured at its step."""
+        return self._history.rows()
 
-    def close(self) -> None:
-        """Take the hooks off."""
+    def figure(self) -> Any:
+        """What was measured over the steps, as a matplotlib figure."""
+        from lsa.figures.watch import draw
+
+        return draw(self._history.column, f"{self.step} steps of training")
+
+    def close(self, status: str = "FINISHED") -> None:
+        """Take the hooks off, log the history and a figure, and send the rest.
+
+        Args:
+            status: That a run is ended with if it was made here.
+        """
+        if not self._open:
+            return
+        self._open = False
+        atexit.unregister(self.close)
         for handle in self._handles:
             handle.remove()
-        self._handles = []
+        if self._weights.leads and "logging" not in self._off:
+            self._run("logging", lambda: self._outputs.close(self._history, status))
 
     def __enter__(self) -> Watch:
         return self
 
-    def __exit__(self, *_: Any) -> None:
-        self.close()
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        self.close("FINISHED" if kind is None else "FAILED")

@@ -60,6 +60,19 @@ class Weights:
         """Whether some parameter is spread over several processes."""
         return bool(self._groups)
 
+    @property
+    def leads(self) -> bool:
+        """Whether this process is the one that logs."""
+        return not dist.is_initialized() or dist.get_rank() == 0
+
+    def agreed(self, number: int) -> int:
+        """A number as the first process has it, for all that hold shards."""
+        if not self.sharded:
+            return number
+        told = torch.tensor([number], device=_local(self.parameters[0]).device)
+        dist.broadcast(told, 0)
+        return int(told)
+
     def local(self) -> list[Tensor]:
         """Every parameter as it is in this process."""
         return [_local(p.detach()) for p in self.parameters]

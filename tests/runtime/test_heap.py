@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import platform
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from lsa import __main__
 from lsa.runtime import heap
 
 pytestmark = pytest.mark.skipif(
@@ -20,12 +22,9 @@ pytestmark = pytest.mark.skipif(
 BLOCK = 100 << 20  # bytes; more than glibc keeps by itself
 PAGES = BLOCK // os.sysconf("SC_PAGESIZE") if hasattr(os, "sysconf") else 0
 BEGIN = f"""
-import contextlib, json, resource
+import json, resource
 from lsa.runtime import heap
 pages = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-def resident():
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1])
 def use():
     block = bytearray({BLOCK})  # the C library's, filled with zeros
     block[::4096] = b"1" * len(range(0, {BLOCK}, 4096))
@@ -52,43 +51,26 @@ def run(body: str, **environment: str) -> Any:
 
 
 def test_what_is_freed_is_taken_again_without_a_fault():
-    found = run(
+    usual, kept = run(
         """
 usual = faults()
-with heap.kept():
-    kept = faults()
-print(json.dumps([usual, kept, faults()]))
+heap.keep()
+print(json.dumps([usual, faults()]))
 """
     )
-    usual, kept, after = found
-    assert usual > 0.9 * PAGES and after > 0.9 * PAGES
+    assert usual > 0.9 * PAGES
     assert kept < 0.01 * PAGES
 
 
-def test_afterwards_all_that_is_free_goes_back():
-    before, within, after = run(
-        """
-before = resident()
-with heap.kept():
-    use()
-    within = resident()
-print(json.dumps([before, within, resident()]))
-"""
-    )
-    assert within - before > 0.9 * PAGES
-    assert after - before < 0.1 * PAGES
-
-
-def test_within_each_other_the_outermost_decides():
-    found = run(
-        """
-with heap.kept():
-    with contextlib.suppress(ValueError), heap.kept():
-        raise ValueError
-    print(json.dumps(faults()))
-"""
-    )
-    assert found < 0.01 * PAGES
+def test_the_command_keeps_from_its_start(monkeypatch):
+    kept = []
+    monkeypatch.setattr(heap, "keep", lambda: kept.append(True))
+    monkeypatch.setattr(gc, "set_threshold", lambda *_: None)
+    monkeypatch.setattr(sys, "argv", ["lsa", "--version"])
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    with pytest.raises(SystemExit):
+        __main__.main()
+    assert kept == [True]
 
 
 @pytest.mark.parametrize(
@@ -100,7 +82,7 @@ with heap.kept():
     ],
 )
 def test_who_has_chosen_is_left_alone(environment):
-    found = run("with heap.kept():\n    print(json.dumps(faults()))", **environment)
+    found = run("heap.keep()\nprint(json.dumps(faults()))", **environment)
     assert found > 0.9 * PAGES
 
 
@@ -115,13 +97,9 @@ def test_an_older_version_keeps_what_it_can(monkeypatch):
             now[parameter] = value
             return 1
 
-        def malloc_trim(self, _: int) -> None:
-            pass
-
     monkeypatch.setattr(heap, "_glibc", Older)
-    with heap.kept():
-        assert now == {heap.TRIM_THRESHOLD: (1 << 31) - 1, heap.MMAP_THRESHOLD: 32 << 20}
-    assert now == heap.USUAL
+    heap.keep()
+    assert now == {heap.TRIM_THRESHOLD: (1 << 31) - 1, heap.MMAP_THRESHOLD: 32 << 20}
 
 
 def test_another_c_library_is_left_alone(monkeypatch):
@@ -133,5 +111,4 @@ def test_another_c_library_is_left_alone(monkeypatch):
     assert heap._glibc() is None
     monkeypatch.setattr(heap.sys, "platform", "darwin")
     assert heap._glibc() is None
-    with heap.kept():
-        pass
+    heap.keep()

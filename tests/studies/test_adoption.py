@@ -166,7 +166,11 @@ def test_each_kind_of_file_is_adopted(parts, workplace: Path, kind):
         with mlflow.start_run():
             example = torch.zeros(2, 1).numpy()
             mlflow.pytorch.log_model(
-                model, name="m", registered_model_name="m", input_example=example
+                model,
+                name="m",
+                registered_model_name="m",
+                input_example=example,
+                serialization_format="pt2",  # the default of newer MLflow
             )
         source = "models:/m/1"
     rule = {"name": "AdamW", "lr": 0.01} if kind in ("a.pt", "a.ckpt") else None

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import numpy as np
@@ -16,13 +17,14 @@ from mlflow.tracking import MlflowClient
 from processes import command
 
 import lsa
+from lsa import probe as probes
 from lsa import project
 from lsa.landscape import flatten
 from lsa.probe import PROBES, Metric, Result, probe
 from lsa.runtime import heap, provenance
 from lsa.runtime.errors import InputError
 from lsa.studies import load, measure, steps, train
-from lsa.tracking import recording, runs, store
+from lsa.tracking import recording, results, runs, store
 from lsa.training import train as training
 
 pytestmark = [
@@ -137,30 +139,12 @@ def lanczos_runs() -> list:
     )
 
 
-def test_what_a_step_frees_it_keeps_until_its_end(trained, monkeypatch):
-    events = []
+def test_a_step_leaves_the_c_library_as_it_is(trained, monkeypatch):
+    def touched() -> None:
+        raise AssertionError("only a process of lsa's own is set, at its start")
 
-    class Library:
-        def mallopt(self, *_: int) -> int:
-            events.append("set")
-            return 1
-
-        def malloc_trim(self, _: int) -> None:
-            events.append("given back")
-
-    monkeypatch.setattr(heap, "_glibc", Library)
-    compute = measure.call_probe
-    monkeypatch.setattr(
-        measure, "call_probe", lambda *args, **kw: events.append("probe") or compute(*args, **kw)
-    )
-    source = lsa.load(trained.run_id)
-    assert not events
-    lsa.measure("lanczos", source, k=1)
-    assert events == ["set", "set", "probe", "set", "set", "given back"]
-    events.clear()
-    with pytest.raises(ZeroDivisionError):
-        steps.once("any", lambda: 1 / 0, reuse=False)  # type: ignore[arg-type,return-value]
-    assert events == ["set", "set", "set", "set", "given back"]
+    monkeypatch.setattr(heap, "_glibc", touched)
+    lsa.measure("lanczos", lsa.load(trained.run_id), k=1)
 
 
 def test_steps_with_the_same_key_are_reused(trained):
@@ -174,13 +158,82 @@ def test_steps_with_the_same_key_are_reused(trained):
     assert not train.train(project.load("tiny").recipe("sgd", 1), reuse=True).reused
 
 
-def test_a_finished_step_whose_result_was_altered_is_refused_in_one_line(trained):
+BROKEN: list[Any] = [[], {}, {"metrics": 3}, {"metrics": {"x": 1}, "curves": {}}, "[" * 99]
+BROKEN += [{"metrics": {}, "curves": {}, "arrays": {"nowhere": [3]}}]
+
+
+def broken(run_id: str, content: Any, name: str = "lanczos.json") -> None:
+    """Give a run an artifact that no step has written."""
+    text = content if isinstance(content, str) else json.dumps(content)
+    mlflow.MlflowClient().log_text(run_id, text, name)
+
+
+def test_a_finished_step_whose_result_was_altered_is_refused_and_measured_again(trained, caplog):
     source = lsa.load(trained.run_id)
     done = lsa.measure("lanczos", source, k=2, density_probes=0)
-    for content in ([], {}, {"metrics": 3}, {"metrics": {"x": 1}, "curves": {}}):
-        mlflow.MlflowClient().log_text(done.run_id, json.dumps(content), "lanczos.json")
-        with pytest.raises(InputError, match=f"run {done.run_id} holds no result of lanczos"):
-            lsa.measure("lanczos", source, k=2, density_probes=0, reuse=True)
+    for content in BROKEN:
+        broken(done.run_id, content)
+        with pytest.raises(runs.Broken, match=done.run_id) as caught:
+            results.read(done.run_id)
+        assert "\n" not in str(caught.value)
+    again = lsa.measure("lanczos", source, k=2, density_probes=0, reuse=True)
+    assert not again.reused and again["lambda_max"] == done["lambda_max"]
+    assert f"{done.run_id} " in caplog.text and "does not count" in caplog.text
+
+
+def strangers(key: str, step: str) -> list[str]:
+    """Finished runs of somebody else, newer than ours, that claim to be a step's."""
+    client, made = mlflow.MlflowClient(), []
+    experiment = client.get_experiment_by_name("tiny")
+    assert experiment is not None
+    for content in [None, *BROKEN]:
+        tags = {"lsa.key": key, "lsa.step": step, "project": "tiny"}
+        made.append(client.create_run(experiment.experiment_id, tags=tags).info.run_id)
+        for name in ("lanczos.json", "trajectory.json"):
+            if content is not None:
+                broken(made[-1], content, name)
+        client.set_terminated(made[-1])
+    return made
+
+
+def test_a_strangers_run_with_the_key_of_a_step_does_not_stand_for_it(trained):
+    key = runs.read(trained.run_id).tags["lsa.key"]
+    strangers(key, "train")
+    again = train.train(project.load("tiny").recipe("sgd"), reuse=True)
+    assert again.reused and again.run_id == trained.run_id
+    source, options = lsa.load(trained.run_id), {"k": 2, "density_probes": 0}
+    key = steps.probe_key(
+        probes.find("lanczos"),
+        project.resolve(probes.find("lanczos"), options, "options"),
+        [source.model_id],
+        source.recipe.landscape.samples,
+    )
+    strangers(key, "lanczos")
+    strangers(key, "")
+    measured = lsa.measure("lanczos", source, reuse=True, **options)
+    assert not measured.reused
+    strangers(key, "lanczos")
+    again = lsa.measure("lanczos", source, reuse=True, **options)
+    assert again.reused and again.run_id == measured.run_id
+    assert again["lambda_max"].value == measured["lambda_max"].value
+
+
+def test_a_strangers_run_that_comes_meanwhile_does_not_end_ours(trained, monkeypatch):
+    source, made, call = lsa.load(trained.run_id), [], measure.call_probe
+
+    def meanwhile(*arguments: Any, **options: Any) -> Any:
+        (running,) = mlflow.search_runs(
+            search_all_experiments=True,
+            filter_string="attributes.status = 'RUNNING'",
+            output_format="list",
+        )
+        made.extend(strangers(running.data.tags["lsa.key"], "lanczos"))
+        return call(*arguments, **options)
+
+    monkeypatch.setattr(measure, "call_probe", meanwhile)
+    done = lsa.measure("lanczos", source, k=2, density_probes=0)
+    assert made and done.run_id not in made
+    assert runs.read(done.run_id).status == "FINISHED"
 
 
 def test_identical_seeds_give_identical_numbers(trained):

@@ -109,6 +109,17 @@ def contents(run) -> tuple:
     return run.info.status, run.info.run_name, metrics, run.data.params, files, notes
 
 
+def stranger(key: str, step: str, content: str | None) -> None:
+    """A finished run of somebody else that claims to be a step's."""
+    client = mlflow.MlflowClient()
+    experiment = client.get_experiment_by_name("tiny") or client.get_experiment("0")
+    tags = {"lsa.key": key, "lsa.step": step, "project": "tiny"}
+    made = client.create_run(experiment.experiment_id, tags=tags).info.run_id
+    if content is not None:
+        client.log_text(made, content, f"{step}.json")
+    client.set_terminated(made)
+
+
 # --- the spool itself -----------------------------------------------------------------------------
 
 
@@ -240,6 +251,45 @@ def test_what_another_client_logged_meanwhile_is_not_logged_again(trained, plug,
     again = measure.measure("perturbation", source, points=5, reuse=True)
     assert again.run_id == first.run_id and len(runs(**{"lsa.step": "perturbation"})) == 1
     assert spool.entries() == []
+
+
+def test_a_strangers_run_with_our_key_does_not_take_the_place_of_what_is_kept(trained, plug):
+    source = lsa.load(trained.run_id)
+    plug.pull()
+    with pytest.raises(spool.NotLogged):
+        measure.measure("perturbation", source, points=5)
+    with pytest.raises(spool.NotLogged):
+        train.train(project.load("tiny").recipe("adamw"))
+    plug.put()
+    for path in spool.entries():
+        tags = spool.read(path).content.tags
+        stranger(tags["lsa.key"], tags["lsa.step"], "no JSON")
+        stranger(tags["lsa.key"], tags["lsa.step"], None)
+    ends = [end.split()[-1] for _, end in sync.sync()]
+    ours = [run.info.run_id for run in runs() if "lsa.entry" in run.data.tags]
+    assert len(ends) == 2 and set(ends) <= set(ours) and spool.entries() == []
+    assert measure.measure("perturbation", source, points=5, reuse=True).run_id in ends
+
+
+@pytest.mark.parametrize("call", ["create_run", "log_batch", "set_terminated"])
+def test_a_login_that_may_not_write_leaves_nothing_in_the_spool_and_is_told(
+    trained, monkeypatch, call
+):
+    source = lsa.load(trained.run_id)
+    refusal = "API request failed with error code 403 != 200. Response body: 'Permission denied'"
+
+    def refused(*_: object, **__: object) -> None:
+        raise MlflowException(refusal)
+
+    monkeypatch.setattr(mlflow.MlflowClient, call, refused)
+    if call == "set_terminated":  # it is measured by then: kept
+        with pytest.raises(spool.NotLogged, match="does not let this login write there"):
+            measure.measure("perturbation", source, points=5)
+        assert len(spool.entries()) == 1
+        return
+    with pytest.raises(MlflowException, match="Permission denied"):
+        measure.measure("perturbation", source, points=5)
+    assert list(spool.folder().iterdir()) == []
 
 
 def test_a_training_while_the_store_is_away_keeps_its_checkpoints(workplace, plug):
@@ -418,3 +468,43 @@ def test_a_damaged_entry_does_not_keep_its_step_from_being_measured(workplace, p
     cut("weights.safetensors", 1)(path)
     assert not train.train(recipe, reuse=True).reused
     assert "it is kept in .lsa/spool/damaged/" in caplog.text and spool.entries() == []
+
+
+# What MLflow sends again where the answer to the first request was lost, though it was done.
+CHANGES = (
+    "create_experiment", "create_run", "create_logged_model", "create_registered_model",
+    "create_model_version", "log_batch", "log_inputs", "log_outputs", "log_artifact",
+    "log_model_artifacts", "set_logged_model_tags", "set_terminated",
+)  # fmt: skip
+
+
+def test_what_is_sent_twice_is_there_once(workplace, monkeypatch):
+    twice = set()
+
+    def repeated(name: str) -> Callable:
+        method = getattr(mlflow.MlflowClient, name)
+
+        def call(*arguments: object, **options: object) -> object:
+            if name not in twice:
+                twice.add(name)
+                method(*arguments, **options)  # whose answer is lost
+            return method(*arguments, **options)
+
+        return call
+
+    monkeypatch.setattr("lsa.tracking.run.is_served", lambda uri: True)  # else nothing is lost
+    for name in CHANGES:
+        monkeypatch.setattr(mlflow.MlflowClient, name, repeated(name))
+    trained = train.train(project.load("tiny").recipe("sgd"))
+    measure.measure("lanczos", lsa.load(trained.run_id), k=1, density_steps=5)
+    assert twice == set(CHANGES)
+    steps = [(run.data.tags["lsa.step"], run.info.status) for run in runs()]
+    assert sorted(steps) == [("lanczos", "FINISHED"), ("train", "FINISHED")]
+    client = mlflow.MlflowClient()
+    (experiment,) = {run.info.experiment_id for run in runs()}
+    models = client.search_logged_models([experiment])
+    assert [(m.tags["epoch"], str(m.status)) for m in models] == [("2", "READY")]
+    assert len(client.search_model_versions("")) == 1
+    history = client.get_metric_history(trained.run_id, "val/loss")
+    assert sorted({m.step for m in history}) == [1, 2]
+    assert spool.entries() == []

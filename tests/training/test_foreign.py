@@ -82,6 +82,9 @@ def test_reading_runs_no_code(tmp_path):
     torch.save(network(), tmp_path / "whole.pt")
     with pytest.raises(InputError, match="would run code"):
         foreign.read(tmp_path / "whole.pt")
+    torch.save(nn.Linear(1, 1), tmp_path / "linear.pt")
+    with pytest.raises(InputError, match=r"that it names \(torch\.nn\.modules\.linear\.Linear\)"):
+        foreign.read(tmp_path / "linear.pt")
 
 
 def test_what_is_no_checkpoint_is_refused_in_one_line(tmp_path):

@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from watching.trainings import CASES
 
 import lsa
+from lsa.watching.probing import KINDS
 
 
 def unwatched(*_: Any, **__: Any) -> Any:
@@ -17,7 +19,46 @@ def unwatched(*_: Any, **__: Any) -> Any:
 
 
 def norms_alone(model: Any, optimizer: Any, *, scaler: Any = None, **_: Any) -> Any:
-    return lsa.watch(model, optimizer, scaler=scaler, budget=None, strict=True)
+    return lsa.watch(model, optimizer, scaler=scaler, budget=None, track=False, strict=True)
+
+
+def everything(model: Any, optimizer: Any, *, loader: Any, scaler: Any = None) -> Any:
+    """All kinds of measurements, on batches of the training's own loader."""
+    return lsa.watch(
+        model,
+        optimizer,
+        batches=loader,
+        loss=nn.CrossEntropyLoss(),
+        measure=KINDS,
+        every=2,
+        scaler=scaler,
+        budget=None,
+        track=False,
+        strict=True,
+    )
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_measurements_on_batches_change_nothing(case: str):
+    assert CASES[case](everything) == CASES[case](unwatched)
+
+
+@pytest.mark.parametrize("case", ["batch norm", "dropout", "closures"])
+def test_measurements_that_raise_change_nothing(case: str, caplog: pytest.LogCaptureFixture):
+    """In the middle of a pass, with θ in the network and random numbers drawn."""
+
+    def failing(model: Any, optimizer: Any, *, loader: Any, **_: Any) -> Any:
+        def objective(model: nn.Module, batch: Any) -> lsa.Terms:
+            model(batch[0])
+            torch.rand(3)
+            raise ValueError("no such batch")
+
+        return lsa.watch(
+            model, optimizer, batches=loader, objective=objective, every=2, budget=None, track=False
+        )
+
+    assert CASES[case](failing) == CASES[case](unwatched)
+    assert any("no such batch" in r.message for r in caplog.records)
 
 
 @pytest.mark.parametrize("case", CASES)

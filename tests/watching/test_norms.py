@@ -38,7 +38,7 @@ def degrees(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 def watched(model: nn.Module, optimizer: Any, **options: Any) -> Any:
-    return lsa.watch(model, optimizer, budget=None, strict=True, **options)
+    return lsa.watch(model, optimizer, budget=None, track=False, every=1, strict=True, **options)
 
 
 def test_every_number_of_a_step():
@@ -150,7 +150,7 @@ def test_sums_of_ten_million_numbers():
 def test_a_failure_is_said_once_and_switched_off(caplog: pytest.LogCaptureFixture):
     model, x, y = setting()
     optimizer = torch.optim.SGD(model.parameters(), **SGD)
-    watch = lsa.watch(model, optimizer, budget=None)
+    watch = lsa.watch(model, optimizer, budget=None, track=False)
     watch._norms.after = lambda *_: 1 / 0  # pyright: ignore
     for _ in range(3):
         F.cross_entropy(model(x), y).backward()
@@ -159,7 +159,7 @@ def test_a_failure_is_said_once_and_switched_off(caplog: pytest.LogCaptureFixtur
     assert [r.message for r in caplog.records] == [
         "watch: norms is off from step 1 on: division by zero"
     ]
-    strict = lsa.watch(model, optimizer, budget=None, strict=True)
+    strict = lsa.watch(model, optimizer, budget=None, track=False, strict=True)
     strict._norms.after = lambda *_: 1 / 0  # pyright: ignore
     with pytest.raises(ZeroDivisionError), strict:
         optimizer.step()

@@ -30,7 +30,7 @@ from lsa.landscape.derivatives.modes import (
 from lsa.landscape.derivatives.parts import Part
 from lsa.landscape.derivatives.precision import full_float32
 from lsa.landscape.derivatives.replay import replayed
-from lsa.runtime.errors import InputError
+from lsa.runtime.errors import InputError, first_line
 
 Graph = TypeVar("Graph")
 
@@ -193,7 +193,7 @@ def or_else(exact: Matvec, other: Callable[[str], Matvec]) -> Matvec:
             result = exact(v)
         except UNKNOWN as error:
             check_unknown(error)
-            line = (str(error).splitlines() or [type(error).__name__])[0]
+            line = first_line(error)
             chosen.append(other(line.rstrip(".")))
             return chosen[0](v)
         chosen.append(exact)

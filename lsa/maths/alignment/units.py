@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
-from lsa.runtime.errors import InputError
+from lsa.runtime.errors import InputError, first_line
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def permutation_spec(model: nn.Module) -> PermutationSpec:
     try:
         graph = fx.Tracer().trace(model)
     except Exception as error:
-        reason = str(error).partition("\n")[0]
+        reason = first_line(error)
         raise InputError(
             f"cannot trace the forward pass of {type(model).__name__} ({reason}); alignment needs "
             "one without control flow that depends on the data"

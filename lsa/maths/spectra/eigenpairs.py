@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lsa.maths.spaces import HERE, Space
 from lsa.maths.spectra.detection import detectable
 from lsa.maths.spectra.krylov import Krylov, Matvec, gram_error
 from lsa.maths.spectra.search import Search
@@ -91,6 +92,7 @@ def lanczos(
     confirm: int = CONFIRM,
     basis: int | None = None,
     max_products: int = 1000,
+    space: Space = HERE,
     report: Report | None = None,
 ) -> Extremes:
     """Eigenpairs A y = θ y at both ends of the spectrum, each to ‖A y − θ y‖ ≤ tol · |θ|.
@@ -132,6 +134,7 @@ def lanczos(
         basis: Most vectors held, so memory is `basis` · d numbers. When it is full, restart from
             the Ritz vectors of both ends. Default 100, more if the pairs wanted need it.
         max_products: Give up after so many products; the flags then say what has not converged.
+        space: Of the vectors; where processes share them, each has a part of every one.
         report: Called as `report(products, max_products, text)` after every product.
 
     Returns:
@@ -144,7 +147,7 @@ def lanczos(
     """
     wanted = (largest, smallest)
     _check_options(tol, floor, confirm, max_products, sum(wanted))
-    krylov = Krylov(start, _check_sizes(start, wanted, basis))
+    krylov = Krylov(start, _check_sizes(start, space, wanted, basis), space)
     search = Search(matvec, krylov, wanted, rng, tol, floor, max_products, report)
     search.converge()
     confirmed = not confirm and search.converged
@@ -163,6 +166,7 @@ def top(
     *,
     rng: torch.Generator,
     near: Tensor | None = None,
+    space: Space = HERE,
     **options: Any,
 ) -> Extremes:
     """The k largest eigenpairs, from the start vector of `start_vector(like, rng, near)`.
@@ -173,13 +177,16 @@ def top(
         like: As for `start_vector`.
         rng: For both.
         near: As for `start_vector`.
+        space: Of the vectors.
         **options: Of `lanczos`.
     """
-    start = start_vector(like, rng, near)
-    return lanczos(matvec, start, rng=rng, largest=k, smallest=0, **options)
+    start = start_vector(like, rng, near, space)
+    return lanczos(matvec, start, rng=rng, largest=k, smallest=0, space=space, **options)
 
 
-def start_vector(like: Tensor, rng: torch.Generator, near: Tensor | None = None) -> Tensor:
+def start_vector(
+    like: Tensor, rng: torch.Generator, near: Tensor | None = None, space: Space = HERE
+) -> Tensor:
     """Start vector `(d,)` for `lanczos`: random, or a direction plus a random vector as long.
 
     The random half makes a warm start as safe as a cold one but for a factor √2: an eigenvector
@@ -197,14 +204,15 @@ def start_vector(like: Tensor, rng: torch.Generator, near: Tensor | None = None)
         rng: On the CPU; both kinds draw the same numbers.
         near: Direction `(d,)`, the gradient or a sum of the eigenvectors of a matrix nearby; one
             of zero length is none.
+        space: Of the vectors.
 
     Raises:
         InputError: A direction of another shape, or not finite.
     """
-    random = torch.randn(len(like), generator=rng).to(like)
+    random = space.normal(like, rng)
     if near is None:
         return random
-    length = float(near.norm())
+    length = float(space.length(near))
     if near.shape != like.shape:
         raise InputError(
             f"the direction to start from has shape {tuple(near.shape)}; give one of shape "
@@ -214,8 +222,8 @@ def start_vector(like: Tensor, rng: torch.Generator, near: Tensor | None = None)
         raise NotFinite("the direction to start from is not finite; has the checkpoint diverged?")
     if not length:
         return random
-    both = random / random.norm() + near.to(like) / length
-    return both if float(both.norm()) > 1e-3 else random  # d = 1: opposite ones cancel
+    both = random / float(space.length(random)) + near.to(like) / length
+    return both if float(space.length(both)) > 1e-3 else random  # d = 1: opposite ones cancel
 
 
 def subspace_overlap(U: Tensor, V: Tensor) -> float:
@@ -235,7 +243,8 @@ def subspace_overlap(U: Tensor, V: Tensor) -> float:
     for matrix in (U, V):
         if not gram_error(matrix.T) < 1e-3:
             raise InputError("the columns are not orthonormal; take the Q of a QR decomposition")
-    return float((U.T @ V.to(U)).double().square().sum()) / min(U.shape[1], V.shape[1])
+    products = torch.stack([HERE.dots(U.T, v) for v in V.to(U).unbind(1)])
+    return float(products.square().sum()) / min(U.shape[1], V.shape[1])
 
 
 def _extremes(search: Search, confirmed: bool) -> Extremes:
@@ -293,12 +302,12 @@ def _check_options(tol: float, floor: float, confirm: int, max_products: int, k:
         raise InputError(f"max_products={max_products} cannot find {k} pairs; choose at least {k}")
 
 
-def _check_sizes(start: Tensor, wanted: tuple[int, int], basis: int | None) -> int:
+def _check_sizes(start: Tensor, space: Space, wanted: tuple[int, int], basis: int | None) -> int:
     """The number of basis vectors to hold."""
     if start.ndim not in (1, 2) or start.numel() == 0 or not start.is_floating_point():
         shape = tuple(start.shape)
         raise InputError(f"start has {start.dtype}, shape {shape}; give floats (d,) or (d, b)")
-    d, block, k = len(start), start.numel() // len(start), sum(wanted)
+    d, block, k = space.dimension(start), start.numel() // len(start), sum(wanted)
     if min(wanted) < 0 or not 1 <= k <= d:
         raise InputError(f"largest={wanted[0]}, smallest={wanted[1]}; choose 1 to d={d} in all")
     if block > d:

@@ -18,33 +18,24 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lsa.maths.spaces import HERE, Space
 from lsa.runtime.errors import InputError, NotFinite
+
+COLUMNS = 1 << 16  # of the basis that are copied at once
 
 Matvec = Callable[[Tensor], Tensor]
 """v `(d,)` ↦ A v `(d,)`, A symmetric."""
 
 
-def orthogonalise(w: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
-    """w − VᵀVw for orthonormal rows V `(j, d)`, and the coefficients Vw `(j,)`.
+def orthogonalise(w: Tensor, V: Tensor, space: Space = HERE) -> tuple[Tensor, Tensor]:
+    """w − VᵀVw for orthonormal rows V `(j, d)`, and the coefficients Vw `(j,)` in float64.
 
     Classical Gram–Schmidt, twice: that is enough (Giraud, Langou & Rozložník 2005).
     """
-    first = _inner(V, w)
-    w = torch.addmv(w, V.T, first, alpha=-1)
-    second = _inner(V, w)
-    return torch.addmv(w, V.T, second, alpha=-1), first + second
-
-
-def _inner(V: Tensor, w: Tensor) -> Tensor:
-    """Vw, its pieces added up in float64: at d = 2e5 that gains a digit and costs no time."""
-    size = max(1 << 14, len(w) // 256)
-    parts = zip(V.split(size, dim=1), w.split(size), strict=True)
-    return torch.stack([a @ b for a, b in parts]).double().sum(0).to(w)
-
-
-def length(w: Tensor) -> Tensor:
-    """|w| in the dtype of w, summed in float64: float32 sums lose digits from d = 1e5 on."""
-    return torch.linalg.vector_norm(w, dtype=torch.float64).to(w)
+    first = space.dots(V, w)
+    w = torch.addmv(w, V.T, first.to(w), alpha=-1)
+    second = space.dots(V, w)
+    return torch.addmv(w, V.T, second.to(w), alpha=-1), first + second
 
 
 def apply(matvec: Matvec, v: Tensor) -> Tensor:
@@ -68,12 +59,13 @@ def negligible(rest: float, scale: float, dtype: torch.dtype) -> bool:
     return rest <= 10 * torch.finfo(dtype).eps * scale
 
 
-def gram_error(V: Tensor) -> float:
+def gram_error(V: Tensor, space: Space = HERE) -> float:
     """max |V Vᵀ − I|: how far the rows of V are from orthonormal."""
-    gram = torch.eye(len(V), dtype=torch.float64, device=V.device).neg()
-    for part in V.split(1 << 16, dim=1):  # in pieces: all of V in float64 may not fit
+    gram = torch.zeros(len(V), len(V), dtype=torch.float64, device=V.device)
+    for part in V.split(COLUMNS, dim=1):  # in pieces: all of V in float64 may not fit
         gram += part.double() @ part.double().T
-    return float(gram.abs().max())
+    gram = space.total(gram)
+    return float((gram - torch.eye(len(V), dtype=torch.float64, device=V.device)).abs().max())
 
 
 @dataclass(frozen=True)
@@ -103,13 +95,17 @@ class Krylov:
     Args:
         start: Start vector `(d,)` or block `(d, b)`.
         basis: Most rows held.
+        space: Of the vectors; where processes share them, each has a part of every row.
     """
 
-    def __init__(self, start: Tensor, basis: int) -> None:
+    def __init__(self, start: Tensor, basis: int, space: Space = HERE) -> None:
         columns = start.detach().reshape(len(start), -1)
-        self.d, self.block = columns.shape
+        self.space, self.block = space, columns.shape[1]
+        self.d = space.dimension(columns)
         self.basis = basis
-        self.V = columns.new_empty(min(basis, max(16, 2 * self.block)), self.d)
+        # A CPU gives memory when it is written to, so there all rows are asked for at once.
+        rows = basis if columns.device.type == "cpu" else min(basis, max(16, 2 * self.block))
+        self.V = columns.new_empty(rows, len(columns))
         self.T = torch.zeros(basis, basis, dtype=torch.float64)
         self.done = self.count = self.products = 0
         self.asymmetry = self.scale = 0.0
@@ -119,8 +115,8 @@ class Krylov:
     def multiply(self, matvec: Matvec) -> bool:
         """Multiply the first waiting row and append the new part of the product, if any is left."""
         j, n = self.done, self.count
-        w, c = orthogonalise(apply(matvec, self.V[j]), self.V[:n])
-        c = to_host(torch.cat([c, length(w)[None]]))  # the only synchronisation
+        w, c = orthogonalise(apply(matvec, self.V[j]), self.V[:n], self.space)
+        c = to_host(torch.cat([c, self.space.length(w)[None]]))  # the only synchronisation
         self.T[:n, j] = c[:n]
         self.done, self.products = j + 1, self.products + 1
         self.scale = max(self.scale, float(c.abs().max()))
@@ -153,7 +149,9 @@ class Krylov:
         T[:k, :k] = S.T @ self.T[:m, :m] @ S
         T[k : k + n - m, :k] = self.T[m:n, :m] @ S
         self.T, self.done, self.count = T, k, k + n - m
-        self.V[: self.count] = torch.cat([S.T.to(self.V) @ self.V[:m], self.V[m:n]])
+        S = S.T.to(self.V)
+        for columns in self.V.split(COLUMNS, dim=1):  # in place: a second basis may not fit
+            columns[: self.count] = torch.cat([S @ columns[:m], columns[m:n]])
 
     def append_random(self, rng: torch.Generator, wanted: tuple[int, int]) -> bool:
         """Put a random row first in the queue; False where no row is new or none fits.
@@ -164,10 +162,10 @@ class Krylov:
         waiting = self.count - self.done
         if self.count == self.d or waiting + 1 + sum(wanted) + 2 > self.basis < self.d:
             return False
-        w = torch.randn(self.d, generator=rng, device=rng.device).to(self.V)
+        w = self.space.normal(self.V[0], rng)
         for _ in range(2):  # little of w is left when the basis nearly spans the space
-            w, _ = orthogonalise(w / length(w), self.V[: self.count])
-        self._append(w / length(w))
+            w, _ = orthogonalise(self._unit(w), self.V[: self.count], self.space)
+        self._append(self._unit(w))
         self.put_first(-1)
         return True
 
@@ -185,24 +183,26 @@ class Krylov:
     def errors(self) -> tuple[float, float]:
         """Loss of orthogonality of the basis, and asymmetry of the operator."""
         self._note_asymmetry()
-        return gram_error(self.V[: self.count]), self.asymmetry
+        return gram_error(self.V[: self.count], self.space), self.asymmetry
+
+    def _unit(self, w: Tensor) -> Tensor:
+        return w / self.space.length(w).to(w)
 
     def _append(self, row: Tensor) -> None:
         if self.count == len(self.V):
             more = min(self.basis, 2 * self.count) - self.count
-            self.V = torch.cat([self.V, self.V.new_empty(more, self.d)])
+            self.V = torch.cat([self.V, self.V.new_empty(more, self.V.shape[1])])
         self.V[self.count] = row
         self.count += 1
 
     def _append_start(self, column: Tensor) -> None:
-        column = column / length(column)
-        w, _ = orthogonalise(column, self.V[: self.count])
-        if not length(w) > 1e3 * torch.finfo(w.dtype).eps:
+        w, _ = orthogonalise(self._unit(column), self.V[: self.count], self.space)
+        if not self.space.length(w) > 1e3 * torch.finfo(w.dtype).eps:
             raise InputError(
                 "start is zero, not finite or has dependent columns; draw it at random"
             )
-        w, _ = orthogonalise(w / length(w), self.V[: self.count])
-        self._append(w / length(w))
+        w, _ = orthogonalise(self._unit(w), self.V[: self.count], self.space)
+        self._append(self._unit(w))
 
     def _note_asymmetry(self) -> None:
         T = self.T[: self.done, : self.done]

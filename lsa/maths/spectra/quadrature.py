@@ -14,9 +14,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lsa.maths.spaces import HERE, Space
 from lsa.maths.spectra.krylov import Matvec
 from lsa.maths.spectra.rules import gauss_rule, sign_masses, tridiagonalise
-from lsa.maths.spectra.trace import Estimate, mean, rademacher
+from lsa.maths.spectra.trace import Estimate, mean
 from lsa.runtime.errors import InputError
 from lsa.runtime.progress import Report
 
@@ -189,6 +190,7 @@ def spectral_density(
     known: tuple[Tensor, Tensor] | None = None,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
+    space: Space = HERE,
     report: Report | None = None,
 ) -> Quadrature:
     """Stochastic Lanczos quadrature of the spectrum of A: `probes` rules of `steps` nodes.
@@ -197,7 +199,7 @@ def spectral_density(
 
     Args:
         matvec: v `(d,)` ↦ A v `(d,)`.
-        dimension: d.
+        dimension: d, or that of this process's part.
         rng: Source of the probes, which are random signs.
         probes: Number of probes; 10 as in Ghorbani et al. (2019).
         steps: Lanczos steps per probe, no more than d; 90 as in Ghorbani et al. (2019).
@@ -205,6 +207,7 @@ def spectral_density(
             contribute to the traces is then exact.
         dtype: Floating type of the vectors; nodes and weights are float64 in any case.
         device: Device of the vectors.
+        space: Of the vectors; where processes share them, each has a part.
         report: Called as `report(done, probes, text)` after every probe.
 
     Raises:
@@ -212,7 +215,9 @@ def spectral_density(
     """
     if min(dimension, probes, steps) < 1:
         raise InputError(f"dimension={dimension}, probes={probes}, steps={steps}; all must be ≥ 1")
-    m = min(steps, dimension)
+    like = torch.empty(dimension, dtype=dtype, device=device)
+    d = space.dimension(like)
+    m = min(steps, d)
     nodes = torch.empty(probes, m, dtype=torch.float64)
     weights = torch.zeros(probes, m, dtype=torch.float64)
     values, vectors = known or (torch.zeros(0), torch.zeros(dimension, 0))
@@ -221,9 +226,9 @@ def spectral_density(
     masses = torch.empty(probes, 4, dtype=torch.float64)
     products = 0
     for i in range(probes):
-        v = rademacher(dimension, rng, dtype, device)
-        shares[i] = (vectors.T @ v).double().square().cpu()
-        alpha, beta = tridiagonalise(matvec, v, m)
+        v = space.signs(like, rng)
+        shares[i] = space.dots(vectors.T, v).square().cpu()
+        alpha, beta = tridiagonalise(matvec, v, m, space)
         theta, w = gauss_rule(alpha, beta)
         n = len(theta)  # fewer than m after a breakdown: repeat the last node with no weight
         nodes[i, :n], nodes[i, n:], weights[i, :n] = theta, theta[-1], w
@@ -231,7 +236,7 @@ def spectral_density(
         products += n
         if report:
             report(i + 1, probes, f"λ {float(theta[0]):.4g} … {float(theta[-1]):.4g}")
-    return Quadrature(dimension, nodes, weights, products, values, shares, masses)
+    return Quadrature(d, nodes, weights, products, values, shares, masses)
 
 
 def _bulk_edge(theta: Tensor, mass: Tensor, median: float) -> tuple[int, float]:

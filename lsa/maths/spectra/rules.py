@@ -5,10 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lsa.maths.spectra.krylov import Matvec, apply, length, negligible, orthogonalise, to_host
+from lsa.maths.spaces import HERE, Space
+from lsa.maths.spectra.krylov import Matvec, apply, negligible, orthogonalise, to_host
 
 
-def tridiagonalise(matvec: Matvec, start: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+def tridiagonalise(
+    matvec: Matvec, start: Tensor, steps: int, space: Space = HERE
+) -> tuple[Tensor, Tensor]:
     """Lanczos coefficients α, β of T = tridiag(β, α, β) = Vᵀ A V, V spanning the Krylov space.
 
     Every vector is orthogonalised against all earlier ones: without that, in floating-point
@@ -18,17 +21,18 @@ def tridiagonalise(matvec: Matvec, start: Tensor, steps: int) -> tuple[Tensor, T
         matvec: v `(d,)` ↦ A v `(d,)`.
         start: First vector `(d,)`, of any length but zero.
         steps: Most steps; fewer are returned when the Krylov space is exhausted.
+        space: Of the vectors.
 
     Returns:
         α `(m,)` and β `(m,)` in float64; β[m − 1] couples to the vector that would come next.
     """
     V = start.new_empty(steps, len(start))
-    V[0] = start / length(start)
+    V[0] = start / space.length(start).to(start)
     alpha, beta = [], []
     scale = 0.0
     for j in range(steps):
-        w, c = orthogonalise(apply(matvec, V[j]), V[: j + 1])
-        pair = to_host(torch.stack([c[j], length(w)]))
+        w, c = orthogonalise(apply(matvec, V[j]), V[: j + 1], space)
+        pair = to_host(torch.stack([c[j], space.length(w)]))
         alpha.append(float(pair[0]))
         beta.append(float(pair[1]))
         scale = max(scale, *pair.abs().tolist())

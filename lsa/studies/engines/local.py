@@ -13,7 +13,7 @@ from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, Protocol
 
-from lsa.runtime import signals
+from lsa.runtime import heap, signals
 from lsa.studies import progress
 from lsa.studies.engines import workers
 from lsa.tracking import recording, store
@@ -169,6 +169,7 @@ def _begin(
         signal.signal(number, signal.SIG_DFL)  # idle, it has nothing to end
     os.environ.pop("MLFLOW_RUN_ID", None)  # that is the study's
     warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated")
+    heap.keep()
     torch.set_num_threads(threads)
     store.use(uri, registry)
     if parent:

@@ -21,8 +21,8 @@ from typing import Any
 
 import psutil
 
-from lsa.runtime import signals
-from lsa.runtime.errors import InputError
+from lsa.runtime import heap, signals
+from lsa.runtime.errors import InputError, first_line
 from lsa.studies import progress
 from lsa.studies.engines import local
 from lsa.tracking import recording, runs, store
@@ -73,7 +73,7 @@ def connect(address: str | None) -> Cluster:
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         ray.init(where, **quiet, **(local if where == "local" else {}))
     except (ConnectionError, RuntimeError, ValueError) as error:
-        reason = (str(error).splitlines() or ["no answer"])[0]
+        reason = first_line(error)
         raise InputError(f"cannot join the Ray cluster at {where}: {reason}") from None
     finally:
         signal.signal(signal.SIGTERM, own)  # Ray's would exit without ending the study's run
@@ -222,7 +222,7 @@ def _settle(outcome: Future, done: Future) -> None:
     elif isinstance(error, exceptions.RayTaskError):
         outcome.set_exception(error.cause)
     else:  # the system's
-        reason = (str(error).splitlines() or [""])[0]
+        reason = first_line(error)
         outcome.set_exception(
             InputError(f"its worker was lost {RETRIES + 1} times (out of memory?): {reason}")
         )
@@ -264,6 +264,7 @@ def _begin(uri: str, registry: str, parent: str, project: str, folder: str, thre
         os.chdir(folder)
     os.environ.pop("MLFLOW_RUN_ID", None)  # that is the study's
     warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated")
+    heap.keep()
     torch.set_num_threads(threads)
     store.use(uri, registry)
     recording.adopt(parent)

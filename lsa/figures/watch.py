@@ -1,0 +1,72 @@
+"""What was measured during a training, over its steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from lsa.figures.axes import PANEL, make_logarithmic
+
+Column = Callable[[str], tuple[Sequence[float], Sequence[float]]]
+"""Name → steps and values; both empty where it was not measured."""
+
+PANELS: tuple[tuple[str, bool, tuple[tuple[str, str], ...]], ...] = (
+    ("loss", False, (("loss", "training"), ("probe_loss", "probe set"))),
+    (
+        "sharpness (loss)",
+        True,
+        (
+            ("lambda_max", "λ_max"),
+            ("sharpness", "λ_max of P⁻¹H"),
+            ("threshold", "stability threshold"),
+            ("batch_sharpness", "on batches"),
+            ("directional_sharpness", "along the update"),
+        ),
+    ),
+    ("critical factor", True, (("critical_factor", "how much longer the step could be"),)),
+    ("noise scale (samples)", True, (("noise_scale", "gradient noise scale"),)),
+    ("norm", True, (("gradient_norm", "gradient"), ("update_norm", "update"))),
+    ("update/weight", True, (("update_ratio", "|u|/|θ|"),)),
+)
+FEW = 40  # points that are marked
+
+
+def draw(column: Column, title: str, alarms: Sequence[int] = ()) -> Figure:
+    """A panel for each group of numbers that was measured.
+
+    Args:
+        column: What was measured.
+        title: Of the figure.
+        alarms: Steps that are marked in every panel.
+    """
+    groups = [g for g in PANELS if any(len(column(name)[0]) for name, _ in g[2])]
+    columns = 2 if len(groups) > 1 else 1
+    rows = max(1, -(-len(groups) // columns))
+    figure = Figure((PANEL[0] * columns, 0.75 * PANEL[1] * rows), layout="constrained", dpi=120)
+    panels = figure.subplots(rows, columns, squeeze=False).flat
+    figure.suptitle(title)
+    for panel, (label, logarithmic, lines) in zip(panels, groups, strict=False):
+        _panel(panel, column, label, logarithmic, lines)
+        for step in alarms:
+            panel.axvline(step, color="tab:red", linewidth=0.8, linestyle=":")
+    for panel in [*panels][len(groups) :]:
+        panel.set_axis_off()
+    return figure
+
+
+def _panel(
+    panel: Any, column: Column, label: str, logarithmic: bool, lines: Sequence[tuple[str, str]]
+) -> None:
+    for name, text in lines:
+        steps, values = column(name)
+        if len(steps):
+            mark = "." if len(steps) <= FEW else None
+            style = {"color": "black", "linestyle": "--"} if name == "threshold" else {}
+            panel.plot(steps, values, label=text, marker=mark, linewidth=1, **style)
+    if logarithmic:
+        make_logarithmic(panel, y=True)
+    panel.set_ylabel(label)
+    panel.set_xlabel("step")
+    panel.legend(frameon=False, fontsize=8)

@@ -1,0 +1,137 @@
+"""A few fixed batches, on which the loss around a training's weights is measured."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from lsa.landscape import Landscape
+from lsa.landscape.batches import moved
+from lsa.landscape.network import Network, unwrapped
+from lsa.landscape.terms import Objective
+from lsa.landscape.weighing import Loss
+from lsa.runtime.errors import InputError
+from lsa.watching.undisturbed import undisturbed
+from lsa.watching.weights import Weights
+
+MOST = 8  # batches that are read
+PARTS = 8  # equal parts of them, whose gradients tell the noise
+
+
+class ProbeSet:
+    """The loss L(θ) of a model on fixed batches, in evaluation mode, and what is derived of it.
+
+    The model is not copied: θ is put into it for a computation, and everything is as before after
+    it. The batches are read once, at most eight, and kept.
+
+    Args:
+        model: That is trained; DDP and `torch.compile` are looked through.
+        weights: That θ is made of.
+        batches: Any iterable of batches, or one pair of tensors.
+        loss: `(outputs, targets) → scalar` for pairs; default cross entropy.
+        objective: `(model, batch) → lsa.Terms`, in place of a loss.
+
+    Raises:
+        InputError: No batches, sharded weights, or what `Landscape` refuses.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        weights: Weights,
+        batches: Iterable[Any],
+        loss: Loss | None = None,
+        objective: Objective | None = None,
+    ) -> None:
+        if weights.sharded:
+            raise InputError(
+                "curvature is not measured on sharded weights (FSDP); leave out batches=, or watch "
+                "a run on one device"
+            )
+        self._model = unwrapped(model)
+        self._names = set(weights.names)
+        with undisturbed([], batches):
+            pair = isinstance(batches, tuple) and all(isinstance(t, Tensor) for t in batches)
+            self._batches = [batches] if pair else [*itertools.islice(batches, MOST)]
+        if not self._batches:
+            raise InputError("batches= gives no batch; give a list of at least one")
+        self._loss: Loss = F.cross_entropy if loss is None else loss
+        self._objective = objective
+        self._whole: Landscape | None = None
+        self._parts: list[Landscape] = []
+        self._given: list[Landscape] = []
+
+    def buffers(self) -> Iterator[Tensor]:
+        """The network's buffers."""
+        return self._model.buffers()
+
+    def ready(self) -> None:
+        """Make the landscapes, where the model is now; once."""
+        if self._whole is not None:
+            return
+        device = next(self._model.parameters()).device
+        given = [moved(batch, device) for batch in self._batches]
+        pairs = self._objective is None and all(_is_pair(batch) for batch in given)
+        parts = _cut(given)
+        chosen = {"copy": False, "parameters": lambda name, _: name in self._names}
+        if pairs:
+            x, y = (torch.cat(tensors) for tensors in zip(*given, strict=True))
+            whole = Landscape(self._model, x, y, self._loss, **chosen)
+            self._given = [whole.with_data(*batch) for batch in given]
+            self._parts = [whole.with_data(*part) for part in parts]
+        else:
+            options = {"loss": self._loss, "objective": self._objective, **chosen}
+            whole = Landscape(self._model, given, device=device, **options)
+            self._given = [whole.with_data([batch]) for batch in given]
+            self._parts = [whole.with_data([part]) for part in parts]
+        self._whole, self._batches = whole, []
+
+    def landscape(self) -> Landscape:
+        """L on all batches, of the network as it is now."""
+        assert self._whole is not None
+        return self._now(self._whole)
+
+    def parts(self) -> list[Landscape]:
+        """L on each of some parts of equal size; fewer than three where there are none."""
+        return [self._now(part) for part in self._parts]
+
+    def given(self) -> list[Landscape]:
+        """L on each of the batches as they were given."""
+        return [self._now(one) for one in self._given]
+
+    def _now(self, landscape: Landscape) -> Landscape:
+        """A landscape with the buffers that the network has now, which are put back after use."""
+        network = Network(self._model, landscape.network.names, keeps_mode=True)
+        return landscape.changed(network=network)
+
+
+def _is_pair(batch: Any) -> bool:
+    return isinstance(batch, tuple | list) and [type(t) for t in batch] == [Tensor, Tensor]
+
+
+def _length(batch: Any) -> int | None:
+    """Samples of a batch, where all its tensors are equally long."""
+    lengths = {len(t) if t.ndim else 0 for t in tree_leaves(batch) if isinstance(t, Tensor)}
+    return lengths.pop() if len(lengths) == 1 else None
+
+
+def _cut(batches: list[Any]) -> list[Any]:
+    """Parts of equal size, about eight; the batches themselves where they cannot be cut."""
+    lengths = [_length(batch) for batch in batches]
+    if None in lengths:
+        return batches
+    size = max(1, sum(n or 0 for n in lengths) // PARTS)
+    return [
+        part for batch, n in zip(batches, lengths, strict=True) for part in _slices(batch, n, size)
+    ]
+
+
+def _slices(batch: Any, n: int | None, size: int) -> Iterator[Any]:
+    for start in range(0, (n or 0) - size + 1, size):
+        yield tree_map(lambda t, i=start: t[i : i + size] if isinstance(t, Tensor) else t, batch)

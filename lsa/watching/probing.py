@@ -1,0 +1,72 @@
+"""What is measured on the probe set after a step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lsa.runtime.errors import InputError
+from lsa.watching import noise, spectrum
+from lsa.watching.along import along
+from lsa.watching.probe_set import ProbeSet
+from lsa.watching.undisturbed import undisturbed
+
+USUAL = ("update", "noise")
+KINDS = (*USUAL, "sharpness", "batch_sharpness")
+
+Tried = Callable[[str, Callable[[], Mapping[str, float]]], Mapping[str, float] | None]
+"""`(name, work) → numbers`, or None where the work has failed, now or before."""
+
+
+class Probing:
+    """Measurements on a probe set, one after the other at the same weights.
+
+    Args:
+        probe_set: Where L is known.
+        optimizers: Of the training.
+        kinds: Which of `KINDS`.
+
+    Raises:
+        InputError: An unknown kind.
+    """
+
+    def __init__(
+        self, probe_set: ProbeSet, optimizers: Sequence[Optimizer], kinds: Sequence[str] = USUAL
+    ) -> None:
+        for kind in kinds:
+            if kind not in KINDS:
+                raise InputError(f"measure={kind!r} is unknown; choose from {', '.join(KINDS)}")
+        self._probe_set, self._kinds = probe_set, tuple(kinds)
+        self._optimizer = optimizers[0] if len(optimizers) == 1 else None
+        self._spectrum = spectrum.Spectrum()
+
+    def measure(self, before: list[Tensor], tried: Tried) -> dict[str, float]:
+        """All numbers after a step.
+
+        Args:
+            before: The parameters before the step.
+            tried: Runs the work of each kind.
+        """
+        probe_set = self._probe_set
+        with undisturbed([*probe_set.buffers()]):
+            probe_set.ready()
+            landscape = probe_set.landscape()
+            theta = landscape.theta
+            start = torch.cat([p.reshape(-1).to(theta.dtype) for p in before])
+            update = theta - start
+            square = float(update.double() @ update.double())
+            work: dict[str, Callable[[], Mapping[str, float]]] = {
+                "noise": lambda: noise.of_probe_set(probe_set.parts(), theta),
+                "sharpness": lambda: self._spectrum.measure(landscape, theta, self._optimizer),
+                "batch_sharpness": lambda: spectrum.batch_sharpness(probe_set.given(), theta),
+            }
+            if square > 0:
+                work["update"] = lambda: along(landscape, start, update).numbers(square)
+            found: dict[str, float] = {}
+            for kind in self._kinds:
+                if kind in work:
+                    found |= tried(kind, work[kind]) or {}
+        return found

@@ -1,0 +1,263 @@
+"""Numbers on the probe set against exact ones in float64."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parameters_to_vector
+
+import lsa
+from lsa.watching.along import along
+
+
+class Exact:
+    """L of a network on some samples in float64, with all of its derivatives."""
+
+    def __init__(self, model: nn.Module, x: Tensor, y: Tensor) -> None:
+        self.model, self.x, self.y = copy.deepcopy(model).double().eval(), x.double(), y
+
+    def each(self, theta: Tensor) -> Tensor:
+        """(N,)"""
+        shapes = {name: p for name, p in self.model.named_parameters()}
+        parts = theta.split([p.numel() for p in shapes.values()])
+        named = {n: t.view_as(p) for (n, p), t in zip(shapes.items(), parts, strict=True)}
+        outputs = torch.func.functional_call(self.model, named, (self.x,))
+        return F.cross_entropy(outputs, self.y, reduction="none")
+
+    def loss(self, theta: Tensor) -> Tensor:
+        return self.each(theta).mean()
+
+    def gradients(self, theta: Tensor) -> Tensor:
+        """(N, d)"""
+        return torch.autograd.functional.jacobian(self.each, theta)  # pyright: ignore
+
+    def hessian(self, theta: Tensor) -> Tensor:
+        return torch.autograd.functional.hessian(self.loss, theta)  # pyright: ignore
+
+
+watched = functools.partial(lsa.watch, budget=None, track=False)
+
+
+def setting(width: int = 10) -> tuple[nn.Module, Tensor, Tensor]:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, width), nn.Tanh(), nn.Linear(width, 3))
+    x = torch.randn(64, 5)
+    return model, x, (x @ torch.randn(5, 3)).argmax(1)
+
+
+def train(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    x: Tensor,
+    y: Tensor,
+    steps: int,
+    batch: int = 16,
+) -> list[Tensor]:
+    """Weights in float64 before the first step and after each."""
+    at = [parameters_to_vector(model.parameters()).detach().double()]
+    for i in range(steps):
+        part = slice(i * batch % len(x), i * batch % len(x) + batch)
+        optimizer.zero_grad()
+        F.cross_entropy(model(x[part]), y[part]).backward()
+        optimizer.step()
+        at.append(parameters_to_vector(model.parameters()).detach().double())
+    return at
+
+
+MAKERS = {
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.3, momentum=0.9),
+    "adamw": lambda p: torch.optim.AdamW(p, lr=0.02),
+}
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_along_the_update(name: str):
+    model, x, y = setting()
+    optimizer = MAKERS[name](model.parameters())
+    watch = watched(model, optimizer, batches=(x, y), measure=["update"], every=1, strict=True)
+    exact = Exact(model, x, y)
+    with watch:
+        at = train(model, optimizer, x, y, 12)
+    crossings = 0
+    for row, start, end in zip(watch.rows, at[:-1], at[1:], strict=True):
+        u = end - start
+        H, each = exact.hessian(start), exact.gradients(start)
+        slope, curvature = float(each.mean(0) @ u), float(u @ H @ u)
+        # The fourth derivative is left: within 1 % of the largest curvature that u could have.
+        scale = float(torch.linalg.matrix_norm(H, 2) * (u @ u))
+        assert row["directional_sharpness"] * float(u @ u) == pytest.approx(
+            curvature, abs=0.01 * scale, rel=0.01
+        )
+        assert row["probe_loss"] == pytest.approx(float(exact.loss(start)), rel=1e-6)
+        change = float(exact.loss(end) - exact.loss(start))
+        assert row["gain"] == pytest.approx(-change, rel=1e-3, abs=1e-6)
+        assert row["gain_first_order"] == pytest.approx(-slope, rel=0.01, abs=1e-4)
+        error = float((each @ u).std()) / math.sqrt(len(x))
+        assert row["gain_first_order_se_data"] == pytest.approx(error, rel=0.02)
+        assert row["gain_second_order"] == pytest.approx(-slope - curvature / 2, rel=0.02, abs=3e-4)
+        if slope < 0:
+            factor = first_crossing(lambda s, start=start, u=u: float(exact.loss(start + s * u)))
+            assert row.get("critical_factor", math.nan) == pytest.approx(
+                factor, rel=0.03, nan_ok=True
+            )
+            crossings += math.isfinite(factor)
+        else:
+            assert "critical_factor" not in row
+    assert crossings >= 6
+
+
+def first_crossing(loss) -> float:
+    """By scan, then bisection."""
+    at0 = loss(0.0)
+    grid = np.geomspace(0.02, 64, 400)
+    above = next((i for i, s in enumerate(grid) if loss(s) > at0), None)
+    if above is None:
+        return math.nan
+    low, high = grid[above - 1] if above else 0.0, grid[above]
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (low, middle) if loss(middle) > at0 else (middle, high)
+    return high
+
+
+@pytest.mark.parametrize("length", [1.0, 1e-2, 1e-3, 1e-4, 1e-5])
+def test_short_updates_are_measured_far_enough_or_left_out(length: float):
+    model, x, y = setting()
+    landscape = lsa.Landscape(model, x, y)
+    exact = Exact(model, x, y)
+    start = landscape.theta
+    u = torch.randn(len(start), generator=torch.Generator().manual_seed(1))
+    u *= length / u.norm()
+    H = exact.hessian(start.double())
+    truth = float(u.double() @ H @ u.double())
+    found = along(landscape, start, u)
+    if length >= 1e-2:
+        assert found.curvature == pytest.approx(truth, rel=0.03)
+    elif math.isfinite(found.curvature):
+        assert found.curvature == pytest.approx(truth, rel=1.0)
+    else:
+        assert length <= 1e-4
+        assert "directional_sharpness" not in found.numbers(length**2)
+
+
+def test_noise_scale_of_the_probe_set_is_unbiased():
+    model, x, y = setting()
+    x, y = x.repeat(8, 1) + 0.3 * torch.randn(512, 5), y.repeat(8)
+    theta = parameters_to_vector(model.parameters()).detach().double()
+    g = Exact(model, x, y).gradients(theta)
+    trace = float((g - g.mean(0)).square().sum(1).mean())
+    signal = float(g.mean(0).square().sum())
+    inside, traces, signals = 0, [], []
+    rng = torch.Generator().manual_seed(5)
+    for _ in range(40):
+        chosen = torch.randperm(512, generator=rng)[:64]
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+        with watched(
+            model,
+            optimizer,
+            batches=(x[chosen], y[chosen]),
+            measure=["noise"],
+            every=1,
+            strict=True,
+        ) as watch:
+            train(model, optimizer, x, y, 1)
+        row = watch.rows[0]
+        traces.append(row["noise_trace"])
+        signals.append(row["gradient_squared"])
+        inside += abs(signals[-1] - signal) <= 2.36 * row["gradient_squared_se_data"]
+    for values, truth in ((traces, trace), (signals, signal)):
+        error = np.std(values) / math.sqrt(len(values))
+        assert abs(np.mean(values) - truth) < 3 * error
+        assert error < 0.1 * truth
+    assert inside >= 34  # of 40, at a level of 95 %
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_sharpness_against_the_dense_hessian(name: str):
+    model, x, y = setting()
+    optimizer = MAKERS[name](model.parameters())
+    watch = watched(model, optimizer, batches=(x, y), measure=["sharpness"], every=3, strict=True)
+    exact, checked = Exact(model, x, y), 0
+
+    def check(*_) -> None:
+        nonlocal checked
+        row = watch.rows[-1]
+        if "lambda_max" not in row:
+            return
+        H = exact.hessian(parameters_to_vector(model.parameters()).detach().double())
+        top = float(torch.linalg.eigvalsh(H)[-1])
+        assert row["lambda_max"] == pytest.approx(top, rel=2e-3)
+        assert row["lambda_max_residual"] <= 0.021 * top
+        state = lsa.training.stability.read(optimizer, list(model.parameters()))
+        P = state.preconditioner(torch.zeros(len(H)))
+        assert P is not None
+        root = P.diagonal.rsqrt()
+        felt = float(torch.linalg.eigvalsh(root[:, None] * H * root)[-1])
+        assert row["sharpness"] == pytest.approx(felt, rel=2e-3)
+        limit = state.threshold
+        assert limit is not None
+        assert row["threshold_ratio"] == pytest.approx(felt / limit[0], rel=2e-3)
+        checked += 1
+
+    handle = optimizer.register_step_post_hook(check)
+    with watch:
+        train(model, optimizer, x, y, 30)
+    handle.remove()
+    assert checked == 10
+
+
+def test_batch_sharpness():
+    model, x, y = setting()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    batches = [(x[i : i + 16], y[i : i + 16]) for i in range(0, 64, 16)]
+    with watched(model, optimizer, batches=batches, measure=["batch_sharpness"], every=1) as watch:
+        at = train(model, optimizer, x, y, 1)
+    values = []
+    for part in batches:
+        exact = Exact(model, *part)
+        g = exact.gradients(at[1]).mean(0)
+        values.append(float(g @ exact.hessian(at[1]) @ g / (g @ g)))
+    row = watch.rows[0]
+    assert row["batch_sharpness"] == pytest.approx(np.mean(values), rel=1e-3)
+    assert row["batch_sharpness_se_data"] == pytest.approx(np.std(values, ddof=1) / 2, rel=1e-2)
+
+
+def test_an_objective_gives_the_same_numbers():
+    model, x, y = setting()
+    rows = []
+    for options in ({}, {"objective": lsa.objectives.supervised()}):
+        twin = copy.deepcopy(model)
+        optimizer = torch.optim.SGD(twin.parameters(), lr=0.1)
+        batches = [(x[:32], y[:32]), (x[32:], y[32:])]
+        kinds = ["update", "noise", "sharpness", "batch_sharpness"]
+        with watched(twin, optimizer, batches=batches, measure=kinds, every=1, **options) as watch:
+            train(twin, optimizer, x, y, 2)
+        rows.append(watch.rows[-1])
+    rows = [{k: v for k, v in row.items() if k != "overhead"} for row in rows]
+    assert rows[1] == pytest.approx(rows[0], rel=1e-2, abs=1e-4)
+
+
+def test_a_budget_wins_over_every():
+    model, x, y = setting(200)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with watched(model, optimizer, batches=(x, y), every=1, budget=0.2) as watch:
+        train(model, optimizer, x, y, 800)
+    measured = watch.history.probe_loss.notna().sum()
+    assert 1 <= measured < 400
+    assert watch.rows[-1]["overhead"] < 0.4  # of a step so small that even the hooks cost
+
+
+def test_bad_input():
+    model, x, y = setting()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(lsa.InputError, match="choose from update, noise"):
+        watched(model, optimizer, batches=(x, y), measure=["hessian"])
+    with pytest.raises(lsa.InputError, match="gives no batch"):
+        watched(model, optimizer, batches=[])
