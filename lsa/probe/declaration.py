@@ -37,7 +37,6 @@ INPUTS = {
     "others": "parameters of up to two further checkpoints by name, where such are given",
     "trajectory": "a function: epoch → parameters of every checkpoint that the training kept",
     "optimizer": "the optimizer as of the checkpoint: options, preconditioner and next step",
-    "start": "a direction to start an eigensolver from, or None: what the last checkpoint found",
     "rng": "the probe's own random generator, on the CPU",
     "memory": "name → numbers, kept until the step has finished, though its process be killed",
     "report": "progress, `report(done, total, text)`",
@@ -101,7 +100,7 @@ class Probe:
         given = {**dict(zip(self.inputs, inputs, strict=False)), **given}
         rng_seed = arguments.whole("rng_seed", given.pop("rng_seed", 0))
         rng = torch.Generator().manual_seed(rng_seed)
-        usual = {"rng": rng, "report": lambda *_: None, "start": None}
+        usual = {"rng": rng, "report": lambda *_: None}
         usual |= {"others": {}, "trajectory": dict, "memory": {}, **self.optional}
         given = {**usual, **given}
         if "theta" not in given and "landscape" in given:

@@ -72,7 +72,6 @@ def lanczos(
     theta: Tensor,
     rng: torch.Generator,
     report: Report,
-    start: Tensor | None = None,
     *,
     k: Annotated[int, "eigenvalues wanted at the upper end"] = 3,
     k_min: Annotated[int, "eigenvalues wanted at the lower end; 0 leaves it out"] = 1,
@@ -110,11 +109,9 @@ def lanczos(
     """
     _check(landscape, k, k_min, density_probes, density_steps)
     hessian = landscape.hessian(theta)
-    if start is None:
-        start = landscape.gradient(theta)
     extremes = eigenpairs.lanczos(
         hessian,
-        eigenpairs.start_vector(theta, rng, start),
+        eigenpairs.start_vector(theta, rng, landscape.gradient(theta)),
         rng=rng,
         largest=k,
         smallest=k_min,

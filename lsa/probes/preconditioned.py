@@ -52,7 +52,6 @@ def preconditioned(
     optimizer: OptimizerState | Optimizer,
     rng: torch.Generator,
     report: Report,
-    start: Tensor | None = None,
     *,
     k: Annotated[int, "top eigenvalues of H and of P⁻¹H to find"] = 3,
     tol: Annotated[float, "residual allowed, relative to the eigenvalue"] = 1e-3,
@@ -86,7 +85,7 @@ def preconditioned(
         raise InputError(f"k={k}: choose 1 to d={landscape.dimension} eigenvalues")
     if not isinstance(optimizer, OptimizerState):
         optimizer = stability.read(optimizer, landscape.own_parameters)
-    near = landscape.gradient(theta) if start is None else start
+    near = landscape.gradient(theta)
     find = partial(
         eigenpairs.top, rng=rng, near=near, tol=tol, max_products=max_products, report=report
     )

@@ -67,7 +67,6 @@ def sgd_noise(
     theta: Tensor,
     rng: torch.Generator,
     report: Report,
-    start: Tensor | None = None,
     *,
     k: Annotated[int, "top eigenvectors of each operator to find and compare"] = 5,
     tol: Annotated[float, "residual allowed, relative to the eigenvalue"] = 1e-3,
@@ -103,8 +102,8 @@ def sgd_noise(
         return ends
 
     hessian, (covariance, gradient) = landscape.hessian(theta), landscape.covariance_and_mean(theta)
-    H = search(hessian, k, "Hessian", gradient if start is None else start)
-    C = search(covariance, k, "covariance", start)
+    H = search(hessian, k, "Hessian", gradient)
+    C = search(covariance, k, "covariance", None)
     moments = None
     if probes:
         basis = torch.linalg.qr(torch.cat([H.largest.vectors, C.largest.vectors], dim=1))[0]

@@ -136,7 +136,6 @@ def call_probe(
     seed: int,
     report: Any,
     options: dict[str, Any],
-    start: Tensor | None = None,
     memory: MutableMapping[str, list[float]] | None = None,
 ) -> Result:
     """The probe's result, with what the reader must know about the subset noted.
@@ -147,7 +146,6 @@ def call_probe(
         seed: Of its randomness.
         report: Told its progress.
         options: All of them.
-        start: Direction `(d,)` from which an eigensolver may start.
         memory: What an interrupted run of the step has left.
     """
     source, needed = sources[0], "optimizer" not in declared.optional
@@ -161,7 +159,6 @@ def call_probe(
         "optimizer": lambda: source.optimizer if needed or source.has_optimizer else None,
         "others": lambda: _others(sources),
         "trajectory": lambda: lambda: _kept(source),
-        "start": lambda: start,
         # Ranks must compute the same points together, and the first alone has seen these.
         "memory": lambda: {} if memory is None or ranks.meeting() else memory,
         "rng": lambda: torch.Generator().manual_seed(seed),

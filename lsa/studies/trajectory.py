@@ -8,8 +8,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMappin
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from lsa import project
 from lsa.figures import draw
@@ -38,7 +36,7 @@ def follow(
 
     Each number is logged at step = epoch. `trajectory.json` holds them all, with the loss of the
     training split and the validation accuracy, both in evaluation mode, and λ_max's stability
-    threshold where the optimizer has one. Eigensolvers start from what the checkpoint before had.
+    threshold where the optimizer has one.
 
     Args:
         name: A probe of one checkpoint.
@@ -157,16 +155,15 @@ def _measured(
     resolved: dict[str, Any],
     memory: Callable[[int], MutableMapping[str, list[float]]] = lambda _: {},
 ) -> Iterator[tuple[int, Result]]:
-    """Epoch and result at each checkpoint, every eigensolver started from what the last found.
+    """Epoch and result at each checkpoint.
 
     `memory` of an epoch is what an interrupted run had computed there.
     """
-    near, (limit, _) = None, threshold(final.recipe, SHARPNESS)
+    limit, _ = threshold(final.recipe, SHARPNESS)
     for i, (epoch, model_id) in enumerate(kept):
         source = _source(final, model_id)
         part = _part(report, i, len(kept), epoch)
-        result = _at(declared, source, epoch, seed, part, resolved, near, memory(epoch))
-        near = _directions(result, source.theta)
+        result = _at(declared, source, epoch, seed, part, resolved, memory(epoch))
         yield epoch, _against(result, limit)
 
 
@@ -186,13 +183,12 @@ def _at(
     seed: int,
     report: Any,
     options: dict[str, Any],
-    near: Tensor | None,
     memory: MutableMapping[str, list[float]],
 ) -> Result:
     """The probe's result at one checkpoint; what it refuses is told with the epoch."""
     try:
         measure.check_sources(declared, [source])
-        return measure.call_probe(declared, [source], seed, report, options, near, memory)
+        return measure.call_probe(declared, [source], seed, report, options, memory)
     except InputError as error:
         raise InputError(f"at epoch {epoch}: {error}") from None
 
@@ -214,20 +210,6 @@ def _part(report: Any, done: int, parts: int, epoch: int) -> Any:
         report(done * total + i, parts * total, f"epoch {epoch}: {text}")
 
     return told
-
-
-def _directions(result: Result, theta: Tensor) -> Tensor | None:
-    """A direction `(d,)` that holds all eigenvectors found, the columns of arrays `…vectors`.
-
-    Those of two operators may nearly be each other's negative, whose sum would hold neither; so
-    what is summed is an orthonormal basis of them.
-    """
-    found = [v for k, v in result.arrays.items() if k.endswith("vectors") and len(v) == len(theta)]
-    if not found:
-        return None
-    columns = torch.from_numpy(np.concatenate(found, axis=1)).double()
-    total = torch.linalg.qr(columns).Q.sum(1)
-    return total.to(theta) if total.isfinite().all() else None
 
 
 def _log(opened: recording.Run, step: str, epoch: int, result: Result, *, last: bool) -> None:

@@ -157,15 +157,15 @@ def test_a_declaration_is_called_with_inputs_and_options_by_name():
     seen = {}
 
     @probe()
-    def called(theta, rng, report, start, *, size: Annotated[int, "a size"] = 2) -> Result:
+    def called(theta, rng, report, *, size: Annotated[int, "a size"] = 2) -> Result:
         """A probe that tells what it was given."""
         report(1, 2, "half")
-        seen.update(theta=theta, seed=rng.initial_seed(), start=start, size=size)
+        seen.update(theta=theta, seed=rng.initial_seed(), size=size)
         return Result({})
 
     declared = PROBES["called"]
     assert declared(theta=1, validation="not taken", size=3).probe == "called"
-    assert seen == {"theta": 1, "seed": 0, "start": None, "size": 3}
+    assert seen == {"theta": 1, "seed": 0, "size": 3}
     with pytest.raises(InputError, match="needs theta"):
         declared(size=3)
     with pytest.raises(InputError, match="no option 'sise'; known: size"):

@@ -74,7 +74,6 @@ def inputs(
         "optimizer": stepped(start, training),
         "others": {},
         "trajectory": dict,
-        "start": None,
         "memory": {},
         "report": lambda done, total, text="": None,
     }

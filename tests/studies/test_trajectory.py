@@ -7,7 +7,6 @@ import json
 import mlflow
 import numpy as np
 import pytest
-import torch
 
 import lsa
 from lsa import project
@@ -65,7 +64,7 @@ def test_a_probe_follows_a_training(final):
     spread = [error / 20 for error in column["standard_errors"]["data"]]
     assert ratios["standard_errors"]["data"] == pytest.approx(spread)
     kept = [model for _, model in registered.trajectory(registered.key(final.model_id))]
-    for i, model_id in enumerate(kept):  # against the probe on each by itself, from a cold start
+    for i, model_id in enumerate(kept):  # against the probe on each by itself
         source = registry.fetch(f"models:/{model_id}")
         alone = measure.measure("lanczos", source, **OPTIONS)
         residual = alone["lambda_max_residual"].value
@@ -171,45 +170,6 @@ def test_what_cannot_be_followed_is_refused_in_one_line(workplace, final):
     with pytest.raises(InputError, match=r"set train\.checkpoint_every") as caught:
         lsa.follow("lanczos", alone, **OPTIONS)
     assert "\n" not in str(caught.value)
-
-
-def test_opposite_eigenvectors_do_not_cancel_in_the_direction_to_start_from():
-    """Those of two operators, such as H and C, with the signs that chance gives them."""
-    v = np.zeros((50, 1), np.float32)
-    v[3] = 1
-    arrays = {"hessian_vectors": v, "covariance_vectors": 1e-4 * np.eye(50, 1, dtype="f") - v}
-    theta = torch.zeros(50)
-    found = trajectory._directions(Result({}, arrays=arrays), theta)
-    assert found is not None and abs(found[3]) / found.norm() > 0.7
-    assert trajectory._directions(Result({}, arrays={"alpha": v}), theta) is None
-
-
-def test_warm_starts_find_what_cold_ones_do_in_fewer_products(setting):
-    """On neighbouring checkpoints of a trained network."""
-    from lsa.probes.lanczos import lanczos
-
-    trained = train.train(setting.recipe("sgd", epochs=12))
-    key = runs.read(trained.run_id).tags["lsa.key"]
-    (_, before), (_, after) = registered.trajectory(key)[-3:-1]
-    a, b = (registry.fetch(f"models:/{model_id}") for model_id in (before, after))
-
-    def found(source: lsa.Checkpoint, seed: int, start: torch.Tensor | None = None) -> Result:
-        rng = torch.Generator().manual_seed(seed)
-        return lanczos(
-            source.training, source.theta, rng, lambda *_: None, start,
-            k=1, density_probes=0, split="no",
-        )  # fmt: skip
-
-    products = {"cold": 0.0, "warm": 0.0}
-    for seed in range(3):
-        near = torch.from_numpy(found(a, seed).arrays["eigenvectors"]).sum(1)
-        cold, warm = found(b, seed), found(b, seed, near)
-        for end in ("lambda_max", "lambda_min"):
-            residual = sum(r.metrics[f"{end}_residual"].value for r in (cold, warm))
-            assert abs(cold.metrics[end].value - warm.metrics[end].value) <= residual
-        products["cold"] += cold.metrics["products"].value
-        products["warm"] += warm.metrics["products"].value
-    assert products["warm"] < products["cold"]
 
 
 def test_the_command_line_follows_with_the_projects_options(workplace, final, capsys):
