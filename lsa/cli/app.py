@@ -343,15 +343,14 @@ def _suffixes(declared: probe.Probe) -> dict[str, str]:
 
 def _selectors(declared: probe.Probe) -> list[inspect.Parameter]:
     """Options that name the checkpoint or the several checkpoints."""
-    checkpoint = (
-        "run ID of the training or its beginning, models:/name/version, models:/name@alias, …"
-    )
+    address = "training run ID (a prefix is enough), models:/name/version or models:/name@alias"
     found = [_parameter("project", str, "project of the checkpoint", "digits")]
     for suffix, which in _suffixes(declared).items():
+        text = f"{address}, instead of --optimizer{suffix.replace('_', '-')}"
         found += [
             _parameter(f"optimizer{suffix}", str, f"optimizer{which}: its newest checkpoint", None),
             _parameter(f"seed{suffix}", int, f"training seed{which}", "the project's first"),
-            _parameter(f"checkpoint{suffix}", str, f"instead{which}: {checkpoint}", None),
+            _parameter(f"checkpoint{suffix}", str, text, None),
         ]
     if declared.along:
         text = "final: that checkpoint; all: every one that its training kept, as one run"

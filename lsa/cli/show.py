@@ -9,7 +9,7 @@ import itertools
 import json as jsons
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Annotated, Any, Optional
 
 import typer
@@ -19,14 +19,31 @@ from lsa.probe import outline
 from lsa.runtime.errors import printable
 
 JSON = Annotated[bool, typer.Option("--json", help="print one JSON document and nothing else")]
-LEADING = ("final/val_accuracy", "lanczos/lambda_max")  # the first columns of checkpoints
+# The columns of checkpoints that people compare by; then the first number of every other probe.
+LEADING = (
+    "final/val_accuracy",
+    "lanczos/lambda_max",
+    "sgd_noise/noise_ratio",
+    "sgd_noise/noise_scale",
+    "final/train_loss",
+    "preconditioned/threshold_ratio",
+    "auto_neb/path_loss",
+)
+# A number that another probe has measured too: it is listed where the other is missing.
+AGAIN = {
+    "sgd_noise/lambda_h": "lanczos/lambda_max",
+    "perturbation/curvature_fit": "lanczos/lambda_max",
+}
+ERRORS = (
+    "± is half a 95 % interval: two standard errors over the samples, probe vectors or subspaces."
+)
 HEADER = {"project", "optimizer", "seed", "checkpoint", "checkpoint_b"}  # stands above
 
 
 def show(
     run: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Argument(help="run ID or its beginning, or models:/name/version: its training"),
+        typer.Argument(help="run ID (a prefix is enough), or models:/name/version: its training"),
     ] = None,
     project: Annotated[
         Optional[str],  # noqa: UP045
@@ -34,7 +51,7 @@ def show(
     ] = None,
     optimizer: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="instead of a run: optimizer, its newest checkpoint"),
+        typer.Option(help="optimizer of the newest checkpoint, instead of a run"),
     ] = None,
     seed: Annotated[
         Optional[int],  # noqa: UP045
@@ -48,8 +65,8 @@ def show(
 ) -> None:
     """Show a run: its step, parameters, numbers with standard errors, notes, figures, checkpoint.
 
-    Numbers are `value ± standard error (its source)`. Of a probe's options, those that differ
-    from the default are shown.
+    ± is half a 95 % interval, two standard errors, with its source. Of a probe's options, those
+    that differ from the default are shown.
 
     Keys of --json: run, name, step, status, error, started (ISO 8601), seconds, project,
     optimizer, seed, checkpoints [{address, run}], parameters {name: {value, default}}, metrics
@@ -96,8 +113,8 @@ def _otherwise(default: Any) -> str:
 
 
 def written(value: float, errors: Mapping[str, Any], unit: str = "") -> str:
-    """A number with the standard errors that it has, by their source, and its unit."""
-    known = "".join(f" ± {float(error):.2g} ({source})" for source, error in errors.items())
+    """A number ± two of the standard errors that it has, by their source, and its unit."""
+    known = "".join(f" ± {2 * float(error):.2g} ({source})" for source, error in errors.items())
     return f"{value:.6g}{known}{unit and ' '}{unit}"
 
 
@@ -108,9 +125,9 @@ def checkpoints(
     ] = None,
     json: JSON = False,
 ) -> None:
-    """List the registered checkpoints, with accuracy and the first headline number of each probe.
+    """List the registered checkpoints, with accuracy and the numbers that people compare by.
 
-    The standard error behind ± is that over the samples, probe vectors or subspaces.
+    ± is half a 95 % interval: two standard errors over the samples, probe vectors or subspaces.
 
     Keys of --json, a list of: address, project, optimizer, seed, epoch, run (of the training),
     metrics {name: {value, standard_errors {source: value}}}: all that is logged on the checkpoint.
@@ -125,18 +142,27 @@ def checkpoints(
         where = f" of project {project}" if project else ""
         print(f"no checkpoint{where} is registered; make one with: lsa train")
         return
-    present = {name for one in found for name in one["metrics"]}
-    declared = [outline.read(name) for name in probe.modules()]
-    first = [f"{one.name}/{one.headline[0]}" for one in declared if one.headline]
-    names = [name for name in dict.fromkeys((*LEADING, *first)) if name in present]
+    names = _columns({name for one in found for name in one["metrics"]})
     numbers = [name.removeprefix("final/").replace("/", "\n") for name in names]
     headings = ["checkpoint", "seed", "epoch", *numbers]
     rows = [_row(one, names) for one in found]
     fit = _fitting([headings, *rows])
     print_table(headings[:fit], [row[:fit] for row in rows])
+    print(ERRORS)
     if fit < len(headings):
         left_out = ", ".join(names[fit - len(headings) :])
         print(f"A wider terminal also shows {left_out}; --json shows all.")
+
+
+def _columns(present: Collection[str]) -> list[str]:
+    """Names of the numbers to list: each quantity once, whichever probes have measured it."""
+    declared = [outline.read(name) for name in probe.modules()]
+    first = [f"{one.name}/{one.headline[0]}" for one in declared if one.headline]
+    led = {name.partition("/")[0] for name in LEADING if name in present}
+    others = [name for name in first if name.partition("/")[0] not in led]
+    return [
+        name for name in (*LEADING, *others) if name in present and AGAIN.get(name) not in present
+    ]
 
 
 def _row(one: Mapping[str, Any], names: Sequence[str]) -> list[str]:
@@ -145,7 +171,7 @@ def _row(one: Mapping[str, Any], names: Sequence[str]) -> list[str]:
         number = one["metrics"].get(name)
         errors = number["standard_errors"].values() if number else ()
         value = f"{float(number['value']):.4g}" if number else "–"
-        cells.append(value + "".join(f" ± {float(error):.2g}" for error in errors))
+        cells.append(value + "".join(f" ± {2 * float(error):.2g}" for error in errors))
     return cells
 
 

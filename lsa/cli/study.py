@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Optional
 
 import typer
 
-from lsa.cli.show import print_table, written
+from lsa.cli.show import JSON, print_json, print_table, written
 from lsa.runtime.errors import InputError, printable
 
 PROJECT = Annotated[
@@ -173,7 +173,7 @@ def _print_tables(setting: Any) -> None:
     for table in tables.tables(measurements.measured(setting)):
         print_table(table.headings, table.cells, table.title)
     print(
-        "± is half a 95 % interval over the seeds; of one seed, two standard errors over the "
+        "± is half a 95 % interval: over the seeds; of one seed, two standard errors over the "
         "samples, probe vectors or subspaces."
     )
 
@@ -251,15 +251,29 @@ def _integers(text: str) -> list[int]:
 def compare(
     name: NAME = None,
     project: PROJECT = None,
+    json: JSON = False,
 ) -> None:
-    """Compare a project's optimizers over its seeds; say which differences are established."""
+    """Compare a project's optimizers over its seeds; say which differences are established.
+
+    Keys of --json: project, seeds, seeds_needed, findings [{metric, a, b, scale, seeds, effect,
+    low, high, p, p_adjusted, established, at_equal_loss, verdict, doubt, sentence}], pairs
+    [{metric, subject, seeds, mean, low, high, side, beyond, p_adjusted, established, verdict,
+    doubt}]. A number that JSON does not have is the text nan, inf or -inf.
+    """
     from lsa import project as projects
     from lsa.reports import findings as found
     from lsa.reports import measurements
     from lsa.reports.statistics.comparison import seeds_needed
+    from lsa.runtime.documents import storable
 
     setting = projects.load(name or project or projects.DEFAULT)
     measured = measurements.measured(setting)
+    n = len(setting.optimizers)
+    pairs = n * (n - 1) // 2
+    needed = seeds_needed(pairs)
+    if json:
+        print_json(storable(found.document(setting, measured) | {"seeds_needed": needed}))
+        return
     metric = ""
     for finding in found.findings(measured):
         if finding.metric != metric:
@@ -271,11 +285,9 @@ def compare(
             metric = pair.metric
             print(metric)
         print(f"    {pair.sentence}")
-    n = len(setting.optimizers)
-    pairs = n * (n - 1) // 2
     print(
         f"Paired by seed; exact sign-flip p, Holm-adjusted over {pairs} pair(s). With fewer than "
-        f"{seeds_needed(pairs)} seeds nothing can be established; the project has "
+        f"{needed} seeds nothing can be established; the project has "
         f"{len(setting.seeds)}."
     )
 

@@ -13,6 +13,7 @@ QUANTITIES = {
     "lambda_h": "largest curvature λ_H",
     "lambda_c": "largest gradient noise λ_C",
     "noise_ratio": "noise over curvature λ_C/λ_H",
+    "noise_scale": "noise scale (samples)",
     "curvature_fit": "fitted curvature",
     "asymmetry": "asymmetry of the valley",
     "loss_rise": "rise of the loss at ε*",

@@ -49,7 +49,7 @@ def _work(at: Sizes, *, k: int, probes: int, **_: Any) -> Work:
 
 
 @probe(
-    headline=("lambda_h", "lambda_c", "noise_ratio"),
+    headline=("lambda_h", "lambda_c", "noise_ratio", "noise_scale"),
     work=_work,
     compare=("lambda_h", "lambda_c", "noise_ratio"),
     check=(

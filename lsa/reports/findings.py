@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from lsa import probe
+from lsa.project import Project
 from lsa.reports import doubts
 from lsa.reports.measurements import (
     Measurement,
@@ -95,6 +97,28 @@ class Finding:
         way = self.at_equal_loss
         beside = f"; {way}" if self.matched is None else f"; at equal train loss, {way}"
         return f"{self.comparison.statement} at the last epoch{beside}: {self.verdict}{doubt}"
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """Everything, for JSON."""
+        return {
+            "metric": self.metric,
+            **asdict(self.comparison),
+            "at_equal_loss": asdict(self.matched) if self.matched else None,
+            "verdict": self.verdict,
+            "doubt": self.doubt,
+            "sentence": self.sentence,
+        }
+
+
+def document(setting: Project, measurements: Sequence[Measurement]) -> dict[str, Any]:
+    """All comparisons of a project, for JSON."""
+    return {
+        "project": setting.name,
+        "seeds": list(setting.seeds),
+        "findings": [one.content for one in findings(measurements)],
+        "pairs": [one.content for one in pair_findings(measurements)],
+    }
 
 
 def findings(
@@ -191,6 +215,12 @@ class PairFinding:
         """Everything in one plain line."""
         verdict = f": {self.level.verdict}" if self.level.verdict else ""
         return f"{self.level.statement}{verdict}" + (f" ({self.doubt})" if self.doubt else "")
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """Everything, for JSON."""
+        judged = {"verdict": self.level.verdict, "doubt": self.doubt, "sentence": self.sentence}
+        return {"metric": self.metric, **asdict(self.level), **judged}
 
 
 def pair_findings(measurements: Sequence[Measurement]) -> list[PairFinding]:

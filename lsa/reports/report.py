@@ -23,7 +23,7 @@ from lsa.reports.measurements import Measurement, histories, measured, trajector
 from lsa.reports.pictures import Picture, pictures
 from lsa.reports.statistics.comparison import seeds_needed
 from lsa.reports.tables import Table, leading, tables
-from lsa.runtime.documents import json_number
+from lsa.runtime.documents import storable
 from lsa.tracking import recording, store
 
 LOCAL = "http://127.0.0.1:5000"  # where `mlflow ui` answers
@@ -69,12 +69,8 @@ def report(setting: Project) -> Report:
         "nearest": open_question,
         "tables": [asdict(table) for table in headline],
         "insights": [asdict(one) | {"verdict": one.verdict} for one in claims],
-        "findings": [_finding_content(one) for one in found],
-        "pairs": [
-            {"metric": one.metric, **asdict(one.level), "verdict": one.level.verdict}
-            | {"doubt": one.doubt}
-            for one in pairs
-        ],
+        "findings": [one.content for one in found],
+        "pairs": [one.content for one in pairs],
         "figures": [{"title": one.title, "caption": one.caption} for one in drawn],
         "checks": [asdict(check) for check in agreed],
         "measurements": [
@@ -82,7 +78,7 @@ def report(setting: Project) -> Report:
             for run, m in zip(runs, everything, strict=True)
         ],
     }
-    return Report(as_html(title, sections), as_markdown(title, sections), _storable(content))
+    return Report(as_html(title, sections), as_markdown(title, sections), storable(content))
 
 
 def log(opened: recording.Run, found: Report) -> None:
@@ -300,24 +296,3 @@ def _address() -> str:
     """The server's address without user and password."""
     parts = urlsplit(store.uri())
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl().rstrip("/")
-
-
-def _finding_content(found: Finding) -> dict[str, Any]:
-    matched = found.matched
-    return {
-        "metric": found.metric,
-        **asdict(found.comparison),
-        "at_equal_loss": asdict(matched) if matched else None,
-        "verdict": found.verdict,
-        "doubt": found.doubt,
-        "sentence": found.sentence,
-    }
-
-
-def _storable(content: Any) -> Any:
-    """The same with the names of numbers that JSON does not have."""
-    if isinstance(content, dict):
-        return {key: _storable(value) for key, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [_storable(value) for value in content]
-    return json_number(content) if isinstance(content, float) else content

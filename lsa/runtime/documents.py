@@ -200,3 +200,12 @@ def _text(path: Path, name: str, limit: int) -> str:
 
 def _reason(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def storable(content: Any) -> Any:
+    """The same with the names of numbers that JSON does not have."""
+    if isinstance(content, dict):
+        return {key: storable(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [storable(value) for value in content]
+    return json_number(content) if isinstance(content, float) else content

@@ -1,9 +1,10 @@
-"""Progress of long work: a bar on a terminal, silence elsewhere, or wherever it is redirected."""
+"""Progress of long work: a bar on a terminal, a line a minute elsewhere, or where it is sent."""
 
 from __future__ import annotations
 
 import contextlib
 import sys
+import time
 from collections.abc import Callable, Iterator
 
 from lsa.probe import Report
@@ -30,27 +31,76 @@ def titled(title: str) -> Iterator[None]:
         _title = before
 
 
+class Whole:
+    """One count of work that is reported in parts, each from its own beginning.
+
+    What a part may take at most, such as the products of a search, is known, and not what it
+    takes: the end moves when a part ends early, the position never goes back.
+    """
+
+    def __init__(self) -> None:
+        self._before = self._done = self._total = 0
+
+    def so_far(self, done: int, total: int) -> tuple[int, int]:
+        """Done and to be done at most, of all parts so far."""
+        if done < self._done or (done == self._done and total != self._total):
+            self._before += self._done
+        self._done, self._total = done, total
+        return self._before + done, self._before + max(done, total)
+
+
+class Minute:
+    """Says at most once a minute how far something is, where nobody watches a bar."""
+
+    def __init__(self, say: Callable[[str], None], seconds: float = 60.0) -> None:
+        self._say, self._seconds, self._last = say, seconds, time.monotonic()
+
+    def __call__(self, line: Callable[[], str]) -> None:
+        """Say a line if it is time."""
+        now = time.monotonic()
+        if now - self._last >= self._seconds:
+            self._last = now
+            self._say(line())
+
+
+def _to_stderr(line: str) -> None:
+    with contextlib.suppress(OSError):  # nobody reads it
+        print(line, file=sys.stderr, flush=True)
+
+
 @contextlib.contextmanager
 def bar(title: str) -> Iterator[Report]:
-    """A `report(done, total, text)` that draws a bar on stderr when that is a terminal."""
-    sink, title = _sink, _title or title
+    """A `report(done, total, text)` that draws a bar on stderr; a line a minute if no terminal."""
+    sink, title, whole = _sink, _title or title, Whole()
     if sink is not None:
         yield lambda done, total, text="": sink(title, done, total, text)
         return
     if not sys.stderr.isatty():
-        yield lambda done, total, text="": None
+        minute, began = Minute(_to_stderr), time.monotonic()
+
+        def say(done: int, total: int, text: str = "") -> None:
+            so_far, most = whole.so_far(done, total)
+            spent = (time.monotonic() - began) / 60
+            minute(lambda: f"{title}: {text} {so_far}/{most}, {spent:.0f} min")
+
+        yield say
         return
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         TextColumn("{task.completed}/{task.total} {task.fields[text]}"),
-        TimeRemainingColumn(),
+        TimeElapsedColumn(),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task(title, total=None, text="")
-        yield lambda done, total, text="": progress.update(
-            task, completed=done, total=total, text=text
-        )
+
+        def draw(done: int, total: int, text: str = "") -> None:
+            so_far, most = whole.so_far(done, total)
+            progress.update(task, completed=so_far, total=most, text=text)
+
+        yield draw
+        done = int(progress.tasks[task].completed)
+        progress.update(task, total=done)  # the search has ended before its bound

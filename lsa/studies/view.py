@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
+from lsa.studies.progress import Minute, Whole
+
 
 class View(Protocol):
     """Told what happens in a study."""
@@ -24,13 +26,15 @@ class View(Protocol):
 
 
 class Lines:
-    """A line for every step that ends."""
+    """A line for every step that ends, and one a minute that says how far a running step is."""
 
     def __init__(self, say: Callable[[str], None], total: int = 0) -> None:
         self._say, self._total, self._count = say, total, 0
+        self._minute = Minute(say)
 
     def progress(self, title: str, done: int, total: int, text: str) -> None:
-        """Nothing: a log is not a terminal."""
+        """A line, at most once a minute."""
+        self._minute(lambda: f"    {title}: {text} {done}/{total}")
 
     def refresh(self, handles: Sequence[Any]) -> None:
         """Nothing."""
@@ -63,6 +67,7 @@ class Screen(Lines):
         self._workers = workers
         self._began: dict[int, float] = {}  # running handle → when it was started
         self._news: dict[str, str] = {}  # label → how far it is
+        self._wholes: dict[str, Whole] = {}
         self._handles: Sequence[Any] = ()
         self._live = Live(get_renderable=self._table, console=self._console, transient=True)
 
@@ -75,7 +80,8 @@ class Screen(Lines):
 
     def progress(self, title: str, done: int, total: int, text: str) -> None:
         """Kept for the next drawing."""
-        self._news[title] = f"{text} {done}/{total}" if total else text
+        so_far, most = self._wholes.setdefault(title, Whole()).so_far(done, total)
+        self._news[title] = f"{text} {so_far}/{most}" if most else text
 
     def refresh(self, handles: Sequence[Any]) -> None:
         """Note which steps run since when."""

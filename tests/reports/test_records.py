@@ -52,7 +52,7 @@ def test_a_probe_run_shows_all_that_was_logged(measured, capsys):
 
     assert app.run(["show", shown["run"][:12]]) == 0
     text = capsys.readouterr().out
-    assert f"± {error:.2g} (data) loss\n" in text and "k=1  (default 3)" in text
+    assert f"± {2 * error:.2g} (data) loss\n" in text and "k=1  (default 3)" in text
     assert "max_products" not in text, "an option at its default"
 
 
@@ -129,7 +129,7 @@ def test_checkpoints_are_listed_with_their_numbers(measured, capsys, monkeypatch
     assert "lanczos/lambda_max" in shown["metrics"]
     assert app.run(["checkpoints", "--project", "tiny"]) == 0
     text = capsys.readouterr().out
-    assert "models:/tiny.sgd/1" in text and f"± {error:.2g}" in text and "lambda_max" in text
+    assert "models:/tiny.sgd/1" in text and f"± {2 * error:.2g}" in text and "lambda_max" in text
     with monkeypatch.context() as narrow:
         narrow.setenv("COLUMNS", "60")
         narrow.setattr("sys.stdout.isatty", lambda: True)
