@@ -186,8 +186,8 @@ class Batched:
 
         def evaluate() -> Terms:
             if self._draws:
-                return drawn(self._objective, network.model, content, batch.index, self._draws)
-            return self._objective(network.model, content)
+                return drawn(self._objective, network.runner, content, batch.index, self._draws)
+            return self._objective(network.runner, content)
 
         found = network.evaluated(evaluate)
         if not self._writes:

@@ -10,12 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from lsa.landscape import values
 from lsa.landscape.derivatives import products, sample_gradients
-from lsa.landscape.derivatives.differences import Differences
+from lsa.landscape.derivatives.hessians import HessianProduct
 from lsa.landscape.derivatives.modes import Matvec
 from lsa.landscape.derivatives.parts import Part
 from lsa.landscape.derivatives.precision import full_float32
@@ -23,6 +22,7 @@ from lsa.landscape.derivatives.replay import replayed
 from lsa.landscape.network import Network, selected, unwrapped
 from lsa.landscape.problem import Problem
 from lsa.landscape.values import Evaluation
+from lsa.maths.differences import Differences
 
 BatchGradient = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -69,6 +69,11 @@ class Landscape(Problem):
             averaged (a variational autoencoder, dropout that stays on); 0: it is not random.
         copy: Whether to work on a copy of the network. Without one the caller's network has θ
             put in during a computation, and its own parameters, buffers and mode again after it.
+        products: How Hessian products are computed. `exact`: by double backward. `gradients`: by
+            differences of two gradients, through the network as it trains (fused attention, and
+            with `copy=False` what `torch.compile` made), in little more memory than one gradient
+            takes; their error is measured. `auto`: exactly, unless that is refused or would not
+            fit in the free memory.
         device: Where batches are moved to; default: where the network is.
 
     Raises:
@@ -124,7 +129,7 @@ class Landscape(Problem):
     @full_float32()
     def loss_and_gradient(self, theta: Tensor) -> tuple[float, Tensor]:
         """L(θ) and ∇L(θ) `(d,)` in one pass."""
-        with self.network.at(_leaf(theta)):
+        with self.network.at(_leaf(theta), plain=self.products != "gradients"):
             loss, gradient = values.loss_and_gradient(self._parts(), theta)
         return self.data.total(loss).item(), self.data.total(gradient)
 
@@ -179,34 +184,31 @@ class Landscape(Problem):
 
     # --- products --------------------------------------------------------------------------------
 
-    def hessian(self, theta: Tensor, *, exact: bool = False) -> Matvec:
+    def hessian(self, theta: Tensor, *, exact: bool = False) -> HessianProduct | Matvec:
         """v ↦ H(θ)v with H = ∇²L; `(d,)` or `(d, b)`.
 
         By double backward a block of b vectors shares forward and first backward pass of a chunk.
-        Where an operation has no second derivative, by differences of gradients, with a remark.
+        By differences of gradients, with a remark on their error, where `products` says so.
 
         Args:
             theta: θ `(d,)`.
             exact: Raise what torch or lsa raises, in place of differences.
         """
         product = self._total(products.hessian(self._parts(), theta, self.graph_memory))
-        if not exact:
-            product = products.or_else(product, lambda why: self._by_differences(theta, why))
-        return self._bound(product, theta)
+        product = self._bound(product, theta)
+        if exact or self.products == "exact":
+            return product
+        return HessianProduct(
+            product,
+            lambda: Differences(self._trained, theta, name="the Hessian product"),
+            "was asked for" if self.products == "gradients" else "",
+            lambda line: self.remarks.update(hessian=line),
+        )
 
-    def _by_differences(self, theta: Tensor, why: str) -> Matvec:
-        """Hessian products by differences of gradients, and a remark on their error."""
-        differences = Differences(self.gradient, theta, name="the Hessian product")
-
-        def product(v: Tensor) -> Tensor:
-            columns = [differences.along(column) for column in v.reshape(len(v), -1).unbind(1)]
-            self.remarks["hessian"] = (
-                f"Hessian products are by differences of gradients, as {why}; two steps differed "
-                f"by at most {differences.error:.1e} of a product"
-            )
-            return torch.stack(columns, 1).reshape(v.shape)
-
-        return product
+    def _trained(self, theta: Tensor) -> Tensor:
+        """∇L(θ) through the network as it trains, with fused kernels and `torch.compile`'s."""
+        with full_float32(), self.network.at(_leaf(theta), plain=False):
+            return self.data.total(values.loss_and_gradient(self._parts(), theta)[1])
 
     def _bound(self, matvec: Matvec, theta: Tensor) -> Matvec:
         """The product while θ is in the network: its backward pass may run layers again."""
@@ -285,7 +287,7 @@ class Landscape(Problem):
         slopes = Differences(
             lambda t: self.slopes(t, u.to(theta.dtype)), theta, name="the curvature of each sample"
         )
-        found = slopes.along(u)
+        found = slopes.along(u).value
         self.remarks["curvatures"] = (
             "curvatures of samples are by differences of slopes, as an operation of the network "
             f"has no second derivative; two steps differed by {slopes.error:.1e} of them"

@@ -89,10 +89,20 @@ class Network:
         model: The network; θ is put into it and taken out again, nothing of it is changed.
         names: Of the parameters in θ, in order.
         keeps_mode: Put the training flags back after every use, for a network that is not a copy.
+        wrapper: What the network is called through, `torch.compile`'s; default: itself.
     """
 
-    def __init__(self, model: nn.Module, names: list[str], *, keeps_mode: bool = False) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        names: list[str],
+        *,
+        keeps_mode: bool = False,
+        wrapper: nn.Module | None = None,
+    ) -> None:
         self.model, self.names = model, names
+        self._wrapper = model if wrapper is None else wrapper
+        self._plain = True  # the kernels of the outermost block of `at`
         self._parameters = parameters = [model.get_parameter(name) for name in names]
         self._shapes = [p.shape for p in parameters]
         self._dtypes = [p.dtype for p in parameters]
@@ -124,12 +134,17 @@ class Network:
         self._writes: bool | None = None  # into its inputs; None: not seen yet
         self.written: str | None = None  # a buffer that a pass has written to
 
+    @property
+    def runner(self) -> nn.Module:
+        """What a forward pass calls: the network as it trains, or without its wrapper."""
+        return self.model if self._plain else self._wrapper
+
     def __call__(self, *inputs: Any) -> Any:
         """The network's outputs; it is given copies of inputs, where it writes into them."""
         if self._writes is False:
-            return self.evaluated(lambda: self.model(*inputs))
+            return self.evaluated(lambda: self.runner(*inputs))
         given = tree_map(lambda t: t.clone() if isinstance(t, Tensor) else t, inputs)
-        outputs = self.evaluated(lambda: self.model(*given))
+        outputs = self.evaluated(lambda: self.runner(*given))
         if self._writes is None:
             self._writes = any(t._version for t in tree_leaves(given) if isinstance(t, Tensor))
         return outputs
@@ -183,25 +198,29 @@ class Network:
         }
 
     @contextmanager
-    def at(self, theta: Tensor) -> Iterator[None]:
+    def at(self, theta: Tensor, *, plain: bool = True) -> Iterator[None]:
         """Within the block the network has θ for its parameters; its own after the outermost one.
 
         A block inside of another leaves its θ there: activation checkpointing runs layers again in
         the backward pass, which must be in the same outermost block. Attention and recurrent layers
-        use kernels that can be differentiated twice.
+        use kernels that can be differentiated twice; those that the network trains with, where the
+        outermost block is not `plain`.
         """
         if self._inside:  # the outermost block puts the parameters back
             self._restore_buffers()
             self._put([self._leaf(v) for v in self.unflatten(theta).values()])
             yield
             return
-        with self.evaluating(), plain_kernels(self._recurrent, self._normed):
+        kernels = contextlib.nullcontext()
+        if plain:
+            kernels = plain_kernels(self._recurrent, self._normed)
+        with self.evaluating(), kernels:
             try:
-                self._inside = True
+                self._inside, self._plain = True, plain
                 self._put([self._leaf(v) for v in self.unflatten(theta).values()])
                 yield
             finally:
-                self._inside = False
+                self._inside, self._plain = False, True
                 self._put(None)
                 self._restore_buffers()
 

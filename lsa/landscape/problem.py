@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from lsa.landscape import batches, objectives
 from lsa.landscape.batched import Batched
-from lsa.landscape.derivatives import batch_norm, budget
+from lsa.landscape.derivatives import batch_norm, budget, hessians
 from lsa.landscape.derivatives.precision import full_float32
 from lsa.landscape.network import Network, Selection, duplicate, prepared, selected, unwrapped
 from lsa.landscape.passes import Passes
@@ -52,6 +52,7 @@ class Problem:
         parameters: Selection | None = None,
         draws: int = 0,
         copy: bool = True,
+        products: str = "auto",
         device: torch.device | str | None = None,
     ) -> None:
         fixed = budget.settings()
@@ -59,6 +60,7 @@ class Problem:
             fixed.chunk if chunk is None else chunk, fixed.layout if layout is None else layout
         )
         self.memory = fixed.memory if memory is None else memory
+        self.products, wrapper = hessians.checked(products), model
         model = unwrapped(model)
         batch_norm.check_statistics(model)
         x, y = (torch.from_numpy(t) if isinstance(t, np.ndarray) else t for t in (x, y))
@@ -70,7 +72,10 @@ class Problem:
             model = prepared(model).to(where).eval()
             for name, parameter in model.named_parameters():
                 parameter.requires_grad_(name in names)
-        self.network = Network(model, names, keeps_mode=not copy)
+        compiled = not copy and getattr(wrapper, "_orig_mod", None) is model
+        self.network = Network(
+            model, names, keeps_mode=not copy, wrapper=wrapper if compiled else None
+        )
         with self.network.evaluating():
             batch_norm.check_mode(model)
         self.loss_function = loss

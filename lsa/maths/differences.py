@@ -88,6 +88,7 @@ class Differences:
         self._sigma: float | None = None
         self._largest = 0.0  # length of a derivative along a unit vector, seen so far
         self.evaluations = 0
+        self.noise = 0.0  # the largest error told of a derivative along a unit vector
         self.error = 0.0  # the largest told, over the largest derivative seen
 
     @property
@@ -235,12 +236,14 @@ class Differences:
         if not error < WORST * scale:
             raise InputError(
                 f"{self._name} cannot be had by differences: those of two steps are "
-                f"{error / scale:.0%} apart, as they are at kinks of the loss (ReLU, max pooling)"
+                f"{error / scale:.0%} apart, as they are at kinks of the loss (ReLU, max pooling) "
+                "and in low precision"
             )
 
     def _noted(self, found: Derivative, length: float) -> Derivative:
         """The derivative along v from that along v/|v|; what it says of the function is kept."""
         self._largest = max(self._largest, self._values.length(found.value).item())
+        self.noise = max(self.noise, found.error)
         if self._largest > 0:
             self.error = max(self.error, found.error / self._largest)
         return Derivative(found.value * length, found.error * length)

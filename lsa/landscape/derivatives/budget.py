@@ -5,6 +5,7 @@ The rules were measured. `configure` or the environment overrides them for a pro
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Collection
 from dataclasses import dataclass, replace
@@ -179,6 +180,16 @@ def graph_memory(device: torch.device) -> int:
         return int(SHARE * torch.cuda.mem_get_info(device)[0])
     threads = torch.get_num_threads()
     return int(SHARE * min(1.0, threads / _cores()) * free_memory())
+
+
+def room(device: torch.device) -> float:
+    """Bytes that the graphs of one pass may hold: half of what is free, which their use may double.
+
+    No limit for ranks, of which all must compute alike.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return math.inf
+    return SHARE * (torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory())
 
 
 def free_memory() -> int:

@@ -8,6 +8,7 @@ What is kept changes no number. On a GPU a product is recorded and replayed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
@@ -18,7 +19,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.func import grad as gradient_of
 from torch.func import vmap
 
-from lsa.landscape.derivatives import sample_gradients
+from lsa.landscape.derivatives import budget, sample_gradients
 from lsa.landscape.derivatives.jacobians import Jacobian, Traced, in_rows, jacobian, layered
 from lsa.landscape.derivatives.layer_gradients import SampleGradients, size
 from lsa.landscape.derivatives.modes import (
@@ -30,7 +31,7 @@ from lsa.landscape.derivatives.modes import (
 from lsa.landscape.derivatives.parts import Part
 from lsa.landscape.derivatives.precision import full_float32
 from lsa.landscape.derivatives.replay import replayed
-from lsa.runtime.errors import InputError, first_line
+from lsa.runtime.errors import InputError
 
 Graph = TypeVar("Graph")
 
@@ -42,8 +43,16 @@ def hessian(parts: Iterable[Part], theta: Tensor, memory: int) -> Matvec:
         parts: Of the split.
         theta: Where.
         memory: Bytes that may be kept.
+
+    Raises:
+        InputError: From the first product, where the graph of a pass would not fit in the memory
+            that is free.
     """
-    multiply = _kept(lambda part: double_backward(part.loss, theta), memory, _weighed)
+    multiply = _kept(
+        lambda part: double_backward(part.loss, theta),
+        memory,
+        lambda build: _weighed(build, budget.room(theta.device)),
+    )
 
     @full_float32()
     @torch.enable_grad()
@@ -179,45 +188,26 @@ def check_unknown(error: BaseException) -> None:
         raise error
 
 
-def or_else(exact: Matvec, other: Callable[[str], Matvec]) -> Matvec:
-    """The exact product, or from the first one on another, where derivatives are lacking.
-
-    `other` is told why.
-    """
-    chosen: list[Matvec] = []
-
-    def product(v: Tensor) -> Tensor:
-        if chosen:
-            return chosen[0](v)
-        try:
-            result = exact(v)
-        except UNKNOWN as error:
-            check_unknown(error)
-            line = first_line(error)
-            chosen.append(other(line.rstrip(".")))
-            return chosen[0](v)
-        chosen.append(exact)
-        return result
-
-    return product
-
-
 def _kept(
     build: Callable[[Part], Graph],
     memory: int,
     weighed: Callable[[Callable[[], Graph]], tuple[Graph, int]],
 ) -> Callable[[int, Part], Graph]:
-    """`build` of part k, remembered while the bytes that all hold, as `weighed` says, fit."""
+    """`build` of part k, remembered while the bytes that all hold, as `weighed` says, fit.
+
+    The first is weighed in any case, so that one that would not fit is refused.
+    """
     kept: dict[int, Graph] = {}
-    left = memory
+    left, known = memory, False
 
     def graph(k: int, part: Part) -> Graph:
-        nonlocal left
+        nonlocal left, known
         if k in kept:
             return kept[k]
-        if left <= 0:
+        if left <= 0 and known:
             return build(part)
         made, size = weighed(lambda: build(part))
+        known = True
         left -= size
         if left >= 0:
             kept[k] = made
@@ -226,12 +216,28 @@ def _kept(
     return graph
 
 
-def _weighed(build: Callable[[], Graph]) -> tuple[Graph, int]:
-    """A graph, and the bytes that it holds for its backward pass."""
+def _weighed(build: Callable[[], Graph], most: float = math.inf) -> tuple[Graph, int]:
+    """A graph, and the bytes that it holds for its backward pass.
+
+    Raises:
+        InputError: It holds more bytes than `most`; said before it is complete.
+    """
     held: list[Tensor] = []
+    storages: set[int] = set()
+    bytes_held = 0
 
     def note(tensor: Tensor) -> Tensor:
+        nonlocal bytes_held
         held.append(tensor.detach())
+        storage = tensor.untyped_storage() if tensor.layout == torch.strided else None
+        if storage is not None and storage.data_ptr() not in storages:
+            storages.add(storage.data_ptr())
+            bytes_held += storage.nbytes()
+        if bytes_held > most:
+            raise InputError(
+                f"an exact second derivative takes over {most / 1e9:.2g} GB, half of the memory "
+                "that is free"
+            )
         return held[-1]  # an output itself would hold the node that holds it, for ever
 
     with saved_tensors_hooks(note, lambda tensor: tensor):

@@ -35,6 +35,11 @@ class Search:
         self._step()
 
     @property
+    def noise(self) -> float:
+        """Error of a product with a vector of length 1, for products that tell it."""
+        return getattr(self.matvec, "noise", 0.0)
+
+    @property
     def converged(self) -> bool:
         """Whether every wanted pair has."""
         return bool(self.good.all())
@@ -87,7 +92,9 @@ class Search:
         self.grew = self.krylov.multiply(self.matvec)
         self.ritz = self.krylov.ritz(self.wanted)
         self.allowed = self._allowed()
-        self.good = (self.ritz.residuals <= self.allowed) & (self.krylov.done >= sum(self.wanted))
+        # What products add to a residual leaves less room for it; below that nothing is gained.
+        enough = (self.allowed - self.noise).clamp(min=self.noise)
+        self.good = (self.ritz.residuals <= enough) & (self.krylov.done >= sum(self.wanted))
         if self.report:
             self.report(self.krylov.products, self.max_products, self.ritz.describe())
 

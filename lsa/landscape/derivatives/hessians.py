@@ -1,0 +1,103 @@
+"""Hessian products that are exact where they can be, and otherwise by differences of gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from lsa.landscape.derivatives import products
+from lsa.landscape.derivatives.modes import Matvec
+from lsa.maths.differences import Derivative, Differences
+from lsa.runtime.errors import InputError, first_line
+
+
+class HessianProduct:
+    """v ↦ Hv, `(d,)` or `(d, b)`, and what its error is.
+
+    Args:
+        exact: The exact product; None: it cannot be had.
+        differences: Of gradients, made when they are needed.
+        why: Why products shall be by differences; empty: only if the exact one is refused.
+        remark: Called with a line on the error whenever that is known anew.
+    """
+
+    def __init__(
+        self,
+        exact: Matvec | None,
+        differences: Callable[[], Differences],
+        why: str,
+        remark: Callable[[str], None],
+    ) -> None:
+        self._exact, self._make, self._why, self._remark = exact, differences, why, remark
+        self._differences: Differences | None = None
+        self._tried = False  # the exact product, with success
+
+    @property
+    def noise(self) -> float:
+        """The largest error of products with vectors of length 1; 0 while they are exact."""
+        return self._differences.noise if self._differences else 0.0
+
+    def __call__(self, v: Tensor) -> Tensor:
+        """Hv, by one exact product or by two gradients."""
+        if not self._why:
+            assert self._exact
+            if self._tried:
+                return self._exact(v)
+            try:
+                found = self._exact(v)
+            except products.UNKNOWN as error:
+                self._why = refusal(error)
+            else:
+                self._tried = True
+                return found
+        columns = [self._along(column) for column in v.reshape(len(v), -1).unbind(1)]
+        return torch.stack(columns, 1).reshape(v.shape)
+
+    def measured(self, v: Tensor) -> Derivative:
+        """Hv for one vector `(d,)` as well as it can be had, and its error.
+
+        Exactly where that fits; else by four gradients.
+        """
+        if self._exact:
+            try:
+                return Derivative(self._exact(v), 0.0)
+            except products.UNKNOWN as error:
+                refusal(error)
+                self._exact = None
+        return self._noted(self._made().measured(v), v)
+
+    def _along(self, v: Tensor) -> Tensor:
+        return self._noted(self._made().along(v), v).value
+
+    def _made(self) -> Differences:
+        self._differences = self._differences or self._make()
+        return self._differences
+
+    def _noted(self, found: Derivative, v: Tensor) -> Derivative:
+        self._remark(
+            f"Hessian products are by differences of gradients, as {self._why}; their error was at "
+            f"most {self._made().error:.1e} of the largest product"
+        )
+        return Derivative(found.value.to(v.dtype), found.error)
+
+
+def refusal(error: BaseException) -> str:
+    """The first line of what was raised where a derivative is lacking; raises all else."""
+    products.check_unknown(error)
+    return first_line(error).rstrip(".")
+
+
+WAYS = ("auto", "exact", "gradients")
+
+
+def checked(way: str) -> str:
+    """How products shall be computed.
+
+    Raises:
+        InputError: None of the ways.
+    """
+    if way not in WAYS:
+        raise InputError(f"products={way!r}; choose {', '.join(WAYS[:-1])} or {WAYS[-1]}")
+    return way

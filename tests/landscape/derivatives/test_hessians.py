@@ -1,0 +1,190 @@
+"""Hessian products and Lanczos from gradients alone, against exact ones in float64."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+import lsa
+from lsa.landscape import Landscape, objectives
+from lsa.landscape.derivatives import budget
+from lsa.maths.spectra import eigenpairs
+from lsa.runtime.errors import InputError
+
+
+class Attentive(nn.Module):
+    """A transformer of one block over 11 tokens; its attention is torch's fused kernel."""
+
+    def __init__(self, activation: str = "gelu", recompute: bool = False) -> None:
+        super().__init__()
+        self.words = nn.Embedding(11, 16)
+        self.norm, self.qkv, self.out = nn.LayerNorm(16), nn.Linear(16, 48), nn.Linear(16, 16)
+        self.up, self.down = nn.Linear(16, 32), nn.Linear(32, 16)
+        self.head = nn.Linear(16, 11, bias=False)
+        self.activation, self.recompute = getattr(F, activation), recompute
+
+    def block(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(self.norm(x)).view(*x.shape[:2], 3, 2, 8).permute(2, 0, 3, 1, 4)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.out(y.transpose(1, 2).reshape(x.shape))
+        return x + self.down(self.activation(self.up(x)))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.words(ids)
+        x = checkpoint(self.block, x, use_reentrant=False) if self.recompute else self.block(x)
+        assert isinstance(x, Tensor)
+        return self.head(x)
+
+
+def made(steps: int = 0, **options: object) -> tuple[nn.Module, list[Tensor]]:
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        model = Attentive(**options)  # pyright: ignore[reportArgumentType]
+        ids = torch.randint(11, (12, 10))
+        optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+        for _ in range(steps):
+            optimizer.zero_grad()
+            F.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten()).backward()
+            optimizer.step()
+    return model, list(ids.split(6))
+
+
+def landscape(model: nn.Module, ids: list[Tensor], **options: object) -> Landscape:
+    return Landscape(model, ids, objective=objectives.per_token(), **options)  # pyright: ignore
+
+
+def truth(model: nn.Module, ids: list[Tensor]) -> tuple[Landscape, Tensor]:
+    exact = landscape(model, ids, products="exact").double()
+    return exact, exact.theta
+
+
+def ends(exact: Landscape, at: Tensor) -> tuple[float, float]:
+    """Both ends of the spectrum by exact products in float64."""
+    rng = torch.Generator().manual_seed(0)
+    start = eigenpairs.start_vector(at, rng, exact.gradient(at))
+    found = eigenpairs.lanczos(exact.hessian(at), start, rng=rng, tol=1e-6)
+    assert found.converged
+    return found.smallest.values[0].item(), found.largest.values[0].item()
+
+
+def nothing_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine without free memory."""
+    monkeypatch.setattr(budget, "room", lambda device: 0)
+
+
+@pytest.mark.parametrize(
+    ("steps", "options"),
+    [
+        (0, {}),
+        (60, {}),
+        (60, {"activation": "silu"}),
+        (60, {"recompute": True}),
+    ],
+    ids=["untrained", "trained", "silu", "checkpointed"],
+)
+def test_eigenvalues_lie_within_their_stated_error(steps, options, monkeypatch):
+    model, ids = made(steps, **options)
+    exact, at = truth(model, ids)
+    values = ends(exact, at)
+    found = landscape(model, ids, products="gradients")
+    nothing_fits(monkeypatch)  # no exact product at the end
+    options = {"density_probes": 0, "split": "no", "k": 2, "tol": 5e-3}
+    result = lsa.lanczos(landscape=found, theta=found.theta, **options)
+    for name, value in zip(("lambda_min", "lambda_max"), values, strict=True):
+        error = result.metrics[f"{name}_residual"].value
+        assert abs(result.metrics[name].value - value) <= error
+    assert result.converged, result.notes
+    assert any("their error was at most" in note for note in result.notes)
+    monkeypatch.undo()
+    found = landscape(model, ids, products="gradients")
+    result = lsa.lanczos(landscape=found, theta=found.theta, **options)
+    top = result.metrics["lambda_max"].value
+    assert top == pytest.approx(values[1], rel=2e-6), "an exact product made it exact"
+
+
+def test_in_bfloat16_the_error_is_told(monkeypatch):
+    model, ids = made(60)
+    exact, at = truth(model, ids)
+    top = ends(exact, at)[1]
+    own = objectives.per_token()
+
+    def objective(network: nn.Module, batch: Tensor) -> lsa.Terms:
+        with torch.autocast("cpu", torch.bfloat16):
+            return own(network, batch)
+
+    found = Landscape(model, ids, objective=objective, products="gradients")
+    nothing_fits(monkeypatch)
+    try:
+        result = lsa.lanczos(
+            landscape=found, theta=found.theta, density_probes=0, split="no", k=1, k_min=0, tol=0.2
+        )
+    except InputError as error:
+        assert "low precision" in str(error)
+        return
+    value, error = (result.metrics[n].value for n in ("lambda_max", "lambda_max_residual"))
+    assert abs(value - top) <= error < 0.5 * value
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # of views of θ; torch's own
+def test_a_compiled_network_is_measured_as_it_trains():
+    model, ids = made(60)
+    calls: list[int] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> object:
+        calls.append(1)
+        return graph.forward
+
+    compiled: Any = torch.compile(model, backend=backend)
+    found = landscape(compiled, ids, products="gradients", copy=False)
+    exact, at = truth(model, ids)
+    v = torch.randn(len(at), generator=torch.Generator().manual_seed(0))
+    product = exact.hessian(at)(v.double())
+    off = found.hessian(found.theta)(v).double() - product
+    assert calls and off.norm() < 1e-3 * product.norm()
+
+
+def test_what_would_not_fit_is_by_gradients_and_says_so(monkeypatch):
+    model, ids = made()
+    at = landscape(model, ids)
+    nothing_fits(monkeypatch)
+    product = at.hessian(at.theta)
+    v = torch.ones_like(at.theta)
+    found = product(v)
+    monkeypatch.undo()
+    exact = landscape(model, ids, products="exact").hessian(at.theta)(v)
+    assert (found - exact).norm() < 1e-3 * exact.norm()
+    assert "takes over 0 GB, half of the memory that is free" in at.remarks["hessian"]
+
+
+def test_kinks_at_theta_are_refused_and_never_printed_without_the_flag(monkeypatch):
+    """A ReLU network whose biases are zero and half of whose inputs are: kinks lie at θ."""
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU())
+        model.append(nn.Linear(32, 3))
+        for layer in model[::2]:
+            nn.init.zeros_(layer.bias)  # pyright: ignore[reportArgumentType]
+        x, y = torch.randn(40, 6), torch.randint(3, (40,))
+        x[::2] = 0
+    exact = Landscape(model, x, y, products="exact")
+    top = lsa.lanczos(landscape=exact, theta=exact.theta, density_probes=0, split="no", k=1)
+    found = Landscape(model, x, y, products="gradients")
+    nothing_fits(monkeypatch)
+    try:
+        result = lsa.lanczos(landscape=found, theta=found.theta, density_probes=0, split="no", k=1)
+    except InputError as error:
+        assert "kinks" in str(error)
+        return
+    true, value = (r.metrics["lambda_max"].value for r in (top, result))
+    assert not result.converged or abs(true - value) <= result.metrics["lambda_max_residual"].value
+
+
+def test_an_unknown_way_is_refused():
+    model, ids = made()
+    with pytest.raises(InputError, match="products='fast'; choose auto, exact or gradients"):
+        landscape(model, ids, products="fast")
