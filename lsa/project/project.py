@@ -67,6 +67,16 @@ class Augment(_Section):
     flip: bool = False
 
 
+class Watching(_Section):
+    """What `lsa.watch` measures during the training; its options of the same names."""
+
+    every: Positive = 100  # steps between measurements on the probe set
+    samples: Positive = 256  # of the training split, in the probe set
+    measure: list[Literal["update", "noise", "sharpness", "batch_sharpness"]] = ["update", "noise"]
+    norms: Positive = 1
+    budget: Annotated[float, Field(gt=0, le=1)] | None = 0.02
+
+
 class Train(_Section):
     """The training budget, the same for every optimizer of a project."""
 
@@ -78,6 +88,7 @@ class Train(_Section):
     noise_scale: bool = True  # measured after every epoch, beside the training
     clip_norm: Annotated[float, Field(gt=0)] | None = None  # of the gradient, at most
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None  # decay of averaged weights, then kept
+    watch: Watching | None = None  # measurements between steps; the training is the same without
 
     def keeps(self, epoch: int) -> bool:
         """Whether an epoch's checkpoint is kept; 0 is before training, the last always is."""

@@ -14,6 +14,7 @@ from lsa.project.factories import permission
 from lsa.runtime import files, modes, provenance
 from lsa.runtime.errors import InputError
 from lsa.studies import load, progress, steps
+from lsa.studies.watched import Watched
 from lsa.tracking import checkpoint as checkpoints
 from lsa.tracking import recording, registered, registry, results, serial, settings, store
 from lsa.tracking.checkpoint import Checkpoint
@@ -22,7 +23,7 @@ from lsa.training import recipes
 from lsa.training import train as training
 from lsa.training.data import Data
 
-KEPT = {"state", "history", "run"}  # of an interrupted run
+KEPT = {"state", "history", "watched", "run"}  # of an interrupted run
 SCRATCH = Path(".lsa")  # training states of runs that have not finished, in the working folder
 
 
@@ -87,7 +88,10 @@ def _train(
         opened.json(recipe.model_dump(), "recipe.json")
         # Another store's training in this folder has a state of its own.
         state_file = SCRATCH / "training" / f"{store.step_name(key)}.safetensors"
-        history, state = _resumed(state_file, opened) if resume else ([], None)
+        history, state, seen = _resumed(state_file, opened) if resume else ([], None, [])
+        watched = Watched(
+            recipe, split, trusted, lambda values, step: opened.metrics(values, step=step), seen
+        )
         kept = store.ask(lambda: dict(registered.trajectory(key)), {})
 
         def checkpoint(state: Mapping[str, Any]) -> dict[str, Metric]:
@@ -106,7 +110,9 @@ def _train(
 
         on_the_way(training.initial(recipe, split, trusted))
         opened.attempt(registry.deliver)
-        for epoch in training.train(recipe, split, trusted=trusted, state=state, report=report):
+        for epoch in training.train(
+            recipe, split, trusted=trusted, state=state, report=report, watch=watched.attach
+        ):
             history.append(dict(epoch.metrics))
             opened.metrics(epoch.metrics, step=epoch.number)
             state = epoch.state
@@ -114,7 +120,8 @@ def _train(
                 on_the_way(epoch.state)
             opened.attempt(registry.deliver)
             with files.replaced(state_file) as new:
-                serial.save({"state": state, "history": history, "run": opened.id}, new)
+                done = {"state": state, "history": history, "watched": watched.numbers}
+                serial.save(done | {"run": opened.id}, new)
         assert state is not None  # of the last epoch, which an interrupted run may have trained
         metrics = checkpoint(state)
         opened.entry.keep()
@@ -123,10 +130,14 @@ def _train(
     return Result(metrics, probe=results.TRAIN, run_id=opened.id, checkpoint=address)
 
 
-def _resumed(path: Path, opened: recording.Run) -> tuple[list[dict[str, float]], Any]:
-    """History and state of an interrupted run of the same step, its epochs logged again."""
+def _resumed(path: Path, opened: recording.Run) -> tuple[list[dict[str, float]], Any, list[Any]]:
+    """What an interrupted run of the same step has left, its epochs logged again.
+
+    Returns:
+        Metrics of the epochs, the state to go on from, and what was measured between steps.
+    """
     if not path.exists():
-        return [], None
+        return [], None, []
     with contextlib.suppress(InputError):  # a damaged state only costs the epochs in it
         found = serial.load(path)
         if not (isinstance(found, dict) and found.keys() >= KEPT and _is_state(found["state"])):
@@ -134,8 +145,8 @@ def _resumed(path: Path, opened: recording.Run) -> tuple[list[dict[str, float]],
         for number, metrics in enumerate(found["history"], 1):
             opened.metrics(metrics, step=number)
         opened.tags({"lsa.resumed_from": found["run"], "lsa.resumed_epoch": len(found["history"])})
-        return found["history"], found["state"]
-    return [], None
+        return found["history"], found["state"], found["watched"]
+    return [], None, []
 
 
 def _is_state(found: Any) -> bool:

@@ -3,10 +3,12 @@ or stop. Nothing here knows about tracking or files."""
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any
@@ -26,6 +28,9 @@ from lsa.training.data import Data
 from lsa.training.recipes import loss_of, network
 
 STATE = {"epoch", "model", "optimizer", "rng", "base_lr"}  # what `Epoch.state` holds
+
+
+Watch = Callable[[nn.Module, torch.optim.Optimizer, int], AbstractContextManager[Any]]
 
 
 @dataclass(frozen=True)
@@ -98,6 +103,7 @@ def train(
     trusted: Collection[str] = (),
     state: Mapping[str, Any] | None = None,
     report: Report | None = None,
+    watch: Watch | None = None,
 ) -> Iterator[Epoch]:
     """Train by the recipe, yielding every finished epoch.
 
@@ -111,6 +117,8 @@ def train(
         trusted: Packages whose factories may be imported.
         state: An earlier `Epoch.state`; training continues after it.
         report: Told the number of finished batches.
+        watch: Given the network, its optimizer and the number of steps before, a context in which
+            the steps are made.
 
     Raises:
         InputError: The recipe names something that does not exist or does not fit.
@@ -133,7 +141,16 @@ def train(
     )
     if state is not None:
         loop.restore(state)
-    for number in range(state["epoch"] + 1 if state else 1, recipe.train.epochs + 1):
+    first = state["epoch"] + 1 if state else 1
+    before = (first - 1) * _steps(recipe, split)
+    with watch(model, optimizer, before) if watch else contextlib.nullcontext():
+        yield from _epochs(loop, first)
+
+
+def _epochs(loop: _Loop, first: int) -> Iterator[Epoch]:
+    """The epochs from a number on."""
+    recipe, split = loop.recipe, loop.split
+    for number in range(first, recipe.train.epochs + 1):
         started = time.perf_counter()
         metrics = _epoch(loop, number)
         metrics["train/seconds"] = time.perf_counter() - started
@@ -148,10 +165,15 @@ def _schedule(recipe: Recipe, split: Data, trusted: Collection[str]) -> Callable
     return schedules.schedule(
         recipe.train.schedule.name,
         epochs=recipe.train.epochs,
-        steps_per_epoch=-(-len(split.x_train) // recipe.train.batch_size),
+        steps_per_epoch=_steps(recipe, split),
         trusted=trusted,
         **recipe.train.schedule.options,
     )
+
+
+def _steps(recipe: Recipe, split: Data) -> int:
+    """Steps of an epoch."""
+    return -(-len(split.x_train) // recipe.train.batch_size)
 
 
 def _epoch(loop: _Loop, number: int) -> dict[str, float]:

@@ -84,10 +84,11 @@ def along(landscape: Landscape, start: Tensor, update: Tensor) -> Along:
         if noise <= ROUNDING * size or step >= FAR:
             break
         step = min(FAR, step * max(2.0, math.sqrt(noise / max(ROUNDING * size, 1e-300))))
+        step = max(step, 1.25) if step > 0.8 else step  # φ(1) is known, and is a point of its own
     told = noise <= 0.5 * size
     # The cubic through the four points: its slope at 0 is free of the third derivative.
     middle = (up - down) / (2 * step)
-    cubic = (at1 - at0 - second / 2 - middle) / (1 - step**2) if step != 1 else 0 * middle
+    cubic = (at1 - at0 - second / 2 - middle) / (1 - step**2)
     slope = middle - cubic * step**2
     change = (at1 - at0).mean().item()
 

@@ -147,6 +147,17 @@ def test_short_updates_are_measured_far_enough_or_left_out(length: float):
         assert "directional_sharpness" not in found.numbers(length**2)
 
 
+def test_any_length_of_the_update_is_measured():
+    """Points along it may come near the two that are known."""
+    model, x, y = setting()
+    landscape = lsa.Landscape(model, x, y)
+    start = landscape.theta
+    u = torch.randn(len(start), generator=torch.Generator().manual_seed(1))
+    for length in np.geomspace(1e-6, 1, 60):
+        found = along(landscape, start, float(length) * u / u.norm())
+        assert math.isfinite(found.slope) and math.isfinite(found.change)
+
+
 def test_noise_scale_of_the_probe_set_is_unbiased():
     model, x, y = setting()
     x, y = x.repeat(8, 1) + 0.3 * torch.randn(512, 5), y.repeat(8)
