@@ -7,6 +7,7 @@ import hashlib
 import platform
 import subprocess
 import sys
+import tokenize
 from collections.abc import Mapping
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
@@ -15,6 +16,7 @@ from pathlib import Path
 import psutil
 
 from lsa.runtime.documents import whole_number
+from lsa.runtime.wordless import without_words
 
 PACKAGE = Path(__file__).parent.parent
 DISTRIBUTIONS = {"lsa": "loss-landscape-analysis"}  # on PyPI, where lsa is another project
@@ -116,6 +118,7 @@ def code_hash(module: str) -> str:
     """Hash of a module's source and of every lsa module it imports, directly or not.
 
     An edited probe gets a new hash, and a probe that does not use the edited code keeps its hash.
+    What is only said of the numbers, such as docstrings and captions, does not count.
     A name that a package passes on (`from lsa.probe import Result`) counts as its own module's.
     """
     seen: dict[str, bytes] = {}
@@ -159,10 +162,12 @@ def _read_current(path: Path) -> tuple[bytes, tuple[tuple[str, str], ...]]:
 
 @lru_cache(maxsize=256)
 def _read(path: Path, modified: int, size: int) -> tuple[bytes, tuple[tuple[str, str], ...]]:
-    """Source of a file as last modified, and its imports of lsa: module and name, or module, ""."""
-    source = path.read_bytes()
+    """A file's text without its words, and its imports of lsa: module and name, or module, ""."""
+    with tokenize.open(path) as file:
+        source = file.read().encode()
+    nodes = list(ast.walk(ast.parse(source)))
     imports: dict[tuple[str, str], None] = {}
-    for node in ast.walk(ast.parse(source)):
+    for node in nodes:
         if isinstance(node, ast.Import):
             pairs = [(alias.name, "") for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -170,7 +175,7 @@ def _read(path: Path, modified: int, size: int) -> tuple[bytes, tuple[tuple[str,
         else:
             continue
         imports.update(dict.fromkeys(pair for pair in pairs if _ours(pair[0])))
-    return source, tuple(imports)
+    return without_words(source, nodes), tuple(imports)
 
 
 def _ours(module: str) -> bool:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ast
+import io
+import tokenize
 from pathlib import Path
 
 import pytest
 
 from lsa.runtime import provenance
+from lsa.runtime.wordless import without_words
 
 FILES = {
     "__init__.py": "if TYPE_CHECKING:\n    from lsa.land import Landscape\n",
@@ -51,10 +55,81 @@ def hashes() -> dict[str, str]:
 @pytest.mark.parametrize("edited", FILES)
 def test_an_edit_changes_the_hash_of_exactly_the_probes_that_reach_it(package: Path, edited: str):
     before = hashes()
-    (package / edited).write_text(FILES[edited] + "# edited\n")
+    (package / edited).write_text(FILES[edited] + "EDITED = True\n")
     changed = {probe for probe, value in hashes().items() if value != before[probe]}
     own = {edited.removeprefix("probes/").removesuffix(".py")} & set(READS)
     assert changed == {probe for probe, files in READS.items() if edited in files} | own
+
+
+WORDED = '''"""A probe."""
+
+NAME = "# no comment"  # a comment
+
+
+@probe(
+    headline=("size",),
+    work=cost,
+    caption="Words about a # picture, "
+    "on two lines.",
+)
+def measure(theta, *, size: Annotated[int, "how large"] = 2) -> Result:
+    """Measure it.
+
+    At length.
+    """
+    note = f"size {size} # of all"
+
+    return Result({"size": size}, notes=(note,))
+'''
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("A probe.", "A probe of all."),
+        ("# a comment", "# äöü"),
+        ('("size",)', "()"),
+        ("on two lines.", "see there."),
+        ("how large", "größer"),
+        ("At length.", "At greater length.\n\n    And more."),
+        ("\n\n    return", "\n    return"),
+    ],
+)
+def test_edited_words_leave_the_hash(package: Path, old: str, new: str):
+    assert edited(package, old, new) == edited(package, "", "")
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("# no comment", "# a comment"),
+        ("work=cost", "work=costs"),
+        ("] = 2", "] = 3"),
+        ("# of all", "# of none"),
+        ("notes=", "arrays="),
+    ],
+)
+def test_edited_code_changes_the_hash(package: Path, old: str, new: str):
+    assert edited(package, old, new) != edited(package, "", "")
+
+
+def edited(package: Path, old: str, new: str) -> str:
+    """Hash of a module with some text in place of another."""
+    assert old in WORDED
+    text = WORDED.replace(old, new, 1)
+    (package / "probes" / "worded.py").write_text(text)
+    return provenance.code_hash("lsa.probes.worded")
+
+
+def test_words_are_cut_from_every_file_of_lsa():
+    """By Python's own tokenizer: no comment is left."""
+    for path in sorted(provenance.PACKAGE.rglob("*.py")):
+        source = path.read_bytes()
+        left = without_words(source, list(ast.walk(ast.parse(source))))
+        tokens = tokenize.tokenize(io.BytesIO(source).readline)
+        for token in tokens:
+            if token.type == tokenize.COMMENT and len(token.string) > 20:
+                assert token.string.encode() not in left, f"{path.name}: {token.string}"
 
 
 def test_every_import_of_lsa_leads_to_a_file():
