@@ -74,6 +74,8 @@ def size(tensors: Iterable[Tensor]) -> int:
     """Bytes of tensors that may share memory, or be parts of a larger one that is not counted."""
     held: dict[int, int] = {}
     for t in tensors:
+        if t.layout != torch.strided:  # a sparse or nested input, which the batch holds anyway
+            continue
         start = t.data_ptr()
         held[start] = max(held.get(start, 0), min(t.nbytes, t.untyped_storage().nbytes()))
     return sum(held.values())

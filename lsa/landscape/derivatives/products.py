@@ -25,6 +25,7 @@ from lsa.landscape.derivatives.layer_gradients import SampleGradients, size
 from lsa.landscape.derivatives.modes import (
     Function,
     Matvec,
+    differentiable,
     double_backward,
     pull_back,
 )
@@ -97,7 +98,7 @@ def gauss_newton(parts: Iterable[Part], theta: Tensor, memory: int) -> Matvec:
         assert part.loss_of is not None
         o = J.value.detach().requires_grad_()
         (g,) = grad(part.loss_of(o), o, create_graph=True)
-        return J.pull(pull_back(g, o, J.push(v)))
+        return J.pull(pull_back(differentiable(g), o, J.push(v)))
 
     return _summed(parts, theta, curved, lambda part: part.weight)
 
