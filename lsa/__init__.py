@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from lsa.landscape import Landscape, objectives
     from lsa.landscape.derivatives.budget import configure
     from lsa.landscape.terms import Terms
-    from lsa.probe import PROBES, Curve, Metric, Result
+    from lsa.probe import Curve, Metric, Result
     from lsa.runtime.errors import InputError
     from lsa.studies.adoption import adopt, register
     from lsa.studies.load import load
@@ -34,7 +34,6 @@ _HOMES = {
     "InputError": "lsa.runtime.errors",
     "Landscape": "lsa.landscape",
     "Metric": "lsa.probe",
-    "PROBES": "lsa.probe",
     "Result": "lsa.probe",
     "Rule": "lsa.training.preconditioners",
     "adopt": "lsa.studies.adoption",
@@ -53,7 +52,6 @@ _HOMES = {
 _MODULES = {"objectives": "lsa.landscape.objectives", "watching": "lsa.watching"}
 
 __all__ = [
-    "PROBES",
     "Checkpoint",
     "Curve",
     "InputError",

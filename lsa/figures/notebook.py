@@ -1,8 +1,12 @@
-"""A result as a notebook shows it: its numbers with their errors, its notes and its figures."""
+"""Results, checkpoints and studies as a notebook shows them.
+
+A result has its numbers with their errors, its notes and its figures; the others have a table.
+"""
 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterable, Mapping
 
 from lsa.figures.page import Cell, Section, as_fragment
 from lsa.probe import Metric, Result
@@ -20,6 +24,17 @@ def html(result: Result) -> str:
     if notes:
         sections.append(Section("", headings=("notes",), rows=[(note,) for note in notes]))
     return as_fragment([*sections, *_figures(name, result)])
+
+
+def facts(title: str, values: Mapping[str, str]) -> str:
+    """A table of names and values, those that are empty left out; every text is escaped."""
+    rows = ((name, value) for name, value in values.items() if value)
+    return table(title, ("property", "value"), rows)
+
+
+def table(title: str, headings: tuple[str, ...], rows: Iterable[tuple[Cell, ...]]) -> str:
+    """A table under a heading; every text is escaped."""
+    return as_fragment([Section(title, headings=headings, rows=list(rows), level=4)])
 
 
 def _row(name: str, metric: Metric) -> tuple[str, ...]:

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from lsa import probe, project
+from lsa.figures import notebook
 from lsa.probe import Metric, Result
 from lsa.project import ALONG, Project
 from lsa.runtime import arguments, failures
@@ -100,11 +101,16 @@ class Handle:
         """Its run."""
         return self.result.run_id
 
+    @property
+    def found_in(self) -> str:
+        """The run of its result; empty while there is none."""
+        return self._result.run_id if self._result else ""
+
     def _repr_html_(self) -> str | None:
         return self.result._repr_html_() if self.finished and self._result else None
 
     def __repr__(self) -> str:
-        return f"<{self.call.label}: {self.state}>"
+        return f"<{self.call.label}: {self.state}{self.error and f' ({self.error})'}>"
 
 
 class Study:
@@ -182,6 +188,10 @@ class Study:
         optimizers = tuple(i.call.optimizers[0] for i in inputs)
         seeds = tuple(i.call.seeds[0] for i in inputs)
         return Call(name, self.setting, optimizers, seeds, resolved, self._device)
+
+    def _repr_html_(self) -> str:
+        rows = [(h.call.label, h.state, h.error or h.found_in) for h in self.handles]
+        return notebook.table(f"study of {self.setting.name}", ("step", "state", "run"), rows)
 
     # --- running ----------------------------------------------------------------------------------
 

@@ -56,6 +56,30 @@ class Checkpoint:
     model_id: str = ""  # of the MLflow logged model, when it came from a store
     run_id: str = ""  # of the training run
 
+    def __repr__(self) -> str:
+        about = ", ".join(f"{name} {text}" for name, text in self._facts().items() if text)
+        return f"<Checkpoint: {about}>"
+
+    def _repr_html_(self) -> str:
+        from lsa.figures import notebook  # here, since few who load a checkpoint show it
+
+        return notebook.facts("checkpoint", self._facts())
+
+    def _facts(self) -> dict[str, str]:
+        """What it is and where it came from, without the weights."""
+        recipe = self.recipe
+        return {
+            "project": recipe.project,
+            "model": recipe.model.name,
+            "dataset": recipe.dataset.name,
+            "optimizer": f"{recipe.optimizer} ({recipe.rule.name})",
+            "seed": str(recipe.seed),
+            "epoch": str(self.epoch),
+            "device": self.device,
+            "run": self.run_id,
+            "model id": self.model_id,
+        }
+
     @_computed
     def data(self) -> Data | Streams:
         """The dataset of the training run, on `device`.

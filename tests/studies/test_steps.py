@@ -147,6 +147,20 @@ def test_a_step_leaves_the_c_library_as_it_is(trained, monkeypatch):
     lsa.measure("lanczos", lsa.load(trained.run_id), k=1)
 
 
+def test_a_notebook_shows_checkpoints_and_studies_as_tables(trained):
+    source = lsa.load(trained.run_id)
+    assert "mlp" in repr(source) and trained.run_id in repr(source) and "tensor" not in repr(source)
+    page = source._repr_html_()
+    assert f"<th scope='row'>run</th><td>{trained.run_id}</td>" in page
+    with lsa.study("tiny") as running:
+        handle = running.step("train", optimizer="sgd")
+        assert "<td>waiting</td>" in running._repr_html_() and handle._repr_html_() is None
+        assert handle.run_id == trained.run_id
+    row = f"<th scope='row'>train sgd seed 0</th><td>reused</td><td>{trained.run_id}</td>"
+    assert row in running._repr_html_()
+    assert "val_loss" in str(handle._repr_html_())
+
+
 def test_steps_with_the_same_key_are_reused(trained):
     recipe = project.load("tiny").recipe("sgd")
     again = train.train(recipe, reuse=True)
