@@ -53,8 +53,9 @@ def notes(landscape: Landscape, theta: Tensor) -> tuple[str, ...]:
     if key not in known:
         few = landscape.subset(_chosen(landscape))
         with _own_random_state(landscape.device):
-            fixed, steady = _fixed(few, theta)
-            parted = steady and isinstance(few.data, Samples)
+            fixed, steady, drawn = _fixed(few, theta)
+            # Passes of another size draw other random numbers, from the same seed too.
+            parted = steady and not drawn and isinstance(few.data, Samples)
             mean = _mean_over_samples(few, theta) if parted else ()
             derived = few.subset(torch.arange(min(DERIVED, few.n_samples)))
             slopes = _derivatives(derived, theta) if steady else (UNSTEADY,)
@@ -81,8 +82,8 @@ def _own_random_state(device: torch.device) -> AbstractContextManager[None]:
 # --- one fixed function --------------------------------------------------------------------------
 
 
-def _fixed(few: Landscape, theta: Tensor) -> tuple[tuple[str, ...], bool]:
-    """What makes L no fixed function of θ, and whether it is one for fixed random numbers."""
+def _fixed(few: Landscape, theta: Tensor) -> tuple[tuple[str, ...], bool, bool]:
+    """What makes L no fixed function of θ, whether it is one for a fixed seed, and has drawn."""
     found = [
         f"module {name!r} ({type(module).__name__}) is in training mode although the network is "
         "evaluated; it overrides train() or eval()"
@@ -112,7 +113,7 @@ def _fixed(few: Landscape, theta: Tensor) -> tuple[tuple[str, ...], bool]:
             f"two passes over the same samples give the losses {first:.6g} and {second:.6g}: the "
             "network keeps a state, or an operation of it is not deterministic"
         )
-    return tuple(found), steady
+    return tuple(found), steady, drawn
 
 
 def _mean_over_samples(few: Landscape, theta: Tensor) -> tuple[str, ...]:

@@ -98,6 +98,13 @@ class StaysInTraining(nn.Dropout):
         return super().train(True)
 
 
+class DrawsBySize(nn.Module):
+    """What a sample draws depends on how many there are, as on every GPU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.rand(x.shape[::-1], device=x.device).T
+
+
 class Counts(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -148,6 +155,7 @@ class NeedsTwo(nn.Module):
     ("inside", "line"),
     [
         (AlwaysDrops(), "draws random numbers when it is evaluated"),
+        (DrawsBySize(), "draws random numbers when it is evaluated"),
         (StaysInTraining(), "module 'inside' (StaysInTraining) is in training mode"),
         (Counts(), "two passes over the same samples give the losses"),
         (CountsInABuffer(), "changes its buffer 'inside.seen'"),
