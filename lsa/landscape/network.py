@@ -311,10 +311,19 @@ def duplicate(model: nn.Module) -> nn.Module:
     """A deep copy, also of a network that keeps results of its last pass (a loss of its experts).
 
     `deepcopy` refuses them, as they belong to a graph; the copy has their numbers alone.
+
+    Raises:
+        InputError: Modules nest deeper than Python's stack reaches.
     """
     kept = [t for m in model.modules() for t in tree_leaves(list(vars(m).values()))]
     results = [t for t in kept if isinstance(t, Tensor) and not t.is_leaf]
-    return copy.deepcopy(model, {id(t): t.detach().clone() for t in results})
+    try:
+        return copy.deepcopy(model, {id(t): t.detach().clone() for t in results})
+    except RecursionError:  # a copy takes more of the stack for each module than a forward pass
+        raise InputError(
+            "the network's modules nest deeper than Python's stack reaches; nest them less deeply, "
+            "or make it deeper first: sys.setrecursionlimit(10_000)"
+        ) from None
 
 
 def prepared(model: nn.Module) -> nn.Module:
@@ -324,7 +333,8 @@ def prepared(model: nn.Module) -> nn.Module:
     no part of L, so the rows that exceed it are refused, and it is left out.
 
     Raises:
-        InputError: A row of an embedding is longer than its `max_norm`.
+        InputError: A row of an embedding is longer than its `max_norm`, or modules nest deeper
+            than Python's stack reaches.
     """
     model = duplicate(model)
     for name, module in model.named_modules():

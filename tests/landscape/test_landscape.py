@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 
 import pytest
 import torch
@@ -503,3 +504,23 @@ def test_a_layout_that_there_is_not_is_refused(mlp, monkeypatch):
     monkeypatch.setenv("LSA_LAYOUT", "rows")
     with pytest.raises(InputError, match="LSA_LAYOUT='rows' is none of channels_last, contiguous;"):
         budget.from_environment()
+
+
+def test_modules_that_nest_deeper_than_the_stack_are_refused_in_one_line():
+    flat = seeded(lambda: nn.Linear(2, 2))
+    deep: nn.Module = flat
+    for _ in range(250):
+        deep = nn.Sequential(deep)
+    data = normal(6, 2), torch.tensor([0, 1] * 3)
+    with pytest.raises(InputError, match="nest deeper than Python's stack reaches") as caught:
+        Landscape(deep, *data)
+    assert "\n" not in str(caught.value)
+    limit, products = sys.getrecursionlimit(), []
+    sys.setrecursionlimit(10_000)  # as the line says
+    try:
+        for model in (flat, deep):
+            landscape, theta = Landscape(model, *data), flatten(model)
+            products.append(landscape.hessian(theta)(torch.ones_like(theta)))
+    finally:
+        sys.setrecursionlimit(limit)
+    assert torch.equal(*products)
