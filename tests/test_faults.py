@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import pytest
-from faults import Row, clients, network, server
+from faults import Row, clients, network, server, suite
 from faults import __main__ as page
 
 
@@ -31,6 +31,14 @@ def test_every_fault_on_the_page_has_cost_nothing():
     rows = [line.split(" | ") for text in written.values() for line in text.splitlines()]
     lost = [cells[3] for cells in rows if len(cells) == 5 and cells[2].isdigit()]
     assert len(lost) >= 9 and all(cell.startswith("nothing") for cell in lost)
+
+
+def test_the_tests_that_rows_name_are_there():
+    for files, which in suite.SHOWN:
+        for file in files.split():
+            text = (suite.ROOT / file).read_text()
+            words = [word for word in which.split() if word not in ("or", "and", "not")]
+            assert not words or any(word in text for word in words), (file, which)
 
 
 @pytest.mark.full

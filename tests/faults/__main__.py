@@ -28,6 +28,7 @@ SECTIONS = {
     "checkpoints": "Checkpoints are damaged",
     "disk": "Disks are full or cannot be written",
     "inputs": "Input is malformed",
+    "suite": "Stores, servers and terminals are shared with others",
 }
 TOP = """# What faults cost
 
