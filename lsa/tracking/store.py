@@ -9,7 +9,7 @@ import re
 import shutil
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -115,7 +115,21 @@ def _prepare(uri: str) -> None:
             file = address.file_of(uri)
             if file and "?" not in uri and not file.exists():
                 make_whole(file)
-            mlflow.MlflowClient(uri).search_experiments(max_results=1)
+            with _no_stray_folder(uri):
+                mlflow.MlflowClient(uri).search_experiments(max_results=1)
+
+
+@contextlib.contextmanager
+def _no_stray_folder(uri: str) -> Iterator[None]:
+    """Remove the empty folder that MLflow makes where an address writes `%25` for a `%`."""
+    written = Path(uri.removeprefix(address.SQLITE))
+    missing = [folder for folder in written.parents if not folder.exists()]
+    try:
+        yield
+    finally:
+        for folder in missing:
+            with contextlib.suppress(OSError):  # it is not there, or not empty
+                folder.rmdir()
 
 
 def make_whole(path: Path, artifacts: str | None = None) -> None:
@@ -135,13 +149,14 @@ def make_whole(path: Path, artifacts: str | None = None) -> None:
         raise InputError(f"cannot make the store {path}: {error.strerror or error}") from None
     new = folder / path.name
     quoted_folder = "'" in os.getcwd()  # MLflow writes it into a statement as it is
-    if artifacts or quoted_folder:
-        # Here, since a client of a server need not wait the second that its import takes.
-        from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+    with _no_stray_folder(address.of_file(new)):
+        if artifacts or quoted_folder:
+            # Here, since a client of a server need not wait the second that its import takes.
+            from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-        SqlAlchemyStore(address.of_file(new), artifacts or "mlflow-artifacts:/")
-    else:
-        mlflow.MlflowClient(address.of_file(new)).search_experiments(max_results=1)
+            SqlAlchemyStore(address.of_file(new), artifacts or "mlflow-artifacts:/")
+        else:
+            mlflow.MlflowClient(address.of_file(new)).search_experiments(max_results=1)
     if quoted_folder and not artifacts:
         with contextlib.closing(sqlite3.connect(new)) as database, database:
             choice = os.path.abspath("mlruns/0")  # MLflow's own

@@ -74,9 +74,11 @@ def test_a_store_is_made_and_used_in_a_folder_of_any_name(tmp_path, monkeypatch)
     try:
         made = store.client().create_run("0")
         store.client().log_text(made.info.run_id, "text", "a.txt")
+        assert not store.client().search_model_versions("")
     finally:
         store.use(*former)
     assert (folder / "mlflow.db").is_file() and list((folder / "mlruns").rglob("a.txt"))
+    assert list(tmp_path.iterdir()) == [folder]
 
 
 def test_a_path_that_no_address_can_hold_is_refused(monkeypatch):
