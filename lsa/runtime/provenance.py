@@ -86,7 +86,8 @@ def _identity(process: psutil.Process) -> str:
 
     By the time from the machine's start to its own, which setting the clock does not change.
     """
-    return f"{process.pid}@{process.create_time() - psutil.boot_time():.2f}"
+    booted = psutil.boot_time()  # first: older psutil remembers it for `create_time`
+    return f"{process.pid}@{process.create_time() - booted:.2f}"
 
 
 def gone(tags: Mapping[str, str]) -> bool:

@@ -7,9 +7,11 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import mlflow
 import pytest
 import scale
 import synthetic
+from packaging.version import Version
 from processes import forked
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
@@ -76,6 +78,10 @@ def test_questions_do_not_grow_with_the_runs(workplace):
         store.client()
         scale.fill(workplace / "mlflow.db", projects=[name], seeds=seeds)
     few, many = costs("few", 2), costs("many", 12)
+    if Version(mlflow.__version__) < Version("3.17"):  # it asks thrice about each checkpoint found
+        checkpoints = 10 * 2 * 3  # more seeds, of so many optimizers, kept at epochs 0, 2 and 4
+        for name in ("list", "plan"):
+            assert many.pop(name) - few.pop(name) <= 3 * checkpoints
     assert few == many
     assert max(many.values()) < 40
 
