@@ -47,15 +47,16 @@ class Stream:
 
     Args:
         name: Of the run that is made where the caller has none.
+        run_id: Of the run; empty: the caller's active one.
 
     Raises:
         InputError: The spool cannot be written to.
     """
 
-    def __init__(self, name: str) -> None:
-        active = mlflow.active_run()
+    def __init__(self, name: str, run_id: str = "") -> None:
+        active = None if run_id else mlflow.active_run()
         token = uuid.uuid4().hex
-        given = active.info.run_id if active else os.environ.get("MLFLOW_RUN_ID", "")
+        given = active.info.run_id if active else run_id or os.environ.get("MLFLOW_RUN_ID", "")
         self._about: dict[str, Any] = {
             "store": address.shown(store.uri()),
             "run_id": given,

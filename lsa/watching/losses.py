@@ -12,18 +12,21 @@ class Losses:
     """Losses of the passes of one step; their mean is the step's.
 
     Args:
-        model: Whose outputs may have a `.loss`.
+        model: Whose outputs may have a `.loss`, which is the step's; None: they are not looked at.
         loss: That may be a module.
     """
 
-    def __init__(self, model: nn.Module, loss: Any = None) -> None:
+    def __init__(self, model: nn.Module | None, loss: Any = None) -> None:
         self._model, self._loss = model, loss
         self._found: list[Tensor] = []
         self.silent = False  # during a measurement
 
     def attach(self) -> list[Any]:
         """Hooks on a model whose outputs have a `.loss`, and on a loss that is a module."""
-        handles = [self._model.register_forward_hook(lambda _m, _x, output: self._seen(output))]
+        handles = []
+        if self._model is not None:
+            seen = self._model.register_forward_hook(lambda _m, _x, output: self._seen(output))
+            handles.append(seen)
         if isinstance(self._loss, nn.Module):
             handles.append(self._loss.register_forward_hook(lambda _m, _x, value: self._own(value)))
         return handles

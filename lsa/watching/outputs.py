@@ -17,16 +17,16 @@ class Outputs:
 
     Args:
         sink: Takes them instead of MLflow.
-        track: Whether they go to MLflow.
+        track: Whether they go to MLflow; a run's ID: into that one.
         live: Whether a line shows the newest.
         log_every: Steps between those whose norms go out.
         every: The same for the norms of blocks; they go out at the first step too.
     """
 
     def __init__(
-        self, sink: Sink | None, *, track: bool, live: bool, log_every: int, every: int
+        self, sink: Sink | None, *, track: bool | str, live: bool, log_every: int, every: int
     ) -> None:
-        self._sink, self._track, self._live = sink, track and sink is None, live
+        self._sink, self._track, self._live = sink, track if sink is None else False, live
         self._log_every, self._every = log_every, every
         self._stream: Any = None
         self._line: Line | None = None
@@ -37,7 +37,7 @@ class Outputs:
         if self._track:
             from lsa.tracking.stream import Stream  # MLflow takes a second to import
 
-            self._stream = Stream("watch")
+            self._stream = Stream("watch", "" if self._track is True else str(self._track))
         if self._live:
             self._line = Line.where_seen()
 

@@ -43,8 +43,9 @@ def watch(
     norms: int = 1,
     budget: float | None = LIMIT,
     scaler: Any = None,
+    sees_loss: bool = True,
     step: int = 0,
-    track: bool = True,
+    track: bool | str = True,
     log_every: int = 10,
     live: bool = False,
     sink: Sink | None = None,
@@ -75,9 +76,11 @@ def watch(
         budget: Share of the training's time that the watch may take; it measures less often where
             it would take more. None: no limit.
         scaler: The `GradScaler`, if there is one: the gradient's norm before clipping needs it.
+        sees_loss: Whether outputs with a `.loss` tell the training's own loss.
         step: Number of the last step that was made before, of a training that goes on.
         track: Log to MLflow: metrics `watch/…` at step = optimizer step, in the active run, which
-            is not ended; a run is made where there is none. They are sent in the background.
+            is not ended; a run is made where there is none. They are sent in the background. A run
+            ID: in that run.
         log_every: Steps between those whose norms are logged; `history` has all.
         live: Show the newest numbers in one line, where there is a terminal.
         sink: `(numbers, step)` instead of MLflow.
@@ -87,11 +90,7 @@ def watch(
         InputError: Options out of range, or an optimizer of other parameters.
     """
     optimizers = _optimizers(optimizer)
-    for name, steps in (("norms", norms), ("every", every), ("log_every", log_every)):
-        if steps < 1:
-            raise InputError(f"{name}={steps} is no number of steps; choose 1 or more")
-    if budget is not None and not 0 < budget <= 1:
-        raise InputError(f"budget={budget} is no share of time; choose one above 0, up to 1")
+    _check(budget, norms=norms, every=every, log_every=log_every)
     weights = Weights(model, optimizers)
     probes = None
     if batches is not None:
@@ -100,7 +99,7 @@ def watch(
     return Watch(
         weights,
         optimizers,
-        losses=Losses(model, loss),
+        losses=Losses(model if sees_loss else None, loss),
         probes=probes,
         gradients=Gradients(weights, scaler),
         outputs=Outputs(sink, track=track, live=live, log_every=log_every, every=every),
@@ -109,6 +108,15 @@ def watch(
         strict=strict,
         step=step,
     )
+
+
+def _check(budget: float | None, **intervals: int) -> None:
+    """Refuse options out of range."""
+    for name, steps in intervals.items():
+        if steps < 1:
+            raise InputError(f"{name}={steps} is no number of steps; choose 1 or more")
+    if budget is not None and not 0 < budget <= 1:
+        raise InputError(f"budget={budget} is no share of time; choose one above 0, up to 1")
 
 
 def _optimizers(given: Any) -> list[Optimizer]:

@@ -1,0 +1,61 @@
+"""`lsa.watch` as a callback of Lightning's Trainer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+try:
+    from lightning.pytorch import Callback  # pyright: ignore[reportMissingImports]
+except ImportError:
+    from pytorch_lightning import Callback  # pyright: ignore[reportMissingImports]
+
+from lsa.landscape import objectives
+from lsa.watching.watch import Watch, watch
+
+
+class LightningCallback(Callback):
+    """Watch a Lightning training: `Trainer(callbacks=[lsa.watching.LightningCallback()])`.
+
+    Args:
+        **options: Of `lsa.watch`. With `batches`, the objective is the module's `training_step`
+            (`lsa.objectives.lightning()`), unless another is given.
+
+    Attributes:
+        watch: The `Watch`, once the training has begun.
+    """
+
+    watch: Watch | None = None
+
+    def __init__(self, **options: Any) -> None:
+        if "batches" in options and not {"loss", "objective"} & options.keys():
+            options["objective"] = objectives.lightning()
+        self._options = options
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Watch the optimizers that the module has configured."""
+        run = next((str(r) for r in map(_run, trainer.loggers) if r), None)
+        options: dict[str, Any] = ({} if run is None else {"track": run}) | self._options
+        self.watch = watch(
+            pl_module,
+            trainer.optimizers,
+            scaler=getattr(trainer.precision_plugin, "scaler", None),
+            step=trainer.global_step,
+            **options,
+        )
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Close the watch."""
+        self._close("FINISHED")
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Close the watch of a training that has failed."""
+        self._close("FAILED")
+
+    def _close(self, status: str) -> None:
+        if self.watch is not None:
+            self.watch.close(status)
+
+
+def _run(logger: Any) -> str | None:
+    """The run of a logger to MLflow."""
+    return logger.run_id if type(logger).__name__ == "MLFlowLogger" else None

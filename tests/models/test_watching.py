@@ -1,0 +1,115 @@
+"""`lsa.watch` in other libraries' training loops: same weights, right numbers, in their run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import lsa
+
+pytestmark = [
+    pytest.mark.models,
+    pytest.mark.full,
+    pytest.mark.filterwarnings("ignore"),
+]
+
+
+def logged(run_id: str, name: str) -> list[int]:
+    return sorted(m.step for m in mlflow.MlflowClient().get_metric_history(run_id, name))
+
+
+def finetuned(folder: Path, *callbacks: Any, **options: Any) -> nn.Module:
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("accelerate")
+    transformers.set_seed(0)
+    config = transformers.GPT2Config(vocab_size=50, n_positions=16, n_embd=8, n_layer=2, n_head=2)
+    model = transformers.GPT2LMHeadModel(config)
+    rows = torch.randint(50, (64, 12), generator=torch.Generator().manual_seed(1))
+    data = [{"input_ids": row, "labels": row} for row in rows]
+    arguments = transformers.TrainingArguments(
+        output_dir=str(folder), max_steps=6, per_device_train_batch_size=4, report_to=[],
+        logging_steps=2, learning_rate=1e-2, save_strategy="no", use_cpu=True, disable_tqdm=True,
+        **options,
+    )  # fmt: skip
+    trainer = transformers.Trainer(model, arguments, train_dataset=data, callbacks=[*callbacks])
+    trainer.train()
+    return model
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_hugging_face(workplace: Path, accumulate: int):
+    ids = torch.randint(50, (16, 12), generator=torch.Generator().manual_seed(2))
+    batches = [{"input_ids": part, "labels": part} for part in ids.split(4)]
+    callback = lsa.watching.HuggingFaceCallback(
+        batches=batches, every=3, budget=None, log_every=1, strict=True
+    )
+    options = {"gradient_accumulation_steps": accumulate}
+    with mlflow.start_run() as run:
+        watched = finetuned(workplace / "a", callback, **options)
+        assert mlflow.active_run() is not None
+    alone = finetuned(workplace / "b", **options)
+    for a, b in zip(watched.parameters(), alone.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert logged(run.info.run_id, "watch/gradient_norm") == [1, 2, 3, 4, 5, 6]
+    assert logged(run.info.run_id, "watch/directional_sharpness") == [3, 6]
+    assert logged(run.info.run_id, "watch/noise_trace") == [3, 6]
+    frame = callback.watch.history
+    assert ("loss" in frame) == (accumulate == 1)
+    assert (frame.gradient_norm <= 1.0 + 1e-5).all()  # clipped at 1 by the Trainer
+    assert (frame.gradient_norm_unclipped >= frame.gradient_norm - 1e-6).any()
+
+
+def fitted(folder: Path, *callbacks: Any, **options: Any) -> Any:
+    lightning = pytest.importorskip("lightning")
+
+    class Module(lightning.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
+
+        def training_step(self, batch: Any, index: int) -> torch.Tensor:
+            x, y = batch
+            return F.cross_entropy(self.net(x), y)
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.Adam(self.parameters(), lr=1e-2)
+
+    lightning.seed_everything(0, verbose=False)
+    x, y = torch.randn(64, 4, generator=torch.Generator().manual_seed(0)), torch.arange(64) % 3
+    data = torch.utils.data.TensorDataset(x, y)
+    loader = torch.utils.data.DataLoader(data, batch_size=8, shuffle=True)
+    module = Module()
+    trainer = lightning.Trainer(
+        max_epochs=1, accelerator="cpu", enable_progress_bar=False, enable_model_summary=False,
+        enable_checkpointing=False, default_root_dir=folder, callbacks=[*callbacks],
+        log_every_n_steps=2, **{"logger": False, "gradient_clip_val": 0.5} | options,
+    )  # fmt: skip
+    trainer.fit(module, loader)
+    return module, loader
+
+
+def test_lightning(workplace: Path):
+    lightning = pytest.importorskip("lightning")
+    _, loader = fitted(workplace)
+    callback = lsa.watching.LightningCallback(
+        batches=[*loader], every=4, budget=None, log_every=1, strict=True
+    )
+    uri = mlflow.get_tracking_uri()
+    logger = lightning.pytorch.loggers.MLFlowLogger("fits", tracking_uri=uri)
+    watched, _ = fitted(workplace, callback, logger=logger)
+    alone, _ = fitted(workplace)
+    for (name, a), b in zip(watched.state_dict().items(), alone.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+    assert logged(logger.run_id, "watch/gradient_norm") == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert logged(logger.run_id, "watch/directional_sharpness") == [4, 8]
+    frame = callback.watch.history
+    assert frame.loss.notna().all()
+    assert (frame.gradient_norm <= 0.5 + 1e-5).all()
+    before = frame.gradient_norm_unclipped.dropna()
+    assert (before > 0.5).any()
