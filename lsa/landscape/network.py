@@ -182,6 +182,7 @@ class Network:
             return value
         return value.detach().requires_grad_()
 
+    @torch.inference_mode(False)
     def flat(self) -> Tensor:
         """θ of the network as it is, a detached copy `(d,)`; in float32 where it is in half."""
         parts = [p.detach().reshape(-1) for p in self._parameters]
@@ -205,7 +206,15 @@ class Network:
         the backward pass, which must be in the same outermost block. Attention and recurrent layers
         use kernels that can be differentiated twice; those that the network trains with, where the
         outermost block is not `plain`.
+
+        Raises:
+            InputError: Inside of `torch.inference_mode()`, where gradients are silently zero.
         """
+        if torch.is_inference_mode_enabled():
+            raise InputError(
+                "torch.inference_mode() is on, in which torch has no derivatives; leave it first, "
+                "or use torch.no_grad(), which does no harm here"
+            )
         if self._inside:  # the outermost block puts the parameters back
             self._restore_buffers()
             self._put([self._leaf(v) for v in self.unflatten(theta).values()])

@@ -38,6 +38,7 @@ class Problem:
     Its arguments are those of `Landscape`.
     """
 
+    @torch.inference_mode(False)  # in which no tensor has derivatives
     def __init__(
         self,
         model: nn.Module,
@@ -95,6 +96,7 @@ class Problem:
                     f"{name} are a {kind} tensor, from which samples cannot be taken; give "
                     "batches: Landscape(model, [(inputs, targets), …])"
                 )
+        x, y = (t.clone() if t.is_inference() else t for t in (x, y))
         x = self.passes.laid_out(self.network, x)
         return Samples(x, y, self.loss_function, self.passes.size(self.network, x))
 

@@ -105,6 +105,10 @@ class Probe:
         given = {**usual, **given}
         if "theta" not in given and "landscape" in given:
             given["theta"] = given["landscape"].theta
+        for name, value in given.items():
+            if isinstance(value, torch.Tensor) and value.is_inference():
+                with torch.inference_mode(False):
+                    given[name] = value.clone()
         missing = [name for name in self.inputs if name not in given]
         if missing:
             raise InputError(

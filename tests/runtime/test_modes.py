@@ -10,6 +10,7 @@ import torch
 import lsa
 from lsa import probe, project
 from lsa.runtime import modes
+from lsa.runtime.errors import InputError
 from lsa.studies import train
 from lsa.tracking import runs
 
@@ -66,3 +67,33 @@ def test_the_callers_modes_come_back():
             assert not torch.is_inference_mode_enabled()
         assert torch.get_default_dtype() == torch.float64
         assert torch.is_inference_mode_enabled() and not torch.is_grad_enabled()
+
+
+def test_in_inference_mode_probes_measure_and_derivatives_are_refused():
+    """There, torch's own gradients are zero without a word."""
+
+    def parts() -> tuple[torch.nn.Module, torch.Tensor, torch.Tensor]:
+        rng = torch.Generator().manual_seed(0)
+        model = torch.nn.Linear(4, 3)
+        with torch.no_grad():
+            for p in model.parameters():
+                p.copy_(torch.randn(p.shape, generator=rng))
+        return model, torch.randn(20, 4, generator=rng), torch.tensor([0, 1, 2, 0] * 5)
+
+    outside = lsa.Landscape(*parts())
+    expected = lsa.lanczos(outside, **SHORT)["lambda_max"].value
+    with torch.inference_mode():
+        model, x, y = parts()
+        inside = lsa.Landscape(model, x, y)
+        for landscape in (outside, inside, lsa.Landscape(model, [(x, y)])):
+            thetas = landscape.theta, landscape.theta * 1.0
+            found = [lsa.lanczos(landscape, theta, **SHORT)["lambda_max"].value for theta in thetas]
+            assert found == pytest.approx([expected] * 2, rel=1e-5)
+            with pytest.raises(InputError, match=r"torch.inference_mode\(\) is on"):
+                landscape.gradient(thetas[0])
+            with pytest.raises(InputError, match=r"torch.inference_mode\(\) is on"):
+                landscape.hessian(thetas[0])(thetas[0])
+    theta = inside.theta
+    assert torch.equal(inside.gradient(theta), outside.gradient(theta))
+    with torch.no_grad():
+        assert torch.equal(inside.gradient(theta), outside.gradient(theta))
