@@ -30,6 +30,8 @@ from lsa.runtime.errors import InputError
 Function = Callable[[Tensor], Tensor]
 FIRST = 1e-2  # length of the first step, for a direction of length 1
 MOST = 0.1  # of any step
+SMOOTH = 6.0  # two steps of a smooth function differ by at most so many r²; seen: 0.3 to 5
+BENT = 0.15  # r above which a step is too long to tell
 WORST = 0.1  # two steps may differ by this part of the derivative; else there are kinks
 ROUNDS = 8  # pairs of steps at most
 WASTE = 3.0  # times the least error, at which a step is taken anew
@@ -133,6 +135,9 @@ class Differences:
             length_found = max(self._values.length(found).item(), 1e-300)
             rounding = RICHARDSON * self.sigma / size
             told = rounding + 2 * apart**2 / length_found
+            share, spread = coarse.even / max(coarse.size, 1e-300), TWO_STEPS * self.sigma / size
+            if share > BENT or apart - spread > SMOOTH * share**2 * length_found:
+                told = max(told, apart)  # kinks, of which there is no fourth order
             if best is None or told < best.error:
                 best = Derivative(found, told)
             bend = max(apart / (0.75 * size**2), 1e-300)

@@ -19,7 +19,12 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.overrides import TorchFunctionMode
 
+from lsa.landscape.derivatives import cross_entropy, smooth
+from lsa.landscape.derivatives.attention import attention
 from lsa.landscape.derivatives.group_norm import channels, group_norm
+from lsa.landscape.derivatives.linear import embedding, linear
+from lsa.landscape.derivatives.row_norms import row_norm
+from lsa.landscape.derivatives.wanted import Wanted
 
 aten = torch.ops.aten
 # Names of the nodes by which a weight is a view of a flat θ, and of the node of θ itself.
@@ -42,18 +47,48 @@ class SecondOrder(TorchFunctionMode):
 
     def __init__(self, linear: bool = False, values: bool = True) -> None:
         super().__init__()
-        self._linear = linear
-        self._values = values
+        self._wanted, self._all = Wanted(values, linear), Wanted(True, linear)
+
+    def __exit__(self, *error: Any) -> None:
+        """The forward pass has ended, with the first block."""
+        self._wanted.ended = self._all.ended = True
+        return super().__exit__(*error)
 
     def __torch_function__(
         self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
         """The same operation, by another route where there is one."""
         kwargs = kwargs or {}
+        if _computed_again():
+            return func(*args, **kwargs)
         if func in DIMENSIONS:
             return self._convolution(func, *args, **kwargs)
+        if func in (F.linear, F.embedding) and not _cast():
+            route = self._linear if func is F.linear else self._embedding
+            return route(*args, **kwargs)
         route = ROUTES.get(func)
         return route(func, *args, **kwargs) if route else func(*args, **kwargs)
+
+    def _linear(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        return linear(input, weight, bias, self._wanted_of(weight))
+
+    def _embedding(
+        self,
+        input: Tensor,
+        weight: Tensor,
+        padding_idx: int | None = None,
+        max_norm: float | None = None,
+        norm_type: float = 2.0,
+        scale_grad_by_freq: bool = False,
+        sparse: bool = False,
+    ) -> Tensor:
+        if padding_idx is not None or max_norm is not None or scale_grad_by_freq or sparse:
+            others = padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse
+            return F.embedding(input, weight, *others)
+        return embedding(weight, input, self._wanted_of(weight))
+
+    def _wanted_of(self, weight: Tensor) -> Wanted:
+        return self._wanted if _is_view_of_leaf(weight) else self._all
 
     def _convolution(
         self,
@@ -69,8 +104,7 @@ class SecondOrder(TorchFunctionMode):
         if isinstance(padding, str) or input.ndim != DIMENSIONS[func] + 2:
             return func(input, weight, bias, stride, padding, dilation, groups)
         geometry = convolution_geometry(func, stride, padding, dilation, groups)
-        valued = self._values or not _is_view_of_leaf(weight)
-        return _Convolution.apply(input, weight, bias, geometry, self._linear, valued)
+        return _Convolution.apply(input, weight, bias, geometry, self._wanted_of(weight))
 
 
 def _is_view_of_leaf(w: Tensor) -> bool:
@@ -105,21 +139,19 @@ class _Convolution(Function):
         w: Tensor,
         b: Tensor | None,
         geometry: tuple,
-        linear: bool,
-        valued: bool,
+        wanted: Wanted,
     ) -> Tensor:
         ctx.save_for_backward(x, w)
-        ctx.geometry, ctx.linear, ctx.valued = geometry, linear, valued
+        ctx.geometry, ctx.wanted = geometry, wanted
         return aten.convolution(x, w, b, *geometry)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple:
         (g,) = gradients
-        x, w = (t.detach() if ctx.linear else t for t in ctx.saved_tensors)
-        # Without a graph the gradient is a product's: its value is all that it is computed for.
-        valued = ctx.valued or not torch.is_grad_enabled()
+        x, w = (t.detach() if ctx.wanted.only_g else t for t in ctx.saved_tensors)
+        valued = ctx.wanted.valued
         found = _Transposed.apply(g, x, w, ctx.geometry, ctx.needs_input_grad[:3], valued)
-        return *found, None, None, None
+        return *found, None, None
 
 
 class _Transposed(Function):
@@ -301,7 +333,106 @@ def _group_norm(
     return group_norm(input, weight, bias, num_groups, eps)
 
 
+def _computed_again() -> bool:
+    """Whether activation checkpointing will run this again in a backward pass, with torch's own."""
+    autograd: Any = getattr(torch._C, "_autograd")  # noqa: B009, it has no public way
+    hooks = autograd._top_saved_tensors_default_hooks(True)
+    return hooks is not None and hooks[0].__module__ == "torch.utils.checkpoint"
+
+
+def _cast() -> bool:
+    """Whether torch casts inputs of operations, which functions of our own would undo."""
+    return torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
+
+
+def _attention(
+    func: Callable,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    fixed = attn_mask is None or not attn_mask.requires_grad
+    alike = query.shape[:-2] == key.shape[:-2] == value.shape[:-2]
+    if dropout_p or enable_gqa or not fixed or not alike or _cast():
+        given = attn_mask, dropout_p, is_causal
+        return func(query, key, value, *given, scale=scale, enable_gqa=enable_gqa)
+    return attention(query, key, value, attn_mask, is_causal, scale)
+
+
+def _layer_norm(
+    func: Callable,
+    input: Tensor,
+    normalized_shape: Any,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    if weight is None or weight.ndim != 1 or input.ndim < 2 or _cast():
+        return func(input, normalized_shape, weight, bias, eps)
+    return row_norm(input, weight, bias, eps, centred=True)
+
+
+def _rms_norm(
+    func: Callable,
+    input: Tensor,
+    normalized_shape: Any,
+    weight: Tensor | None = None,
+    eps: float | None = None,
+) -> Tensor:
+    if weight is None or weight.ndim != 1 or input.ndim < 2 or _cast():
+        return func(input, normalized_shape, weight, eps)
+    eps = torch.finfo(input.dtype).eps if eps is None else eps
+    return row_norm(input, weight, None, eps, centred=False)
+
+
+def _gelu(func: Callable, input: Tensor, approximate: str = "none") -> Tensor:
+    return smooth.gelu(input) if approximate == "none" else func(input, approximate=approximate)
+
+
+def _silu(func: Callable, input: Tensor, inplace: bool = False) -> Tensor:
+    return func(input, inplace=True) if inplace else smooth.silu(input)
+
+
+def _cross_entropy(
+    func: Callable,
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: Any = None,
+    ignore_index: int = -100,
+    reduce: Any = None,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    classes = target.dtype == torch.int64 and target.ndim == input.ndim - 1 and input.ndim > 1
+    if size_average is not None or reduce is not None or weight is not None:
+        classes = False
+    if label_smoothing or not classes or target.shape != input.shape[:1] + input.shape[2:]:
+        given = weight, size_average, ignore_index, reduce, reduction, label_smoothing
+        return func(input, target, *given)
+    logits = input.movedim(1, -1).flatten(0, -2)
+    labels = target.flatten()
+    kept = labels != ignore_index
+    if not bool(((labels >= 0) & (labels < logits.shape[1]) | ~kept).all()):
+        return func(input, target, ignore_index=ignore_index, reduction=reduction)  # says so
+    losses = cross_entropy.cross_entropy(logits, labels, ignore_index)
+    if reduction == "none":
+        return losses.view(target.shape)
+    return losses.sum() if reduction == "sum" else losses.sum() / kept.sum()
+
+
 ROUTES: dict[Callable, Callable] = {
+    F.scaled_dot_product_attention: _attention,
+    F.layer_norm: _layer_norm,
+    F.rms_norm: _rms_norm,
+    F.gelu: _gelu,
+    F.silu: _silu,
+    F.cross_entropy: _cross_entropy,
     torch.max_pool2d: _max_pool2d,
     F.max_pool2d: _max_pool2d,
     torch.relu: _relu,

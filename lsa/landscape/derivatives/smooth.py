@@ -1,0 +1,69 @@
+"""GELU and SiLU, whose gradient torch differentiates as many elementwise operations."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from lsa.landscape.derivatives.again import again
+
+aten = torch.ops.aten
+
+
+def gelu(x: Tensor) -> Tensor:
+    """x Φ(x)."""
+    return _Smooth.apply(x, "gelu")
+
+
+def silu(x: Tensor) -> Tensor:
+    """x σ(x)."""
+    return _Smooth.apply(x, "silu")
+
+
+def _slope(g: Tensor, x: Tensor, kind: str) -> Tensor:
+    """g f'(x)."""
+    return aten.gelu_backward(g, x) if kind == "gelu" else aten.silu_backward(g, x)
+
+
+def _bend(x: Tensor, kind: str) -> Tensor:
+    """f''(x): (2 − x²) φ(x) of GELU, σ(1 − σ)(2 + x (1 − 2σ)) of SiLU."""
+    if kind == "gelu":
+        square = x.square()
+        return square.mul(-0.5).exp_().mul_(1 / math.sqrt(2 * math.pi)).mul_(2 - square)
+    s = x.sigmoid()
+    return (1 - 2 * s).mul_(x).add_(2).mul_(s).mul_(1 - s)
+
+
+class _Smooth(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, kind: str) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.kind = kind
+        return aten.gelu(x) if kind == "gelu" else aten.silu(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple:
+        return _Gradient.apply(*gradients, *ctx.saved_tensors, ctx.kind), None
+
+
+class _Gradient(Function):
+    """g f'(x)."""
+
+    @staticmethod
+    def forward(ctx: Any, g: Tensor, x: Tensor, kind: str) -> Tensor:
+        ctx.save_for_backward(g, x)
+        ctx.kind = kind
+        return _slope(g, x, kind)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple:
+        (u,) = gradients
+        g, x = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            plain = aten.gelu if ctx.kind == "gelu" else aten.silu
+            return *again(plain, (x,), g, (u,)), None
+        return _slope(u, x, ctx.kind), _bend(x, ctx.kind).mul_(u).mul_(g), None
