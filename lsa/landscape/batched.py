@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -194,6 +195,15 @@ class Batched:
             leaves = [t for t in tree_leaves(content) if isinstance(t, Tensor)]
             self._writes.append(any(t._version for t in leaves))
         return checked(found)
+
+    def in_turn(self, network: Network) -> Iterator[Part]:
+        """Each batch, as the mean over it; those that weigh nothing are passed over."""
+        weights, start = self.chosen_weights(network), 0
+        for part in self.parts(network):
+            weight = float(weights[start : start + part.samples].sum())
+            start += part.samples
+            if weight:
+                yield replace(part, weight=1 / weight)
 
     # --- other data ------------------------------------------------------------------------------
 

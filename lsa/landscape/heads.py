@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from lsa.landscape.batched import Batched
 from lsa.landscape.landscape import Landscape
 
 
@@ -16,6 +17,8 @@ def find_head(landscape: Landscape, *thetas: Tensor) -> Tensor | None:
     None unless scaling them scales the logits at every θ given, and the loss without them is ln C:
     what `polyline.head_collapse_path` needs to be a bound. Found by trying, on 64 samples.
     """
+    if isinstance(landscape.data, Batched):  # whose outputs and targets only the objective knows
+        return None
     few = landscape.subset(torch.arange(min(landscape.n_samples, 64), device=thetas[0].device))
     outputs = few.outputs(thetas[0], few.x).detach()
     if outputs.ndim != 2 or few.y.ndim != 1 or few.y.is_floating_point():

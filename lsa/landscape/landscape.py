@@ -8,11 +8,13 @@ sums run in float64, and neither the caller's model, nor the data, nor any rando
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
 from lsa.landscape import values
+from lsa.landscape.batched import Batched
 from lsa.landscape.derivatives import products, sample_gradients
 from lsa.landscape.derivatives.hessians import HessianProduct
 from lsa.landscape.derivatives.modes import Matvec
@@ -23,6 +25,7 @@ from lsa.landscape.network import Network, selected, unwrapped
 from lsa.landscape.problem import Problem
 from lsa.landscape.values import Evaluation
 from lsa.maths.differences import Differences
+from lsa.runtime.errors import InputError
 
 BatchGradient = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -157,6 +160,23 @@ class Landscape(Problem):
             return data.total(loss, len(x)), data.total(gradient, len(x))
 
         return on
+
+    def batches_in_turn(self) -> Iterator[Callable[[Tensor], tuple[Tensor, Tensor]]]:
+        """θ ↦ loss `()` in float64 and gradient `(d,)` of each batch, again and again without end.
+
+        Raises:
+            InputError: The data are no batches.
+        """
+        if not isinstance(self.data, Batched):
+            raise InputError("the data are tensors; batch_gradient() takes mini-batches of them")
+        while True:
+            for part in self.data.in_turn(self.network):
+                yield partial(self._alone, part)
+
+    @full_float32()
+    def _alone(self, part: Part, theta: Tensor) -> tuple[Tensor, Tensor]:
+        with self.network.at(_leaf(theta)):
+            return values.loss_and_gradient([part], theta)
 
     def sample_gradients(self, theta: Tensor) -> Iterator[Tensor]:
         """Per-sample gradients ∇ℓᵢ(θ), as blocks of shape `(n, d)`, n bounded by memory."""

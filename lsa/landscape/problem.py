@@ -302,14 +302,18 @@ class Problem:
     def on_batch_statistics(self) -> Self:
         """This landscape with batch norm on the statistics of the samples in hand, one chunk.
 
+        Where the data are batches, each keeps its own statistics.
+
         For mini-batches: the gradient then contains how the statistics depend on θ. Returns self
         when there is no batch norm.
         """
         if not batch_norm.layers(self.model):
             return self
-        data = self.samples
         model = duplicate(self.model)
         batch_norm.use_batches(model)
         network = Network(model, self.network.names)
+        if isinstance(self.data, Batched):
+            return self.changed(network=network)
+        data = self.samples
         passes = replace(self.passes, chunk=data.n)
         return self.changed(network=network, data=data.in_one_pass(), passes=passes)

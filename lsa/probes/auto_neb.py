@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lsa.landscape import Landscape
+from lsa.landscape.batched import Batched
 from lsa.landscape.heads import find_head
 from lsa.maths.paths import autoneb
 from lsa.maths.paths.autoneb import Cycle, MinimumEnergyPath
@@ -145,6 +146,8 @@ def auto_neb(
         **_counts(landscape, dense, search.grad_evals + curve_steps),
     }
     notes += _notes(search, bounded=bool(collapse))
+    if isinstance(training.data, Batched) and batch_size < training.n_samples:
+        notes.append(f"steps take the batches in their order, not {batch_size} samples at random")
     curves = _curves(path, linear, held_out)
     bar.say("done")
     return Result(metrics, curves, _arrays(path), search.converged, tuple(notes))
@@ -270,7 +273,13 @@ def _start(
 
 
 def _mini_batches(training: Landscape, batch_size: int, rng: torch.Generator) -> EnergyFunction:
-    """Energies and gradients of points, all on one mini-batch that is drawn anew in each call."""
+    """Energies and gradients of points, all on one mini-batch that is drawn anew in each call.
+
+    Where the data are batches, each call takes the next one of them; or all, where they hold no
+    more than `batch_size` samples.
+    """
+    if isinstance(training.data, Batched):
+        return _given_batches(training, batch_size)
     gradient_on, n = training.on_batch_statistics().batch_gradient(), training.n_samples
 
     def energy(points: Tensor, _: int) -> tuple[Tensor, Tensor]:
@@ -284,11 +293,27 @@ def _mini_batches(training: Landscape, batch_size: int, rng: torch.Generator) ->
     return energy
 
 
+def _given_batches(training: Landscape, batch_size: int) -> EnergyFunction:
+    own = training.on_batch_statistics()
+    turns = own.batches_in_turn()
+
+    def whole(theta: Tensor) -> tuple[Tensor, Tensor]:
+        loss, gradient = own.loss_and_gradient(theta)
+        return torch.tensor(loss, dtype=torch.float64, device=theta.device), gradient
+
+    def energy(points: Tensor, _: int) -> tuple[Tensor, Tensor]:
+        on = whole if batch_size >= training.n_samples else next(turns)
+        values, gradients = zip(*(on(point) for point in points), strict=True)
+        return torch.stack(values), torch.stack(gradients)
+
+    return energy
+
+
 def _gradient(landscape: Landscape, theta: Tensor, batch_size: int) -> Tensor:
     """∇L(θ) in float64; under batch norm the mean over mini-batches of the whole landscape."""
     by_batch = landscape.on_batch_statistics()
-    if by_batch is landscape:
-        return landscape.gradient(theta).double()
+    if by_batch is landscape or isinstance(landscape.data, Batched):
+        return by_batch.gradient(theta).double()
     n, total = landscape.n_samples, torch.zeros_like(theta, dtype=torch.float64)
     for part in torch.arange(n, device=theta.device).tensor_split(max(1, n // batch_size)):
         total.add_(by_batch.subset(part).gradient(theta), alpha=len(part) / n)
@@ -423,6 +448,6 @@ def _notes(search: MinimumEnergyPath, *, bounded: bool) -> list[str]:
     if not bounded:
         notes.append(
             "no head-collapse baseline and no ln C bound: they need cross-entropy and logits that "
-            "a last linear layer gives"
+            "a last linear layer gives, and data as tensors"
         )
     return notes
