@@ -353,6 +353,7 @@ def _attention(
     attn_mask: Tensor | None = None,
     dropout_p: float = 0.0,
     is_causal: bool = False,
+    *,  # as torch hands these over
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
@@ -407,14 +408,15 @@ def _cross_entropy(
     ignore_index: int = -100,
     reduce: Any = None,
     reduction: str = "mean",
+    *,
     label_smoothing: float = 0.0,
 ) -> Tensor:
     classes = target.dtype == torch.int64 and target.ndim == input.ndim - 1 and input.ndim > 1
     if size_average is not None or reduce is not None or weight is not None:
         classes = False
     if label_smoothing or not classes or target.shape != input.shape[:1] + input.shape[2:]:
-        given = weight, size_average, ignore_index, reduce, reduction, label_smoothing
-        return func(input, target, *given)
+        given = weight, size_average, ignore_index, reduce, reduction
+        return func(input, target, *given, label_smoothing=label_smoothing)
     logits = input.movedim(1, -1).flatten(0, -2)
     labels = target.flatten()
     kept = labels != ignore_index
