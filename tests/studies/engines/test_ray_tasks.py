@@ -133,7 +133,7 @@ def test_a_failing_step_takes_those_with_it_that_have_not_begun(workplace, ray):
     assert (bad.state, probes[0].state) == ("failed", "skipped")
     assert many[-1].state == "skipped"
     with pytest.raises(InputError, match="not run: train sgd seed 0 failed"):
-        _ = probes[0].metrics
+        _ = probes[0].result
 
 
 def test_news_of_workers_are_not_waited_for():
