@@ -13,32 +13,30 @@ import pytest
 
 from lsa.tracking import settings
 
-# What is imported before is of others, and changes what it changes.
+# MLflow is imported before, since it sets loggers of its own.
 IMPORTS = """
-import json, logging, os, pkgutil, signal, sys, warnings
-import matplotlib, mlflow, numpy, rich, scipy, sklearn, torch, torchvision, typer
-import mlflow.pyfunc, mlflow.store.tracking.sqlalchemy_store, torch._dynamo
+import importlib, json, logging, os, signal, sys, warnings
+import mlflow, torch
 
 def state():
-    loggers = {n: one for n, one in logging.Logger.manager.loggerDict.items()
-               if isinstance(one, logging.Logger) and not n.startswith("lsa")}
+    loggers = {name: logging.getLogger(name) for name in
+               ("root", "alembic", "mlflow", "mlflow.store.db.utils", "mlflow.tracking",
+                "sqlalchemy.engine", "urllib3", "urllib3.connectionpool")}
     return {
         "variables": dict(os.environ),
-        "loggers": {n: [one.level, len(one.handlers), len(one.filters), one.propagate]
-                    for n, one in loggers.items() if one.level or one.handlers or one.filters},
-        "filters": [str(one) for one in warnings.filters],
+        "loggers": {name: [one.level, len(one.handlers), len(one.filters), one.propagate]
+                    for name, one in loggers.items()},
         "signals": [str(signal.getsignal(n)) for n in (signal.SIGINT, signal.SIGTERM)],
-        "torch": [str(torch.get_default_dtype()), torch.get_num_threads(),
-                  torch.is_grad_enabled()],
-        "backend": matplotlib.rcParams._get_backend_or_none() or "",
+        "torch": [str(torch.get_default_dtype()), torch.get_num_threads()],
         "hook": sys.excepthook is sys.__excepthook__,
     }
 
 before = state()
 import lsa
-for module in pkgutil.walk_packages(lsa.__path__, "lsa."):
-    if module.name != "lsa.__main__" and "ray" not in module.name:
-        __import__(module.name)
+for name in lsa.__all__:
+    getattr(lsa, name)
+importlib.import_module("lsa.cli.app")
+importlib.import_module("lsa.reports.report")
 after = state()
 print(json.dumps({k: [before[k], after[k]] for k in before if before[k] != after[k]}))
 """
