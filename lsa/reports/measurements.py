@@ -21,6 +21,7 @@ from lsa.tracking.metric_histories import metric_histories
 from lsa.tracking.runs import Done
 
 Shape = TypeVar("Shape", bound=pydantic.BaseModel)
+OF_TRAINING = {"final", "train", "val"}  # what a training logs; the rest is what probes found there
 # What tells two measurements of one kind apart although they may be compared.
 IDENTITY = {"optimizer", "seed", "checkpoint", "optimizer_b", "seed_b", "checkpoint_b"}
 
@@ -36,8 +37,14 @@ class Measurement:
 
     @property
     def numbers(self) -> dict[str, float]:
-        """Full name → value, those that are not finite included."""
-        return {**self.done.metrics, **runs.not_finite(self.done.tags)}
+        """Full name → value, those that are not finite included.
+
+        Of a training without what probes have measured on its checkpoint.
+        """
+        known = {**self.done.metrics, **runs.not_finite(self.done.tags)}
+        if self.step != "train":
+            return known
+        return {name: v for name, v in known.items() if name.partition("/")[0] in OF_TRAINING}
 
     @property
     def converged(self) -> bool:

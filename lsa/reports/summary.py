@@ -26,7 +26,7 @@ ERRORS = (
 def compared(setting: Project, measurements: Sequence[Measurement]) -> str:
     """The optimizers, the training, the seeds and the samples, in a few lines."""
     seeds = sorted({m.seed for m in measurements if m.step == "train"}) or list(setting.seeds)
-    rules = ", ".join(f"{name} ({_rule(setting, name)})" for name in setting.optimizers)
+    rules = ", ".join(rule(setting, name) for name in setting.optimizers)
     sizes = {m.done.params.get("n_samples", "") for m in measurements if m.step != "train"} - {""}
     samples = f"; the landscape on {', '.join(sorted(sizes))} training samples" if sizes else ""
     count = "1 training seed" if len(seeds) == 1 else f"{len(seeds)} training seeds"
@@ -37,11 +37,11 @@ def compared(setting: Project, measurements: Sequence[Measurement]) -> str:
     )
 
 
-def _rule(setting: Project, name: str) -> str:
-    rule = setting.optimizers[name]
-    if not hasattr(rule, "name"):
-        return "trained elsewhere"
-    return " ".join([rule.name, *(f"{k}={v}" for k, v in rule.options.items())])
+def rule(setting: Project, name: str) -> str:
+    """An optimizer with its class and options."""
+    one = setting.optimizers[name]
+    options = [f"{k}={v}" for k, v in one.options.items() if k != "checkpoints"]
+    return f"{name} ({' '.join([one.name, *options])})"
 
 
 def established(

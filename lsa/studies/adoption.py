@@ -219,7 +219,7 @@ def _registered(source: Checkpoint) -> Result:
     key = steps.step_key("register", "lsa.studies.adoption", content)
 
     def log() -> Result:
-        title = f"register-{recipe.optimizer}-s{recipe.seed}"
+        title = steps.title("register", recipe)
         tags = steps.step_tags("train", recipe) | {"lsa.key": key, "lsa.origin": projects.ELSEWHERE}
         with recording.run(
             title,

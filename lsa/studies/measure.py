@@ -67,7 +67,7 @@ def _measure(
     declared: Probe, sources: Sequence[Checkpoint], seed: int, key: str, resolved: dict[str, Any]
 ) -> Result:
     name, recipe = declared.name, sources[0].recipe
-    title = "-".join([name, *(f"{s.recipe.optimizer}-s{s.recipe.seed}" for s in sources)])
+    title = steps.title(name, *(s.recipe for s in sources))
     tags = steps.step_tags(name, recipe) | {"lsa.key": key, "lsa.ranks": ranks.size()}
     tags |= {f"lsa.input.{i}": s.model_id for i, s in zip("abc", sources, strict=False)}
     place = sources[0].device

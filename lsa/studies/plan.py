@@ -14,7 +14,7 @@ from lsa.reports import measurements
 from lsa.reports import report as reports
 from lsa.runtime import provenance
 from lsa.runtime.errors import InputError
-from lsa.studies import adoption, cost, load, steps, train
+from lsa.studies import adoption, cost, load, overview, steps, train
 from lsa.studies.study import Handle, Study
 from lsa.tracking import registered, runs
 from lsa.tracking.checkpoint import load_data
@@ -100,6 +100,7 @@ def run(setting: Project, study: Study) -> None:
     if study.unlogged:
         return
     if study.opened and any(handle.state in ("done", "reused") for handle in study.handles):
+        overview.bring_up(study.setting, study.opened.id)
         reports.log(study.opened, reports.report(study.setting))
 
 

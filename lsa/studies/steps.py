@@ -44,6 +44,13 @@ def probe_key(
     return step_key(name, declared.function.__module__, content)
 
 
+def title(step: str, *recipes: Recipe) -> str:
+    """Name of a step's run, the optimizer first, by which lists are read: `adamw·lanczos·s0`."""
+    optimizers = "–".join(recipe.optimizer for recipe in recipes)
+    seeds = ",".join(dict.fromkeys(str(recipe.seed) for recipe in recipes))
+    return f"{optimizers}·{step}·s{seeds}"
+
+
 def once(
     key: str,
     run: Callable[[], Result],

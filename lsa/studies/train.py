@@ -72,7 +72,7 @@ def train(
 def _train(
     recipe: Recipe, split: Data, key: str, place: str, resume: bool, trusted: Collection[str]
 ) -> Result:
-    name = f"train-{recipe.optimizer}-s{recipe.seed}"
+    name = steps.title("train", recipe)
     tags = steps.step_tags("train", recipe) | {"lsa.key": key}
     with (
         recording.run(

@@ -120,7 +120,7 @@ def _follow(
     resolved: dict[str, Any],
 ) -> Result:
     step, recipe = STEP + declared.name, final.recipe
-    title = f"{declared.name}-along-{recipe.optimizer}-s{recipe.seed}"
+    title = steps.title(f"{declared.name} along", recipe)
     tags = steps.step_tags(step, recipe) | {"lsa.key": key, "lsa.input.a": final.model_id}
     tags |= {"lsa.ranks": ranks.size()}
     with recording.run(title, experiment=recipe.project, tags=tags, device=final.device) as opened:

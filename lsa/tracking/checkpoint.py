@@ -80,6 +80,12 @@ class Checkpoint:
             "model id": self.model_id,
         }
 
+    @property
+    def is_last(self) -> bool:
+        """Whether it is what its training ended in, and not one on the way."""
+        ended = bool(self.recipe.origin) or self.epoch == self.recipe.train.epochs
+        return ended and bool(self.run_id)
+
     @_computed
     def data(self) -> Data | Streams:
         """The dataset of the training run, on `device`.

@@ -27,10 +27,11 @@ from lsa.tracking import checkpoint as checkpoints
 from lsa.tracking import runs, spool, store
 from lsa.tracking.checkpoint import Checkpoint
 from lsa.tracking.registered import FLAVOR, info, missing, registered_name, trajectory
-from lsa.tracking.run import Run, dataset_key, finite
+from lsa.tracking.run import Run, dataset_key, experiment_named, finite
 from lsa.tracking.store import client, quoted
 
 FILES, ABOUT = "files", "about.json"  # of a checkpoint in a spool entry
+ON_THE_WAY = " on the way"  # experiment of a project's checkpoints that are not the last
 SHA256 = "lsa.sha256"  # tag of a logged model: of its checkpoint's content
 
 
@@ -157,8 +158,11 @@ def _logged(run_id: str, about: About) -> str | None:
 def log(run_id: str, about: About, files: Path) -> str:
     """Log a checkpoint's files as a model of a run; the model's id."""
     run = client().get_run(run_id)
+    experiment = run.info.experiment_id
+    if about.register is None:  # or it would hide the last ones on the UI's page of models
+        experiment = experiment_named(client().get_experiment(experiment).name + ON_THE_WAY)
     made = client().create_logged_model(  # Model.log would make it in another experiment
-        run.info.experiment_id,
+        experiment,
         name=about.name,
         source_run_id=run_id,
         tags=about.tags,

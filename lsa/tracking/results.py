@@ -29,28 +29,37 @@ def log(opened: Run, probe: Probe, result: Result, sources: Sequence[Checkpoint]
     """Log everything in a probe's result under `probe/…`.
 
     The headline numbers of one checkpoint and their errors are logged on that checkpoint too: they
-    are its row in the UI's table of models, which would drown in all of them. Those of a pair are
-    not, since they are no property of either.
+    are its row in the UI's table of models, which would drown in all of them. What is a loss among
+    those of a pair goes on both, the largest of all pairs. Those of a training's last checkpoint
+    stand on the training's run as well.
+
+    A curve against a count (a layer, an eigenvalue's number) is logged at these steps, so that the
+    UI draws it on its own axis; the others are in the JSON and in the figure alone.
     """
     name = probe.name
-    headline = () if probe.pair else probe.headline
-    opened.metrics(
-        flat(name, {k: m for k, m in result.metrics.items() if k in headline}), on=sources[0]
-    )
-    opened.metrics(
-        {
-            f"{name}/converged": float(result.converged),
-            **flat(name, {k: m for k, m in result.metrics.items() if k not in headline}),
-        }
-    )
-    axes = {curve.x_name: curve.x for curve in result.curves.values()}
-    curves = axes | {name: curve.y for name, curve in result.curves.items()}
-    for key, values in curves.items():
-        opened.curve(f"{name}/{key}", values)
+    headline = {k: m for k, m in result.metrics.items() if k in probe.headline}
+    converged = {f"{name}/converged": float(result.converged)}
+    opened.metrics(flat(name, headline) | converged, on=None if probe.pair else sources[0])
+    opened.metrics(flat(name, {k: m for k, m in result.metrics.items() if k not in headline}))
+    if probe.pair:
+        heights = flat(name, {k: m for k, m in headline.items() if m.unit == "loss"})
+        for source in sources[:2]:
+            if source.is_last:
+                opened.on_training(source, heights, pair=True)
+    elif sources[0].is_last:
+        opened.on_training(sources[0], flat(name, headline) | converged, pair=False)
+    curves = {key: curve for key, curve in result.curves.items() if _counts(curve.x)}
+    for key, curve in curves.items():
+        opened.curve(f"{name}/{key}", curve.y, curve.x)
     opened.arrays(result.arrays)
     opened.json(result.to_dict(), f"{name}.json")
     log_notes(opened, result.notes)
     opened.tags({"lsa.curves": " ".join(f"{name}/{key}" for key in curves)})
+
+
+def _counts(x: np.ndarray) -> bool:
+    """Whether an axis has whole numbers alone, each once, as MLflow's steps are."""
+    return bool((x == np.round(x)).all() and (x >= 0).all() and len(np.unique(x)) == len(x) > 1)
 
 
 def log_notes(opened: Run, notes: Sequence[str]) -> None:

@@ -18,7 +18,7 @@ from mlflow.entities import Dataset, DatasetInput, LoggedModelInput, Metric, Par
 from mlflow.exceptions import MlflowException
 
 from lsa.runtime.errors import InputError
-from lsa.tracking import runs, spool, store
+from lsa.tracking import headlines, runs, spool, store
 from lsa.tracking.address import is_served
 from lsa.tracking.checkpoint import Checkpoint
 from lsa.tracking.store import client, experiments, uri
@@ -44,6 +44,7 @@ class Run:
         self._tried_inputs = entry.kept
         self._sent_inputs = False
         self._sent_files: set[str] = set()
+        self._sent_trainings: set[str] = set()
 
     @property
     def id(self) -> str:
@@ -71,14 +72,23 @@ class Run:
         self._content.metrics += finite(values, step, where)
         self.not_finite(values)
 
+    def on_training(self, source: Checkpoint, values: Mapping[str, float], *, pair: bool) -> None:
+        """Have numbers of a training's last checkpoint on the training's run as well.
+
+        So accuracy and curvature of one network are in one row. Those of pairs go on the checkpoint
+        too, the largest of all pairs.
+        """
+        where = {"model_id": source.model_id, **dataset_key(source)} if pair else {}
+        self._content.trainings[source.run_id] = finite(values, source.epoch, where)
+
     def not_finite(self, values: Mapping[str, float]) -> None:
         """Log those numbers that are not finite, as tags."""
         self.tags({runs.NOT_FINITE + k: v for k, v in values.items() if not np.isfinite(v)})
 
-    def curve(self, name: str, values: np.ndarray) -> None:
-        """Log one metric at steps 0, 1, …; a curve and its x have equal steps, so either can be
-        the axis of a chart."""
-        for i, value in enumerate(values):
+    def curve(self, name: str, values: np.ndarray, steps: np.ndarray | None = None) -> None:
+        """Log one metric at whole-numbered steps, 0, 1, … unless given."""
+        at = range(len(values)) if steps is None else map(int, steps)
+        for i, value in zip(at, values, strict=True):
             # A millisecond per step: the UI's default axis, relative time, then shows it too.
             for point in finite({name: value}, i, {}):
                 point["timestamp"] += i
@@ -148,6 +158,10 @@ class Run:
             if not (known and known.model_inputs):
                 _send_inputs(self.id, content)
             self._sent_inputs = True
+        for run_id, metrics in content.trainings.items():
+            if run_id not in self._sent_trainings:
+                headlines.put(run_id, metrics)
+                self._sent_trainings.add(run_id)
         for name in self.entry.files():
             if name not in self._sent_files:
                 folder = name.rpartition("/")[0]
@@ -235,7 +249,15 @@ def _create(content: spool.Content) -> str:
 
 def _experiment(name: str) -> str:
     """The experiment that the user chose by its name, else the project's own."""
-    name = os.environ.get("MLFLOW_EXPERIMENT_NAME", name)
+    return experiment_named(os.environ.get("MLFLOW_EXPERIMENT_NAME", name))
+
+
+def experiment_named(name: str) -> str:
+    """The experiment of a name, made where there is none.
+
+    Raises:
+        InputError: It is deleted.
+    """
     found = client().get_experiment_by_name(name)
     if found and found.lifecycle_stage == "deleted":
         raise InputError(f"experiment {name!r} is deleted in {uri()}; restore or purge it")

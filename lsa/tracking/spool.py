@@ -70,6 +70,8 @@ class Content:
     metrics: list[LoggedMetric] = field(default_factory=list)
     models: list[str] = field(default_factory=list)  # ids of the checkpoints that it measures
     dataset: dict[str, str] = field(default_factory=dict)  # fields of MLflow's
+    # Run of a training → numbers measured on its checkpoint, which stand on it too.
+    trainings: dict[str, list[LoggedMetric]] = field(default_factory=dict)
     experiment_id: str = ""  # when it is not the project's own
     run_id: str = ""  # once the store has given one
     started: int = 0  # milliseconds since 1970

@@ -114,7 +114,7 @@ def worker_killed(folder: Path) -> Row:
         psutil.Process(busy[0]).kill()
         assert process.wait(PATIENCE) == 0
     assert {name for name, _ in numbers(uri)} == {
-        "train-sgd-s0", "train-adamw-s0", "lanczos-sgd-s0", "lanczos-adamw-s0",
+        "sgd·train·s0", "adamw·train·s0", "sgd·lanczos·s0", "adamw·lanczos·s0",
     }  # fmt: skip
     assert count(client, "status = 'RUNNING'") == 0
     return Row(

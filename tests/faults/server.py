@@ -104,7 +104,7 @@ def for_good(folder: Path) -> Row:
         served.start()
         lsa("sync", cwd=client, env=env)
         once = {name for name, _ in numbers(served.uri)}
-        assert once == {"train-sgd-s0", "train-adamw-s0"}
+        assert once == {"sgd·train·s0", "adamw·train·s0"}
         lsa("study", "tiny", cwd=client, env=env)
         assert numbers(served.uri) == expected
     return Row(

@@ -44,7 +44,7 @@ def test_a_probe_follows_a_training(final):
     done = lsa.follow("lanczos", final, reuse=True, **OPTIONS)
     client = mlflow.MlflowClient()
     found = client.get_run(done.run_id)
-    assert found.info.run_name == "lanczos-along-sgd-s0"
+    assert found.info.run_name == "sgd·lanczos along·s0"
     assert found.data.tags["lsa.step"] == "trajectory.lanczos"
     assert found.data.tags["optimizer"] == "sgd" and found.data.params["k"] == "1"
     assert len(found.inputs.model_inputs) == 3

@@ -204,13 +204,13 @@ def test_a_probe_measured_while_the_store_is_away_is_delivered_as_it_would_have_
     (expected,) = runs(**{"lsa.step": "lanczos"})
     mlflow.MlflowClient().delete_run(expected.info.run_id)
     plug.pull()
-    with pytest.raises(spool.NotLogged, match="lanczos-sgd-s0 is measured, not logged: ") as caught:
+    with pytest.raises(spool.NotLogged, match="sgd·lanczos·s0 is measured, not logged: ") as caught:
         measure.measure("lanczos", source, k=2)
     assert "\n" not in str(caught.value) and "deliver it with: lsa sync" in str(caught.value)
     with pytest.raises(spool.NotLogged):  # it is not measured again
         measure.measure("lanczos", source, k=2, reuse=True)
     ((name, end),) = sync.sync()
-    assert name == "lanczos-sgd-s0" and end.endswith("does not answer (Connection refused)")
+    assert name == "sgd·lanczos·s0" and end.endswith("does not answer (Connection refused)")
     plug.put()
     ((_, end),) = sync.sync()
     (found,) = runs(**{"lsa.step": "lanczos"})
@@ -299,7 +299,7 @@ def test_a_training_while_the_store_is_away_keeps_its_checkpoints(workplace, plu
     recipe = project.load("tiny").recipe("sgd")
     store.client()
     plug.pull()
-    with pytest.raises(spool.NotLogged, match="train-sgd-s0 is measured, not logged"):
+    with pytest.raises(spool.NotLogged, match="sgd·train·s0 is measured, not logged"):
         train.train(recipe)
     plug.put()
     done = train.train(recipe)  # delivered, not trained again
@@ -371,14 +371,14 @@ def test_the_command_line_says_so_in_one_line_with_its_own_code(workplace, plug,
     assert app.run(arguments) == 75
     assert app.run(["sync"]) == 75
     first, second = capsys.readouterr().err.splitlines()
-    assert first.startswith("lsa: train-sgd-s0 is measured, not logged: the store sqlite:")
+    assert first.startswith("lsa: sgd·train·s0 is measured, not logged: the store sqlite:")
     assert second == "lsa: 1 of 1 entries stay in .lsa/spool"
     assert app.run(["checkpoints"]) == 2
     assert capsys.readouterr().err.endswith("does not answer (Connection refused)\n")
     plug.put()
     assert app.run(["sync"]) == 0 and app.run(["sync"]) == 0
     told = capsys.readouterr().out.splitlines()
-    assert told[0].startswith("train-sgd-s0: run ") and told[1] == "nothing waits in .lsa/spool"
+    assert told[0].startswith("sgd·train·s0: run ") and told[1] == "nothing waits in .lsa/spool"
 
 
 def change(file: str, /, **values: object) -> Callable[[Path], None]:

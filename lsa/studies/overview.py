@@ -1,0 +1,82 @@
+"""What a project's page in MLflow's UI says: numbers in one row, and descriptions."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from lsa import probe
+from lsa.project import Project
+from lsa.reports import summary
+from lsa.reports.measurements import Measurement, newest
+from lsa.reports.tables import leading, members, worst
+from lsa.tracking import descriptions, headlines
+
+
+def bring_up(setting: Project, study: str = "") -> None:
+    """Have the trainings' runs and checkpoints show what was measured of them, and be described.
+
+    Probes put their numbers there themselves; here follow those of reused steps, of earlier
+    versions, and of pairs whose largest is no longer what it was.
+
+    Args:
+        setting: Of a project.
+        study: Run that holds its report.
+    """
+    everything = newest(setting)
+    if not everything:
+        return
+    table = leading(everything)
+    trainings = [m for m in everything if m.step == "train"]
+    for training in trainings:
+        headlines.bring_up(training.done, _numbers(everything, training))
+        own = leading([m for m in everything if m.seed == training.seed])
+        rows = [row for row in own.cells if row[0] == training.subject]
+        text = f"{_one(setting, training)}\n\n{_markdown(own.headings, rows)}\n\n{summary.ERRORS}"
+        descriptions.of_training(training.done, study, text)
+    for optimizer in dict.fromkeys(m.subject for m in trainings):
+        rows = [row for row in table.cells if row[0] == optimizer]
+        about = f"Checkpoints of {summary.rule(setting, optimizer)}, a version for each training."
+        text = f"{about}\n\n{_markdown(table.headings, rows)}\n\n{summary.ERRORS}"
+        descriptions.of_model(setting.name, optimizer, text)
+    whole = summary.compared(setting, everything)
+    text = f"{whole}\n\n{_markdown(table.headings, table.cells)}\n\n{summary.ERRORS}"
+    for experiment in dict.fromkeys(m.done.experiment for m in trainings):
+        descriptions.of_project(experiment, study, text)
+
+
+def _numbers(everything: Sequence[Measurement], training: Measurement) -> dict[str, float]:
+    """Every headline number that concerns a training; of pairs the largest loss or barrier."""
+    found: dict[str, float] = {}
+    known = probe.modules()
+    mine = [m for m in everything if m.seed == training.seed and m.step in known]
+    mine = [m for m in mine if training.subject in members(m.subject)]
+    for step in dict.fromkeys(m.step for m in mine):
+        declared, runs = probe.find(step), [m for m in mine if m.step == step]
+        found[f"{step}/converged"] = float(all(m.converged for m in runs))
+        for short in declared.headline:
+            name = f"{step}/{short}"
+            largest = worst(runs, name, training.subject)
+            if not largest or (declared.pair and not re.search("loss|barrier", short)):
+                continue
+            numbers = largest[0].numbers
+            errors = {k: v for k, v in numbers.items() if k.startswith(f"{name}_se_")}
+            found |= {name: numbers[name], **errors}
+    return found
+
+
+def _one(setting: Project, training: Measurement) -> str:
+    """A training in two sentences."""
+    what = f"{setting.model.name} on {setting.dataset.name}"
+    return (
+        f"{what}, trained by {summary.rule(setting, training.subject)} for {setting.train.epochs} "
+        f"epochs from seed {training.seed}. Its numbers are those of its last checkpoint; of pairs "
+        "the largest over the other optimizers."
+    )
+
+
+def _markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table as MLflow's descriptions take it."""
+    heads = [heading.partition("\n")[0].replace("|", "∣") for heading in headings]
+    lines = [heads, ["---"] * len(heads), *([c.replace("\n", "; ") for c in r] for r in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,0 +1,55 @@
+"""Descriptions of experiments, runs, models and versions, as MLflow's UI shows them."""
+
+from __future__ import annotations
+
+from urllib.parse import quote
+
+from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
+
+from lsa.tracking.headlines import unless_deleted
+from lsa.tracking.registered import registered_name
+from lsa.tracking.runs import Done
+from lsa.tracking.store import client
+
+TRAININGS = quote("tags.`lsa.step` = 'train'")
+
+
+def links(experiment: str, study: str) -> str:
+    """Where the report is, and the trainings with all their numbers in one list."""
+    root = f"#/experiments/{experiment}"
+    report = f"[Report]({root}/runs/{study}/artifacts/report.html) · " if study else ""
+    return f"{report}[All trainings, to compare]({root}/runs?searchFilter={TRAININGS})"
+
+
+def of_project(experiment: str, study: str, text: str) -> None:
+    """Describe an experiment, and the run that holds its report."""
+    whole = f"{text}\n\n{links(experiment, study)}"
+    if client().get_experiment(experiment).tags.get(MLFLOW_RUN_NOTE) != whole:
+        client().set_experiment_tag(experiment, MLFLOW_RUN_NOTE, whole)
+    if study:
+        client().set_tag(study, MLFLOW_RUN_NOTE, whole)
+
+
+def of_training(training: Done, study: str, text: str) -> None:
+    """Describe a training's run, its model and its registered version, where the text is new."""
+    whole = f"{text}\n\n{links(training.experiment, study)}"
+    if training.tags.get(MLFLOW_RUN_NOTE) == whole:
+        return
+    address = training.tags.get("lsa.checkpoint", "")
+    model_id = training.tags.get("lsa.model_id", "")
+
+    def write() -> None:
+        client().set_tag(training.run_id, MLFLOW_RUN_NOTE, whole)
+        if model_id:
+            client().set_logged_model_tags(model_id, {MLFLOW_RUN_NOTE: whole})
+        if address:
+            name, _, version = address.removeprefix("models:/").rpartition("/")
+            client().update_model_version(name, version, description=whole)
+
+    unless_deleted(training.run_id, write)
+
+
+def of_model(project: str, optimizer: str, text: str) -> None:
+    """Describe the registered model of a project and optimizer."""
+    name = registered_name(project, optimizer)
+    unless_deleted(name, lambda: client().update_registered_model(name, description=text))
