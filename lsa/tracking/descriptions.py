@@ -11,14 +11,14 @@ from lsa.tracking.registered import registered_name
 from lsa.tracking.runs import Done
 from lsa.tracking.store import client
 
-TRAININGS = quote("tags.`lsa.step` = 'train'")
+TRAININGS = "workflowType=machine_learning&searchFilter=" + quote("tags.`lsa.step` = 'train'")
 
 
 def links(experiment: str, study: str) -> str:
     """Where the report is, and the trainings with all their numbers in one list."""
     root = f"#/experiments/{experiment}"
     report = f"[Report]({root}/runs/{study}/artifacts/report.html) · " if study else ""
-    return f"{report}[All trainings, to compare]({root}/runs?searchFilter={TRAININGS})"
+    return f"{report}[All trainings, to compare]({root}/runs?{TRAININGS})"
 
 
 def of_project(experiment: str, study: str, text: str) -> None:

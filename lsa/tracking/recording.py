@@ -125,7 +125,10 @@ def _place(content: spool.Content, given: str | None) -> None:
     content.tags = resolve_tags({**content.tags, TOKEN: content.token})
     above = mlflow.active_run()  # of the caller's own
     around = above.info.run_id if above else os.environ.get(attached.VARIABLE)
-    if parent := _PARENT.get() or around:
+    study = _PARENT.get()
+    if study and content.tags.get("lsa.step") == "train":
+        content.tags["lsa.study"] = study  # beside it: folded in one run, none could be compared
+    elif parent := study or around:
         content.tags["mlflow.parentRunId"] = parent
     content.experiment_id = (
         above.info.experiment_id if above else os.environ.get("MLFLOW_EXPERIMENT_ID", "")

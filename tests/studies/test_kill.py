@@ -57,7 +57,8 @@ def until_a_step_runs(folder: Path, process: subprocess.Popen) -> None:
     """Wait until the study of `process` has begun a step, or has ended."""
     running = (
         "select 1 from runs r join tags t using (run_uuid) join tags p on p.run_uuid = r.run_uuid "
-        "where t.key = 'lsa.key' and r.status = 'RUNNING' and p.key = 'mlflow.parentRunId' "
+        "where t.key = 'lsa.key' and r.status = 'RUNNING' "
+        "and p.key in ('mlflow.parentRunId', 'lsa.study') "
         "and p.value = (select run_uuid from runs where name = 'study-tiny' and "
         "status = 'RUNNING' order by start_time desc limit 1)"
     )

@@ -292,8 +292,12 @@ def test_a_pair_probe_links_both_checkpoints(trained):
         tags["lsa.input.a"],
         tags["lsa.input.b"],
     ) == (a.model_id, b.model_id)
-    model = mlflow.get_logged_model(a.model_id)
-    assert not any(m.key.startswith("interpolation/") for m in model.metrics)
+    on_model = {m.key: m.value for m in mlflow.get_logged_model(a.model_id).metrics}
+    on_run = runs.read(a.run_id).metrics
+    assert on_model["interpolation/barrier"] == on_run["interpolation/barrier"]
+    assert on_run["interpolation/barrier"] == done["barrier"].value
+    assert "interpolation/barrier_se_data" in on_run
+    assert not {"interpolation/alpha_min", "interpolation/distance"} & {*on_model, *on_run}
     folder = Path(mlflow.artifacts.download_artifacts(run_id=done.run_id))
     with np.load(folder / "interp_data.npz") as stored:
         assert stored["alpha"].tolist() == [-0.5, 0, 0.5, 1, 1.5] and len(stored["train_loss"]) == 5

@@ -76,7 +76,11 @@ def test_a_project_runs_everything_once_and_then_nothing(tiny):
     assert parent.info.status == "FINISHED"
     assert parent.data.metrics["steps_reused"] == 5 and parent.data.metrics["steps_done"] == 0
     children = runs(**{"mlflow.parentRunId": parent.info.run_id})
-    assert len(children) == 5 and {r.info.status for r in children} == {"FINISHED"}
+    trainings = runs(**{"lsa.study": parent.info.run_id})
+    assert len(children) == 3 and len(trainings) == 2  # which stand beside the study
+    assert {"lanczos/lambda_max", "lanczos/lambda_max_se_data"} <= trainings[0].data.metrics.keys()
+    assert "[Report](" in trainings[0].data.tags["mlflow.note.content"]
+    assert {r.info.status for r in [*children, *trainings]} == {"FINISHED"}
     assert "lanczos" in mlflow.artifacts.load_text(f"runs:/{parent.info.run_id}/report.html")
 
 
@@ -165,7 +169,8 @@ def test_workers_compute_what_one_process_computes(tiny, monkeypatch):
     assert states(running) == ["done"] * 5
     assert numbers(runs()) == expected and len(expected) == 5
     (parent,) = runs(**{"lsa.step": "study"})
-    assert len(runs(**{"mlflow.parentRunId": parent.info.run_id})) == 5
+    assert len(runs(**{"mlflow.parentRunId": parent.info.run_id})) == 3
+    assert len(runs(**{"lsa.study": parent.info.run_id})) == 2  # trainings stand beside it
 
 
 def test_a_failing_step_does_not_stop_the_others(workplace):

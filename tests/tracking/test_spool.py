@@ -361,7 +361,8 @@ def test_a_study_goes_on_where_it_can_and_is_finished_later(workplace, plug):
     assert [h.state for h in running.handles] == ["reused"] * 4 + ["done"]
     (parent,) = runs(**{"lsa.step": "study"})
     assert parent.info.status == "FINISHED"
-    assert len(runs(**{"mlflow.parentRunId": parent.info.run_id})) == 5
+    assert len(runs(**{"mlflow.parentRunId": parent.info.run_id})) == 3
+    assert len(runs(**{"lsa.study": parent.info.run_id})) == 2  # trainings stand beside it
 
 
 def test_the_command_line_says_so_in_one_line_with_its_own_code(workplace, plug, capsys):

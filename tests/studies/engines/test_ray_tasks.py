@@ -114,7 +114,8 @@ def test_ray_computes_what_one_process_computes(workplace, ray):
     assert [handle.state for handle in running.handles] == ["done"] * 5
     assert numbers() == expected and len({name for name, _ in expected}) == 5
     (parent,) = runs(**{"lsa.step": "study"})
-    assert len(runs(**{"mlflow.parentRunId": parent.info.run_id})) == 5
+    assert len(runs(**{"mlflow.parentRunId": parent.info.run_id})) == 3
+    assert len(runs(**{"lsa.study": parent.info.run_id})) == 2  # trainings stand beside it
     assert not ray.is_initialized()
 
 

@@ -1,0 +1,59 @@
+"""Numbers of probes on the runs of trainings."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import mlflow
+
+import lsa
+from lsa import project
+from lsa.studies import measure, overview
+from lsa.tracking import headlines, runs
+
+BARRIER, ERROR = "auto_neb/barrier", "auto_neb/barrier_se_data"
+
+
+def logged(**values: float) -> list:
+    names = {"barrier": BARRIER, "error": ERROR}
+    return [
+        {"key": names[k], "value": v, "timestamp": 0, "step": 0, "model_id": "m"}
+        for k, v in values.items()
+    ]
+
+
+def test_of_pairs_the_largest_stays_with_its_own_error():
+    new = logged(barrier=0.5, error=0.1)
+    assert headlines.worse(new, {}) == new
+    assert headlines.worse(new, {BARRIER: 0.4, ERROR: 0.3}) == new
+    assert headlines.worse(new, {BARRIER: 0.5, ERROR: 0.1}) == []  # as when it is sent twice
+    assert headlines.worse(new, {BARRIER: 0.6, ERROR: 0.1}) == []
+
+
+def test_a_training_shows_what_was_measured_at_its_end_and_not_on_the_way(trained):
+    last = lsa.load(trained.run_id)
+    done = lsa.measure("lanczos", last, k=1)
+    found = runs.read(trained.run_id).metrics
+    assert found["lanczos/lambda_max"] == done["lambda_max"].value
+    assert found["lanczos/lambda_max_se_data"] == done["lambda_max"].errors["data"]
+    assert found["lanczos/converged"] == 1 and "lanczos/products" not in found
+    assert found["final/val_accuracy"] == trained["val_accuracy"].value
+    earlier = dataclasses.replace(last, epoch=1)
+    measure.measure("lanczos", earlier, k=2)
+    assert runs.read(trained.run_id).metrics["lanczos/lambda_max"] == found["lanczos/lambda_max"]
+
+
+def test_what_an_older_version_left_out_follows_and_a_deleted_training_stops_nobody(trained):
+    lsa.measure("lanczos", lsa.load(trained.run_id), k=2)
+    client = mlflow.MlflowClient()
+    client.log_metric(trained.run_id, "lanczos/lambda_max", -1.0)
+    setting = project.load("tiny")
+    overview.bring_up(setting)
+    assert runs.read(trained.run_id).metrics["lanczos/lambda_max"] > 0
+    (version,) = client.search_model_versions("name = 'tiny.sgd'")
+    assert "largest curvature" in (version.description or "")
+    experiment = client.get_run(trained.run_id).info.experiment_id
+    note = client.get_experiment(experiment).tags["mlflow.note.content"]
+    assert "2 optimizers" in note and "All trainings" in note
+    client.delete_run(trained.run_id)
+    headlines.put(trained.run_id, logged(barrier=1.0))
