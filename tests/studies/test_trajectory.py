@@ -103,7 +103,7 @@ def test_a_surface_along_a_training_goes_on_where_it_was_interrupted(final, work
 def test_noise_is_followed_too_and_adam_has_no_threshold(setting):
     final = lsa.load(train.train(setting.recipe("adamw")).checkpoint)
     done = lsa.follow("sgd_noise", final, k=1, probes=2)
-    assert "sgd noise during training" in report.report(setting).html  # reads what is stored
+    assert "during training (sgd_noise)" in report.report(setting).html  # reads what is stored
     content = runs.artifact(done.run_id, "trajectory.json")
     assert np.all(np.array(content["metrics"]["noise_ratio"]["value"]) > 0)
     assert content["threshold"] is None and "threshold_ratio" not in content["metrics"]
