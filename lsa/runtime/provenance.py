@@ -49,9 +49,10 @@ def git() -> tuple[dict[str, str], str]:
 
 
 def _git(*arguments: str) -> str:
+    # Without its lock, which a kill would leave behind: nobody could commit then.
     try:
         done = subprocess.run(
-            ["git", "-C", str(PACKAGE), *arguments],
+            ["git", "--no-optional-locks", "-C", str(PACKAGE), *arguments],
             capture_output=True,
             text=True,
             timeout=20,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import io
+import os
+import subprocess
 import tokenize
 from pathlib import Path
 
@@ -138,3 +140,21 @@ def test_every_import_of_lsa_leads_to_a_file():
         for module, name in provenance._read_current(path)[1]:
             home = provenance._home(module, name)
             assert provenance._source(home), f"{path.name}: from {module} import {name}"
+
+
+def test_asking_git_takes_no_lock_on_the_users_checkout(tmp_path, monkeypatch):
+    monkeypatch.setattr(provenance, "PACKAGE", tmp_path)
+    file = tmp_path / "a.txt"
+    file.write_text("a")
+    name = ("-c", "user.name=x", "-c", "user.email=x")
+    for words in (("init",), ("add", "."), (*name, "commit", "--message", "a")):
+        subprocess.run(["git", "-C", tmp_path, *words], check=True, capture_output=True)
+    os.utime(file, (1, 1))  # as changed to the index, which git would write anew
+    lock = tmp_path / ".git" / "index.lock"
+    before = (tmp_path / ".git" / "index").read_bytes()
+    tags, diff = provenance.git.__wrapped__()
+    assert tags["lsa.git.dirty"] == "false" and diff == ""
+    file.write_text("b")
+    tags, diff = provenance.git.__wrapped__()
+    assert tags["lsa.git.dirty"] == "true" and "+b" in diff
+    assert (tmp_path / ".git" / "index").read_bytes() == before and not lock.exists()
