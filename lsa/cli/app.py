@@ -272,7 +272,7 @@ def _measure(declared: probe.Probe, given: dict[str, Any]) -> None:
 
     options = {k: given.pop(k) for k in list(given) if k in declared.options}
     planned = given.pop("plan", False)
-    along = given.get("epochs", "final") == "all"
+    all_epochs = given.get("epochs", "final") == "all"
     shared: dict[str, Any] = {k: given.get(k) for k in ("project", "samples")}
     shared["device"] = given.get("device", "auto")
     shared["trust"] = tuple(filter(None, given.get("trust", "").split(",")))
@@ -294,12 +294,12 @@ def _measure(declared: probe.Probe, given: dict[str, Any]) -> None:
     ]
     if "checkpoint" not in given:
         setting = projects.load(given.get("project", projects.DEFAULT))
-        options = setting.options(declared, along=along) | options
+        options = setting.options(declared, trajectory=all_epochs) | options
     if planned:
-        print(_plan(probe.find(declared.name), options, sources[0], along))
+        print(_plan(probe.find(declared.name), options, sources[0], all_epochs))
         return
     step, call = declared.name, measure.measure
-    if along:
+    if all_epochs:
         step, call = projects.ALONG + step, trajectory.follow
     done = call(declared.name, *sources, rng_seed=given.get("rng_seed", 0), **options)
     if ranks.rank():
@@ -308,7 +308,7 @@ def _measure(declared: probe.Probe, given: dict[str, Any]) -> None:
     print(f"run  {done.run_id}")
 
 
-def _plan(declared: probe.Probe, options: dict[str, Any], source: Any, along: bool) -> str:
+def _plan(declared: probe.Probe, options: dict[str, Any], source: Any, all_epochs: bool) -> str:
     """What a probe will take, predicted from a gradient and products measured at its checkpoint."""
     from lsa import project as projects
     from lsa.landscape.derivatives import budget
@@ -319,16 +319,16 @@ def _plan(declared: probe.Probe, options: dict[str, Any], source: Any, along: bo
     at = source.landscape
     sizes = source.training.n_samples, source.validation.n_samples
     rates = cost.measured(at, source.theta, *sizes, optimizer=source.recipe.rule.name)
-    found = cost.probing(declared, projects.resolve(declared, options, "options"), rates)
-    if found is None:
+    predicted = cost.probing(declared, projects.resolve(declared, options, "options"), rates)
+    if predicted is None:
         raise InputError(f"probe {declared.name} declares no work; add work=… to its @probe")
-    each = " at each checkpoint" if along else ""
-    least, most = (duration(factor * found.seconds) for factor in found.spread)
+    each = " at each checkpoint" if all_epochs else ""
+    least, most = (duration(factor * predicted.seconds) for factor in predicted.spread)
     between = f" ({least} to {most}, as the checkpoint is)" if least != most else ""
     n = at.n_samples
     return (
-        f"{declared.name}: about {duration(found.seconds)}{between}{each}, "
-        f"peak memory about {found.memory / 1e9:.1f} GB\n"
+        f"{declared.name}: about {duration(predicted.seconds)}{between}{each}, "
+        f"peak memory about {predicted.memory / 1e9:.1f} GB\n"
         f"measured here, for {n:,} samples: gradient {rates.gradient * n:.2g} s, "
         f"Hessian product {rates.product * n:.2g} s, "
         f"covariance product {rates.covariance * n:.2g} s"
@@ -344,19 +344,19 @@ def _suffixes(declared: probe.Probe) -> dict[str, str]:
 def _selectors(declared: probe.Probe) -> list[inspect.Parameter]:
     """Options that name the checkpoint or the several checkpoints."""
     address = "training run ID (a prefix is enough), models:/name/version or models:/name@alias"
-    found = [_parameter("project", str, "project of the checkpoint", "digits")]
+    selectors = [_parameter("project", str, "project of the checkpoint", "digits")]
     for suffix, which in _suffixes(declared).items():
         text = f"{address}, instead of --optimizer{suffix.replace('_', '-')}"
-        found += [
+        selectors += [
             _parameter(f"optimizer{suffix}", str, f"optimizer{which}: its newest checkpoint", None),
             _parameter(f"seed{suffix}", int, f"training seed{which}", "the project's first"),
             _parameter(f"checkpoint{suffix}", str, text, None),
         ]
     if declared.along:
         text = "final: that checkpoint; all: every one that its training kept, as one run"
-        found.append(_parameter("epochs", Literal["final", "all"], text, "final"))
+        selectors.append(_parameter("epochs", Literal["final", "all"], text, "final"))
     return [
-        *found,
+        *selectors,
         _parameter("samples", int, "size of the landscape's subset", "the project's"),
         _parameter("rng_seed", int, "seed of the probe's own randomness", "0"),
         _parameter("device", str, "auto, cpu, cuda, cuda:1, …", "auto"),

@@ -31,13 +31,16 @@ def doctor(
         os.environ.setdefault(name, value)  # before the store sets its own
     from lsa.cli import examination as examination
 
-    found = []
-    for one in examination.examine(end_stale=end_stale):
-        found.append(one)
+    checks = []
+    for checked in examination.examine(end_stale=end_stale):
+        checks.append(checked)
         if not json:
-            advice = f"; {one.advice}" if one.advice else ""
-            print(f"{one.state:8} {one.what:12} {printable(one.found + advice)}", flush=True)
+            advice = f"; {checked.advice}" if checked.advice else ""
+            print(
+                f"{checked.state:8} {checked.what:12} {printable(checked.found + advice)}",
+                flush=True,
+            )
     if json:
-        print_json([asdict(one) for one in found])
-    if any(one.state == "failure" for one in found):
+        print_json([asdict(checked) for checked in checks])
+    if any(checked.state == "failure" for checked in checks):
         raise typer.Exit(1)

@@ -47,9 +47,9 @@ def examine(*, end_stale: bool = False) -> Iterator[Checked]:
     }
     state = ""
     for what, look in looks.items():
-        found = _looked(what, look)
-        yield found
-        state = found.state
+        checked = _looked(what, look)
+        yield checked
+        state = checked.state
     if state != "failure" and not _absent():  # the store, which comes last, answers
         yield _looked("runs", lambda: _runs(end_stale))
 
@@ -59,14 +59,14 @@ def _looked(what: str, look: Callable[[], Checked]) -> Checked:
         return look()
     except Exception as error:  # whatever it is: that is what the doctor was called for
         refused = failures.explained(error)
-        found = refused or plain(f"{type(error).__name__}: {first_line(error)}")
-        return Checked(what, "failure", found, "correct that and look again")
+        finding = refused or plain(f"{type(error).__name__}: {first_line(error)}")
+        return Checked(what, "failure", finding, "correct that and look again")
 
 
 def _versions() -> Checked:
-    found = provenance.versions()
-    text = ", ".join(f"{name} {version}" for name, version in found.items())
-    missing = [name for name, version in found.items() if version == "not installed"]
+    versions = provenance.versions()
+    text = ", ".join(f"{name} {version}" for name, version in versions.items())
+    missing = [name for name, version in versions.items() if version == "not installed"]
     if missing:
         named = [provenance.DISTRIBUTIONS.get(name, name) for name in missing]
         return Checked("versions", "failure", text, f"pip install {' '.join(named)}")
@@ -76,18 +76,18 @@ def _versions() -> Checked:
 def _environment() -> Checked:
     """What `mlflow run` of this project computes in."""
     conda, uv = (shutil.which(name) for name in ("conda", "uv"))
-    here = f"Python {platform.python_version()} in {sys.prefix}"
+    python = f"Python {platform.python_version()} in {sys.prefix}"
     if conda or {"MLFLOW_CONDA_HOME", "CONDA_EXE"} & os.environ.keys():
-        return Checked("environment", "ok", f"{here}; `mlflow run` builds one with conda")
+        return Checked("environment", "ok", f"{python}; `mlflow run` builds one with conda")
     managers = "--env-manager local" + (" or --env-manager uv" if uv else "")
     if mlflow_plugin.needs_stand_in(["mlflow", "run", "."], os.environ):
         return Checked(
-            "environment", "ok", f"{here}; `mlflow run` takes it too, as there is no conda"
+            "environment", "ok", f"{python}; `mlflow run` takes it too, as there is no conda"
         )
     off = os.environ.get(mlflow_plugin.SWITCH) == "off"
     why = f", and {mlflow_plugin.SWITCH}=off" if off else ""
     advice = f"install conda, or call mlflow run with {managers}"
-    return Checked("environment", "warning", f"{here}; there is no conda{why}", advice)
+    return Checked("environment", "warning", f"{python}; there is no conda{why}", advice)
 
 
 def _device() -> Checked:
@@ -112,15 +112,15 @@ def _device() -> Checked:
 
 def _disk() -> Checked:
     """Space where lsa writes, and whether it may."""
-    found, worst = [], float("inf")
+    texts, worst = [], float("inf")
     places = {"here": Path.cwd(), "for temporary files": Path(tempfile.gettempdir())}
-    for name, place in places.items():
-        with tempfile.TemporaryFile(dir=place) as file:
+    for name, folder in places.items():
+        with tempfile.TemporaryFile(dir=folder) as file:
             file.write(b"0")
-        free = shutil.disk_usage(place).free
+        free = shutil.disk_usage(folder).free
         worst = min(worst, free)
-        found.append(f"{free / 1e9:.1f} GB free {name}")
-    text = ", ".join(found)
+        texts.append(f"{free / 1e9:.1f} GB free {name}")
+    text = ", ".join(texts)
     if worst < LITTLE:
         state = "failure" if worst < TOO_LITTLE else "warning"
         return Checked("disk", state, text, "free some space; a checkpoint is lost without")
@@ -167,18 +167,18 @@ def _absent() -> bool:
 
 def _runs(end: bool) -> Checked:
     running = list(runs.running())
-    gone = [one for one in running if provenance.gone(one.tags)]
-    elsewhere = [one for one in running if one.tags.get("lsa.host") != provenance.host()]
+    gone = [run for run in running if provenance.gone(run.tags)]
+    elsewhere = [run for run in running if run.tags.get("lsa.host") != provenance.host()]
     text = f"{len(running)} are RUNNING"
     if elsewhere:
         text += f", {len(elsewhere)} of them on other machines, of which nothing is known here"
     if not gone:
         return Checked("runs", "ok", text)
-    names = ", ".join(f"{one.name} ({one.run_id[:8]})" for one in gone[:5])
+    names = ", ".join(f"{run.name} ({run.run_id[:8]})" for run in gone[:5])
     names += ", …" if len(gone) > 5 else ""
     if end:
-        for one in gone:
-            runs.end_gone(one.run_id)
+        for run in gone:
+            runs.end_gone(run.run_id)
         return Checked("runs", "ok", f"{text}; ended {len(gone)} whose process is gone: {names}")
     text += f"; the process of {len(gone)} is gone: {names}"
     return Checked("runs", "warning", plain(text), "end them with lsa doctor --end-stale")

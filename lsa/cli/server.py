@@ -77,16 +77,16 @@ def sync() -> None:
     from lsa.tracking import spool
     from lsa.tracking import sync as delivery
 
-    found = list(map(_told, delivery.sync()))
-    if not found:
+    deliveries = list(map(_told, delivery.sync()))
+    if not deliveries:
         print(f"nothing waits in {spool.folder()}")
-    stay = sum(not delivered for delivered in found)
+    stay = sum(not delivered for delivered in deliveries)
     if stay:
-        raise spool.NotLogged(f"{stay} of {len(found)} entries stay in {spool.folder()}")
+        raise spool.NotLogged(f"{stay} of {len(deliveries)} entries stay in {spool.folder()}")
 
 
-def _told(one: tuple[str, str]) -> bool:
+def _told(delivery: tuple[str, str]) -> bool:
     """Print what became of an entry; whether it is delivered."""
-    name, end = one
+    name, end = delivery
     print(f"{name}: {end}", flush=True)
     return end.startswith("run ")

@@ -76,31 +76,31 @@ def show(
     from lsa.reports import records
 
     done = records.find(run, name=project, optimizer=optimizer, seed=seed, step=step)
-    found = records.run(done)
+    record = records.run(done)
     if json:
-        print_json(found)
+        print_json(record)
         return
-    when = (found["started"] or "at no known time")[:16].replace("T", " ")
-    _line("run", f"{found['run']}  {found['name']}")
-    _line("step", f"{found['step'] or 'none of lsa'}")
-    _line("status", f"{found['status']} (started {when} UTC, {found['seconds']:.3g} s)")
-    if found["error"]:
-        _line("error", found["error"].strip().partition("\n")[0])
-    if found["project"]:
-        seeded = "" if found["seed"] is None else f", seed {found['seed']}"
-        _line("of", f"{found['project']}.{found['optimizer']}{seeded}")
-    for one in found["checkpoints"]:
-        _line("checkpoint", f"{one['address'] or 'deleted'}  run {one['run']}")
-    for name, one in found["parameters"].items():
-        default = one["default"]
-        if name not in HEADER and one["value"] != default:
-            _line("parameter", f"{name}={one['value']}" + _otherwise(default))
-    for name, one in found["metrics"].items():
-        value = written(float(one["value"]), one["standard_errors"], one["unit"])
+    when = (record["started"] or "at no known time")[:16].replace("T", " ")
+    _line("run", f"{record['run']}  {record['name']}")
+    _line("step", f"{record['step'] or 'none of lsa'}")
+    _line("status", f"{record['status']} (started {when} UTC, {record['seconds']:.3g} s)")
+    if record["error"]:
+        _line("error", record["error"].strip().partition("\n")[0])
+    if record["project"]:
+        seeded = "" if record["seed"] is None else f", seed {record['seed']}"
+        _line("of", f"{record['project']}.{record['optimizer']}{seeded}")
+    for checkpoint in record["checkpoints"]:
+        _line("checkpoint", f"{checkpoint['address'] or 'deleted'}  run {checkpoint['run']}")
+    for name, parameter in record["parameters"].items():
+        default = parameter["default"]
+        if name not in HEADER and parameter["value"] != default:
+            _line("parameter", f"{name}={parameter['value']}" + _otherwise(default))
+    for name, metric in record["metrics"].items():
+        value = written(float(metric["value"]), metric["standard_errors"], metric["unit"])
         _line("metric", f"{name:36} {value}")
-    for note in found["notes"]:
+    for note in record["notes"]:
         _line("note", note)
-    for figure in found["figures"]:
+    for figure in record["figures"]:
         _line("figure", figure)
 
 
@@ -134,18 +134,18 @@ def checkpoints(
     """
     from lsa.reports import records
 
-    found = records.checkpoints(project)
+    listed = records.checkpoints(project)
     if json:
-        print_json(found)
+        print_json(listed)
         return
-    if not found:
+    if not listed:
         where = f" of project {project}" if project else ""
         print(f"no checkpoint{where} is registered; make one with: lsa train")
         return
-    names = _columns({name for one in found for name in one["metrics"]})
+    names = _columns({name for checkpoint in listed for name in checkpoint["metrics"]})
     numbers = [name.removeprefix("final/").replace("/", "\n") for name in names]
     headings = ["checkpoint", "seed", "epoch", *numbers]
-    rows = [_row(one, names) for one in found]
+    rows = [_row(checkpoint, names) for checkpoint in listed]
     fit = _fitting([headings, *rows])
     print_table(headings[:fit], [row[:fit] for row in rows])
     print(ERRORS)
@@ -157,7 +157,11 @@ def checkpoints(
 def _columns(present: Collection[str]) -> list[str]:
     """Names of the numbers to list: each quantity once, whichever probes have measured it."""
     declared = [outline.read(name) for name in probe.modules()]
-    first = [f"{one.name}/{one.headline[0]}" for one in declared if one.headline]
+    first = [
+        f"{declaration.name}/{declaration.headline[0]}"
+        for declaration in declared
+        if declaration.headline
+    ]
     led = {name.partition("/")[0] for name in LEADING if name in present}
     others = [name for name in first if name.partition("/")[0] not in led]
     return [
@@ -165,10 +169,10 @@ def _columns(present: Collection[str]) -> list[str]:
     ]
 
 
-def _row(one: Mapping[str, Any], names: Sequence[str]) -> list[str]:
-    cells = [one["address"], str(one["seed"]), str(one["epoch"])]
+def _row(checkpoint: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    cells = [checkpoint["address"], str(checkpoint["seed"]), str(checkpoint["epoch"])]
     for name in names:
-        number = one["metrics"].get(name)
+        number = checkpoint["metrics"].get(name)
         errors = number["standard_errors"].values() if number else ()
         value = f"{float(number['value']):.4g}" if number else "–"
         cells.append(value + "".join(f" ± {2 * float(error):.2g}" for error in errors))

@@ -69,37 +69,37 @@ def study(
 
     if address and engine != "ray":
         raise InputError(f"address={address} is of a Ray cluster; give engine=ray with it")
-    whole = projects.load(name or project or projects.DEFAULT)
-    setting = whole if only is None else plan.only(whole, only.split(","))
+    full_setting = projects.load(name or project or projects.DEFAULT)
+    setting = full_setting if only is None else plan.only(full_setting, only.split(","))
     runs.end_stale("project", setting.name)
     outlook = plan.outlook(setting, device=device)
     if dry_run:
-        for one in outlook:
-            why = f"  ({one.why})" if one.why else ""
-            print(printable(f"{one.state:8} {one.planned.label}{why}"))
-    place, beside = None, 1 if workers is None else workers
+        for step in outlook:
+            why = f"  ({step.why})" if step.why else ""
+            print(printable(f"{step.state:8} {step.planned.label}{why}"))
+    engine_maker, beside = None, 1 if workers is None else workers
     shared = os.cpu_count() or 1 if engine == "ray" and workers is None else beside
     forecast = plan.forecast(setting, outlook, device=device, workers=max(1, shared))
     if engine == "ray" and not dry_run:
-        place, beside = _ray(whole.name, address, forecast.peaks, device, workers)
-    _print_forecast(outlook, forecast, beside, here=place is None)
+        engine_maker, beside = _ray(full_setting.name, address, forecast.peaks, device, workers)
+    _print_forecast(outlook, forecast, beside, here=engine_maker is None)
     if dry_run:
         return
     failed = None
     with _view(forecast.seconds, len(outlook), beside) as view:
         try:
             with study.study(
-                whole,
+                full_setting,
                 workers=beside,
                 device=device,
                 keep_going=keep_going,
                 view=view,
-                engine=place,
+                engine=engine_maker,
             ) as running:
                 plan.run(setting, running)
         except (study.Failed, spool.NotLogged) as error:
             failed = error
-    _print_end(whole, running)
+    _print_end(full_setting, running)
     if failed:
         raise failed
 
@@ -128,7 +128,7 @@ def _print_forecast(outlook: Any, forecast: Any, workers: int, *, here: bool) ->
     from lsa.landscape.derivatives import budget
     from lsa.studies.view import duration
 
-    due = sum(one.state != "reused" for one in outlook)
+    due = sum(step.state != "reused" for step in outlook)
     line = f"{due} of {len(outlook)} steps to run"
     if due:
         per = f" each in {workers} processes" if workers > 1 else ""
@@ -229,12 +229,12 @@ def mode_graph(
             setting, kind=graphs.NAME, workers=workers, device=device, view=view
         ) as running,
     ):
-        found = mode_study.run(setting, running, optimizers=chosen, seeds=numbers)
-        if found is not None:
-            print_table(graphs.HEADINGS, graphs.rows(found), "Loss above the higher end")
-            for key, metric in found.metrics.items():
+        pairs = mode_study.run(setting, running, optimizers=chosen, seeds=numbers)
+        if pairs is not None:
+            print_table(graphs.HEADINGS, graphs.rows(pairs), "Loss above the higher end")
+            for key, metric in pairs.metrics.items():
                 print(f"{key:20} {written(metric.value, metric.errors, metric.unit)}")
-            for note in found.notes:
+            for note in pairs.notes:
                 print(f"note: {note}")
     print("± in the table is two standard errors over the samples.")
     if running.opened:
@@ -306,16 +306,16 @@ def report(
     from lsa.tracking import recording
 
     setting = projects.load(name or project or projects.DEFAULT)
-    found = reports.report(setting)
+    made = reports.report(setting)
     folder = Path(out)
     if not folder.is_dir():
         raise InputError(f"there is no folder {out}; make it, or give out=… another")
     tags = {"lsa.step": "report", "project": setting.name}
     title = f"report-{setting.name}"
     with recording.run(title, experiment=setting.name, tags=tags, device="cpu") as opened:
-        reports.log(opened, found)
+        reports.log(opened, made)
     page = folder / f"{title}.html"
-    page.write_text(found.html, encoding="utf-8")
-    page.with_suffix(".md").write_text(found.markdown, encoding="utf-8")
-    page.with_suffix(".json").write_text(json.dumps(found.content, indent=1), encoding="utf-8")
+    page.write_text(made.html, encoding="utf-8")
+    page.with_suffix(".md").write_text(made.markdown, encoding="utf-8")
+    page.with_suffix(".json").write_text(json.dumps(made.content, indent=1), encoding="utf-8")
     print(f"{page}\nrun  {opened.id}")

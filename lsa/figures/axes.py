@@ -105,7 +105,7 @@ class Decades(LogFormatterSciNotation):
         """The label of a tick; empty where it has none."""
         formula = super().__call__(x, pos)
         text = formula.replace(r"$\mathdefault{", "").removesuffix("}$").replace(r"\times", "×")
-        return self.POWER.sub(lambda found: "10" + found[1].translate(self.RAISED), text)
+        return self.POWER.sub(lambda match: "10" + match[1].translate(self.RAISED), text)
 
 
 def label(name: str, unit: str = "") -> str:

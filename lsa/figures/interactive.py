@@ -27,17 +27,17 @@ def surface(result: Result, title: str) -> str:
     The numbers stand in a script as JSON, where `<` is written so that no text of theirs can end
     it; the page shows texts as text, never as markup.
     """
-    found = {k.partition(".")[2]: v for k, v in result.arrays.items() if k.startswith("surface.")}
+    arrays = {k.partition(".")[2]: v for k, v in result.arrays.items() if k.startswith("surface.")}
     content = {
         "title": title,
-        "plane": str(found["plane"]),
-        "labels": [str(label) for label in found["labels"]],
-        "x": _numbers(found["x"]),
-        "y": _numbers(found["y"]),
-        "grid": {name: [_numbers(row) for row in found[name]] for name in FIELDS},
+        "plane": str(arrays["plane"]),
+        "labels": [str(label) for label in arrays["labels"]],
+        "x": _numbers(arrays["x"]),
+        "y": _numbers(arrays["y"]),
+        "grid": {name: [_numbers(row) for row in arrays[name]] for name in FIELDS},
         "marks": {
-            "name": [str(name) for name in found["mark"]],
-            **{key: _numbers(found[f"mark_{key}"]) for key in ("x", "y", "distance", *FIELDS)},
+            "name": [str(name) for name in arrays["mark"]],
+            **{key: _numbers(arrays[f"mark_{key}"]) for key in ("x", "y", "distance", *FIELDS)},
         },
         "metrics": [
             [name, _number(m.value), m.unit, {k: _number(e) for k, e in m.errors.items()}]
@@ -49,7 +49,7 @@ def surface(result: Result, title: str) -> str:
     text = TEMPLATE.read_text(encoding="utf-8")
     filled = {"title": html.escape(title), "data": data}
     # In one pass: what is filled in may look like a placeholder.
-    return re.sub(r"\{\{(title|data)\}\}", lambda found: filled[found[1]], text)
+    return re.sub(r"\{\{(title|data)\}\}", lambda match: filled[match[1]], text)
 
 
 def _numbers(values: np.ndarray) -> list[float | None]:

@@ -21,9 +21,9 @@ def draw(result: Result, title: str) -> Figure:
     _bars(ends, result.curves["lambda_max_of_block"], A)
     if lowest := result.curves.get("lambda_min_of_block"):
         _bars(ends, lowest, "C1")
-    whole, share = metrics["lambda_max"], metrics["block_share"]
-    ends.axvline(whole.value, color="black", linestyle="--", linewidth=1)
-    ends.set_title(f"whole {written(whole)} (dashed); sharpest block {written(share)} of it")
+    network, share = metrics["lambda_max"], metrics["block_share"]
+    ends.axvline(network.value, color="black", linestyle="--", linewidth=1)
+    ends.set_title(f"whole {written(network)} (dashed); sharpest block {written(share)} of it")
     # In words as well, because next to λ_max a λ_min is often too short to be seen.
     red = f", and λ_min in red, lowest {lowest.y.min():.2g}" if lowest else ""
     ends.set_xlabel(f"λ_max{red} (loss)")

@@ -94,12 +94,12 @@ def _contents(sections: Sequence[Section]) -> str:
     """A list of the headings after the first, those of level 3 under theirs."""
     named = [(i, s) for i, s in enumerate(sections) if s.title and s.level in (2, 3)]
     groups: list[list[tuple[int, Section]]] = []
-    for _, same in groupby(named, key=lambda one: one[1].level):
-        for one in same:
-            if one[1].level == 2:
-                groups.append([one])
+    for _, same in groupby(named, key=lambda item: item[1].level):
+        for item in same:
+            if item[1].level == 2:
+                groups.append([item])
             elif groups:
-                groups[-1].append(one)
+                groups[-1].append(item)
     if len(groups) < 3:
         return ""
 
@@ -108,7 +108,7 @@ def _contents(sections: Sequence[Section]) -> str:
 
     items = []
     for (i, top), *under in groups[1:]:
-        below = "".join(f"<li>{entry(*one)}</li>" for one in under)
+        below = "".join(f"<li>{entry(*item)}</li>" for item in under)
         items.append(f"<li>{entry(i, top)}{below and f'<ul>{below}</ul>'}</li>")
     return f"<nav aria-label='Contents'><ul>{''.join(items)}</ul></nav>"
 
@@ -120,8 +120,8 @@ def as_fragment(sections: Sequence[Section]) -> str:
 
 def _html_section(section: Section, name: str) -> str:
     title, text = html.escape(section.title), html.escape(section.text)
-    place = f" id='{name}'" if name and title else ""
-    parts = [f"<h{section.level}{place}>{title}</h{section.level}>"] if title else []
+    anchor = f" id='{name}'" if name and title else ""
+    parts = [f"<h{section.level}{anchor}>{title}</h{section.level}>"] if title else []
     if section.folded:
         parts.append(f"<details><summary>{html.escape(section.folded)}</summary>")
     if section.figure:
@@ -153,8 +153,8 @@ def _region(label: str) -> str:
 
 def _lines(text: str, *, small: bool = False) -> str:
     """Text with its line breaks, in a heading all but the first line smaller."""
-    whole = html.escape(text).replace(" ± ", "&nbsp;±&nbsp;")
-    first, *rest = whole.splitlines() or [""]
+    escaped = html.escape(text).replace(" ± ", "&nbsp;±&nbsp;")
+    first, *rest = escaped.splitlines() or [""]
     if small:
         rest = [f"<small>{line.replace('/', '/<wbr>')}</small>" for line in rest]
     else:

@@ -25,26 +25,26 @@ TITLES = {
 
 def draw(result: Result, title: str) -> Figure:
     """Contours on the left, the relief on the right; of a trajectory, its distances as well."""
-    found = {k.partition(".")[2]: v for k, v in result.arrays.items() if k.startswith("surface.")}
-    plane, along = str(found["plane"]), str(found["plane"]) == "trajectory"
-    columns = 3 if along else 2
+    arrays = {k.partition(".")[2]: v for k, v in result.arrays.items() if k.startswith("surface.")}
+    plane, is_trajectory = str(arrays["plane"]), str(arrays["plane"]) == "trajectory"
+    columns = 3 if is_trajectory else 2
     figure = Figure(figsize=(PANEL[0] * columns, 5), layout="constrained", dpi=110)
     figure.suptitle(f"{title}: {TITLES[plane]}")
-    loss, norm, levels = _scale(found["loss"])
+    loss, norm, levels = _scale(arrays["loss"])
     left = figure.add_subplot(1, columns, 1)
-    x, y = np.meshgrid(found["x"], found["y"])
+    x, y = np.meshgrid(arrays["x"], arrays["y"])
     painted = left.contourf(x, y, loss, levels, norm=norm, cmap=COLOURS)
     left.contour(x, y, loss, levels[::2], norm=norm, colors="white", linewidths=0.5, alpha=0.6)
     bar = figure.colorbar(painted, ax=left, label="loss", format="%.3g")
     bar.ax.minorticks_off()
-    _marks(left, found, along)
-    left.set_xlabel(str(found["labels"][0]))
-    left.set_ylabel(str(found["labels"][1]))
+    _marks(left, arrays, is_trajectory)
+    left.set_xlabel(str(arrays["labels"][0]))
+    left.set_ylabel(str(arrays["labels"][1]))
     if plane != "random":  # lengths in θ, so that distances are true
         left.set_aspect("equal")
-    _relief(figure.add_subplot(1, columns, 2, projection="3d"), x, y, loss, norm, found)
-    if along:
-        _distances(figure.add_subplot(1, columns, 3), result, found)
+    _relief(figure.add_subplot(1, columns, 2, projection="3d"), x, y, loss, norm, arrays)
+    if is_trajectory:
+        _distances(figure.add_subplot(1, columns, 3), result, arrays)
     return figure
 
 
@@ -60,16 +60,16 @@ def _scale(loss: np.ndarray) -> tuple[np.ma.MaskedArray, Normalize, np.ndarray]:
     return shown, Normalize(low, high), np.linspace(low, high, LEVELS)
 
 
-def _marks(plot: Any, found: dict[str, np.ndarray], along: bool) -> None:
-    x, y = found["mark_x"], found["mark_y"]
-    if along:
+def _marks(plot: Any, arrays: dict[str, np.ndarray], is_trajectory: bool) -> None:
+    x, y = arrays["mark_x"], arrays["mark_y"]
+    if is_trajectory:
         plot.plot(x, y, "-", color="white", linewidth=2.5)
         plot.plot(x, y, ".-", color="C1", linewidth=1.2)
     plot.plot(x, y, "o", color="C1", markeredgecolor="white", markersize=6, linestyle="none")
-    middle = (found["x"][0] + found["x"][-1]) / 2
-    for i in {0, len(x) - 1} if along else range(len(x)):
+    middle = (arrays["x"][0] + arrays["x"][-1]) / 2
+    for i in {0, len(x) - 1} if is_trajectory else range(len(x)):
         right = x[i] > middle
-        text = f"{found['mark'][i]}: {found['mark_loss'][i]:.3g}"
+        text = f"{arrays['mark'][i]}: {arrays['mark_loss'][i]:.3g}"
         plot.annotate(
             text,
             (x[i], y[i]),
@@ -88,7 +88,7 @@ def _relief(
     y: np.ndarray,
     loss: np.ma.MaskedArray,
     norm: Normalize,
-    found: dict[str, np.ndarray],
+    arrays: dict[str, np.ndarray],
 ) -> None:
     """The same as a relief, as high as it is coloured."""
     logarithmic = isinstance(norm, LogNorm)
@@ -96,10 +96,10 @@ def _relief(
     height = np.log10(values) if logarithmic else values
     colours = COLOURS(norm(loss))
     plot.plot_surface(x, y, height, facecolors=colours, rstride=1, cstride=1, linewidth=0)
-    own = found["mark_loss"]
+    own = arrays["mark_loss"]
     heights = np.log10(np.where(own > 0, own, np.nan)) if logarithmic else own
-    style = ".-" if str(found["plane"]) == "trajectory" else "."
-    plot.plot(found["mark_x"], found["mark_y"], heights, style, color="C1", zorder=5)
+    style = ".-" if str(arrays["plane"]) == "trajectory" else "."
+    plot.plot(arrays["mark_x"], arrays["mark_y"], heights, style, color="C1", zorder=5)
     plot.set_xlabel("x")
     plot.set_ylabel("y")
     plot.set_zlabel("log₁₀ loss" if logarithmic else "loss")
@@ -107,13 +107,13 @@ def _relief(
     plot.view_init(elev=35, azim=-60)
 
 
-def _distances(plot: Any, result: Result, found: dict[str, np.ndarray]) -> None:
+def _distances(plot: Any, result: Result, arrays: dict[str, np.ndarray]) -> None:
     """How far the training was from the plane that it is drawn on."""
-    epochs = [str(name).removeprefix("epoch ") for name in found["mark"][:-1]]
-    within = np.hypot(found["mark_x"], found["mark_y"])
+    epochs = [str(name).removeprefix("epoch ") for name in arrays["mark"][:-1]]
+    within = np.hypot(arrays["mark_x"], arrays["mark_y"])
     at = np.arange(len(within))
     plot.plot(at, within, "o-", color=A, label="to the checkpoint, within the plane")
-    plot.plot(at, found["mark_distance"], "s-", color="C1", label="out of the plane")
+    plot.plot(at, arrays["mark_distance"], "s-", color="C1", label="out of the plane")
     plot.set_xticks(at, [*epochs, "last"])
     plot.set_xlabel("epoch")
     plot.set_ylabel("distance (length in θ)")

@@ -23,16 +23,16 @@ def draw(result: Result, title: str) -> Figure:
     rows = np.arange(len(names))[::-1]
     drawn = False
     for k, (change, (colour, mark, text)) in enumerate(CHANGES.items()):
-        found = [
+        changes = [
             (row + 0.2 * (1 - k), metric)
             for row, name in zip(rows, names, strict=True)
             if (metric := result.metrics.get(f"{name}_{change}")) and metric.value > 0
         ]
-        if not found:
+        if not changes:
             continue
         drawn = True
-        y, values = [row for row, _ in found], np.array([m.value for _, m in found])
-        errors = np.array([sum(e**2 for e in m.errors.values()) ** 0.5 for _, m in found])
+        y, values = [row for row, _ in changes], np.array([m.value for _, m in changes])
+        errors = np.array([sum(e**2 for e in m.errors.values()) ** 0.5 for _, m in changes])
         # A log axis has no room below 0.
         spans = [np.minimum(2 * errors, 0.9 * values), 2 * errors]
         plot.errorbar(

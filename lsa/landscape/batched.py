@@ -78,23 +78,23 @@ class Batched:
             w = unit_weights(terms)
             weights.extend(w.tolist())  # small tensors between large ones would scatter memory
             counts.append(Count(len(w), float(w.sum()), batch.mark))
-        found = torch.tensor(weights, dtype=torch.float64)
-        total = float(found.sum())
+        all_weights = torch.tensor(weights, dtype=torch.float64)
+        total = float(all_weights.sum())
         if not total > 0:
             raise InputError(f"the weights of all batches sum to {total:g}; some must count")
         if not self.batches.counts:
             self.batches.counts = counts
-        return _Counted(found, separate == {True})
+        return _Counted(all_weights, separate == {True})
 
     def _check_reach(self, network: Network, theta: Tensor, batch: Batch) -> None:
         """See that the objective depends on no trainable tensor but the θ that it is given."""
         if network.keeps_others:
             return
-        found = []
+        outside = []
         for _ in range(2):  # θ is put in for each: it is a leaf of its own where one is needed
             with torch.enable_grad(), network.at(theta):
-                found.append(with_penalty(self._terms(network, batch)))
-        first, second = found
+                outside.append(with_penalty(self._terms(network, batch)))
+        first, second = outside
         if reach_outside(first, second):
             raise InputError(
                 "the objective depends on trainable tensors outside θ, whose part of the gradient "
@@ -133,8 +133,8 @@ class Batched:
         def terms(theta: Tensor) -> tuple[Terms, Tensor, Tensor]:
             """Terms, and sums and weights `(units,)`."""
             with network.at(theta):
-                found = self._terms(network, batch)
-            sums, weights = unit_sums(found), unit_weights(found)
+                made = self._terms(network, batch)
+            sums, weights = unit_sums(made), unit_weights(made)
             if len(weights) != expected.units or not _close(weights.sum(), expected.weight):
                 raise InputError(
                     f"batch {batch.index} weighs {float(weights.sum()):.6g}, before it was "
@@ -142,36 +142,36 @@ class Batched:
                 )
             if batch.rows is not None:
                 sums, weights = sums[batch.rows], weights[batch.rows]
-            return found, sums, weights
+            return made, sums, weights
 
-        def pure(found: Terms, sums: Tensor) -> Tensor:
-            return found.total if batch.rows is None else sums.sum()
+        def pure(made: Terms, sums: Tensor) -> Tensor:
+            return made.total if batch.rows is None else sums.sum()
 
-        def penalised(found: Terms, value: Tensor, weight: Tensor | float) -> Tensor:
-            return value if found.penalty is None else value + weight * found.penalty
+        def penalised(made: Terms, value: Tensor, weight: Tensor | float) -> Tensor:
+            return value if made.penalty is None else value + weight * made.penalty
 
         def loss(theta: Tensor) -> Tensor:
-            found, sums, weights = terms(theta)
-            weight = weights.sum().to(found.total)
-            return penalised(found, pure(found, sums), weight)
+            made, sums, weights = terms(theta)
+            weight = weights.sum().to(made.total)
+            return penalised(made, pure(made, sums), weight)
 
         def losses(theta: Tensor) -> Tensor:
             return both(theta)[0]
 
         def both(theta: Tensor) -> tuple[Tensor, Any]:
-            found, sums, weights = terms(theta)
-            return penalised(found, sums * scale, weights.to(sums) * scale), found.outputs
+            made, sums, weights = terms(theta)
+            return penalised(made, sums * scale, weights.to(sums) * scale), made.outputs
 
         def traced(theta: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
-            found, sums, _ = terms(theta)
-            outputs = [t for t in tree_leaves(found.outputs) if isinstance(t, Tensor)]
+            made, sums, _ = terms(theta)
+            outputs = [t for t in tree_leaves(made.outputs) if isinstance(t, Tensor)]
             outputs = [t for t in outputs if t.requires_grad]
             if not outputs:
                 raise InputError(
                     "the objective gives no outputs, so there is no Gauss–Newton part; set "
                     "Terms.outputs to the tensors that the loss is computed from"
                 )
-            return pure(found, sums), sums * scale, outputs
+            return pure(made, sums), sums * scale, outputs
 
         def wrong(outputs: Any) -> Tensor | None:
             y = _labels(batch.content)
@@ -190,11 +190,11 @@ class Batched:
                 return drawn(self._objective, network.runner, content, batch.index, self._draws)
             return self._objective(network.runner, content)
 
-        found = network.evaluated(evaluate)
+        made = network.evaluated(evaluate)
         if not self._writes:
             leaves = [t for t in tree_leaves(content) if isinstance(t, Tensor)]
             self._writes.append(any(t._version for t in leaves))
-        return checked(found)
+        return checked(made)
 
     def in_turn(self, network: Network) -> Iterator[Part]:
         """Each batch, as the mean over it; those that weigh nothing are passed over."""

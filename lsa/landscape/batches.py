@@ -169,15 +169,15 @@ def cloned(content: Any) -> Any:
 
 def fingerprint(content: Any) -> tuple:
     """What tells a batch from another one: shapes, and a weighted sum of each tensor's numbers."""
-    found = []
+    marks = []
     tensors = tree_leaves(moved(content, torch.device("cpu")))
     for leaf in (dense for tensor in tensors for dense in _dense(tensor)):
         if isinstance(leaf, Tensor):
             flat = leaf.detach().reshape(-1)
             flat = torch.view_as_real(flat).reshape(-1) if flat.is_complex() else flat
             ramp = torch.linspace(1, 2, len(flat), dtype=torch.float64)
-            found.append((tuple(leaf.shape), float(ramp @ flat.double().nan_to_num(0, 1, -1))))
-    return tuple(found)
+            marks.append((tuple(leaf.shape), float(ramp @ flat.double().nan_to_num(0, 1, -1))))
+    return tuple(marks)
 
 
 def _dense(leaf: Any) -> list[Any]:

@@ -84,7 +84,7 @@ def _own_random_state(device: torch.device) -> AbstractContextManager[None]:
 
 def _fixed(few: Landscape, theta: Tensor) -> tuple[tuple[str, ...], bool, bool]:
     """What makes L no fixed function of θ, whether it is one for a fixed seed, and has drawn."""
-    found = [
+    differences = [
         f"module {name!r} ({type(module).__name__}) is in training mode although the network is "
         "evaluated; it overrides train() or eval()"
         for name, module in few.model.named_modules()
@@ -95,13 +95,13 @@ def _fixed(few: Landscape, theta: Tensor) -> tuple[tuple[str, ...], bool, bool]:
     drawn = not torch.equal(state, _random_state(few.device))
     second = few.loss(theta)
     if drawn:
-        found.append(
+        differences.append(
             "the network draws random numbers when it is evaluated, as dropout does that is "
             "called without training=self.training: its loss is no fixed function; draws=8 in "
             "Landscape averages over eight fixed draws"
         )
     if few.network.written:
-        found.append(
+        differences.append(
             f"evaluating the network changes its buffer {few.network.written!r}, which is put "
             "back before each pass"
         )
@@ -109,11 +109,11 @@ def _fixed(few: Landscape, theta: Tensor) -> tuple[tuple[str, ...], bool, bool]:
         first, second = _seeded(few, theta), _seeded(few, theta)
     steady = not _differ(first, second, _precision(few, theta))
     if not steady:
-        found.append(
+        differences.append(
             f"two passes over the same samples give the losses {first:.6g} and {second:.6g}: the "
             "network keeps a state, or an operation of it is not deterministic"
         )
-    return tuple(found), steady, drawn
+    return tuple(differences), steady, drawn
 
 
 def _mean_over_samples(few: Landscape, theta: Tensor) -> tuple[str, ...]:

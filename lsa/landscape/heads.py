@@ -45,8 +45,8 @@ def _mask(landscape: Landscape, theta: Tensor, prefix: str) -> Tensor:
 @torch.no_grad()
 def _is_linear_in(few: Landscape, theta: Tensor, head: Tensor) -> bool:
     """Whether scaling the head scales the logits: by ½, and to exactly zero."""
-    whole, half, none = (
+    full, half, none = (
         few.outputs(torch.where(head, scale * theta, theta), few.x) for scale in (1, 0.5, 0)
     )
-    slack = 1e-5 * whole.abs().max().item()
-    return torch.allclose(half, whole / 2, rtol=0, atol=slack) and not none.any()
+    slack = 1e-5 * full.abs().max().item()
+    return torch.allclose(half, full / 2, rtol=0, atol=slack) and not none.any()

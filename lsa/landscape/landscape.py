@@ -307,12 +307,12 @@ class Landscape(Problem):
         slopes = Differences(
             lambda t: self.slopes(t, u.to(theta.dtype)), theta, name="the curvature of each sample"
         )
-        found = slopes.along(u).value
+        result = slopes.along(u).value
         self.remarks["curvatures"] = (
             "curvatures of samples are by differences of slopes, as an operation of the network "
             f"has no second derivative; two steps differed by {slopes.error:.1e} of them"
         )
-        return found
+        return result
 
     @full_float32()
     def gauss_newton_curvatures(self, theta: Tensor, u: Tensor) -> Tensor:

@@ -91,9 +91,9 @@ def gram(gradients: Tensor) -> Tensor:
     whatever d, in a seventh of the time that gradients taken to float64 need.
     """
     d = gradients.shape[1]
-    whole = d - d % BLOCK
-    blocks = gradients[:, :whole].unflatten(1, (whole // BLOCK, BLOCK)).transpose(0, 1)
-    rest = gradients[:, whole:]
+    full = d - d % BLOCK
+    blocks = gradients[:, :full].unflatten(1, (full // BLOCK, BLOCK)).transpose(0, 1)
+    rest = gradients[:, full:]
     return (blocks @ blocks.mT).sum(0, dtype=torch.float64) + rest @ rest.T
 
 

@@ -167,9 +167,9 @@ def hf() -> Objective:
     def objective(model: nn.Module, batch: Any) -> Terms:
         output = model(**batch)
         if not hasattr(output, "logits") or "labels" not in batch:
-            found = output if isinstance(output, Mapping) else [type(output).__name__]
+            names = output if isinstance(output, Mapping) else [type(output).__name__]
             raise InputError(
-                f"{type(model).__name__} gives {', '.join(found)} for batches of "
+                f"{type(model).__name__} gives {', '.join(names)} for batches of "
                 f"{', '.join(batch)}; hf() takes models with logits and batches with labels: give "
                 "an objective of your own, which knows what model(**batch).loss is a mean over"
             )
@@ -242,19 +242,19 @@ def drawn(objective: Objective, model: nn.Module, batch: Any, index: int, draws:
     """
     cards = {t.device for t in tree_leaves(batch) if isinstance(t, Tensor) and t.is_cuda}
     with torch.random.fork_rng(list(cards)):
-        found = []
+        terms_of_draws = []
         for draw in range(draws):
             torch.manual_seed(draws * index + draw)
-            found.append(objective(model, batch))
+            terms_of_draws.append(objective(model, batch))
 
     def mean(values: list[Any]) -> Any:
         return None if values[0] is None else torch.stack(values).mean(0)
 
     return Terms(
-        mean([t.total for t in found]),
-        found[0].weight,
-        mean([t.samples for t in found]),
-        found[0].weights,
-        mean([t.penalty for t in found]),
-        outputs=[t.outputs for t in found],
+        mean([t.total for t in terms_of_draws]),
+        terms_of_draws[0].weight,
+        mean([t.samples for t in terms_of_draws]),
+        terms_of_draws[0].weights,
+        mean([t.penalty for t in terms_of_draws]),
+        outputs=[t.outputs for t in terms_of_draws],
     )

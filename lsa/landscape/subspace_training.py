@@ -69,9 +69,9 @@ class SubspaceTrainer:
         diverged = math.isnan(accuracy)
         return Trained(d, seed, z, self._chance() if diverged else accuracy, diverged)
 
-    def point(self, found: Trained) -> Tensor:
+    def point(self, trained: Trained) -> Tensor:
         """θ₀ + P z `(D,)` of a finished training, P drawn anew from its seed."""
-        return self.start + self._projection(found.d, found.seed)[1].expand(found.z)
+        return self.start + self._projection(trained.d, trained.seed)[1].expand(trained.z)
 
     def accuracy(self, theta: Tensor) -> float:
         """Validation accuracy at θ; nan when the loss is not finite.
@@ -84,8 +84,8 @@ class SubspaceTrainer:
         sample = self.training.subset(order.to(theta.device))
         settled = sample.recalibrated(theta)
         where = self.validation if settled is sample else self.validation.with_model(settled.model)
-        found = where.evaluate(theta)
-        return 1 - found.error if math.isfinite(found.loss) else math.nan
+        evaluated = where.evaluate(theta)
+        return 1 - evaluated.error if math.isfinite(evaluated.loss) else math.nan
 
     def _projection(self, d: int, seed: int) -> tuple[torch.Generator, Projection]:
         rng = torch.Generator().manual_seed(seed)

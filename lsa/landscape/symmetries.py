@@ -40,7 +40,7 @@ def rescalings(landscape: Landscape, theta: Tensor, spec: PermutationSpec) -> di
         theta: Where it is tried, on the landscape's samples.
         spec: The network's groups of units.
     """
-    found = {}
+    changes = {}
     for group, n in spec.sizes.items():
         for change in _candidates(landscape, spec, group):
             factors = torch.full((n,), TRIAL, dtype=theta.dtype)
@@ -49,9 +49,9 @@ def rescalings(landscape: Landscape, theta: Tensor, spec: PermutationSpec) -> di
                 if not function_change(landscape, theta, landscape, other) <= ROUNDING:
                     break
             else:
-                found[group] = change
+                changes[group] = change
                 break
-    return found
+    return changes
 
 
 def _candidates(landscape: Landscape, spec: PermutationSpec, group: str) -> Iterator[Change]:

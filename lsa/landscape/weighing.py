@@ -191,16 +191,16 @@ def _leaves(value: Tensor) -> set[int]:
     """Identities of the tensors that a value can be differentiated by."""
     if value.grad_fn is None:
         return {id(value)} if value.requires_grad else set()
-    seen, waiting, found = set(), [value.grad_fn], set()
+    seen, waiting, leaves = set(), [value.grad_fn], set()
     while waiting:
         node = waiting.pop()
         if node in seen:
             continue
         seen.add(node)
         if (leaf := getattr(node, "variable", None)) is not None:
-            found.add(id(leaf))
+            leaves.add(id(leaf))
         waiting += [following for following, _ in node.next_functions if following is not None]
-    return found
+    return leaves
 
 
 def _mean(loss: Loss, outputs: Any, y: Any, ends: list[int]) -> float:
@@ -233,8 +233,8 @@ def _one_by_one(loss: Loss, several: list[bool], outputs: Any, y: Any) -> Tensor
 
     leaves, form = tree_flatten((outputs, y))
 
-    def alone(*one: Tensor) -> Tensor:
-        parts = iter(one)
+    def alone(*sample: Tensor) -> Tensor:
+        parts = iter(sample)
         filled = [
             next(parts).unsqueeze(0) if s else leaf for leaf, s in zip(leaves, several, strict=True)
         ]
@@ -244,7 +244,7 @@ def _one_by_one(loss: Loss, several: list[bool], outputs: Any, y: Any) -> Tensor
     try:
         return vmap(alone)(*parted)
     except RuntimeError:  # an operation that vmap does not know
-        return torch.stack([alone(*one) for one in zip(*parted, strict=True)])
+        return torch.stack([alone(*sample) for sample in zip(*parted, strict=True)])
 
 
 def differing(y: Any, most: int = TRIED) -> Tensor:

@@ -109,8 +109,8 @@ class Differences:
         u, length = self._unit(v)
         if length == 0:
             return Derivative(torch.zeros_like(self.here), 0.0)
-        found = self._checked(u) if self._step else None
-        return self._noted(found or self._searched(u), length)
+        derivative = self._checked(u) if self._step else None
+        return self._noted(derivative or self._searched(u), length)
 
     def measured(self, v: Tensor) -> Derivative:
         """The derivative along v by two steps and Richardson's extrapolation, from four values.
@@ -131,15 +131,15 @@ class Differences:
         for _ in range(ROUNDS):
             coarse, fine = self._pair(u, size), self._pair(u, size / 2)
             apart = self._values.length(coarse.value - fine.value).item()
-            found = torch.lerp(coarse.value, fine.value, 4 / 3)
-            length_found = max(self._values.length(found).item(), 1e-300)
+            extrapolated = torch.lerp(coarse.value, fine.value, 4 / 3)
+            length_found = max(self._values.length(extrapolated).item(), 1e-300)
             rounding = RICHARDSON * self.sigma / size
             told = rounding + 2 * apart**2 / length_found
             share, spread = coarse.even / max(coarse.size, 1e-300), TWO_STEPS * self.sigma / size
             if share > BENT or apart - spread > SMOOTH * share**2 * length_found:
                 told = max(told, apart)  # kinks, of which there is no fourth order
             if best is None or told < best.error:
-                best = Derivative(found, told)
+                best = Derivative(extrapolated, told)
             bend = max(apart / (0.75 * size**2), 1e-300)
             wanted = min(MOST, (rounding * size * length_found / (4.5 * bend**2)) ** 0.2)
             if told < WASTE * RICHARDSON * self.sigma / wanted or told > best.error:
@@ -245,10 +245,10 @@ class Differences:
                 "and in low precision"
             )
 
-    def _noted(self, found: Derivative, length: float) -> Derivative:
+    def _noted(self, derivative: Derivative, length: float) -> Derivative:
         """The derivative along v from that along v/|v|; what it says of the function is kept."""
-        self._largest = max(self._largest, self._values.length(found.value).item())
-        self.noise = max(self.noise, found.error)
+        self._largest = max(self._largest, self._values.length(derivative.value).item())
+        self.noise = max(self.noise, derivative.error)
         if self._largest > 0:
-            self.error = max(self.error, found.error / self._largest)
-        return Derivative(found.value * length, found.error * length)
+            self.error = max(self.error, derivative.error / self._largest)
+        return Derivative(derivative.value * length, derivative.error * length)

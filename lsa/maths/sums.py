@@ -17,9 +17,9 @@ def inner(a: Tensor, b: Tensor) -> Tensor:
     """
     if a.dtype in (torch.float16, torch.bfloat16):
         a, b = a.float(), b.float()
-    whole = len(a) - len(a) % ROW
-    rest = torch.dot(a[whole:], b[whole:]).double()
-    if not whole:
+    full = len(a) - len(a) % ROW
+    rest = torch.dot(a[full:], b[full:]).double()
+    if not full:
         return rest
-    rows = torch.linalg.vecdot(a[:whole].view(-1, ROW), b[:whole].view(-1, ROW))
+    rows = torch.linalg.vecdot(a[:full].view(-1, ROW), b[:full].view(-1, ROW))
     return rows.sum(dtype=torch.float64) + rest

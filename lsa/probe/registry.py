@@ -16,17 +16,17 @@ from lsa.runtime.errors import InputError
 def modules() -> dict[str, str]:
     """Probe name → module: the files of `lsa/probes`, then entry points of group `lsa.probes`."""
     folder = Path(__file__).parent.parent / "probes"
-    found = {
+    known = {
         p.stem: f"lsa.probes.{p.stem}" for p in sorted(folder.glob("*.py")) if p.stem[0] != "_"
     }
     for entry in _entries(entry_points):
-        if found.get(entry.name, entry.module) != entry.module:
+        if known.get(entry.name, entry.module) != entry.module:
             raise InputError(
-                f"probe {entry.name!r} is declared in both {found[entry.name]} and "
+                f"probe {entry.name!r} is declared in both {known[entry.name]} and "
                 f"{entry.module}; uninstall one or rename its entry point"
             )
-        found[entry.name] = entry.module
-    return found
+        known[entry.name] = entry.module
+    return known
 
 
 @functools.lru_cache(maxsize=1)

@@ -70,16 +70,16 @@ def load(name: str, base: type, trusted: Collection[str]) -> Callable[..., Any]:
             module = importlib.import_module(module_name)
     except ImportError as error:
         raise InputError(f"{name!r} cannot be imported: {error}; install or correct it.") from error
-    found = getattr(module, attribute, None)
-    if not callable(found):
+    factory = getattr(module, attribute, None)
+    if not callable(factory):
         hint = nearest(attribute, vars(module))
         raise InputError(f"{module_name} has no class or function {attribute!r}.{hint}")
-    if package not in trusted and not (isinstance(found, type) and issubclass(found, base)):
+    if package not in trusted and not (isinstance(factory, type) and issubclass(factory, base)):
         raise InputError(
             f"{name!r} is not a subclass of {base.__name__}; without --trust {package} only those "
             f"are taken from {package}."
         )
-    return found
+    return factory
 
 
 @contextlib.contextmanager

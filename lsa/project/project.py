@@ -54,7 +54,7 @@ class Named(_Section):
 def _is_plain(value: Any) -> bool:
     """Whether JSON can say it: descriptions travel with checkpoints as JSON."""
     if isinstance(value, dict):
-        return all(isinstance(key, str) and _is_plain(one) for key, one in value.items())
+        return all(isinstance(key, str) and _is_plain(item) for key, item in value.items())
     if isinstance(value, list | tuple):
         return all(map(_is_plain, value))
     return value is None or isinstance(value, bool | int | float | str)
@@ -174,7 +174,7 @@ class Project(_Section):
         if rule.name != ELSEWHERE:
             return None
         listed = rule.options.get("checkpoints")
-        right = isinstance(listed, list) and all(isinstance(one, str) for one in listed)
+        right = isinstance(listed, list) and all(isinstance(name, str) for name in listed)
         if not right or not listed or len(listed) != len(self.seeds) or seed not in self.seeds:
             raise InputError(
                 f"project {self.name}: optimizers.{optimizer} lists the checkpoints {listed!r}; "
@@ -227,9 +227,9 @@ class Project(_Section):
             },
         )
 
-    def options(self, declared: probe.Probe, *, along: bool = False) -> dict[str, Any]:
+    def options(self, declared: probe.Probe, *, trajectory: bool = False) -> dict[str, Any]:
         """The project's options for a probe, or for it along trainings, over the defaults."""
-        section = self.trajectory if along else self.pairs if declared.pair else self.probes
+        section = self.trajectory if trajectory else self.pairs if declared.pair else self.probes
         return resolve(declared, section.get(declared.name) or {}, f"project {self.name}")
 
 
@@ -245,12 +245,12 @@ def resolve(declared: probe.Probe, given: Options, where: str) -> dict[str, Any]
                 f"{where}: probe {declared.name} has no option {key!r}."
                 f"{nearest(key, declared.options)} Known: {', '.join(declared.options)}"
             )
-    found = {}
+    resolved = {}
     for option in declared.options.values():
         value = given.get(option.name, option.default)
         said = f"{where}: {declared.name}'s {option.name}"
-        found[option.name] = converted(option.type, value, said, option.default)
-    return found
+        resolved[option.name] = converted(option.type, value, said, option.default)
+    return resolved
 
 
 def load(name: str | os.PathLike[str] = DEFAULT) -> Project:
@@ -286,7 +286,7 @@ def _check_probes(project: Project, path: Path) -> None:
     for name in project.trajectory:
         declared = probe.find(name)
         check_along(declared, f"{path}: trajectory", project.train)
-        project.options(declared, along=True)
+        project.options(declared, trajectory=True)
 
 
 def check_along(declared: probe.Probe, where: str, budget: Train | None = None) -> None:
@@ -379,12 +379,12 @@ def validated(model: type[Any], where: str, content: dict[str, Any]) -> Any:
         return model.model_validate(content)
     except pydantic.ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
+        path = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
             known = _fields(model, first["loc"][:-1])
             key = str(first["loc"][-1])
             raise InputError(
-                f"{where}: unknown key {place!r}.{nearest(key, known)} Known: {', '.join(known)}"
+                f"{where}: unknown key {path!r}.{nearest(key, known)} Known: {', '.join(known)}"
             ) from None
         raise InputError(f"{where}: {first_rule(error)}; correct it") from None
 
@@ -392,14 +392,14 @@ def validated(model: type[Any], where: str, content: dict[str, Any]) -> Any:
 def first_rule(error: pydantic.ValidationError) -> str:
     """The first rule that a document breaks, with the place and the value."""
     first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"])
+    path = ".".join(str(part) for part in first["loc"])
     if first["type"] == "missing":
-        return f"{place} is missing"
-    return f"{place}={first['input']!r} must be {broken_rule(error)}"
+        return f"{path} is missing"
+    return f"{path}={first['input']!r} must be {broken_rule(error)}"
 
 
-def _fields(model: Any, place: tuple[Any, ...]) -> list[str]:
+def _fields(model: Any, path: tuple[Any, ...]) -> list[str]:
     """Keys known at a place inside nested sections."""
-    for part in place:
+    for part in path:
         model = model.model_fields[part].annotation
     return list(model.model_fields)

@@ -117,7 +117,7 @@ def _options(setting: Project, step: str) -> Mapping[str, object] | None:
     sections = [setting.trajectory] if name != step else [setting.probes, setting.pairs]
     if not any(name in section for section in sections):
         return None
-    return setting.options(probe.find(name), along=name != step)
+    return setting.options(probe.find(name), trajectory=name != step)
 
 
 def _agree(run: Done, wanted: Mapping[str, object]) -> bool:

@@ -49,6 +49,6 @@ def names(name: str, value: Any) -> tuple[str, ...]:
     if isinstance(value, str):
         return tuple(filter(None, value.split(",")))
     try:
-        return tuple(text(name, one) for one in value)
+        return tuple(text(name, item) for item in value)
     except TypeError:
         raise InputError(f"{name}={value!r} must be names, such as ['my_nets']") from None

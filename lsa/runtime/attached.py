@@ -26,5 +26,5 @@ def run_id() -> str:
 def use() -> str:
     """Its ID, for the step that continues it: what that step calls is another run."""
     global _run_id
-    found, _run_id = _run_id, ""
-    return found
+    run_id, _run_id = _run_id, ""
+    return run_id

@@ -48,14 +48,14 @@ def parse_json(text: str, name: str) -> Any:
         InputError: No JSON, or nested too deeply.
     """
     try:
-        found = json.loads(text)
+        content = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{name} is not readable JSON ({_reason(error)}); get it anew") from None
-    level = [found]
+    level = [content]
     for _ in range(DEPTH):
         level = [child for node in level for child in _children(node)]
         if not level:
-            return found
+            return content
     raise InputError(f"{name} nests its values more than {DEPTH} deep; get it anew")
 
 
@@ -64,8 +64,8 @@ def whole_number(text: str) -> int | None:
 
     `int` takes other scripts' digits, spaces and underscores, and refuses thousands of digits.
     """
-    found = int(text) if re.fullmatch("-?[0-9]{1,19}", text) else None
-    return found if found is not None and -(2**63) <= found < 2**63 else None
+    number = int(text) if re.fullmatch("-?[0-9]{1,19}", text) else None
+    return number if number is not None and -(2**63) <= number < 2**63 else None
 
 
 def json_number(value: float) -> float | str:
@@ -130,7 +130,7 @@ def _measure(node: Node, known: dict[int, tuple[int, int]], name: str) -> tuple[
         inside = node.value
     elif isinstance(node, MappingNode):
         _check_keys(node, name)
-        inside = [one for pair in node.value for one in pair]
+        inside = [part for pair in node.value for part in pair]
     for child in inside:
         more, below = _measure(child, known, name)
         values, depth = values + more, max(depth, below)

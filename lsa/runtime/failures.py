@@ -35,26 +35,26 @@ DATABASE = "the store's database: "
 
 def explained(error: BaseException) -> str | None:
     """One line about an error that came of the machine; None for any other."""
-    for one in chain(error):
-        if isinstance(one, MemoryError):
+    for cause in chain(error):
+        if isinstance(cause, MemoryError):
             return f"{RULES[errno.ENOMEM]}, then start again"
-        if isinstance(one, RecursionError):
+        if isinstance(cause, RecursionError):
             return "the network or its data nest deeper than Python's stack; make them flatter"
-        if isinstance(one, OSError) and one.errno in RULES:
-            path = one.filename2 or one.filename  # of a copy, where it was to go
+        if isinstance(cause, OSError) and cause.errno in RULES:
+            path = cause.filename2 or cause.filename  # of a copy, where it was to go
             where = f"{path}: " if path else ""
-            return f"{where}{RULES[one.errno]}, then start again"
-    for one in chain(error):
+            return f"{where}{RULES[cause.errno]}, then start again"
+    for cause in chain(error):
         for text, number in TEXTS.items():
-            if text in str(one):
-                where = DATABASE if "sqlite" in f"{type(one)} {one}" else ""
+            if text in str(cause):
+                where = DATABASE if "sqlite" in f"{type(cause)} {cause}" else ""
                 return f"{where}{RULES[number]}, then start again"
     return None
 
 
 def pipe_closed(error: BaseException) -> bool:
     """Whether an error came of writing to a program that reads no more, such as `head`."""
-    return any(isinstance(one, BrokenPipeError) for one in chain(error))
+    return any(isinstance(cause, BrokenPipeError) for cause in chain(error))
 
 
 def chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -25,13 +25,13 @@ DISTRIBUTIONS = {"lsa": "loss-landscape-analysis"}  # on PyPI, where lsa is anot
 @lru_cache(maxsize=1)
 def versions() -> Mapping[str, str]:
     """Versions of what computes the numbers."""
-    found = {"python": platform.python_version()}
+    known = {"python": platform.python_version()}
     for package in ("lsa", "torch", "torchvision", "numpy", "scipy", "mlflow"):
         try:
-            found[package] = version(DISTRIBUTIONS.get(package, package))
+            known[package] = version(DISTRIBUTIONS.get(package, package))
         except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+            known[package] = "not installed"
+    return known
 
 
 @lru_cache(maxsize=1)
@@ -96,13 +96,13 @@ def gone(tags: Mapping[str, str]) -> bool:
 
     False for what ran on another host: nothing can be said of it from here.
     """
-    found = tags.get("lsa.process", "")
-    number = whole_number(found.partition("@")[0])
+    identity = tags.get("lsa.process", "")
+    number = whole_number(identity.partition("@")[0])
     if tags.get("lsa.host") != host() or number is None or number < 0:
         return False
     try:
         process = psutil.Process(number)
-        return _identity(process) != found or process.status() == psutil.STATUS_ZOMBIE
+        return _identity(process) != identity or process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
 

@@ -103,13 +103,13 @@ def device(name: str) -> str:
         return name
     import torch
 
-    own, here = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    own, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
     if name != "cuda":
         raise InputError(f"device={name} is one GPU and each rank takes its own; give cuda")
-    if own >= here:
+    if own >= gpus:
         raise InputError(
-            f"rank {rank()} finds {here} GPU(s) here and all taken; start "
-            f"--nproc-per-node={here}, or give device=cpu"
+            f"rank {rank()} finds {gpus} GPU(s) here and all taken; start "
+            f"--nproc-per-node={gpus}, or give device=cpu"
         )
     torch.cuda.set_device(own)
     return f"cuda:{own}"

@@ -50,7 +50,7 @@ class Call:
         options = self.options
         if self.step != TRAIN:
             declared = probe.find(name)
-            usual = self.setting.options(declared, along=name != self.step)
+            usual = self.setting.options(declared, trajectory=name != self.step)
             if checkpoints:  # a checkpoint's own project is not asked for options
                 usual = {option.name: option.default for option in declared.options.values()}
             options = {k: v for k, v in options.items() if usual.get(k) != v}
@@ -87,10 +87,10 @@ def _perform(call: Call, addresses: Sequence[str]) -> Result:
             return adoption.listed(reference, recipe)
     elif call.step == TRAIN:
         return train.train(recipe, device=call.device, reuse=True, trusted=trusted)
-    place = load.device_of(call.device)
+    device = load.device_of(call.device)
     samples = call.setting.landscape.samples
     uri = store.uri()
-    sources = [_checkpoint(uri, address, place, trusted, samples) for address in addresses]
+    sources = [_checkpoint(uri, address, device, trusted, samples) for address in addresses]
     if call.step.startswith(ALONG):
         (final,) = sources
         return trajectory.follow(call.step.removeprefix(ALONG), final, reuse=True, **call.options)
@@ -102,5 +102,5 @@ def _checkpoint(
     store: str, address: str, device: str, trusted: tuple[str, ...], samples: Any
 ) -> Checkpoint:
     """Fetched once for the probes that follow each other on it; a version of a store is fixed."""
-    found = registry.fetch(address, device=device, trusted=trusted)
-    return load.on_subset(found, samples)
+    source = registry.fetch(address, device=device, trusted=trusted)
+    return load.on_subset(source, samples)

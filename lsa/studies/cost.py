@@ -65,11 +65,11 @@ def rates(
     budget.from_environment()
     split = load_data(recipe, device, trusted)
     model = network(recipe, split, trusted).to(device)
-    whole, wanted = landscape_of(recipe, split, model, trusted), setting.landscape.samples
-    training = whole.n_samples
+    full, wanted = landscape_of(recipe, split, model, trusted), setting.landscape.samples
+    training = full.n_samples
     samples = training if wanted == "all" else min(wanted, training)
-    landscape = whole.subset(torch.arange(samples)) if samples < training else whole
-    validation = held_out(whole, split).n_samples
+    landscape = full.subset(torch.arange(samples)) if samples < training else full
+    validation = held_out(full, split).n_samples
     return measured(landscape, flatten(model), training, validation, workers)
 
 

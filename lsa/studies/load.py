@@ -60,20 +60,20 @@ def load(
         InputError: Nothing registered there, or not an lsa checkpoint.
     """
     named = (("reference", reference), ("project", project), ("optimizer", optimizer))
-    reference, project, optimizer = (arguments.optional_text(*one) for one in named)
+    reference, project, optimizer = (arguments.optional_text(*given) for given in named)
     seed = None if seed is None else arguments.whole("seed", seed)
-    trust, place = arguments.names("trust", trust), device_of(device)
+    trust, device_name = arguments.names("trust", trust), device_of(device)
     address, trusted = registered.locate(reference, project, optimizer, seed)
     address = ranks.agreed(address)
-    found = registry.fetch(address, device=place, trusted=(*trusted, *trust))
-    return on_subset(found, samples)
+    source = registry.fetch(address, device=device_name, trusted=(*trusted, *trust))
+    return on_subset(source, samples)
 
 
-def on_subset(found: Checkpoint, samples: int | str | None) -> Checkpoint:
+def on_subset(source: Checkpoint, samples: int | str | None) -> Checkpoint:
     """The checkpoint with its landscape on another number of samples."""
     if samples is None:
-        return found
+        return source
     if samples != "all":
         samples = arguments.whole("samples", samples, least=1)
     split = project.Split(samples=samples)  # pyright: ignore[reportArgumentType]
-    return dataclasses.replace(found, recipe=found.recipe.model_copy(update={"landscape": split}))
+    return dataclasses.replace(source, recipe=source.recipe.model_copy(update={"landscape": split}))

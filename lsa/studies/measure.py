@@ -70,9 +70,9 @@ def _measure(
     title = steps.title(name, *(s.recipe for s in sources))
     tags = steps.step_tags(name, recipe) | {"lsa.key": key, "lsa.ranks": ranks.size()}
     tags |= {f"lsa.input.{i}": s.model_id for i, s in zip("abc", sources, strict=False)}
-    place = sources[0].device
+    device = sources[0].device
     with (
-        recording.run(title, experiment=recipe.project, tags=tags, device=place) as opened,
+        recording.run(title, experiment=recipe.project, tags=tags, device=device) as opened,
         partial.numbers(store.step_name(key)) as memory,
     ):
         opened.params(probe_params(sources, resolved, seed))
@@ -168,9 +168,9 @@ def call_probe(
     with full_float32():
         result = declared(**given, **options)
     landscape: Landscape = source.landscape
-    whole = source.training.n_samples
-    if "landscape" in declared.inputs and landscape.n_samples < whole:
-        note = f"measured on {landscape.n_samples} of {whole} training samples"
+    training_samples = source.training.n_samples
+    if "landscape" in declared.inputs and landscape.n_samples < training_samples:
+        note = f"measured on {landscape.n_samples} of {training_samples} training samples"
         if any(name.startswith("lambda") for name in result.metrics):
             note += "; a subset biases λ_max up and λ_min down"
         result = dataclasses.replace(result, notes=(*result.notes, note))
@@ -191,13 +191,15 @@ def _kept(source: Checkpoint) -> dict[int, Tensor]:
     """Epoch → θ of every checkpoint that the training of this one kept, this one included."""
     key = registered.key(source.model_id)
     kept = {**dict(registered.trajectory(key) if key else ()), source.epoch: source.model_id}
-    found = {}
+    thetas = {}
     for epoch, model_id in sorted(kept.items()):
         address, trusted = f"models:/{model_id}", tuple(source.trusted)
         same = model_id == source.model_id
-        here = source if same else registry.fetch(address, device=source.device, trusted=trusted)
-        found[epoch] = here.theta
-    return found
+        checkpoint = (
+            source if same else registry.fetch(address, device=source.device, trusted=trusted)
+        )
+        thetas[epoch] = checkpoint.theta
+    return thetas
 
 
 def probe_params(
@@ -205,7 +207,7 @@ def probe_params(
 ) -> dict[str, Any]:
     """The parameters that a probe's run logs."""
     recipe = sources[0].recipe
-    found: dict[str, Any] = {
+    params: dict[str, Any] = {
         "project": recipe.project,
         "optimizer": recipe.optimizer,
         "seed": recipe.seed,
@@ -216,9 +218,9 @@ def probe_params(
         "checkpoint": sources[0].run_id,
     }
     for letter, source in zip("bc", sources[1:], strict=False):
-        found |= {
+        params |= {
             f"optimizer_{letter}": source.recipe.optimizer,
             f"seed_{letter}": source.recipe.seed,
             f"checkpoint_{letter}": source.run_id,
         }
-    return found | resolved
+    return params | resolved

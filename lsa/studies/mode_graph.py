@@ -38,11 +38,11 @@ class Pair:
 
     def metric(self, step: str, name: str) -> Metric:
         """One number, or nan."""
-        found = self.results.get(step, {}).get("metrics", {}).get(name)
-        if found is None:
+        stored = self.results.get(step, {}).get("metrics", {}).get(name)
+        if stored is None:
             return MISSING
-        errors = {k: float(v) for k, v in found["standard_errors"].items()}
-        return Metric(float(found["value"]), found["unit"], errors)
+        errors = {k: float(v) for k, v in stored["standard_errors"].items()}
+        return Metric(float(stored["value"]), stored["unit"], errors)
 
     def ends(self) -> tuple[Metric, Metric]:
         """The losses of both checkpoints, where the line passes them."""
@@ -120,11 +120,11 @@ def _upper(n: int) -> Sequence[tuple[int, int]]:
 
 def _over(values: np.ndarray, errors: np.ndarray, places: Sequence[Any]) -> Metric:
     """The mean over the places that have a finite number."""
-    known = [place for place in places if np.isfinite(values[place])]
+    known = [pair for pair in places if np.isfinite(values[pair])]
     if not known:
         return MISSING
-    mean = float(np.mean([values[place] for place in known]))
-    return Metric(mean, "loss", _bound(np.array([errors[place] for place in known])))
+    mean = float(np.mean([values[pair] for pair in known]))
+    return Metric(mean, "loss", _bound(np.array([errors[pair] for pair in known])))
 
 
 def _largest(values: np.ndarray, errors: np.ndarray, edges: Sequence[tuple[int, int]]) -> Metric:
@@ -184,7 +184,7 @@ def rows(result: Result) -> list[list[str]]:
     """Every pair in words: barriers of all ways, the lowest pass over the tree, ± two errors."""
     arrays = {name.partition(".")[2]: values for name, values in result.arrays.items()}
     names, edges = arrays["nodes"], [tuple(edge) for edge in arrays["edges"].tolist()]
-    found = []
+    table = []
     for i, j in _upper(len(names)):
         cells = [_written(arrays[way][i, j], arrays[f"{way}_error"][i, j]) for way in WAYS]
         which = arrays["bottleneck"][i, j]
@@ -194,8 +194,8 @@ def rows(result: Result) -> list[list[str]]:
         else:
             lowest = "–"
         inside = "yes" if (i, j) in edges else ""
-        found.append([f"{names[i]} – {names[j]}", *cells, lowest, inside])
-    return found
+        table.append([f"{names[i]} – {names[j]}", *cells, lowest, inside])
+    return table
 
 
 def _written(value: Any, error: Any) -> str:

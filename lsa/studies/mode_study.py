@@ -87,13 +87,13 @@ def _subjects(
             )
     # In the project's order, so that a pair is asked for as the project's own study asks for it.
     chosen = [name for name in setting.optimizers if not optimizers or name in optimizers]
-    found = [(name, seed) for name in chosen for seed in dict.fromkeys(seeds or setting.seeds)]
-    if len(found) < 2:
+    subjects = [(name, seed) for name in chosen for seed in dict.fromkeys(seeds or setting.seeds)]
+    if len(subjects) < 2:
         raise InputError(
-            f"a mode graph needs at least two checkpoints, here is {len(found)}; give more "
+            f"a mode graph needs at least two checkpoints, here is {len(subjects)}; give more "
             "optimizers or seeds"
         )
-    return found
+    return subjects
 
 
 def _read(asked: Mapping[tuple[int, int], Mapping[str, Handle]]) -> list[Pair]:
@@ -106,10 +106,10 @@ def _read(asked: Mapping[tuple[int, int], Mapping[str, Handle]]) -> list[Pair]:
     ]
     wanted = [(runs.read(run_id), f"{step}.json") for _, step, run_id in done]
     stored = measurements.artifacts(wanted, _Stored)
-    found: dict[tuple[int, int], dict[str, Stored]] = {}
+    by_pair: dict[tuple[int, int], dict[str, Stored]] = {}
     for (pair, step, _), content in zip(done, stored, strict=True):
-        found.setdefault(pair, {})[step] = content.model_dump()
-    return [Pair(a, b, results) for (a, b), results in found.items()]
+        by_pair.setdefault(pair, {})[step] = content.model_dump()
+    return [Pair(a, b, results) for (a, b), results in by_pair.items()]
 
 
 def log(opened: recording.Run, result: Result, title: str) -> None:

@@ -34,17 +34,17 @@ def numbers(step: str) -> Iterator[Numbers]:
     Args:
         step: Names the step and its store, as `store.step_name` does.
     """
-    found = Numbers(SCRATCH / f"{step}.jsonl")
-    yield found
-    found.path.unlink(missing_ok=True)
+    stored = Numbers(SCRATCH / f"{step}.jsonl")
+    yield stored
+    stored.path.unlink(missing_ok=True)
 
 
 def _read(path: Path) -> dict[str, list[float]]:
     """The whole lines of the file."""
-    found: dict[str, list[float]] = {}
+    stored: dict[str, list[float]] = {}
     if path.exists():
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             with contextlib.suppress(ValueError):  # torn by a kill, or empty
                 name, values = json.loads(line)
-                found[name] = values
-    return found
+                stored[name] = values
+    return stored

@@ -90,12 +90,12 @@ def run(setting: Project, study: Study) -> None:
         study: Its report is of all that its project names, whatever ran now.
     """
     trained: dict[tuple[str, int], Handle] = {}
-    for one in planned(setting):
-        if one.step == "train":
-            (optimizer,) = one.optimizers
-            trained[optimizer, one.seed] = study.step("train", optimizer=optimizer, seed=one.seed)
+    for step in planned(setting):
+        if step.step == "train":
+            (optimizer,) = step.optimizers
+            trained[optimizer, step.seed] = study.step("train", optimizer=optimizer, seed=step.seed)
         else:
-            study.step(one.step, *(trained[optimizer, one.seed] for optimizer in one.optimizers))
+            study.step(step.step, *(trained[optimizer, step.seed] for optimizer in step.optimizers))
     study.advance()
     if study.unlogged:
         return
@@ -114,60 +114,60 @@ def outlook(setting: Project, *, device: str = "auto") -> list[Outlook]:
     finished, but one of them differs, which is named. `new`: it has not. A step whose checkpoint
     is to be trained again follows it.
     """
-    place = load.device_of(device)
+    device_name = load.device_of(device)
     done = list(runs.finished_steps(setting.name))
     by_key = {run.tags["lsa.key"]: run for run in reversed(done) if "lsa.key" in run.tags}
     before = _newest(done)
     models: dict[tuple[str, int], str] = {}
     kept = registered.kept(setting.name) if setting.trajectory else ({}, {})
-    found = []
+    outlooks = []
     for name in setting.optimizers:  # wrong options are told before anything runs
         recipe = setting.recipe(name)
         trusted = trusted_by(recipe)
-        split = None if recipe.origin else load_data(recipe, place, trusted)
+        split = None if recipe.origin else load_data(recipe, device_name, trusted)
         if isinstance(split, Data):
             training.initial(recipe, split, trusted)
-    for one in planned(setting):
-        subject = " – ".join(one.optimizers)
-        old = before.get((one.step, subject, one.seed))
-        if one.step == "train" and (listed := setting.registered(subject, one.seed)):
-            recipe = setting.recipe(subject, one.seed)
+    for step in planned(setting):
+        subject = " – ".join(step.optimizers)
+        old = before.get((step.step, subject, step.seed))
+        if step.step == "train" and (listed := setting.registered(subject, step.seed)):
+            recipe = setting.recipe(subject, step.seed)
             run_id = adoption.listed(listed, recipe).run_id
-            models[subject, one.seed] = runs.read(run_id).tags["lsa.model_id"]
-            found.append(Outlook(one, "reused"))
+            models[subject, step.seed] = runs.read(run_id).tags["lsa.model_id"]
+            outlooks.append(Outlook(step, "reused"))
             continue
-        if one.step == "train":
-            key, params = _training(setting, one, place)
+        if step.step == "train":
+            key, params = _training(setting, step, device_name)
             if key in by_key:
-                models[subject, one.seed] = by_key[key].tags.get("lsa.model_id", "")
+                models[subject, step.seed] = by_key[key].tags.get("lsa.model_id", "")
             inputs: list[str] = []
         else:
-            inputs = [models.get((optimizer, one.seed), "") for optimizer in one.optimizers]
-            key, params = _probe(setting, one, inputs, kept)
+            inputs = [models.get((optimizer, step.seed), "") for optimizer in step.optimizers]
+            key, params = _probe(setting, step, inputs, kept)
         if key in by_key and all(inputs):
-            found.append(Outlook(one, "reused"))
+            outlooks.append(Outlook(step, "reused"))
         elif old is None:
-            found.append(Outlook(one, "new"))
+            outlooks.append(Outlook(step, "new"))
         else:
-            found.append(Outlook(one, "changed", _difference(old, params, inputs)))
-    return found
+            outlooks.append(Outlook(step, "changed", _difference(old, params, inputs)))
+    return outlooks
 
 
 def _newest(done: list[Done]) -> dict[tuple[str, str, int], Done]:
     """The newest finished run of every step on every subject, with whatever options."""
-    found: dict[tuple[str, str, int], Done] = {}
+    newest: dict[tuple[str, str, int], Done] = {}
     for run in done:
         names = [run.tags.get("optimizer", ""), *filter(None, [run.params.get("optimizer_b")])]
         seed = run.tags.get("seed")
         if seed and run.params.get("seed_b", seed) == seed:  # else a pair of a mode graph
             key = (run.tags["lsa.step"], " – ".join(names), int(seed))
-            found.setdefault(key, run)
-    return found
+            newest.setdefault(key, run)
+    return newest
 
 
-def _training(setting: Project, one: Planned, device: str) -> tuple[str, dict[str, Any]]:
+def _training(setting: Project, step: Planned, device: str) -> tuple[str, dict[str, Any]]:
     """Key and parameters of a training."""
-    recipe = setting.recipe(one.optimizers[0], one.seed)
+    recipe = setting.recipe(step.optimizers[0], step.seed)
     split = load_data(recipe, device, trusted_by(recipe))
     key = train.train_key(recipe, split.hash, device)
     return key, project.train_params(recipe)
@@ -175,21 +175,21 @@ def _training(setting: Project, one: Planned, device: str) -> tuple[str, dict[st
 
 def _probe(
     setting: Project,
-    one: Planned,
+    step: Planned,
     inputs: list[str],
     kept: tuple[Mapping[str, str], Mapping[str, Mapping[int, str]]],
 ) -> tuple[str, dict[str, Any]]:
     """Key and options of a probe on its input models, or along the training of the one."""
-    name = one.step.removeprefix(ALONG)
+    name = step.step.removeprefix(ALONG)
     declared, samples = probe.find(name), setting.landscape.samples
-    options = setting.options(declared, along=name != one.step)
-    if name == one.step:
+    options = setting.options(declared, trajectory=name != step.step)
+    if name == step.step:
         return steps.probe_key(declared, options, inputs, samples), options
     (final,) = inputs
     keys, epochs = kept
     followed = {**epochs.get(keys.get(final, ""), {}), setting.train.epochs: final} if final else {}
     ids = [model_id for _, model_id in sorted(followed.items())]
-    return steps.probe_key(declared, options, ids, samples, along=True), options
+    return steps.probe_key(declared, options, ids, samples, trajectory=True), options
 
 
 def _difference(old: Done, params: Mapping[str, Any], inputs: list[str]) -> str:
@@ -236,8 +236,8 @@ def forecast(
     if not kinds:
         return Forecast({}, 0.0, {}, [])
     recipe = setting.recipe(next(iter(setting.optimizers)))
-    place, trusted = load.device_of(device), trusted_by(recipe)
-    rates = cost.rates(setting, recipe, place, trusted, workers)
+    device_name, trusted = load.device_of(device), trusted_by(recipe)
+    rates = cost.rates(setting, recipe, device_name, trusted, workers)
     seconds, unknown, peaks = {}, [], {}
     took = _took(setting)
     for kind in kinds:
@@ -260,7 +260,7 @@ def _probing(setting: Project, kind: str, rates: cost.Rates) -> cost.Cost | None
     """Of a probe, on one checkpoint or on all that a training keeps."""
     name = kind.removeprefix(ALONG)
     declared = probe.find(name)
-    estimate = cost.probing(declared, setting.options(declared, along=name != kind), rates)
+    estimate = cost.probing(declared, setting.options(declared, trajectory=name != kind), rates)
     if estimate is None or name == kind:
         return estimate
     kept = sum(map(setting.train.keeps, range(setting.train.epochs + 1)))

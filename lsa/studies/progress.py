@@ -71,7 +71,7 @@ def _to_stderr(line: str) -> None:
 @contextlib.contextmanager
 def bar(title: str) -> Iterator[Report]:
     """A `report(done, total, text)` that draws a bar on stderr; a line a minute if no terminal."""
-    sink, title, whole = _sink, _title or title, Whole()
+    sink, title, entire = _sink, _title or title, Whole()
     if sink is not None:
         yield lambda done, total, text="": sink(title, done, total, text)
         return
@@ -79,7 +79,7 @@ def bar(title: str) -> Iterator[Report]:
         minute, began = Minute(_to_stderr), time.monotonic()
 
         def say(done: int, total: int, text: str = "") -> None:
-            so_far, most = whole.so_far(done, total)
+            so_far, most = entire.so_far(done, total)
             spent = (time.monotonic() - began) / 60
             minute(lambda: f"{title}: {text} {so_far}/{most}, {spent:.0f} min")
 
@@ -98,7 +98,7 @@ def bar(title: str) -> Iterator[Report]:
         task = progress.add_task(title, total=None, text="")
 
         def draw(done: int, total: int, text: str = "") -> None:
-            so_far, most = whole.so_far(done, total)
+            so_far, most = entire.so_far(done, total)
             progress.update(task, completed=so_far, total=most, text=text)
 
         yield draw

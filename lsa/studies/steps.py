@@ -20,13 +20,13 @@ DONE = "done"  # what the first rank says of a finished step
 
 def step_key(name: str, module: str, content: Mapping[str, Any]) -> str:
     """What identifies a step's result: its name, inputs, options, code and torch."""
-    whole = {
+    identity = {
         "step": name,
         "code": provenance.code_hash(module),
         "torch": provenance.versions()["torch"],
         **content,
     }
-    return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
 def probe_key(
@@ -36,11 +36,11 @@ def probe_key(
     samples: int | str,
     seed: int = 0,
     *,
-    along: bool = False,
+    trajectory: bool = False,
 ) -> str:
     """Key of a probe on models, by their ids, with all its options; or along a training."""
     content = {"options": options, "inputs": list(models), "samples": samples, "seed": seed}
-    name = project.ALONG + declared.name if along else declared.name
+    name = project.ALONG + declared.name if trajectory else declared.name
     return step_key(name, declared.function.__module__, content)
 
 

@@ -149,7 +149,7 @@ class Study:
             InputError: An unknown step, option or optimizer, or inputs that do not fit.
         """
         name = arguments.text("step", name)
-        if strange := [one for one in inputs if not isinstance(one, Handle)]:
+        if strange := [given for given in inputs if not isinstance(given, Handle)]:
             raise InputError(
                 f"a {type(strange[0]).__name__} is no step of a study; give what step(…) returns"
             )
@@ -174,16 +174,16 @@ class Study:
 
     def _probe(self, name: str, inputs: tuple[Handle, ...], options: dict[str, Any]) -> Call:
         declared = probe.find(name.removeprefix(ALONG))
-        along = name != declared.name
-        if along:
+        trajectory = name != declared.name
+        if trajectory:
             project.check_along(declared, f"step {name}", self.setting.train)
-        least, most = 1 + declared.pair, 1 if along else declared.most
+        least, most = 1 + declared.pair, 1 if trajectory else declared.most
         if not least <= len(inputs) <= most or any(i.call.step != TRAIN for i in inputs):
             wanted = most if least == most else f"{least} to {most}"
             raise InputError(
                 f"{name} takes {wanted} training(s) as its input(s): step({name!r}, …)"
             )
-        usual = self.setting.options(declared, along=along)
+        usual = self.setting.options(declared, trajectory=trajectory)
         resolved = project.resolve(declared, usual | options, f"step {name}")
         optimizers = tuple(i.call.optimizers[0] for i in inputs)
         seeds = tuple(i.call.seeds[0] for i in inputs)
@@ -239,20 +239,20 @@ class Study:
 
     def _heed(self, news: Iterable[tuple[str, int, int, str]]) -> None:
         """Show progress; what makes some is running."""
-        told = {one[0]: one for one in news}
+        told = {item[0]: item for item in news}
         # What was dropped stays queued, though it had begun: how it ends is no failure of its own.
         for handle in self._running.values() if told and not self._stopped() else ():
             if handle.state == "queued" and handle.call.label in told:
                 handle.state = "running"
-        for one in told.values():
-            self._view.progress(*one)
+        for item in told.values():
+            self._view.progress(*item)
 
     def _stopped(self) -> bool:
         return not self._keep_going and any(h.state == "failed" for h in self.handles)
 
     def _collect(self, futures: Collection[Future]) -> None:
         # One that another needs may be taken with it, and is then no longer there.
-        broken = [one for one in futures if one in self._running and self._broke(one)]
+        broken = [ended for ended in futures if ended in self._running and self._broke(ended)]
         if broken and isinstance(self._engine, Processes):
             for future in list(self._running):  # they broke with it
                 self._broke(future)
@@ -360,10 +360,10 @@ def study(
         opened.json(setting.model_dump(), "project.json")
         opened.send()
         if engine is not None:
-            place = engine(opened.id)
+            pool = engine(opened.id)
         else:
-            place = Processes(workers, opened.id) if workers > 1 else Inline()
-        running = Study(setting, place, opened, device=device, keep_going=keep_going, view=view)
+            pool = Processes(workers, opened.id) if workers > 1 else Inline()
+        running = Study(setting, pool, opened, device=device, keep_going=keep_going, view=view)
         token = _current.set(running)
         if view is not None:
             progress.redirect(view.progress)
@@ -373,8 +373,8 @@ def study(
         finally:
             progress.redirect(None)
             _current.reset(token)
-            place.shutdown()
-            if place.background:  # a worker that was ended by force could not end its run
+            pool.shutdown()
+            if pool.background:  # a worker that was ended by force could not end its run
                 store.ask(lambda: runs.end_stale("project", setting.name), [])
         states = [handle.state for handle in running.handles]
         opened.metrics({f"steps_{state}": states.count(state) for state in ENDS})
@@ -408,7 +408,7 @@ def step(name: str, *inputs: Handle, **options: Any) -> Handle:
     around = _current.get()
     if around is not None:
         return around.step(name, *inputs, **options)
-    known = [one.call.setting for one in inputs if isinstance(one, Handle)]
+    known = [given.call.setting for given in inputs if isinstance(given, Handle)]
     setting = known[0] if known else project.load(options.pop("project", project.DEFAULT))
     alone = Study(setting, Inline())
     handle = alone.step(name, *inputs, **options)

@@ -59,18 +59,20 @@ def train(
             "lsa train takes a loss of outputs and targets, not an objective; train with your own "
             "loop and register its checkpoint (lsa.register)"
         )
-    place = load.device_of(device)
+    device_name = load.device_of(device)
     trusted = (*trusted, permission(recipe.dataset.name, recipe.dataset.options))
-    split = checkpoints.load_data(recipe, place, trusted)
+    split = checkpoints.load_data(recipe, device_name, trusted)
     assert isinstance(split, Data)  # batches are for objectives
-    key = train_key(recipe, split.hash, place)
+    key = train_key(recipe, split.hash, device_name)
     # Wrong options fail here, before anything is tracked as running.
     training.initial(recipe, split, trusted)
-    return steps.once(key, lambda: _train(recipe, split, key, place, resume, trusted), reuse=reuse)
+    return steps.once(
+        key, lambda: _train(recipe, split, key, device_name, resume, trusted), reuse=reuse
+    )
 
 
 def _train(
-    recipe: Recipe, split: Data, key: str, place: str, resume: bool, trusted: Collection[str]
+    recipe: Recipe, split: Data, key: str, device_name: str, resume: bool, trusted: Collection[str]
 ) -> Result:
     name = steps.title("train", recipe)
     tags = steps.step_tags("train", recipe) | {"lsa.key": key}
@@ -79,7 +81,7 @@ def _train(
             name,
             experiment=recipe.project,
             tags=tags,
-            device=place,
+            device=device_name,
             deliver=registry.deliver,
         ) as opened,
         progress.bar(name) as report,
@@ -96,7 +98,7 @@ def _train(
 
         def checkpoint(state: Mapping[str, Any]) -> dict[str, Metric]:
             """Keep the checkpoint of a state, with its evaluation."""
-            kept = _checkpoint(recipe, split, state, place, trusted)
+            kept = _checkpoint(recipe, split, state, device_name, trusted)
             loss = recipes.loss_of(recipe, trusted)
             metrics = training.final_metrics(kept.model, split, loss)
             final = kept.epoch == recipe.train.epochs
@@ -139,26 +141,26 @@ def _resumed(path: Path, opened: recording.Run) -> tuple[list[dict[str, float]],
     if not path.exists():
         return [], None, []
     with contextlib.suppress(InputError):  # a damaged state only costs the epochs in it
-        found = serial.load(path)
-        if not (isinstance(found, dict) and found.keys() >= KEPT and _is_state(found["state"])):
+        state = serial.load(path)
+        if not (isinstance(state, dict) and state.keys() >= KEPT and _is_state(state["state"])):
             raise InputError(f"{path} is of another version")
-        for number, metrics in enumerate(found["history"], 1):
+        for number, metrics in enumerate(state["history"], 1):
             opened.metrics(metrics, step=number)
-        opened.tags({"lsa.resumed_from": found["run"], "lsa.resumed_epoch": len(found["history"])})
-        return found["history"], found["state"], found["watched"]
+        opened.tags({"lsa.resumed_from": state["run"], "lsa.resumed_epoch": len(state["history"])})
+        return state["history"], state["state"], state["watched"]
     return [], None, []
 
 
-def _is_state(found: Any) -> bool:
+def _is_state(state: Any) -> bool:
     """Whether a training can go on from what a file holds."""
-    return isinstance(found, dict) and found.keys() >= training.STATE
+    return isinstance(state, dict) and state.keys() >= training.STATE
 
 
 def _checkpoint(
     recipe: Recipe,
     split: Data,
     state: Mapping[str, Any],
-    place: str,
+    device: str,
     trusted: Collection[str],
 ) -> Checkpoint:
     """The checkpoint of a training's state."""
@@ -169,7 +171,7 @@ def _checkpoint(
         optimizer_state=state["optimizer"],
         data_hash=split.hash,
         versions=provenance.versions(),
-        device=place,
+        device=device,
         trusted=trusted,
     )
 

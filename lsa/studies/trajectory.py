@@ -63,7 +63,7 @@ def follow(
         )
     ids = [model_id for _, model_id in kept]
     samples = final.recipe.landscape.samples
-    key = steps.probe_key(declared, resolved, ids, samples, rng_seed, along=True)
+    key = steps.probe_key(declared, resolved, ids, samples, rng_seed, trajectory=True)
     if ranks.rank():  # rank 0 logs what this one helps to compute
         return steps.helped(key, lambda: _compute(declared, final, kept, rng_seed, resolved))
     return steps.once(
@@ -172,8 +172,8 @@ def _source(final: Checkpoint, model_id: str) -> Checkpoint:
     if model_id == final.model_id:
         return final
     address = f"models:/{model_id}"
-    found = registry.fetch(address, device=final.device, trusted=tuple(final.trusted))
-    return load.on_subset(found, final.recipe.landscape.samples)
+    source = registry.fetch(address, device=final.device, trusted=tuple(final.trusted))
+    return load.on_subset(source, final.recipe.landscape.samples)
 
 
 def _at(
@@ -273,13 +273,13 @@ def threshold(recipe: Recipe, names: Sequence[str]) -> tuple[dict[str, Any] | No
     schedule = recipe.train.schedule
     if schedule.name != "constant" or schedule.options.get("warmup_epochs"):
         return None, ["no stability threshold: the learning rate changes during training"]
-    found = stability.stability_threshold(recipe.rule.name, recipe.rule.options)
-    if found is None:
+    limit = stability.stability_threshold(recipe.rule.name, recipe.rule.options)
+    if limit is None:
         return None, [
             f"no stability threshold of raw λ_max for {recipe.rule.name} with these options: an "
             "adaptive method's holds for the preconditioned Hessian"
         ]
-    return {"value": found[0], "formula": found[1]}, []
+    return {"value": limit[0], "formula": limit[1]}, []
 
 
 def _result(content: Mapping[str, Any], run_id: str) -> Result:

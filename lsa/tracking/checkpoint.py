@@ -130,13 +130,13 @@ class Checkpoint:
         """L(θ) on the project's fixed subset of the training split."""
         return self._subset(self.training)
 
-    def _subset(self, whole: Landscape) -> Landscape:
+    def _subset(self, full: Landscape) -> Landscape:
         samples = self.recipe.landscape.samples
-        if samples == "all" or samples >= whole.n_samples:
-            return whole
+        if samples == "all" or samples >= full.n_samples:
+            return full
         # Seed 0: one subset for all optimizers and seeds, so that they differ by θ alone.
-        order = torch.randperm(whole.n_samples, generator=torch.Generator().manual_seed(0))
-        return whole.subset(order[:samples].to(self.device))
+        order = torch.randperm(full.n_samples, generator=torch.Generator().manual_seed(0))
+        return full.subset(order[:samples].to(self.device))
 
     @_computed
     def training(self) -> Landscape:

@@ -151,8 +151,10 @@ def _finished(key: str) -> set[str]:
 
 def _others(opened: Run, key: str, earlier: set[str]) -> set[str]:
     """IDs of the runs of a step that clients elsewhere have finished since this one began."""
-    later = [one for one in runs.every_finished(key) if one.run_id not in earlier | {opened.id}]
-    return {one.run_id for one in later if stands_for(one, opened.entry)}
+    later = [
+        other for other in runs.every_finished(key) if other.run_id not in earlier | {opened.id}
+    ]
+    return {other.run_id for other in later if stands_for(other, opened.entry)}
 
 
 def stands_for(done: runs.Done, entry: spool.Entry) -> bool:

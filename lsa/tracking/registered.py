@@ -33,8 +33,8 @@ def trajectory(key: str) -> list[tuple[int, str]]:
 
     Of a training that was repeated, each epoch's newest counts; of one that was deleted, none does.
     """
-    found = _sealed(f"tags.`lsa.key` = '{quoted(key)}'")
-    epochs = {whole_number(model.tags.get("epoch", "")): model.model_id for model in found}
+    sealed = _sealed(f"tags.`lsa.key` = '{quoted(key)}'")
+    epochs = {whole_number(model.tags.get("epoch", "")): model.model_id for model in sealed}
     return sorted((epoch, model_id) for epoch, model_id in epochs.items() if epoch is not None)
 
 
@@ -95,13 +95,13 @@ def resolve(reference: str) -> str:
             )
         return f"models:/{newest.name}/{newest.version}"
     try:
-        found = whole(reference)
+        run = whole(reference)
     except InputError as error:
         raise InputError(f"no checkpoint {reference!r}: {error}") from None
-    if found.run_id != reference:
-        return resolve(found.run_id)
+    if run.run_id != reference:
+        return resolve(run.run_id)
     raise InputError(
-        f"no checkpoint {reference!r}: it is a run of step {found.tags.get('lsa.step', 'unknown')} "
+        f"no checkpoint {reference!r}: it is a run of step {run.tags.get('lsa.step', 'unknown')} "
         "and has registered none; give the ID of a training run, models:/name/version or "
         "models:/name@alias"
     )

@@ -137,8 +137,8 @@ def deliver(opened: Run) -> None:
             lambda about=about, files=folder / FILES: log(opened.id, about, files)
         )
         runs.remove_models(opened.id, about.name, but=model_id)
-        fields: list[dict[str, Any]] = [{**one, "model_id": model_id} for one in about.metrics]
-        metrics = [Metric(**one) for one in fields]
+        fields: list[dict[str, Any]] = [{**row, "model_id": model_id} for row in about.metrics]
+        metrics = [Metric(**row) for row in fields]
         client().log_batch(opened.id, metrics=metrics)
         if about.register:
             address = _registered(opened.id, about.register, model_id, about.tags)

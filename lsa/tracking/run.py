@@ -149,7 +149,7 @@ class Run:
             to.log_batch(self.id, tags=part)
         self._sent_tags |= changed
         for part in _parts(content.metrics[self._sent_metrics :], BATCH):
-            to.log_batch(self.id, metrics=[Metric(**one) for one in part])
+            to.log_batch(self.id, metrics=[Metric(**metric) for metric in part])
             self._sent_metrics += len(part)
         if content.dataset and not self._sent_inputs:
             # MLflow lists a checkpoint twice that is linked twice.
@@ -170,16 +170,16 @@ class Run:
 
     def _take_up(self) -> None:
         """Have the run in the store: the one that was made for this entry, or a new one."""
-        found = existing(self._content, self._asked)
+        run = existing(self._content, self._asked)
         self._asked = True
-        if found is None:
+        if run is None:
             self.entry.name_run(_create(self._content))
             self._sent_tags = dict(self._content.tags)
         else:
-            self.entry.name_run(found.info.run_id)
-            if found.info.status != "RUNNING":
+            self.entry.name_run(run.info.run_id)
+            if run.info.status != "RUNNING":
                 client().update_run(self.id, status="RUNNING")
-            if "lsa.error" in found.data.tags:
+            if "lsa.error" in run.data.tags:
                 client().delete_tag(self.id, "lsa.error")
         self._open = True
 
@@ -220,12 +220,12 @@ def existing(content: spool.Content, asked: bool) -> Any:
     """The run of an entry, if the store has it."""
     if content.run_id:
         try:
-            found = client().get_run(content.run_id)
+            run = client().get_run(content.run_id)
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
         else:
-            return found if found.info.lifecycle_stage == "active" else None
+            return run if run.info.lifecycle_stage == "active" else None
     if not asked:
         return None
     return next(iter(_made(content)), None)

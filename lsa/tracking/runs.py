@@ -91,26 +91,26 @@ def whole(prefix: str) -> Done:
     Raises:
         InputError: There is none, or there are several.
     """
-    found = []
+    matching = []
     if prefix.isalnum():  # as all IDs are, and no wildcard is
         criteria = f"attributes.run_id LIKE '{prefix}%'"
-        found = client().search_runs(experiments(), criteria, max_results=10)
-    if not found:
+        matching = client().search_runs(experiments(), criteria, max_results=10)
+    if not matching:
         raise InputError(
             f"no run {prefix!r} in {shown(uri())}; give a run ID or the beginning of one, or "
             "optimizer=…"
         )
-    if len(found) > 1:
-        some = ", ".join(f"{one.info.run_id[:12]}… ({one.info.run_name})" for one in found)
+    if len(matching) > 1:
+        some = ", ".join(f"{run.info.run_id[:12]}… ({run.info.run_name})" for run in matching)
         raise InputError(f"run {prefix!r} may be any of {some}; give more of its ID")
-    return _done(found[0])
+    return _done(matching[0])
 
 
 def newest_on(training: str, step: str) -> Done | None:
     """The newest run of a step on the checkpoint of a training."""
     criteria, order = f"tags.`lsa.step` = '{quoted(step)}'", ["attributes.start_time DESC"]
-    found = client().search_runs(experiments(), criteria, max_results=PAGE, order_by=order)
-    on_it = (done for done in map(_done, found) if done.params.get("checkpoint") == training)
+    newest = client().search_runs(experiments(), criteria, max_results=PAGE, order_by=order)
+    on_it = (done for done in map(_done, newest) if done.params.get("checkpoint") == training)
     return next(on_it, None)
 
 
@@ -154,9 +154,9 @@ def read(run_id: str) -> Done:
     return _done(client().get_run(run_id))
 
 
-def _done(found: Any) -> Done:
-    data, info = found.data, found.info
-    inputs = found.inputs.dataset_inputs if found.inputs else []
+def _done(run: Any) -> Done:
+    data, info = run.data, run.info
+    inputs = run.inputs.dataset_inputs if run.inputs else []
     return Done(
         run_id=info.run_id,
         metrics=dict(data.metrics),
@@ -164,7 +164,7 @@ def _done(found: Any) -> Done:
         tags=dict(data.tags),
         seconds=((info.end_time or info.start_time) - info.start_time) / 1000,
         experiment=info.experiment_id,
-        data=", ".join(dict.fromkeys(one.dataset.digest for one in inputs)),
+        data=", ".join(dict.fromkeys(dataset_input.dataset.digest for dataset_input in inputs)),
         name=info.run_name or "",
         status=info.status,
         started=info.start_time,
@@ -192,9 +192,9 @@ def artifact(run_id: str, path: str, root: str = "") -> Any:
     name = f"artifact {path} of run {run_id}"
     try:
         root = root or client().get_run(run_id).info.artifact_uri or ""
-        here = get_local_path_or_none(root)
-        if here and Path(here, path).is_file():  # else MLflow would copy it first
-            return documents.read_json(Path(here, path), name)
+        local = get_local_path_or_none(root)
+        if local and Path(local, path).is_file():  # else MLflow would copy it first
+            return documents.read_json(Path(local, path), name)
         with tempfile.TemporaryDirectory() as scratch:
             source = f"{root}/{path}"
             file = store.insist(lambda: download_artifacts(source, dst_path=scratch))
@@ -216,8 +216,8 @@ def ended(name: str, tags: Mapping[str, str]) -> str | None:
     for key, value in tags.items():
         criteria += f" and tags.`{key}` = '{quoted(value)}'"
     order = ["attributes.start_time DESC"]
-    found = client().search_runs(experiments(), criteria, max_results=1, order_by=order)
-    return found[0].info.run_id if found else None
+    newest = client().search_runs(experiments(), criteria, max_results=1, order_by=order)
+    return newest[0].info.run_id if newest else None
 
 
 def end_stale(tag: str, value: str) -> list[str]:
@@ -226,10 +226,10 @@ def end_stale(tag: str, value: str) -> list[str]:
     Returns:
         Their names.
     """
-    gone = [one for one in running(tag, value) if provenance.gone(one.tags)]
-    for one in gone:
-        end_gone(one.run_id)
-    return [one.name for one in gone]
+    gone = [run for run in running(tag, value) if provenance.gone(run.tags)]
+    for run in gone:
+        end_gone(run.run_id)
+    return [run.name for run in gone]
 
 
 def running(tag: str = "", value: str = "") -> list[Done]:
@@ -237,7 +237,7 @@ def running(tag: str = "", value: str = "") -> list[Done]:
     criteria = "attributes.status = 'RUNNING'"
     if tag:
         criteria += f" and tags.`{tag}` = '{quoted(value)}'"
-    return [_done(found) for found in client().search_runs(experiments(), criteria)]
+    return [_done(run) for run in client().search_runs(experiments(), criteria)]
 
 
 def end_gone(run_id: str) -> None:

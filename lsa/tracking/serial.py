@@ -34,9 +34,9 @@ def load(path: Path) -> Any:
     Raises:
         InputError: The file is missing, truncated, altered or was not written by `save`.
     """
-    found, metadata = tensors(path)
+    stored, metadata = tensors(path)
     try:
-        tree = _unpack(parse_json(metadata["structure"], f"the structure in {path}"), found)
+        tree = _unpack(parse_json(metadata["structure"], f"the structure in {path}"), stored)
         sha256 = digest(tree)
     except (LookupError, ValueError, TypeError, AttributeError) as error:
         raise _damaged(path, error) from None
@@ -56,8 +56,8 @@ def tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             keys = list(file.keys())
             if len(keys) > TENSORS:
                 raise ValueError(f"it holds {len(keys)} tensors, and more than {TENSORS} is none")
-            found = {key: file.get_tensor(key) for key in keys}
-            return found, file.metadata() or {}
+            read = {key: file.get_tensor(key) for key in keys}
+            return read, file.metadata() or {}
     # Beside its own errors, safetensors passes on those of torch about types and shapes that a
     # header claims.
     except (OSError, SafetensorError, LookupError, ValueError, TypeError, RuntimeError) as error:
@@ -70,27 +70,27 @@ def _damaged(path: Path, reason: object) -> InputError:
 
 def digest(tree: Any) -> str:
     """SHA-256 of a tree that `save` takes: the same for the same content, in whatever order."""
-    found = hashlib.sha256()
-    _feed(tree, found)
-    return found.hexdigest()
+    hashed = hashlib.sha256()
+    _feed(tree, hashed)
+    return hashed.hexdigest()
 
 
-def _feed(node: Any, found: Any) -> None:
+def _feed(node: Any, hashed: Any) -> None:
     if isinstance(node, Tensor):
         values = node.detach().cpu().contiguous()
-        found.update(f"tensor {values.dtype} {list(values.shape)}\n".encode())
-        found.update(values.reshape(-1).view(torch.uint8).numpy().data)
+        hashed.update(f"tensor {values.dtype} {list(values.shape)}\n".encode())
+        hashed.update(values.reshape(-1).view(torch.uint8).numpy().data)
     elif isinstance(node, dict):
-        found.update(f"dict {len(node)}\n".encode())
+        hashed.update(f"dict {len(node)}\n".encode())
         for key in sorted(node, key=lambda key: (type(key).__name__, key)):
-            _feed(key, found)
-            _feed(node[key], found)
+            _feed(key, hashed)
+            _feed(node[key], hashed)
     elif isinstance(node, list | tuple):
-        found.update(f"{type(node).__name__} {len(node)}\n".encode())
+        hashed.update(f"{type(node).__name__} {len(node)}\n".encode())
         for value in node:
-            _feed(value, found)
+            _feed(value, hashed)
     else:
-        found.update(f"{type(node).__name__} {json.dumps(node)}\n".encode())
+        hashed.update(f"{type(node).__name__} {json.dumps(node)}\n".encode())
 
 
 def _pack(node: Any, tensors: dict[str, Tensor]) -> Any:

@@ -128,10 +128,10 @@ def _with_port(name: str) -> tuple[str, ...]:
 
 def _check_port(server: Server) -> None:
     family = socket.AF_INET6 if ":" in server.host else socket.AF_INET
-    with socket.socket(family) as one:
-        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    with socket.socket(family) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            one.bind((server.host, server.port))
+            listener.bind((server.host, server.port))
         except OSError as error:
             raise InputError(
                 f"cannot listen on {server.host}:{server.port} ({error.strerror or error}); "

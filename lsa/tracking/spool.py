@@ -115,8 +115,8 @@ class Entry:
 
     def checkpoints(self) -> list[Path]:
         """Folders of the checkpoints that are not logged yet, in the order of their names."""
-        found = (self.path / CHECKPOINTS).glob("*")
-        return sorted(path for path in found if path.suffix != PART)
+        folders = (self.path / CHECKPOINTS).glob("*")
+        return sorted(path for path in folders if path.suffix != PART)
 
     def keep(self) -> None:
         """Make the entry whole: from here on, no end of this process loses it."""
@@ -128,10 +128,10 @@ class Entry:
         self._write()
         self._release()
         files.flush(self.path)
-        whole = self.path.with_suffix("")
-        self.path.replace(whole)
-        files.flush_names(whole.parent)
-        self.path, self.kept = whole, True
+        complete = self.path.with_suffix("")
+        self.path.replace(complete)
+        files.flush_names(complete.parent)
+        self.path, self.kept = complete, True
 
     def name_run(self, run_id: str) -> None:
         """Note the run that the store has made of it."""
@@ -251,8 +251,8 @@ def read(path: Path) -> Entry:
         if "lsa.key" not in content.tags or content.dataset.keys() not in (set(), DATASET):
             raise ValueError("fields are missing")
     except pydantic.ValidationError as error:
-        place = ".".join(map(str, error.errors()[0]["loc"]))
-        raise Damaged(f"{path / RUN} is damaged ({place}: {error.errors()[0]['msg']})") from None
+        field = ".".join(map(str, error.errors()[0]["loc"]))
+        raise Damaged(f"{path / RUN} is damaged ({field}: {error.errors()[0]['msg']})") from None
     except (OSError, ValueError, RecursionError) as error:
         raise Damaged(f"{path / RUN} is damaged ({error})") from None
     return Entry(path, content, kept=True)

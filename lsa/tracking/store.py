@@ -40,10 +40,10 @@ def uri() -> str:
     Raises:
         InputError: None is set, and the current folder's name cannot stand in one.
     """
-    found = mlflow.get_tracking_uri()
-    if not mlflow.is_tracking_uri_set() and address.decoded(found) != found:
+    address_given = mlflow.get_tracking_uri()
+    if not mlflow.is_tracking_uri_set() and address.decoded(address_given) != address_given:
         # For MLflow's own calls too, which would make a folder of the encoded name.
-        mlflow.set_tracking_uri(address.decoded(found))
+        mlflow.set_tracking_uri(address.decoded(address_given))
     return mlflow.get_tracking_uri()
 
 
@@ -72,8 +72,8 @@ def client() -> mlflow.MlflowClient:
     """A client of the store in use."""
     settings.apply()
     tracking, registry = addresses()
-    for one in (tracking, registry):
-        address.check_kind(one)
+    for address_of in (tracking, registry):
+        address.check_kind(address_of)
     _prepare(tracking)
     if registry.startswith(DATABASES):
         _prepare(registry)
@@ -176,23 +176,23 @@ def away(error: BaseException) -> bool:
         cut(error)
         or sent_twice(error)
         or any(
-            one.error_code == "TEMPORARILY_UNAVAILABLE"
-            or (not isinstance(one, RestException) and bool(NO_ANSWER.search(str(one))))
-            for one in failures.chain(error)
-            if isinstance(one, MlflowException)
+            cause.error_code == "TEMPORARILY_UNAVAILABLE"
+            or (not isinstance(cause, RestException) and bool(NO_ANSWER.search(str(cause))))
+            for cause in failures.chain(error)
+            if isinstance(cause, MlflowException)
         )
     )
 
 
 def cut(error: BaseException) -> bool:
     """Whether a server's answer began and was cut off."""
-    return any(CUT.search(str(one)) for one in failures.chain(error))
+    return any(CUT.search(str(cause)) for cause in failures.chain(error))
 
 
 def sent_twice(error: BaseException) -> bool:
     """Whether a database refuses a row that it has: MLflow sent again what had been done."""
-    mlflows = (one for one in failures.chain(error) if isinstance(one, MlflowException))
-    return any(TWICE.search(str(one)) for one in mlflows)
+    mlflows = (cause for cause in failures.chain(error) if isinstance(cause, MlflowException))
+    return any(TWICE.search(str(cause)) for cause in mlflows)
 
 
 def barred(error: BaseException) -> bool:
@@ -207,11 +207,11 @@ def explained(error: BaseException) -> str:
     if broken:
         return f"the store {shown(uri())} fails: {broken.removeprefix(DATABASE)}"
     first = first_line(error)
-    if refused := [one for one in failures.chain(error) if isinstance(one, sqlite3.Error)]:
+    if refused := [cause for cause in failures.chain(error) if isinstance(cause, sqlite3.Error)]:
         return f"the store {shown(uri())} fails: {refused[-1]}"
     if away(error):
-        found = re.findall(r"(?<=\] )[\w ]+|timed out|too many \d+ error responses", _texts(error))
-        why = found[0] if found else "an answer was cut off" if cut(error) else ""
+        texts = re.findall(r"(?<=\] )[\w ]+|timed out|too many \d+ error responses", _texts(error))
+        why = texts[0] if texts else "an answer was cut off" if cut(error) else ""
         return f"the store {shown(uri())} does not answer" + (f" ({why})" if why else "")
     if "error code 403" in first and "Permission denied" in first:
         return (

@@ -133,10 +133,10 @@ class Stream:
         """Send until the stream is closed, then to its end."""
         while not self._stop.wait(PAUSE):
             self._tried(lambda: send(self.path, self._about))
-        whole = self._tried(lambda: send(self.path, self._about))
-        whole = whole and self._tried(lambda: _finish(self.path, self._about))
+        complete = self._tried(lambda: send(self.path, self._about))
+        complete = complete and self._tried(lambda: _finish(self.path, self._about))
         self._lock.release()
-        if whole:
+        if complete:
             shutil.rmtree(self.path, ignore_errors=True)
 
     def _tried(self, work: Callable[[], None]) -> bool:

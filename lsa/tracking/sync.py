@@ -38,7 +38,7 @@ def deliver(entry: spool.Entry) -> str | None:
 def _deliver(entry: spool.Entry) -> str:
     registry.check(entry)
     finished = runs.every_finished(entry.content.tags["lsa.key"])
-    done = next((one for one in finished if recording.stands_for(one, entry)), None)
+    done = next((run for run in finished if recording.stands_for(run, entry)), None)
     if done:
         recording.give_way(entry.content, done.run_id)
     else:

@@ -302,7 +302,7 @@ def _normalisation(
     if mean is None and std is None:
         return _channel_statistics(images)
     channels = images.shape[1]
-    found = []
+    statistics = []
     for name, value in (("mean", mean), ("std", std)):
         given = value if isinstance(value, Sequence) else [value] * channels
         values = [v for v in given if isinstance(v, int | float) and math.isfinite(v)]
@@ -311,8 +311,8 @@ def _normalisation(
                 f"{label}: {name}={value!r} must be a number, or one for each of the {channels} "
                 "channel(s), of pixels between 0 and 1, with std above 0; give both or neither."
             )
-        found.append(255 * torch.tensor(values, dtype=torch.float32).view(-1, 1, 1))
-    return found[0], found[1]
+        statistics.append(255 * torch.tensor(values, dtype=torch.float32).view(-1, 1, 1))
+    return statistics[0], statistics[1]
 
 
 def _channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:

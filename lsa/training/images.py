@@ -121,7 +121,7 @@ def _parts(folder: Path) -> list[Path]:
 def _files(part: Path, root: Path) -> Iterator[File]:
     """All image files below the class folders of `part`, in the order of their names."""
     entries = [e.name for e in os.scandir(part) if e.is_dir() and not e.name.startswith(".")]
-    found = 0
+    number = 0
     for label in sorted(entries):
         for folder, subfolders, names in os.walk(part / label):
             subfolders.sort()
@@ -129,10 +129,10 @@ def _files(part: Path, root: Path) -> Iterator[File]:
                 if name.lower().endswith(SUFFIXES):
                     path = f"{folder}/{name}"
                     status = os.stat(path)
-                    found += 1
+                    number += 1
                     below = path[len(str(root)) :]
                     yield File(path, below, label, status.st_size, status.st_mtime_ns)
-    if not found:
+    if not number:
         raise InputError(
             f"{part} has no images in class folders; expected files such as "
             f"{part}/cat/1.png ({', '.join(SUFFIXES)})."
@@ -206,13 +206,13 @@ def decode(
     return Split(_stacked(arrays), torch.tensor(labels))
 
 
-def _in_threads(one: Callable[[int], T], n: int) -> Iterator[T]:
+def _in_threads(load: Callable[[int], T], n: int) -> Iterator[T]:
     """one(0), one(1), … one(n − 1), worked on by all cores."""
     from rich.console import Console
     from rich.progress import track
 
     def some(start: int) -> list[T]:
-        return [one(i) for i in range(start, min(start + TASK, n))]
+        return [load(i) for i in range(start, min(start + TASK, n))]
 
     pool = ThreadPoolExecutor(os.cpu_count())
     try:

@@ -165,9 +165,9 @@ def _check(
         model.train()
         return
     if not isinstance(outputs, Tensor) or outputs.shape != (2, classes):
-        found = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+        actual = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
         raise InputError(
-            f"model {name} returns {found} for two samples; it must return logits (2, {classes})."
+            f"model {name} returns {actual} for two samples; it must return logits (2, {classes})."
         )
     model.train()
 

@@ -127,9 +127,9 @@ def _files(cls: Any) -> str:
 
 def _as_split(name: str, dataset: Any, size: int | None) -> Split:
     """All images and labels: the dataset's own array where it has one, else item by item."""
-    whole = _array(dataset)
-    if whole and size is None:
-        return whole
+    arrays = _array(dataset)
+    if arrays and size is None:
+        return arrays
 
     def item(i: int) -> tuple[Image.Image, int]:
         image, label = dataset[i]

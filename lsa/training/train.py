@@ -290,9 +290,9 @@ def _step(
     return first[0]
 
 
-def _means(found: Iterable[tuple[Tensor, list[Tensor]]], batch_size: int) -> list[float]:
+def _means(batches: Iterable[tuple[Tensor, list[Tensor]]], batch_size: int) -> list[float]:
     """Loss, accuracy and gradient norm, means over the samples, of what `_step` has returned."""
-    figures, correct = zip(*found, strict=True)
+    figures, correct = zip(*batches, strict=True)
     right = torch.cat([part for parts in correct for part in parts])
     # Padded, because a parameter may have had no gradient in some steps.
     table = nn.utils.rnn.pad_sequence(list(figures), batch_first=True).double()
@@ -325,8 +325,8 @@ def _pass_size(model: nn.Module, x: Tensor) -> int:
     of 64 1.2 times on a Xeon. With batch norm the samples of a batch depend on each other, so it is
     not divided.
     """
-    whole = x.device.type != "cpu" or batch_norm.layers(model)
-    return len(x) if whole else cache_size(model, x)
+    undivided = x.device.type != "cpu" or batch_norm.layers(model)
+    return len(x) if undivided else cache_size(model, x)
 
 
 def classifies(outputs: Tensor, targets: Tensor) -> bool:
@@ -354,9 +354,9 @@ def _noise(model: nn.Module, split: Data, loss: losses.Loss, number: int) -> dic
     batches = [(split.x_train.index_select(0, part), split.y_train[part]) for part in drawn]
     first = Landscape(model, *batches[0], loss)
     landscapes = (first.with_data(x, y) for x, y in batches)
-    found = noise_scale.of_batches(landscapes, flatten(model), n)
+    scale = noise_scale.of_batches(landscapes, flatten(model), n)
     # Where noise hides the gradient there is no noise scale, and no point in its curve.
-    return {f"train/{name}": value for name, value in found.numbers().items()}
+    return {f"train/{name}": value for name, value in scale.numbers().items()}
 
 
 def final_metrics(

@@ -92,7 +92,7 @@ def test_a_trajectory_has_options_of_its_own(written):
     found = written(BASE + KEEPING + "probes: {lanczos: {k: 5}}\ntrajectory: {lanczos: {tol: 0.1}}")
     declared = find("lanczos")
     assert found.options(declared)["k"] == 5
-    along = found.options(declared, along=True)
+    along = found.options(declared, trajectory=True)
     assert (along["k"], along["tol"]) == (declared.options["k"].default, 0.1)
 
 

@@ -135,8 +135,8 @@ class _Layer(Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple:
         (g,) = gradients
-        found = _Slope.apply(g, *ctx.saved_tensors, ctx.operation, ctx.needs_input_grad[0])
-        return *found, None, None, None, None, None
+        results = _Slope.apply(g, *ctx.saved_tensors, ctx.operation, ctx.needs_input_grad[0])
+        return *results, None, None, None, None, None
 
 
 class _Slope(Function):

@@ -42,8 +42,8 @@ class _GroupNorm(Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple:
-        found = _Gradient.apply(*gradients, *ctx.saved_tensors, ctx.groups)
-        return *found, None, None
+        results = _Gradient.apply(*gradients, *ctx.saved_tensors, ctx.groups)
+        return *results, None, None
 
 
 class _Gradient(Function):
@@ -84,7 +84,7 @@ class _Gradient(Function):
         of_x = z * r + w * by_x
         dg = _combined(w * shift + c - z * r * mean, (x, of_x), (u, r * w))
         # ∑ g x = ∑ g x̂/r + μ ∑ g
-        along = (
+        tangents = (
             r * (g * u).sum(_image(x)) + by_x * (g_normed / r + mean * g_plain) + shift * g_plain
         )
         by_g = z - r * group.mean(u_normed) * w
@@ -92,9 +92,9 @@ class _Gradient(Function):
         shift, by_x = group.projected(
             by_g * g_plain + by_u * u_plain, by_g * g_normed + by_u * u_normed
         )
-        turn = r.square() * group.mean(w * along)
+        turn = r.square() * group.mean(w * tangents)
         dx = _combined(shift + turn * mean, (x, by_x - turn), (g, r * by_g), (u, r * by_u))
-        return dg, dx, along.sum(0), None, None, None
+        return dg, dx, tangents.sum(0), None, None, None
 
 
 class _Groups:
@@ -127,10 +127,10 @@ def _image(x: Tensor) -> tuple[int, ...]:
 def _combined(shift: Tensor, *terms: tuple[Tensor, Tensor]) -> Tensor:
     """Images times numbers `(N, C)` each, added up, and a number more."""
     (first, share), *others = terms
-    found = torch.addcmul(channels(shift, first), first, channels(share, first))
+    combined = torch.addcmul(channels(shift, first), first, channels(share, first))
     for image, share in others:
-        found.addcmul_(image, channels(share, image))
-    return found
+        combined.addcmul_(image, channels(share, image))
+    return combined
 
 
 def channels(values: Tensor, like: Tensor) -> Tensor:

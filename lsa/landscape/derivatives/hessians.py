@@ -46,12 +46,12 @@ class HessianProduct:
             if self._tried:
                 return self._exact(v)
             try:
-                found = self._exact(v)
+                product = self._exact(v)
             except products.UNKNOWN as error:
                 self._why = refusal(error)
             else:
                 self._tried = True
-                return found
+                return product
         columns = [self._along(column) for column in v.reshape(len(v), -1).unbind(1)]
         return torch.stack(columns, 1).reshape(v.shape)
 
@@ -75,12 +75,12 @@ class HessianProduct:
         self._differences = self._differences or self._make()
         return self._differences
 
-    def _noted(self, found: Derivative, v: Tensor) -> Derivative:
+    def _noted(self, derivative: Derivative, v: Tensor) -> Derivative:
         self._remark(
             f"Hessian products are by differences of gradients, as {self._why}; their error was at "
             f"most {self._made().error:.1e} of the largest product"
         )
-        return Derivative(found.value.to(v.dtype), found.error)
+        return Derivative(derivative.value.to(v.dtype), derivative.error)
 
 
 def refusal(error: BaseException) -> str:

@@ -238,8 +238,8 @@ class Convolution:
         (down, right), (top, left), dilation = self.geometry[:3]
         under = inputs * math.prod(kernel)
         positions = math.prod(delta.shape[2:])
-        found = a.new_empty(len(a), outputs, under)
-        parts = (t.split(_few(COLUMNS, positions * under)) for t in (a, delta, found))
+        gradients = a.new_empty(len(a), outputs, under)
+        parts = (t.split(_few(COLUMNS, positions * under)) for t in (a, delta, gradients))
         for images, deltas, part in zip(*parts, strict=True):
             padded = F.pad(images.permute(0, 2, 3, 1), (0, 0, left, left, top, top))
             n, y, x, channel = padded.stride()
@@ -249,7 +249,7 @@ class Convolution:
             )
             pixels = deltas.permute(0, 2, 3, 1).flatten(1, 2)  # (n, positions, outputs)
             torch.bmm(pixels.mT, columns.reshape(len(images), positions, under), out=part)
-        return found.view(-1, outputs, *kernel, inputs).permute(0, 1, 4, 2, 3)
+        return gradients.view(-1, outputs, *kernel, inputs).permute(0, 1, 4, 2, 3)
 
     @staticmethod
     def _gradient(a: Tensor, delta: Tensor, shape: Sequence[int], geometry: Sequence) -> Tensor:

@@ -39,9 +39,9 @@ class _Replayed:
         key = tuple((a.shape, a.dtype) for a in arguments)
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
-            found = self._run(key, arguments)
+            result = self._run(key, arguments)
         current.wait_stream(self._stream)
-        return found
+        return result
 
     def _run(self, key: Any, arguments: tuple[Tensor, ...]) -> Any:
         self._calls[key] = self._calls.get(key, 0) + 1
@@ -63,8 +63,8 @@ class _Recording:
             self._written = function(*self._read)
 
     def __call__(self, arguments: tuple[Tensor, ...]) -> Any:
-        for place, argument in zip(self._read, arguments, strict=True):
-            place.copy_(argument)
+        for buffer, argument in zip(self._read, arguments, strict=True):
+            buffer.copy_(argument)
         self._graph.replay()
         if isinstance(self._written, Tensor):
             return self._written.clone()

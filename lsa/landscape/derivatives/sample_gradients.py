@@ -81,17 +81,17 @@ def are_exact(losses: Losses, theta: Tensor) -> bool:
     network that checks how its operations are called (checkpointing does) may refuse.
     """
     try:
-        found = of(losses, theta)
+        gradients = of(losses, theta)
     except (RuntimeError, TypeError, IndexError):
         return False
-    if found is None:
+    if gradients is None:
         return False
     t = theta.detach().requires_grad_()
     with torch.enable_grad():
         values = losses(t)
         weights = torch.linspace(1, 2, len(values)).to(values)
         (wanted,) = torch.autograd.grad(values @ weights, t)
-    return bool((found.pull(weights) - wanted).norm() <= AGREEMENT * wanted.norm())
+    return bool((gradients.pull(weights) - wanted).norm() <= AGREEMENT * wanted.norm())
 
 
 # --- what a pass records -------------------------------------------------------------------------

@@ -52,7 +52,7 @@ def by_any_way(both: Both, theta: Tensor, u: Tensor) -> tuple[Tensor, Any, Tenso
 
 def by_forward_mode(both: Both, theta: Tensor, u: Tensor) -> tuple[Tensor, Any, Tensor]:
     """By the derivative of every operation along u."""
-    found: Any = jvp(both, (theta.detach(),), (u,), has_aux=True)
-    losses, slopes, outputs = found
+    pushed: Any = jvp(both, (theta.detach(),), (u,), has_aux=True)
+    losses, slopes, outputs = pushed
     # Forward mode makes float64 of a Python number times a tensor without dimensions.
     return losses, outputs, slopes.to(losses.dtype)

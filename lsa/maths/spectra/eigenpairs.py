@@ -164,8 +164,8 @@ def lanczos(
         asked = search.ask_random_direction(max(confirm, int(SHARE * krylov.products)))
         search.converge()
         confirmed = asked and search.converged and not search.changed(before)
-    found = _extremes(search, confirmed or krylov.done == krylov.d)
-    return measured(found, search) if search.noise else found
+    extremes = _extremes(search, confirmed or krylov.done == krylov.d)
+    return measured(extremes, search) if search.noise else extremes
 
 
 def top(
@@ -256,7 +256,7 @@ def subspace_overlap(U: Tensor, V: Tensor) -> float:
     return float(products.square().sum()) / min(U.shape[1], V.shape[1])
 
 
-def measured(found: Extremes, search: Search) -> Extremes:
+def measured(extremes: Extremes, search: Search) -> Extremes:
     """The same pairs by products whose error is measured, which is part of the residuals.
 
     Lanczos's own residual says nothing of the errors of its products. Here the pairs themselves are
@@ -265,7 +265,7 @@ def measured(found: Extremes, search: Search) -> Extremes:
     error.
     """
     best = Measured(search.matvec)
-    start = torch.cat([found.largest.vectors, found.smallest.vectors], dim=1)
+    start = torch.cat([extremes.largest.vectors, extremes.smallest.vectors], dim=1)
     k, old = start.shape[1], search.krylov
     size = min(old.basis, 2 * k + FURTHER)
     krylov = Krylov(start, max(size, min(old.d, 2 * k + 3)), old.space)
@@ -273,7 +273,7 @@ def measured(found: Extremes, search: Search) -> Extremes:
     options = search.tol, search.floor, k + FURTHER, search.report
     again = Search(best, krylov, search.wanted, search.rng, *options)
     again.converge()
-    better = _extremes(again, found.confirmed)
+    better = _extremes(again, extremes.confirmed)
     ends = [
         replace(end, residuals=end.residuals + best.noise, converged=ok, known=known)
         for end, ok, known in zip(
@@ -284,10 +284,10 @@ def measured(found: Extremes, search: Search) -> Extremes:
         )
     ]
     return replace(
-        found,
+        extremes,
         largest=ends[0],
         smallest=ends[1],
-        products=found.products + better.products,
+        products=extremes.products + better.products,
         rounding=max(better.rounding, best.noise),
         noise=best.noise,
     )

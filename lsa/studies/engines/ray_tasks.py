@@ -155,8 +155,8 @@ class RayTasks:
             name=call.label,
         )
         sources = [self._references[need] for need in needs]
-        place = (*self._setting, needed.cpus)
-        reference = task.remote(place, self._news, function, call, *sources)
+        setting = (*self._setting, needed.cpus)
+        reference = task.remote(setting, self._news, function, call, *sources)
         outcome: Future = Future()
         self._references[outcome] = reference
         reference.future().add_done_callback(functools.partial(_settle, outcome))
@@ -183,7 +183,7 @@ class RayTasks:
         for future in left:
             self.cancel(future)
         wait(left, local.PATIENCE)
-        workers = [one for one in psutil.Process().children(recursive=True) if _is_rays(one)]
+        workers = [child for child in psutil.Process().children(recursive=True) if _is_rays(child)]
         self._ray.shutdown()
         psutil.wait_procs(workers, timeout=local.PATIENCE)
 
@@ -229,10 +229,10 @@ def _settle(outcome: Future, done: Future) -> None:
 
 
 def _task(
-    place: tuple[Any, ...], news: Any, function: Callable[..., Any], call: Any, *sources: Any
+    setting: tuple[Any, ...], news: Any, function: Callable[..., Any], call: Any, *sources: Any
 ) -> Any:
     """Run a call in a Ray worker."""
-    _begin(*place)
+    _begin(*setting)
     last = 0.0
 
     def tell(title: str, done: int, total: int, text: str) -> None:

@@ -36,9 +36,9 @@ def context() -> BaseContext:
     """How they start on this system."""
     if not forks():
         return multiprocessing.get_context("spawn")
-    found = multiprocessing.get_context("forkserver")
-    found.set_forkserver_preload(PRELOADED)
-    return found
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(PRELOADED)
+    return server
 
 
 def prepare() -> None:
