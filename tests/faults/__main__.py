@@ -23,7 +23,7 @@ PAGE = ROOT / "docs" / "reliability.md"
 SECTIONS = {
     "server": "The server dies",
     "network": "Requests fail",
-    "clients": "Clients stop, lose workers, meet, or have wrong clocks",
+    "clients": "Clients stop, lose a worker, share a store, or have wrong clocks",
     "kills": "Clients are killed at random",
     "checkpoints": "Checkpoints are damaged",
     "disk": "Disks are full or cannot be written",
@@ -33,7 +33,8 @@ SECTIONS = {
 TOP = """# What faults cost
 
 Every row was produced by real processes: `python -m tests.faults` injects the fault, checks the
-store afterwards, and fails if anything that had been measured is missing or stands there twice.
+store afterwards, and fails if a measured result is missing or stored twice. "Times" counts how
+often the fault was injected.
 """
 
 

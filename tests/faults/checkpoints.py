@@ -124,7 +124,7 @@ def rows(folder: Path) -> list[Row]:
     cut, gone, bits = (damage(source, folder) for damage in (truncated, missing, flipped))
     assert all(cut) and all(gone)
     harmless = bits.count(False)
-    said = "one line: is no whole lsa checkpoint, and why; exit code 2"
+    said = "one line: the checkpoint is incomplete or altered, and in what; exit code 2"
     read = f"; {harmless} of the bits mean nothing, and the same was read" if harmless else ""
     return [
         Row("checkpoint truncated", f"cut off at {PLACES} places", len(cut), "nothing", said),

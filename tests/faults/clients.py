@@ -62,7 +62,7 @@ def stopped(folder: Path, times: int) -> Row:
         "client stopped",
         "SIGTERM to a training",
         times,
-        f"nothing: started again it went on after epoch {resumed} of 120",
+        f"nothing: the next start continued after epoch {resumed} of 120",
         f"exit code 143: “{told[0]}”",
     )
 
@@ -92,11 +92,11 @@ def killed_at_the_end(folder: Path, times: int) -> Row:
     assert {str(m.status) for m in models} == {"READY"}
     assert sum(m.tags["epoch"] == "2" for m in models) == times
     return Row(
-        "client killed as it logs",
+        "client killed while it logs",
         "SIGKILL to a training 0 to 0.4 s after its last epoch",
         hit,
-        "nothing: started again, it logs what was kept; no run and no checkpoint is left half made",
-        "nothing but the end",
+        "nothing: the next start logs the kept results; no run and no checkpoint stays half made",
+        "the process ends",
     )
 
 
@@ -121,7 +121,7 @@ def worker_killed(folder: Path) -> Row:
         "worker killed",
         "SIGKILL to one of the two workers of a study, in a training",
         1,
-        "nothing: what it ran is run once more, the training from its last epoch",
+        "nothing: its step runs once more, a training from its last epoch",
         "nothing, exit code 0",
     )
 
@@ -188,9 +188,9 @@ def _crowd(client: Path, uri: str, clients: int, where: str) -> Row:
     waited = f"{late} of them got one line and exit code 75" if late else "nothing, exit code 0"
     return Row(
         f"{clients} clients at once on {where}",
-        f"each trains 3 epochs and measures, together {seconds:.0f} s",
+        f"each trains 3 epochs and measures, in {seconds:.0f} s",
         1,
-        f"nothing: {2 * clients} finished steps, {clients} registered checkpoints, none twice",
+        f"nothing: {2 * clients} finished steps, {clients} registered checkpoints, no duplicates",
         waited,
     )
 
@@ -232,10 +232,10 @@ def wrong_clock(folder: Path) -> Row:
         assert min(ended) >= 0
     return Row(
         "wrong clocks",
-        "clients a day ahead, a day behind and right, taking turns on one server",
+        "clients with clocks a day ahead, a day behind and correct, in turn on one server",
         6,
         "nothing: no step runs twice, the newest checkpoint is the one registered last",
-        "runs in the UI stand in the order of their clients' clocks",
+        "the UI sorts runs by their clients' clocks",
     )
 
 

@@ -186,7 +186,7 @@ def read_only(folder: Path) -> list[str]:
 def rows(folder: Path) -> list[Row]:
     """The faults of this module; those that need a disk of their own only where root runs them."""
     folder.mkdir(parents=True, exist_ok=True)
-    seen = "one line: which file, and that there is no space or right; exit code 1"
+    seen = "one line: which file, and whether space or permission is missing; exit code 1"
     found = [Row("file too large", "RLIMIT_FSIZE", len(too_large(folder)), "nothing", seen)]
     if mountable():
         times = len(full(folder))

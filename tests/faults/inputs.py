@@ -242,9 +242,15 @@ def rows(folder: Path) -> list[Row]:
     misread = texts(folder)
     said = "one line: the value, the rule, what to do; exit code 2"
     return [
-        Row("malformed project", "one wrong value at every place", refused, "nothing", said),
+        Row("malformed project", "one wrong value in each field", refused, "nothing", said),
         Row("misread project", "what YAML reads as something else", misread, "nothing", said),
-        Row("malformed option", "wrong values of every probe's", options(), "nothing", said),
+        Row(
+            "malformed option",
+            "wrong values for each option of each probe",
+            options(),
+            "nothing",
+            said,
+        ),
         Row("malformed command line", "in one process", lines, "nothing", said),
-        Row("the same", "each in a process of its own", in_processes, "nothing", said),
+        Row("malformed command line", "each in its own process", in_processes, "nothing", said),
     ]

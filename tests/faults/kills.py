@@ -21,7 +21,8 @@ def rows(folder: Path) -> list[Row]:
             "client killed",
             "SIGKILL to a study, or to it and its workers, 0 to 3 s after its first step began",
             hit,
-            "nothing: started again, all numbers are as of an undisturbed study, none twice",
-            "nothing but the end; the next start goes on, trainings at their last epoch",
+            "nothing: after the next start all numbers equal those of an undisturbed study, "
+            "no duplicates",
+            "the process ends; the next start continues, trainings after their last epoch",
         )
     ]

@@ -56,7 +56,7 @@ def in_training(folder: Path, times: int) -> Row:
         "server killed in a training",
         "SIGKILL to all its processes after epoch 5 of 60; started again at once",
         times,
-        "nothing: every epoch and checkpoint is there once",
+        "nothing: every epoch and checkpoint is stored exactly once",
         "nothing, exit code 0; the training waits at most about a minute for the server",
     )
 
@@ -111,8 +111,8 @@ def for_good(folder: Path) -> Row:
         "server killed for good in a study",
         "SIGKILL to all its processes in the first of 4 steps; started again after the study's end",
         1,
-        "nothing: both trainings came by `lsa sync`, the probes at the next start of the study; "
-        "all numbers as of an undisturbed study",
+        "nothing: `lsa sync` delivered both trainings, the next start of the study measured the "
+        "probes; all numbers equal those of an undisturbed study",
         f"one line, exit code 75: “{waits[0].replace(served.uri, 'http://…')}”",
     )
 
