@@ -18,11 +18,11 @@ test: .venv/installed-dev
 	$(PYTEST) -m "not full"
 
 # Faults, kills, scale, launchers, third-party models as well: before a release.
-test-all: .venv/installed-dev
+test-all: .venv/installed-models
 	$(PYTEST) $(ROOMS)
 
 # Of `test-all`, what `test` leaves out.
-test-full: .venv/installed-dev
+test-full: .venv/installed-models
 	$(PYTEST) -m full $(ROOMS)
 
 # The suite's core on the lowest versions that pyproject.toml allows, in an environment of its own.
@@ -54,6 +54,11 @@ mlproject: .venv/installed
 .venv/installed-dev: .venv/bin/python pyproject.toml
 	$(PIP) --editable '.[dev]'
 	touch .venv/installed $@
+
+# With the libraries whose models and optimizers the full tests take.
+.venv/installed-models: .venv/installed-dev
+	$(PIP) --editable '.[dev,models]'
+	touch $@
 
 clean:
 	rm -rf .venv $(FLOORS)

@@ -11,11 +11,15 @@ from dense import agree
 from tiny import rng
 from torch import Tensor, nn
 
+import lsa
 from lsa import objectives
 from lsa.landscape import Landscape, flatten
+from lsa.runtime.errors import InputError
+from lsa.training import stability
 
 pytestmark = [
     pytest.mark.models,
+    pytest.mark.full,
     pytest.mark.filterwarnings("ignore"),
 ]
 N, T, WORDS = 6, 5, 11
@@ -76,6 +80,12 @@ def transformer(name: str) -> nn.Module:
                 image_size=8, patch_size=4, num_channels=1, num_labels=3,
             )
         ),
+        "Mamba": lambda: transformers.MambaForCausalLM(
+            transformers.MambaConfig(
+                vocab_size=WORDS, hidden_size=4, state_size=2, num_hidden_layers=1,
+                conv_kernel=2, time_step_rank=2,
+            )
+        ),
     }  # fmt: skip
     return made(builds[name])
 
@@ -94,11 +104,11 @@ def check_tokens(model: nn.Module, objective: Any, **options: Any) -> Landscape:
 
     data = batches(input_ids=IDS, labels=y)
     landscape = Landscape(model, data, objective=objective, **options)
-    # Llama computes norms and rotations in float32, whatever its weights are.
-    llama = "Llama" in str(model)
+    # Llama computes norms and rotations in float32, whatever its weights are, Mamba its scan.
+    rough = "Llama" in str(model) or "Mamba" in str(model)
     agree(
         landscape, landscape.theta, lambda f: each(f).mean(), each, dense=False,
-        rounding=1e-5 if llama else 1e-9,
+        rounding=1e-5 if rough else 1e-9,
     )  # fmt: skip
     return landscape
 
@@ -107,6 +117,59 @@ def check_tokens(model: nn.Module, objective: Any, **options: Any) -> Landscape:
 @pytest.mark.parametrize("objective", [objectives.hf, objectives.per_token])
 def test_language_models_by_their_own_loss_and_per_token(name, objective):
     check_tokens(transformer(name), objective())
+
+
+def test_mamba():
+    check_tokens(transformer("Mamba"), objectives.hf())
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("copies", [True, False])
+def test_gradient_checkpointing(reentrant, copies):
+    model = transformer("Llama")
+    data = batches(input_ids=IDS, labels=labels())
+    plain = Landscape(model, data, objective=objectives.hf())
+    theta = plain.theta
+    v = torch.randn(len(theta), generator=rng(3)).double()
+    wanted = plain.gradient(theta), plain.hessian(theta)(v)
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
+    model.train()
+    found = Landscape(model, data, objective=objectives.hf(), copy=copies)
+    torch.testing.assert_close(found.gradient(theta), wanted[0])
+    torch.testing.assert_close(found.hessian(theta)(v), wanted[1])
+
+
+def test_a_loss_of_ones_own_on_an_output():
+    model = transformer("BERT")
+
+    def own(output: Any, y: Tensor) -> Tensor:
+        return F.cross_entropy(output.logits, y)
+
+    def each(f: Any) -> Tensor:
+        return F.cross_entropy(f(IDS).logits, CLASSES, reduction="none")
+
+    data = [(IDS[:4], CLASSES[:4]), (IDS[4:], CLASSES[4:])]
+    for loss in (own, F.cross_entropy):
+        for landscape in (Landscape(model, IDS, CLASSES, loss), Landscape(model, data, loss=loss)):
+            agree(landscape, landscape.theta, lambda f: each(f).mean(), each, dense=False)
+
+
+def test_a_batch_encoding():
+    transformers = pytest.importorskip("transformers")
+    model, plain = transformer("BERT"), batches(input_ids=IDS, labels=CLASSES)
+    encoded = [transformers.BatchEncoding(batch) for batch in plain]
+    found, wanted = (Landscape(model, data, objective=objectives.hf()) for data in (encoded, plain))
+    assert torch.equal(found.gradient(found.theta), wanted.gradient(found.theta))
+
+
+def test_an_output_without_logits_is_refused():
+    transformers = pytest.importorskip("transformers")
+    config = transformer("BERT").config
+    config.num_labels = 2
+    model = made(lambda: transformers.BertForQuestionAnswering(config))
+    data = batches(input_ids=IDS, start_positions=CLASSES, end_positions=CLASSES + 1)
+    with pytest.raises(InputError, match="gives loss, start_logits, end_logits for batches of"):
+        Landscape(model, data, objective=objectives.hf()).loss(flatten(model))
 
 
 @pytest.mark.parametrize("name", ["BERT", "ViT"])
@@ -194,3 +257,74 @@ def test_lightning():
     landscape = Landscape(model, data, objective=objectives.lightning())
     agree(landscape, flatten(model), lambda f: F.cross_entropy(f(IMAGES), CLASSES), dense=False)
     assert landscape.n_samples == 2 and not landscape.has_samples
+
+
+def test_a_lightning_checkpoint_and_a_callback_in_fit(tmp_path):
+    lightning = pytest.importorskip("lightning")
+
+    class Module(lightning.LightningModule):
+        def __init__(self, width: int = 3) -> None:
+            super().__init__()
+            self.save_hyperparameters()
+            self.net = nn.Sequential(nn.Flatten(), nn.Linear(64, width), nn.Tanh())
+            self.last = nn.Linear(width, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.net(x))
+
+        def training_step(self, batch: Any, index: int) -> Tensor:
+            return F.cross_entropy(self(batch[0]), batch[1])
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.AdamW(self.parameters(), lr=0.01)
+
+    seen: list[Any] = []
+
+    class Measures(lightning.Callback):
+        def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
+            landscape = lsa.Landscape(module, data)
+            (optimizer,) = trainer.optimizers
+            found = lsa.preconditioned(landscape, optimizer=optimizer, batch_size=2, k=1)
+            seen.append((landscape.theta, found))
+
+    x = IMAGES.float()
+    data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, CLASSES), batch_size=2)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module = Module()
+        trainer = lightning.Trainer(
+            max_epochs=2, accelerator="cpu", logger=False, enable_progress_bar=False,
+            enable_model_summary=False, default_root_dir=tmp_path, callbacks=[Measures()],
+        )  # fmt: skip
+        trainer.fit(module, data)
+    assert module.training and len(seen) == 2 and torch.equal(seen[1][0], flatten(module))
+    assert seen[1][1]["threshold_ratio"].value > 0
+    again = Module.load_from_checkpoint(trainer.checkpoint_callback.best_model_path)
+    landscape = Landscape(again.double(), IMAGES, CLASSES)
+
+    def each(f: Any) -> Tensor:
+        return F.cross_entropy(f(IMAGES), CLASSES, reduction="none")
+
+    agree(landscape, landscape.theta, lambda f: each(f).mean(), each, dense=False)
+
+
+def test_wrapped_optimizers_are_looked_into():
+    lightning = pytest.importorskip("lightning")
+    accelerate = pytest.importorskip("accelerate")
+    model = made(lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 3)))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    F.cross_entropy(model(IMAGES), CLASSES).backward()
+    optimizer.step()
+    landscape = Landscape(model, IMAGES, CLASSES)
+    wanted = stability.read(optimizer, landscape.own_parameters)
+    P = wanted.preconditioner(landscape.theta)
+    wrapped = (
+        lightning.pytorch.core.optimizer.LightningOptimizer(optimizer),
+        accelerate.Accelerator(cpu=True).prepare(optimizer),
+    )
+    assert P is not None
+    for wrapper in wrapped:
+        found = stability.read(wrapper, landscape.own_parameters)
+        own = found.preconditioner(landscape.theta)
+        assert own is not None and torch.equal(own.diagonal, P.diagonal)
+        assert found.threshold == wanted.threshold

@@ -12,7 +12,13 @@ EXAMPLES = dict(re.findall(r"```python (\w+)\n(.*?)```", PAGE.read_text(), flags
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(n, marks=() if n == "torch" else (pytest.mark.models, pytest.mark.full))
+        for n in EXAMPLES
+    ],
+)
 def test_an_example_runs(name, capsys):
     if name != "torch":
         pytest.importorskip(name)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lsa.training import optimizers, stability
 from lsa.training.stability import OptimizerState
 
-pytestmark = [pytest.mark.cross, pytest.mark.usefixtures("global_rng_untouched")]
+pytestmark = [pytest.mark.models, pytest.mark.full, pytest.mark.usefixtures("global_rng_untouched")]
 
 SIDE = 1e8  # ε so large that second moments are nothing beside it, and real steps have P at rest
 LR = 1e7
