@@ -18,6 +18,8 @@ from lsa.runtime import failures, provenance
 from lsa.runtime.errors import first_line, plain
 from lsa.tracking import address, mlflow_plugin, runs, spool, store
 
+LOOKED_AT = 200  # runs whose files are looked for
+MOVED = "if it was moved or copied, change the paths in its database as docs/moving.md says"
 LITTLE, TOO_LITTLE = 2e9, 2e8  # bytes of a disk: a training's checkpoints, a single one
 
 
@@ -50,7 +52,9 @@ def examine(*, end_stale: bool = False) -> Iterator[Checked]:
         checked = _looked(what, look)
         yield checked
         state = checked.state
+    # Artifacts and runs: of a store that is there and answers.
     if state != "failure" and not _absent():  # the store, which comes last, answers
+        yield _looked("artifacts", _artifacts)
         yield _looked("runs", lambda: _runs(end_stale))
 
 
@@ -163,6 +167,29 @@ def _absent() -> bool:
     """Whether the store is a database that no run has made yet."""
     file = address.file_of(store.uri())
     return file is not None and not file.exists()
+
+
+def _artifacts() -> Checked:
+    """Whether the runs' files are where the database says, and that beside it.
+
+    A database that was copied or moved still names the old folder: files are missing, or those of
+    another store, to which new ones would go.
+    """
+    file = address.file_of(store.uri())
+    folders = {place for one in runs.newest(LOOKED_AT) if (place := runs.folder(one))}
+    missing = sorted(place for place in folders if not place.is_dir())
+    text = f"those of the newest {len(folders)} runs with files here"
+    if missing:
+        found = f"{len(missing)} of {text} are missing, such as {missing[0]}"
+        return Checked("artifacts", "failure", found, MOVED)
+    if file:
+        beside = file.absolute().parent.resolve()
+        apart = sorted(one for one in folders if not one.resolve().is_relative_to(beside))
+        if apart:
+            found = f"{len(apart)} of {text} lie elsewhere than the store, such as {apart[0]}"
+            advice = f"if this store is a copy, new files go to the other's folder: {MOVED}"
+            return Checked("artifacts", "warning", found, advice)
+    return Checked("artifacts", "ok", f"{text} are there")
 
 
 def _runs(end: bool) -> Checked:

@@ -79,7 +79,7 @@ class Run:
         too, the largest of all pairs.
         """
         where = {"model_id": source.model_id, **dataset_key(source)} if pair else {}
-        self._content.trainings[source.run_id] = finite(values, source.epoch, where)
+        self._content.trainings[source.run_id] = finite(values, 0, where)  # drawn as bars
 
     def not_finite(self, values: Mapping[str, float]) -> None:
         """Log those numbers that are not finite, as tags."""

@@ -19,6 +19,7 @@ from lsa.runtime.errors import InputError
 from lsa.tracking import store
 from lsa.tracking.store import client, experiments, quoted, shown, uri
 
+_LATEST = ["attributes.start_time DESC"]
 PAGE = 1000  # runs or models of one search
 PARAM = "lsa.param."  # + name of a parameter: a tag that holds its value, not as it was typed
 NOT_FINITE = "lsa.not_finite."  # + name of the metric: a tag that holds its value
@@ -104,6 +105,19 @@ def whole(prefix: str) -> Done:
         some = ", ".join(f"{run.info.run_id[:12]}… ({run.info.run_name})" for run in matching)
         raise InputError(f"run {prefix!r} may be any of {some}; give more of its ID")
     return _done(matching[0])
+
+
+def newest(count: int) -> list[Done]:
+    """The steps of lsa that were begun last and have finished."""
+    criteria, order = "tags.`lsa.step` != '' and attributes.status = 'FINISHED'", _LATEST
+    found = client().search_runs(experiments(), criteria, max_results=count, order_by=order)
+    return [_done(one) for one in found]
+
+
+def folder(done: Done) -> Path | None:
+    """Where a run's artifacts are on this machine; None where a server or a bucket has them."""
+    place = get_local_path_or_none(done.artifacts)
+    return Path(place) if place else None
 
 
 def newest_on(training: str, step: str) -> Done | None:

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import subprocess
+import sys
 from collections import namedtuple
+from pathlib import Path
 
 import mlflow
 import pytest
 from processes import forked
 
+import lsa
 from lsa.cli import app, doctor, examination
 from lsa.runtime import provenance
 from lsa.tracking import runs, store
@@ -33,7 +38,7 @@ def test_a_sound_machine_passes_in_one_line_each(workplace, capsys):
     store.client()
     assert app.run(["doctor"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    names = ["versions", "environment", "device", "disk", "spool", "store", "runs"]
+    names = ["versions", "environment", "device", "disk", "spool", "store", "artifacts", "runs"]
     assert [line.split()[1] for line in lines] == names
     assert {line.split()[0] for line in lines} <= {"ok", "warning"}
     assert app.run(["doctor", "--json"]) == 0
@@ -128,3 +133,26 @@ def test_results_that_wait_in_the_spool_are_told(workplace, monkeypatch):
     broken = True
     found = examination._looked("spool", examination._spool)
     assert found.state == "failure" and "b is damaged" in found.found
+
+
+def test_a_store_that_was_copied_without_its_paths_is_seen_and_its_page_mends_it(
+    trained, workplace, tmp_path_factory, monkeypatch, patience
+):
+    def artifacts() -> examination.Checked:
+        return next(one for one in examination.examine() if one.what == "artifacts")
+
+    assert artifacts().state == "ok"
+    copy = tmp_path_factory.mktemp("copy")
+    shutil.copytree(workplace, copy, dirs_exist_ok=True)
+    monkeypatch.chdir(copy)
+    uri = f"sqlite:///{copy}/mlflow.db"
+    store.use(uri, uri)
+    assert artifacts().state == "warning" and "lie elsewhere" in artifacts().found
+    shutil.move(workplace / "mlruns", workplace / "gone")
+    assert artifacts().state == "failure" and "docs/moving.md" in artifacts().advice
+    page = (Path(__file__).parents[2] / "docs" / "moving.md").read_text()
+    script = page.partition("<<'END'\n")[2].partition("END\n")[0]
+    paths = {"OLD": str(workplace), "NEW": str(copy)}
+    subprocess.run([sys.executable, "-c", script], env=os.environ | paths, check=True)
+    assert artifacts().state == "ok"
+    assert lsa.load(trained.run_id).epoch == 2
