@@ -92,7 +92,7 @@ def _being_completed() -> list[str]:
 
 
 def _explained(error: BaseException, arguments: Sequence[str]) -> str | None:
-    """One plain line about bad input; None for an error that is no one's input."""
+    """One plain line about bad input; None for other errors."""
     if isinstance(error, UsageError):
         return _usage(error, arguments)
     if isinstance(error, InputError | Diverged | spool.NotLogged):
@@ -186,7 +186,7 @@ def _options_of_all(
 
 
 def _stub() -> None:
-    """Stands for a command that is listed but not called."""
+    """Placeholder for a command that is listed but not called."""
 
 
 # --- train ------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Which sample is to blame where a loss is not finite."""
+"""The sample that makes a loss infinite or NaN."""
 
 from __future__ import annotations
 

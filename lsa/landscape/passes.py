@@ -16,7 +16,7 @@ FEW = 8  # samples on which the memory of a pass is measured
 
 @dataclass
 class Passes:
-    """What the user has fixed of the passes; what is open is chosen when data are first given.
+    """Chunk size and layout of passes; None is chosen by the network when data are first given.
 
     Raises:
         InputError: A chunk below 1, or an unknown layout.

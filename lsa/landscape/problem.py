@@ -189,7 +189,7 @@ class Problem:
         return self.network.unflatten(theta)
 
     def influences(self, values: Tensor) -> Tensor:
-        """What each unit adds to a mean of per-sample values `(N,)`, to first order.
+        """Influence of each unit on a mean of per-sample values `(N,)`, to first order.
 
         A mean with weights is a ratio: its influences are N/W (sᵢ − m wᵢ) for the values N sᵢ/W
         with mean m. They are given with m added, so that their mean is the number itself.

@@ -148,7 +148,7 @@ def train_in_subspace(
 
 
 def _factor(done: float, step: float) -> float:
-    """Of the rate, when a fraction `done` of the training lies behind: up, then down to zero."""
+    """Factor of the learning rate after a fraction `done` of the training: up, then down to 0."""
     return min((done + step) / WARM_UP, 1 - done)
 
 

@@ -1,4 +1,4 @@
-"""Changes of a network's weights that leave its function as it is: layers and units rescaled.
+"""Changes of the weights that keep the network's function: layers and units rescaled.
 
 A unit of a hidden layer whose activation is positively homogeneous, f(az) = a f(z) for a > 0 (ReLU,
 leaky ReLU, pooling), may have its incoming weights and bias multiplied by a and its outgoing

@@ -1,4 +1,4 @@
-"""The terms of a loss on one batch, which an objective returns, and what is asked of them."""
+"""The loss terms of one batch, which an objective returns, and the checks on them."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def checked(terms: Terms) -> Terms:
 
 
 def with_penalty(terms: Terms) -> Tensor:
-    """A number that depends on all that L depends on."""
+    """A scalar that depends on every tensor that L depends on."""
     return terms.total if terms.penalty is None else terms.total + terms.penalty
 
 

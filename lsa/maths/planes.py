@@ -64,7 +64,7 @@ def filter_normalised(
 
 
 def _without(rows: Tensor, others: Tensor) -> Tensor:
-    """Each row less its part along the other's."""
+    """Each row minus its projection onto the other rows."""
     shares = (rows * others).sum(1) / _positive(others.square().sum(1))
     return rows - shares.unsqueeze(1) * others
 

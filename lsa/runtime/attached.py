@@ -19,12 +19,12 @@ def take() -> None:
 
 
 def run_id() -> str:
-    """Its ID; empty where there is none, or a step has it."""
+    """The run ID; empty where `mlflow run` made no run, or a step has taken it."""
     return _run_id
 
 
 def use() -> str:
-    """Its ID, for the step that continues it: what that step calls is another run."""
+    """The run ID, handed to the first step; further steps make runs of their own."""
     global _run_id
     run_id, _run_id = _run_id, ""
     return run_id

@@ -20,7 +20,7 @@ def cache_folder() -> Path:
 def keep(path: Path, write: Callable[[Path], object]) -> None:
     """Write a file of the cache, of which another process sees all or nothing.
 
-    A folder that cannot be written costs time alone.
+    Where the folder cannot be written, nothing is kept.
     """
     try:
         with files.replaced(path) as new:

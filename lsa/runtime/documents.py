@@ -143,7 +143,7 @@ def _measure(node: Node, known: dict[int, tuple[int, int]], name: str) -> tuple[
 
 
 def _check_kind(node: Node, name: str) -> None:
-    """Refuse a value that YAML reads as something that nobody means by it, such as 010 for 8."""
+    """Refuse a value that YAML reads in a way that surprises people, such as 010 for 8."""
     kind = node.tag.removeprefix(YAML)
     text = node.value if isinstance(node, ScalarNode) else "…"
     if kind == "timestamp":

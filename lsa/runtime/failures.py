@@ -1,4 +1,4 @@
-"""What the machine refuses, as one plain line: a full disk, a folder that cannot be written."""
+"""One plain line for errors of the machine: a full disk, a folder that cannot be written."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ DATABASE = "the store's database: "
 
 
 def explained(error: BaseException) -> str | None:
-    """One line about an error that came of the machine; None for any other."""
+    """One line about an error of the machine; None for any other error."""
     for cause in chain(error):
         if isinstance(cause, MemoryError):
             return f"{RULES[errno.ENOMEM]}, then start again"
@@ -53,7 +53,7 @@ def explained(error: BaseException) -> str | None:
 
 
 def pipe_closed(error: BaseException) -> bool:
-    """Whether an error came of writing to a program that reads no more, such as `head`."""
+    """Whether the reader of the output has gone, as in `lsa show | head`."""
     return any(isinstance(cause, BrokenPipeError) for cause in chain(error))
 
 

@@ -41,7 +41,7 @@ def remove(path: Path) -> None:
 
 
 def flush(path: Path) -> None:
-    """Have a file on the disk, or a folder with everything in it."""
+    """Flush a file to the disk, or a folder with everything in it."""
     if not path.is_dir():
         with path.open("rb") as file:
             os.fsync(file.fileno())
@@ -52,7 +52,7 @@ def flush(path: Path) -> None:
 
 
 def flush_names(folder: Path) -> None:
-    """Have the names in a folder on the disk."""
+    """Flush a folder's list of names to the disk."""
     if os.name == "posix":  # elsewhere a folder cannot be opened
         number = os.open(folder, os.O_RDONLY)
         try:

@@ -37,7 +37,7 @@ def keep() -> None:
 
 
 def _glibc() -> ctypes.CDLL | None:
-    """The C library, where it is glibc and lsa's to set."""
+    """The C library, if it is glibc and the user has not set it; else None."""
     if sys.platform != "linux" or os.environ.get(SWITCH) == "off":
         return None
     if any(os.environ.get(name) for name in TUNED):

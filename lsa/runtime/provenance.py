@@ -83,9 +83,9 @@ def host() -> str:
 
 
 def _identity(process: psutil.Process) -> str:
-    """A process as no later one can be named: process numbers are used again.
+    """A name of a process that no later process gets, although process numbers are used again.
 
-    By the time from the machine's start to its own, which setting the clock does not change.
+    It holds the time between the starts of machine and process, which no clock change affects.
     """
     booted = psutil.boot_time()  # first: older psutil remembers it for `create_time`
     return f"{process.pid}@{process.create_time() - booted:.2f}"
@@ -120,7 +120,7 @@ def code_hash(module: str) -> str:
     """Hash of a module's source and of every lsa module it imports, directly or not.
 
     An edited probe gets a new hash, and a probe that does not use the edited code keeps its hash.
-    What is only said of the numbers, such as docstrings and captions, does not count.
+    Docstrings, comments and captions do not count.
     A name that a package passes on (`from lsa.probe import Result`) counts as its own module's.
     """
     seen: dict[str, bytes] = {}

@@ -64,7 +64,7 @@ def meeting() -> bool:
 
 
 def share(n: int) -> slice:
-    """This rank's part of n things: contiguous, as even as can be."""
+    """The slice of n items that this rank computes: contiguous, in parts as equal as possible."""
     return slice(rank() * n // size(), (rank() + 1) * n // size())
 
 
@@ -82,7 +82,7 @@ def total(values: Tensor) -> Tensor:
 
 
 def agreed(value: str) -> str:
-    """The first rank's value, for all: what each looked up might differ."""
+    """The first rank's value on every rank, where each might have looked up another."""
     if not meeting():
         return value
     import torch.distributed as dist
@@ -116,9 +116,9 @@ def device(name: str) -> str:
 
 
 def speaks_of_failure() -> bool:
-    """Whether this rank is to tell why all end: the first that fails.
+    """Whether this rank prints the error: only the first rank that fails does.
 
-    Bad input fails on every rank alike; a rank that dies takes the others with it.
+    Bad input fails on every rank alike, and a rank that dies ends the others.
     """
     if size() == 1:
         return True
@@ -131,7 +131,7 @@ def speaks_of_failure() -> bool:
 
 @contextlib.contextmanager
 def _lost_told() -> Iterator[None]:
-    """A broken connection as one plain line."""
+    """Turn a broken connection into one plain line."""
     try:
         yield
     except RuntimeError as error:  # all that gloo and NCCL raise

@@ -24,7 +24,7 @@ class Killed(BaseException):
 
 
 def behind(error: BaseException | None) -> Killed | None:
-    """The signal behind an error: Python and C extensions replace what is raised in an import."""
+    """The signal that caused an error: an import may replace the exception that a signal raised."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         if isinstance(error, Killed):
@@ -99,9 +99,9 @@ def caught() -> Iterator[None]:
 
 @contextlib.contextmanager
 def held() -> Iterator[None]:
-    """Put signals off to the end of the block, which is to be done whole.
+    """Delay signals to the end of the block, so that the block is never interrupted.
 
-    They come to the main thread alone, so in another there is nothing to put off.
+    Signals reach the main thread alone, so in other threads this does nothing.
     """
     global _put_off
     if _put_off is not None or threading.current_thread() is not threading.main_thread():

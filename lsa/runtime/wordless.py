@@ -1,4 +1,4 @@
-"""A source text without its words: what is left decides the numbers."""
+"""Python source reduced to what decides the numbers: no comments, docstrings or captions."""
 
 from __future__ import annotations
 

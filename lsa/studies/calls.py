@@ -101,6 +101,6 @@ def _perform(call: Call, addresses: Sequence[str]) -> Result:
 def _checkpoint(
     store: str, address: str, device: str, trusted: tuple[str, ...], samples: Any
 ) -> Checkpoint:
-    """Fetched once for the probes that follow each other on it; a version of a store is fixed."""
+    """Fetch a checkpoint, once for consecutive probes on it: a registered version never changes."""
     source = registry.fetch(address, device=device, trusted=trusted)
     return load.on_subset(source, samples)

@@ -30,7 +30,7 @@ SPARE = 1.5  # times what the first of them may hold: the second finds half as m
 
 @dataclass(frozen=True)
 class Rates:
-    """Seconds per sample of the six things that everything here is made of."""
+    """Seconds per sample of the six computations that every step consists of."""
 
     loss: float
     gradient: float
@@ -81,7 +81,7 @@ def measured(
     workers: int = 1,
     optimizer: str = "",
 ) -> Rates:
-    """Measure them on a part of a landscape, with the threads that compute now.
+    """Measure the rates on a part of a landscape, with the current number of threads.
 
     Args:
         landscape: On all samples that a probe will see.
@@ -133,7 +133,7 @@ def measured(
 
 
 def _seconds(works: Sequence[Callable[[], Any]]) -> list[float]:
-    """Median seconds of each in some rounds, after one that warms up and may import much.
+    """Median seconds of each task over several rounds, after one round that warms up.
 
     In turn, so that a spell in which the machine is slow does not fall on one of them alone. The
     probe will meet such spells as well: with the least of the rounds, what was said was on average
@@ -154,7 +154,7 @@ def _seconds(works: Sequence[Callable[[], Any]]) -> list[float]:
 
 
 def training(recipe: Recipe, measured: Rates) -> Cost:
-    """Of a training run: a gradient of every sample per epoch, and the validation split."""
+    """Cost of a training: per epoch a gradient of every sample, and the validation loss."""
     at = measured.sizes
     epoch = at.training * measured.gradient + at.validation * measured.loss
     final = at.training * measured.loss
@@ -162,7 +162,7 @@ def training(recipe: Recipe, measured: Rates) -> Cost:
 
 
 def probing(declared: Probe, options: Mapping[str, Any], measured: Rates) -> Cost | None:
-    """Of a probe; None when it does not declare its work."""
+    """Cost of a probe; None where the probe does not declare its work."""
     if declared.work is None:
         return None
     work = declared.work(measured.sizes, **options)

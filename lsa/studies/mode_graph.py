@@ -1,6 +1,6 @@
 """The mode graph: the ways between all checkpoints of a project, and the tree of low passes.
 
-Made of what pair probes have measured between every two checkpoints; here is no measuring.
+It is built from results of pair probes; nothing is measured here.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def _upper(n: int) -> Sequence[tuple[int, int]]:
 
 
 def _over(values: np.ndarray, errors: np.ndarray, places: Sequence[Any]) -> Metric:
-    """The mean over the places that have a finite number."""
+    """The mean over the pairs that have a finite number."""
     known = [pair for pair in places if np.isfinite(values[pair])]
     if not known:
         return MISSING
@@ -136,7 +136,7 @@ def _largest(values: np.ndarray, errors: np.ndarray, edges: Sequence[tuple[int, 
 
 
 def _bound(errors: np.ndarray) -> dict[str, float]:
-    """The standard error of a mean is at most the mean of the errors, however they go together."""
+    """Upper bound on the standard error of a mean: the mean of the errors, whatever they share."""
     return {"data": float(np.mean(errors))} if np.isfinite(errors).all() else {}
 
 

@@ -40,7 +40,7 @@ def numbers(step: str) -> Iterator[Numbers]:
 
 
 def _read(path: Path) -> dict[str, list[float]]:
-    """The whole lines of the file."""
+    """The complete lines of the file."""
     stored: dict[str, list[float]] = {}
     if path.exists():
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():

@@ -39,7 +39,7 @@ class Planned:
 
 @dataclass(frozen=True)
 class Outlook:
-    """What would become of a planned step."""
+    """The state of a planned step: new, changed or reused, and why."""
 
     planned: Planned
     state: Literal["new", "changed", "reused"]
@@ -108,7 +108,7 @@ def run(setting: Project, study: Study) -> None:
 
 
 def outlook(setting: Project, *, device: str = "auto") -> list[Outlook]:
-    """Every step of a study and what would become of it, without running any.
+    """Every step of a study and whether it would run, without running any.
 
     `reused`: it has finished with the same options, inputs, data and code. `changed`: it has
     finished, but one of them differs, which is named. `new`: it has not. A step whose checkpoint
@@ -193,7 +193,7 @@ def _probe(
 
 
 def _difference(old: Done, params: Mapping[str, Any], inputs: list[str]) -> str:
-    """Why a finished run does not count any more."""
+    """Why a finished run cannot be reused."""
     known = [old.tags.get(f"lsa.input.{i}", "") for i, _ in zip("ab", inputs, strict=False)]
     changed = [
         f"{name}: {old.params[name]} → {value}"

@@ -64,7 +64,7 @@ class Handle:
 
     @property
     def finished(self) -> bool:
-        """Whether it will change no more."""
+        """Whether the step has ended."""
         return self.state in ENDS
 
     @property
@@ -400,7 +400,7 @@ def _begun(name: str, tags: Mapping[str, str]) -> str | None:
 
 
 def step(name: str, *inputs: Handle, **options: Any) -> Handle:
-    """Ask the study around for a step; without one, run it here at once.
+    """Add a step to the study of the enclosing `with`; outside of one, run the step at once.
 
     Args and errors are those of `Study.step`; outside a study, `project` names the project, and
     what fails raises.

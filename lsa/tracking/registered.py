@@ -166,7 +166,7 @@ def training(address: str) -> str:
 
 
 def info(address: str) -> Model:
-    """What MLflow knows of the checkpoint at an address."""
+    """MLflow's description of the checkpoint at an address."""
     try:
         info = insist(lambda: Model.load(address))
     except (MlflowException, OSError) as error:
@@ -184,7 +184,7 @@ def info(address: str) -> Model:
 
 
 def missing(address: str, error: Exception) -> InputError:
-    """What to say of a checkpoint that cannot be had at an address."""
+    """The error for an address without a checkpoint."""
     if away(error):
         return InputError(f"cannot fetch {address}: {explained(error)}")
     return InputError(

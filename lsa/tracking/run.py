@@ -63,11 +63,11 @@ class Run:
         self._content.tags |= {k: str(v) for k, v in values.items()}
 
     def tag(self, name: str) -> str:
-        """A tag that was set; empty where it was not."""
+        """The value of a tag that was set; else empty."""
         return self._content.tags.get(name, "")
 
     def metrics(self, values: Mapping[str, float], *, step: int = 0, on: Any = None) -> None:
-        """Log numbers at a step, `on` a checkpoint too; not finite ones become tags."""
+        """Log numbers at a step, `on` a checkpoint too; NaN and infinite ones become tags."""
         where = {"model_id": on.model_id, **dataset_key(on)} if on else {}
         self._content.metrics += finite(values, step, where)
         self.not_finite(values)
@@ -82,7 +82,7 @@ class Run:
         self._content.trainings[source.run_id] = finite(values, 0, where)  # drawn as bars
 
     def not_finite(self, values: Mapping[str, float]) -> None:
-        """Log those numbers that are not finite, as tags."""
+        """Log NaN and infinite numbers as tags, since MLflow's charts need finite metrics."""
         self.tags({runs.NOT_FINITE + k: v for k, v in values.items() if not np.isfinite(v)})
 
     def curve(self, name: str, values: np.ndarray, steps: np.ndarray | None = None) -> None:
@@ -132,7 +132,7 @@ class Run:
         store.ask(lambda: (send or Run.send)(self), None)
 
     def send(self) -> None:
-        """Log everything that has not been sent; again what was, where that is not known."""
+        """Log everything that has not been sent, and resend whatever may not have arrived."""
         if not self._open:
             self._take_up()
         content, to = self._content, client()
@@ -169,7 +169,7 @@ class Run:
                 self._sent_files.add(name)
 
     def _take_up(self) -> None:
-        """Have the run in the store: the one that was made for this entry, or a new one."""
+        """Use the run that was made for this entry, or make a new one."""
         run = existing(self._content, self._asked)
         self._asked = True
         if run is None:
@@ -196,7 +196,7 @@ class Run:
 def finite(
     values: Mapping[str, float], step: int, where: Mapping[str, str]
 ) -> list[spool.LoggedMetric]:
-    """The finite ones as fields of MLflow's metrics, as of now.
+    """The finite numbers as fields of MLflow's metrics, with the current time.
 
     Args:
         values: Name → value.

@@ -1,4 +1,4 @@
-"""Runs in MLflow read back, and those ended that their processes left open."""
+"""Read runs from MLflow, and end those whose processes died."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def _is_step(tags: Mapping[str, str]) -> bool:
 
 
 def not_finite(tags: Mapping[str, str]) -> dict[str, float]:
-    """Metrics that were not finite: MLflow would store another number, so they are tags."""
+    """NaN or infinite results, read from tags: MLflow's charts need finite metrics."""
     return {
         k.removeprefix(NOT_FINITE): float(v)
         for k, v in tags.items()
@@ -87,7 +87,7 @@ def not_finite(tags: Mapping[str, str]) -> dict[str, float]:
 
 
 def whole(prefix: str) -> Done:
-    """The run whose ID starts like this, whatever became of it.
+    """The run whose ID starts with this text, in any state.
 
     Raises:
         InputError: There is none, or there are several.
@@ -261,7 +261,7 @@ def end_gone(run_id: str) -> None:
 
 
 def give_up(run_id: str, why: str) -> None:
-    """End a run that does not count."""
+    """Mark a run KILLED and note why; it is never reused."""
     client().set_tag(run_id, "lsa.error", why)
     client().set_terminated(run_id, "KILLED")
 

@@ -55,7 +55,7 @@ class Server:
 
 
 def serve(server: Server) -> NoReturn:
-    """Become the server, as this very process.
+    """Replace this process by the server.
 
     Raises:
         InputError: It cannot start; says why.

@@ -1,4 +1,4 @@
-"""What runs log, on this disk until the tracking store has it.
+"""Results kept on this disk until the tracking store has them.
 
 A run writes down what it logs in a folder, its entry: `<step>-<token>.part` while it measures. When
 all is measured, the entry is flushed to the disk and renamed, so that it is there whole or not at
@@ -39,7 +39,7 @@ DATASET = {"name", "digest", "source_type", "source"}
 
 
 class NotLogged(Exception):
-    """Something is measured and kept in the spool; the store did not take it. One line."""
+    """Results stay in the spool since the store did not take them. The message is one line."""
 
 
 class Damaged(InputError):
@@ -119,7 +119,7 @@ class Entry:
         return sorted(path for path in folders if path.suffix != PART)
 
     def keep(self) -> None:
-        """Make the entry whole: from here on, no end of this process loses it."""
+        """Complete the entry: from now on the end of this process cannot lose it."""
         if self.kept:
             return
         # The clock may be set while a step runs; the time that it took does not change by that.
@@ -152,7 +152,7 @@ class Entry:
         (self.path / LOCK).unlink(missing_ok=True)
 
     def leave(self) -> None:
-        """The step has not been measured to its end: only its checkpoints may still be of use."""
+        """Give up an unfinished step's entry; its checkpoints stay for the next start."""
         for path in self.path.iterdir() if self.path.is_dir() else ():
             if path.name not in (CHECKPOINTS, LOCK):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -161,7 +161,7 @@ class Entry:
             self.drop()
 
     def take(self, other: Path) -> None:
-        """Have the checkpoints of an entry whose process was killed, unless it still runs."""
+        """Take the checkpoints of an entry whose process has died; nothing if it still runs."""
         lock = FileLock(other / LOCK)
         try:
             lock.acquire(timeout=0)

@@ -48,7 +48,7 @@ def uri() -> str:
 
 
 def identity() -> str:
-    """What names the store in use, the same for all of its addresses."""
+    """A name of the store in use, the same for all of its addresses."""
     return address.canonical(uri())
 
 
@@ -63,7 +63,7 @@ def addresses() -> tuple[str, str]:
 
 
 def use(tracking: str, registry: str) -> None:
-    """Use these from here on."""
+    """Use these addresses for the rest of the process."""
     mlflow.set_tracking_uri(tracking)
     mlflow.set_registry_uri(registry)
 
@@ -81,14 +81,13 @@ def client() -> mlflow.MlflowClient:
 
 
 class _Client(mlflow.MlflowClient):
-    """MLflow's client, with what its calls lack.
+    """MLflow's client, that repeats cut-off questions and holds signals off database calls.
 
-    - Of a server's answer that is cut off, MLflow tries again what failed before the answer came,
-      and gives up afterwards. A question is asked again here.
-    - No signal cuts a call to a database short. SQLAlchemy gives a connection up when an exception
-      that is not an error comes in its statement, but SQLite keeps its lock until nothing refers to
-      the statement any more, and the traceback does: the run could not be ended for as long as its
-      process lives.
+    - When a server's answer is cut off, MLflow repeats the request only in part. Here a question is
+      asked again.
+    - Signals are held off during calls to a database. SQLAlchemy gives up its connection when
+      KeyboardInterrupt or the like is raised in a statement, but the traceback keeps the statement
+      alive, and with it SQLite's lock: the run could not be ended while its process lives.
     """
 
     def __getattribute__(self, name: str) -> Any:
@@ -202,7 +201,7 @@ def barred(error: BaseException) -> bool:
 
 
 def explained(error: BaseException) -> str:
-    """A store's error in one line."""
+    """One plain line about a store's error."""
     broken = None if is_served(uri()) else failures.explained(error)
     if broken:
         return f"the store {shown(uri())} fails: {broken.removeprefix(DATABASE)}"
@@ -232,7 +231,7 @@ def _texts(error: BaseException) -> str:
 
 
 def insist(act: Callable[[], T], tries: int = TRIES) -> T:
-    """Do what can be repeated, and again where an answer was cut off or lost on its way."""
+    """Call a repeatable request, and again where its answer was cut off or lost."""
     for _ in range(tries - 1):
         try:
             return act()

@@ -1,4 +1,4 @@
-"""Delivery of what the spool keeps, exactly once."""
+"""Delivery of the spool's entries to the store, each exactly once."""
 
 from __future__ import annotations
 

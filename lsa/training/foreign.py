@@ -111,7 +111,7 @@ def _restricted(path: Path) -> Any:
 
 
 def _tensors(content: Any) -> bool:
-    """Whether something is a state_dict: named tensors and nothing else."""
+    """Whether an object is a state_dict: a mapping from names to tensors alone."""
     return (
         isinstance(content, Mapping)
         and bool(content)
@@ -179,7 +179,7 @@ def _tied(model: nn.Module) -> dict[str, list[str]]:
 
 
 def _prefixes(weights: Iterable[str], names: Iterable[str]) -> list[str]:
-    """What stands before one of the names, up to a dot, in any of the weights."""
+    """Prefixes, up to a dot, that the weights have before one of the names."""
     starts = [key[: -len(name)] for key in weights for name in names if key.endswith(f".{name}")]
     return list(dict.fromkeys(starts))
 

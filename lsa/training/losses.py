@@ -75,7 +75,7 @@ def objective(name: str, *, trusted: Collection[str] = (), **options: Any) -> Ob
 
 
 def _made(label: str, function: Callable[..., Any], options: Mapping[str, Any]) -> Any:
-    """What a class or function without required arguments makes; any other is meant itself.
+    """The result of calling a class, or a function that needs no arguments; else the object itself.
 
     Raises:
         InputError: An option that it does not have, or something that cannot be called.

@@ -210,7 +210,7 @@ class SAM(Optimizer):
         self.param_groups, self.state = self.base.param_groups, self.base.state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned, the base optimizer's state with it."""
+        """Restore a `state_dict`, that of the base optimizer included."""
         self.base.load_state_dict(state_dict)
         self._share()
 

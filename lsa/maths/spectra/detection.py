@@ -1,4 +1,4 @@
-"""How large an eigenvalue must be for a random direction to have shown it."""
+"""The smallest eigenvalue that a search from a random direction would not have missed."""
 
 from __future__ import annotations
 

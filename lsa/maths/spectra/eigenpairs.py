@@ -53,7 +53,7 @@ class Extremes:
 
     @property
     def settled(self) -> bool:
-        """The same, although the residual of an eigenvalue near zero may exceed it."""
+        """Like `converged`, but residuals of eigenvalues near zero may exceed the tolerance."""
         pairs = torch.cat([self.largest.converged, self.smallest.converged])
         return self.confirmed and bool(pairs.all())
 

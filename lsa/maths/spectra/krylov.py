@@ -55,7 +55,7 @@ def to_host(coefficients: Tensor) -> Tensor:
 
 
 def negligible(rest: float, scale: float, dtype: torch.dtype) -> bool:
-    """Whether what is left of a product is rounding: the basis spans an invariant subspace."""
+    """Whether the rest of a product is rounding error: the basis spans an invariant subspace."""
     return rest <= 10 * torch.finfo(dtype).eps * scale
 
 

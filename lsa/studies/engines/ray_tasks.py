@@ -34,7 +34,7 @@ CONTEXT = 600 << 20  # bytes of a GPU that a process takes before it computes
 
 @dataclass(frozen=True)
 class Cluster:
-    """What Ray offers: sums over all machines, and the most that one machine has."""
+    """Resources of a Ray cluster: sums over all machines, and the largest machine."""
 
     cpus: float
     gpus: float
@@ -45,7 +45,7 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Demand:
-    """What one step takes while it runs."""
+    """Resources that one step uses while it runs."""
 
     cpus: int
     gpus: float = 0.0
@@ -189,7 +189,7 @@ class RayTasks:
 
 
 class _News:
-    """What the workers tell, kept until the study asks; an actor."""
+    """A Ray actor that keeps the workers' progress until the study asks for it."""
 
     def __init__(self) -> None:
         self._told: dict[str, tuple[str, int, int, str]] = {}

@@ -33,7 +33,7 @@ def forks() -> bool:
 
 
 def context() -> BaseContext:
-    """How they start on this system."""
+    """The start method of workers on this system."""
     if not forks():
         return multiprocessing.get_context("spawn")
     server = multiprocessing.get_context("forkserver")
@@ -42,7 +42,7 @@ def context() -> BaseContext:
 
 
 def prepare() -> None:
-    """Begin the imports now, beside this process's own."""
+    """Start the imports for workers now, while this process does its own."""
     if forks():
         context()
         forkserver.ensure_running()
