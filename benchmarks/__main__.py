@@ -29,6 +29,7 @@ from benchmarks import (
     setting,
     summary,
     training,
+    watch,
 )
 from lsa.landscape.derivatives.precision import full_float32
 from lsa.runtime import heap
@@ -94,6 +95,12 @@ TASKS = {
     ),
     "training": Task(
         "An epoch of training", "simple_cnn", 40_000, lambda _model, x, y, _: training.rows(x, y)
+    ),
+    "watch": Task(
+        "A training that is watched",
+        "simple_cnn",
+        512,
+        lambda _model, x, y, _: watch.rows(x, y),
     ),
     "line": Task(
         f"{line.POINTS} points on a line",

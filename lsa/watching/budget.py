@@ -19,6 +19,7 @@ class Budget:
         self.share = share
         self.spent = 0.0  # seconds, of all parts
         self._costs: dict[str, float] = {}  # of one measurement of each part, as of the last ones
+        self._begun: dict[str, float] = {}  # of the measurement that each part is at
         self._began: float | None = None
         self._steps = 0
         self._inside = False
@@ -29,7 +30,7 @@ class Budget:
 
         Args:
             part: Name of the part.
-            whole: Whether the block is one measurement, so that it tells what the next will cost.
+            whole: Whether a measurement ends with the block; its blocks tell what the next costs.
         """
         if self._inside:  # counted by the block around
             yield
@@ -42,8 +43,9 @@ class Budget:
         finally:
             took, self._inside = time.perf_counter() - began, False
             self.spent += took
+            self._begun[part] = self._begun.get(part, 0.0) + took
             if whole:
-                before = self._costs.get(part)
+                took, before = self._begun.pop(part), self._costs.get(part)
                 self._costs[part] = took if before is None else 0.5 * (before + took)
 
     def stepped(self) -> None:

@@ -37,19 +37,30 @@ class Gradients:
         self._scale = 1.0  # of that g
         self._backward: Backward | None = None
 
-    def attach(self, due: Callable[[], bool]) -> list[Any]:
-        """Hooks on backward passes; `due` says whether the step at hand is measured."""
+    def attach(
+        self, due: Callable[[], bool], run: Callable[[Callable[[], None]], Any]
+    ) -> list[Any]:
+        """Hooks on backward passes.
+
+        Args:
+            due: Whether the step at hand is measured.
+            run: Does the work at the end of a pass.
+        """
         if self._weights.sharded:  # whose gradients are put in place past these hooks
             return []
 
         def ended() -> None:
             if due():
-                self._marks = self._now()
-                self._square = self._total() if self._changed else None
-                self._scale = self._scaler.get_scale() if self._scaler is not None else 1.0
+                run(self._passed)
 
         self._backward = Backward(self._weights.parameters, ended)
         return self._backward.handles
+
+    def _passed(self) -> None:
+        """A backward pass has ended."""
+        self._marks = self._now()
+        self._square = self._total() if self._changed else None
+        self._scale = self._scaler.get_scale() if self._scaler is not None else 1.0
 
     def take(self, optimizer: Optimizer, *, kept: bool) -> None:
         """Take the gradients that an optimizer will use.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,14 +22,25 @@ class Losses:
         self._found: list[Tensor] = []
         self.silent = False  # during a measurement
 
-    def attach(self) -> list[Any]:
-        """Hooks on a model whose outputs have a `.loss`, and on a loss that is a module."""
+    def attach(self, run: Callable[[Callable[[], None]], Any]) -> list[Any]:
+        """Hooks on a model whose outputs have a `.loss`, and on a loss that is a module.
+
+        Args:
+            run: Does the work of a hook.
+        """
+
+        def hook(take: Callable[[Any], None]) -> Callable[..., None]:
+            def told(_module: Any, _inputs: Any, output: Any) -> None:
+                if not torch.compiler.is_compiling():  # inside of a compiled model it is no part
+                    run(lambda: take(output))
+
+            return told
+
         handles = []
         if self._model is not None:
-            seen = self._model.register_forward_hook(lambda _m, _x, output: self._seen(output))
-            handles.append(seen)
+            handles.append(self._model.register_forward_hook(hook(self._seen)))
         if isinstance(self._loss, nn.Module):
-            handles.append(self._loss.register_forward_hook(lambda _m, _x, value: self._own(value)))
+            handles.append(self._loss.register_forward_hook(hook(self._own)))
         return handles
 
     def add(self, loss: Any) -> None:

@@ -69,7 +69,7 @@ class Outputs:
                 history.frame().to_csv(self._stream.file("watch/history.csv"), index=False)
                 from lsa.figures.watch import draw
 
-                figure = draw(history.column, "Watched training")
+                figure = draw(history.column, "Watched training", history.column("alarm")[0])
                 figure.savefig(self._stream.file("watch/watch.png"))
         finally:
             self._stream.close(status)

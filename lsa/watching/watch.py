@@ -15,6 +15,7 @@ from lsa.landscape.weighing import Loss
 from lsa.runtime.errors import InputError, one_line
 from lsa.watching import hooks, probing
 from lsa.watching import norms as norms_
+from lsa.watching.alarm import Alarm
 from lsa.watching.budget import Budget
 from lsa.watching.gradients import Gradients
 from lsa.watching.history import History
@@ -48,6 +49,7 @@ def watch(
     track: bool | str = True,
     log_every: int = 10,
     live: bool = False,
+    alarm: int = 0,
     sink: Sink | None = None,
     strict: bool = False,
 ) -> Watch:
@@ -83,6 +85,7 @@ def watch(
             ID: in that run.
         log_every: Steps between those whose norms are logged; `history` has all.
         live: Show the newest numbers in one line, where there is a terminal.
+        alarm: Measurements in a row in which steps go too far that raise an alarm; 0: none.
         sink: `(numbers, step)` instead of MLflow.
         strict: Raise what goes wrong in a measurement, in place of one line and no more of it.
 
@@ -107,6 +110,7 @@ def watch(
         budget=Budget(budget),
         strict=strict,
         step=step,
+        alarm=Alarm(alarm),
     )
 
 
@@ -151,12 +155,13 @@ class Watch:
         budget: Budget,
         strict: bool,
         step: int,
+        alarm: Alarm,
     ) -> None:
         self.step = step
         self._weights, self._optimizers = weights, list(optimizers)
         self._losses, self._gradients, self._probes = losses, gradients, probes
         self._every, self._budget, self._strict = every, budget, strict
-        self._history, self._outputs = History(), outputs
+        self._history, self._outputs, self._alarm = History(), outputs, alarm
         self._norms = norms_.Norms(weights)
         self._next_norms = step + 1
         self._probing = False  # after the step at hand
@@ -166,8 +171,10 @@ class Watch:
         if weights.leads or weights.sharded:
             self._handles = [
                 *hooks.attach(self._optimizers, self),
-                *gradients.attach(self._norms_are_due),
-                *losses.attach(),
+                *gradients.attach(
+                    self._norms_are_due, lambda work: self._run("norms", work, whole=False)
+                ),
+                *losses.attach(lambda work: self._run("loss", work, whole=False)),
             ]
         if weights.leads:
             self._run("logging", outputs.open, whole=False)
@@ -251,6 +258,9 @@ class Watch:
 
     def _record(self, row: Row) -> None:
         row = {**row, "overhead": self._budget.overhead}
+        if self._alarm.sees(self.step, row):
+            row["alarm"] = 1.0
+            log.warning("watch: steps go too far at step %d; the loss may rise soon", self.step)
         self._history.add(self.step, row)
         self._outputs.put(self.step, row)
 
@@ -278,11 +288,16 @@ class Watch:
         """The same as mappings, each with what was measured at its step."""
         return self._history.rows()
 
+    @property
+    def alarms(self) -> list[int]:
+        """Steps at which an alarm was raised."""
+        return self._alarm.steps
+
     def figure(self) -> Any:
         """What was measured over the steps, as a matplotlib figure."""
         from lsa.figures.watch import draw
 
-        return draw(self._history.column, f"{self.step} steps of training")
+        return draw(self._history.column, f"{self.step} steps of training", self.alarms)
 
     def close(self, status: str = "FINISHED") -> None:
         """Take the hooks off, log the history and a figure, and send the rest.

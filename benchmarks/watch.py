@@ -1,0 +1,122 @@
+"""What `lsa.watch` costs a training, and hooks that take histograms of gradients beside it.
+
+Every kind of training makes a few steps in turn, and the CPU time of a step is the median over the
+rounds. A measurement that is not made at every step has a price in steps of the training.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import lsa
+from benchmarks.gpt import GPT, SHAPES
+from lsa.training import models
+
+BATCH = 128
+SEQUENCES, CONTEXT = 8, 128  # of the GPT
+ROUNDS = 7
+STEPS = {"mlp": 40, "simple_cnn": 4, "resnet20": 2, "gpt": 1}  # of a round
+BINS = 64
+
+Step = Callable[[], None]
+
+
+def rows(x: Tensor, y: Tensor, names: tuple[str, ...] = (*STEPS,)) -> list[dict[str, Any]]:
+    """Per network and way of watching: CPU time of a step over that of the bare training."""
+    return [row for name in names for row in _of_network(name, x, y)]
+
+
+def _of_network(name: str, x: Tensor, y: Tensor) -> list[dict[str, Any]]:
+    alone = {"budget": None, "track": False}
+    kinds = ("update", "noise", "sharpness", "batch_sharpness")
+    ways: dict[str, Callable[..., Any]] = {
+        "bare": lambda model, optimizer, probe: None,
+        "norms, every step": lambda m, o, _: lsa.watch(m, o, **alone),
+        "as it comes, 2 %": lambda m, o, p: lsa.watch(m, o, track=False, **p),
+        "histograms of gradients, every step": lambda model, *_: histograms(model),
+    }
+    for kind in kinds:
+        ways[kind] = lambda m, o, p, kind=kind: lsa.watch(
+            m, o, every=1, norms=10**9, measure=[kind], **alone, **p
+        )
+    trainings = {way: _training(name, x, y, attach) for way, attach in ways.items()}
+    took: dict[str, list[float]] = {way: [] for way in ways}
+    for round_ in range(ROUNDS + 1):
+        for way, step in trainings.items():
+            seldom = way in kinds or way.startswith("histograms")
+            number = 1 if seldom else STEPS[name]
+            began = time.process_time()
+            for _ in range(number):
+                step()
+            if round_:  # the first warms up
+                took[way].append((time.process_time() - began) / number)
+    bare = statistics.median(took["bare"])
+    found = []
+    for way, seconds in took.items():
+        ratio = statistics.median(seconds) / bare
+        found.append(
+            {
+                "network": name,
+                "watched": way,
+                "step / bare step": ratio,
+                "price of a measurement, steps": ratio - 1,
+                "at every 100 steps": f"{ratio - 1:.1%}",
+            }
+        )
+    return found
+
+
+def histograms(model: nn.Module) -> None:
+    """A histogram of every gradient as it is made, the way trackers' gradient hooks take them."""
+
+    def take(gradient: Tensor) -> None:
+        flat = gradient.detach().reshape(-1)
+        flat = flat[torch.isfinite(flat)]
+        low, high = flat.min().item(), flat.max().item()
+        torch.histc(flat, bins=BINS, min=low, max=high).tolist()
+
+    for parameter in model.parameters():
+        parameter.register_hook(take)
+
+
+def _training(name: str, x: Tensor, y: Tensor, attach: Callable[..., Any]) -> Step:
+    """A step of a training of its own."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        if name == "gpt":
+            model: nn.Module = GPT(SHAPES["10.7M"])
+            ids = torch.randint(128, (SEQUENCES, CONTEXT + 1))
+            inputs, targets = ids[:, :-1], ids[:, 1:]
+        else:
+            shape, classes = tuple(x.shape[1:]), int(y.max()) + 1
+            model = models.build(name, input_shape=shape, classes=classes, seed=0)
+            inputs, targets = x[:BATCH], y[:BATCH]
+
+    def loss(outputs: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(outputs.flatten(0, 1), labels.flatten())
+
+    def sequences(network: nn.Module, batch: Any) -> lsa.Terms:
+        each = F.cross_entropy(network(batch[0]).transpose(1, 2), batch[1], reduction="none")
+        return lsa.Terms(each.sum(), each.numel(), each.sum(1), torch.full((len(each),), CONTEXT))
+
+    half = inputs[: len(inputs) // 2], targets[: len(inputs) // 2]
+    probe: dict[str, Any] = {"batches": [half]}
+    if name == "gpt":
+        probe["objective"] = sequences
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    attach(model, optimizer, probe)
+    of = loss if name == "gpt" else F.cross_entropy
+
+    def step() -> None:
+        optimizer.zero_grad()
+        of(model(inputs), targets).backward()
+        optimizer.step()
+
+    return step
