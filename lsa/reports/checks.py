@@ -28,7 +28,7 @@ class Check:
 
 def checks(measurements: Sequence[Measurement]) -> list[Check]:
     """Every check whose numbers are there, measured on the same samples."""
-    known_probes, found = probe.modules(), []
+    known_probes, results = probe.modules(), []
     declared = {m.step: probe.find(m.step).check for m in measurements if m.step in known_probes}
     groups: dict[tuple[str, int], Numbers] = {}
     for m in measurements:
@@ -40,8 +40,8 @@ def checks(measurements: Sequence[Measurement]) -> list[Check]:
     for (subject, seed), known in groups.items():
         for step, each in declared.items():
             for text, holds in _agreements(step, each, known):
-                found.append(Check(subject, seed, text, holds))
-    return found
+                results.append(Check(subject, seed, text, holds))
+    return results
 
 
 def _agreements(

@@ -24,7 +24,7 @@ def unconverged(runs: Sequence[Measurement], *, name_subjects: bool = True) -> s
         (seeds,) = failed.values()
         return f"not converged ({listed(seeds)})" if len(runs) > 1 else "not converged"
     several = len({m.seed for m in runs}) > 1
-    each = (f"{one} ({listed(s)})" if several else one for one, s in failed.items())
+    each = (f"{name} ({listed(s)})" if several else name for name, s in failed.items())
     return f"not converged: {', '.join(each)}"
 
 
@@ -48,6 +48,6 @@ def others(runs: Sequence[Measurement]) -> list[tuple[str, str]]:
             if text not in common:
                 found.setdefault(text, {}).setdefault(m.subject, []).append(m.seed)
     return [
-        ("\n".join(f"{one}, {listed(seeds)}" for one, seeds in of.items()), text)
+        ("\n".join(f"{name}, {listed(seeds)}" for name, seeds in of.items()), text)
         for text, of in found.items()
     ]

@@ -13,8 +13,8 @@ from lsa.reports.measurements import (
     Measurement,
     Trajectory,
     check_alike,
+    read_trajectories,
     step_of,
-    trajectories,
     values,
 )
 from lsa.reports.statistics.comparison import FEWEST, Comparison, Scale, compare
@@ -73,9 +73,9 @@ class Finding:
         if self.established:
             return f"established: larger for {c.larger}"
         ways = [
-            f"larger for {one.larger} {where}"
-            for one, where in ((c, "at the last epoch"), (matched, "at equal train loss"))
-            if one and one.established
+            f"larger for {comparison.larger} {where}"
+            for comparison, where in ((c, "at the last epoch"), (matched, "at equal train loss"))
+            if comparison and comparison.established
         ]
         only = " only" if len(ways) == 1 else ""
         said = f": {', '.join(ways)}{only}" if ways else c.shortage
@@ -116,13 +116,13 @@ def document(setting: Project, measurements: Sequence[Measurement]) -> dict[str,
     return {
         "project": setting.name,
         "seeds": list(setting.seeds),
-        "findings": [one.content for one in findings(measurements)],
-        "pairs": [one.content for one in pair_findings(measurements)],
+        "findings": [finding.content for finding in findings(measurements)],
+        "pairs": [finding.content for finding in pair_findings(measurements)],
     }
 
 
 def findings(
-    measurements: Sequence[Measurement], courses: Sequence[Trajectory] | None = None
+    measurements: Sequence[Measurement], trajectories: Sequence[Trajectory] | None = None
 ) -> list[Finding]:
     """All pairs of optimizers on accuracy, train loss and every headline number.
 
@@ -131,13 +131,13 @@ def findings(
 
     Args:
         measurements: Of a project.
-        courses: Its trajectories; None: they are read from the store.
+        trajectories: Of its trainings; None: they are read from the store.
 
     Raises:
         InputError: Measurements that are not alike: other options or samples.
     """
-    courses = trajectories(measurements) if courses is None else courses
-    found = []
+    trajectories = read_trajectories(measurements) if trajectories is None else trajectories
+    results = []
     for metric in headline(measurements):
         step = step_of(metric)
         check_alike(step, [m.done for m in measurements if m.step == step])
@@ -146,34 +146,34 @@ def findings(
             continue
         pairs = compare(of, scale=scale_of(metric, of))
         matching = None
-        if _changing(metric) or any(_recorded(metric, course) for course in courses):
-            matching = match(metric, list(of), measurements, courses)
-        found += [
+        if _changing(metric) or any(_recorded(metric, trajectory) for trajectory in trajectories):
+            matching = match(metric, list(of), measurements, trajectories)
+        results += [
             Finding(metric, pair, matching, doubts.of(step, measurements, (pair.a, pair.b)))
             for pair in pairs
         ]
-    return found
+    return results
 
 
 def match(
     metric: str,
     names: Collection[str],
     measurements: Sequence[Measurement],
-    courses: Sequence[Trajectory],
+    trajectories: Sequence[Trajectory],
 ) -> Matched:
     """A number of some optimizers at equal train loss: along the trajectories, else by ANCOVA."""
     of = {k: v for k, v in values(measurements, metric).items() if k in names}
-    recorded = [course for course in courses if _recorded(metric, course)]
+    recorded = [trajectory for trajectory in trajectories if _recorded(metric, trajectory)]
     if recorded:
         short = metric.partition("/")[2]
         losses: dict[str, dict[int, list[float]]] = {}
         numbers: dict[str, dict[int, list[float]]] = {}
-        for course in recorded:
-            losses.setdefault(course.subject, {})[course.seed] = course.train_loss
-            numbers.setdefault(course.subject, {})[course.seed] = course.metrics[short]
-        found, left_out = at_common_loss(losses, numbers)
+        for trajectory in recorded:
+            losses.setdefault(trajectory.subject, {})[trajectory.seed] = trajectory.train_loss
+            numbers.setdefault(trajectory.subject, {})[trajectory.seed] = trajectory.metrics[short]
+        compared, left_out = at_common_loss(losses, numbers)
         text = f"without {'; '.join(left_out)}" if left_out else ""
-        pairs = {name: found.get(name, {}) for name in names}
+        pairs = {name: compared.get(name, {}) for name in names}
         return Matched("along the trajectories", text, tuple(compare(pairs)))
     if scale_of(metric, of) != "ratio":
         return Matched("", "values ≤ 0 have no ratio")
@@ -181,8 +181,8 @@ def match(
     losses_at_end = values(measurements, "final/train_loss")
     if shared < FEWEST or not all(name in losses_at_end for name in of):
         return Matched("", f"no trajectories, and fewer than {FEWEST} seeds with a train loss")
-    found = ancova(of, {name: losses_at_end[name] for name in of})
-    return Matched("by ANCOVA", comparisons=tuple(found))
+    compared = ancova(of, {name: losses_at_end[name] for name in of})
+    return Matched("by ANCOVA", comparisons=tuple(compared))
 
 
 def scale_of(metric: str, of: dict[str, dict[int, float]]) -> Scale:
@@ -197,9 +197,9 @@ def _changing(metric: str) -> bool:
     return step in probe.modules() and short in probe.find(step).compare
 
 
-def _recorded(metric: str, course: Trajectory) -> bool:
+def _recorded(metric: str, trajectory: Trajectory) -> bool:
     step, _, short = metric.partition("/")
-    return course.probe == step and short in course.metrics
+    return trajectory.probe == step and short in trajectory.metrics
 
 
 @dataclass(frozen=True)
@@ -232,7 +232,7 @@ def pair_findings(measurements: Sequence[Measurement]) -> list[PairFinding]:
     Raises:
         InputError: Measurements that are not alike: other options or samples.
     """
-    found = []
+    results = []
     for metric in headline(measurements, pairs=True):
         step = step_of(metric)
         check_alike(step, [m.done for m in measurements if m.step == step])
@@ -244,8 +244,8 @@ def pair_findings(measurements: Sequence[Measurement]) -> list[PairFinding]:
                 subject: {seed: 2 * known.get(subject, {}).get(seed, 0.0) for seed in by_seed}
                 for subject, by_seed in of.items()
             }
-        found += [
+        results += [
             PairFinding(metric, level, doubts.of(step, measurements, (level.subject,)))
             for level in levels(of, errors)
         ]
-    return found
+    return results

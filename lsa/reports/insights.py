@@ -65,7 +65,7 @@ def kind(rule: Named) -> Kind:
 def insights(
     setting: Project,
     measurements: Sequence[Measurement],
-    courses: Sequence[Trajectory],
+    trajectories: Sequence[Trajectory],
     accuracy_by_epoch: Histories,
 ) -> list[Insight]:
     """The five claims of the reference study, asked of a project.
@@ -77,9 +77,9 @@ def insights(
     accuracy = values(measurements, "final/val_accuracy")
     return [
         adaptive_rates_win(of, accuracy),
-        momentum_flattens(setting, of, measurements, courses),
-        sgd_is_noisiest("lambda_c", of, measurements, courses),
-        sgd_is_noisiest("noise_ratio", of, measurements, courses),
+        momentum_flattens(setting, of, measurements, trajectories),
+        sgd_is_noisiest("lambda_c", of, measurements, trajectories),
+        sgd_is_noisiest("noise_ratio", of, measurements, trajectories),
         early_convergence(of, accuracy, accuracy_by_epoch),
         indefinite_hessians(
             values(measurements, "lanczos/lambda_min"),
@@ -103,7 +103,7 @@ def above(
 
 
 def _measured(of: Mapping[str, Kind], kinds: set[Kind], numbers: Mapping[str, object]) -> list[str]:
-    return [name for name, one in of.items() if one in kinds and name in numbers]
+    return [name for name, kind in of.items() if kind in kinds and name in numbers]
 
 
 def _lacking(classes: Mapping[str, Sequence[str]]) -> str:
@@ -113,7 +113,7 @@ def _lacking(classes: Mapping[str, Sequence[str]]) -> str:
 
 
 def _left_out(of: Mapping[str, Kind]) -> tuple[str, ...]:
-    others = [name for name, one in of.items() if one == "other"]
+    others = [name for name, kind in of.items() if kind == "other"]
     return (f"left out, of neither class: {', '.join(others)}",) if others else ()
 
 
@@ -140,7 +140,7 @@ def momentum_flattens(
     setting: Project,
     of: Mapping[str, Kind],
     measurements: Sequence[Measurement],
-    courses: Sequence[Trajectory],
+    trajectories: Sequence[Trajectory],
 ) -> Insight:
     """λ_max of SGD with momentum against SGD without, at the last epoch and at equal train loss."""
     name = "Momentum flattens"
@@ -156,7 +156,7 @@ def momentum_flattens(
         return Insight(name, claim, missing=missing)
     pairs, holds = above(sharpness, plain, heavy, "ratio")
     steps = ", ".join(f"{n} {_effective_rate(setting, n)}" for n in (*plain, *heavy))
-    beside, same = _at_equal_loss("lanczos/lambda_max", "λ_max", pairs, measurements, courses)
+    beside, same = _at_equal_loss("lanczos/lambda_max", "λ_max", pairs, measurements, trajectories)
     evidence = (f"effective step lr/(1 − momentum): {steps}", *beside)
     return Insight(name, claim, evidence, holds and same)
 
@@ -166,12 +166,12 @@ def _at_equal_loss(
     symbol: str,
     pairs: Sequence[Comparison],
     measurements: Sequence[Measurement],
-    courses: Sequence[Trajectory],
+    trajectories: Sequence[Trajectory],
 ) -> tuple[list[str], bool]:
     """Each pair at the last epoch and at equal train loss; whether the latter establishes a > b."""
     evidence, holds = [], True
     for c in pairs:
-        matching = match(metric, [c.a, c.b], measurements, courses)
+        matching = match(metric, [c.a, c.b], measurements, trajectories)
         matched = matching.of(c.a, c.b)
         where = "" if matched is None else " at equal train loss"
         verdict = "" if matched is None else f": {matched.finding}"
@@ -203,7 +203,7 @@ def sgd_is_noisiest(
     metric: str,
     of: Mapping[str, Kind],
     measurements: Sequence[Measurement],
-    courses: Sequence[Trajectory],
+    trajectories: Sequence[Trajectory],
 ) -> Insight:
     """One measure of gradient noise, plain SGD against every other optimizer.
 
@@ -215,15 +215,15 @@ def sgd_is_noisiest(
         f"Plain SGD ends at a larger {symbol} than every other optimizer, at the same epoch and at "
         "the same train loss."
     )
-    whole = f"sgd_noise/{metric}"
-    numbers = values(measurements, whole)
+    key = f"sgd_noise/{metric}"
+    numbers = values(measurements, key)
     plain = _measured(of, {"plain"}, numbers)
     others = _measured(of, {"adaptive", "momentum", "other"}, numbers)
     lacking = {f"{symbol} of plain SGD": plain, f"{symbol} of another optimizer": others}
     if missing := _lacking(lacking):
         return Insight(name, claim, missing=missing)
     pairs, holds = above(numbers, plain, others, "ratio")
-    evidence, same = _at_equal_loss(whole, symbol, pairs, measurements, courses)
+    evidence, same = _at_equal_loss(key, symbol, pairs, measurements, trajectories)
     return Insight(name, claim, tuple(evidence), holds and same)
 
 
@@ -274,12 +274,12 @@ def indefinite_hessians(lambda_min: BySeed, errors: BySeed, residuals: BySeed) -
         }
         for one, by_seed in lambda_min.items()
     }
-    found = [levels({one: lambda_min[one]}, beyond, side="below 0")[0] for one in lambda_min]
-    held = [one.established and one.every for one in found]
+    judged = [levels({one: lambda_min[one]}, beyond, side="below 0")[0] for one in lambda_min]
+    held = [one.established and one.every for one in judged]
     evidence = [
         f"λ_min of {one.statement}: {'established' if holds else 'not established'}"
-        for one, holds in zip(found, held, strict=True)
+        for one, holds in zip(judged, held, strict=True)
     ]
-    if any(len(one.seeds) < FEWEST for one in found):
+    if any(len(one.seeds) < FEWEST for one in judged):
         evidence.append(f"with fewer than {FEWEST} seeds nothing is established of an optimizer")
     return Insight(name, claim, tuple(evidence), all(held))

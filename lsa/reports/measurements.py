@@ -58,13 +58,13 @@ def measured(setting: Project) -> list[Measurement]:
     Raises:
         InputError: There is none.
     """
-    found = newest(setting)
-    if not found:
+    newest_ones = newest(setting)
+    if not newest_ones:
         raise InputError(
             f"nothing of project {setting.name} is measured in {store.uri()}; run lsa study "
             f"{setting.name}"
         )
-    return found
+    return newest_ones
 
 
 def newest(setting: Project) -> list[Measurement]:
@@ -79,28 +79,28 @@ def newest(setting: Project) -> list[Measurement]:
     for run in done:
         if run.tags["lsa.step"] == "train" and _as_given(setting, run):
             optimizer, seed = run.tags["optimizer"], int(run.tags["seed"])
-            one = Measurement("train", optimizer, seed, run)
-            trainings.setdefault((optimizer, seed), one)
+            measurement = Measurement("train", optimizer, seed, run)
+            trainings.setdefault((optimizer, seed), measurement)
     checkpoints = {m.done.run_id: (m.subject, m.seed) for m in trainings.values()}
-    found = {(m.subject, m.seed, "train"): m for m in trainings.values()}
+    latest = {(m.subject, m.seed, "train"): m for m in trainings.values()}
     options = functools.cache(functools.partial(_options, setting))
     for run in done:
         wanted = options(run.tags["lsa.step"])
         if "checkpoint_c" in run.params or not (wanted is None or _agree(run, wanted)):
             continue  # what was measured of three checkpoints is of neither one nor a pair
         ids = [run.params[k] for k in ("checkpoint", "checkpoint_b") if k in run.params]
-        inputs = [checkpoints[one] for one in ids if one in checkpoints]
+        inputs = [checkpoints[measurement] for measurement in ids if measurement in checkpoints]
         if ids and len(inputs) == len(ids) and len({seed for _, seed in inputs}) == 1:
             step, subject = run.tags["lsa.step"], " – ".join(name for name, _ in inputs)
-            one = Measurement(step, subject, inputs[0][1], run)
-            found.setdefault((subject, one.seed, step), one)
+            measurement = Measurement(step, subject, inputs[0][1], run)
+            latest.setdefault((subject, measurement.seed, step), measurement)
     order = {name: i for i, name in enumerate(setting.optimizers)}
 
     def place(key: tuple[str, int, str]) -> tuple[Any, ...]:
         subject, seed, step = key
         return [order[name] for name in subject.split(" – ")], step, seed
 
-    return [found[key] for key in sorted(found, key=place)]
+    return [latest[key] for key in sorted(latest, key=place)]
 
 
 def _as_given(setting: Project, run: Done) -> bool:
@@ -140,11 +140,11 @@ def step_of(metric: str) -> str:
 def values(measurements: Sequence[Measurement], metric: str) -> dict[str, dict[int, float]]:
     """Subject → seed → one number, of the step that its name says."""
     step = step_of(metric)
-    found: dict[str, dict[int, float]] = {}
+    by_subject: dict[str, dict[int, float]] = {}
     for m in measurements:
         if m.step == step and metric in m.numbers:
-            found.setdefault(m.subject, {})[m.seed] = m.numbers[metric]
-    return found
+            by_subject.setdefault(m.subject, {})[m.seed] = m.numbers[metric]
+    return by_subject
 
 
 @dataclass(frozen=True)
@@ -202,13 +202,13 @@ class _StoredTrajectory(pydantic.BaseModel):
 
     @pydantic.model_validator(mode="after")
     def _paired(self) -> _StoredTrajectory:
-        series = [self.train_loss, *(one.value for one in self.metrics.values())]
-        if any(len(one) != len(self.epochs) for one in series):
+        series = [self.train_loss, *(column.value for column in self.metrics.values())]
+        if any(len(column) != len(self.epochs) for column in series):
             raise ValueError("of one value per epoch")
         return self
 
 
-def trajectories(measurements: Sequence[Measurement]) -> list[Trajectory]:
+def read_trajectories(measurements: Sequence[Measurement]) -> list[Trajectory]:
     """Every trajectory that the project has measured."""
     steps = [m for m in measurements if m.step.startswith("trajectory.")]
     found = artifacts([(m.done, "trajectory.json") for m in steps], _StoredTrajectory)
@@ -247,7 +247,7 @@ def artifacts(wanted: Sequence[tuple[Done, str]], shape: type[Shape]) -> list[Sh
             ) from None
 
     with ThreadPoolExecutor(store.AT_ONCE) as pool:
-        return list(pool.map(lambda one: read(*one), wanted))
+        return list(pool.map(lambda address: read(*address), wanted))
 
 
 def histories(
@@ -256,10 +256,10 @@ def histories(
     """Optimizer → seed → (epoch, value) of a number that training logs every epoch."""
     trainings = [m for m in measurements if m.step == "train"]
     logged = metric_histories([m.done.run_id for m in trainings], metric)
-    found: dict[str, dict[int, list[tuple[int, float]]]] = {}
+    by_subject: dict[str, dict[int, list[tuple[int, float]]]] = {}
     for m in trainings:
-        found.setdefault(m.subject, {})[m.seed] = sorted(logged[m.done.run_id].items())
-    return found
+        by_subject.setdefault(m.subject, {})[m.seed] = sorted(logged[m.done.run_id].items())
+    return by_subject
 
 
 def check_alike(step: str, runs: list[Done]) -> None:

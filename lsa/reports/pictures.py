@@ -56,7 +56,7 @@ class Picture:
 
 
 def pictures(
-    measurements: Sequence[Measurement], courses: Sequence[Trajectory]
+    measurements: Sequence[Measurement], trajectories: Sequence[Trajectory]
 ) -> Iterator[Picture]:
     """Training first, then each probe, then the pairs."""
     known = probe.modules()
@@ -67,16 +67,16 @@ def pictures(
     for m, result in zip(probes, results, strict=True):
         if result.curves:
             stored.setdefault(m.step, []).append((m, result.curves))
-    for step in dict.fromkeys(course.probe for course in courses):
+    for step in dict.fromkeys(trajectory.probe for trajectory in trajectories):
         declared = probe.find(step)
         for metric in declared.during or declared.headline[:1]:
-            picture = _trajectory(step, metric, courses, measurements)
+            picture = _trajectory(step, metric, trajectories, measurements)
             if picture:
                 yield picture
     for step, curves in stored.items():
         if step not in between:
             yield _overlay(step, curves, measurements)
-    pairs = [one for step, curves in stored.items() for one in curves if step in between]
+    pairs = [pair for step, curves in stored.items() for pair in curves if step in between]
     if pairs:
         yield _profiles(pairs, measurements)
     yield from _barriers(measurements, _failed(pairs))
@@ -90,9 +90,9 @@ def _overlay(
     y_name = declared.curve if declared.curve in first else next(iter(first))
     lines, scale = _nothing(measurements), f"{step}/{declared.scale}"
     scaled = all(scale in m.numbers for m, _ in curves)
-    for m, found in curves:
-        if y_name in found:
-            x, y = _points(found[y_name])
+    for m, curve in curves:
+        if y_name in curve:
+            x, y = _points(curve[y_name])
             lines.setdefault(m.subject, []).append((x * m.numbers[scale] if scaled else x, y))
     levels = {
         subject: (float(np.mean(list(by_seed.values()))), f"{subject}: enough")
@@ -118,12 +118,12 @@ def _seeds(lines: Mapping[str, Sequence[Any]]) -> str:
 def _shared_range(lines: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
     """Curves around 0 as far as all of them reach."""
     reach = min(np.abs(x).max() for many in lines.values() for x, _ in many)
-    found: dict[str, list[Any]] = {}
+    groups: dict[str, list[Any]] = {}
     for subject, many in lines.items():
         for x, y in many:
             within = np.abs(x) <= reach * (1 + 1e-9)
-            found.setdefault(subject, []).append((x[within], y[within]))
-    return found
+            groups.setdefault(subject, []).append((x[within], y[within]))
+    return groups
 
 
 def _nothing(measurements: Sequence[Measurement]) -> dict[str, list[Any]]:
@@ -134,11 +134,11 @@ def _nothing(measurements: Sequence[Measurement]) -> dict[str, list[Any]]:
 def _trajectory(
     step: str,
     metric: str,
-    courses: Sequence[Trajectory],
+    trajectories: Sequence[Trajectory],
     measurements: Sequence[Measurement],
 ) -> Picture | None:
     """One quantity of a trajectory; what is never finite is not drawn."""
-    mine = [c for c in courses if c.probe == step and metric in c.metrics]
+    mine = [c for c in trajectories if c.probe == step and metric in c.metrics]
     by_epoch, by_loss = _nothing(measurements), _nothing(measurements)
     thresholds = {}
     for c in mine:
@@ -164,10 +164,10 @@ def _profiles(
 ) -> Picture:
     """Every pair in a panel of its own."""
     panels: dict[str, dict[str, list[Any]]] = {}
-    for m, found in curves:
+    for m, curve in curves:
         for name, way in probe.find(m.step).between.items():
-            if name in found:
-                points = inside(*_points(found[name]))
+            if name in curve:
+                points = inside(*_points(curve[name]))
                 panels.setdefault(m.subject, {}).setdefault(way, []).append(points)
     known = values(measurements, "auto_neb/log_classes").values()
     bounds = [value for by_seed in known for value in by_seed.values()]
@@ -197,11 +197,11 @@ def _barriers(measurements: Sequence[Measurement], failed: str) -> Iterator[Pict
 
 def _means(measurements: Sequence[Measurement], metric: str) -> dict[tuple[str, str], float]:
     """Pair of optimizers → mean over the seeds."""
-    found = {}
+    means = {}
     for pair, by_seed in values(measurements, metric).items():
         a, b = pair.split(" – ")
-        found[a, b] = float(np.mean(list(by_seed.values())))
-    return found
+        means[a, b] = float(np.mean(list(by_seed.values())))
+    return means
 
 
 def _points(curve: StoredCurve) -> tuple[np.ndarray, np.ndarray]:

@@ -61,13 +61,13 @@ def find(
     if step is None:
         return named
     command = probe.find(step.removeprefix(project.ALONG)).name
-    found = runs.newest_on(named.run_id, step)
-    if found is None:
+    run = runs.newest_on(named.run_id, step)
+    if run is None:
         raise InputError(
             f"no run of {step} measured the checkpoint of run {named.run_id}; make one with: "
             f"lsa {command} --checkpoint {named.run_id}"
         )
-    return found
+    return run
 
 
 def run(done: Done) -> dict[str, Any]:
@@ -105,8 +105,10 @@ def run(done: Done) -> dict[str, Any]:
 
 def notes(tags: Mapping[str, str]) -> list[str]:
     """What a run's probe says to its reader, in its order."""
-    found = {whole_number(k.removeprefix(NOTE)): v for k, v in tags.items() if k.startswith(NOTE)}
-    return [found[number] for number in sorted(n for n in found if n is not None)]
+    numbered = {
+        whole_number(k.removeprefix(NOTE)): v for k, v in tags.items() if k.startswith(NOTE)
+    }
+    return [numbered[number] for number in sorted(n for n in numbered if n is not None)]
 
 
 def _time(milliseconds: int) -> str | None:
@@ -136,14 +138,14 @@ def _checkpoints(done: Done, step: str) -> list[dict[str, str]]:
         return [{"address": address, "run": done.run_id}] if address else []
     names = ("checkpoint", "checkpoint_b", "checkpoint_c")
     ids = [done.params[name] for name in names if name in done.params]
-    found = []
-    for one in ids:
+    rows = []
+    for model_id in ids:
         try:
-            address = registered.resolve(one)
+            address = registered.resolve(model_id)
         except InputError:  # deleted since
             address = ""
-        found.append({"address": address, "run": one})
-    return found
+        rows.append({"address": address, "run": model_id})
+    return rows
 
 
 def _parameters(params: Mapping[str, str], step: str) -> dict[str, Any]:
@@ -170,12 +172,12 @@ def checkpoints(name: str | None = None) -> list[dict[str, Any]]:
     measured = ("final", *probe.modules())
     return [
         {
-            "address": one.address,
-            "project": one.project,
-            "optimizer": one.optimizer,
-            "seed": one.seed,
-            "epoch": one.epoch,
-            "run": one.run_id,
+            "address": listed.address,
+            "project": listed.project,
+            "optimizer": listed.optimizer,
+            "seed": listed.seed,
+            "epoch": listed.epoch,
+            "run": listed.run_id,
             "metrics": {
                 key: {
                     "value": json_number(metric.value),
@@ -183,11 +185,11 @@ def checkpoints(name: str | None = None) -> list[dict[str, Any]]:
                         k: json_number(error) for k, error in metric.errors.items()
                     },
                 }
-                for key, metric in numbers(one.numbers).items()
+                for key, metric in numbers(listed.numbers).items()
                 if key.partition("/")[0] in measured
             },
         }
-        for one in registered.listing(name)
+        for listed in registered.listing(name)
     ]
 
 

@@ -19,7 +19,7 @@ from lsa.reports import doubts, summary
 from lsa.reports.checks import Check, checks
 from lsa.reports.findings import Finding, PairFinding, findings, pair_findings
 from lsa.reports.insights import Insight, insights
-from lsa.reports.measurements import Measurement, histories, measured, trajectories
+from lsa.reports.measurements import Measurement, histories, measured, read_trajectories
 from lsa.reports.pictures import Picture, pictures
 from lsa.reports.statistics.comparison import seeds_needed
 from lsa.reports.tables import Table, leading, tables
@@ -45,20 +45,20 @@ def report(setting: Project) -> Report:
         InputError: Nothing measured, or measurements that are not alike.
     """
     everything = measured(setting)
-    courses = trajectories(everything)
+    trajectories = read_trajectories(everything)
     headline = tables(everything)
-    claims = insights(setting, everything, courses, histories(everything, "val/accuracy"))
-    found, pairs = findings(everything, courses), pair_findings(everything)
-    drawn, agreed = list(pictures(everything, courses)), checks(everything)
+    claims = insights(setting, everything, trajectories, histories(everything, "val/accuracy"))
+    results, pairs = findings(everything, trajectories), pair_findings(everything)
+    drawn, agreed = list(pictures(everything, trajectories)), checks(everything)
     runs = [_run(m) for m in everything]
-    points = summary.established(claims, found, pairs)
-    open_question = summary.nearest(setting, found)
+    points = summary.established(claims, results, pairs)
+    open_question = summary.nearest(setting, results)
     sections = [
         *_start(setting, everything, points, open_question, drawn),
         *_figures(drawn[1:]),
         *_numbers(headline),
         *_notes(everything),
-        *_pairs(setting, claims, found, pairs),
+        *_pairs(setting, claims, results, pairs),
         _check_section(agreed),
         _provenance(runs),
     ]
@@ -68,10 +68,10 @@ def report(setting: Project) -> Report:
         "established": points,
         "nearest": open_question,
         "tables": [asdict(table) for table in headline],
-        "insights": [asdict(one) | {"verdict": one.verdict} for one in claims],
-        "findings": [one.content for one in found],
-        "pairs": [one.content for one in pairs],
-        "figures": [{"title": one.title, "caption": one.caption} for one in drawn],
+        "insights": [asdict(picture) | {"verdict": picture.verdict} for picture in claims],
+        "findings": [picture.content for picture in results],
+        "pairs": [picture.content for picture in pairs],
+        "figures": [{"title": picture.title, "caption": picture.caption} for picture in drawn],
         "checks": [asdict(check) for check in agreed],
         "measurements": [
             run | {"converged": m.converged, "numbers": m.numbers}
@@ -81,11 +81,11 @@ def report(setting: Project) -> Report:
     return Report(as_html(title, sections), as_markdown(title, sections), storable(content))
 
 
-def log(opened: recording.Run, found: Report) -> None:
+def log(opened: recording.Run, report_made: Report) -> None:
     """Store a report as artifacts of a run; the page opens in MLflow's UI."""
-    opened.text(found.html, "report.html")
-    opened.text(found.markdown, "report.md")
-    opened.json(found.content, "report.json")
+    opened.text(report_made.html, "report.html")
+    opened.text(report_made.markdown, "report.md")
+    opened.json(report_made.content, "report.json")
 
 
 # --- sections -------------------------------------------------------------------------------------
@@ -111,8 +111,8 @@ def _start(
     text = summary.ERRORS if len(points) == 0 else f"{open_question}\n{summary.ERRORS}"
     yield Section("", headings=tuple(table.headings), rows=rows)
     yield Section("", text)
-    for one in drawn[:1]:
-        yield Section("", f"{one.title}. {one.caption}", figure=one.png)
+    for picture in drawn[:1]:
+        yield Section("", f"{picture.title}. {picture.caption}", figure=picture.png)
 
 
 def _numbers(headline: Sequence[Table]) -> Iterator[Section]:
@@ -146,7 +146,7 @@ def _notes(everything: Sequence[Measurement]) -> Iterator[Section]:
 def _pairs(
     setting: Project,
     claims: Sequence[Insight],
-    found: Sequence[Finding],
+    results: Sequence[Finding],
     pairs: Sequence[PairFinding],
 ) -> Iterator[Section]:
     n = len(setting.optimizers)
@@ -163,9 +163,11 @@ def _pairs(
         "of, by that pair's own test."
     )
     yield Section("Claims", text, level=3)
-    rows = [(one.name, "\n".join((one.claim, *one.evidence)), one.verdict) for one in claims]
+    rows = [
+        (claim.name, "\n".join((claim.claim, *claim.evidence)), claim.verdict) for claim in claims
+    ]
     headings = ("claim", "evidence", "verdict")
-    yield from _split(headings, rows, [one.established for one in claims], "claims")
+    yield from _split(headings, rows, [claim.established for claim in claims], "claims")
     text = (
         "Curvature falls and rises with the train loss, so it is compared at the last epoch and at "
         "equal train loss: along the trajectories, at the largest final loss among the optimizers "
@@ -175,14 +177,14 @@ def _pairs(
         "alone is no flatter minimum."
     )
     headings = ("number", "at the last epoch", "at equal train loss", "verdict")
-    if found:
+    if results:
         yield Section("Every pair of optimizers", text, level=3)
         rows = [
             (_both(f.metric), _with(f.comparison.statement, f.doubt), f.at_equal_loss or "–",
              f.verdict)
-            for f in found
+            for f in results
         ]  # fmt: skip
-        yield from _split(headings, rows, [f.established for f in found], "comparisons")
+        yield from _split(headings, rows, [f.established for f in results], "comparisons")
     text = (
         "A barrier is a largest height and never below 0; there is one where it exceeds 0 by two "
         "standard errors over the samples, at more seeds than chance explains. That of a path is "
@@ -225,19 +227,19 @@ def _split(
 
 def _named(rows: Iterable[tuple[str, ...]]) -> list[tuple[Cell, ...]]:
     """Rows that do not repeat the number's name."""
-    found: list[tuple[Cell, ...]] = []
+    cells: list[tuple[Cell, ...]] = []
     before = ""
     for name, *rest in rows:
-        found.append(("" if name == before else name, *rest))
+        cells.append(("" if name == before else name, *rest))
         before = name
-    return found
+    return cells
 
 
 def _figures(drawn: Sequence[Picture]) -> Iterator[Section]:
     if drawn:
         yield Section("Figures")
-    for one in drawn:
-        yield Section(one.title, one.caption, figure=one.png, level=3)
+    for picture in drawn:
+        yield Section(picture.title, picture.caption, figure=picture.png, level=3)
 
 
 def _check_section(agreed: Sequence[Check]) -> Section:

@@ -45,16 +45,16 @@ def rule(setting: Project, name: str) -> str:
 
 
 def established(
-    claims: Sequence[Insight], found: Sequence[Finding], pairs: Sequence[PairFinding]
+    claims: Sequence[Insight], findings: Sequence[Finding], pairs: Sequence[PairFinding]
 ) -> list[str]:
     """What the seeds establish, in plain words, one point for each number; the surest first."""
-    points = [f"{one.name}: {one.claim}" for one in claims if one.established]
+    points = [f"{finding.name}: {finding.claim}" for finding in claims if finding.established]
     best: dict[str, Finding] = {}
-    for one in found:
-        known = best.get(_same(one.metric))
-        if one.established and (known is None or _strength(one) > _strength(known)):
-            best[_same(one.metric)] = one
-    points += [sentence(one) for one in sorted(best.values(), key=_strength, reverse=True)]
+    for finding in findings:
+        known = best.get(_same(finding.metric))
+        if finding.established and (known is None or _strength(finding) > _strength(known)):
+            best[_same(finding.metric)] = finding
+    points += [sentence(finding) for finding in sorted(best.values(), key=_strength, reverse=True)]
     return points + list(_barriers(pairs))
 
 
@@ -66,15 +66,15 @@ def _same(metric: str) -> str:
     return next(equal, metric)
 
 
-def _strength(found: Finding) -> float:
-    return abs(standardised(found.comparison))
+def _strength(finding: Finding) -> float:
+    return abs(standardised(finding.comparison))
 
 
-def sentence(found: Finding) -> str:
+def sentence(finding: Finding) -> str:
     """A finding as a reader would tell it."""
-    c = found.comparison
+    c = finding.comparison
     other = c.b if c.larger == c.a else c.a
-    name = words.quantity(found.metric)
+    name = words.quantity(finding.metric)
     flipped = c.larger != c.a
     if c.scale == "ratio":
         ends = [1 / v if flipped else v for v in (c.effect, c.low, c.high)]
@@ -84,10 +84,10 @@ def sentence(found: Finding) -> str:
         much = f"larger by {ends[0]:.3g} for {c.larger} than for {other}"
     low, high = sorted(ends[1:])
     equal = ""
-    if found.matched is not None:
-        factor = 1 / found.matched.effect if flipped else found.matched.effect
+    if finding.matched is not None:
+        factor = 1 / finding.matched.effect if flipped else finding.matched.effect
         equal = f", {factor:.3g} times at equal train loss"
-    doubt = f"; {found.doubt}" if found.doubt else ""
+    doubt = f"; {finding.doubt}" if finding.doubt else ""
     return f"The {name} is {much} (95 %: {low:.3g} … {high:.3g}{equal}; {listed(c.seeds)}{doubt})."
 
 
@@ -103,7 +103,7 @@ def _barriers(pairs: Sequence[PairFinding]) -> Iterator[str]:
         yield f"There is a {words.quantity(metric)} between {heights}{doubt and f'; {doubt}'}."
 
 
-def nearest(setting: Project, found: Sequence[Finding]) -> str:
+def nearest(setting: Project, findings: Sequence[Finding]) -> str:
     """How many seeds would settle the finding that is nearest to being established."""
     n = len(setting.optimizers)
     pairs = max(1, n * (n - 1) // 2)
@@ -112,7 +112,7 @@ def nearest(setting: Project, found: Sequence[Finding]) -> str:
         f"With {pairs} pair{'s' * (pairs > 1)} of optimizers no difference can be established "
         f"with fewer than {least} seeds; there {'is' if seeds == 1 else 'are'} {seeds}."
     )
-    outlooks = [(one, outlook) for one in _open(found) if (outlook := _outlook(one))]
+    outlooks = [(one, outlook) for one in _open(findings) if (outlook := _outlook(one))]
     if not outlooks:
         few = seeds < 3
         return start + few * " From three seeds on, the report forecasts how many are enough."
@@ -127,20 +127,23 @@ def nearest(setting: Project, found: Sequence[Finding]) -> str:
     )
 
 
-def _open(found: Iterable[Finding]) -> list[Finding]:
+def _open(findings: Iterable[Finding]) -> list[Finding]:
     """Those not established, whose difference has one direction however it is taken."""
     return [
-        one
-        for one in found
-        if not one.established
-        and one.comparison.larger
-        and (one.matching is None or (one.matched and one.matched.larger == one.comparison.larger))
+        finding
+        for finding in findings
+        if not finding.established
+        and finding.comparison.larger
+        and (
+            finding.matching is None
+            or (finding.matched and finding.matched.larger == finding.comparison.larger)
+        )
     ]
 
 
-def _outlook(found: Finding) -> Forecast | None:
+def _outlook(finding: Finding) -> Forecast | None:
     """Seeds that establish a finding each way that it is taken, as if the ways were independent."""
-    ways = [found.comparison, *([found.matched] if found.matched else [])]
+    ways = [finding.comparison, *([finding.matched] if finding.matched else [])]
     open_ways = [way for way in ways if not way.established]
     outlooks = [forecast(way, POWER ** (1 / len(open_ways))) for way in open_ways]
     known = [one for one in outlooks if one]

@@ -112,13 +112,13 @@ def leading(measurements: Sequence[Measurement]) -> Table:
 
 def worst(measurements: Sequence[Measurement], name: str, subject: str) -> list[Measurement]:
     """The runs of an optimizer that have a number; of pairs the one with the largest, by seed."""
-    found: dict[int, Measurement] = {}
+    by_seed: dict[int, Measurement] = {}
     for m in measurements:
         if m.step != step_of(name) or name not in m.numbers or subject not in members(m.subject):
             continue
-        if m.seed not in found or m.numbers[name] > found[m.seed].numbers[name]:
-            found[m.seed] = m
-    return [found[seed] for seed in sorted(found)]
+        if m.seed not in by_seed or m.numbers[name] > by_seed[m.seed].numbers[name]:
+            by_seed[m.seed] = m
+    return [by_seed[seed] for seed in sorted(by_seed)]
 
 
 def members(subject: str) -> list[str]:

@@ -72,8 +72,8 @@ def twice() -> list[Measurement]:
     ]
 
 
-def sharpness_of(runs: list[Measurement], courses: list[Trajectory]) -> Finding:
-    (found,) = [f for f in findings(runs, courses) if f.metric == "lanczos/lambda_max"]
+def sharpness_of(runs: list[Measurement], trajectories: list[Trajectory]) -> Finding:
+    (found,) = [f for f in findings(runs, trajectories) if f.metric == "lanczos/lambda_max"]
     return found
 
 
@@ -89,7 +89,7 @@ def test_curvature_of_few_seeds_is_not_matched():
     assert "no equal-loss comparison: no trajectories, and fewer than 6 seeds" in found.sentence
 
 
-def course(name: str, seed: int, last: float, scale: float) -> Trajectory:
+def trajectory(name: str, seed: int, last: float, scale: float) -> Trajectory:
     loss = np.geomspace(2, last, 9)
     values = {"lambda_max": (scale * np.sqrt(loss) * (5 + seed)).tolist()}
     return Trajectory("lanczos", name, seed, list(range(9)), loss.tolist(), values)
@@ -108,9 +108,9 @@ def course(name: str, seed: int, last: float, scale: float) -> Trajectory:
     ],
 )
 def test_curvature_is_compared_along_the_trajectories(scale, verdict):
-    courses = [course("sgd", s, 0.5, scale) for s in range(7)]
-    courses += [course("adamw", s, 0.1, 1.0) for s in range(7)]
-    sharpness = sharpness_of(twice(), courses)
+    trajectories = [trajectory("sgd", s, 0.5, scale) for s in range(7)]
+    trajectories += [trajectory("adamw", s, 0.1, 1.0) for s in range(7)]
+    sharpness = sharpness_of(twice(), trajectories)
     assert sharpness.matched is not None
     assert sharpness.matched.effect == pytest.approx(scale) and sharpness.verdict == verdict
     assert sharpness.sentence.endswith(verdict) and "along the trajectories" in sharpness.sentence

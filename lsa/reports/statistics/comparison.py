@@ -124,15 +124,15 @@ def compare(
     pairs = [(a, b, *paired(values, a, b, scale)) for a, b in combinations(values, 2)]
     tests = [math.nan if note else sign_flip_p(d) for *_, d, note in pairs]
     adjusted = holm(tests)
-    found = []
+    comparisons = []
     for (a, b, seeds, d, note), p, p_adjusted in zip(pairs, tests, adjusted, strict=True):
         effect, low, high = (math.nan,) * 3 if note else interval(d)
         if scale == "ratio":
             effect, low, high = math.exp(effect), math.exp(low), math.exp(high)
         established = len(seeds) >= FEWEST and p_adjusted <= level
         numbers = (effect, low, high, p, p_adjusted, len(pairs), established)
-        found.append(Comparison(a, b, scale, seeds, *numbers, note=note))
-    return found
+        comparisons.append(Comparison(a, b, scale, seeds, *numbers, note=note))
+    return comparisons
 
 
 def paired(

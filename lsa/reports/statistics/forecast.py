@@ -24,7 +24,9 @@ class Forecast:
     power: float  # with so many
 
 
-def forecast(found: Comparison, wanted: float = POWER, *, level: float = LEVEL) -> Forecast | None:
+def forecast(
+    comparison: Comparison, wanted: float = POWER, *, level: float = LEVEL
+) -> Forecast | None:
     """The fewest seeds that establish a comparison with a wanted probability.
 
     The paired differences are taken for normal with the mean and the spread of the seeds so far.
@@ -34,22 +36,22 @@ def forecast(found: Comparison, wanted: float = POWER, *, level: float = LEVEL) 
         None with fewer than three seeds, whose spread says too little, without a difference, and
         for a comparison that was not made by sign flips.
     """
-    n = len(found.seeds)
-    if n < 3 or not found.test.startswith("exact"):
+    n = len(comparison.seeds)
+    if n < 3 or not comparison.test.startswith("exact"):
         return None
-    effect = standardised(found)
+    effect = standardised(comparison)
     if not (math.isfinite(effect) and effect != 0):
         return None
-    return needed(abs(effect), found.family, more_than=n, wanted=wanted, level=level)
+    return needed(abs(effect), comparison.family, more_than=n, wanted=wanted, level=level)
 
 
-def standardised(found: Comparison) -> float:
+def standardised(comparison: Comparison) -> float:
     """Mean over standard deviation of the paired differences (Cohen's d), from their interval."""
-    n = len(found.seeds)
-    if n < 2 or math.isnan(found.effect):
+    n = len(comparison.seeds)
+    if n < 2 or math.isnan(comparison.effect):
         return math.nan
-    ends = (found.effect, found.high)
-    mean, high = (math.log(v) for v in ends) if found.scale == "ratio" else ends
+    ends = (comparison.effect, comparison.high)
+    mean, high = (math.log(v) for v in ends) if comparison.scale == "ratio" else ends
     half = high - mean
     if half <= 0:
         return math.copysign(math.inf, mean) if mean else 0.0

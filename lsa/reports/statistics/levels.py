@@ -84,22 +84,22 @@ def levels(
         level: Of the family of all subjects.
     """
     sign = 1 if side == "above 0" else -1
-    found = []
+    judged = []
     for subject, by_seed in values.items():
         seeds = tuple(sorted(by_seed))
         numbers = np.array([by_seed[seed] for seed in seeds], dtype=float)
         mean = interval(numbers)
         if errors is None:
-            found.append(Level(subject, seeds, *mean))
+            judged.append(Level(subject, seeds, *mean))
             continue
         margins = np.array([errors[subject][seed] for seed in seeds], dtype=float)
         beyond = int((sign * numbers > margins).sum())
         p = float(bdtrc(beyond - 1, len(seeds), 0.5)) if len(seeds) > 1 else math.nan
-        found.append(Level(subject, seeds, *mean, side, beyond, p))
-    adjusted = holm([one.p for one in found])
+        judged.append(Level(subject, seeds, *mean, side, beyond, p))
+    adjusted = holm([level_of.p for level_of in judged])
     return [
-        one if errors is None else _judged(one, p, len(found), level)
-        for one, p in zip(found, adjusted, strict=True)
+        level_of if errors is None else _judged(level_of, p, len(judged), level)
+        for level_of, p in zip(judged, adjusted, strict=True)
     ]
 
 

@@ -54,21 +54,21 @@ def at_common_loss(losses: Courses, values: Courses) -> tuple[dict[str, dict[int
     Returns:
         Optimizer → seed → value, and one plain line for every value that could not be had.
     """
-    found: dict[str, dict[int, float]] = {name: {} for name in losses}
+    matched: dict[str, dict[int, float]] = {name: {} for name in losses}
     left_out = []
     for seed in sorted({seed for by_seed in losses.values() for seed in by_seed}):
-        here = {name: by_seed[seed] for name, by_seed in losses.items() if seed in by_seed}
-        target = max(course[-1] for course in here.values())
-        for name, course in here.items():
-            value = at_loss(course, values[name][seed], target)
+        of_seed = {name: by_seed[seed] for name, by_seed in losses.items() if seed in by_seed}
+        target = max(losses_of[-1] for losses_of in of_seed.values())
+        for name, losses_of in of_seed.items():
+            value = at_loss(losses_of, values[name][seed], target)
             if math.isfinite(value):
-                found[name][seed] = value
+                matched[name][seed] = value
             else:
                 left_out.append(
                     f"{name} at seed {seed}: no usable value around the train loss {target:.3g} "
-                    f"(its records begin at {course[0]:.3g})"
+                    f"(its records begin at {losses_of[0]:.3g})"
                 )
-    return found, left_out
+    return matched, left_out
 
 
 def ancova(values: BySeed, losses: BySeed, *, level: float = LEVEL) -> list[Comparison]:
@@ -79,16 +79,16 @@ def ancova(values: BySeed, losses: BySeed, *, level: float = LEVEL) -> list[Comp
     Nothing is established with fewer than six seeds, nor where equal loss lies outside the ratios
     of losses that were measured: there the answer is the straight line's and not the data's.
     """
-    found = [_adjusted(values, losses, a, b) for a, b in combinations(values, 2)]
-    adjusted = holm([one.p for one in found])
+    comparisons = [_adjusted(values, losses, a, b) for a, b in combinations(values, 2)]
+    adjusted = holm([comparison.p for comparison in comparisons])
     return [
         replace(
-            one,
+            comparison,
             p_adjusted=p,
-            family=len(found),
-            established=not one.note and len(one.seeds) >= FEWEST and p <= level,
+            family=len(comparisons),
+            established=not comparison.note and len(comparison.seeds) >= FEWEST and p <= level,
         )
-        for one, p in zip(found, adjusted, strict=True)
+        for comparison, p in zip(comparisons, adjusted, strict=True)
     ]
 
 
