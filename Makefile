@@ -5,7 +5,7 @@ PIP := $(BIN)/pip --disable-pip-version-check install --quiet $(PIP_OPTIONS)
 
 # What `test-all` runs: the folders and files of these rooms, or everything.
 ROOMS := tests
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist worksteal
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist worksteal --durations 25 --durations-min 5
 
 .PHONY: demo test test-all test-full test-floors check mlproject clean
 
