@@ -48,5 +48,5 @@ def epochs(
     right.set_ylim(left.get_ylim())
     right.invert_xaxis()
     right.set_xlabel("train loss (training goes to the right; marks: the last epoch)")
-    fix_margins(figure, left=0.95, right=0.2, bottom=0.6, top=0.45)
+    fix_margins(figure, left=0.95, right=0.2, bottom=0.6, top=0.45 if title else 0.15)
     return figure

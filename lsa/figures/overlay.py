@@ -40,7 +40,7 @@ def overlay(
     name_x(plot, x_name)
     plot.set_ylabel(label(y_name))
     plot.legend(frameon=False)
-    fix_margins(figure, left=0.95, right=0.2, bottom=0.6, top=0.4)
+    fix_margins(figure, left=0.95, right=0.2, bottom=0.6, top=0.4 if title else 0.15)
     return figure
 
 

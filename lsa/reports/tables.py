@@ -15,7 +15,6 @@ LEADING = (
     *TRAINING,
     "lanczos/lambda_max",
     "sgd_noise/noise_ratio",
-    "preconditioned/threshold_ratio",
     "auto_neb/path_loss",
     "interpolation/barrier",
 )
@@ -23,7 +22,7 @@ WORST = {
     "auto_neb/path_loss": "highest loss on the worst path to another",
     "interpolation/barrier": "highest barrier on a straight line to another",
 }
-MOST = 7  # columns of the leading table
+MOST = 6  # columns of the leading table
 
 
 @dataclass(frozen=True)
