@@ -88,9 +88,10 @@ def lanczos(
     ‖Hv − λv‖ is within `tol` at both ends; the lower end takes most of the products. The condition
     number is |λ_max/λ_min|, as the literature on optimizer comparisons prints it; H is indefinite,
     so it is a ratio of the two ends and not a conditioning of anything. It is left out where λ_min
-    is not told from zero: where |λ_min| is within its residual or rounding. An eigenvalue above
-    `lambda_missable` that the search had missed would have shown with a probability of 95 %
-    (`lsa.maths.spectra.eigenpairs.lanczos`). The standard error of an
+    is not told from zero: where |λ_min| is within its residual or rounding. With a probability of
+    95 % no eigenvalue lies above `lambda_max_limit` (`lsa.maths.spectra.detection.excluded`): an
+    eigenvector that the search missed would have had to be all but orthogonal to its random start.
+    The standard error of an
     eigenvalue over the data is the spread of the per-sample curvatures vᵀ∇²ℓᵢv over √N (first-order
     perturbation theory). A subset of the data biases λ_max up and λ_min down (Jensen's inequality),
     by about b/N: so the mean λ_max of two random halves of the samples exceeds λ_max by as much as
@@ -112,6 +113,7 @@ def lanczos(
     extremes = eigenpairs.lanczos(
         hessian,
         eigenpairs.start_vector(theta, rng, landscape.gradient(theta)),
+        random=0.25,
         rng=rng,
         largest=k,
         smallest=k_min,
@@ -187,7 +189,7 @@ def _ends(
     vectors = torch.cat([upper.vectors, lower.vectors.flip(1)], dim=1)
     # An eigenvector has no sign; point it downhill, so that perturbations along it are comparable.
     vectors = vectors * torch.where(gradient @ vectors > 0, -1.0, 1.0)
-    lambda_max, missable = upper.values[0].item(), extremes.missable[0]
+    lambda_max, limit = upper.values[0].item(), extremes.limit
     values = torch.cat([upper.values, lower.values.flip(0)])
     residuals = torch.cat([upper.residuals, lower.residuals.flip(0)])
     top = landscape.influences(landscape.curvatures(theta, vectors[:, 0])).double()
@@ -200,7 +202,7 @@ def _ends(
         "gradient_norm": Metric(gradient.double().norm().item(), "loss", standard_error(slope)),
         "products": Metric(extremes.products),
         "orthogonality_error": Metric(extremes.orthogonality),
-        **({"lambda_missable": Metric(missable, "loss")} if np.isfinite(missable) else {}),
+        **({"lambda_max_limit": Metric(limit, "loss")} if np.isfinite(limit) else {}),
         "n_samples": Metric(landscape.n_samples),
     }
     k, k_min = len(upper.values), len(lower.values)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lsa.maths.spaces import HERE, Space
-from lsa.maths.spectra.detection import detectable
+from lsa.maths.spectra.detection import detectable, excluded
 from lsa.maths.spectra.krylov import Krylov, Matvec, gram_error
 from lsa.maths.spectra.measured import Measured
 from lsa.maths.spectra.search import Search
@@ -45,6 +45,7 @@ class Extremes:
     orthogonality: float  # max |V Vᵀ − I| over the final basis
     asymmetry: float  # max |T − Tᵀ| / max |T|: 0 for a symmetric operator in exact arithmetic
     noise: float = 0.0  # error of the products, which the residuals contain
+    limit: float = math.inf  # no eigenvalue is larger, with a probability of 95 %; inf: not known
 
     @property
     def converged(self) -> bool:
@@ -98,6 +99,7 @@ def lanczos(
     confirm: int = CONFIRM,
     basis: int | None = None,
     max_products: int = 1000,
+    random: float = 0.0,
     space: Space = HERE,
     report: Report | None = None,
 ) -> Extremes:
@@ -117,6 +119,9 @@ def lanczos(
     How sure that is, `Extremes.missable` says: a further eigenvalue above its first number (below
     its second) would have shown with a probability of 95 % (`lsa.maths.spectra.detection`).
 
+    Of λ_max alone more is known where the start is random, or partly: no eigenvalue lies above
+    `Extremes.limit`, with a probability of 95 % (`detection.excluded`).
+
     The errors that products tell (`lsa.maths.spectra.measured`) are part of the residuals.
 
     Args:
@@ -134,6 +139,8 @@ def lanczos(
             end: there the search goes on until the residual is below |θ| as well. Where it ends
             with a residual above |θ|, and θ is not as small as that of an eigenvalue 0 would be,
             it is not known.
+        random: Part of the squared length of the start that is a random direction: 1, or at least
+            ¼ of `start_vector` with a direction; 0 where it is not known.
         confirm: Products of each random direction that looks for missed eigenvalues, at least; a
             tenth of all products where that is more (`SHARE`). 3 expose an eigenvalue that stands
             well clear of the unwanted ones (tuned here: 29 of 30 hidden on purpose in d = 20,000;
@@ -165,6 +172,10 @@ def lanczos(
         search.converge()
         confirmed = asked and search.converged and not search.changed(before)
     extremes = _extremes(search, confirmed or krylov.done == krylov.d)
+    if random and krylov.chain:
+        above = excluded(krylov.chain, dimension=krylov.d, random=random)
+        found = float(search.ritz.values[-1])  # by a later chain, it may be more
+        extremes = replace(extremes, limit=max(above, found) + search.noise)
     return measured(extremes, search) if search.noise else extremes
 
 

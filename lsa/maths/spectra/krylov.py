@@ -109,6 +109,8 @@ class Krylov:
         self.T = torch.zeros(basis, basis, dtype=torch.float64)
         self.done = self.count = self.products = 0
         self.asymmetry = self.scale = 0.0
+        self.chain: list[tuple[float, float]] = []  # αⱼ, βⱼ₊₁ of the start, up to the first restart
+        self._single = self.block == 1
         for column in columns.T:
             self._append_start(column)
 
@@ -124,6 +126,9 @@ class Krylov:
         if grows:
             self.T[n, j] = c[n]
             self._append(w / float(c[n]))
+        if self._single:
+            self.chain.append((float(c[j]), float(c[n]) if grows else 0.0))
+            self._single = grows
         return grows
 
     def ritz(self, wanted: tuple[int, int]) -> Ritz:
@@ -141,6 +146,7 @@ class Krylov:
         m, n = self.done, self.count
         if self.basis == self.d or n + 2 <= self.basis:
             return
+        self._single = False
         room = min(self.basis // 2, self.basis - 2 - (n - m))  # a half was the best share tried
         S = ritz.S[:, _both_ends(m, max(room, sum(wanted)), wanted)]
         k = S.shape[1]
@@ -162,6 +168,7 @@ class Krylov:
         waiting = self.count - self.done
         if self.count == self.d or waiting + 1 + sum(wanted) + 2 > self.basis < self.d:
             return False
+        self._single = False
         w = self.space.normal(self.V[0], rng)
         for _ in range(2):  # little of w is left when the basis nearly spans the space
             w, _ = orthogonalise(self._unit(w), self.V[: self.count], self.space)
