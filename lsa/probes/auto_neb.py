@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -13,11 +12,11 @@ from torch import Tensor
 
 from lsa.landscape import Landscape
 from lsa.landscape.batched import Batched
+from lsa.landscape.energies import SampledPoints, gradient_by_batches, mini_batches
 from lsa.landscape.heads import find_head
 from lsa.maths.paths import autoneb
 from lsa.maths.paths.autoneb import Cycle, MinimumEnergyPath
 from lsa.maths.paths.curves import TrainedCurve, train_curve
-from lsa.maths.paths.neb import EnergyFunction
 from lsa.maths.paths.polyline import (
     head_collapse_path,
     length_ratio,
@@ -110,8 +109,8 @@ def auto_neb(
     _check_counts(pivots, between, batch_size, curve_steps, cycles, steps)
     curve_steps = curve_steps if start == "curve" else 0
     bar = _Progress(report, curve_steps + cycles * steps)
-    dense = _Samples(landscape, landscape, bar)
-    energy = _mini_batches(training, batch_size, rng)
+    dense = SampledPoints(landscape, landscape, bar.say)
+    energy = mini_batches(training, batch_size, rng)
     line = refine(torch.stack([theta, theta_b]), pivots)
     collapse = _collapse(landscape, theta, theta_b)
     first, of_curve, notes = None, {}, []
@@ -136,7 +135,7 @@ def auto_neb(
     )
     path = _Path(refine(search.pivots, between), search.alphas, search.energies, between + 1)
     linear = dense.energies(refine(line, between))
-    held_out = _Samples(landscape, validation, bar)
+    held_out = SampledPoints(landscape, validation, bar.say)
     metrics = {
         **_heights(dense, held_out, path, linear),
         **of_curve,
@@ -217,43 +216,6 @@ class _Progress:
 # --- evaluation -----------------------------------------------------------------------------------
 
 
-class _Sampled(NamedTuple):
-    """One point on a split, sample by sample, in float64."""
-
-    losses: Tensor  # (N,)
-    wrong: Tensor | None  # (N,) 0 or 1; None when the task is not classification
-
-
-class _Samples:
-    """Points evaluated on a split, with batch-norm statistics of the landscape at each point.
-
-    Every point is evaluated once: the paths that are compared have many in common, and the errors
-    of their maxima need the single samples again.
-    """
-
-    def __init__(self, landscape: Landscape, split: Landscape, bar: _Progress) -> None:
-        self.landscape, self.split, self.bar = landscape, split, bar
-        self.known: dict[bytes, _Sampled] = {}
-
-    def at(self, theta: Tensor) -> _Sampled:
-        """Losses and mistakes at θ."""
-        key = hashlib.blake2b(theta.cpu().numpy().data, digest_size=16).digest()
-        if key not in self.known:
-            self.bar.say(f"evaluating points: {len(self.known) + 1}")
-            recalibrated = self.landscape.recalibrated(theta).with_data_of(self.split)
-            losses, wrong = recalibrated.per_sample(theta)
-            self.known[key] = _Sampled(losses.double(), None if wrong is None else wrong.double())
-        return self.known[key]
-
-    def energies(self, points: Tensor) -> Tensor:
-        """Mean loss at points `(M, d)`, shape `(M,)`."""
-        return torch.stack([self.at(point).losses.mean() for point in points])
-
-    def height(self, pivots: Tensor, between: int) -> float:
-        """Largest loss at the dense points of a path."""
-        return self.energies(refine(pivots, between)).max().item()
-
-
 def _collapse(landscape: Landscape, a: Tensor, b: Tensor) -> list[Tensor]:
     """The path that takes the last layer to zero and back; none where that gives no bound."""
     head = find_head(landscape, a, b)
@@ -261,7 +223,7 @@ def _collapse(landscape: Landscape, a: Tensor, b: Tensor) -> list[Tensor]:
 
 
 def _start(
-    curve: TrainedCurve, line: Tensor, between: int, dense: _Samples
+    curve: TrainedCurve, line: Tensor, between: int, dense: SampledPoints
 ) -> tuple[Tensor | None, dict[str, Metric], list[str]]:
     """The path to relax, with the curve's barrier: the curve's, or none where it is not lower."""
     points = curve.at(torch.linspace(0, 1, len(line)))
@@ -270,54 +232,6 @@ def _start(
         return points, barrier, []
     note = f"the line was relaxed: the trained curve is higher ({curve.stop_reason})"
     return None, barrier, [note]
-
-
-def _mini_batches(training: Landscape, batch_size: int, rng: torch.Generator) -> EnergyFunction:
-    """Energies and gradients of points, all on one mini-batch that is drawn anew in each call.
-
-    Where the data are batches, each call takes the next one of them; or all, where they hold no
-    more than `batch_size` samples.
-    """
-    if isinstance(training.data, Batched):
-        return _given_batches(training, batch_size)
-    gradient_on, n = training.on_batch_statistics().batch_gradient(), training.n_samples
-
-    def energy(points: Tensor, _: int) -> tuple[Tensor, Tensor]:
-        x, y = training.x, training.y
-        if batch_size < n:
-            chosen = torch.randperm(n, generator=rng)[:batch_size].to(x.device)
-            x, y = x[chosen], y[chosen]
-        values, gradients = zip(*(gradient_on(point, x, y) for point in points), strict=True)
-        return torch.stack(values), torch.stack(gradients)
-
-    return energy
-
-
-def _given_batches(training: Landscape, batch_size: int) -> EnergyFunction:
-    own = training.on_batch_statistics()
-    turns = own.batches_in_turn()
-
-    def whole(theta: Tensor) -> tuple[Tensor, Tensor]:
-        loss, gradient = own.loss_and_gradient(theta)
-        return torch.tensor(loss, dtype=torch.float64, device=theta.device), gradient
-
-    def energy(points: Tensor, _: int) -> tuple[Tensor, Tensor]:
-        on = whole if batch_size >= training.n_samples else next(turns)
-        values, gradients = zip(*(on(point) for point in points), strict=True)
-        return torch.stack(values), torch.stack(gradients)
-
-    return energy
-
-
-def _gradient(landscape: Landscape, theta: Tensor, batch_size: int) -> Tensor:
-    """∇L(θ) in float64; under batch norm the mean over mini-batches of the whole landscape."""
-    by_batch = landscape.on_batch_statistics()
-    if by_batch is landscape or isinstance(landscape.data, Batched):
-        return by_batch.gradient(theta).double()
-    n, total = landscape.n_samples, torch.zeros_like(theta, dtype=torch.float64)
-    for part in torch.arange(n, device=theta.device).tensor_split(max(1, n // batch_size)):
-        total.add_(by_batch.subset(part).gradient(theta), alpha=len(part) / n)
-    return total
 
 
 # --- what is reported -----------------------------------------------------------------------------
@@ -330,7 +244,9 @@ def _mean(values: Tensor, unit: str = "") -> Metric:
     return Metric(values.mean().item(), unit, errors)
 
 
-def _heights(dense: _Samples, held_out: _Samples, path: _Path, linear: Tensor) -> dict[str, Metric]:
+def _heights(
+    dense: SampledPoints, held_out: SampledPoints, path: _Path, linear: Tensor
+) -> dict[str, Metric]:
     """The highest point of the path on both splits, and that of the straight line."""
     top = dense.at(path.points[path.top])
     metrics = {
@@ -343,14 +259,14 @@ def _heights(dense: _Samples, held_out: _Samples, path: _Path, linear: Tensor) -
     return metrics | _held_out(held_out, path)
 
 
-def _above_ends(dense: _Samples, points: Tensor, name: str) -> dict[str, Metric]:
+def _above_ends(dense: SampledPoints, points: Tensor, name: str) -> dict[str, Metric]:
     """How far the highest of the points rises above the higher end, paired by sample."""
     top = dense.at(points[dense.energies(points).argmax()])
     higher = max((dense.at(points[end]) for end in (0, -1)), key=lambda s: s.losses.mean())
     return {name: _mean(top.losses - higher.losses, "loss")}
 
 
-def _held_out(held_out: _Samples, path: _Path) -> dict[str, Metric]:
+def _held_out(held_out: SampledPoints, path: _Path) -> dict[str, Metric]:
     """The highest point on the held-out split, and how many more mistakes than at the endpoints."""
     top = held_out.at(path.points[path.top])
     metrics = {"saddle_test_loss": _mean(top.losses, "loss")}
@@ -379,7 +295,7 @@ def _slope(landscape: Landscape, path: _Path, batch_size: int) -> dict[str, Metr
         tau = tangents(near, path.energies[around])[0]
     else:  # an endpoint
         tau = F.normalize(near[1] - near[0], dim=0)
-    gradient = _gradient(landscape, path.points[path.top], batch_size)
+    gradient = gradient_by_batches(landscape, path.points[path.top], batch_size)
     parallel = gradient @ tau
     return {
         "perp_grad_norm": Metric((gradient - parallel * tau).norm().item(), "loss"),
@@ -396,7 +312,7 @@ def _extent(pivots: Tensor, line: Tensor) -> dict[str, Metric]:
     }
 
 
-def _counts(landscape: Landscape, dense: _Samples, gradients: int) -> dict[str, Metric]:
+def _counts(landscape: Landscape, dense: SampledPoints, gradients: int) -> dict[str, Metric]:
     return {
         "grad_evals": Metric(gradients),
         "energy_evals": Metric(len(dense.known)),
@@ -404,7 +320,7 @@ def _counts(landscape: Landscape, dense: _Samples, gradients: int) -> dict[str, 
     }
 
 
-def _curves(path: _Path, line_energies: Tensor, held_out: _Samples) -> dict[str, Curve]:
+def _curves(path: _Path, line_energies: Tensor, held_out: SampledPoints) -> dict[str, Curve]:
     """Profiles at common fractions; the held-out split is evaluated at pivots and the maximum."""
     rows = sorted({*range(0, len(path.points), path.stride), path.top})
     tested = [held_out.at(path.points[row]) for row in rows]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lsa.landscape import Landscape
 from lsa.landscape.derivatives import batch_norm
+from lsa.maths import bootstrap
 from lsa.maths.alignment.permutations import (
     PermutationSpec,
     apply,
@@ -23,7 +24,6 @@ from lsa.probe import Curve, Metric, Report, Result, Sizes, Work, probe, standar
 from lsa.runtime.errors import InputError
 
 BARRIERS = {"barrier": "linear", "barrier_mean": "mean", "barrier_max": "max"}
-RESAMPLES = 200  # of the data; a standard error is then known to 5 %
 
 
 def _work(at: Sizes, *, points: int, align: str, **_: Any) -> Work:
@@ -175,7 +175,7 @@ def _slope(slopes: Tensor) -> Metric:
 
 
 def _metrics(line: _Line, alphas: Tensor, rng: torch.Generator) -> dict[str, Metric]:
-    means = _means(line.samples, rng)
+    means = bootstrap.means(line.samples, rng)
     metrics = {}
     for quantity, rows in means.items():
         suffix = "" if quantity == "train_loss" else f"_{quantity}"
@@ -184,24 +184,6 @@ def _metrics(line: _Line, alphas: Tensor, rng: torch.Generator) -> dict[str, Met
             metrics[name + suffix] = _bootstrapped(getattr(heights, definition), _unit(quantity))
     metrics["alpha_min"] = _lowest(means["train_loss"], alphas)
     return metrics | {"slope_a": line.slopes[0], "slope_b": line.slopes[1]}
-
-
-def _means(samples: dict[str, Tensor], rng: torch.Generator) -> dict[str, Tensor]:
-    """Means over the samples and over each of the bootstrap's, (1 + RESAMPLES, points) a quantity.
-
-    One draw serves all points, so that what is common to them cancels in a difference, and both
-    loss and error of a split.
-    """
-    tables = {name: table.double() for name, table in samples.items()}
-    rows = {name: [table.mean(1)] for name, table in tables.items()}
-    sizes = dict.fromkeys(table.shape[1] for table in tables.values())
-    for _ in range(RESAMPLES):
-        drawn = {n: torch.randint(n, (n,), generator=rng).bincount(minlength=n) for n in sizes}
-        for name, table in tables.items():
-            n = table.shape[1]
-            if n > 1:  # a single sample tells nothing of an error
-                rows[name].append(table @ drawn[n].double() / n)
-    return {name: torch.stack(r) for name, r in rows.items()}
 
 
 def _lowest(means: Tensor, alphas: Tensor) -> Metric:
@@ -216,15 +198,8 @@ def _lowest(means: Tensor, alphas: Tensor) -> Metric:
 
 
 def _bootstrapped(values: Tensor, unit: str) -> Metric:
-    """The first value; its error is the others' deviation and how far their mean lies off.
-
-    A largest value is biased upwards, and on a kink (a barrier whose top is an end) a deviation
-    alone covers too little: 85 % at two of them.
-    """
-    if len(values) <= 2:
-        return Metric(values[0].item(), unit)
-    error = values[1:].std() + (values[1:].mean() - values[0]).abs()
-    return Metric(values[0].item(), unit, _data(error.item()))
+    value, error = bootstrap.estimate(values)
+    return Metric(value, unit, {} if error is None else _data(error))
 
 
 def _unit(quantity: str) -> str:

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from lsa.figures import draw
 from lsa.landscape import Landscape, flatten
+from lsa.landscape.energies import gradient_by_batches, mini_batches
 from lsa.maths.paths.polyline import refine
 from lsa.probe import Result, find
-from lsa.probes.auto_neb import _gradient, _mini_batches, auto_neb
+from lsa.probes.auto_neb import auto_neb
 from lsa.runtime.errors import InputError
 from lsa.training import data, models
 
@@ -320,8 +321,8 @@ def test_batch_norm_bound_holds_with_the_collapsed_head(normed: Pair) -> None:
 def test_batch_norm_gradients_contain_the_statistics(normed: Pair) -> None:
     """Under batch statistics the weights before the norm have no gradient along themselves."""
     rng = torch.Generator().manual_seed(0)
-    _, (mini,) = _mini_batches(normed.training, 64, rng)(normed.a[None], 0)
-    for g in (mini.double(), _gradient(normed.landscape, normed.a, 64)):
+    _, (mini,) = mini_batches(normed.training, 64, rng)(normed.a[None], 0)
+    for g in (mini.double(), gradient_by_batches(normed.landscape, normed.a, 64)):
         first = slice(0, 16 * 64)
         w = normed.a[first].double()
         cosine = (g[first] @ w / (g[first].norm() * w.norm())).abs().item()

@@ -15,10 +15,11 @@ from torch.func import functional_call
 from lsa.figures.interpolation import draw
 from lsa.landscape import Landscape, flatten
 from lsa.landscape.network import Network
+from lsa.maths import bootstrap
 from lsa.maths.alignment.permutations import apply, permutation_spec, random_permutations
 from lsa.maths.paths.polyline import barriers
 from lsa.probe import Result, find
-from lsa.probes.interpolation import BARRIERS, _bootstrapped, _grid, _means, interpolation
+from lsa.probes.interpolation import BARRIERS, _bootstrapped, _grid, interpolation
 from lsa.runtime.errors import InputError
 from lsa.training import data, models
 
@@ -186,7 +187,7 @@ def test_two_errors_of_a_barrier_cover_it_in_90_percent(height: float, tilt: flo
         t = tilt + 0.3 * normal(n, seed=3 * seed + 1)
         offset = 2 * normal(n, seed=3 * seed + 2)
         table = bump[:, None] * h + alphas[:, None] * t + offset
-        heights = barriers(_means({"loss": table}, generator(seed))["loss"], alphas)
+        heights = barriers(bootstrap.means({"loss": table}, generator(seed))["loss"], alphas)
         for name, definition in BARRIERS.items():
             metric = _bootstrapped(getattr(heights, definition), "loss")
             off = abs(metric.value - getattr(truth, definition).item())
