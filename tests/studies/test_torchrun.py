@@ -133,7 +133,7 @@ def test_a_rank_killed_ends_all_with_one_line(trained, rank, tmp_path):
         while not probed():
             assert process.poll() is None and time.monotonic() < deadline, log.read_text()
             time.sleep(0.3)
-        workers = psutil.Process(process.pid).children(recursive=True)
+        workers = psutil.Process(process.pid).children()  # a worker may have one, such as git
         (victim,) = [w for w in workers if w.environ().get("RANK") == str(rank)]
         victim.kill()
         assert process.wait(120) != 0
