@@ -177,7 +177,8 @@ def check(uri: str, wanted: dict[str, int], trainings: int) -> None:
     final = [m for m in models if m.tags.get("epoch") == "2"]
     assert {str(m.status) for m in models} == {"READY"} and len(final) == trainings
     versions = client.search_model_versions("", max_results=10_000)
-    assert len(versions) == len({v.run_id for v in versions}) == trainings
+    told_of = sorted((v.name, v.run_id, int(v.version), v.source) for v in versions)
+    assert len(versions) == len({v.run_id for v in versions}) == trainings, told_of
 
 
 def told(faults: Counter[str]) -> str:
