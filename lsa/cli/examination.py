@@ -173,12 +173,14 @@ def _artifacts() -> Checked:
     """Whether the runs' files are where the database says, and that beside it.
 
     A database that was copied or moved still names the old folder: files are missing, or those of
-    another store, to which new ones would go.
+    another store, to which new ones would go. Looked at are the folders of experiments, since a run
+    may have no file.
     """
     file = address.file_of(store.uri())
-    folders = {place for one in runs.newest(LOOKED_AT) if (place := runs.folder(one))}
+    places = [place for one in runs.newest(LOOKED_AT) if (place := runs.folder(one))]
+    folders = {place.parents[1] for place in places if len(place.parents) > 1}
     missing = sorted(place for place in folders if not place.is_dir())
-    text = f"those of the newest {len(folders)} runs with files here"
+    text = f"the {len(folders)} folders of the newest {len(places)} runs with files here"
     if missing:
         found = f"{len(missing)} of {text} are missing, such as {missing[0]}"
         return Checked("artifacts", "failure", found, MOVED)
