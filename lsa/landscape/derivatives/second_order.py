@@ -59,7 +59,7 @@ class SecondOrder(TorchFunctionMode):
     ) -> Any:
         """The same operation, by another route where there is one."""
         kwargs = kwargs or {}
-        if _computed_again():
+        if _computed_again() or _transformed():
             return func(*args, **kwargs)
         if func in DIMENSIONS:
             return self._convolution(func, *args, **kwargs)
@@ -331,6 +331,12 @@ def _group_norm(
     if weight is None or bias is None or input.ndim < 3:
         return func(input, num_groups, weight, bias, eps)
     return group_norm(input, weight, bias, num_groups, eps)
+
+
+def _transformed() -> bool:
+    """Whether the network is within a transform of `torch.func` of its own (an ensemble's vmap)."""
+    transforms: Any = getattr(torch._C, "_functorch")  # noqa: B009, it has no public way
+    return transforms.peek_interpreter_stack() is not None
 
 
 def _computed_again() -> bool:
