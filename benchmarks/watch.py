@@ -67,7 +67,7 @@ def _of_network(name: str, x: Tensor, y: Tensor) -> list[dict[str, Any]]:
                 "watched": way,
                 "step / bare step": ratio,
                 "price of a measurement, steps": ratio - 1,
-                "at every 100 steps": f"{ratio - 1:.1%}",
+                "at every 100 steps": f"{(ratio - 1) / 100:.2%}",
             }
         )
     return found

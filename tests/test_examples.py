@@ -237,3 +237,11 @@ def test_the_top_pair_of_a_transformer_is_that_of_differences_of_its_gradient(ex
         ends = [(theta + step * v).requires_grad_() for step in (1e-5, -1e-5)]
         product = (gradient(ends[0]) - gradient(ends[1])) / 2e-5
         assert (product - value * v).norm() < 5e-3 * value
+
+
+@pytest.mark.full
+def test_a_watched_training_draws_both_figures(example, tmp_path):
+    names = example("watched_training")
+    names["main"](tmp_path, steps=30)
+    for name in ("watch-rate.png", "watch-batch.png"):
+        assert 10_000 < (tmp_path / name).stat().st_size < 200_000

@@ -9,17 +9,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+LEAST = 2.0  # critical factor of a step that is not too long
 AFTER = 20  # steps without an alarm, in which every training goes too far
 
 
 def too_far(step: int, row: Mapping[str, float]) -> bool | None:
-    """Whether a step went too far on the probe set: uphill, or over its critical length.
+    """Whether a step went too far on the probe set: uphill, or over half of its critical length.
 
     None where that was not measured, and in the first steps.
     """
     if "gain" not in row or step <= AFTER:
         return None
-    return row["gain"] < 0 or row.get("critical_factor", math.inf) < 1
+    return row["gain"] < 0 or row.get("critical_factor", math.inf) < LEAST
 
 
 class Alarm:

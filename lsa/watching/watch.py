@@ -188,6 +188,8 @@ class Watch:
         due = self._probes is not None and step % self._every["probes"] == 0
         self._probing = due and not self._off & {"norms", "probes"}
         self._probing = self._probing and self._budget.allows("probes")
+        if self._probing:  # with all that belongs to the step
+            self._next_norms = min(self._next_norms, step)
         if self._probing or step in (self._next_norms - 1, self._next_norms):
             self._run("norms", lambda: self._norms.before(step), whole=False)
 

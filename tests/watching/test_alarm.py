@@ -12,9 +12,9 @@ def test_it_is_raised_once_for_each_row():
     assert raised == alarm.steps == [35, 65]
 
 
-def test_a_critical_factor_below_one_counts_and_other_rows_do_not():
+def test_a_short_critical_factor_counts_and_other_rows_do_not():
     alarm = Alarm(2)
-    assert not alarm.sees(30, {"gain": 0.1, "critical_factor": 0.8})
+    assert not alarm.sees(30, {"gain": 0.1, "critical_factor": 1.8})
     assert not alarm.sees(31, {"gradient_norm": 3.0})
     assert alarm.sees(40, {"gain": 0.1, "critical_factor": 0.9})
 
