@@ -66,6 +66,10 @@ def headlines(found: Mapping[str, Rows]) -> list[dict[str, Any]]:
             task = f"λ_C, {name}, against sample gradients and Gram matrix"
             add(task, "their time / ours", other["seconds"] / row["seconds"])
             add(task, "their memory / ours", other["MB"] / row["MB"])
+    for row in found.get("language", ()):
+        if row["what"] != "gradient":
+            task = f"{row['network']}: {row['what']}"
+            add(task, "time / that of a gradient (less is better)", row["gradients"])
     for row in found.get("training", ()):
         if not row["loop"].startswith("lsa"):
             add(f"epoch of {row['network']}", f"time of the {row['loop']} / ours", row["of lsa's"])

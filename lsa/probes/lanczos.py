@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lsa.landscape import Landscape
+from lsa.landscape.derivatives import budget
 from lsa.maths.spectra import eigenpairs
 from lsa.maths.spectra.quadrature import Quadrature, spectral_density
 from lsa.probe import AtMost, Curve, Metric, Report, Result, Sizes, Work, probe, standard_error
@@ -17,6 +18,7 @@ from lsa.runtime.errors import InputError
 GRID = 211  # points of the density, from −1.05 to 1.05 of the largest |λ|
 PRODUCTS = 38  # of one Lanczos run to both ends, for the estimate of the cost
 UPPER = 13  # of one to the upper end alone
+MOST = 100  # vectors that the search holds, or twice the least where that is more
 HALVES = 10  # of one each on both halves of the samples, together
 FEWEST = 4  # samples that have halves with an eigenvalue of their own
 
@@ -119,6 +121,7 @@ def lanczos(
         smallest=k_min,
         tol=tol,
         max_products=max_products,
+        basis=basis(theta, k + k_min),
         report=report,
     )
     metrics, curves, arrays = _ends(landscape, theta, extremes)
@@ -144,6 +147,22 @@ def lanczos(
         curves["density"] = _density(rule)
         arrays |= {"density_nodes": rule.nodes.numpy(), "density_weights": rule.weights.numpy()}
     return Result(metrics, curves, arrays, converged, tuple(notes))
+
+
+def basis(theta: Tensor, pairs: int) -> int:
+    """Vectors that the search may hold, as the free memory allows; it then restarts more often.
+
+    Raises:
+        InputError: Not even those that so many pairs need fit.
+    """
+    room, least = budget.vectors(theta), min(len(theta), pairs + 4)
+    if room < least:
+        raise InputError(
+            f"{pairs} eigenpairs of {len(theta):,} parameters need a basis of {least} vectors, "
+            f"{least * theta.nbytes / 1e9:.1f} GB, and half of the free memory holds {room}; take "
+            "fewer (k=1, k_min=0), parameters of some layers, or a machine with more memory"
+        )
+    return min(room, max(MOST, 2 * least))
 
 
 def _without_condition_number(metrics: dict[str, Metric]) -> list[str]:

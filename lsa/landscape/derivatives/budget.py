@@ -192,6 +192,16 @@ def room(device: torch.device) -> float:
     return SHARE * (torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory())
 
 
+def vectors(theta: Tensor) -> int:
+    """How many vectors like θ a basis may hold: half of what is free, at least 1.
+
+    Beside the basis an eigensolver holds some ten vectors more.
+    """
+    device = theta.device
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
+    return int(max(1, SHARE * free // theta.nbytes))
+
+
 def free_memory() -> int:
     """Bytes of main memory that may still be taken here, by the machine and by its container."""
     free = psutil.virtual_memory().available
