@@ -1,4 +1,15 @@
-"""Eigenpairs at both ends of the spectrum of a symmetric operator, and how subspaces overlap."""
+"""Eigenpairs at both ends of the spectrum of a symmetric operator, and how subspaces overlap.
+
+An eigenvalue may be missed. So, once all pairs of `lanczos` have converged, a random direction
+orthogonal to the basis starts another chain of products. If it changes a wanted eigenvalue, the
+search goes on until all have converged again, and the next random direction follows; the first
+that brings nothing ends it. How sure that is, `Extremes.missable` says: a further eigenvalue
+above its first number (below its second) would have shown with a probability of 95 %
+(`lsa.maths.spectra.detection`).
+
+Of λ_max alone more is known where the start is random, or partly: no eigenvalue lies above
+`Extremes.limit`, with a probability of 95 % (`detection.excluded`).
+"""
 
 from __future__ import annotations
 
@@ -113,15 +124,6 @@ def lanczos(
     1992). Two cases escape that argument: a start that is not random (eigenvectors of another
     checkpoint, say), and multiple eigenvalues, of which one start vector shows a single copy.
 
-    Therefore, once all pairs have converged, a random direction orthogonal to the basis starts
-    another chain of products. If it changes a wanted eigenvalue, the search goes on until all have
-    converged again, and the next random direction follows; the first that brings nothing ends it.
-    How sure that is, `Extremes.missable` says: a further eigenvalue above its first number (below
-    its second) would have shown with a probability of 95 % (`lsa.maths.spectra.detection`).
-
-    Of λ_max alone more is known where the start is random, or partly: no eigenvalue lies above
-    `Extremes.limit`, with a probability of 95 % (`detection.excluded`).
-
     The errors that products tell (`lsa.maths.spectra.measured`) are part of the residuals.
 
     Args:
@@ -153,8 +155,7 @@ def lanczos(
         report: Called as `report(products, max_products, text)` after every product.
 
     Returns:
-        The pairs with residuals and convergence flags. Once the whole space has been spanned,
-        which needs d ≤ `basis`, they are exact to rounding.
+        Pairs, residuals, flags; exact to rounding once the space is spanned, with d ≤ `basis`.
 
     Raises:
         InputError: Number of pairs, tolerance or basis out of range; a start that is zero or has
