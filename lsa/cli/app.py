@@ -300,7 +300,7 @@ def _measure(declared: probe.Probe, given: dict[str, Any]) -> None:
         return
     step, call = declared.name, measure.measure
     if all_epochs:
-        step, call = projects.ALONG + step, trajectory.follow
+        step, call = projects.FOLLOWED + step, trajectory.follow
     done = call(declared.name, *sources, rng_seed=given.get("rng_seed", 0), **options)
     if ranks.rank():
         return
@@ -352,7 +352,7 @@ def _selectors(declared: probe.Probe) -> list[inspect.Parameter]:
             _parameter(f"seed{suffix}", int, f"training seed{which}", "the project's first"),
             _parameter(f"checkpoint{suffix}", str, text, None),
         ]
-    if declared.along:
+    if declared.followable:
         text = "final: that checkpoint; all: every one that its training kept, as one run"
         selectors.append(_parameter("epochs", Literal["final", "all"], text, "final"))
     return [

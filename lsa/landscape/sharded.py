@@ -8,7 +8,6 @@ added as vectors that are zero at the others' samples, so that order is kept.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -37,7 +36,7 @@ def shared(landscape: P) -> P:
     data = landscape.samples
     memory = landscape.memory
     if memory is None and landscape.device.type == "cpu":  # which the ranks of a machine share
-        memory = budget.free_memory() // (2 * int(os.environ["LOCAL_WORLD_SIZE"]))
+        memory = budget.free_memory() // (2 * ranks.on_machine())
     return landscape.changed(data=Shares(data.x, data.y, data.loss, data.chunk), memory=memory)
 
 

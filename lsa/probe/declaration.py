@@ -190,8 +190,8 @@ class Probe:
         return 3 if "others" in self.inputs else 1 + self.pair
 
     @property
-    def along(self) -> bool:
-        """Whether it can follow a training: on one checkpoint, and not training by itself."""
+    def followable(self) -> bool:
+        """Whether a training can be followed by it: it takes one checkpoint, trains nothing."""
         return not self.pair and "theta_init" not in self.inputs
 
     @property

@@ -1,16 +1,16 @@
 """A project file, validated, and the factories that it names."""
 
 from lsa.project.project import (
-    ALONG,
     DEFAULT,
     ELSEWHERE,
+    FOLLOWED,
     Augment,
     Named,
     Project,
     Recipe,
     Split,
     Train,
-    check_along,
+    check_followable,
     first_rule,
     folders,
     load,
@@ -21,16 +21,16 @@ from lsa.project.project import (
 )
 
 __all__ = [
-    "ALONG",
     "DEFAULT",
     "ELSEWHERE",
+    "FOLLOWED",
     "Augment",
     "Named",
     "Project",
     "Recipe",
     "Split",
     "Train",
-    "check_along",
+    "check_followable",
     "first_rule",
     "folders",
     "load",

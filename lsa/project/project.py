@@ -18,7 +18,7 @@ from lsa.runtime.errors import InputError
 
 DEFAULT = "digits"
 ELSEWHERE = "elsewhere"  # name of an optimizer's rule where other code did the training
-ALONG = "trajectory."  # + name of a probe: the step that runs it along a training
+FOLLOWED = "trajectory."  # + name of a probe: the step that runs it along a training
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 # Strict, because `true`, "3" and 3.0 are no counts that anybody means.
 Seed = Annotated[int, Field(ge=0, lt=2**63, strict=True)]  # what torch's generators take
@@ -285,18 +285,18 @@ def _check_probes(project: Project, path: Path) -> None:
             project.options(declared)
     for name in project.trajectory:
         declared = probe.find(name)
-        check_along(declared, f"{path}: trajectory", project.train)
+        check_followable(declared, f"{path}: trajectory", project.train)
         project.options(declared, trajectory=True)
 
 
-def check_along(declared: probe.Probe, where: str, budget: Train | None = None) -> None:
+def check_followable(declared: probe.Probe, where: str, budget: Train | None = None) -> None:
     """Refuse a probe that cannot follow a training.
 
     Raises:
         InputError: It takes two checkpoints, or trains by itself from the initial weights; or the
             budget keeps no checkpoints on the way.
     """
-    if not declared.along:
+    if not declared.followable:
         reason = "takes two checkpoints" if declared.pair else "trains from the initial weights"
         raise InputError(
             f"{where}: probe {declared.name} {reason}, so it cannot follow one training; choose "

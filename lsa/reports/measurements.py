@@ -13,7 +13,7 @@ import numpy as np
 import pydantic
 
 from lsa import probe, project
-from lsa.project import ALONG, Project, first_rule
+from lsa.project import FOLLOWED, Project, first_rule
 from lsa.reports.statistics.comparison import interval
 from lsa.runtime.errors import InputError
 from lsa.tracking import runs, store
@@ -113,7 +113,7 @@ def _as_given(setting: Project, run: Done) -> bool:
 
 def _options(setting: Project, step: str) -> Mapping[str, object] | None:
     """The project's options for a probe; None of one that it does not list, which may have any."""
-    name = step.removeprefix(ALONG)
+    name = step.removeprefix(FOLLOWED)
     sections = [setting.trajectory] if name != step else [setting.probes, setting.pairs]
     if not any(name in section for section in sections):
         return None

@@ -60,7 +60,7 @@ def find(
         named = runs.read(registered.training(address))
     if step is None:
         return named
-    command = probe.find(step.removeprefix(project.ALONG)).name
+    command = probe.find(step.removeprefix(project.FOLLOWED)).name
     run = runs.newest_on(named.run_id, step)
     if run is None:
         raise InputError(
@@ -150,7 +150,7 @@ def _checkpoints(done: Done, step: str) -> list[dict[str, str]]:
 
 def _parameters(params: Mapping[str, str], step: str) -> dict[str, Any]:
     """Name → value and default, which is None where there is none."""
-    name = step.removeprefix(project.ALONG)
+    name = step.removeprefix(project.FOLLOWED)
     declared = outline.read(name) if name in probe.modules() else None
     return {key: _parameter(declared, key, text) for key, text in params.items()}
 
@@ -204,7 +204,7 @@ def _declaration(declared: Probe) -> dict[str, Any]:
         "summary": declared.summary,
         "checkpoints": 1 + declared.pair,
         "most_checkpoints": declared.most,
-        "along_training": declared.along,
+        "along_training": declared.followable,
         "headline": list(declared.headline),
         "options": {
             option.name: {

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from lsa.figures import words
 from lsa.figures.page import Cell, Link, Section, as_html, as_markdown
-from lsa.project import ALONG, Project
+from lsa.project import FOLLOWED, Project
 from lsa.reports import doubts, summary
 from lsa.reports.checks import Check, checks
 from lsa.reports.findings import Finding, PairFinding, findings, pair_findings
@@ -134,13 +134,13 @@ def _folded_notes(title: str, notes: Sequence[tuple[str, str]]) -> Section:
 
 def _notes(everything: Sequence[Measurement]) -> Iterator[Section]:
     """Notes on the trajectories, whose numbers stand in figures alone."""
-    for step in dict.fromkeys(m.step for m in everything if m.step.startswith(ALONG)):
+    for step in dict.fromkeys(m.step for m in everything if m.step.startswith(FOLLOWED)):
         runs = [m for m in everything if m.step == step]
         rows = [("all", text) for text in doubts.shared(runs)] + doubts.others(runs)
         failed = doubts.unconverged(runs)
         rows = [("", failed)] * bool(failed) + rows
         if rows:
-            yield _folded_notes(f"Notes on {step.removeprefix(ALONG)} during training", rows)
+            yield _folded_notes(f"Notes on {step.removeprefix(FOLLOWED)} during training", rows)
 
 
 def _pairs(

@@ -33,6 +33,11 @@ def rank() -> int:
     return int(os.environ["RANK"]) if size() > 1 else 0
 
 
+def on_machine() -> int:
+    """Number of ranks on this machine; 1 without `torchrun`."""
+    return int(os.environ["LOCAL_WORLD_SIZE"]) if size() > 1 else 1
+
+
 @contextlib.contextmanager
 def joined() -> Iterator[None]:
     """Meet the other ranks; within the block, landscapes share their samples out to all."""

@@ -8,7 +8,7 @@ from itertools import combinations
 from typing import Any, Literal
 
 from lsa import probe, project
-from lsa.project import ALONG, Project, trusted_by
+from lsa.project import FOLLOWED, Project, trusted_by
 from lsa.project.factories import nearest
 from lsa.reports import measurements
 from lsa.reports import report as reports
@@ -55,7 +55,7 @@ def planned(setting: Project) -> Iterator[Planned]:
         for name in setting.probes:
             yield Planned(name, (optimizer,), seed)
         for name in setting.trajectory:
-            yield Planned(ALONG + name, (optimizer,), seed)
+            yield Planned(FOLLOWED + name, (optimizer,), seed)
     for seed in setting.seeds:
         for pair in combinations(setting.optimizers, 2):
             for name in setting.pairs:
@@ -68,7 +68,7 @@ def only(setting: Project, names: Collection[str]) -> Project:
     Raises:
         InputError: A name that is no probe of the project.
     """
-    known = [*setting.probes, *(ALONG + name for name in setting.trajectory), *setting.pairs]
+    known = [*setting.probes, *(FOLLOWED + name for name in setting.trajectory), *setting.pairs]
     for name in names:
         if name not in known:
             raise InputError(
@@ -77,7 +77,7 @@ def only(setting: Project, names: Collection[str]) -> Project:
             )
     chosen = {
         section: {k: v for k, v in getattr(setting, section).items() if prefix + k in names}
-        for section, prefix in (("probes", ""), ("trajectory", ALONG), ("pairs", ""))
+        for section, prefix in (("probes", ""), ("trajectory", FOLLOWED), ("pairs", ""))
     }
     return setting.model_copy(update=chosen)
 
@@ -180,7 +180,7 @@ def _probe(
     kept: tuple[Mapping[str, str], Mapping[str, Mapping[int, str]]],
 ) -> tuple[str, dict[str, Any]]:
     """Key and options of a probe on its input models, or along the training of the one."""
-    name = step.step.removeprefix(ALONG)
+    name = step.step.removeprefix(FOLLOWED)
     declared, samples = probe.find(name), setting.landscape.samples
     options = setting.options(declared, trajectory=name != step.step)
     if name == step.step:
@@ -258,7 +258,7 @@ def forecast(
 
 def _probing(setting: Project, kind: str, rates: cost.Rates) -> cost.Cost | None:
     """Of a probe, on one checkpoint or on all that a training keeps."""
-    name = kind.removeprefix(ALONG)
+    name = kind.removeprefix(FOLLOWED)
     declared = probe.find(name)
     estimate = cost.probing(declared, setting.options(declared, trajectory=name != kind), rates)
     if estimate is None or name == kind:

@@ -40,7 +40,7 @@ def probe_key(
 ) -> str:
     """Key of a probe on models, by their ids, with all its options; or along a training."""
     content = {"options": options, "inputs": list(models), "samples": samples, "seed": seed}
-    name = project.ALONG + declared.name if trajectory else declared.name
+    name = project.FOLLOWED + declared.name if trajectory else declared.name
     return step_key(name, declared.function.__module__, content)
 
 

@@ -27,7 +27,7 @@ from typing import Any, Literal
 from lsa import probe, project
 from lsa.figures import notebook
 from lsa.probe import Metric, Result
-from lsa.project import ALONG, Project
+from lsa.project import FOLLOWED, Project
 from lsa.runtime import arguments, failures
 from lsa.runtime.errors import Diverged, InputError, first_line, plain
 from lsa.studies import calls, progress
@@ -173,10 +173,10 @@ class Study:
         return Call(TRAIN, self.setting, (recipe.optimizer,), (recipe.seed,), rest, self._device)
 
     def _probe(self, name: str, inputs: tuple[Handle, ...], options: dict[str, Any]) -> Call:
-        declared = probe.find(name.removeprefix(ALONG))
+        declared = probe.find(name.removeprefix(FOLLOWED))
         trajectory = name != declared.name
         if trajectory:
-            project.check_along(declared, f"step {name}", self.setting.train)
+            project.check_followable(declared, f"step {name}", self.setting.train)
         least, most = 1 + declared.pair, 1 if trajectory else declared.most
         if not least <= len(inputs) <= most or any(i.call.step != TRAIN for i in inputs):
             wanted = most if least == most else f"{least} to {most}"

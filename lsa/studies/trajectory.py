@@ -23,7 +23,7 @@ from lsa.tracking.checkpoint import Checkpoint
 from lsa.tracking.numbers import flat
 from lsa.training import stability
 
-STEP = project.ALONG  # + name of the probe: the step's name
+STEP = project.FOLLOWED  # + name of the probe: the step's name
 ARTIFACT = "trajectory.json"
 
 
@@ -50,7 +50,7 @@ def follow(
             checkpoint alone.
     """
     declared = find(name)
-    project.check_along(declared, "a trajectory")
+    project.check_followable(declared, "a trajectory")
     measure.check_sources(declared, [final])
     rng_seed = arguments.whole("rng_seed", rng_seed)
     resolved = project.resolve(declared, options, "options")
