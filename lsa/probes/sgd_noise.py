@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lsa.landscape import Landscape
 from lsa.maths.spectra.eigenpairs import Eigenpairs, Extremes, subspace_overlap, top
-from lsa.maths.spectra.krylov import Matvec
+from lsa.maths.spectra.krylov import Matvec, orthonormal
 from lsa.maths.spectra.moments import ProductMoments, product_moments
 from lsa.probe import Curve, Metric, Report, Result, Same, Sizes, Work, probe, standard_error
 from lsa.runtime.errors import InputError
@@ -106,7 +106,7 @@ def sgd_noise(
     C = search(covariance, k, "covariance", None)
     moments = None
     if probes:
-        basis = torch.linalg.qr(torch.cat([H.largest.vectors, C.largest.vectors], dim=1))[0]
+        basis = orthonormal(torch.cat([H.largest.vectors.T, C.largest.vectors.T])).T
         moments = product_moments(hessian, covariance, basis, rng=rng, probes=probes, report=report)
     held_out = _held_out(landscape, theta, rng, search)
     converged = not notes

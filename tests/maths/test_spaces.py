@@ -7,7 +7,7 @@ import torch
 
 from lsa.maths.spaces import HERE, Space
 from lsa.maths.spectra import eigenpairs
-from lsa.maths.spectra.krylov import orthogonalise
+from lsa.maths.spectra.krylov import gram_error, orthogonalise, orthonormal
 
 D = 10_000_000
 
@@ -37,6 +37,22 @@ def test_what_is_orthogonalised_is_orthogonal(steep):
     w, c = orthogonalise(torch.ones(D), rows)
     assert (rows.double() @ w.double()).abs().max() < 1e-6 * w.double().norm()
     assert c == pytest.approx((rows.double() @ torch.ones(D).double()).tolist(), rel=1e-5)
+
+
+def test_an_orthonormal_basis_is_one_where_a_decomposition_in_float32_is_not(steep):
+    V = torch.stack([steep, steep + 0.1 * steep.roll(1), steep.flip(0)])
+    rows = orthonormal(V)
+    assert len(rows) == 3
+    assert gram_error(rows) < 1e-6
+    rest, _ = orthogonalise(V[1], rows[:2])
+    assert HERE.length(rest) < 1e-6 * HERE.length(V[1])
+
+
+def test_a_row_that_depends_on_others_is_left_out_of_a_basis():
+    V = torch.randn(3, 50, generator=torch.Generator().manual_seed(0))
+    rows = orthonormal(torch.stack([V[0], V[1], V[0] - 2 * V[1], V[2], 0 * V[0]]))
+    assert len(rows) == 3
+    assert gram_error(rows) < 1e-6
 
 
 def test_the_rayleigh_quotient_of_a_steep_vector_is_below_the_largest_eigenvalue(steep):

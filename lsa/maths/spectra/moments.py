@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lsa.maths.spectra.krylov import Matvec, apply, gram_error, to_host
+from lsa.maths.spectra.krylov import Matvec, apply, gram_error, orthogonalise, to_host
 from lsa.maths.spectra.trace import Estimate, rademacher
 from lsa.runtime.errors import InputError
 from lsa.runtime.progress import Report
@@ -65,7 +65,7 @@ def product_moments(
             v = subspace[:, i]
         else:
             v = rademacher(d, rng, subspace.dtype, subspace.device)
-            v = v - subspace @ (subspace.T @ v)
+            v, _ = orthogonalise(v, subspace.T)
         av, bv = apply(a, v).double(), apply(b, v).double()
         products = to_host(torch.stack([v.double() @ av, av @ bv, av @ av, bv @ bv]))
         if i < k:
