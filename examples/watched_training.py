@@ -2,7 +2,7 @@
 
     python examples/watched_training.py FOLDER
 
-writes watch-rate.png (a GPT at three rates) and watch-batch.png (a CNN at two batch sizes) there.
+writes watch-rate.png (a GPT at two rates) and watch-batch.png (a CNN at two batch sizes) there.
 """
 
 from __future__ import annotations
