@@ -181,7 +181,7 @@ def _crowd(client: Path, uri: str, clients: int, where: str) -> Row:
     if late:  # what was late is delivered, what had to wait for it measured
         lsa("sync", cwd=client, env=env)
         assert forked(str(clients), **crowd).returncode == 0
-    steps = collections.Counter(name.partition("-")[0] for name in {n for n, _ in numbers(uri)})
+    steps = collections.Counter(name.split("·")[1] for name in {n for n, _ in numbers(uri)})
     assert steps == {"train": clients, "lanczos": clients}
     registered = lsa("checkpoints", cwd=client, env=env).stdout.count("models:/tiny.sgd/")
     assert registered == clients

@@ -47,8 +47,10 @@ def in_training(folder: Path, times: int) -> Row:
             )
             assert run.info.status == "FINISHED"
             assert [m.step for m in history] == list(range(1, 61))  # each epoch, once
-            kept = mlflow.MlflowClient(served.uri).search_logged_models(
-                [run.info.experiment_id], f"tags.`lsa.key` = '{run.data.tags['lsa.key']}'"
+            asked = mlflow.MlflowClient(served.uri)
+            kept = asked.search_logged_models(  # those on the way have an experiment of their own
+                [e.experiment_id for e in asked.search_experiments()],
+                f"tags.`lsa.key` = '{run.data.tags['lsa.key']}'",
             )
             assert sorted(int(m.tags["epoch"]) for m in kept) == [0, 20, 40, 60]
         assert len(runs(served.uri, "")) == times
