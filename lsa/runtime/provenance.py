@@ -149,12 +149,20 @@ def _home(module: str, name: str) -> str:
     path = _source(module)
     if path is None or path.name != "__init__.py":
         return module
-    for node in ast.walk(ast.parse(path.read_bytes())):
-        if isinstance(node, ast.ImportFrom) and node.module and _ours(node.module):
-            for alias in node.names:
-                if name == (alias.asname or alias.name):
-                    return _home(node.module, alias.name)
-    return module
+    status = path.stat()
+    passed_on = _passed_on(path, status.st_mtime_ns, status.st_size).get(name)
+    return _home(*passed_on) if passed_on else module
+
+
+@lru_cache(maxsize=256)
+def _passed_on(path: Path, modified: int, size: int) -> Mapping[str, tuple[str, str]]:
+    """Names that a package takes from other lsa modules: module and name there."""
+    return {
+        alias.asname or alias.name: (node.module, alias.name)
+        for node in ast.walk(ast.parse(path.read_bytes()))
+        if isinstance(node, ast.ImportFrom) and node.module and _ours(node.module)
+        for alias in node.names
+    }
 
 
 def _read_current(path: Path) -> tuple[bytes, tuple[tuple[str, str], ...]]:
@@ -162,7 +170,7 @@ def _read_current(path: Path) -> tuple[bytes, tuple[tuple[str, str], ...]]:
     return _read(path, status.st_mtime_ns, status.st_size)
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=512)
 def _read(path: Path, modified: int, size: int) -> tuple[bytes, tuple[tuple[str, str], ...]]:
     """A file's text without its words, and its imports of lsa: module and name, or module, ""."""
     with tokenize.open(path) as file:
@@ -187,9 +195,7 @@ def _ours(module: str) -> bool:
 def _source(module: str) -> Path | None:
     """Source file of an lsa module or package, or of a third-party probe's module."""
     if _ours(module):
-        path = PACKAGE.joinpath(*module.split(".")[1:])
-        files = (path.with_suffix(".py"), path / "__init__.py")
-        return next((file for file in files if file.is_file()), None)
+        return _own(PACKAGE, module)
     import importlib.util
 
     if module in sys.modules:  # __main__ too, which has no specification
@@ -197,3 +203,10 @@ def _source(module: str) -> Path | None:
         return Path(file) if file else None
     spec = importlib.util.find_spec(module)
     return Path(spec.origin) if spec and spec.origin else None
+
+
+@lru_cache(maxsize=4096)  # each step of a plan asks for some seven hundred; none moves meanwhile
+def _own(package: Path, module: str) -> Path | None:
+    path = package.joinpath(*module.split(".")[1:])
+    files = (path.with_suffix(".py"), path / "__init__.py")
+    return next((file for file in files if file.is_file()), None)
