@@ -271,10 +271,10 @@ def subspace_overlap(U: Tensor, V: Tensor) -> float:
 def measured(extremes: Extremes, search: Search) -> Extremes:
     """The same pairs by products whose error is measured, which is part of the residuals.
 
-    Lanczos's own residual says nothing of the errors of its products. Here the pairs themselves are
-    multiplied, by the best products that there are, and the search goes on from them with these
-    until the residuals and the error together are within the tolerance, or no better than the
-    error.
+    Lanczos's own residual says nothing of the errors of its products. So the
+    pairs themselves are multiplied, by the best products that there are, and the search goes on
+    from them. It ends where residual and error together are within the tolerance, or where the
+    residual is no larger than the error.
     """
     best = Measured(search.matvec)
     start = torch.cat([extremes.largest.vectors, extremes.smallest.vectors], dim=1)
