@@ -74,7 +74,13 @@ class OptimizerState:
         reader, notes = preconditioners.reader_of(self.optimizer)
         if reader is None:
             return [], [], notes[0]
-        groups = {id(p): group for group in self.optimizer.param_groups for p in group["params"]}
+        # Some keep options for all groups as their own attributes.
+        own = {k: v for k, v in vars(self.optimizer).items() if isinstance(v, int | float | str)}
+        groups = {
+            id(p): {**own, **group}
+            for group in self.optimizer.param_groups
+            for p in group["params"]
+        }
         rules: list[Rule | None] = []
         for p in self.parameters:
             group = groups.get(id(p))

@@ -8,6 +8,7 @@ arXiv 2207.14484.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -60,8 +61,9 @@ def adagrad(parameter: Tensor, group: Mapping[str, Any], state: Mapping[str, Any
 
 
 def decayed(group: Mapping[str, Any], steps: int) -> float:
-    """η of the last of some steps: Adagrad's falls with them."""
-    return float(group["lr"]) / (1 + max(steps - 1, 0) * group.get("lr_decay", 0.0))
+    """η of the last of some steps: Adagrad's falls with them; nan where the optimizer sets it."""
+    rate = math.nan if group["lr"] is None else float(group["lr"])
+    return rate / (1 + max(steps - 1, 0) * group.get("lr_decay", 0.0))
 
 
 @preconditioner(torch.optim.AdamW)
@@ -101,6 +103,38 @@ def nadam(parameter: Tensor, group: Mapping[str, Any], state: Mapping[str, Any])
     a = (1 - mu(steps)) / (1 - product)
     b = mu(steps + 1) / (1 - product * mu(steps + 1))
     return averaged(P, group, a + b * (1 - beta1) / (1 + beta1), "/((a+b(1−β₁)/(1+β₁))η)")
+
+
+@preconditioner(torch.optim.RAdam)
+def radam(parameter: Tensor, group: Mapping[str, Any], state: Mapping[str, Any]) -> Rule:
+    """Adam's P over the rectification r; 1 − β₁ᵗ while there are too few steps for a variance.
+
+    Liu et al. 2020, arXiv 1908.03265, algorithm 2.
+    """
+    beta1, beta2 = map(float, group["betas"])
+    P = None
+    if state:
+        steps = int(state["step"])
+        last = 2 / (1 - beta2) - 1
+        rho = last - 2 * steps * beta2**steps / (1 - beta2**steps)
+        P = torch.ones_like(parameter, dtype=torch.float64)
+        if rho > 5:
+            r = (rho - 4) * (rho - 2) * last / ((last - 4) * (last - 2) * rho)
+            P = (state["exp_avg_sq"].double().sqrt() + group["eps"]) / (
+                r * (1 - beta2**steps)
+            ) ** 0.5
+        P = (1 - beta1**steps) * P
+    return averaged(P, group, (1 - beta1) / (1 + beta1), "(1+β₁)/((1−β₁)η)")
+
+
+@preconditioner(torch.optim.Adadelta)
+def adadelta(parameter: Tensor, group: Mapping[str, Any], state: Mapping[str, Any]) -> Rule:
+    """P = √(v + ε)/√(u + ε), u the average of squared steps (Zeiler 2012, arXiv 1212.5701)."""
+    P = None
+    if state:
+        v, u = state["square_avg"].double(), state["acc_delta"].double()
+        P = ((v + group["eps"]) / (u + group["eps"])).sqrt()
+    return averaged(P, group, 1.0, "/η")
 
 
 @preconditioner(torch.optim.Adamax)
@@ -155,7 +189,8 @@ def rprop(parameter: Tensor, group: Mapping[str, Any], state: Mapping[str, Any])
     return SIGNS
 
 
-SIGNS = (
-    "its step is the sign of the gradient or of an average, of the same length however small the "
-    "gradient is; so no curvature makes it diverge and there is no threshold"
+BOUNDED = (
+    "of the same length however small the gradient is; so no curvature makes it diverge and there "
+    "is no threshold"
 )
+SIGNS = "its step is the sign of the gradient or of an average, " + BOUNDED

@@ -214,3 +214,53 @@ def test_the_last_step_of_torchs_own_muon_is_that_of_its_rule(shape, adjust):
     expected = -0.03 * rule.P.inverse_root(rule.P.inverse_root(M))
     error = ((p.detach() - before).reshape(-1) - expected).norm() / expected.norm()
     assert error < 5 * 3 * 2**-8  # five steps of three roundings in bfloat16, each by 2⁻⁸
+
+
+@pytest.mark.parametrize("nesterov", [True, False])
+@pytest.mark.parametrize("weight_decay", [0.0, 2.0])
+@pytest.mark.parametrize(
+    "own",
+    [
+        True,
+        pytest.param(
+            False,
+            marks=pytest.mark.skipif(
+                not hasattr(torch.optim, "Muon"), reason="torch.optim.Muon is of torch 2.9"
+            ),
+        ),
+    ],
+)
+def test_real_steps_below_the_threshold_converge_and_above_it_diverge(own, nesterov, weight_decay):
+    """A slope on the left half of a matrix holds P; the right half is a small quadratic.
+
+    Newton–Schulz runs in bfloat16, so the threshold is as sharp as that.
+    """
+    options = {"lr": 0.1, "nesterov": nesterov, "weight_decay": weight_decay}
+    turn = torch.linalg.qr(normal(2, 2)).Q
+    slope = turn @ torch.diag(torch.tensor([1.0, 0.7]).double()) @ turn.T
+    small = 1e-12 * normal(2, 2, seed=2)
+
+    def run(curvature: float) -> tuple[float, OptimizerState]:
+        W = nn.Parameter(torch.cat([0 * slope, small], 1))
+        around = [nn.Parameter(normal(2, 2)), W, nn.Parameter(normal(3, 2))]
+        optimizer: Any = (
+            optimizers.build("Muon", around, **options) if own else torch.optim.Muon([W], **options)
+        )
+        for i in range(900):
+            if i == 300:  # the average of the slope has settled
+                with torch.no_grad():
+                    W[:, 2:] = small
+            h = curvature if i >= 300 else 0.0
+            W.grad = torch.cat([slope, h * W.detach()[:, 2:]], 1)
+            optimizer.step()
+        return W.detach()[:, 2:].norm().item(), stability.read(optimizer, [W])
+
+    _, found = run(0.0)
+    P = found.preconditioner(torch.zeros(8).double())
+    assert P is not None and found.threshold is not None
+    root = torch.stack([P.inverse_root(e) for e in torch.eye(8).double()])
+    right = torch.tensor([2, 3, 6, 7])
+    sharpness = torch.linalg.eigvalsh((root @ root)[right][:, right])[-1].item()  # at h = 1
+    edge = found.threshold[0] / sharpness
+    assert run(0.95 * edge)[0] < 1e-12
+    assert run(1.05 * edge)[0] > 1e-4

@@ -215,6 +215,16 @@ AT_REST: list[tuple[str, dict[str, Any]]] = [
         | {"decoupled_weight_decay": True},
     ),
     ("Adamax", {"lr": 1e7, "eps": 1e8}),
+    ("RAdam", {"lr": 1e7, "eps": 1e8, "betas": (0.9, 0.9)}),  # r stands still early
+    (
+        "RAdam",
+        {"lr": 1e7, "eps": 1e8, "betas": (0.5, 0.9), "weight_decay": 4e-8}
+        | {"decoupled_weight_decay": True},
+    ),
+    ("RAdam", {"lr": 0.1, "betas": (0.5, 0.2)}),  # never a variance: averages alone
+    ("RAdam", {"lr": 0.1, "betas": (0.5, 0.2), "weight_decay": 2.0}),
+    ("Adadelta", {"lr": 0.1, "eps": 1e8}),
+    ("Adadelta", {"lr": 0.1, "eps": 1e8, "weight_decay": 2.0}),
     ("Adafactor", {"lr": 0.04, "eps": (1e4, 1e6)}),  # η < 1/√400: the rate is not the relative one
     ("Adafactor", {"lr": 0.04, "eps": (1e4, 1e6), "weight_decay": 5.0}),
 ]
