@@ -1,0 +1,363 @@
+"""A network as a function of a flat θ: which parameters are in it, and how they are put in."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import fnmatch
+import warnings
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from lsa.runtime.errors import InputError
+
+HALF = (torch.float16, torch.bfloat16)
+Selection = str | Collection[str] | Callable[[str, nn.Parameter], bool]
+"""Parameters by name, by glob, or by a predicate of name and parameter."""
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The network inside of `torch.compile`, DataParallel and DistributedDataParallel.
+
+    Raises:
+        InputError: A scripted network, or one with parameters that have no shape or no numbers yet.
+    """
+    while True:
+        wrapped = isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel)
+        inner = model.module if wrapped else getattr(model, "_orig_mod", None)
+        if not isinstance(inner, nn.Module):
+            break
+        model = inner
+    if isinstance(model, torch.jit.ScriptModule):
+        raise InputError("the network is scripted, so no θ can be put in; give the nn.Module")
+    for name, parameter in model.named_parameters():
+        if isinstance(parameter, nn.parameter.UninitializedParameter):
+            raise InputError(f"parameter {name!r} has no shape yet; run the network once on data")
+        if parameter.is_meta:
+            raise InputError(
+                f"parameter {name!r} is on the device meta, where there are no numbers; load the "
+                "weights first"
+            )
+    return model
+
+
+def selected(model: nn.Module, selection: Selection | None) -> list[str]:
+    """Names of the parameters that θ is made of: those that are trained, or a selection of them.
+
+    Raises:
+        InputError: Nothing is selected, a name or glob matches no parameter, or a parameter holds
+            complex numbers or numbers of 8 bits.
+    """
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if selection is None:
+        chosen = list(named)
+    elif callable(selection):
+        chosen = [name for name, p in named.items() if selection(name, p)]
+    else:
+        patterns = [selection] if isinstance(selection, str) else list(selection)
+        unmatched = [p for p in patterns if not fnmatch.filter(named, p)]
+        if unmatched or not patterns:
+            raise InputError(
+                f"no parameter is named {', '.join(unmatched) or 'at all'}; "
+                f"choose from {', '.join(named)}"
+            )
+        chosen = [n for n in named if any(fnmatch.fnmatchcase(n, p) for p in patterns)]
+    if not chosen:
+        raise InputError("the network has no trainable parameter; set requires_grad or parameters=")
+    for name in chosen:
+        if named[name].is_complex():
+            raise InputError(f"parameter {name!r} is complex; store its real and imaginary parts")
+        if named[name].dtype.itemsize == 1:
+            raise InputError(
+                f"parameter {name!r} is {named[name].dtype}, in which no step along a direction "
+                "can be told; freeze it, or keep it in a wider precision"
+            )
+    return chosen
+
+
+class Network:
+    """A network whose named parameters are a function of θ, shape `(d,)`.
+
+    Args:
+        model: The network; θ is put into it and taken out again, nothing of it is changed.
+        names: Of the parameters in θ, in order.
+        keeps_mode: Put the training flags back after every use, for a network that is not a copy.
+        wrapper: What the network is called through, `torch.compile`'s; default: itself.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        names: list[str],
+        *,
+        keeps_mode: bool = False,
+        wrapper: nn.Module | None = None,
+    ) -> None:
+        self.model, self.names = model, names
+        self._wrapper = model if wrapper is None else wrapper
+        self._plain = True  # the kernels of the outermost block of `at`
+        self._parameters = parameters = [model.get_parameter(name) for name in names]
+        self._shapes = [p.shape for p in parameters]
+        self._dtypes = [p.dtype for p in parameters]
+        self.sizes = [p.numel() for p in parameters]
+        position = {id(p): i for i, p in enumerate(parameters)}
+        self._slots = [
+            (module, name, position[id(p)], p)
+            for module in model.modules()
+            for name, p in module._parameters.items()
+            if p is not None and id(p) in position
+        ]
+        self._buffers = [
+            (module, name, buffer, buffer.clone())
+            for module in model.modules()
+            for name, buffer in module._buffers.items()
+            if buffer is not None
+        ]
+        self._versions = [buffer._version for _, _, buffer, _ in self._buffers]
+        self.keeps_mode = keeps_mode
+        self.keeps_others = any(
+            p.requires_grad and id(p) not in position for p in model.parameters()
+        )
+        self._inside = False  # of a block of `at`
+        self._recurrent = any(isinstance(m, nn.RNNBase) for m in model.modules())
+        self._normed = any(_norms_weights(m) for m in model.modules())
+        self._differentiates = False  # a pass takes gradients itself, by its inputs say
+        self._by_parameters = False  # or by its parameters
+        self._values: list[Tensor] = []  # that are in the network now
+        self._writes: bool | None = None  # into its inputs; None: not seen yet
+        self.written: str | None = None  # a buffer that a pass has written to
+
+    @property
+    def runner(self) -> nn.Module:
+        """What a forward pass calls: the network as it trains, or without its wrapper."""
+        return self.model if self._plain else self._wrapper
+
+    def __call__(self, *inputs: Any) -> Any:
+        """The network's outputs; it is given copies of inputs, where it writes into them."""
+        if self._writes is False:
+            return self.evaluated(lambda: self.runner(*inputs))
+        given = tree_map(lambda t: t.clone() if isinstance(t, Tensor) else t, inputs)
+        outputs = self.evaluated(lambda: self.runner(*given))
+        if self._writes is None:
+            self._writes = any(t._version for t in tree_leaves(given) if isinstance(t, Tensor))
+        return outputs
+
+    def outputs(self, theta: Tensor, x: Any) -> Any:
+        """The outputs f(θ, x)."""
+        with self.at(theta):
+            return self(x)
+
+    def evaluated(self, function: Callable[[], Any]) -> Any:
+        """What a function of the network gives; with gradients on, where it takes some itself.
+
+        By its inputs (a physics-informed loss), or by its parameters (a step of an inner training).
+        """
+        with torch.enable_grad() if self._differentiates else contextlib.nullcontext():
+            try:
+                return function()
+            except RuntimeError as error:
+                if "does not require grad" not in str(error):
+                    raise
+                if self._by_parameters:
+                    raise InputError(
+                        "the objective takes a gradient by parameters that are fixed here; measure "
+                        "all of them together, or leave those out of the objective's gradient"
+                    ) from error
+        if self._differentiates:
+            self._by_parameters = True
+            self._put([self._leaf(v) for v in self._values])
+        self._differentiates = True
+        return self.evaluated(function)
+
+    def _leaf(self, value: Tensor) -> Tensor:
+        """A value that can be differentiated by, where the network does so itself."""
+        if value.requires_grad or not self._by_parameters:
+            return value
+        return value.detach().requires_grad_()
+
+    @torch.inference_mode(False)
+    def flat(self) -> Tensor:
+        """θ of the network as it is, a detached copy `(d,)`; in float32 where it is in half."""
+        parts = [p.detach().reshape(-1) for p in self._parameters]
+        return torch.cat([p.float() if p.dtype in HALF else p for p in parts])
+
+    def unflatten(self, theta: Tensor) -> dict[str, Tensor]:
+        """θ `(d,)` as named views with the parameters' shapes; in their own precision, if half."""
+        parts = theta.split(self.sizes)
+        return {
+            name: p.view(shape).to(dtype if dtype in HALF else p.dtype)
+            for name, p, shape, dtype in zip(
+                self.names, parts, self._shapes, self._dtypes, strict=True
+            )
+        }
+
+    @contextmanager
+    def at(self, theta: Tensor, *, plain: bool = True) -> Iterator[None]:
+        """Within the block the network has θ for its parameters; its own after the outermost one.
+
+        A block inside of another leaves its θ there: activation checkpointing runs layers again in
+        the backward pass, which must be in the same outermost block. Attention and recurrent layers
+        use kernels that can be differentiated twice; those that the network trains with, where the
+        outermost block is not `plain`.
+
+        Raises:
+            InputError: Inside of `torch.inference_mode()`, where gradients are silently zero.
+        """
+        if torch.is_inference_mode_enabled():
+            raise InputError(
+                "torch.inference_mode() is on, in which torch has no derivatives; leave it first, "
+                "or use torch.no_grad(), which does no harm here"
+            )
+        if self._inside:  # the outermost block puts the parameters back
+            self._restore_buffers()
+            self._put([self._leaf(v) for v in self.unflatten(theta).values()])
+            yield
+            return
+        kernels = contextlib.nullcontext()
+        if plain:
+            kernels = plain_kernels(self._recurrent, self._normed)
+        with self.evaluating(), kernels:
+            try:
+                self._inside, self._plain = True, plain
+                self._put([self._leaf(v) for v in self.unflatten(theta).values()])
+                yield
+            finally:
+                self._inside, self._plain = False, True
+                self._put(None)
+                self._restore_buffers()
+
+    def _put(self, values: list[Tensor] | None) -> None:
+        self._values = values or []
+        for module, name, index, own in self._slots:
+            value = own if values is None else values[index]
+            module._parameters[name] = value  # pyright: ignore[reportArgumentType]
+            if self._recurrent and isinstance(module, nn.RNNBase):  # it holds them a second time
+                module._flat_weights[module._flat_weights_names.index(name)] = value
+
+    def _restore_buffers(self) -> None:
+        for i, (module, name, buffer, kept) in enumerate(self._buffers):
+            if module._buffers.get(name) is not buffer or buffer._version != self._versions[i]:
+                self.written = self.written or self._name(module, name)
+                with torch.no_grad():
+                    buffer.copy_(kept)
+                module._buffers[name] = buffer
+                self._versions[i] = buffer._version
+
+    def _name(self, module: nn.Module, buffer: str) -> str:
+        prefix = next(name for name, m in self.model.named_modules() if m is module)
+        return f"{prefix}.{buffer}" if prefix else buffer
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Evaluation mode for a network that is the caller's own."""
+        if not self.keeps_mode:
+            yield
+            return
+        flags = [(module, module.training) for module in self.model.modules()]
+        self.model.eval()
+        try:
+            yield
+        finally:
+            for module, training in flags:
+                module.training = training
+
+
+@contextmanager
+def plain_kernels(recurrent: bool = False, normed: bool = False) -> Iterator[None]:
+    """Attention and weight norm by their formulas, recurrent layers without oneDNN and cuDNN.
+
+    Their fused kernels lack second and forward derivatives, or have wrong ones: the second
+    derivative of torch's weight norm was 27 to 56 % off (torch 2.14).
+    """
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+            if normed:
+                stack.enter_context(_PlainWeightNorm())
+            if recurrent:
+                with warnings.catch_warnings():  # about GPUs that are not there
+                    warnings.simplefilter("ignore")
+                    stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
+                    stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+class _PlainWeightNorm(TorchFunctionMode):
+    """Within the block `w = g v/‖v‖` is computed by operations that can be differentiated twice."""
+
+    def __torch_function__(
+        self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        """The operation itself, or weight norm by its formula."""
+        if func is not torch._weight_norm:  # pyright: ignore[reportPrivateImportUsage]
+            return func(*args, **(kwargs or {}))
+
+        def formula(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+            rest = [i for i in range(v.ndim) if i != dim % v.ndim or dim == -1]
+            return v * (g / v.square().sum(rest, keepdim=True).sqrt())
+
+        return formula(*args, **(kwargs or {}))
+
+
+def _norms_weights(module: nn.Module) -> bool:
+    """Whether a module is the parametrization, or has the older hook, of `weight_norm`."""
+    hooks = module._forward_pre_hooks.values()
+    return any("WeightNorm" in type(m).__name__ for m in (module, *hooks))
+
+
+def duplicate(model: nn.Module) -> nn.Module:
+    """A deep copy, also of a network that keeps results of its last pass (a loss of its experts).
+
+    `deepcopy` refuses them, as they belong to a graph; the copy has their numbers alone.
+
+    Raises:
+        InputError: Modules nest deeper than Python's stack reaches.
+    """
+    kept = [t for m in model.modules() for t in tree_leaves(list(vars(m).values()))]
+    results = [t for t in kept if isinstance(t, Tensor) and not t.is_leaf]
+    try:
+        return copy.deepcopy(model, {id(t): t.detach().clone() for t in results})
+    except RecursionError:  # a copy takes more of the stack for each module than a forward pass
+        raise InputError(
+            "the network's modules nest deeper than Python's stack reaches; nest them less deeply, "
+            "or make it deeper first: sys.setrecursionlimit(10_000)"
+        ) from None
+
+
+def prepared(model: nn.Module) -> nn.Module:
+    """A copy for differentiation: embeddings give dense and whole gradients and write nothing.
+
+    `max_norm` rescales rows in place in every forward pass. It is a constraint on the training and
+    no part of L, so the rows that exceed it are refused, and it is left out.
+
+    Raises:
+        InputError: A row of an embedding is longer than its `max_norm`, or modules nest deeper
+            than Python's stack reaches.
+    """
+    model = duplicate(model)
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.Embedding | nn.EmbeddingBag):
+            continue
+        module.sparse = False
+        if isinstance(module, nn.Embedding):
+            module.padding_idx = None  # which leaves a row out of the gradient, and not out of L
+        if module.max_norm is not None:
+            lengths = module.weight.detach().norm(module.norm_type, dim=1)
+            if (lengths > module.max_norm * (1 + 1e-5)).any():
+                raise InputError(
+                    f"embedding {name!r} has rows longer than max_norm={module.max_norm:g}, which "
+                    "its forward pass would shorten; run the network once on all tokens first"
+                )
+            module.max_norm = None
+    return model
