@@ -8,20 +8,19 @@ Options keep MLflow's spelling as well as the shell's (`--max_products` and `--m
 from __future__ import annotations
 
 import contextlib
-import inspect
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Literal, Optional
+from collections.abc import Sequence
+from typing import Annotated, Any, Optional
 
 import typer
 
-from lsa import probe
 from lsa.cli.adopt import adopt
 from lsa.cli.doctor import doctor
+from lsa.cli.probe import command as probe_command
 from lsa.cli.server import server, sync
-from lsa.cli.show import checkpoints, probes, show, written
+from lsa.cli.show import checkpoints, print_result, probes, show
 from lsa.cli.study import DEVICE, PROJECT, compare, mode_graph, report, study
 from lsa.probe import outline
 from lsa.runtime import attached, failures, ranks, signals
@@ -37,7 +36,6 @@ EXIT_PIPE = 141  # as of a program that SIGPIPE ends
 EXIT_NOT_LOGGED = 75  # as of a mail that could not be delivered yet (sysexits.h)
 # Module that a tracking store's address asks for -> what to install.
 DRIVERS = {"psycopg": "psycopg[binary]", "psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}
-TRUST = "packages whose code may run, and datasets that may be fetched: my_nets,CIFAR10"
 # Click's usage error; typer carries its own copy of click, so its own is the one raised.
 UsageError: Any = typer.BadParameter.__bases__[0]
 
@@ -161,7 +159,7 @@ def application(wanted: str | None = None) -> typer.Typer:
     app.command("mode_graph", context_settings=CONTEXT)(mode_graph)
     app.command("mlproject", hidden=True, context_settings=CONTEXT)(mlproject)
     for name, summary in outline.summaries().items():
-        function, text = (_command(name), None) if name == wanted else (_stub, summary)
+        function, text = (probe_command(name), None) if name == wanted else (_stub, summary)
         app.command(name, help=text, context_settings=CONTEXT, rich_help_panel="Probes")(function)
     return app
 
@@ -227,21 +225,8 @@ def train(
     done = train.train(
         recipe, device=device, resume=resume == "auto", trusted=projects.trusted_by(recipe)
     )
-    _print(done, "final")
+    print_result(done, "final")
     print(f"run         {done.run_id}\ncheckpoint  {done.checkpoint}")
-
-
-def _print(result: probe.Result, prefix: str) -> None:
-    """One line per number with its standard errors, then what the reader must know."""
-    for name, metric in result.metrics.items():
-        print(f"{f'{prefix}/{name}':36} {written(metric.value, metric.errors)}")
-    if not result.converged:
-        print("not converged")
-    for note in result.notes:
-        print(f"note: {note}")
-
-
-# --- probes ------------------------------------------------------------------------------------
 
 
 def mlproject() -> None:
@@ -249,137 +234,3 @@ def mlproject() -> None:
     from lsa.cli import mlproject as rendering
 
     print(rendering.render(), end="")
-
-
-def _command(name: str) -> Callable[..., None]:
-    """A function that typer can read, made from a probe's declaration."""
-    declared = outline.read(name)
-
-    def command(**given: Any) -> None:
-        with ranks.joined():
-            _measure(declared, {k: v for k, v in given.items() if v is not None})
-
-    command.__doc__ = declared.doc
-    parameters = [*_selectors(declared), *_options(declared)]
-    command.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportFunctionMemberAccess]
-    command.__annotations__ = {p.name: p.annotation for p in parameters}
-    return command
-
-
-def _measure(declared: probe.Probe, given: dict[str, Any]) -> None:
-    from lsa import project as projects
-    from lsa.studies import load, measure, trajectory
-
-    options = {k: given.pop(k) for k in list(given) if k in declared.options}
-    planned = given.pop("plan", False)
-    all_epochs = given.get("epochs", "final") == "all"
-    shared: dict[str, Any] = {k: given.get(k) for k in ("project", "samples")}
-    shared["device"] = given.get("device", "auto")
-    shared["trust"] = tuple(filter(None, given.get("trust", "").split(",")))
-    if declared.pair and not ("checkpoint_b" in given or "optimizer_b" in given):
-        raise InputError(
-            f"{declared.name} takes two checkpoints; name the second by optimizer_b=… or "
-            "checkpoint_b=…"
-        )
-    sources = [
-        load.load(
-            given.get(f"checkpoint{suffix}"),
-            optimizer=given.get(f"optimizer{suffix}"),
-            seed=given.get(f"seed{suffix}"),
-            **shared,
-        )
-        for suffix in _suffixes(declared)
-        if suffix in ("", "_b")[: 1 + declared.pair]
-        or given.keys() & {f"checkpoint{suffix}", f"optimizer{suffix}"}
-    ]
-    if "checkpoint" not in given:
-        setting = projects.load(given.get("project", projects.DEFAULT))
-        options = setting.options(declared, trajectory=all_epochs) | options
-    if planned:
-        print(_plan(probe.find(declared.name), options, sources[0], all_epochs))
-        return
-    step, call = declared.name, measure.measure
-    if all_epochs:
-        step, call = projects.FOLLOWED + step, trajectory.follow
-    done = call(declared.name, *sources, rng_seed=given.get("rng_seed", 0), **options)
-    if ranks.rank():
-        return
-    _print(done, step)
-    print(f"run  {done.run_id}")
-
-
-def _plan(declared: probe.Probe, options: dict[str, Any], source: Any, all_epochs: bool) -> str:
-    """What a probe will take, predicted from a gradient and products measured at its checkpoint."""
-    from lsa import project as projects
-    from lsa.landscape.derivatives import budget
-    from lsa.studies import cost
-    from lsa.studies.view import duration
-
-    budget.from_environment()
-    at = source.landscape
-    sizes = source.training.n_samples, source.validation.n_samples
-    rates = cost.measured(at, source.theta, *sizes, optimizer=source.recipe.rule.name)
-    predicted = cost.probing(declared, projects.resolve(declared, options, "options"), rates)
-    if predicted is None:
-        raise InputError(f"probe {declared.name} declares no work; add work=… to its @probe")
-    each = " at each checkpoint" if all_epochs else ""
-    least, most = (duration(factor * predicted.seconds) for factor in predicted.spread)
-    between = f" ({least} to {most}, as the checkpoint is)" if least != most else ""
-    n = at.n_samples
-    return (
-        f"{declared.name}: about {duration(predicted.seconds)}{between}{each}, "
-        f"peak memory about {predicted.memory / 1e9:.1f} GB\n"
-        f"measured here, for {n:,} samples: gradient {rates.gradient * n:.2g} s, "
-        f"Hessian product {rates.product * n:.2g} s, "
-        f"covariance product {rates.covariance * n:.2g} s"
-    )
-
-
-def _suffixes(declared: probe.Probe) -> dict[str, str]:
-    """Suffix of the options that name a checkpoint → which one it is."""
-    named = {"": "", "_b": " of the second checkpoint", "_c": " of the third checkpoint"}
-    return dict(list(named.items())[: declared.most])
-
-
-def _selectors(declared: probe.Probe) -> list[inspect.Parameter]:
-    """Options that name the checkpoint or the several checkpoints."""
-    address = "training run ID (a prefix is enough), models:/name/version or models:/name@alias"
-    selectors = [_parameter("project", str, "project of the checkpoint", "digits")]
-    for suffix, which in _suffixes(declared).items():
-        text = f"{address}, instead of --optimizer{suffix.replace('_', '-')}"
-        selectors += [
-            _parameter(f"optimizer{suffix}", str, f"optimizer{which}: its newest checkpoint", None),
-            _parameter(f"seed{suffix}", int, f"training seed{which}", "the project's first"),
-            _parameter(f"checkpoint{suffix}", str, text, None),
-        ]
-    if declared.followable:
-        text = "final: that checkpoint; all: every one that its training kept, as one run"
-        selectors.append(_parameter("epochs", Literal["final", "all"], text, "final"))
-    return [
-        *selectors,
-        _parameter("samples", int, "size of the landscape's subset", "the project's"),
-        _parameter("rng_seed", int, "seed of the probe's own randomness", "0"),
-        _parameter("device", str, "auto, cpu, cuda, cuda:1, …", "auto"),
-        _parameter("trust", str, TRUST, None),
-        _parameter(
-            "plan", bool, "say what time and memory it will take, and measure nothing", None
-        ),
-    ]
-
-
-def _options(declared: probe.Probe) -> list[inspect.Parameter]:
-    return [
-        _parameter(o.name, o.type, o.help, f"the project's, else {o.default}")
-        for o in declared.options.values()
-    ]
-
-
-def _parameter(name: str, kind: Any, text: str, default: str | None) -> inspect.Parameter:
-    """An option that is None unless given, so that project files can set defaults."""
-    shown = typer.Option(f"--{name.replace('_', '-')}", help=text, show_default=default or False)
-    return inspect.Parameter(
-        name,
-        inspect.Parameter.KEYWORD_ONLY,
-        default=None,
-        annotation=Annotated[Optional[kind], shown],  # noqa: UP045
-    )

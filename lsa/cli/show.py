@@ -207,6 +207,16 @@ def probes(json: JSON = False) -> None:
         print(f"{name:{width}}  {summary}")
 
 
+def print_result(result: probe.Result, prefix: str) -> None:
+    """One line per number with its standard errors, then what the reader must know."""
+    for name, metric in result.metrics.items():
+        print(f"{f'{prefix}/{name}':36} {written(metric.value, metric.errors)}")
+    if not result.converged:
+        print("not converged")
+    for note in result.notes:
+        print(f"note: {note}")
+
+
 def print_json(document: Any) -> None:
     """One JSON document on stdout."""
     print(jsons.dumps(document, indent=2, allow_nan=False))  # ASCII, for every terminal

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import fnmatch
-import warnings
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from lsa.landscape.kernels import norms_weights, plain_kernels
 from lsa.runtime.errors import InputError
 
 HALF = (torch.float16, torch.bfloat16)
@@ -127,7 +124,7 @@ class Network:
         )
         self._inside = False  # of a block of `at`
         self._recurrent = any(isinstance(m, nn.RNNBase) for m in model.modules())
-        self._normed = any(_norms_weights(m) for m in model.modules())
+        self._normed = any(norms_weights(m) for m in model.modules())
         self._differentiates = False  # a pass takes gradients itself, by its inputs say
         self._by_parameters = False  # or by its parameters
         self._values: list[Tensor] = []  # that are in the network now
@@ -267,97 +264,3 @@ class Network:
         finally:
             for module, training in flags:
                 module.training = training
-
-
-@contextmanager
-def plain_kernels(recurrent: bool = False, normed: bool = False) -> Iterator[None]:
-    """Attention and weight norm by their formulas, recurrent layers without oneDNN and cuDNN.
-
-    Their fused kernels lack second and forward derivatives, or have wrong ones: the second
-    derivative of torch's weight norm was 27 to 56 % off (torch 2.14).
-    """
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-            if normed:
-                stack.enter_context(_PlainWeightNorm())
-            if recurrent:
-                with warnings.catch_warnings():  # about GPUs that are not there
-                    warnings.simplefilter("ignore")
-                    stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
-                    stack.enter_context(torch.backends.cudnn.flags(enabled=False))
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
-
-
-class _PlainWeightNorm(TorchFunctionMode):
-    """Within the block `w = g v/‖v‖` is computed by operations that can be differentiated twice."""
-
-    def __torch_function__(
-        self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
-    ) -> Any:
-        """The operation itself, or weight norm by its formula."""
-        if func is not torch._weight_norm:  # pyright: ignore[reportPrivateImportUsage]
-            return func(*args, **(kwargs or {}))
-
-        def formula(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
-            rest = [i for i in range(v.ndim) if i != dim % v.ndim or dim == -1]
-            return v * (g / v.square().sum(rest, keepdim=True).sqrt())
-
-        return formula(*args, **(kwargs or {}))
-
-
-def _norms_weights(module: nn.Module) -> bool:
-    """Whether a module is the parametrization, or has the older hook, of `weight_norm`."""
-    hooks = module._forward_pre_hooks.values()
-    return any("WeightNorm" in type(m).__name__ for m in (module, *hooks))
-
-
-def duplicate(model: nn.Module) -> nn.Module:
-    """A deep copy, also of a network that keeps results of its last pass (a loss of its experts).
-
-    `deepcopy` refuses them, as they belong to a graph; the copy has their numbers alone.
-
-    Raises:
-        InputError: Modules nest deeper than Python's stack reaches.
-    """
-    kept = [t for m in model.modules() for t in tree_leaves(list(vars(m).values()))]
-    results = [t for t in kept if isinstance(t, Tensor) and not t.is_leaf]
-    try:
-        return copy.deepcopy(model, {id(t): t.detach().clone() for t in results})
-    except RecursionError:  # a copy takes more of the stack for each module than a forward pass
-        raise InputError(
-            "the network's modules nest deeper than Python's stack reaches; nest them less deeply, "
-            "or make it deeper first: sys.setrecursionlimit(10_000)"
-        ) from None
-
-
-def prepared(model: nn.Module) -> nn.Module:
-    """A copy for differentiation: embeddings give dense and whole gradients and write nothing.
-
-    `max_norm` rescales rows in place in every forward pass. It is a constraint on the training and
-    no part of L, so the rows that exceed it are refused, and it is left out.
-
-    Raises:
-        InputError: A row of an embedding is longer than its `max_norm`, or modules nest deeper
-            than Python's stack reaches.
-    """
-    model = duplicate(model)
-    for name, module in model.named_modules():
-        if not isinstance(module, nn.Embedding | nn.EmbeddingBag):
-            continue
-        module.sparse = False
-        if isinstance(module, nn.Embedding):
-            module.padding_idx = None  # which leaves a row out of the gradient, and not out of L
-        if module.max_norm is not None:
-            lengths = module.weight.detach().norm(module.norm_type, dim=1)
-            if (lengths > module.max_norm * (1 + 1e-5)).any():
-                raise InputError(
-                    f"embedding {name!r} has rows longer than max_norm={module.max_norm:g}, which "
-                    "its forward pass would shorten; run the network once on all tokens first"
-                )
-            module.max_norm = None
-    return model

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from lsa.landscape import batches, objectives
 from lsa.landscape.batched import Batched
+from lsa.landscape.copies import duplicate, prepared
 from lsa.landscape.derivatives import batch_norm, budget, hessians
 from lsa.landscape.derivatives.precision import full_float32
-from lsa.landscape.network import Network, Selection, duplicate, prepared, selected, unwrapped
+from lsa.landscape.network import Network, Selection, selected, unwrapped
 from lsa.landscape.passes import Passes
 from lsa.landscape.samples import Samples
 from lsa.landscape.terms import Objective

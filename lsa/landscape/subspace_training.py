@@ -19,11 +19,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from lsa.landscape.copies import duplicate
 from lsa.landscape.derivatives import batch_norm
 from lsa.landscape.derivatives.precision import full_float32
 from lsa.landscape.derivatives.replay import replayed
 from lsa.landscape.landscape import Landscape
-from lsa.landscape.network import duplicate
 from lsa.maths.subspaces import Projection, make_projection
 from lsa.runtime.progress import Report
 

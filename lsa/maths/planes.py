@@ -128,3 +128,25 @@ def random_walk_shares(n: int) -> Tensor:
     k = torch.arange(1, n, dtype=torch.float64)
     values = 1 / torch.sin(math.pi * k / (2 * n)).square()
     return values / values.sum()
+
+
+def window(points: Tensor, n: int, margin: float, lines: Tensor) -> tuple[Tensor, Tensor]:
+    """A square grid about the middle of points in a plane, even but for lines of its own.
+
+    Args:
+        points: Their coordinates `(k, 2)`.
+        n: Lines per axis, evenly spaced.
+        margin: Side of the square over the larger span of the points.
+        lines: Coordinates `(l, 2)` through which further lines go.
+
+    Returns:
+        The x of the grid's columns and the y of its rows, ascending, in float64.
+    """
+    low, high = points.min(0).values, points.max(0).values
+    reach = margin * float((high - low).max()) / 2
+    even = reach * torch.linspace(-1, 1, n, dtype=torch.float64)
+    xs, ys = (
+        torch.unique(torch.cat([middle + even, crossing.double()]))
+        for middle, crossing in zip((low + high) / 2, lines.T, strict=True)
+    )
+    return xs, ys

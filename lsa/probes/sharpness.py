@@ -2,49 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from lsa.landscape import Landscape, sam
-from lsa.maths.ascent import Function, Peak, ascend, length
+from lsa.landscape.worst_case import Ascents, Ball, agreeing, height, rise_in, search
+from lsa.maths.ascent import Peak
 from lsa.probe import Curve, Metric, Report, Result, Sizes, Work, probe, standard_error
 from lsa.runtime.errors import InputError
 
 FRACTIONS = np.linspace(0, 1, 11)  # of the way to a perturbation at which the rise is shown
-SAME = 0.01  # relative difference of two peaks that count as one
 CLIMB, CLIMBS = 15, (4, 40)  # gradients of one ascent, for the estimate of the cost; as seen
-
-
-class Ball(NamedTuple):
-    """Perturbations T e with |e| ≤ radius in the worst case, e ~ N(0, σ²I) in the average case."""
-
-    prefix: str  # of the names of its numbers
-    scale: Tensor  # (d,) diagonal of T
-    radius: float
-    sigma: float
-
-
-class Ascents(NamedTuple):
-    """How the highest rise in a ball is searched for."""
-
-    starts: int
-    tol: float
-    max_gradients: int
-    report: Report
-
-    def climb(self, rise: Function, start: Tensor, radius: float) -> Peak:
-        """One projected ascent."""
-        return ascend(
-            rise,
-            start,
-            radius,
-            tol=self.tol,
-            max_evaluations=self.max_gradients,
-            report=self.report,
-        )
 
 
 def _work(at: Sizes, *, probes: int, starts: int, m: int, **_: Any) -> Work:
@@ -176,8 +147,8 @@ def _highest(
 ) -> Result:
     """The worst case and SAM's step of one ball, with the rises on the way to both."""
     p = ball.prefix
-    step, peaks = _search(_rise(landscape, theta, ball), theta, ball, rng, ascents)
-    best = max(peaks, key=_height)
+    step, peaks = search(rise_in(landscape, theta, ball), theta, ball, rng, ascents)
+    best = max(peaks, key=height)
     # The centre belongs to the ball: where nothing higher was reached, the rise is 0.
     e = best.x if best.value > 0 else torch.zeros_like(best.x)
     rises, to_worst = _line(landscape, theta, ball.scale * e, base)
@@ -215,46 +186,12 @@ def _doubts(name: str, best: Peak, peaks: list[Peak], max_gradients: int) -> lis
             f"{name}: the rise settled at a kink of the loss, where the gap of "
             f"{best.gap / best.value:.1%} cannot close"
         )
-    if len(peaks) > 1 and sum(_agreeing(peaks)) == 1:
+    if len(peaks) > 1 and sum(agreeing(peaks)) == 1:
         notes.append(
             f"{name}: only one of {len(peaks)} ascents reached it, so there may be higher ones; "
             "raise starts"
         )
     return notes
-
-
-def _rise(landscape: Landscape, theta: Tensor, ball: Ball) -> Function:
-    """e ↦ L(θ + T e) − L(θ) and its gradient in e."""
-    base = landscape.loss(theta)
-
-    def rise(e: Tensor) -> tuple[float, Tensor]:
-        value, gradient = landscape.loss_and_gradient(theta + ball.scale * e)
-        return value - base, ball.scale * gradient
-
-    return rise
-
-
-def _search(
-    rise: Function, theta: Tensor, ball: Ball, rng: torch.Generator, ascents: Ascents
-) -> tuple[Tensor | None, list[Peak]]:
-    """SAM's e, None where the gradient is 0, and the peaks of ascents from it and from random e."""
-    slope = rise(torch.zeros_like(theta))[1]
-    step = sam.ascent(slope, ball.radius)
-    first = [] if step is None else [step]
-    random = ascents.starts - len(first)
-    drawn = [torch.randn(len(theta), generator=rng).to(theta) for _ in range(random)]
-    rim = [e * (ball.radius / length(e)) for e in drawn]
-    return step, [ascents.climb(rise, e, ball.radius) for e in (*first, *rim)]
-
-
-def _height(peak: Peak) -> float:
-    return peak.value
-
-
-def _agreeing(peaks: list[Peak]) -> list[bool]:
-    """Which of the peaks are as high as the highest."""
-    highest = max(map(_height, peaks))
-    return [highest - peak.value <= SAME * abs(highest) for peak in peaks]
 
 
 def _line(landscape: Landscape, theta: Tensor, step: Tensor, base: Tensor) -> tuple[Tensor, Curve]:
@@ -277,11 +214,11 @@ def _worst(prefix: str, rises: Tensor, best: Peak, peaks: list[Peak]) -> dict[st
     metric = _mean(rises, rises)  # at a maximum the rise does not change with the perturbation
     if not metric.value > 0:
         return {f"{prefix}worst_case": Metric(0.0, "loss")}
-    agreeing = _agreeing(peaks)
+    as_high = agreeing(peaks)
     return {
         f"{prefix}worst_case": metric,
         f"{prefix}ascent_gap": Metric(best.gap / best.value),
-        f"{prefix}ascent_agreement": Metric(sum(agreeing) / len(agreeing), "fraction"),
+        f"{prefix}ascent_agreement": Metric(sum(as_high) / len(as_high), "fraction"),
         f"{prefix}gradients": Metric(sum(peak.evaluations for peak in peaks)),
     }
 
@@ -323,8 +260,8 @@ def _on_batches(
     for ball in balls:
         values = []
         for batch in batches:
-            rise = _rise(batch, theta, ball)
-            best = max(_search(rise, theta, ball, rng, ascents)[1], key=_height)
+            rise = rise_in(batch, theta, ball)
+            best = max(search(rise, theta, ball, rng, ascents)[1], key=height)
             values.append(max(best.value, 0.0))
             missed += not (best.converged or best.settled)
         heights = torch.tensor(values, dtype=torch.float64)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import math
 from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NamedTuple
@@ -13,7 +11,15 @@ import torch
 from torch import Tensor
 
 from lsa.landscape import Landscape
-from lsa.maths.planes import Plane, filter_normalised, principal, random_walk_shares, through
+from lsa.landscape.grid import COLUMNS, Point, grid, point
+from lsa.maths.planes import (
+    Plane,
+    filter_normalised,
+    principal,
+    random_walk_shares,
+    through,
+    window,
+)
 from lsa.maths.spectra import eigenpairs
 from lsa.probe import Curve, Metric, Report, Result, Sizes, Work, probe, standard_error
 from lsa.runtime.errors import InputError
@@ -21,17 +27,6 @@ from lsa.runtime.errors import InputError
 PRODUCTS = 28  # of one Lanczos run to both ends, for the estimate of the cost
 MARGIN = 1.5  # side of the grid over the larger span of the points that a plane was laid through
 HERE = "checkpoint"  # name of the mark at θ
-COLUMNS = ("loss", "loss_error", "rise_error", "error", "error_error")  # of a point of the grid
-
-
-class Point(NamedTuple):
-    """Means over the samples with their standard errors, as `COLUMNS` has them."""
-
-    loss: float
-    loss_error: float
-    rise_error: float  # of loss − loss at the origin, paired by sample
-    error: float  # fraction misclassified; nan where the task is no classification
-    error_error: float
 
 
 @dataclass(frozen=True)
@@ -119,16 +114,16 @@ def surface(
         view = _trajectory(theta, trajectory(), points, extent)
     at = landscape.recalibrated if view.far else lambda _: landscape
     base = landscape.influences(at(theta).losses(theta)).double()
-    grid = _grid(view, at, base, memory, report)
-    marks = {name: _point(at(t), t, base) for name, t in view.marks.items()}
-    metrics = _metrics(at(theta), theta, view, grid, marks[HERE])
-    curves = {} if view.far else _curves(plane, view, grid)
+    measured = grid(view.plane, view.xs, view.ys, at, base, memory, report)
+    marks = {name: point(at(t), t, base) for name, t in view.marks.items()}
+    metrics = _metrics(at(theta), theta, view, measured, marks[HERE])
+    curves = {} if view.far else _curves(plane, view, measured)
     return Result(
         metrics,
         curves,
-        _arrays(plane, view, grid, marks),
+        _arrays(plane, view, measured, marks),
         not view.notes,
-        (*view.notes, *_notes(at, theta, landscape, grid)),
+        (*view.notes, *_notes(at, theta, landscape, measured)),
     )
 
 
@@ -223,7 +218,7 @@ def _checkpoints(theta: Tensor, others: Mapping[str, Tensor], points: int, exten
     b, c = others
     return View(
         plane,
-        *_window(places, points, extent, lines=places),
+        *window(places, points, MARGIN * extent, lines=places),
         (f"x, towards {b} (length in θ)", f"y, {c}'s side (length in θ)"),
         marks,
         {},
@@ -245,7 +240,7 @@ def _trajectory(theta: Tensor, kept: Mapping[int, Tensor], points: int, extent: 
         metrics[f"random_walk_{axis}"] = Metric(walk[i].item(), "fraction")
     return View(
         plane,
-        *_window(places[:, :2], points, extent, lines=torch.zeros(1, 2)),
+        *window(places[:, :2], points, MARGIN * extent, lines=torch.zeros(1, 2)),
         ("x, first principal component (length in θ)", "y, second (length in θ)"),
         marks,
         metrics,
@@ -253,76 +248,15 @@ def _trajectory(theta: Tensor, kept: Mapping[int, Tensor], points: int, extent: 
     )
 
 
-def _window(places: Tensor, points: int, extent: float, lines: Tensor) -> tuple[Tensor, Tensor]:
-    """A square and even grid about the middle of the places `(n, 2)`, with lines of its own."""
-    low, high = places.min(0).values, places.max(0).values
-    reach = MARGIN * extent * float((high - low).max()) / 2
-    even = reach * torch.linspace(-1, 1, points, dtype=torch.float64)
-    xs, ys = (
-        torch.unique(torch.cat([middle + even, crossing.double()]))
-        for middle, crossing in zip((low + high) / 2, lines.T, strict=True)
-    )
-    return xs, ys
-
-
 def _norm(x: Tensor) -> float:
     return torch.linalg.vector_norm(x, dtype=torch.float64).item()
-
-
-# --- the grid ------------------------------------------------------------------------------------
-
-
-def _grid(
-    view: View,
-    at: Callable[[Tensor], Landscape],
-    base: Tensor,
-    memory: MutableMapping[str, list[float]],
-    report: Report,
-) -> np.ndarray:
-    """Every point's `COLUMNS`, `(y, x, 5)`; what the memory holds of the same grid is not repeated.
-
-    The fingerprint makes sure of the same: eigenvectors may differ in the last digit from one
-    process to the next, and a surface is of one plane.
-    """
-    fingerprint = hashlib.sha256()
-    for part in (view.plane.origin, view.plane.directions, view.xs, view.ys):
-        fingerprint.update(part.cpu().numpy().tobytes())
-    name = fingerprint.hexdigest()[:16]
-    total = len(view.xs) * len(view.ys)
-    grid = np.empty((len(view.ys), len(view.xs), len(COLUMNS)))
-    for j, y in enumerate(view.ys.tolist()):
-        for i, x in enumerate(view.xs.tolist()):
-            key = f"{name} {j} {i}"
-            if key not in memory:
-                theta = view.plane.at(x, y)
-                memory[key] = list(_point(at(theta), theta, base))
-            grid[j, i] = memory[key]
-            report(j * len(view.xs) + i + 1, total, "points of the plane")
-    return grid
-
-
-def _point(landscape: Landscape, theta: Tensor, base: Tensor) -> Point:
-    losses, wrong = landscape.per_sample(theta)
-    losses = landscape.influences(losses).double()
-    mistakes = torch.full_like(losses, math.nan) if wrong is None else wrong.double()
-
-    def error(values: Tensor) -> float:
-        return standard_error(values).get("data", math.nan)
-
-    return Point(
-        loss=losses.mean().item(),
-        loss_error=error(losses),
-        rise_error=error(losses - base),
-        error=mistakes.mean().item(),
-        error_error=error(mistakes),
-    )
 
 
 # --- numbers -------------------------------------------------------------------------------------
 
 
 def _metrics(
-    landscape: Landscape, theta: Tensor, view: View, grid: np.ndarray, centre: Point
+    landscape: Landscape, theta: Tensor, view: View, measured: np.ndarray, centre: Point
 ) -> dict[str, Metric]:
     metrics = {"loss": Metric(centre.loss, "loss", _errors(centre.loss_error))}
     if np.isfinite(centre.error):
@@ -335,11 +269,11 @@ def _metrics(
         if name in metrics:
             errors = metrics[f"curvature_{axis}"].errors
             metrics[name] = Metric(metrics[name].value, "loss", errors)
-    finite = np.isfinite(grid[..., 0])
+    finite = np.isfinite(measured[..., 0])
     if finite.any():
-        losses = np.where(finite, grid[..., 0], np.nan)
+        losses = np.where(finite, measured[..., 0], np.nan)
         for name, index in (("lowest", np.nanargmin(losses)), ("highest", np.nanargmax(losses))):
-            point = Point(*grid.reshape(-1, len(COLUMNS))[index])
+            point = Point(*measured.reshape(-1, len(COLUMNS))[index])
             rise = Metric(point.loss - centre.loss, "loss", _errors(point.rise_error))
             metrics[f"{name}_rise"] = rise
     return metrics | {
@@ -352,15 +286,18 @@ def _errors(data: float) -> dict[str, float]:
     return {"data": data} if np.isfinite(data) else {}
 
 
-def _curves(plane: str, view: View, grid: np.ndarray) -> dict[str, Curve]:
+def _curves(plane: str, view: View, measured: np.ndarray) -> dict[str, Curve]:
     """Rises along the two axes, on a grid that all checkpoints share.
 
     Named by the plane, so that nobody draws those of two kinds into one figure.
     """
     middle = len(view.xs) // 2
     at = torch.linspace(-1, 1, len(view.xs), dtype=torch.float64).numpy()
-    lines = {f"rise_along_{plane}_x": grid[middle], f"rise_along_{plane}_y": grid[:, middle]}
-    base = grid[middle, middle, 0]
+    lines = {
+        f"rise_along_{plane}_x": measured[middle],
+        f"rise_along_{plane}_y": measured[:, middle],
+    }
+    base = measured[middle, middle, 0]
     return {
         name: Curve(at, line[:, 0] - base, "relative_position", line[:, 2], y_unit="loss")
         for name, line in lines.items()
@@ -368,7 +305,7 @@ def _curves(plane: str, view: View, grid: np.ndarray) -> dict[str, Curve]:
 
 
 def _arrays(
-    plane: str, view: View, grid: np.ndarray, marks: Mapping[str, Point]
+    plane: str, view: View, measured: np.ndarray, marks: Mapping[str, Point]
 ) -> dict[str, np.ndarray]:
     coordinates = np.array([view.plane.coordinates(t) for t in view.marks.values()])
     values = np.array(list(marks.values()))
@@ -377,7 +314,7 @@ def _arrays(
         "labels": np.array(view.labels),
         "x": view.xs.numpy(),
         "y": view.ys.numpy(),
-        **{name: grid[..., k] for k, name in enumerate(COLUMNS)},
+        **{name: measured[..., k] for k, name in enumerate(COLUMNS)},
         "mark": np.array(list(marks)),
         "mark_x": coordinates[:, 0],
         "mark_y": coordinates[:, 1],
@@ -389,12 +326,12 @@ def _arrays(
 
 
 def _notes(
-    at: Callable[[Tensor], Landscape], theta: Tensor, landscape: Landscape, grid: np.ndarray
+    at: Callable[[Tensor], Landscape], theta: Tensor, landscape: Landscape, measured: np.ndarray
 ) -> list[str]:
     notes = []
-    if bad := int((~np.isfinite(grid[..., 0])).sum()):
+    if bad := int((~np.isfinite(measured[..., 0])).sum()):
         notes.append(
-            f"the loss is not finite at {bad} of {grid[..., 0].size} points of the grid, which "
+            f"the loss is not finite at {bad} of {measured[..., 0].size} points of the grid, which "
             "are left blank: the network overflows there"
         )
     if at(theta) is not landscape:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lsa.landscape import Landscape, flatten, sam
-from lsa.landscape.network import duplicate
+from lsa.landscape.copies import duplicate
 from lsa.landscape.symmetries import Change, function_change, rescaled, rescalings
 from lsa.maths.alignment.permutations import (
     PermutationSpec,

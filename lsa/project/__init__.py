@@ -2,21 +2,23 @@
 
 from lsa.project.project import (
     DEFAULT,
-    ELSEWHERE,
     FOLLOWED,
-    Augment,
-    Named,
     Project,
-    Recipe,
-    Split,
-    Train,
     check_followable,
-    first_rule,
     folders,
     load,
     resolve,
     train_params,
     trusted_by,
+)
+from lsa.project.sections import (
+    ELSEWHERE,
+    Augment,
+    Named,
+    Recipe,
+    Split,
+    Train,
+    first_rule,
     validated,
 )
 

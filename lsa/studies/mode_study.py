@@ -18,8 +18,9 @@ from lsa.project import Project
 from lsa.project.factories import nearest
 from lsa.reports import measurements
 from lsa.runtime.errors import InputError
+from lsa.studies.handle import Handle
 from lsa.studies.mode_graph import NAME, Pair, Stored, graph
-from lsa.studies.study import Handle, Study
+from lsa.studies.schedule import Study
 from lsa.tracking import recording, results, runs
 from lsa.tracking.numbers import flat
 

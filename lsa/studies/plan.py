@@ -15,7 +15,8 @@ from lsa.reports import report as reports
 from lsa.runtime import provenance
 from lsa.runtime.errors import InputError
 from lsa.studies import adoption, cost, load, overview, steps, train
-from lsa.studies.study import Handle, Study
+from lsa.studies.handle import Handle
+from lsa.studies.schedule import Study
 from lsa.tracking import registered, runs
 from lsa.tracking.checkpoint import load_data
 from lsa.tracking.runs import Done

@@ -1,116 +1,27 @@
-"""Studies: steps as plain Python, each run once, on one engine.
-
-    from lsa import step, study
-
-    with study("digits", workers=2):
-        for lr in (0.02, 0.1):
-            trained = step("train", optimizer="sgd", lr=lr)
-            sharp = step("lanczos", trained, k=1)
-            if sharp["lambda_max"].value > 20:  # waits for the number
-                step("sgd_noise", trained)
-
-Passing one step's handle to another is the edge between them. A step that has finished before with
-the same options, inputs, data and code is not run again, so a study goes on where it stopped.
-"""
+"""The steps of a study, and which of them run when."""
 
 from __future__ import annotations
 
-import contextlib
-import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextvars import ContextVar
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from lsa import probe, project
 from lsa.figures import notebook
-from lsa.probe import Metric, Result
 from lsa.project import FOLLOWED, Project
 from lsa.runtime import arguments, failures
 from lsa.runtime.errors import Diverged, InputError, first_line, plain
-from lsa.studies import calls, progress
+from lsa.studies import calls
 from lsa.studies.calls import TRAIN, Call
-from lsa.studies.engines.local import Engine, Inline, Processes
+from lsa.studies.engines.local import Engine, Processes
+from lsa.studies.handle import LOST, Handle
 from lsa.studies.view import View, quiet
-from lsa.tracking import recording, runs, settings, spool, store
+from lsa.tracking import recording, runs, spool, store
 
-# "queued": an engine that waits for a step's inputs by itself has it.
-State = Literal["waiting", "queued", "running", "done", "reused", "unlogged", "failed", "skipped"]
 BUDGET = ("epochs", "batch_size", "lr")  # what a training may override
-ENDS: tuple[State, ...] = ("done", "reused", "unlogged", "failed", "skipped")
-LOST: dict[State, str] = {"unlogged": "is not logged", "failed": "failed", "skipped": "failed"}
 TRIES = 2  # of a step whose process dies under it
 POLL = 0.2  # seconds between two looks at the workers' progress
-
-
-class Failed(InputError):
-    """Steps of a study have failed; the others are done."""
-
-
-@dataclass(eq=False)
-class Handle:
-    """A step of a study: waited for when its numbers are asked for."""
-
-    call: Call
-    needs: tuple[Handle, ...]
-    study: Study | None  # None in another process than the study's
-    state: State = "waiting"
-    tries: int = 0
-    error: str = ""
-    future: Future | None = None  # since it was submitted
-    _result: Result | None = None
-
-    @property
-    def finished(self) -> bool:
-        """Whether the step has ended."""
-        return self.state in ENDS
-
-    @property
-    def result(self) -> Result:
-        """What the step measured; its arrays stay in the artifacts of its run.
-
-        Raises:
-            InputError: It has failed, or a step that it needs has.
-        """
-        if self.study is not None:
-            self.study.advance(until=self)
-        if self._result is None:
-            raise InputError(f"{self.call.label}: {self.error}")
-        return self._result
-
-    def __getitem__(self, name: str) -> Metric:
-        """A number of its result, `handle["lambda_max"]`."""
-        return self.result[name]
-
-    def __getstate__(self) -> dict[str, Any]:
-        """The finished step, for another process: it is waited for, the study stays here."""
-        if self.study is not None:
-            self.study.advance(until=self)
-        return {**self.__dict__, "study": None, "future": None}
-
-    @property
-    def command(self) -> str:
-        """The command that repeats it."""
-        overridden = any(need.call.options for need in self.needs)
-        return self.call.command([need.run_id for need in self.needs] if overridden else ())
-
-    @property
-    def run_id(self) -> str:
-        """Its run."""
-        return self.result.run_id
-
-    @property
-    def found_in(self) -> str:
-        """The run of its result; empty while there is none."""
-        return self._result.run_id if self._result else ""
-
-    def _repr_html_(self) -> str | None:
-        return self.result._repr_html_() if self.finished and self._result else None
-
-    def __repr__(self) -> str:
-        return f"<{self.call.label}: {self.state}{self.error and f' ({self.error})'}>"
 
 
 class Study:
@@ -154,7 +65,7 @@ class Study:
                 f"a {type(strange[0]).__name__} is no step of a study; give what step(…) returns"
             )
         call = self._training(options) if name == TRAIN else self._probe(name, inputs, options)
-        handle = Handle(call, inputs, self)
+        handle = Handle(call, inputs, self.advance)
         self.handles.append(handle)
         if self._engine.background:
             self._start()  # beside what the caller does next
@@ -309,108 +220,3 @@ def _line(error: Exception) -> str:
     first = refused or plain(first_line(error))
     foreseen = refused or isinstance(error, (InputError, Diverged))
     return first if foreseen else f"{type(error).__name__}: {first}"
-
-
-_current: ContextVar[Study | None] = ContextVar("study", default=None)
-
-
-@contextlib.contextmanager
-def study(
-    setting: Project | str | os.PathLike[str] = project.DEFAULT,
-    *,
-    name: str = "",
-    kind: str = "study",
-    workers: int = 1,
-    device: str = "auto",
-    keep_going: bool = True,
-    view: View | None = None,
-    engine: Callable[[str], Engine] | None = None,
-) -> Iterator[Study]:
-    """A study: the steps asked for inside, run by the end of the block, as children of one run.
-
-    That run is the study's for good: when it is started again, it goes on in the same run, so that
-    the UI shows one group of steps however often it was stopped.
-
-    Args:
-        setting: A project or its name.
-        name: Of the study's run; `<kind>-<project>` by default.
-        kind: What its run is found by.
-        workers: Processes that run steps side by side, sharing the threads.
-        device: Where to compute.
-        keep_going: After a failed step, go on with those that do not need it.
-        view: Shown what happens.
-        engine: Makes, from the study's run, another place for its steps than processes here.
-
-    Raises:
-        Failed: At the end of the block: steps have failed; the first is named.
-        NotLogged: At the end of the block: the store did not take what was measured.
-    """
-    workers = arguments.whole("workers", workers, least=1)
-    name = arguments.text("name", name)
-    setting = setting if isinstance(setting, Project) else project.load(setting)
-    tags = {"lsa.step": kind, "project": setting.name}
-    name = name or f"{kind}-{setting.name}"
-    with (
-        settings.restored(),
-        recording.run(
-            name, experiment=setting.name, tags=tags, device="cpu", again=_begun(name, tags)
-        ) as opened,
-    ):
-        opened.params({"project": setting.name})
-        opened.json(setting.model_dump(), "project.json")
-        opened.send()
-        if engine is not None:
-            pool = engine(opened.id)
-        else:
-            pool = Processes(workers, opened.id) if workers > 1 else Inline()
-        running = Study(setting, pool, opened, device=device, keep_going=keep_going, view=view)
-        token = _current.set(running)
-        if view is not None:
-            progress.redirect(view.progress)
-        try:
-            yield running
-            running.advance()
-        finally:
-            progress.redirect(None)
-            _current.reset(token)
-            pool.shutdown()
-            if pool.background:  # a worker that was ended by force could not end its run
-                store.ask(lambda: runs.end_stale("project", setting.name), [])
-        states = [handle.state for handle in running.handles]
-        opened.metrics({f"steps_{state}": states.count(state) for state in ENDS})
-        if running.failures:
-            first, waiting = running.failures[0], len(running.unlogged)
-            also = f"; {waiting} more are measured, not logged: lsa sync" if waiting else ""
-            raise Failed(
-                f"{len(running.failures)} of the study's {len(states)} steps failed: "
-                f"{first.call.label}: {first.error}; repeat it with: {first.command}{also}"
-            )
-        if running.unlogged:
-            raise spool.NotLogged(
-                f"{len(running.unlogged)} of the study's {len(states)} steps are measured, not "
-                f"logged; they are kept in {spool.folder()}; deliver them with: lsa sync, then "
-                "start the study again"
-            )
-
-
-def _begun(name: str, tags: Mapping[str, str]) -> str | None:
-    """The run of a study that was begun before; runs of its project that were left open end."""
-    runs.end_stale("project", tags["project"])
-    return runs.ended(name, tags)
-
-
-def step(name: str, *inputs: Handle, **options: Any) -> Handle:
-    """Add a step to the study of the enclosing `with`; outside of one, run the step at once.
-
-    Args and errors are those of `Study.step`; outside a study, `project` names the project, and
-    what fails raises.
-    """
-    around = _current.get()
-    if around is not None:
-        return around.step(name, *inputs, **options)
-    known = [given.call.setting for given in inputs if isinstance(given, Handle)]
-    setting = known[0] if known else project.load(options.pop("project", project.DEFAULT))
-    alone = Study(setting, Inline())
-    handle = alone.step(name, *inputs, **options)
-    _ = handle.result  # raises what failed
-    return handle

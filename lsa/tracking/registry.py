@@ -21,7 +21,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 
-from lsa.project.project import first_rule
+from lsa.project import first_rule
 from lsa.runtime.errors import InputError
 from lsa.tracking import checkpoint as checkpoints
 from lsa.tracking import runs, spool, store

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,10 +23,7 @@ from lsa.project import factories
 from lsa.runtime import modes
 from lsa.runtime.errors import InputError
 from lsa.training.images import Split, image_folder
-
-HELD_OUT = 0.2  # of a dataset that has one split only
-SEED = 0  # of every division and subset, so that they are the same for everyone
-STD_FLOOR = 1.0  # one grey level of 8 bits: a constant channel must not divide by zero
+from lsa.training.splits import divided, limited, normalisation, relabelled
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,11 +122,11 @@ def load(
         parts = reader(**factories.check_options(label, reader, options))
     else:
         parts = _torchvision(name, label, options, ours)
-    parts, classes = _relabelled(label, parts)
-    train, val = parts if len(parts) == 2 else _divided(parts[0])
-    train = _limited(train, "train_limit", train_limit)
-    val = _limited(val, "val_limit", val_limit)
-    shift, scale = _normalisation(label, train.images, mean, std)
+    parts, classes = relabelled(label, parts)
+    train, val = parts if len(parts) == 2 else divided(parts[0])
+    train = limited(train, "train_limit", train_limit)
+    val = limited(val, "val_limit", val_limit)
+    shift, scale = normalisation(label, train.images, mean, std)
 
     def normalised(split: Split) -> Tensor:
         images = split.images.to(device).float().sub_(shift.to(device)).div_(scale.to(device))
@@ -242,88 +238,6 @@ def _torchvision(name: str, label: str, options: dict[str, Any], ours: bool) -> 
     read = torchvision_data.read
     checked = factories.check_options(label, read, options, ["name", "trust"])
     return read(name, trust="" if ours else factories.permission(name, options), **checked)
-
-
-def _relabelled(label: str, parts: list[Split]) -> tuple[list[Split], int]:
-    """Labels as 0 … classes − 1, by the classes of the first part, and their number."""
-    known = parts[0].labels.unique()
-    for split in parts[1:]:
-        strange = split.labels[~torch.isin(split.labels, known)]
-        if len(strange):
-            raise InputError(
-                f"{label}: the class {int(strange[0])} of the validation split has no training "
-                "images; choose another dataset."
-            )
-    return [Split(x, torch.searchsorted(known, y)) for x, y in parts], len(known)
-
-
-def _stratified(labels: Tensor) -> Tensor:
-    """A fixed random order whose every beginning has the class proportions of the whole.
-
-    The r-th of the m images of a class stands at the quantile (r − ½)/m: Webster's apportionment.
-    """
-    rng = torch.Generator().manual_seed(SEED)
-    shuffled = torch.randperm(len(labels), generator=rng)
-    grouped = shuffled[labels[shuffled].argsort(stable=True)]
-    counts = labels.bincount()
-    starts = (counts.cumsum(0) - counts).repeat_interleave(counts)
-    quantile = (torch.arange(len(labels)) - starts + 0.5) / counts.repeat_interleave(counts)
-    return grouped[quantile.argsort(stable=True)]
-
-
-def _divided(split: Split) -> tuple[Split, Split]:
-    """Training and validation part, each in the order of the original."""
-    order = _stratified(split.labels)
-    held = math.ceil(HELD_OUT * len(order))
-    val, train = order[:held].sort().values, order[held:].sort().values
-    return _subset(split, train), _subset(split, val)
-
-
-def _limited(split: Split, option: str, limit: int | None) -> Split:
-    if limit is None:
-        return split
-    n = len(split.labels)
-    if not isinstance(limit, int) or not 1 <= limit <= n:
-        raise InputError(f"{option}={limit!r} is not among the split's sizes; choose 1 to {n}.")
-    return _subset(split, _stratified(split.labels)[:limit].sort().values)
-
-
-def _subset(split: Split, indices: Tensor) -> Split:
-    return Split(split.images[indices], split.labels[indices])
-
-
-def _normalisation(
-    label: str,
-    images: Tensor,
-    mean: float | Sequence[float] | None,
-    std: float | Sequence[float] | None,
-) -> tuple[Tensor, Tensor]:
-    """What is subtracted and divided by, in grey levels: the data's own or what was asked for."""
-    if mean is None and std is None:
-        return _channel_statistics(images)
-    channels = images.shape[1]
-    statistics = []
-    for name, value in (("mean", mean), ("std", std)):
-        given = value if isinstance(value, Sequence) else [value] * channels
-        values = [v for v in given if isinstance(v, int | float) and math.isfinite(v)]
-        if not len(values) == len(given) == channels or (name == "std" and min(values) <= 0):
-            raise InputError(
-                f"{label}: {name}={value!r} must be a number, or one for each of the {channels} "
-                "channel(s), of pixels between 0 and 1, with std above 0; give both or neither."
-            )
-        statistics.append(255 * torch.tensor(values, dtype=torch.float32).view(-1, 1, 1))
-    return statistics[0], statistics[1]
-
-
-def _channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each channel, `(c, 1, 1)`, exact from a histogram."""
-    levels = torch.arange(256, dtype=torch.float64)
-    channels = [images[:, c].flatten().bincount(minlength=256) for c in range(images.shape[1])]
-    weights = torch.stack(channels).double() / channels[0].sum()  # (c, 256)
-    mean = weights @ levels
-    variance = (weights * (levels - mean[:, None]).square()).sum(1)
-    std = variance.sqrt().clamp_min(STD_FLOOR)
-    return mean.float().view(-1, 1, 1), std.float().view(-1, 1, 1)
 
 
 def _hash(*splits: Iterable[Tensor]) -> str:

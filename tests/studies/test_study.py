@@ -24,7 +24,8 @@ from lsa.runtime import provenance
 from lsa.runtime.errors import InputError
 from lsa.studies import plan
 from lsa.studies.engines.local import Inline
-from lsa.studies.study import Failed, Study
+from lsa.studies.schedule import Study
+from lsa.studies.study import Failed
 from lsa.tracking import store
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's and SQLAlchemy's own

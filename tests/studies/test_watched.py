@@ -69,5 +69,5 @@ def test_an_interrupted_training_logs_all_its_steps(
 
 
 def test_the_schema_knows_what_can_be_measured():
-    found = project.project.Watching.model_fields["measure"].annotation
+    found = project.sections.Watching.model_fields["measure"].annotation
     assert set(found.__args__[0].__args__) == set(KINDS)

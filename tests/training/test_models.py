@@ -10,7 +10,7 @@ from torch import nn
 from torch.func import functional_call, grad, jvp, vjp
 
 from lsa.runtime.errors import InputError
-from lsa.training import models
+from lsa.training import models, networks
 
 CIFAR = (3, 32, 32)
 
@@ -104,14 +104,14 @@ def test_mlp_without_hidden_layers_is_softmax_regression():
     torch.testing.assert_close(model(x), x.flatten(1) @ weight.T + bias)
 
 
-@pytest.mark.parametrize("activation", models.ACTIVATIONS)
+@pytest.mark.parametrize("activation", networks.ACTIVATIONS)
 def test_every_activation_that_is_listed_is_accepted(activation):
     model = build("mlp", (1, 3, 3), hidden=[5], activation=activation)
-    assert type(model[2]) is models.ACTIVATIONS[activation]
+    assert type(model[2]) is networks.ACTIVATIONS[activation]
 
 
 def test_resnet20_shortcut_subsamples_and_pads_with_zeros():
-    block = models._Block(4, 8, stride=2, norm="group").eval()
+    block = networks._Block(4, 8, stride=2, norm="group").eval()
     nn.init.zeros_(block.norm2.weight)  # silences the other branch
     x = torch.rand(2, 4, 6, 6, generator=torch.Generator().manual_seed(0))  # positive: ReLU is id
     y = block(x)
@@ -120,7 +120,7 @@ def test_resnet20_shortcut_subsamples_and_pads_with_zeros():
 
 
 def test_resnet20_shortcut_is_the_identity_at_equal_shape():
-    block = models._Block(4, 4, stride=1, norm="batch").eval()
+    block = networks._Block(4, 4, stride=1, norm="batch").eval()
     nn.init.zeros_(block.norm2.weight)
     x = torch.rand(2, 4, 6, 6, generator=torch.Generator().manual_seed(0))
     assert torch.equal(block(x), x)

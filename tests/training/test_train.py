@@ -12,7 +12,7 @@ from lsa.landscape import Landscape, flatten, noise_scale
 from lsa.project import Augment, Named, Project, Train
 from lsa.runtime.errors import Diverged, InputError
 from lsa.tracking import serial
-from lsa.training import data, models
+from lsa.training import data, models, steps
 from lsa.training import train as training
 from lsa.training.train import final_metrics, network, train
 
@@ -79,7 +79,7 @@ def test_a_last_batch_of_one_sample_under_batch_norm_is_refused_in_one_line(spli
 @pytest.mark.parametrize("size", [20, 512])
 def test_figures_of_an_epoch_are_means_over_its_samples(split, monkeypatch, size):
     """With a step of nothing they are those of the initial weights, in passes or at once."""
-    monkeypatch.setattr(training, "_pass_size", lambda model, x: size)
+    monkeypatch.setattr(training, "pass_size", lambda model, x: size)
     still = recipe("sgd").model_copy(
         update={"train": Train(epochs=1, batch_size=64), "rule": Named(name="SGD", lr=0.0)}
     )
@@ -101,7 +101,7 @@ def test_figures_of_steps_in_which_a_parameter_has_no_gradient():
         [torch.tensor([True, False]), torch.tensor([True, True])],
     )
     second = (torch.tensor([4.0, 4.0]), [torch.tensor([False, True])])
-    found = training._means([first, second], 4)
+    found = steps.means([first, second], 4)
     assert found == pytest.approx([(4 * 1 + 2 * 4) / 6, 4 / 6, (4 * 5 + 2 * 2) / 6])
 
 
@@ -149,7 +149,7 @@ def test_images_lie_as_convolutions_are_fast_with(split, monkeypatch, name, last
         seen.append(x)
         return torch.zeros(2), [torch.zeros(len(x), dtype=torch.bool)]
 
-    monkeypatch.setattr(training, "_step", step)
+    monkeypatch.setattr(training, "take_step", step)
     at = recipe("sgd")
     images = torch.rand(len(split.y_train), 3, 8, 8, generator=torch.Generator().manual_seed(0))
     for memory_format in (torch.channels_last, torch.contiguous_format):

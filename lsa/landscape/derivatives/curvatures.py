@@ -18,11 +18,12 @@ from torch.autograd import Function, grad
 from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 
+from lsa.landscape.derivatives.convolution import DIMENSIONS, convolution_geometry
 from lsa.landscape.derivatives.jacobians import second_derivatives
 from lsa.landscape.derivatives.layer_gradients import Convolution, Linear
 from lsa.landscape.derivatives.modes import differentiable, pull_back
 from lsa.landscape.derivatives.sample_gradients import LAYERS
-from lsa.landscape.derivatives.second_order import DIMENSIONS, SecondOrder, convolution_geometry
+from lsa.landscape.derivatives.second_order import SecondOrder
 
 Losses = Callable[[Tensor], Tensor]
 

@@ -19,6 +19,7 @@ from torch.autograd import Function
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from lsa.landscape.derivatives.convolution import convolution_geometry
 from lsa.landscape.derivatives.layer_gradients import (
     Convolution,
     Factors,
@@ -28,7 +29,6 @@ from lsa.landscape.derivatives.layer_gradients import (
     SampleGradients,
 )
 from lsa.landscape.derivatives.modes import gradient
-from lsa.landscape.derivatives.second_order import convolution_geometry
 
 Losses = Callable[[Tensor], Tensor]  # θ `(d,)` ↦ ℓᵢ(θ) `(n,)`
 AGREEMENT = 1e-3  # relative, between gradients that differ by rounding alone

@@ -1,11 +1,9 @@
 """Layers whose second derivative costs what the first does.
 
-PyTorch differentiates the gradient of a convolution as convolutions with kernels as large as the
-image, that of max pooling in another memory layout, after a copy, that of a rectifier with a zero
-as large as its input, which is then added, that of batch norm as if its statistics were not
-fixed, and that of group norm in many elementwise passes. All but the last are linear maps
-given their input, so the derivative of the gradient needs nothing but the kernels that forward and
-backward pass use.
+`SecondOrder` replaces operations of PyTorch's by the routes of `ROUTES`. What a route saves is
+written in its module: convolutions, choices (max pooling and rectifiers), attention, smooth
+activations, cross entropy, and the norms. PyTorch differentiates batch norm as if its statistics
+were not fixed, and group norm in many elementwise passes.
 """
 
 from __future__ import annotations
@@ -16,21 +14,20 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd import Function
 from torch.overrides import TorchFunctionMode
 
 from lsa.landscape.derivatives import cross_entropy, smooth
 from lsa.landscape.derivatives.attention import attention
+from lsa.landscape.derivatives.choices import max_pool2d, relu
+from lsa.landscape.derivatives.convolution import DIMENSIONS, convolution, convolution_geometry
 from lsa.landscape.derivatives.group_norm import channels, group_norm
 from lsa.landscape.derivatives.linear import embedding, linear
 from lsa.landscape.derivatives.row_norms import row_norm
 from lsa.landscape.derivatives.wanted import Wanted
 
-aten = torch.ops.aten
 # Names of the nodes by which a weight is a view of a flat θ, and of the node of θ itself.
 VIEWS = ("ViewBackward0", "SplitWithSizesBackward0")
 LEAF = "torch::autograd::AccumulateGrad"
-DIMENSIONS = {torch.conv1d: 1, torch.conv2d: 2, torch.conv3d: 3}
 
 
 class SecondOrder(TorchFunctionMode):
@@ -104,197 +101,18 @@ class SecondOrder(TorchFunctionMode):
         if isinstance(padding, str) or input.ndim != DIMENSIONS[func] + 2:
             return func(input, weight, bias, stride, padding, dilation, groups)
         geometry = convolution_geometry(func, stride, padding, dilation, groups)
-        return _Convolution.apply(input, weight, bias, geometry, self._wanted_of(weight))
+        return convolution(input, weight, bias, geometry, self._wanted_of(weight))
 
 
 def _is_view_of_leaf(w: Tensor) -> bool:
-    """Whether the gradient by w goes on as it is: its value then enters no second derivative."""
+    """Whether a weight is a view of a flat θ.
+
+    Views pass the gradient on unchanged, so that no second derivative contains its value.
+    """
     node = w.grad_fn
     while node is not None and node.name() in VIEWS:
         ((node, _),) = node.next_functions
     return node is not None and node.name() == LEAF
-
-
-def convolution_geometry(
-    func: Callable, stride: Any, padding: Any, dilation: Any, groups: int
-) -> tuple:
-    """Of one of `DIMENSIONS`, as `aten.convolution` takes it after input, weight and bias."""
-    n = DIMENSIONS[func]
-    return _each(stride, n), _each(padding, n), _each(dilation, n), False, [0] * n, groups
-
-
-def _each(value: Any, n: int) -> list[int]:
-    """One number per dimension."""
-    values = [value] if isinstance(value, int) else list(value)
-    return values * n if len(values) == 1 else values
-
-
-class _Convolution(Function):
-    """y = w ∗ x + b."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        w: Tensor,
-        b: Tensor | None,
-        geometry: tuple,
-        wanted: Wanted,
-    ) -> Tensor:
-        ctx.save_for_backward(x, w)
-        ctx.geometry, ctx.wanted = geometry, wanted
-        return aten.convolution(x, w, b, *geometry)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> tuple:
-        (g,) = gradients
-        x, w = (t.detach() if ctx.wanted.only_g else t for t in ctx.saved_tensors)
-        valued = ctx.wanted.valued
-        found = _Transposed.apply(g, x, w, ctx.geometry, ctx.needs_input_grad[:3], valued)
-        return *found, None, None
-
-
-class _Transposed(Function):
-    """The gradient of a convolution: linear in g and in (x, w).
-
-    It is gx = wᵀ ∗ g, gw = xᵀ ∗ g and gb = ∑ g.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        g: Tensor,
-        x: Tensor,
-        w: Tensor,
-        geometry: tuple,
-        needed: tuple,
-        valued: bool,
-    ) -> tuple:
-        ctx.save_for_backward(g, x, w)
-        ctx.geometry = geometry
-        ctx.set_materialize_grads(False)
-        to_x, to_w, to_b = needed
-        if valued or not to_w:
-            return aten.convolution_backward(g, x, w, [len(w)], *geometry, list(needed))
-        computed = [to_x, False, False]
-        gx, _, _ = aten.convolution_backward(g, x, w, None, *geometry, computed)
-        zero = w.new_zeros(())
-        return gx, zero.expand_as(w), zero.expand(len(w)) if to_b else None
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> tuple:
-        """From cotangents u, z, c of gx, gw, gb: w ∗ u + z ∗ x + c for g, zᵀ ∗ g for x, uᵀ ∗ g."""
-        u, z, c = gradients
-        g, x, w = ctx.saved_tensors
-        to_g, to_x, to_w, *_ = ctx.needs_input_grad
-        dg = None
-        for image, kernel in ((u, w), (x, z)):
-            if to_g and image is not None and kernel is not None:
-                part = aten.convolution(image, kernel, c, *ctx.geometry)
-                dg, c = part if dg is None else dg.add_(part), None
-        if to_g and c is not None:
-            dg = c.view(-1, *[1] * (g.ndim - 2)).expand_as(g)
-        # One call gives both: u stands where the input stood, z where the weights did.
-        needed = [to_x and z is not None, to_w and u is not None, False]
-        dx = dw = None
-        if any(needed):
-            stand_ins = x if u is None else u, w if z is None else z
-            dx, dw, _ = aten.convolution_backward(g, *stand_ins, None, *ctx.geometry, needed)
-        return dg, dx, dw, None, None, None
-
-
-def _max_pool2d(
-    func: Callable,
-    input: Tensor,
-    kernel_size: Any,
-    stride: Any = None,
-    padding: Any = 0,
-    dilation: Any = 1,
-    ceil_mode: bool = False,
-    return_indices: bool = False,
-) -> Any:
-    if input.ndim != 4 or return_indices:
-        return func(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
-    kernel = _each(kernel_size, 2)
-    stride = _each(stride, 2) if stride else kernel
-    window = (kernel, stride, _each(padding, 2), _each(dilation, 2), ceil_mode)
-    return _MaxPool.apply(input, window)
-
-
-class _MaxPool(Function):
-    """The greatest of each window: a choice of inputs."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, window: tuple) -> Tensor:
-        out, chosen = aten.max_pool2d_with_indices(x, *window)
-        ctx.save_for_backward(x, chosen)
-        ctx.window = window
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> tuple:
-        return _Unpool.apply(*gradients, *ctx.saved_tensors, ctx.window), None
-
-
-class _Unpool(Function):
-    """g put back where the choice was made; linear in g, and x gives but its shape."""
-
-    @staticmethod
-    def forward(ctx: Any, g: Tensor, x: Tensor, chosen: Tensor, window: tuple) -> Tensor:
-        ctx.save_for_backward(chosen)
-        return aten.max_pool2d_with_indices_backward(g, x, *window, chosen)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> tuple:
-        (u,) = gradients
-        (chosen,) = ctx.saved_tensors
-        return (
-            _pixels(u).gather(1, _pixels(chosen)).view(_last(chosen).shape).permute(0, 3, 1, 2),
-            None,
-            None,
-            None,
-        )
-
-
-def _last(images: Tensor) -> Tensor:
-    """Channels last, `(n, h, w, c)`."""
-    return images.permute(0, 2, 3, 1)
-
-
-def _pixels(images: Tensor) -> Tensor:
-    """One row per pixel, `(n, h·w, c)`: a view of images in channels-last layout."""
-    return _last(images).flatten(1, 2)
-
-
-def _relu(func: Callable, input: Tensor, inplace: bool = False) -> Tensor:
-    return func(input, inplace=True) if inplace else _Rectifier.apply(input)
-
-
-class _Rectifier(Function):
-    """y = max(x, 0)."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        y = torch.relu(x)
-        ctx.save_for_backward(y)
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> Tensor:
-        return _Gate.apply(*gradients, *ctx.saved_tensors)
-
-
-class _Gate(Function):
-    """g where y > 0, else 0: its own gradient by g, and constant in y."""
-
-    @staticmethod
-    def forward(ctx: Any, g: Tensor, y: Tensor) -> Tensor:
-        ctx.save_for_backward(y)
-        return aten.threshold_backward(g, y, 0)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> tuple:
-        return aten.threshold_backward(*gradients, *ctx.saved_tensors, 0), None
 
 
 def _batch_norm(
@@ -441,11 +259,11 @@ ROUTES: dict[Callable, Callable] = {
     F.gelu: _gelu,
     F.silu: _silu,
     F.cross_entropy: _cross_entropy,
-    torch.max_pool2d: _max_pool2d,
-    F.max_pool2d: _max_pool2d,
-    torch.relu: _relu,
-    Tensor.relu: _relu,
-    F.relu: _relu,
+    torch.max_pool2d: max_pool2d,
+    F.max_pool2d: max_pool2d,
+    torch.relu: relu,
+    Tensor.relu: relu,
+    F.relu: relu,
     F.batch_norm: _batch_norm,
     F.group_norm: _group_norm,
 }

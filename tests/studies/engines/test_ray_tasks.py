@@ -18,7 +18,8 @@ from lsa.runtime.errors import InputError
 from lsa.studies import plan
 from lsa.studies.engines import ray_tasks
 from lsa.studies.engines.ray_tasks import CONTEXT, Cluster, Demand
-from lsa.studies.study import Failed, Study
+from lsa.studies.schedule import Study
+from lsa.studies.study import Failed
 from lsa.tracking import store
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's, SQLAlchemy's and Ray's own
