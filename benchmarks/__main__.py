@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import datetime
 import importlib.util
+import json
+import math
 import platform
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -122,8 +124,8 @@ TASKS = {
         8192,
         lambda model, x, y, _: growth.rows(model, x, y),
     ),
-    "language": Task("Hessian products of GPTs", "", 0, lambda *_: language.rows()),
 }
+LANGUAGE = "language"  # several tables, with networks and data of their own
 
 
 def main() -> None:
@@ -131,27 +133,38 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--images", help="class folders (CIFAR-10's, say); default: digits")
     parser.add_argument("--samples", type=int, help="images, instead of each task's own number")
-    parser.add_argument("--only", help=f"comma-separated, of {', '.join(TASKS)}")
+    parser.add_argument("--only", help=f"comma-separated, of {', '.join((*TASKS, LANGUAGE))}")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, …")
     parser.add_argument("--rivals", default=",".join(PACKAGES), help="comma-separated; '' for none")
-    parser.add_argument("--out", type=Path, help="Markdown file; the figure goes beside it")
+    parser.add_argument("--networks", help=f"of {LANGUAGE}, comma-separated, of 0.8M, 10.7M, 124M")
+    parser.add_argument(
+        "--seconds", type=float, help=f"for all of {LANGUAGE}; what is left is left out"
+    )
+    parser.add_argument("--limit", type=float, help=f"seconds of {LANGUAGE} for one library")
+    parser.add_argument(
+        "--compiling", type=float, help="seconds torch.compile may take; 0: not tried"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help=f"Markdown file, or folder; beside it the figure, and rows of {LANGUAGE}",
+    )
     chosen = parser.parse_args()
     heap.keep()  # for all contestants alike
     warnings.filterwarnings("ignore")
     rivals = _listed(chosen.rivals, PACKAGES, parser)
     missing = [PACKAGES[name] for name in rivals if not _installed(name)]
-    if missing:
+    if missing and chosen.only != LANGUAGE:  # there, what fails is a row
         parser.error(
             f"not installed: {', '.join(missing)}; pip install 'loss-landscape-analysis[bench]'"
         )
     found: dict[str, Rows] = {}
-    for name in _listed(chosen.only, TASKS, parser) if chosen.only else TASKS:
-        task = TASKS[name]
-        if not task.network:  # it has networks and data of its own
-            found[name] = task.rows()
-            print(f"## {task.title}\n\n{summary.table(found[name])}\n", flush=True)
-            found[name] = [{"": task.title}, *found[name]]
+    known = dict.fromkeys((*TASKS, LANGUAGE))
+    for name in _listed(chosen.only, known, parser) if chosen.only else known:
+        if name == LANGUAGE:
+            found |= _language(chosen, rivals)
             continue
+        task = TASKS[name]
         n = chosen.samples or task.samples
         trained = n if chosen.samples else max(n, task.trained)
         x, y = setting.images(chosen.images, trained, chosen.device)
@@ -173,10 +186,50 @@ def main() -> None:
     ]
     print(parts[3])
     if chosen.out:
+        chosen.out = _page(chosen.out)
         figure = chosen.out.with_suffix(".png")
         summary.draw(headlines, figure)
         parts.insert(4, f"![Ratios]({figure.name})")
         chosen.out.write_text("\n\n".join(parts) + "\n")
+
+
+def _language(chosen: argparse.Namespace, rivals: Sequence[str]) -> dict[str, Rows]:
+    """The tables of language models, of which each row is printed and written when it is there."""
+    card = chosen.device != "cpu"
+    options = language.Options(
+        chosen.device,
+        (chosen.networks or "").split(",") if chosen.networks else (),
+        rivals,
+        chosen.seconds or math.inf,
+        chosen.limit or (25.0 if card else math.inf),
+        (60.0 if card else 0.0) if chosen.compiling is None else chosen.compiling,
+    )
+    file = _page(chosen.out).with_suffix(".jsonl") if chosen.out else None
+
+    def write(row: Mapping[str, Any]) -> None:
+        line = json.dumps(row, ensure_ascii=False)
+        print(line, flush=True)
+        if file:
+            with file.open("a", encoding="utf-8") as stream:
+                stream.write(line + "\n")
+
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    write({"machine": _machine(chosen.device)})
+    with full_float32():
+        for key, row in language.tables(options):
+            found.setdefault(key, [{"": language.TITLES[key]}]).append(row)
+            write({"table": key, **row})
+    for title, *rows in found.values():
+        print(f"## {title['']}\n\n{summary.table(rows)}\n", flush=True)
+    return dict(found)
+
+
+def _page(out: Path) -> Path:
+    """The Markdown file that is written."""
+    if out.suffix == ".md":
+        return out
+    out.mkdir(parents=True, exist_ok=True)
+    return out / "benchmarks.md"
 
 
 def _listed(text: str, known: Mapping[str, Any], parser: argparse.ArgumentParser) -> list[str]:
@@ -199,13 +252,20 @@ def _installed(name: str) -> bool:
 
 def _machine(device: str) -> str:
     packages = ["torch", *(p for n, p in PACKAGES.items() if _installed(n))]
-    versions = ", ".join(f"{p} {version(p)}" for p in packages)
+    versions = ", ".join(f"{p} {_version(p)}" for p in packages)
     memory = psutil.virtual_memory().total / 1e9
     card = f"{torch.cuda.get_device_name(device)}; " if device.startswith("cuda") else ""
     return (
         f"{datetime.date.today()}, {card}{_processor()}, {torch.get_num_threads()} threads, "
         f"{memory:.0f} GB; {versions}."
     )
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # its files alone
+        return "?"
 
 
 def _processor() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import NamedTuple
 
@@ -71,9 +72,9 @@ class GPT(nn.Module):
         return self.head(self.hidden(ids))
 
 
-def build(shape: Shape, seed: int = 0) -> GPT:
-    """A GPT with GPT-2's initial weights."""
-    with torch.random.fork_rng([]):
+def build(shape: Shape, seed: int = 0, device: str = "cpu") -> GPT:
+    """A GPT with GPT-2's initial weights, drawn on the device."""
+    with torch.random.fork_rng(), torch.device(device):
         torch.manual_seed(seed)
         model = GPT(shape)
         for name, p in model.named_parameters():
@@ -87,13 +88,18 @@ def build(shape: Shape, seed: int = 0) -> GPT:
 
 def text(n: int, length: int, vocabulary: int = 128, seed: int = 0) -> Tensor:
     """Ids `(n, length)` of pieces of this repository's own source, one a character."""
-    files = sorted((Path(__file__).parent.parent / "lsa").rglob("*.py"))
-    joined = "".join(file.read_text(encoding="utf-8") for file in files)
-    ids = torch.tensor([min(ord(c), 127) for c in joined]) % vocabulary
+    ids = _source() % vocabulary
     starts = torch.randint(
         len(ids) - length, (n,), generator=torch.Generator().manual_seed(seed)
     ).tolist()
     return torch.stack([ids[s : s + length] for s in starts])
+
+
+@functools.cache
+def _source() -> Tensor:
+    files = sorted((Path(__file__).parent.parent / "lsa").rglob("*.py"))
+    joined = "".join(file.read_text(encoding="utf-8") for file in files)
+    return torch.tensor([min(ord(c), 127) for c in joined])
 
 
 def mean_loss(model: nn.Module, ids: Tensor) -> Tensor:
@@ -101,13 +107,22 @@ def mean_loss(model: nn.Module, ids: Tensor) -> Tensor:
     return F.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
 
 
-def trained(shape: Shape, steps: int = 300, batch: int = 16, seed: int = 0) -> GPT:
+def trained(
+    shape: Shape,
+    steps: int = 300,
+    batch: int = 16,
+    seed: int = 0,
+    *,
+    lr: float = 1e-3,
+    device: str = "cpu",
+) -> GPT:
     """The same after some steps of AdamW on that text."""
-    model = build(shape, seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    data = text(steps * batch, shape.context + 1, shape.vocabulary, seed)
-    for ids in data.split(batch):
+    model = build(shape, seed, device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
+    data = text(max(1, steps * batch), shape.context + 1, shape.vocabulary, seed).to(device)
+    for ids in data.split(batch)[:steps]:
         optimizer.zero_grad()
         mean_loss(model, ids).backward()
         optimizer.step()
+    model.zero_grad(set_to_none=True)
     return model.eval()

@@ -70,6 +70,16 @@ def headlines(found: Mapping[str, Rows]) -> list[dict[str, Any]]:
         if row["what"] != "gradient":
             task = f"{row['network']}: {row['what']}"
             add(task, "time / that of a gradient (less is better)", row["gradients"])
+    times: dict[str, dict[str, float]] = {}
+    for row in found.get("language-eigenvalues", ()):
+        if row["accurate"]:
+            task = f"{row['network']}: top three at {row['tolerance']:g}"
+            times.setdefault(task, {})[row["library"]] = row["seconds"]
+    for task, by in times.items():
+        rivals = {k: s for k, s in by.items() if not k.startswith("lsa")}
+        for ours in (k for k in by if k.startswith("lsa") and rivals):
+            best = min(rivals, key=lambda k: rivals[k])
+            add(f"{task}, {ours}", f"time of {best} / ours", rivals[best] / by[ours])
     for row in found.get("training", ()):
         if not row["loop"].startswith("lsa"):
             add(f"epoch of {row['network']}", f"time of the {row['loop']} / ours", row["of lsa's"])

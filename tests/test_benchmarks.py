@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,8 @@ import torch
 from processes import forked
 from torch import nn
 
-from benchmarks import density, eigenvalues, paths, summary
+from benchmarks import density, eigenvalues, gpt, language, language_eigenvalues, paths, summary
+from benchmarks.within import within
 from lsa.maths.spectra.quadrature import Quadrature
 
 ROOT = Path(__file__).parents[1]
@@ -96,3 +99,39 @@ def test_the_command_writes_tables_and_a_figure(tmp_path):
     text = page.read_text()
     assert text.count("## ") == 4 and "| gradient |" in text and "page.png" in text
     assert page.with_suffix(".png").stat().st_size > 1000
+
+
+def test_a_library_that_fails_or_is_late_is_a_row(monkeypatch):
+    """The three largest eigenvalues of a tiny GPT: one that finds them, one late, one broken."""
+    shape = gpt.Shape(1, 8, 2, 6, 16)
+    monkeypatch.setitem(gpt.SHAPES, "tiny", shape)
+    at = language.setting(language.Case("tiny", 2, 6), "cpu", steps=0)
+
+    def late(*_):
+        with within(0.05):
+            time.sleep(60)
+
+    def broken(*_):
+        raise RuntimeError("no derivative")
+
+    rivals = {"late": late, "broken": broken, "absent": lambda *_: __import__("no_such_module")}
+    monkeypatch.setattr(language_eigenvalues, "RIVALS", rivals)
+    found = list(language_eigenvalues.rows(at, list(rivals), 60.0, math.inf))
+    by = {(row["library"], row["tolerance"]): row for row in found}
+    for ours in ("lsa, exact", "lsa, from gradients"):
+        assert by[ours, 1e-3]["accurate"] and by[ours, 1e-3]["residual"] <= 2e-3
+    assert by["late", 1e-2]["eigenvalues"] == "fails: over 0 s" and ("late", 1e-3) not in by
+    assert by["broken", 1e-3]["eigenvalues"] == "fails: no derivative"
+    assert "no_such_module" in by["absent", 1e-3]["eigenvalues"]
+
+
+def test_products_of_language_models_are_measured_against_a_gradient(monkeypatch):
+    monkeypatch.setitem(gpt.SHAPES, "tiny", gpt.Shape(1, 8, 2, 6, 16))
+    case = language.Case("tiny", 2, 6)
+    rows = list(language.products(case, "cpu"))
+    assert [row["what"] for row in rows] == list(language.WAYS)
+    assert rows[0]["gradients"] == rows[0]["of a gradient's"] == 1
+    assert all(row["gradients"] > 0 for row in rows)
+    grown = list(language.growth([case], "cpu", math.inf))
+    assert {row["grows"] for row in grown} == {"context", "sequences"}
+    assert [row["size"] for row in grown[::4]] == [3, 6, 12, 24, 1, 2, 4, 8]

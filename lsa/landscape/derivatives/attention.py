@@ -29,7 +29,7 @@ from torch.autograd import Function
 
 from lsa.landscape.derivatives.again import again
 
-BLOCK = 1 << 20  # weights that are held at once
+BLOCK, BLOCK_ON_CARD = 1 << 20, 1 << 24  # weights that are held at once
 
 
 def attention(
@@ -52,7 +52,8 @@ def _blocks(
     ctx: Any, q: Tensor, k: Tensor, mask: Tensor | None, sums: Tensor | None
 ) -> Iterator[_Block]:
     t, n = q.shape[-2], k.shape[-2]
-    size = max(16, BLOCK // max(1, n * q[..., 0, 0].numel()))
+    block = BLOCK_ON_CARD if q.is_cuda else BLOCK
+    size = max(16, block // max(1, n * q[..., 0, 0].numel()))
     for start in range(0, t, size):
         rows = slice(start, min(t, start + size))
         keys = slice(0, min(n, rows.stop) if ctx.causal else n)

@@ -16,7 +16,7 @@ from torch.autograd import Function
 
 from lsa.landscape.derivatives.again import again
 
-ROWS = 1 << 22  # logits that are computed at once
+ROWS, ROWS_ON_CARD = 1 << 22, 1 << 25  # logits that are computed at once
 
 
 def cross_entropy(z: Tensor, y: Tensor, ignored: int) -> Tensor:
@@ -32,8 +32,8 @@ def of_hidden(h: Tensor, w: Tensor, y: Tensor, ignored: int = -100) -> Tensor:
     return _OfHidden.apply(h, w, y, ignored)
 
 
-def _chunks(n: int, classes: int) -> Iterator[slice]:
-    size = max(1, ROWS // classes)
+def _chunks(n: int, classes: int, like: Tensor) -> Iterator[slice]:
+    size = max(1, (ROWS_ON_CARD if like.is_cuda else ROWS) // classes)
     for start in range(0, n, size):
         yield slice(start, min(n, start + size))
 
@@ -99,7 +99,7 @@ class _Gradient(Function):
             return *found, None, None, None
         g, y = _weighed(given, labels, ctx.ignored)
         to_g, to_z = torch.empty_like(given), torch.empty_like(z)
-        for rows in _chunks(*z.shape):
+        for rows in _chunks(len(z), z.shape[1], z):
             P = (z[rows] - sums[rows]).exp_()
             to_g[rows], to_z[rows] = _second(P, u[rows].clone(), g[rows], y[rows])
         return torch.where(labels == ctx.ignored, 0, to_g), to_z, None, None, None
@@ -109,7 +109,7 @@ class _OfHidden(Function):
     @staticmethod
     def forward(ctx: Any, h: Tensor, w: Tensor, y: Tensor, ignored: int) -> Tensor:
         losses, sums = h.new_empty(len(h)), h.new_empty(len(h), 1)
-        for rows in _chunks(len(h), len(w)):
+        for rows in _chunks(len(h), len(w), h):
             losses[rows], sums[rows] = _losses(h[rows] @ w.T, y[rows], ignored)
         ctx.save_for_backward(h, w, y, sums)
         ctx.ignored = ignored
@@ -131,7 +131,7 @@ class _HiddenGradient(Function):
         ctx.ignored = ignored
         g, y = _weighed(g, y, ignored)
         gh, gw = torch.empty_like(h), torch.zeros_like(w)
-        for rows in _chunks(len(h), len(w)):
+        for rows in _chunks(len(h), len(w), h):
             P = (h[rows] @ w.T).sub_(sums[rows]).exp_()
             slope = _minus_one(P.mul_(g[rows]), g[rows], y[rows])
             gh[rows] = slope @ w
@@ -151,7 +151,7 @@ class _HiddenGradient(Function):
             return *again(plain, (h, w), given, (a, B)), None, None, None
         g, y = _weighed(given, labels, ctx.ignored)
         to_g, to_h, to_w = torch.empty_like(given), torch.empty_like(h), torch.zeros_like(w)
-        for rows in _chunks(len(h), len(w)):
+        for rows in _chunks(len(h), len(w), h):
             P = (h[rows] @ w.T).sub_(sums[rows]).exp_()
             u = torch.addmm(a[rows] @ w.T, h[rows], B.T)
             to_g[rows], to_z = _second(P, u, g[rows], y[rows])

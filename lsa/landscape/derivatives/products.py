@@ -66,7 +66,7 @@ def hessian(parts: Iterable[Part], theta: Tensor, memory: int) -> Matvec:
                 sum_.add_(matvec(column), alpha=part.weight)
         return total.T.reshape(v.shape).to(v.dtype)
 
-    return replayed(product, theta.device)
+    return _recorded(product, parts, theta)
 
 
 @torch.enable_grad()
@@ -155,7 +155,12 @@ def _summed(
             total.add_(multiply(k, part, v.to(theta.dtype)), alpha=weight(part))
         return total.to(v.dtype)
 
-    return replayed(product, theta.device)
+    return _recorded(product, parts, theta)
+
+
+def _recorded(product: Matvec, parts: Iterable[Part], theta: Tensor) -> Matvec:
+    """The product, recorded on a GPU where its parts are fixed; batches are read and checked."""
+    return replayed(product, theta.device) if isinstance(parts, list) else product
 
 
 def sample_rows(part: Part, theta: Tensor, size: int, *, by_layers: bool) -> Iterator[Tensor]:
