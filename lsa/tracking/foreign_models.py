@@ -5,7 +5,6 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-import torch
 from mlflow.artifacts import download_artifacts
 from mlflow.exceptions import MlflowException
 
@@ -29,11 +28,7 @@ def read(address: str) -> Foreign:
             folder = Path(download_artifacts(address, dst_path=scratch))
         except (MlflowException, OSError) as error:
             raise missing(address, error) from None
-        programs = sorted(folder.glob("data/*.pt2"))
-        if programs:
-            exported = torch.export.load(programs[0])
-            return Foreign({k: v.detach().clone() for k, v in exported.state_dict.items()})
-        for file in sorted(folder.glob("data/*.pth")):
+        for file in [*sorted(folder.glob("data/*.pt2")), *sorted(folder.glob("data/*.pth"))]:
             return foreign.read(file)
     raise InputError(
         f"{address} holds no torch model; give one that was logged with mlflow.pytorch.log_model"

@@ -1,33 +1,35 @@
 """Weights out of files that other code wrote, without running any of it.
 
 `.pt`, `.pth`, `.bin` and Lightning's `.ckpt` are read by torch's restricted unpickler, which makes
-tensors and plain containers only. A Hugging Face folder holds one or more such files, or
-safetensors.
+tensors and plain containers only. Of an exported program (`.pt2`) the weights alone are read. A
+Hugging Face folder holds one or more such files, or safetensors.
 """
 
 from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lsa.runtime.errors import InputError
+from lsa.runtime.errors import InputError, one_line
+from lsa.training import exported
 from lsa.training.optimizers import SAM, classes
 
 # Where training loops keep the parts, the most usual first.
 WEIGHTS = ("state_dict", "model_state_dict", "model", "module", "net", "network", "weights")
 OPTIMIZER = ("optimizer_state_dict", "optimizer", "optim", "optimizer_states")
 SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".tar")
+PROGRAM = ".pt2"
+TENSORS = 100_000  # in a file of safetensors; a stranger's million of empty ones takes minutes
 FOLDER = ("*.safetensors", "pytorch_model*.bin")  # of Hugging Face, the better first
 
 
@@ -44,7 +46,7 @@ def read(path: Path) -> Foreign:
     """Read a file or a Hugging Face folder.
 
     Args:
-        path: `.pt`, `.pth`, `.bin`, `.ckpt`, `.safetensors`, or a folder with such files.
+        path: `.pt`, `.pth`, `.bin`, `.ckpt`, `.pt2`, `.safetensors`, or a folder with such files.
 
     Raises:
         InputError: There is no such file, it holds no weights, or reading it would run code.
@@ -55,12 +57,14 @@ def read(path: Path) -> Foreign:
         raise InputError(f"there is no file {path}; give a checkpoint that exists")
     if path.suffix == ".safetensors":
         return Foreign(_safetensors(path))
+    if path.suffix == PROGRAM:
+        return Foreign(_restricted(path, lambda: exported.weights(path)))
     if path.suffix not in SUFFIXES:
         raise InputError(
             f"{path.name} ends in {path.suffix or 'nothing'}; give a folder or a file that ends in "
-            f"{', '.join((*SUFFIXES, '.safetensors'))}"
+            f"{', '.join((*SUFFIXES, PROGRAM, '.safetensors'))}"
         )
-    content = _restricted(path)
+    content = _unpickled(path)
     if isinstance(content, Mapping) and _tensors(content):
         return Foreign(content)
     parts = content if isinstance(content, Mapping) else {}
@@ -71,11 +75,15 @@ def read(path: Path) -> Foreign:
             f"{path.name} holds no weights ({listed}); save model.state_dict(), alone or under "
             f"one of {', '.join(WEIGHTS)}"
         )
-    optimizer = next((parts[key] for key in OPTIMIZER if parts.get(key)), None)
+    states = [parts[key] for key in OPTIMIZER if isinstance(parts.get(key), Mapping | list)]
+    optimizer = next((state for state in states if len(state)), None)
     if isinstance(optimizer, list):  # Lightning keeps one state for each optimizer
         optimizer = optimizer[0] if len(optimizer) == 1 else None
     epoch = parts.get("epoch")
-    return Foreign(weights, optimizer, epoch if isinstance(epoch, int) else None)
+    known = type(epoch) is int and 0 <= epoch < 2**31
+    return Foreign(
+        weights, optimizer if isinstance(optimizer, Mapping) else None, epoch if known else None
+    )
 
 
 def _folder(path: Path) -> Foreign:
@@ -85,20 +93,33 @@ def _folder(path: Path) -> Foreign:
             for file in files:
                 weights |= read(file).weights
             state = path / "optimizer.pt"  # of a checkpoint of Hugging Face's Trainer
-            return Foreign(weights, _restricted(state) if state.is_file() else None)
+            return Foreign(weights, _unpickled(state) if state.is_file() else None)
     raise InputError(f"folder {path} holds neither {' nor '.join(FOLDER)}; give the one that does")
 
 
 def _safetensors(path: Path) -> dict[str, Tensor]:
     try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
+        with safe_open(path, framework="pt") as file:
+            names = list(file.keys())
+            if len(names) > TENSORS:
+                raise ValueError(f"it holds {len(names)} tensors")
+            return {name: file.get_tensor(name) for name in names}
+    except (OSError, SafetensorError, LookupError, ValueError, TypeError, RuntimeError) as error:
         raise InputError(f"{path.name} is no safetensors file ({error}); save it again") from None
 
 
-def _restricted(path: Path) -> Any:
+def _unpickled(path: Path) -> Any:
+    return _restricted(path, lambda: torch.load(path, map_location="cpu", weights_only=True))
+
+
+def _restricted(path: Path, read: Callable[[], Any]) -> Any:
+    """What `read` reads.
+
+    Raises:
+        InputError: It would run code, or the file is damaged: torch's readers raise anything then.
+    """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return read()
     except UnpicklingError as error:
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
         what = f" ({named[1]})" if named else ""
@@ -106,8 +127,11 @@ def _restricted(path: Path) -> Any:
             f"reading {path.name} would run code that it names{what}; save "
             "model.state_dict() from the code that wrote it, or load it there and call lsa.register"
         ) from None
-    except (OSError, RuntimeError, EOFError, ValueError) as error:
-        raise InputError(f"{path.name} cannot be read ({error}); save it again") from None
+    except MemoryError:
+        raise
+    except Exception as error:
+        why = one_line(error)
+        raise InputError(f"{path.name} cannot be read ({why}); save it again") from None
 
 
 def _tensors(content: Any) -> bool:
@@ -115,7 +139,7 @@ def _tensors(content: Any) -> bool:
     return (
         isinstance(content, Mapping)
         and bool(content)
-        and all(isinstance(value, Tensor) for value in content.values())
+        and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items())
     )
 
 

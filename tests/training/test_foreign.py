@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import random
 from pathlib import Path
 from typing import Any
 
@@ -167,3 +168,67 @@ def test_the_rule_of_an_optimizer_names_a_class_that_builds_it_again():
         assert type(again) is type(optimizer)
         chosen = {"fused": None}  # lsa's own choice
         assert again.defaults | chosen == optimizer.defaults | chosen
+
+
+# --- files that hold something else than they should ----------------------------------------------
+
+STRANGE = {
+    "names that are no text": {0: torch.ones(2), 1: torch.ones(2)},
+    "a tensor for the optimizer": {"model": {"a": torch.ones(2)}, "optimizer": torch.ones(3)},
+    "a text for the optimizer": {"model": {"a": torch.ones(2)}, "optimizer": "AdamW"},
+    "numbers for the optimizers": {"model": {"a": torch.ones(2)}, "optimizer_states": [3]},
+    "an epoch before the first": {"model": {"a": torch.ones(2)}, "epoch": -3},
+    "an epoch that no store takes": {"model": {"a": torch.ones(2)}, "epoch": 10**30},
+    "an epoch that is yes": {"model": {"a": torch.ones(2)}, "epoch": True},
+    "nothing": {},
+    "a list": [torch.ones(2)],
+}
+
+
+@pytest.mark.parametrize("content", STRANGE.values(), ids=STRANGE.keys())
+def test_what_is_strange_in_a_file_is_left_out_or_refused_in_one_line(tmp_path, content):
+    path = tmp_path / "a.pt"
+    torch.save(content, path)
+    try:
+        read = foreign.read(path)
+    except InputError as error:
+        assert "holds no weights" in str(error) and "\n" not in str(error)
+    else:
+        assert same(read.weights, {"a": torch.ones(2)})
+        assert read.optimizer is None and read.epoch is None
+
+
+def test_damaged_files_are_refused_in_one_line(tmp_path):
+    """Bits flipped and bytes cut off: torch's own reader then raises whatever it meets."""
+    rng, refused = random.Random(0), 0
+    for kind in (".pt", ".safetensors", "legacy.pt"):
+        whole = tmp_path / f"whole{kind}"
+        if kind == ".safetensors":
+            save_file(network().state_dict(), whole)
+        else:
+            zipped = kind == ".pt"
+            torch.save(network().state_dict(), whole, _use_new_zipfile_serialization=zipped)
+        content = whole.read_bytes()
+        for i in range(60):
+            damaged = bytearray(content)
+            place = rng.randrange(min(len(content), 900))  # where the description is
+            damaged[place] ^= 1 << rng.randrange(8)
+            path = tmp_path / f"damaged{kind}"
+            path.write_bytes(damaged[: rng.randrange(len(content))] if i % 4 == 0 else damaged)
+            try:
+                foreign.read(path)
+            except InputError as error:
+                refused += 1
+                assert path.name in str(error) and "\n" not in str(error)
+    assert refused > 60
+
+
+def test_too_many_tensors_are_refused(tmp_path, monkeypatch):
+    """A million of empty ones takes minutes to read."""
+    path = tmp_path / "a.safetensors"
+    save_file({f"t{i}": torch.empty(0) for i in range(11)}, path)
+    monkeypatch.setattr(foreign, "TENSORS", 10)
+    with pytest.raises(InputError, match=r"a\.safetensors .*it holds 11 tensors"):
+        foreign.read(path)
+    monkeypatch.setattr(foreign, "TENSORS", 11)
+    assert len(foreign.read(path).weights) == 11
