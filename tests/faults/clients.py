@@ -12,13 +12,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import mlflow
 import psutil
 from processes import forked, started
 from servers import LSA, Served, environment, lsa
 
 from faults import Row
-from faults.server import PATIENCE, alone, numbers, runs
+from faults.server import PATIENCE, alone, asking, numbers, runs
 
 CLIENTS = 24
 
@@ -88,7 +87,7 @@ def killed_at_the_end(folder: Path, times: int) -> Row:
     assert count(client, "status = 'RUNNING'") == 0
     finished = [r for r in runs(uri, "tags.`lsa.step` = 'train'") if r.info.status == "FINISHED"]
     assert len({r.data.tags["lsa.key"] for r in finished}) == times == len(finished)
-    models = mlflow.MlflowClient(uri).search_logged_models([finished[0].info.experiment_id])
+    models = asking(uri).search_logged_models([finished[0].info.experiment_id])
     assert {str(m.status) for m in models} == {"READY"}
     assert sum(m.tags["epoch"] == "2" for m in models) == times
     return Row(

@@ -8,13 +8,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import mlflow
 from mlflow.exceptions import MlflowException
 from servers import IMPATIENT, environment, lsa
 
 from faults import Row
 from faults.proxy import FAULTS, Proxy, Rule, every, none
-from faults.server import runs, server
+from faults.server import asking, runs, server
 from lsa import project
 from lsa.runtime.errors import InputError
 from lsa.studies import measure, train
@@ -154,7 +153,7 @@ def check(uri: str, wanted: dict[str, int], trainings: int) -> None:
     assert steps_found == wanted, steps_found
     keys = [run.data.tags["lsa.key"] for run in found if "lsa.key" in run.data.tags]
     assert len(keys) == len(set(keys))
-    client = mlflow.MlflowClient(uri)
+    client = asking(uri)
     for run in found:
         step = run.data.tags["lsa.step"]
         if step == "train":

@@ -30,12 +30,12 @@ def every(n: int, fault: str) -> Rule:
     return lambda number, method, path: fault if number % n == 0 else ""
 
 
-def first(fault: str, method: str, part: str, times: int = 1) -> Rule:
-    """That fault at the first so many requests of a method whose path has that part."""
+def first(fault: str, method: str, end: str, times: int = 1) -> Rule:
+    """That fault at the first so many requests of a method whose path ends like this."""
     left = itertools.count(1)
 
     def rule(number: int, asked: str, path: str) -> str:
-        return fault if asked == method and part in path and next(left) <= times else ""
+        return fault if asked == method and path.endswith(end) and next(left) <= times else ""
 
     return rule
 
@@ -45,7 +45,8 @@ class Proxy:
 
     `drop`: the connection ends before the server is asked. `lose`: the server has done what it was
     asked, and the connection ends before the answer. `cut`: half of the answer comes. `delay`: it
-    comes late. `500`, `429`, `503`: the answer, without asking the server.
+    comes late. `500`, `429`, `503`: the answer, without asking the server. `late`: the connection
+    ends, and the server does what it was asked at `catch_up`.
     """
 
     def __init__(self, server: str) -> None:
@@ -53,6 +54,7 @@ class Proxy:
         self.rule: Rule = none
         self.number = 0
         self.faults: Counter[str] = Counter()
+        self._late: list[Callable[[], object]] = []
         self._lock = threading.Lock()
         self._served = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         self._served.daemon_threads = True
@@ -65,6 +67,17 @@ class Proxy:
     def __exit__(self, *_: object) -> None:
         self._served.shutdown()
         self._served.server_close()
+
+    def late(self, act: Callable[[], object]) -> None:
+        """Have something done at `catch_up`."""
+        self._late.append(act)
+
+    def catch_up(self) -> int:
+        """Let the server do what it was asked when nobody waits any more; how many requests."""
+        done, self._late = self._late, []
+        for act in done:
+            act()
+        return len(done)
 
     def fault(self, method: str, path: str) -> str:
         """Count a request; its fault."""
@@ -85,7 +98,9 @@ def _handler(proxy: Proxy) -> type[BaseHTTPRequestHandler]:
         def answer(self) -> None:
             body = self.rfile.read(int(self.headers.get("content-length", 0)))
             fault = proxy.fault(self.command, self.path)
-            if fault == "drop":
+            if fault in ("drop", "late"):
+                if fault == "late":
+                    proxy.late(lambda: self.forwarded(body))
                 self.close_connection = True
                 return
             if fault in REFUSED:

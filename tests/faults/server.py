@@ -42,12 +42,10 @@ def in_training(folder: Path, times: int) -> Row:
             code, _ = interrupted(served, client, env, command, lambda: epochs(served.uri, 5))
             assert code == 0
             (run,) = runs(served.uri, f"tags.seed = '{i}'")
-            history = mlflow.MlflowClient(served.uri).get_metric_history(
-                run.info.run_id, "val/loss"
-            )
+            history = asking(served.uri).get_metric_history(run.info.run_id, "val/loss")
             assert run.info.status == "FINISHED"
             assert [m.step for m in history] == list(range(1, 61))  # each epoch, once
-            asked = mlflow.MlflowClient(served.uri)
+            asked = asking(served.uri)
             kept = asked.search_logged_models(  # those on the way have an experiment of their own
                 [e.experiment_id for e in asked.search_experiments()],
                 f"tags.`lsa.key` = '{run.data.tags['lsa.key']}'",
@@ -167,9 +165,14 @@ def interrupted(
             raise AssertionError(f"it never ended: {log.read_text()}") from None
 
 
+def asking(uri: str) -> mlflow.MlflowClient:
+    """A client of that store and its own registry, whichever the tests of this process have set."""
+    return mlflow.MlflowClient(uri, registry_uri=uri)
+
+
 def runs(uri: str, criteria: str) -> list:
     """Runs of every experiment."""
-    client = mlflow.MlflowClient(uri)
+    client = asking(uri)
     return list(
         client.search_runs([e.experiment_id for e in client.search_experiments()], criteria)
     )
@@ -178,7 +181,7 @@ def runs(uri: str, criteria: str) -> list:
 def epochs(uri: str, count: int) -> bool:
     """Whether a training that runs has come so far."""
     running = runs(uri, "attributes.status = 'RUNNING' and tags.`lsa.step` = 'train'")
-    client = mlflow.MlflowClient(uri)
+    client = asking(uri)
     return any(len(client.get_metric_history(r.info.run_id, "val/loss")) >= count for r in running)
 
 

@@ -90,10 +90,11 @@ def statuses(folder: Path, tag: str, value: str = "") -> list[str]:
     ]
 
 
-def until(condition: Callable[[], bool], process) -> None:
+def until(condition: Callable[[], bool], process, log: Path | None = None) -> None:
     deadline = time.monotonic() + PATIENCE
     while not condition():
-        assert process.poll() is None, "it ended before it was disturbed"
+        said = log.read_text() if log and process.poll() is not None else ""
+        assert process.poll() is None, f"it ended before it was disturbed: {said}"
         assert time.monotonic() < deadline, "nothing ran"
         time.sleep(0.1)
 
@@ -113,7 +114,7 @@ def test_a_command_told_to_stop_leaves_no_process_and_no_open_run(name, folder):
         log.open("w") as said,
         started(command, cwd=place, env=outside(place), stdout=said, stderr=said) as process,
     ):
-        until(lambda: statuses(place, "lsa.step").count("RUNNING") >= launcher.runs, process)
+        until(lambda: statuses(place, "lsa.step").count("RUNNING") >= launcher.runs, process, log)
         below = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(signal.SIGTERM)
         code = process.wait(PATIENCE)
