@@ -16,7 +16,7 @@ import psutil
 
 from lsa.runtime import failures, provenance
 from lsa.runtime.errors import first_line, plain
-from lsa.tracking import address, mlflow_plugin, runs, spool, store
+from lsa.tracking import address, late, mlflow_plugin, runs, spool, store
 
 LOOKED_AT = 200  # runs whose files are looked for
 MOVED = "if it was moved or copied, change the paths in its database as docs/moving.md says"
@@ -53,8 +53,9 @@ def examine(*, end_stale: bool = False) -> Iterator[Checked]:
         yield checked
         state = checked.state
     # Artifacts and runs: of a store that is there and answers.
-    if state != "failure" and not _absent():  # the store, which comes last, answers
+    if state != "failure" and not store.absent():  # the store, which comes last, answers
         yield _looked("artifacts", _artifacts)
+        yield _looked("late", _late)
         yield _looked("runs", lambda: _runs(end_stale))
 
 
@@ -149,24 +150,18 @@ def _spool() -> Checked:
 
 def _store() -> Checked:
     uri = store.uri()
-    shown = store.shown(uri)
     file = address.file_of(uri)
-    if file and _absent():
+    if file and store.absent():
         with tempfile.TemporaryFile(dir=file.absolute().parent):
             pass
-        return Checked("store", "ok", f"{shown} is not there yet; the first run makes it")
+        return Checked("store", "ok", f"{store.where()} is not there yet; the first run makes it")
     client = store.client()
     (first, *_) = client.search_experiments(max_results=1)
     client.set_experiment_tag(first.experiment_id, "lsa.doctor", "can write")
     versions = client.search_model_versions(max_results=1)
     holds = "with" if versions else "without"
-    return Checked("store", "ok", f"{shown} answers and takes what is written, {holds} checkpoints")
-
-
-def _absent() -> bool:
-    """Whether the store is a database that no run has made yet."""
-    file = address.file_of(store.uri())
-    return file is not None and not file.exists()
+    text = f"{store.where()} answers and takes what is written, {holds} checkpoints"
+    return Checked("store", "ok", text)
 
 
 def _artifacts() -> Checked:
@@ -192,6 +187,16 @@ def _artifacts() -> Checked:
             advice = f"if this store is a copy, new files go to the other's folder: {MOVED}"
             return Checked("artifacts", "warning", found, advice)
     return Checked("artifacts", "ok", f"{text} are there")
+
+
+def _late() -> Checked:
+    """What a server made after its client had given up waiting for an answer."""
+    made = [one.what for one in late.found()]
+    if not made:
+        return Checked("late", "ok", "the server made nothing after its client had stopped waiting")
+    names = ", ".join(made[:5]) + (", …" if len(made) > 5 else "")
+    text = f"{len(made)} made twice, after a client had stopped waiting: {names}"
+    return Checked("late", "warning", plain(text), "remove what is double with lsa sync")
 
 
 def _runs(end: bool) -> Checked:

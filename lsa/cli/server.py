@@ -86,7 +86,9 @@ def sync() -> None:
 
 
 def _told(delivery: tuple[str, str]) -> bool:
-    """Print what became of an entry; whether it is delivered."""
+    """Print what became of an entry; whether there is nothing left to do."""
+    from lsa.tracking import late
+
     name, end = delivery
     print(f"{name}: {end}", flush=True)
-    return end.startswith("run ")
+    return end.startswith(("run ", late.REMOVED))

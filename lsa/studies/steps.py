@@ -6,13 +6,14 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from lsa import project
 from lsa.probe import Probe, Result
 from lsa.project import Recipe
 from lsa.runtime import locks, provenance, ranks, signals
-from lsa.tracking import results, runs, spool, store, sync
+from lsa.tracking import registry, results, runs, spool, store, sync
 
 log = logging.getLogger(__name__)
 DONE = "done"  # what the first rank says of a finished step
@@ -98,15 +99,22 @@ def _finished(key: str, reuse: bool, read: Callable[[str], Result]) -> Result | 
     """The finished step with this key; None where there is none to reuse."""
     waiting = spool.find(key, store.uri())
     if waiting and (run_id := sync.deliver(waiting)):
-        return read(run_id)
+        return _present(read(run_id))
     # Anyway: to measure what is there already takes longer than to ask for it.
     every = store.ask(lambda: runs.every_finished(key), [], anyway=True) if reuse else []
     for done in every:
         try:
-            return read(done.run_id)
+            return _present(read(done.run_id))
         except runs.Broken as error:
             log.warning("%s; it does not count", error)
     return None
+
+
+def _present(done: Result) -> Result:
+    """A finished step; of a training, with its checkpoint in the registry that is in use."""
+    if done.probe != results.TRAIN:
+        return done
+    return replace(done, checkpoint=registry.present(done.run_id, done.checkpoint))
 
 
 def step_tags(step: str, recipe: Recipe) -> dict[str, Any]:

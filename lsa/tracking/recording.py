@@ -63,8 +63,9 @@ def run(
     git_tags, diff = provenance.git()
     versions = {f"lsa.version.{k}": v for k, v in provenance.versions().items()}
     described = {**versions, **git_tags, **provenance.machine(device), **tags}
+    tags_of_all = {k: str(v) for k, v in described.items()}
     content = spool.Content(
-        name, experiment, shown(uri()), {k: str(v) for k, v in described.items()}
+        name, experiment, shown(uri()), registry=shown(store.registry()), tags=tags_of_all
     )
     _place(content, given)
     key = content.tags.get("lsa.key")

@@ -17,7 +17,7 @@ from lsa import project as projects
 from lsa.runtime.documents import whole_number
 from lsa.runtime.errors import InputError, first_line
 from lsa.tracking.runs import deleted_trainings, is_deleted, logged_models, whole
-from lsa.tracking.store import away, client, explained, insist, quoted, uri
+from lsa.tracking.store import away, client, explained, insist, quoted, where
 
 FLAVOR = "lsa"
 LISTED = ("project", "optimizer", "seed", "epoch")  # tags of every version that lsa registers
@@ -85,9 +85,9 @@ def resolve(reference: str) -> str:
     """
     if reference.startswith(("models:/", "runs:/")):
         return reference
-    versions = client().search_model_versions(f"run_id='{quoted(reference)}'")
+    versions = firsts(client().search_model_versions(f"run_id='{quoted(reference)}'"))
     if versions:
-        newest = max(versions, key=lambda version: int(version.version))
+        newest = versions[-1]
         if is_deleted(newest.run_id):
             raise InputError(
                 f"no checkpoint {reference!r}: its training is deleted; restore the run in the UI, "
@@ -118,7 +118,7 @@ def find(project: str, optimizer: str, seed: int) -> str:
     name = registered_name(project, optimizer)
     criteria = f"name='{quoted(name)}' and tags.seed='{seed}'"
     versions = client().search_model_versions(criteria)
-    for version in sorted(versions, key=lambda version: int(version.version), reverse=True):
+    for version in reversed(firsts(versions)):
         if not is_deleted(version.run_id):
             return f"models:/{version.name}/{version.version}"
     others = client().search_model_versions(f"tags.project='{quoted(project)}'", max_results=1000)
@@ -131,7 +131,7 @@ def find(project: str, optimizer: str, seed: int) -> str:
         }
     )
     raise InputError(
-        f"no checkpoint with project={project}, optimizer={optimizer}, seed={seed} in {uri()}; "
+        f"no checkpoint with project={project}, optimizer={optimizer}, seed={seed} in {where()}; "
         f"there is {', '.join(existing[:12]) or 'none of this project'}; make one with: "
         f"lsa train --project {project} --optimizer {optimizer} --seed {seed}"
     )
@@ -188,7 +188,7 @@ def missing(address: str, error: Exception) -> InputError:
     if away(error):
         return InputError(f"cannot fetch {address}: {explained(error)}")
     return InputError(
-        f"no checkpoint at {address} in {uri()} ({first_line(error)}); list them with "
+        f"no checkpoint at {address} in {where()} ({first_line(error)}); list them with "
         "lsa checkpoints, or make one with lsa train"
     )
 
@@ -210,13 +210,7 @@ def listing(project: str | None = None) -> list[Listed]:
     """Every registered checkpoint, of one project or of all, but for those of deleted trainings."""
     criteria = f"tags.project = '{quoted(project)}'" if project else "tags.epoch != ''"
     numbers, deleted = _registered_numbers(criteria), deleted_trainings()
-    versions, token = [], None
-    while True:
-        page = client().search_model_versions(criteria, max_results=1000, page_token=token)
-        versions += [v for v in page if _ours(v.tags) and v.run_id not in deleted]
-        token = page.token
-        if not token:
-            break
+    versions = [v for v in every(criteria) if v.run_id not in deleted]
     return [
         Listed(
             address=f"models:/{v.name}/{v.version}",
@@ -227,8 +221,33 @@ def listing(project: str | None = None) -> list[Listed]:
             run_id=v.run_id,
             numbers=numbers.get(v.source, {}),
         )
-        for v in sorted(versions, key=lambda v: (v.name, int(v.version)))
+        for v in sorted(firsts(versions), key=lambda v: (v.name, int(v.version)))
     ]
+
+
+def every(criteria: str = "tags.epoch != ''") -> Iterator[Any]:
+    """Versions that lsa has registered, doubles too."""
+    token = None
+    while True:
+        page = client().search_model_versions(criteria, max_results=1000, page_token=token)
+        yield from (version for version in page if _ours(version.tags))
+        token = page.token
+        if not token:
+            return
+
+
+def firsts(versions: Iterable[Any]) -> list[Any]:
+    """Registered versions in the order of their numbers, each model's first under a name alone.
+
+    A server that answers late may register a model once more than it was told.
+    """
+    found: dict[tuple[str, str], Any] = {}
+    for version in sorted(versions, key=lambda version: int(version.version)):
+        registers_model = version.source.startswith("models:/")
+        found.setdefault(
+            (version.name, version.source if registers_model else version.version), version
+        )
+    return sorted(found.values(), key=lambda version: int(version.version))
 
 
 def _ours(tags: Mapping[str, str]) -> bool:

@@ -26,7 +26,7 @@ from lsa.runtime.errors import InputError
 from lsa.tracking import checkpoint as checkpoints
 from lsa.tracking import runs, spool, store
 from lsa.tracking.checkpoint import Checkpoint
-from lsa.tracking.registered import FLAVOR, info, missing, registered_name, trajectory
+from lsa.tracking.registered import FLAVOR, LISTED, info, missing, registered_name, trajectory
 from lsa.tracking.run import Run, dataset_key, experiment_named, finite
 from lsa.tracking.store import client, quoted
 
@@ -199,6 +199,38 @@ def _registered(run_id: str, name: str, model_id: str, tags: Mapping[str, str]) 
     link = json.dumps([{"name": name, "version": version.version}])  # what the UI's table reads
     client().set_logged_model_tags(model_id, {MLFLOW_MODEL_VERSIONS: link})
     return f"models:/{name}/{version.version}"
+
+
+def present(run_id: str, address: str) -> str:
+    """The address of a finished training's checkpoint, registered anew where it is not any more.
+
+    Somebody may have deleted the version, or another registry may be in use.
+
+    Args:
+        run_id: The training.
+        address: Where it was registered.
+
+    Raises:
+        Broken: The store does not have the checkpoint any more.
+        InputError: The registry does not take it.
+    """
+    try:
+        known = client().search_model_versions(f"run_id='{quoted(run_id)}'")
+        if address in (f"models:/{version.name}/{version.version}" for version in known):
+            return address
+        model_id = client().get_run(run_id).data.tags.get("lsa.model_id", "")
+        model = client().get_logged_model(model_id)
+        tags = {name: model.tags[name] for name in LISTED}
+        name = registered_name(tags["project"], tags["optimizer"])
+        address = _registered(run_id, name, model.model_id, tags)
+        client().set_tag(run_id, "lsa.checkpoint", address)
+        return address
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            raise runs.Broken(f"the checkpoint of run {run_id} is not in the store") from None
+        raise InputError(store.explained(error)) from None
+    except KeyError:
+        raise runs.Broken(f"run {run_id} names a model that is no checkpoint") from None
 
 
 def _versions(run_id: str, model_id: str) -> list[Any]:

@@ -65,6 +65,7 @@ class Content:
     name: str
     experiment: str
     store: str  # address that it is for, without a password
+    registry: str = ""  # where its checkpoint is to be registered; empty: not known
     tags: dict[str, str] = field(default_factory=dict)
     params: dict[str, str] = field(default_factory=dict)
     metrics: list[LoggedMetric] = field(default_factory=list)

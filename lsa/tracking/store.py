@@ -26,6 +26,7 @@ AT_ONCE = 8  # questions that are asked of it at once, where there is one for ea
 PAUSE = 30.0  # seconds in which a store that did not answer is not asked again
 TRIES = 3  # of what failed since an answer was cut off or lost
 READS = ("get_", "search_", "list_")  # beginnings of the client's calls that change nothing
+REGISTERS = re.compile("registered_model|model_version")  # in the names of those to the registry
 CUT = re.compile(r"Connection broken|IncompleteRead")  # in the text of what MLflow wraps
 # Of a database, to what MLflow sent again since the answer to the first was lost.
 TWICE = re.compile(r"(?i)unique constraint|duplicate (key|entry)")
@@ -57,9 +58,21 @@ def step_name(key: str) -> str:
     return address.step_name(uri(), key)
 
 
+def registry() -> str:
+    """The model registry's address: the tracking store's, unless the user has set another."""
+    return mlflow.get_registry_uri()
+
+
 def addresses() -> tuple[str, str]:
     """Addresses of the tracking store and of the model registry, for another process."""
-    return uri(), mlflow.get_registry_uri()
+    return uri(), registry()
+
+
+def where() -> str:
+    """The address of the store as it is shown, and the registry's where that is another."""
+    tracking, registered = addresses()
+    apart = address.canonical(tracking) != address.canonical(registered)
+    return shown(tracking) + (f" with the registry {shown(registered)}" if apart else "")
 
 
 def use(tracking: str, registry: str) -> None:
@@ -68,15 +81,19 @@ def use(tracking: str, registry: str) -> None:
     mlflow.set_registry_uri(registry)
 
 
+def absent() -> bool:
+    """Whether the store is a database that no run has made yet."""
+    file = address.file_of(uri())
+    return file is not None and not file.exists()
+
+
 def client() -> mlflow.MlflowClient:
     """A client of the store in use."""
     settings.apply()
-    tracking, registry = addresses()
-    for address_of in (tracking, registry):
+    for address_of in addresses():
         address.check_kind(address_of)
-    _prepare(tracking)
-    if registry.startswith(DATABASES):
-        _prepare(registry)
+        if address_of.startswith(DATABASES):
+            _prepare(address_of)
     return _Client()
 
 
@@ -97,7 +114,7 @@ class _Client(mlflow.MlflowClient):
 
         @functools.wraps(method)
         def call(*arguments: Any, **options: Any) -> Any:
-            if not is_served(uri()):
+            if not is_served(registry() if REGISTERS.search(name) else uri()):
                 with signals.held():
                     return method(*arguments, **options)
             tries = TRIES if name.startswith(READS) else 1
@@ -204,14 +221,14 @@ def explained(error: BaseException) -> str:
     """One plain line about a store's error."""
     broken = None if is_served(uri()) else failures.explained(error)
     if broken:
-        return f"the store {shown(uri())} fails: {broken.removeprefix(DATABASE)}"
+        return f"the store {where()} fails: {broken.removeprefix(DATABASE)}"
     first = first_line(error)
     if refused := [cause for cause in failures.chain(error) if isinstance(cause, sqlite3.Error)]:
-        return f"the store {shown(uri())} fails: {refused[-1]}"
+        return f"the store {where()} fails: {refused[-1]}"
     if away(error):
         texts = re.findall(r"(?<=\] )[\w ]+|timed out|too many \d+ error responses", _texts(error))
         why = texts[0] if texts else "an answer was cut off" if cut(error) else ""
-        return f"the store {shown(uri())} does not answer" + (f" ({why})" if why else "")
+        return f"the store {where()} does not answer" + (f" ({why})" if why else "")
     if "error code 403" in first and "Permission denied" in first:
         return (
             f"the store {shown(uri())} does not let this login write there; whoever made the "
@@ -222,7 +239,7 @@ def explained(error: BaseException) -> str:
             f"the store {shown(uri())} does not let you in; set MLFLOW_TRACKING_USERNAME and "
             "MLFLOW_TRACKING_PASSWORD"
         )
-    return f"the store {shown(uri())} refuses: {shown(first)}"
+    return f"the store {where()} refuses: {shown(first)}"
 
 
 def _texts(error: BaseException) -> str:

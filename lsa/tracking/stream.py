@@ -177,14 +177,19 @@ def client() -> mlflow.MlflowClient:
 
 def _made(about: Mapping[str, Any]) -> str:
     """A new run, or the one that an earlier try has made."""
+    if known := _known(about):
+        return known[0]
     token = about["token"]
-    experiments = [e.experiment_id for e in client().search_experiments()]
-    known = client().search_runs(experiments, f"tags.`{TOKEN}` = '{token}'")
-    if known:
-        return known[0].info.run_id
     experiment = mlflow.tracking.fluent._get_experiment_id()  # pyright: ignore
     tags = resolve_tags({TOKEN: token})
     return client().create_run(experiment, tags=tags, run_name=about["name"]).info.run_id
+
+
+def _known(about: Mapping[str, Any]) -> list[str]:
+    """IDs of the runs that the store has made for a stream."""
+    experiments = [e.experiment_id for e in client().search_experiments()]
+    found = client().search_runs(experiments, f"tags.`{TOKEN}` = '{about['token']}'")
+    return [run.info.run_id for run in found]
 
 
 def _finish(path: Path, about: Mapping[str, Any]) -> None:
@@ -194,6 +199,8 @@ def _finish(path: Path, about: Mapping[str, Any]) -> None:
         folder = file.parent.relative_to(root).as_posix()
         client().log_artifact(about["run_id"], str(file), None if folder == "." else folder)
     if about["own"]:
+        for double in set(_known(about)) - {about["run_id"]}:  # its request's answer was lost
+            client().delete_run(double)
         client().set_terminated(about["run_id"], about["status"])
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from lsa.runtime import locks
 from lsa.runtime.errors import InputError
-from lsa.tracking import address, recording, registry, runs, spool, store, stream
+from lsa.tracking import address, late, recording, registry, runs, spool, store, stream
 
 log = logging.getLogger(__name__)
 
@@ -52,17 +52,19 @@ def _deliver(entry: spool.Entry) -> str:
 def sync() -> Iterator[tuple[str, str]]:
     """Deliver every entry and stream for the store in use; set entries aside that are damaged.
 
+    Then remove what a server has made twice.
+
     Yields:
-        Its name, and what became of it: the run that it is now, or why it stays.
+        Its name, and what became of it: the run that it is now, why it stays, or `removed`.
     """
     yield from stream.deliver()
     for path in spool.entries():
         name = path.name
         try:
             entry = spool.read(path)
-            name, key, to = entry.content.name, entry.content.tags["lsa.key"], entry.content.store
-            if address.canonical(to) != store.identity():
-                yield name, f"stays: it is for the store {to}"
+            name, key = entry.content.name, entry.content.tags["lsa.key"]
+            if elsewhere := _elsewhere(entry):
+                yield name, f"stays: it is for the {elsewhere}"
                 continue
             with locks.claim(store.identity(), key):
                 if path.exists():  # else its own step has delivered it just now
@@ -73,3 +75,16 @@ def sync() -> Iterator[tuple[str, str]]:
             yield name, f"stays: {error}"
         except recording.REFUSALS as error:
             yield name, f"stays: {store.explained(error)}"
+    if not store.absent():
+        yield from late.remove()
+
+
+def _elsewhere(entry: spool.Entry) -> str:
+    """The store or registry that an entry is for, where another one is in use; else empty."""
+    to, registry = entry.content.store, entry.content.registry
+    if address.canonical(to) != store.identity():
+        return f"store {to}"
+    registers = registry and entry.checkpoints()
+    if registers and address.canonical(registry) != address.canonical(store.registry()):
+        return f"registry {registry}; set MLFLOW_REGISTRY_URI"
+    return ""

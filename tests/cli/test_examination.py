@@ -38,7 +38,17 @@ def test_a_sound_machine_passes_in_one_line_each(workplace, capsys):
     store.client()
     assert app.run(["doctor"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    names = ["versions", "environment", "device", "disk", "spool", "store", "artifacts", "runs"]
+    names = [
+        "versions",
+        "environment",
+        "device",
+        "disk",
+        "spool",
+        "store",
+        "artifacts",
+        "late",
+        "runs",
+    ]
     assert [line.split()[1] for line in lines] == names
     assert {line.split()[0] for line in lines} <= {"ok", "warning"}
     assert app.run(["doctor", "--json"]) == 0

@@ -240,6 +240,23 @@ def test_a_result_kept_for_one_store_outlives_the_same_step_for_another(workplac
     assert end.startswith("run ") and len(runs()) == 1
 
 
+def test_what_waits_for_another_registry_is_not_registered_in_this_one(workplace, plug):
+    own, other = store.addresses()[0], f"sqlite:///{workplace}/models.db"
+    store.use(own, other)
+    store.client()
+    plug.pull()
+    with pytest.raises(spool.NotLogged):
+        train.train(project.load("tiny").recipe("sgd"))
+    plug.put()
+    store.use(own, own)
+    ((_, end),) = sync.sync()
+    assert end == f"stays: it is for the registry {other}; set MLFLOW_REGISTRY_URI"
+    assert store.client().search_model_versions("") == []
+    store.use(own, other)
+    ((_, end),) = sync.sync()
+    assert end.startswith("run ") and len(store.client().search_model_versions("")) == 1
+
+
 def test_what_another_client_logged_meanwhile_is_not_logged_again(trained, plug, monkeypatch):
     source = lsa.load(trained.run_id)
     first = measure.measure("perturbation", source, points=5)
@@ -434,7 +451,7 @@ def test_damaged_entries_are_set_aside_and_the_others_delivered(
     (whole,) = spool.entries()
     content = json.loads((whole / "run.json").read_text())
     mlflow_uri = store.shown(store.uri())
-    change("run.json", store=mlflow_uri)(whole)
+    change("run.json", store=mlflow_uri, registry=mlflow_uri)(whole)
     elsewhere = spool.folder() / "elsewhere"
     shutil.copytree(whole, elsewhere)
     change("run.json", store="http://elsewhere")(elsewhere)

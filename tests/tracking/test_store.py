@@ -10,8 +10,11 @@ import mlflow
 import pytest
 from processes import forked
 
+import lsa
+from lsa import project
 from lsa.runtime.errors import InputError
-from lsa.tracking import store
+from lsa.studies import measure, train
+from lsa.tracking import registered, registry, runs, store
 
 KILLED_AT_WORK = """
 import os, signal, sys
@@ -33,7 +36,7 @@ def test_a_new_store_is_there_only_when_it_is_whole(tmp_path, monkeypatch):
     monkeypatch.setattr(mlflow, "get_tracking_uri", lambda: uri)
     store.client()
     assert [file.name for file in tmp_path.iterdir()] == ["new.db"]
-    assert [e.name for e in mlflow.MlflowClient(uri).search_experiments()] == ["Default"]
+    assert [e.name for e in mlflow.MlflowClient(uri, uri).search_experiments()] == ["Default"]
 
 
 def test_a_store_where_nothing_can_be_written_is_refused_in_one_line(tmp_path, monkeypatch):
@@ -57,3 +60,65 @@ def test_a_registry_of_its_own_is_made_whole_as_well(workplace):
 
 def test_the_users_mlflow_logger_is_as_mlflow_made_it():
     assert logging.getLogger("mlflow").level == logging.INFO
+
+
+# --- a registry that is not the tracking store's --------------------------------------------------
+
+
+def apart(folder, name: str) -> str:
+    """Use a registry of its own; its address."""
+    registry = f"sqlite:///{folder}/{name}.db"
+    store.use(store.uri(), registry)
+    return registry
+
+
+def addresses_in(registry: str) -> list[str]:
+    versions = mlflow.MlflowClient(store.uri(), registry).search_model_versions("")
+    return sorted(f"models:/{version.name}/{version.version}" for version in versions)
+
+
+def test_a_registry_of_its_own_has_the_checkpoints_and_every_step_finds_them(workplace):
+    own, other = store.uri(), apart(workplace, "models")
+    recipe = project.load("tiny").recipe
+    for name in ("sgd", "adamw"):
+        trained = train.train(recipe(name))
+        measure.measure("lanczos", lsa.load(optimizer=name, project="tiny"), k=1, density_steps=5)
+        assert train.train(recipe(name), reuse=True).checkpoint == trained.checkpoint
+    assert addresses_in(other) == ["models:/tiny.adamw/1", "models:/tiny.sgd/1"]
+    assert addresses_in(own) == []
+    assert [one.address for one in registered.listing()] == addresses_in(other)
+    assert store.where() == f"{own} with the registry {other}"
+
+
+def test_a_reused_training_is_registered_in_the_registry_that_is_in_use(trained, workplace):
+    recipe = project.load("tiny").recipe("sgd")
+    train.train(project.load("tiny").recipe("sgd", 1))  # the second version here
+    second = train.train(project.load("tiny").recipe("sgd", 1), reuse=True)
+    assert second.checkpoint == "models:/tiny.sgd/2" and second.reused
+    other = apart(workplace, "models")
+    with pytest.raises(InputError, match=r"no checkpoint with project=tiny.*with the registry"):
+        registered.find("tiny", "sgd", 1)
+    again = train.train(project.load("tiny").recipe("sgd", 1), reuse=True)
+    assert again.reused and again.run_id == second.run_id
+    assert again.checkpoint == "models:/tiny.sgd/1" == registered.find("tiny", "sgd", 1)
+    assert addresses_in(other) == ["models:/tiny.sgd/1"]
+    measured = measure.measure("lanczos", registry.fetch(again.checkpoint), k=1, density_steps=5)
+    assert measured["lambda_max"].value > 0
+    assert addresses_in(store.uri()) == ["models:/tiny.sgd/1", "models:/tiny.sgd/2"]
+    assert train.train(recipe, reuse=True).run_id == trained.run_id
+
+
+def test_a_checkpoint_whose_version_somebody_deleted_is_registered_anew(trained):
+    store.client().delete_model_version("tiny.sgd", "1")
+    again = train.train(project.load("tiny").recipe("sgd"), reuse=True)
+    assert again.reused and again.run_id == trained.run_id
+    assert registered.find("tiny", "sgd", 0) == again.checkpoint
+    assert runs.read(trained.run_id).tags["lsa.checkpoint"] == again.checkpoint
+
+
+def test_a_training_whose_checkpoint_somebody_deleted_is_trained_again(trained):
+    store.client().delete_model_version("tiny.sgd", "1")
+    runs.remove_models(trained.run_id, "sgd-s0", but="none")
+    again = train.train(project.load("tiny").recipe("sgd"), reuse=True)
+    assert not again.reused and again.run_id != trained.run_id
+    assert registry.fetch(again.checkpoint).epoch == 2

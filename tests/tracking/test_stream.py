@@ -72,6 +72,22 @@ def test_a_run_is_made_only_where_there_is_none(workplace: Path):
     assert logged(run.info.run_id, "watch/a") == [(5, 3.0)]
 
 
+def test_a_run_that_was_made_twice_is_one(workplace: Path, monkeypatch: pytest.MonkeyPatch):
+    """MLflow sends a request again whose answer was lost, and the first one had made a run."""
+    make = mlflow.MlflowClient.create_run
+    monkeypatch.setattr(
+        mlflow.MlflowClient,
+        "create_run",
+        lambda *of, **more: (make(*of, **more), make(*of, **more))[1],
+    )
+    opened = stream.Stream("watch")
+    opened.put({"watch/a": 3.0}, 5)
+    opened.close()
+    (run,) = mlflow.MlflowClient().search_runs(store.experiments())
+    assert run.info.run_id == opened.run_id and run.info.status == "FINISHED"
+    assert logged(run.info.run_id, "watch/a") == [(5, 3.0)]
+
+
 def test_numbers_go_out_while_the_training_goes_on(
     workplace: Path, monkeypatch: pytest.MonkeyPatch
 ):
