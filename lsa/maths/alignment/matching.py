@@ -1,0 +1,350 @@
+"""Align two transformers: the move of one along its symmetries that brings its weights nearest.
+
+Gains of norms and the scale of queries against keys, of values against the output layer, are free
+as well, so that the distance of weights means little as they are. Both networks are therefore
+written with gains of one and *balanced* heads (queries as large as keys in every direction). In
+that form the free moves are orthogonal, and are found part by part, each at its optimum with the
+others held, as weight matching does for permutations (Ainsworth et al. 2023; Theus et al. 2025).
+The result has A's own gains and A's own balance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Set
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from lsa.maths.alignment.procrustes import HeadCorrelations, nearest, nearest_heads
+from lsa.maths.alignment.symmetries import (
+    HeadMove,
+    Heads,
+    Move,
+    Place,
+    Space,
+    Symmetries,
+    Tensors,
+    apply,
+    gains,
+    unmoved,
+    with_gains,
+)
+from lsa.runtime.errors import InputError
+
+LEAST_GAIN = 1e-3  # of a norm, relative to its largest, that layers may be divided by
+ROUGH = 1e-3  # difference of an entry of a move that makes it another
+CONDITION = 1e8  # of the queries or keys of a head, beyond which it is not balanced
+
+
+@dataclass(frozen=True)
+class Aligned:
+    """B moved along its symmetries, with its function."""
+
+    tensors: Tensors
+    similarity: float  # inner product of both networks with gains of one and balanced heads
+    similarities: Tensor  # (restarts,) of every run
+    converged: bool  # no part can be improved by itself
+    moved: float  # fraction of the parts that are not where they were
+
+
+def aligned(
+    symmetries: Symmetries,
+    a: Mapping[str, Tensor],
+    b: Mapping[str, Tensor],
+    rng: torch.Generator,
+    *,
+    restarts: int = 3,
+    max_passes: int = 100,
+) -> Aligned:
+    """B with the same function and its weights near A's.
+
+    The first run starts from B as it is, the others from one pass that counts only weights whose
+    other axis is fixed or matched already: embeddings first, whose tokens have one order.
+
+    Args:
+        symmetries: Of both networks.
+        a: Parameters of A by name.
+        b: Parameters of B by name.
+        rng: Source of the orders in which parts are visited.
+        restarts: Number of runs, at least 1 (tuned here).
+        max_passes: Limit of passes over all parts in each run.
+
+    Raises:
+        InputError: A parameter is missing, has another shape or is not finite.
+    """
+    _check(symmetries, a, b)
+    symmetries = usable(symmetries, a, b)
+    names = [n for n in b if n in {*symmetries.names, *gains(symmetries, a)}]
+    own, other = ({n: t[n].detach().double().cpu() for n in names} for t in (a, b))
+    own_gains = gains(symmetries, own)
+    own, other = (with_gains(symmetries, t, None) for t in (own, other))
+    scales = {h.name: (balance(h, own), balance(h, other)) for h in symmetries.heads}
+    scales = {name: pair for name, pair in scales.items() if None not in pair}
+    balanced = [h for h in symmetries.heads if h.name in scales]
+    own = apply(balanced, {name: pair[0] for name, pair in scales.items()}, own)  # pyright: ignore
+    other = apply(balanced, {name: pair[1] for name, pair in scales.items()}, other)  # pyright: ignore
+    problem = _Problem(symmetries, own, other)
+    runs = [problem.run(rng, max_passes, anchored=i > 0) for i in range(max(1, restarts))]
+    similarities = torch.tensor([problem.similarity(moves) for moves, _ in runs])
+    best, converged = runs[int(similarities.argmax())]
+    problem.polish(best, max_passes)
+    moved = apply(symmetries.parts.values(), best, other)
+    back = {name: _inverse(pair[0]) for name, pair in scales.items() if pair[0]}
+    moved = with_gains(symmetries, apply(balanced, back, moved), own_gains)
+    tensors = {name: moved[name].to(t) if name in moved else t for name, t in b.items()}
+    same = [_distance(best[n], unmoved(part)) < ROUGH for n, part in symmetries.parts.items()]
+    return Aligned(
+        tensors=tensors,
+        similarity=similarities.max().item(),
+        similarities=similarities,
+        converged=converged,
+        moved=1 - sum(same) / max(1, len(same)),
+    )
+
+
+def _check(symmetries: Symmetries, a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> None:
+    for name in symmetries.names:
+        if name not in a or name not in b:
+            raise InputError(f"parameter {name!r} is missing; give both networks' parameters")
+        if a[name].shape != b[name].shape:
+            raise InputError(
+                f"{name} has shapes {tuple(a[name].shape)} and {tuple(b[name].shape)}; align two "
+                "networks of the same architecture"
+            )
+        if not (a[name].isfinite().all() and b[name].isfinite().all()):
+            raise InputError(f"{name} is not finite; align two networks that did not diverge")
+
+
+def usable(
+    symmetries: Symmetries, a: Mapping[str, Tensor], b: Mapping[str, Tensor]
+) -> Symmetries:
+    """The symmetries without those whose gains are too near 0 to divide by.
+
+    A stream then keeps its coordinates, up to their order, and their signs where means are not
+    taken out.
+    """
+
+    def safe(norm: str) -> bool:
+        return all(t[norm].abs().min() > LEAST_GAIN * t[norm].abs().max() for t in (a, b))
+
+    spaces = []
+    for space in symmetries.spaces:
+        norms = tuple(replace(n, folds=n.folds and safe(n.weight)) for n in space.norms)
+        freedom = space.freedom
+        if not all(n.folds for n in norms):
+            freedom = {"orthogonal": "signed", "centred": "permutation"}.get(freedom, freedom)
+        spaces.append(replace(space, norms=norms, freedom=freedom))
+    return replace(symmetries, spaces=tuple(spaces))
+
+
+def _distance(a: Move, b: Move) -> float:
+    """Largest difference of an entry."""
+    pairs = [(a, b)] if isinstance(a, Tensor) else zip(a, b, strict=True)
+    return max(((x - y).abs().max().item() for x, y in pairs if len(x)), default=0.0)  # pyright: ignore
+
+
+# --- balance --------------------------------------------------------------------------------------
+
+
+def balance(heads: Heads, tensors: Mapping[str, Tensor]) -> HeadMove | None:
+    """The move after which queries and keys have one second moment, values and outputs too.
+
+    It is unique up to rotations, so that networks that differ by any invertible map of their heads
+    differ by rotations after it. None where a head has lost rank.
+    """
+    move = unmoved(heads)
+    assert isinstance(move, HeadMove)
+    query, key, value, out = (
+        _coordinates(places, tensors) for places in (heads.query, heads.key, heads.value, heads.out)
+    )
+    for g in range(len(key)):
+        moments = [_moment(t[g]) for t in (query, key, value, out)]
+        qk = _balancing_in_pairs(heads, moments[0], moments[1]) if heads.mixes_scores else move.qk[g]
+        ov = _balancing(moments[2], moments[3]) if heads.mixes_values else move.ov[g]
+        if ov is None or qk is None:
+            return None
+        move.qk[g], move.ov[g] = qk, ov
+    return move
+
+
+def _coordinates(places: Iterable[Place], tensors: Mapping[str, Tensor]) -> Tensor:
+    """By group, head and coordinate, `(G, r, m, rest)`, or without r for keys and values."""
+    parts = []
+    for place in places:
+        assert place.index is not None
+        parts.append(place.rows(tensors[place.name]).reshape(*place.index.shape, -1))
+    return torch.cat(parts, -1)
+
+
+def _moment(rows: Tensor) -> Tensor:
+    """∑ x xᵀ of coordinates `(…, m, rest)`, `(m, m)`."""
+    each = rows @ rows.mT
+    return each.sum(0) if each.ndim == 3 else each
+
+
+def _balancing(p: Tensor, k: Tensor) -> Tensor | None:
+    """Symmetric G > 0 with G P G = G⁻¹ K G⁻¹: the root of the geometric mean of P⁻¹ and K."""
+    if not len(p):
+        return p
+    for moment in (p, k):
+        ends = torch.linalg.eigvalsh(moment)[[0, -1]]
+        if not ends[0] * CONDITION > ends[1]:
+            return None
+    root = _power(p, 0.5)
+    less = _power(p, -0.5)
+    return _power(less @ _power(root @ k @ root, 0.5) @ less, 0.5)
+
+
+def _power(matrix: Tensor, exponent: float) -> Tensor:
+    """Of a symmetric positive matrix."""
+    values, vectors = torch.linalg.eigh((matrix + matrix.mT) / 2)
+    return vectors * values.clamp(min=0) ** exponent @ vectors.mT
+
+
+def _balancing_in_pairs(heads: Heads, p: Tensor, k: Tensor) -> Tensor | None:
+    """The same where coordinates are turned in pairs: one factor for each pair."""
+    result, rest, pairs = torch.zeros_like(p), heads.unpaired, heads.pairs
+    among = _balancing(p[rest[:, None], rest], k[rest[:, None], rest])
+    if among is None:
+        return None
+    result[rest[:, None], rest] = among
+    sizes = [m.diagonal()[pairs].sum(1) for m in (p, k)]
+    if len(pairs) and not min(s.min() for s in sizes) > 0:
+        return None
+    factors = (sizes[1] / sizes[0]) ** 0.25
+    for pair, factor in zip(pairs, factors, strict=True):
+        result[pair, pair] = factor
+    return result
+
+
+def _inverse(move: HeadMove) -> HeadMove:
+    """Of a move that keeps the order of heads."""
+    return move._replace(qk=torch.linalg.inv(move.qk), ov=torch.linalg.inv(move.ov))
+
+
+# --- ascent ---------------------------------------------------------------------------------------
+
+
+class _Problem:
+    """⟨a, moves(b)⟩ as a function of the moves."""
+
+    def __init__(self, symmetries: Symmetries, a: Tensors, b: Tensors) -> None:
+        self.parts = symmetries.parts
+        self.a, self.b = {n: a[n] for n in symmetries.names}, {n: b[n] for n in symmetries.names}
+        self.touched = {
+            name: list(dict.fromkeys(p.name for p in _places(part)))
+            for name, part in self.parts.items()
+        }
+        self.least_gain = 1e-12 * sum((a[n].norm() * b[n].norm()).item() for n in self.a)
+
+    def similarity(self, moves: Mapping[str, Move]) -> float:
+        """⟨a, moves(b)⟩."""
+        return self.inner(apply(self.parts.values(), moves, self.b))
+
+    def inner(self, moved: Mapping[str, Tensor]) -> float:
+        return sum((self.a[name] * t).sum().item() for name, t in moved.items())
+
+    def run(
+        self, rng: torch.Generator, max_passes: int, *, anchored: bool
+    ) -> tuple[dict[str, Move], bool]:
+        """Moves that no part improves by itself, and whether they were reached."""
+        moves = {name: unmoved(part) for name, part in self.parts.items()}
+        if anchored:
+            self.anchor(moves, rng)
+        for _ in range(max_passes):
+            improved = [self.improve(name, moves) for name in _shuffled(list(moves), rng)]
+            if not any(improved):
+                return moves, True
+        return moves, False
+
+    def anchor(self, moves: dict[str, Move], rng: torch.Generator) -> None:
+        """Each part once, those first that have a weight whose other axis is settled."""
+        settled, waiting = set[str](), _shuffled(list(moves), rng)
+        while waiting:
+            name = next((n for n in waiting if self.anchored(n, settled)), waiting[0])
+            others = self.others(name, moves)
+            moves[name] = self.best(name, self.counted(name, settled), others)
+            settled.add(name)
+            waiting.remove(name)
+
+    def counted(self, name: str, settled: Set[str]) -> list[str]:
+        """Tensors of a part whose other parts are settled."""
+        unsettled = [n for part, n in self.touched.items() if part not in settled | {name}]
+        away = {n for names in unsettled for n in names}
+        return [n for n in self.touched[name] if n not in away]
+
+    def anchored(self, name: str, settled: Set[str]) -> bool:
+        return any(self.a[n].ndim > 1 for n in self.counted(name, settled))
+
+    def others(self, name: str, moves: Mapping[str, Move]) -> Tensors:
+        """B's tensors of one part with all other parts moved."""
+        parts = [part for other, part in self.parts.items() if other != name]
+        return apply(parts, moves, {n: self.b[n] for n in self.touched[name]})
+
+    def improve(self, name: str, moves: dict[str, Move]) -> bool:
+        """Put the best move of one part in, if it gains."""
+        others, part = self.others(name, moves), self.parts[name]
+        proposal = self.best(name, self.touched[name], others)
+        before, after = (
+            self.inner(apply([part], {name: move}, others)) for move in (moves[name], proposal)
+        )
+        if after > before + self.least_gain:
+            moves[name] = proposal
+            return True
+        return False
+
+    def polish(self, moves: dict[str, Move], max_passes: int) -> None:
+        """Bring rotations to rounding: a gain is of second order, and is lost in it long before."""
+        last = float("inf")
+        for _ in range(max_passes):
+            change = 0.0
+            for name in moves:
+                new = self.best(name, self.touched[name], self.others(name, moves))
+                step = _distance(new, moves[name])
+                if step < ROUGH:  # another order would be another optimum
+                    moves[name], change = new, max(change, step)
+            if not change < 0.9 * last:
+                return
+            last = change
+
+    def best(self, name: str, counted: list[str], others: Tensors) -> Move:
+        """The best move of one part, by the tensors that count."""
+        part = self.parts[name]
+        if isinstance(part, Heads):
+            return nearest_heads(part, self.head_correlations(part, set(counted), others))
+        signed, unsigned = (
+            sum(
+                (p.rows(self.a[p.name]) @ p.rows(others[p.name]).T for p in places if p.name in counted),
+                torch.zeros(part.size, part.size, dtype=torch.float64),
+            )
+            for places in (part.places, part.magnitudes)
+        )
+        return nearest(part.freedom, signed, unsigned)
+
+    def head_correlations(self, heads: Heads, counted: Set[str], b: Tensors) -> HeadCorrelations:
+        groups, r, m, n = heads.shape
+        zero = torch.zeros(groups, groups, r, r, 1, 1, dtype=torch.float64)
+
+        def each(places: tuple[Place, ...], pattern: str, start: Tensor) -> Tensor:
+            chosen = [p for p in places if p.name in counted]
+            if not chosen:
+                return start
+            x, y = _coordinates(chosen, self.a), _coordinates(chosen, b)
+            return torch.einsum(pattern, x, y)
+
+        inner, outer = "gimx,hjnx->ghijmn", "gmx,hnx->ghmn"
+        return HeadCorrelations(
+            each(heads.query, inner, zero.expand(-1, -1, -1, -1, m, m)),
+            each(heads.key, outer, zero[:, :, 0, 0].expand(-1, -1, m, m)),
+            each(heads.value, outer, zero[:, :, 0, 0].expand(-1, -1, n, n)),
+            each(heads.out, inner, zero.expand(-1, -1, -1, -1, n, n)),
+        )
+
+
+def _places(part: Space | Heads) -> tuple[Place, ...]:
+    return part.places if isinstance(part, Heads) else (*part.places, *part.magnitudes)
+
+
+def _shuffled(names: list[str], rng: torch.Generator) -> list[str]:
+    return [names[i] for i in torch.randperm(len(names), generator=rng, device=rng.device)]
