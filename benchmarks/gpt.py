@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -32,10 +33,10 @@ SHAPES = {
 class Block(nn.Module):
     """Attention and a hidden layer, each after a layer norm, both added to the stream."""
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: Shape, norm: Callable[[int], nn.Module] = nn.LayerNorm) -> None:
         super().__init__()
         width, self.heads = shape.width, shape.heads
-        self.norm_1, self.norm_2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.norm_1, self.norm_2 = norm(width), norm(width)
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
@@ -51,15 +52,18 @@ class Block(nn.Module):
 class GPT(nn.Module):
     """Token ids `(n, T)` ↦ logits `(n, T, C)`."""
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(
+        self, shape: Shape, norm: Callable[[int], nn.Module] = nn.LayerNorm, tied: bool = True
+    ) -> None:
         super().__init__()
         self.shape = shape
         self.tokens = nn.Embedding(shape.vocabulary, shape.width)
         self.places = nn.Embedding(shape.context, shape.width)
-        self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.layers))
-        self.norm = nn.LayerNorm(shape.width)
+        self.blocks = nn.ModuleList(Block(shape, norm) for _ in range(shape.layers))
+        self.norm = norm(shape.width)
         self.head = nn.Linear(shape.width, shape.vocabulary, bias=False)
-        self.head.weight = self.tokens.weight
+        if tied:
+            self.head.weight = self.tokens.weight
 
     def hidden(self, ids: Tensor) -> Tensor:
         """What the head reads, `(n, T, width)`."""
@@ -72,11 +76,11 @@ class GPT(nn.Module):
         return self.head(self.hidden(ids))
 
 
-def build(shape: Shape, seed: int = 0, device: str = "cpu") -> GPT:
-    """A GPT with GPT-2's initial weights, drawn on the device."""
+def build(shape: Shape, seed: int = 0, device: str = "cpu", **options: Any) -> GPT:
+    """A GPT with GPT-2's initial weights, drawn on the device; its options are those of `GPT`."""
     with torch.random.fork_rng(), torch.device(device):
         torch.manual_seed(seed)
-        model = GPT(shape)
+        model = GPT(shape, **options)
         for name, p in model.named_parameters():
             if p.ndim == 2:
                 deep = name.endswith(("out.weight", "down.weight"))

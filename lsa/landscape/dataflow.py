@@ -2,8 +2,8 @@
 
 Every call of torch in the pass is seen, whatever modules it is made of. A tensor carries the
 *sources* it is made of: axes of parameters that wrote it (linear maps, embeddings, parameters that
-are added), norms and attentions. Whatever is not known passes the sources of its inputs on; that may
-name too many, so what is read from here has to be tried.
+are added), norms and attentions. Whatever is not known passes the sources of its inputs on; that
+may name too many, so what is read from here has to be tried.
 """
 
 from __future__ import annotations
@@ -125,39 +125,39 @@ class Dataflow(TorchFunctionMode):
         views = [v for t in leaves if (v := self.view(t))]
         if name == "linear" and (w := self.view(args[1])):
             bias = args[2] if len(args) > 2 else named.get("bias")
-            return self.linear(args[0], w.axis(1), w.axis(0), bias, y)
+            return self._linear(args[0], w.axis(1), w.axis(0), bias, y)
         if name == "addmm" and (w := self.view(args[2])):
-            return self.linear(args[1], w.axis(0), w.axis(1), args[0], y)
+            return self._linear(args[1], w.axis(0), w.axis(1), args[0], y)
         if name in ("matmul", "mm") and (w := self.view(args[1])) and len(w.shape) == 2:
-            return self.linear(args[0], w.axis(0), w.axis(1), None, y)
+            return self._linear(args[0], w.axis(0), w.axis(1), None, y)
         if name == "embedding" and len(views) == 1:
-            return self.written(views[0])
+            return self._written(views[0])
         if name in ("conv1d", "conv2d") and not sources and (w := self.view(args[1])):
             bias = args[2] if len(args) > 2 else named.get("bias")
-            return self.linear(None, None, (w.name, 0), bias, y)
+            return self._linear(None, None, (w.name, 0), bias, y)
         if name in ("layer_norm", "rms_norm"):
             gain = args[2] if len(args) > 2 else named.get("weight")
             shift = args[3] if len(args) > 3 else named.get("bias")
-            return self.norm(sources, gain, shift) if self.view(gain) else sources
+            return self._norm(sources, gain, shift) if self.view(gain) else sources
         if name == "scaled_dot_product_attention":
-            return self.attention(args[0], args[1], args[2], y)
+            return self._attention(args[0], args[1], args[2], y)
         if name in ("matmul", "bmm") and len(leaves) == 2 and not views:
-            return self.product(args[0], args[1], sources, y)
+            return self._product(args[0], args[1], sources, y)
         if name == "softmax":
             scores = {s for s in sources if s[0] == "scores"}
             return frozenset({("weights", scores.pop()[1])}) if len(scores) == 1 else sources
         if name in ("add", "radd", "iadd", "add_", "sub", "isub") and len(views) == 1:
-            return self.added(views[0], sources)
+            return self._added(views[0], sources)
         if name in ("mul", "rmul", "imul") and len(views) == 1 and sources:
             (view,) = views
             if len(view.shape) == 1 and view.shape[0] > 1:
-                return self.norm(sources, next(t for t in leaves if self.view(t)), None)
+                return self._norm(sources, next(t for t in leaves if self.view(t)), None)
         self.uses.update(v.name for v in views if sources)
         return sources
 
     # --- what it means ------------------------------------------------------------------------
 
-    def linear(
+    def _linear(
         self, x: Tensor | None, into: Axis | None, out: Axis, bias: Any, y: Tensor
     ) -> frozenset[Source]:
         self.uses[out[0]] += 1
@@ -168,10 +168,10 @@ class Dataflow(TorchFunctionMode):
             self.biases[out] = b.name
         if x is not None and into is not None:
             self.reads[into] += 1
-            self.read(self.of.get(id(x), frozenset()), into, x)
+            self._read(self.of.get(id(x), frozenset()), into, x)
         return frozenset({("axis", out)})
 
-    def read(self, sources: frozenset[Source], axis: Axis, x: Tensor | None) -> None:
+    def _read(self, sources: frozenset[Source], axis: Axis, x: Tensor | None) -> None:
         """A parameter's axis meets what these sources have written."""
         for kind, source in sources:
             if kind == "axis":
@@ -186,38 +186,38 @@ class Dataflow(TorchFunctionMode):
                 if x is not None and len(sources) == 1:
                     attention.readers.append((axis, x))
 
-    def written(self, view: View) -> frozenset[Source]:
+    def _written(self, view: View) -> frozenset[Source]:
         """An embedding, or a parameter that is added to nothing yet."""
         self.uses[view.name] += 1
         return frozenset({("axis", (view.name, len(view.shape) - 1))})
 
-    def added(self, view: View, sources: frozenset[Source]) -> frozenset[Source]:
-        own = self.written(view)
+    def _added(self, view: View, sources: frozenset[Source]) -> frozenset[Source]:
+        own = self._written(view)
         if not sources:
             return own
         ((_, axis),) = own
-        self.read(sources, axis, None)
+        self._read(sources, axis, None)
         return sources
 
-    def norm(self, sources: frozenset[Source], gain: Any, shift: Any) -> frozenset[Source]:
+    def _norm(self, sources: frozenset[Source], gain: Any, shift: Any) -> frozenset[Source]:
         view, bias = self.view(gain), self.view(shift)
         assert view
         self.uses[view.name] += 1
         if bias:
             self.uses[bias.name] += 1
             self.joined.append(((view.name, 0), (bias.name, 0)))
-        self.read(sources, (view.name, 0), None)
+        self._read(sources, (view.name, 0), None)
         self.norms.append(Normed(view.name, bias.name if bias else None, sources))
         return frozenset({("norm", len(self.norms) - 1)})
 
-    def product(
+    def _product(
         self, a: Tensor, b: Tensor, sources: frozenset[Source], y: Tensor
     ) -> frozenset[Source]:
         """Scores of queries and keys, or weights with values, where attention is written out."""
         weights = {s for s in self.of.get(id(a), ()) if s[0] == "weights"}
         if len(weights) == 1:
             query, key = self.scores[weights.pop()[1]]
-            return self.attention(query, key, b, y)
+            return self._attention(query, key, b, y)
         if a.ndim == b.ndim == 4 and self.of.get(id(a)) and self.of.get(id(b)):
             key = b.mT
             self.of[id(key)] = self.of[id(b)]
@@ -225,7 +225,7 @@ class Dataflow(TorchFunctionMode):
             return frozenset({("scores", len(self.scores) - 1)})
         return sources
 
-    def attention(self, q: Tensor, k: Tensor, v: Tensor, y: Tensor) -> frozenset[Source]:
+    def _attention(self, q: Tensor, k: Tensor, v: Tensor, y: Tensor) -> frozenset[Source]:
         self.attentions.append(Attended(q, k, v, y))
         return frozenset({("attention", len(self.attentions) - 1)})
 

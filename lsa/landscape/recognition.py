@@ -1,9 +1,8 @@
 """The symmetries of a network, recognised from one forward pass and then tried.
 
 No module is known by its name or class: `Dataflow` sees which parameter reads what which other has
-written. Which rows of a fused projection belong to which head, and which of them a rotary embedding
-turns together, is read from derivatives of queries, keys and values by what the projection gives.
-Every symmetry is then tried with a random move in float64; what changes the outputs is none.
+written, and `head_rows` what of a projection belongs to which head. Every symmetry is then tried
+with a random move in float64; what changes the outputs is none.
 """
 
 from __future__ import annotations
@@ -15,8 +14,10 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from lsa.landscape.dataflow import Attended, Axis, Dataflow, classes
+from lsa.landscape.dataflow import Axis, Dataflow, classes
+from lsa.landscape.head_rows import UnknownError, heads_of
 from lsa.landscape.landscape import Landscape
+from lsa.maths.alignment.random_moves import random_moves
 from lsa.maths.alignment.symmetries import (
     FREEDOMS,
     Heads,
@@ -24,7 +25,6 @@ from lsa.maths.alignment.symmetries import (
     Place,
     Space,
     Symmetries,
-    random_moves,
     transformed,
 )
 from lsa.runtime.errors import InputError
@@ -79,8 +79,8 @@ def recognised(flow: Dataflow) -> Symmetries:
     heads, left_out = [], []
     for attention in flow.attentions:
         try:
-            heads.append(_heads(flow, attention))
-        except _UnknownError as error:
+            heads.append(heads_of(flow, attention))
+        except UnknownError as error:
             left_out.append(f"heads are left as they are: {error}")
     inside = {(p.name, p.dim) for h in heads for p in h.places}
     spaces = [_space(flow, axes) for axes in classes(flow.joined)]
@@ -128,132 +128,10 @@ def _space(flow: Dataflow, axes: list[Axis]) -> Space | None:
     return Space(name, n, tuple(places), magnitudes, folding, freedom)
 
 
-# --- heads ----------------------------------------------------------------------------------------
-
-
-class _UnknownError(Exception):
-    """An attention is not made as is known here."""
-
-
-def _heads(flow: Dataflow, attention: Attended) -> Heads:
-    """Heads of one attention, by the rows of its projections."""
-    q, k, v = attention.query, attention.key, attention.value
-    if any(t.ndim != 4 for t in (q, k, v)) or q.shape[2] < 2:
-        raise _UnknownError("attention is not over (batch, heads, places, width)")
-    axes = [flow.single(t) for t in (q, k, v)]
-    if None in axes or len(attention.readers) != 1:
-        raise _UnknownError("more than one layer makes or reads one part of attention")
-    rows, plain = [], True
-    for axis, t in zip(axes, (q, k, v), strict=True):
-        assert axis
-        found, same = _rows(flow.made[axis], t)
-        rows.append(found)
-        plain &= same or t is v
-        if t is v and not same:
-            raise _UnknownError("values are changed on their way to attention")
-    groups = _groups(rows[1])
-    r, rest = divmod(q.shape[1], len(groups))
-    if rest or any(len(members) * len(k[0]) != len(members) * k.shape[1] for members in groups):
-        raise _UnknownError("keys are shared by numbers of heads that differ")
-    first = [members[0] for members in groups]
-    if k.shape[1] == q.shape[1]:
-        members = torch.tensor(groups)
-    else:  # attention itself repeats keys for the queries of a group
-        members = torch.arange(q.shape[1]).reshape(len(groups), r)
-    out_axis, given = attention.readers[0]
-    columns = _columns(attention.result, given)
-    places = [
-        _places(flow, axis, index)
-        for axis, index in zip(
-            axes, (rows[0][members], rows[1][first], rows[2][first]), strict=True
-        )
-        if axis
-    ]
-    return Heads(
-        f"heads of {out_axis[0]}",
-        *places,
-        (Place(*out_axis, columns[members]),),
-        _pairs(flow.made[axes[0]], q, rows[0][0]) if plain else torch.empty(0, 2).long(),
-        mixes_scores=plain,
-    )
-
-
-def _places(flow: Dataflow, axis: Axis, index: Tensor) -> tuple[Place, ...]:
-    bias = flow.biases.get(axis)
-    own = Place(axis[0], axis[1], index)
-    return (own, Place(bias, 0, index)) if bias else (own,)
-
-
-def _groups(rows: Tensor) -> list[list[int]]:
-    """Heads that have the same rows, `(heads, m)`."""
-    members: dict[tuple[int, ...], list[int]] = {}
-    for i, row in enumerate(rows.tolist()):
-        members.setdefault(tuple(row), []).append(i)
-    return list(members.values())
-
-
-def _rows(made: Tensor, heads: Tensor) -> tuple[Tensor, bool]:
-    """Row of the projection that is each coordinate of each head, `(H, m)`, at the first place.
-
-    And whether it is that row as it is; behind a norm of each head it depends on all of its rows.
-    """
-    m = heads.shape[-1]
-    codes = torch.arange(1.0, m + 1, dtype=made.dtype, device=made.device)
-    rows, plain = [], True
-    for head in heads[0, :, 0]:
-        derivative = _derivative((head * codes).sum(), made)
-        at = derivative.nonzero().flatten()
-        if len(at) != m:
-            raise _UnknownError("a head does not have rows of its projection for itself")
-        order = derivative[at].argsort()
-        same = torch.equal(derivative[at][order], codes)
-        rows.append(at[order] if same else at)
-        plain &= same
-    return torch.stack(rows).cpu(), plain
-
-
-def _derivative(value: Tensor, by: Tensor) -> Tensor:
-    """By the last axis, summed over the others."""
-    (derivative,) = torch.autograd.grad(value, by, retain_graph=True, allow_unused=True)
-    if derivative is None:
-        raise _UnknownError("attention does not depend on its projection")
-    return derivative.reshape(-1, by.shape[-1]).sum(0)
-
-
-def _columns(result: Tensor, given: Tensor) -> Tensor:
-    """Column of the output layer that reads each coordinate of each head, `(H, n)`."""
-    codes = torch.arange(1.0, given.shape[-1] + 1, dtype=given.dtype, device=given.device)
-    first = given.reshape(-1, given.shape[-1])[0]
-    (derivative,) = torch.autograd.grad((first * codes).sum(), result, retain_graph=True)
-    columns = derivative[0, :, 0].round().long() - 1
-    if not torch.equal(columns.flatten().sort().values.cpu(), torch.arange(columns.numel())):
-        raise _UnknownError("what heads give is changed on its way to the output layer")
-    return columns.cpu()
-
-
-def _pairs(made: Tensor, query: Tensor, rows: Tensor) -> Tensor:
-    """Coordinates of a head that its position turns together, `(p, 2)`."""
-    pairs = set[tuple[int, ...]]()
-    for j in range(query.shape[-1]):
-        derivative = _derivative(query[0, 0, 1, j], made).cpu()
-        mixed = derivative[rows].abs() > 1e-14
-        mixed[j] = True
-        if mixed.sum() > 2:
-            raise _UnknownError("the position mixes more than two coordinates of a head")
-        if mixed.sum() == 2:
-            pairs.add(tuple(mixed.nonzero().flatten().tolist()))
-    found = torch.tensor(sorted(pairs), dtype=torch.int64).reshape(-1, 2)
-    if len(found.unique()) != found.numel():
-        raise _UnknownError("the position mixes more than two coordinates of a head")
-    return found
-
-
 # --- trial ----------------------------------------------------------------------------------------
 
 
-def _tried(
-    landscape: Landscape, theta: Tensor, known: Symmetries, rounding: float
-) -> Symmetries:
+def _tried(landscape: Landscape, theta: Tensor, known: Symmetries, rounding: float) -> Symmetries:
     """Those that keep the function, each with the largest freedom that does."""
     rng = torch.Generator().manual_seed(0)
     theta = _generic(landscape, theta, rng)

@@ -10,15 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lsa.landscape import Landscape
+from lsa.landscape import Landscape, aligning
+from lsa.landscape.aligning import Moved
 from lsa.landscape.derivatives import batch_norm
 from lsa.maths import bootstrap
-from lsa.maths.alignment.permutations import (
-    PermutationSpec,
-    apply,
-    permutation_spec,
-    weight_matching,
-)
 from lsa.maths.paths import polyline
 from lsa.probe import Curve, Metric, Report, Result, Sizes, Work, probe, standard_error
 from lsa.runtime.errors import InputError
@@ -68,28 +63,39 @@ def interpolation(
 
     Renumbering hidden units moves a network's weights but not its function, so the line to the
     renumbering of B nearest to A is measured as well, `…_aligned` (Ainsworth et al. 2023): the
-    nearest of several local optima, which another `rng` may change. Batch norm is recalibrated at
-    every α on the training samples, the ends included (Jordan et al. 2023).
+    nearest of several local optima, which another `rng` may change. In transformers heads,
+    queries against keys, values against outputs and the residual stream are aligned too (Theus et
+    al. 2025, arXiv 2506.22712). Where that raises the barrier, the line as it is stands for both.
+    Batch norm is recalibrated at every α on the training samples, the ends included (Jordan et
+    al. 2023).
     """
     _check(landscape, theta, theta_b)
     alphas = _grid(points)
-    spec, notes = _alignable(landscape) if align == "weights" else (None, [])
-    aligned = _align(landscape, spec, theta, theta_b, rng) if spec else None
-    ends = {"": theta_b} | ({"_aligned": aligned.end} if aligned else {})
-    metrics, curves, line = _sizes(landscape, validation, theta, theta_b), {}, None
-    for i, (suffix, end) in enumerate(ends.items()):
-        if line is None or not torch.equal(end, theta_b):  # else no unit has moved
+    spec, notes = aligning.alignable(landscape, theta) if align == "weights" else (None, [])
+    moved = aligning.align(landscape, spec, theta, theta_b, rng) if spec else None
+    ends = {"": theta_b} | ({"_aligned": moved.end} if moved else {})
+    metrics, curves = _sizes(landscape, validation, theta, theta_b), {}
+    line, end = None, theta_b
+    for i, (suffix, other) in enumerate(ends.items()):
+        if line is None or not torch.equal(other, theta_b):  # else no unit has moved
             step = _part(report, i * points, len(ends) * points, f"line{suffix.replace('_', ' ')}")
-            line = _line(landscape, validation, theta, end, alphas, step)
+            new = _line(landscape, validation, theta, other, alphas, step)
+            if line is None or not _higher(new, line, alphas):
+                line, end = new, other
+            else:
+                notes.append(
+                    "the aligned line has the higher barrier, so what is said of it is that of "
+                    "the line as it is"
+                )
         metrics |= {name + suffix: metric for name, metric in _metrics(line, alphas, rng).items()}
         metrics["distance" + suffix] = Metric(_norm(end - theta))
         curves |= {name + suffix: curve for name, curve in _curves(line, alphas).items()}
-    if aligned:
-        metrics["units_moved"] = Metric(aligned.units_moved, "fraction")
+    if moved:
+        metrics["units_moved"] = Metric(moved.units_moved, "fraction")
     table = {"alpha": alphas.numpy(), **{name: curve.y for name, curve in curves.items()}}
     arrays = {f"interp_data.{name}": values for name, values in table.items()}
-    notes += [*_notes_on(aligned, landscape), *_notes_on_curves(curves)]
-    converged = aligned is None or aligned.converged
+    notes += [*_notes_on(moved, landscape), *_notes_on_curves(curves)]
+    converged = moved is None or moved.converged
     return Result(metrics, curves, arrays, converged, tuple(notes))
 
 
@@ -171,6 +177,15 @@ def _slope(slopes: Tensor) -> Metric:
     return Metric(slopes.mean().item(), "loss", standard_error(slopes))
 
 
+def _higher(line: _Line, other: _Line, alphas: Tensor) -> bool:
+    """Whether the barrier of the train loss is higher on a line than on another; nan is."""
+    one, two = (
+        polyline.barriers(each.samples["train_loss"].double().mean(1)[None], alphas).linear[0]
+        for each in (line, other)
+    )
+    return bool(one.isnan() and not two.isnan()) or bool(one > two)
+
+
 # --- numbers --------------------------------------------------------------------------------------
 
 
@@ -233,50 +248,10 @@ def _norm(theta: Tensor) -> float:
     return torch.linalg.vector_norm(theta, dtype=torch.float64).item()
 
 
-# --- alignment ------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Aligned:
-    """B with its hidden units renumbered so as to lie near A."""
-
-    end: Tensor  # (d,)
-    units_moved: float  # fraction of the units that have another place
-    converged: bool
-
-
-def _alignable(landscape: Landscape) -> tuple[PermutationSpec | None, list[str]]:
-    """Which units may be renumbered; or None, and why not."""
-    try:
-        spec = permutation_spec(landscape.model)
-    except InputError as error:
-        return None, [f"no aligned line: {error}"]
-    trainable = landscape.unflatten(torch.empty(landscape.dimension)).keys()
-    frozen = [n for n in spec.axes if n not in spec.buffers and n not in trainable]
-    if frozen:  # it would have to be renumbered too, but is no part of θ
-        return None, [f"no aligned line: {frozen[0]} is frozen, so its units keep their order"]
-    return spec, []
-
-
-def _align(
-    landscape: Landscape, spec: PermutationSpec, a: Tensor, b: Tensor, rng: torch.Generator
-) -> _Aligned:
-    tensors = landscape.unflatten(b)
-    matching = weight_matching(spec, landscape.unflatten(a), tensors, rng)
-    moved = apply(spec, matching.permutations, tensors)
-    orders = matching.permutations.values()
-    displaced = sum(int((order != torch.arange(len(order))).sum()) for order in orders)
-    return _Aligned(
-        end=torch.cat([tensor.reshape(-1) for tensor in moved.values()]),
-        units_moved=displaced / max(1, sum(map(len, orders))),
-        converged=matching.converged,
-    )
-
-
 # --- notes ----------------------------------------------------------------------------------------
 
 
-def _notes_on(aligned: _Aligned | None, landscape: Landscape) -> list[str]:
+def _notes_on(aligned: Moved | None, landscape: Landscape) -> list[str]:
     notes = []
     if aligned and not aligned.converged:
         notes.append("the alignment did not converge: matching one more group would improve it")

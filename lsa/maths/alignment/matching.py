@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from lsa.maths.alignment.balance import balance, coordinates, inverse
 from lsa.maths.alignment.procrustes import HeadCorrelations, nearest, nearest_heads
 from lsa.maths.alignment.symmetries import (
     HeadMove,
@@ -34,7 +35,6 @@ from lsa.runtime.errors import InputError
 
 LEAST_GAIN = 1e-3  # of a norm, relative to its largest, that layers may be divided by
 ROUGH = 1e-3  # difference of an entry of a move that makes it another
-CONDITION = 1e8  # of the queries or keys of a head, beyond which it is not balanced
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Aligned:
     similarity: float  # inner product of both networks with gains of one and balanced heads
     similarities: Tensor  # (restarts,) of every run
     converged: bool  # no part can be improved by itself
-    moved: float  # fraction of the parts that are not where they were
+    moved: float  # fraction of the coordinates that are not what they were
 
 
 def aligned(
@@ -79,27 +79,30 @@ def aligned(
     own, other = ({n: t[n].detach().double().cpu() for n in names} for t in (a, b))
     own_gains = gains(symmetries, own)
     own, other = (with_gains(symmetries, t, None) for t in (own, other))
-    scales = {h.name: (balance(h, own), balance(h, other)) for h in symmetries.heads}
-    scales = {name: pair for name, pair in scales.items() if None not in pair}
-    balanced = [h for h in symmetries.heads if h.name in scales]
-    own = apply(balanced, {name: pair[0] for name, pair in scales.items()}, own)  # pyright: ignore
-    other = apply(balanced, {name: pair[1] for name, pair in scales.items()}, other)  # pyright: ignore
+    scales: list[dict[str, HeadMove]] = [{}, {}]
+    for part in symmetries.heads:
+        moves = [balance(part, t) for t in (own, other)]
+        for scale, move in zip(scales, moves, strict=True):
+            if move is not None and None not in moves:
+                scale[part.name] = move
+    balanced = [h for h in symmetries.heads if h.name in scales[0]]
+    own, other = (apply(balanced, s, t) for s, t in zip(scales, (own, other), strict=True))
     problem = _Problem(symmetries, own, other)
     runs = [problem.run(rng, max_passes, anchored=i > 0) for i in range(max(1, restarts))]
     similarities = torch.tensor([problem.similarity(moves) for moves, _ in runs])
     best, converged = runs[int(similarities.argmax())]
     problem.polish(best, max_passes)
     moved = apply(symmetries.parts.values(), best, other)
-    back = {name: _inverse(pair[0]) for name, pair in scales.items() if pair[0]}
+    back = {name: inverse(move) for name, move in scales[0].items()}
     moved = with_gains(symmetries, apply(balanced, back, moved), own_gains)
     tensors = {name: moved[name].to(t) if name in moved else t for name, t in b.items()}
-    same = [_distance(best[n], unmoved(part)) < ROUGH for n, part in symmetries.parts.items()]
+    moves = {name: (part, best[name]) for name, part in symmetries.parts.items()}
     return Aligned(
         tensors=tensors,
         similarity=similarities.max().item(),
         similarities=similarities,
         converged=converged,
-        moved=1 - sum(same) / max(1, len(same)),
+        moved=_displaced(moves.values()),
     )
 
 
@@ -116,9 +119,7 @@ def _check(symmetries: Symmetries, a: Mapping[str, Tensor], b: Mapping[str, Tens
             raise InputError(f"{name} is not finite; align two networks that did not diverge")
 
 
-def usable(
-    symmetries: Symmetries, a: Mapping[str, Tensor], b: Mapping[str, Tensor]
-) -> Symmetries:
+def usable(symmetries: Symmetries, a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Symmetries:
     """The symmetries without those whose gains are too near 0 to divide by.
 
     A stream then keeps its coordinates, up to their order, and their signs where means are not
@@ -138,92 +139,25 @@ def usable(
     return replace(symmetries, spaces=tuple(spaces))
 
 
+def _displaced(moves: Iterable[tuple[Space | Heads, Move]]) -> float:
+    """Fraction of the coordinates of spaces, and of the groups of heads, that a move changes."""
+    changed = total = 0
+    for part, move in moves:
+        gaps = _gaps(move, unmoved(part))
+        some = torch.stack([gap.reshape(len(gap), -1).amax(1) > ROUGH for gap in gaps]).any(0)
+        changed, total = changed + int(some.sum()), total + len(some)
+    return changed / max(1, total)
+
+
+def _gaps(a: Move, b: Move) -> list[Tensor]:
+    """What two moves of one part differ by."""
+    one, two = ([m] if isinstance(m, Tensor) else list(m) for m in (a, b))
+    return [(x - y).abs() for x, y in zip(one, two, strict=True)]
+
+
 def _distance(a: Move, b: Move) -> float:
     """Largest difference of an entry."""
-    pairs = [(a, b)] if isinstance(a, Tensor) else zip(a, b, strict=True)
-    return max(((x - y).abs().max().item() for x, y in pairs if len(x)), default=0.0)  # pyright: ignore
-
-
-# --- balance --------------------------------------------------------------------------------------
-
-
-def balance(heads: Heads, tensors: Mapping[str, Tensor]) -> HeadMove | None:
-    """The move after which queries and keys have one second moment, values and outputs too.
-
-    It is unique up to rotations, so that networks that differ by any invertible map of their heads
-    differ by rotations after it. None where a head has lost rank.
-    """
-    move = unmoved(heads)
-    assert isinstance(move, HeadMove)
-    query, key, value, out = (
-        _coordinates(places, tensors) for places in (heads.query, heads.key, heads.value, heads.out)
-    )
-    for g in range(len(key)):
-        moments = [_moment(t[g]) for t in (query, key, value, out)]
-        qk = _balancing_in_pairs(heads, moments[0], moments[1]) if heads.mixes_scores else move.qk[g]
-        ov = _balancing(moments[2], moments[3]) if heads.mixes_values else move.ov[g]
-        if ov is None or qk is None:
-            return None
-        move.qk[g], move.ov[g] = qk, ov
-    return move
-
-
-def _coordinates(places: Iterable[Place], tensors: Mapping[str, Tensor]) -> Tensor:
-    """By group, head and coordinate, `(G, r, m, rest)`, or without r for keys and values."""
-    parts = []
-    for place in places:
-        assert place.index is not None
-        parts.append(place.rows(tensors[place.name]).reshape(*place.index.shape, -1))
-    return torch.cat(parts, -1)
-
-
-def _moment(rows: Tensor) -> Tensor:
-    """∑ x xᵀ of coordinates `(…, m, rest)`, `(m, m)`."""
-    each = rows @ rows.mT
-    return each.sum(0) if each.ndim == 3 else each
-
-
-def _balancing(p: Tensor, k: Tensor) -> Tensor | None:
-    """Symmetric G > 0 with G P G = G⁻¹ K G⁻¹: the root of the geometric mean of P⁻¹ and K."""
-    if not len(p):
-        return p
-    for moment in (p, k):
-        ends = torch.linalg.eigvalsh(moment)[[0, -1]]
-        if not ends[0] * CONDITION > ends[1]:
-            return None
-    root = _power(p, 0.5)
-    less = _power(p, -0.5)
-    return _power(less @ _power(root @ k @ root, 0.5) @ less, 0.5)
-
-
-def _power(matrix: Tensor, exponent: float) -> Tensor:
-    """Of a symmetric positive matrix."""
-    values, vectors = torch.linalg.eigh((matrix + matrix.mT) / 2)
-    return vectors * values.clamp(min=0) ** exponent @ vectors.mT
-
-
-def _balancing_in_pairs(heads: Heads, p: Tensor, k: Tensor) -> Tensor | None:
-    """The same where coordinates are turned in pairs: one factor for each pair."""
-    result, rest, pairs = torch.zeros_like(p), heads.unpaired, heads.pairs
-    among = _balancing(p[rest[:, None], rest], k[rest[:, None], rest])
-    if among is None:
-        return None
-    result[rest[:, None], rest] = among
-    sizes = [m.diagonal()[pairs].sum(1) for m in (p, k)]
-    if len(pairs) and not min(s.min() for s in sizes) > 0:
-        return None
-    factors = (sizes[1] / sizes[0]) ** 0.25
-    for pair, factor in zip(pairs, factors, strict=True):
-        result[pair, pair] = factor
-    return result
-
-
-def _inverse(move: HeadMove) -> HeadMove:
-    """Of a move that keeps the order of heads."""
-    return move._replace(qk=torch.linalg.inv(move.qk), ov=torch.linalg.inv(move.ov))
-
-
-# --- ascent ---------------------------------------------------------------------------------------
+    return max((gap.max().item() for gap in _gaps(a, b) if gap.numel()), default=0.0)
 
 
 class _Problem:
@@ -313,13 +247,11 @@ class _Problem:
         part = self.parts[name]
         if isinstance(part, Heads):
             return nearest_heads(part, self.head_correlations(part, set(counted), others))
-        signed, unsigned = (
-            sum(
-                (p.rows(self.a[p.name]) @ p.rows(others[p.name]).T for p in places if p.name in counted),
-                torch.zeros(part.size, part.size, dtype=torch.float64),
-            )
-            for places in (part.places, part.magnitudes)
-        )
+        signed, unsigned = torch.zeros(2, part.size, part.size, dtype=torch.float64)
+        for places, total in ((part.places, signed), (part.magnitudes, unsigned)):
+            for p in places:
+                if p.name in counted:
+                    total += p.rows(self.a[p.name]) @ p.rows(others[p.name]).T
         return nearest(part.freedom, signed, unsigned)
 
     def head_correlations(self, heads: Heads, counted: Set[str], b: Tensors) -> HeadCorrelations:
@@ -330,7 +262,7 @@ class _Problem:
             chosen = [p for p in places if p.name in counted]
             if not chosen:
                 return start
-            x, y = _coordinates(chosen, self.a), _coordinates(chosen, b)
+            x, y = coordinates(chosen, self.a), coordinates(chosen, b)
             return torch.einsum(pattern, x, y)
 
         inner, outer = "gimx,hjnx->ghijmn", "gmx,hnx->ghmn"

@@ -5,7 +5,8 @@ a set of coordinates that may be changed together: the residual stream, or the h
 MLP. What is free depends on what reads it (Theus et al. 2025, arXiv 2506.22712): the order of units
 behind an activation; any rotation of a stream that only RMS norms read, once their gains are put
 into the layers behind them; those that keep the mean, behind layer norms. In `Heads` of attention
-the scores qᵀk and the sums over v stay where q ↦ Mq, k ↦ M⁻ᵀk, v ↦ Nv and the output layer undoes N.
+the scores qᵀk and the sums over v stay where q ↦ Mq, k ↦ M⁻ᵀk, v ↦ Nv and the output layer undoes
+N.
 """
 
 from __future__ import annotations
@@ -118,7 +119,7 @@ class Order(NamedTuple):
 
 
 class HeadMove(NamedTuple):
-    """New group g is old `groups[g]`, its query head i the old `heads[g, i]`; then q ↦ Mq, v ↦ Nv."""
+    """New group g is old `groups[g]`, its query head i the old `heads[g, i]`; q ↦ Mq, v ↦ Nv."""
 
     groups: Tensor  # (G,)
     heads: Tensor  # (G, r)
@@ -255,64 +256,3 @@ def transformed(
     folded = with_gains(symmetries, tensors, None)
     moved = apply(symmetries.parts.values(), moves, folded)
     return with_gains(symmetries, moved, gains(symmetries, tensors))
-
-
-# --- random moves ---------------------------------------------------------------------------------
-
-
-def random_moves(
-    symmetries: Symmetries, rng: torch.Generator, *, stretch: float = 0.3
-) -> dict[str, Move]:
-    """A random move of every part; heads are also stretched, by e to the power of ± so much."""
-    return {
-        name: _random_space(part, rng)
-        if isinstance(part, Space)
-        else _random_heads(part, rng, stretch)
-        for name, part in symmetries.parts.items()
-    }
-
-
-def _random_space(space: Space, rng: torch.Generator) -> Move:
-    n = space.size
-    if space.freedom == "orthogonal":
-        return _rotation(n, rng)
-    if space.freedom == "centred":
-        ones = torch.ones(n, 1, dtype=torch.float64)
-        basis = torch.linalg.qr(torch.cat([ones, torch.eye(n, n - 1).double()], 1)).Q
-        rest = basis[:, 1:]
-        return rest @ _rotation(n - 1, rng) @ rest.T + ones @ ones.T / n
-    signs = torch.ones(n, dtype=torch.float64)
-    if space.freedom == "signed":
-        signs = torch.randint(2, (n,), generator=rng).double() * 2 - 1
-    return Order(torch.randperm(n, generator=rng), signs)
-
-
-def _rotation(n: int, rng: torch.Generator) -> Tensor:
-    return torch.linalg.qr(torch.randn(n, n, generator=rng, dtype=torch.float64)).Q
-
-
-def _random_heads(heads: Heads, rng: torch.Generator, stretch: float) -> HeadMove:
-    groups, r, m, n = heads.shape
-    move = HeadMove(
-        torch.randperm(groups, generator=rng),
-        torch.stack([torch.randperm(r, generator=rng) for _ in range(groups)]),
-        *(torch.eye(size).double().repeat(groups, 1, 1) for size in (m, n)),
-    )
-    rest = heads.unpaired
-    for g in range(groups):
-        if heads.mixes_values:
-            move.ov[g] = _invertible(n, rng, stretch)
-        if not heads.mixes_scores:
-            continue
-        move.qk[g][rest[:, None], rest] = _invertible(len(rest), rng, stretch)
-        for pair in heads.pairs:
-            turn, scale = torch.rand(2, generator=rng).double().tolist()
-            c, s = (f(torch.tensor(6.3 * turn)).item() for f in (torch.cos, torch.sin))
-            factor = torch.tensor(stretch * (2 * scale - 1)).exp().item()
-            move.qk[g][pair[:, None], pair] = factor * torch.tensor([[c, -s], [s, c]]).double()
-    return move
-
-
-def _invertible(n: int, rng: torch.Generator, stretch: float) -> Tensor:
-    scales = (stretch * (2 * torch.rand(n, generator=rng).double() - 1)).exp()
-    return _rotation(n, rng) * scales @ _rotation(n, rng)
