@@ -18,6 +18,7 @@ from lsa.maths.paths import polyline
 from lsa.probe import Curve, Metric, Report, Result, Sizes, Work, probe, standard_error
 from lsa.runtime.errors import InputError
 
+ROUNDING = 1e-6  # of a loss
 BARRIERS = {"barrier": "linear", "barrier_mean": "mean", "barrier_max": "max"}
 
 
@@ -179,11 +180,10 @@ def _slope(slopes: Tensor) -> Metric:
 
 def _higher(line: _Line, other: _Line, alphas: Tensor) -> bool:
     """Whether the barrier of the train loss is higher on a line than on another; nan is."""
-    one, two = (
-        polyline.barriers(each.samples["train_loss"].double().mean(1)[None], alphas).linear[0]
-        for each in (line, other)
-    )
-    return bool(one.isnan() and not two.isnan()) or bool(one > two)
+    losses = [each.samples["train_loss"].double().mean(1) for each in (line, other)]
+    one, two = (polyline.barriers(each, alphas).linear for each in losses)
+    rounding = ROUNDING * losses[1].nan_to_num(0).abs().max()
+    return bool(one.isnan() and not two.isnan()) or bool(one > two + rounding)
 
 
 # --- numbers --------------------------------------------------------------------------------------

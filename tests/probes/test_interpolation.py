@@ -7,16 +7,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+import small_transformers
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from lsa.figures.interpolation import draw
-from lsa.landscape import Landscape, flatten
+from lsa.landscape import Landscape, aligning, flatten
+from lsa.landscape.aligning import Moved
 from lsa.landscape.network import Network
+from lsa.landscape.recognition import symmetries
 from lsa.maths import bootstrap
 from lsa.maths.alignment.permutations import apply, permutation_spec, random_permutations
+from lsa.maths.alignment.random_moves import random_moves
+from lsa.maths.alignment.symmetries import transformed
 from lsa.maths.paths.polyline import barriers
 from lsa.probe import Result, find
 from lsa.probes.interpolation import BARRIERS, _bootstrapped, _grid, interpolation
@@ -287,6 +292,32 @@ def test_networks_already_aligned_have_one_line(pair: Pair, monkeypatch: Any) ->
     assert len(seen) == 9 and result.metrics["units_moved"].value == 0
     y = {name: curve.y.tolist() for name, curve in result.curves.items()}
     assert all(y[name] == y[f"{name}_aligned"] for name in QUANTITIES)
+
+
+def test_a_transformer_is_aligned() -> None:
+    at = small_transformers.landscape(small_transformers.made("rotary"))
+    known = symmetries(at, at.theta)
+    moved = transformed(known, random_moves(known, generator()), at.unflatten(at.theta))
+    copied = torch.cat([t.reshape(-1) for t in moved.values()])
+    result = measure(at, at.theta, copied, points=9)
+    loss = result.curves["train_loss_aligned"].y
+    assert np.ptp(loss) < 1e-9 < np.ptp(result.curves["train_loss"].y)
+    assert result.metrics["distance_aligned"].value < 1e-8 < result.metrics["distance"].value
+    assert not any("aligned" in note for note in result.notes)
+
+
+def test_an_alignment_that_raises_the_barrier_is_not_taken(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = permutation_spec(pair.landscape.model)
+    orders = random_permutations(spec, generator(5))
+    shuffled = apply(spec, orders, pair.landscape.unflatten(pair.b))
+    away = Moved(torch.cat([t.reshape(-1) for t in shuffled.values()]), 1.0, converged=True)
+    monkeypatch.setattr(aligning, "align", lambda *_: away)
+    result = measure(pair.landscape, pair.a, pair.b, points=9, validation=pair.validation)
+    for name in ("barrier", "barrier_max_test_error", "distance"):
+        assert result.metrics[f"{name}_aligned"].value == result.metrics[name].value
+    assert any("has the higher barrier" in note for note in result.notes)
 
 
 def test_without_alignment_there_is_one_line(pair: Pair) -> None:
