@@ -35,7 +35,7 @@ POINTS = 21
 
 def trained(shape: gpt.Shape, steps: int, seed: int, device: str, **options: object) -> gpt.GPT:
     """One network after AdamW with warm-up and cosine."""
-    model = gpt.build(shape, seed, **options).to(device)
+    model = gpt.build(shape, seed, device, **options)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.1)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
     data = gpt.text(steps * 32, shape.context + 1, shape.vocabulary, 1000 + seed)
