@@ -5,21 +5,39 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-ROW = 1024  # elements that are added in the vectors' own precision
+ROW = 1024  # elements whose squares are added in the vectors' own precision
+CHUNK = 1 << 15  # the same of products
+
+
+def square(a: Tensor) -> Tensor:
+    """a·a of a flat tensor, a float64 scalar on its device.
+
+    Rows are added in the vector's own precision, and the rows in float64: of ten million numbers,
+    a few of them large, float32 sums lose the third digit. On ten million numbers this takes less
+    time than `torch.dot`; taking the vector to float64 takes 20 times as long.
+    """
+    a = _single(a)
+    full = len(a) - len(a) % ROW
+    rest = torch.linalg.vector_norm(a[full:]).double().square()
+    if not full:
+        return rest
+    rows = torch.linalg.vector_norm(a[:full].view(-1, ROW), dim=1)
+    return rows.double().square().sum() + rest
 
 
 def inner(a: Tensor, b: Tensor) -> Tensor:
     """a·b of two flat tensors of equal length, a float64 scalar on their device.
 
-    Rows are added in the vectors' own precision, and the rows in float64: of ten million numbers,
-    a few of them large, float32 sums lose the third digit. On four million numbers this takes 2.7
-    times as long as `torch.dot`; taking both vectors to float64 takes 7 times.
+    Right to 1e-5 of |a||b|. On ten million numbers this takes 1.3 times as long as `torch.dot`.
     """
-    if a.dtype in (torch.float16, torch.bfloat16):
-        a, b = a.float(), b.float()
-    full = len(a) - len(a) % ROW
-    rest = torch.dot(a[full:], b[full:]).double()
-    if not full:
-        return rest
-    rows = torch.linalg.vecdot(a[:full].view(-1, ROW), b[:full].view(-1, ROW))
-    return rows.sum(dtype=torch.float64) + rest
+    if a is b:
+        return square(a)
+    a, b = _single(a), _single(b)
+    if len(a) <= CHUNK or a.device.type != "cpu":  # a GPU adds in a tree
+        return torch.dot(a, b).double()
+    dots = [torch.dot(x, y) for x, y in zip(a.split(CHUNK), b.split(CHUNK), strict=True)]
+    return torch.stack(dots).sum(dtype=torch.float64)
+
+
+def _single(a: Tensor) -> Tensor:
+    return a.float() if a.dtype in (torch.float16, torch.bfloat16) else a

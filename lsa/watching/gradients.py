@@ -110,7 +110,7 @@ class Gradients:
 
     def _total(self) -> Tensor:
         gradients = self._weights.gradients()
-        return self._weights.inner([(gradients, gradients)]).sum()
+        return self._weights.inner([(gradients, gradients)], each=False).sum()
 
     def _now(self) -> list[tuple[int, int]]:
         """What tells whether the first and the last gradient were written into."""

@@ -46,7 +46,7 @@ class Norms:
         torch._foreach_copy_(buffer, now)  # pyright: ignore
         self._start = step, buffer
 
-    def after(self, step: int, gradients: list[Tensor | None]) -> Tensor:
+    def after(self, step: int, gradients: list[Tensor | None], *, each: bool = True) -> Tensor:
         """Products of a step, `(6, parameters)`: g·g, u·u, θ·θ, −g·u, u·v and v·v.
 
         v is the update before this one; its rows are nan where that step was not kept.
@@ -54,6 +54,7 @@ class Norms:
         Args:
             step: Its number, as given to `before`.
             gradients: Those that the optimizer was given.
+            each: Whether products of each parameter are wanted, see `Weights.inner`.
         """
         now = self._weights.local()
         back = self.start  # −u from here on
@@ -61,14 +62,18 @@ class Norms:
         last = self._last[1] if self._last and self._last[0] == step - 1 else None
         pairs = [(gradients, gradients), (back, back), (now, now), (gradients, back)]
         if last is not None:
-            pairs += (
-                [(back, last)] if self._last_square is not None else [(back, last), (last, last)]
-            )
-        found = self._weights.inner(pairs)
+            pairs.append((back, last))
+        found = self._weights.inner(pairs, each=each)
+        width = found.shape[1]
         if last is None:
-            found = torch.cat([found, found.new_full((2, found.shape[1]), math.nan)])
-        elif self._last_square is not None:
-            found = torch.cat([found, self._last_square[None]])
+            found = torch.cat([found, found.new_full((2, width), math.nan)])
+        else:
+            square = self._last_square
+            if square is not None and width == 1:
+                square = square.sum()[None]
+            if square is None or len(square) != width:
+                square = self._weights.inner([(last, last)], each=each)[0]
+            found = torch.cat([found, square[None]])
         self._start = None
         self._remember(step, back, found[1])
         return found

@@ -205,6 +205,8 @@ class Watch:
         self.step += 1
         self._budget.stepped()
         row: Row = {}
+        if self._probing or self.step == self._next_norms:
+            self._weights.wait()
         before = self._run("norms", self._start, whole=False) if self._probing else None
         if self.step == self._next_norms:
             row |= self._run("norms", self._measure_norms) or {}
@@ -232,7 +234,8 @@ class Watch:
         return [p.clone() for p in self._norms.start]
 
     def _measure_norms(self) -> Row:
-        products = self._norms.after(self.step, self._gradients.given())
+        blocks = self._outputs.blocks_are_due(self.step)
+        products = self._norms.after(self.step, self._gradients.given(), each=blocks)
         row: Row = {"learning_rate": float(self._optimizers[0].param_groups[0]["lr"])}
         loss = self._losses.mean()
         if loss is not None:
@@ -241,7 +244,7 @@ class Watch:
         before = self._gradients.norm_before_clipping(row["gradient_norm"])
         if before is not None:
             row["gradient_norm_unclipped"] = before
-        if self._outputs.blocks_are_due(self.step):
+        if blocks:
             for block, values in self._weights.by_block(products).items():
                 numbers = norms_.numbers(values.tolist())
                 row |= {f"{n}/{block}": numbers[n] for n in norms_.NAMES if n in numbers}

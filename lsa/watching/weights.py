@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lsa.landscape.network import unwrapped
-from lsa.maths.sums import inner
+from lsa.maths.sums import inner, square
 from lsa.runtime.errors import InputError
 
 Block = Callable[[str], str]
@@ -65,6 +65,12 @@ class Weights:
         """Whether this process is the one that logs."""
         return not dist.is_initialized() or dist.get_rank() == 0
 
+    def wait(self) -> None:
+        """Wait until a GPU has done what the training has asked of it, which is not our time."""
+        device = self.parameters[0].device
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
     def agreed(self, number: int) -> int:
         """A number as the first process has it, for all that hold shards."""
         if not self.sharded:
@@ -82,17 +88,27 @@ class Weights:
         return [None if p.grad is None else _local(p.grad) for p in self.parameters]
 
     def inner(
-        self, pairs: Sequence[tuple[Sequence[Tensor | None], Sequence[Tensor | None]]]
+        self,
+        pairs: Sequence[tuple[Sequence[Tensor | None], Sequence[Tensor | None]]],
+        *,
+        each: bool = True,
     ) -> Tensor:
-        """Products of lists of tensors, parameter by parameter: `(pairs, parameters)` in float64.
+        """Products of lists of tensors in float64, parameter by parameter: `(pairs, parameters)`.
 
         Where one of two tensors is None, their product is 0.
+
+        Args:
+            pairs: The lists.
+            each: Whether the products of each parameter are wanted; else they may be given as
+                their sums, `(pairs, 1)`, which take a few kernels of a GPU.
         """
+        if not each and not self._groups and _local(self.parameters[0]).is_cuda:
+            return _sums(pairs)
         zero = torch.zeros((), dtype=torch.float64, device=_local(self.parameters[0]).device)
         rows = [
             torch.stack(
                 [
-                    zero if x is None or y is None else inner(_flat(x), _flat(y)).to(zero.device)
+                    zero if x is None or y is None else _product(x, y).to(zero.device)
                     for x, y in zip(a, b, strict=True)
                 ]
             )
@@ -103,6 +119,15 @@ class Weights:
             part = found[:, columns]
             dist.all_reduce(part, group=group)
             found[:, columns] = part
+        return found
+
+    def places(self) -> dict[str, list[tuple[int, int]]]:
+        """Block → where its parameters are in θ, all parameters one after the other."""
+        found: dict[str, list[tuple[int, int]]] = {block: [] for block in self.blocks}
+        start = 0
+        for i, p in enumerate(self.parameters):
+            found[self.blocks[int(self._of[i])]].append((start, start + p.numel()))
+            start += p.numel()
         return found
 
     def by_block(self, values: Tensor) -> Mapping[str, Tensor]:
@@ -120,6 +145,29 @@ def _local(tensor: Tensor) -> Tensor:
     if tensor.is_sparse:
         tensor = tensor.to_dense()
     return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+
+
+def _product(x: Tensor, y: Tensor) -> Tensor:
+    """x·y of two tensors."""
+    return square(_flat(x)) if x is y else inner(_flat(x), _flat(y))
+
+
+def _sums(pairs: Sequence[tuple[Sequence[Tensor | None], Sequence[Tensor | None]]]) -> Tensor:
+    """Products of lists of tensors, whole: `(pairs, 1)`."""
+    flat: dict[tuple[int, ...], Tensor] = {}
+
+    def joined(tensors: Sequence[Tensor | None], known: tuple[int, ...]) -> Tensor:
+        key = (id(tensors), *known)
+        if key not in flat:
+            flat[key] = torch.cat([_flat(tensors[i]) for i in known])  # pyright: ignore
+        return flat[key]
+
+    found = []
+    for a, b in pairs:
+        known = tuple(i for i, x in enumerate(a) if x is not None and b[i] is not None)
+        found.append(inner(joined(a, known), joined(b, known)) if known else None)
+    zero = next((f for f in found if f is not None), torch.zeros((), dtype=torch.float64))
+    return torch.stack([torch.zeros_like(zero) if f is None else f for f in found])[:, None]
 
 
 def _flat(tensor: Tensor) -> Tensor:

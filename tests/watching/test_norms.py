@@ -13,6 +13,7 @@ from torch import nn
 
 import lsa
 from lsa.maths.sums import inner
+from lsa.watching import weights
 
 SGD = {"lr": 0.1, "momentum": 0.9}
 
@@ -139,19 +140,40 @@ def test_losses_of_closures_and_of_modules():
     assert watch.history.gradient_norm[0] == pytest.approx(gradient.norm().item(), rel=1e-5)
 
 
+def test_whole_sums_are_those_of_the_parameters():
+    """The form that a GPU takes, where some gradients are missing."""
+    rng = torch.Generator().manual_seed(0)
+    a = [torch.randn(7, 3, generator=rng), None, torch.randn(5, generator=rng)]
+    b = [torch.randn(7, 3, generator=rng) for _ in range(1)] + [torch.ones(2), torch.ones(5)]
+    found = weights._sums([(a, a), (b, b), (a, b)])
+    exact = [
+        sum(
+            float((x.double() * y.double()).sum())
+            for x, y in zip(*pair, strict=True)
+            if x is not None
+        )
+        for pair in ((a, a), (b, b), (a, b))
+    ]
+    assert found.shape == (3, 1)
+    assert found[:, 0].tolist() == pytest.approx(exact, rel=1e-6)
+
+
 def test_sums_of_ten_million_numbers():
     rng = torch.Generator().manual_seed(0)
     v = 1e-4 * torch.randn(10_000_000, generator=rng)
     v[:: 10**6] = 1.0
     exact = (v.double() @ v.double()).item()
     assert inner(v, v).item() == pytest.approx(exact, rel=2e-6)
+    w = torch.randn(10_000_000, generator=rng)
+    exact = (v.double() @ w.double()).item()
+    assert abs(inner(v, w).item() - exact) < 2e-6 * float(v.norm() * w.norm())
 
 
 def test_a_failure_is_said_once_and_switched_off(caplog: pytest.LogCaptureFixture):
     model, x, y = setting()
     optimizer = torch.optim.SGD(model.parameters(), **SGD)
     watch = lsa.watch(model, optimizer, budget=None, track=False)
-    watch._norms.after = lambda *_: 1 / 0  # pyright: ignore
+    watch._norms.after = lambda *_, **__: 1 / 0  # pyright: ignore
     for _ in range(3):
         F.cross_entropy(model(x), y).backward()
         optimizer.step()
@@ -160,7 +182,7 @@ def test_a_failure_is_said_once_and_switched_off(caplog: pytest.LogCaptureFixtur
         "watch: norms is off from step 1 on: division by zero"
     ]
     strict = lsa.watch(model, optimizer, budget=None, track=False, strict=True)
-    strict._norms.after = lambda *_: 1 / 0  # pyright: ignore
+    strict._norms.after = lambda *_, **__: 1 / 0  # pyright: ignore
     with pytest.raises(ZeroDivisionError), strict:
         optimizer.step()
 
