@@ -19,7 +19,7 @@ from lsa.landscape import Landscape
 NEAR = 0.25  # of the update: ± so far for the curvature; at ± 1 it is off by up to 1 %
 FAR = 4.0  # at most, where the update is so short that rounding would decide
 ROUNDING = 0.01  # of the curvature, above which points further away are taken
-FACTOR = 0.05  # relative width to which the critical factor is found
+AGREE = 0.05  # relative difference of two guesses of the critical factor, the second then taken
 PASSES = 7  # for it at most
 LONGEST = 64.0  # critical factor that is looked for
 
@@ -68,12 +68,17 @@ def along(landscape: Landscape, start: Tensor, update: Tensor) -> Along:
         start: θ₀ `(d,)`.
         update: u `(d,)`, not zero.
     """
+    with landscape.network.at(start):  # once, rather than for each pass
+        return _along(landscape, start, update)
+
+
+def _along(landscape: Landscape, start: Tensor, update: Tensor) -> Along:
     passes = 0
 
     def losses(s: float) -> Tensor:
         nonlocal passes
         passes += 1
-        return landscape.losses(start + s * update).double()
+        return landscape.losses(torch.add(start, update, alpha=s)).double()
 
     at0, at1 = losses(0.0), losses(1.0)
     step, rounding = NEAR, _rounding(at0, update.dtype)
@@ -112,35 +117,67 @@ def along(landscape: Landscape, start: Tensor, update: Tensor) -> Along:
 
 
 def _crossing(rise: Callable[[float], float], known: list[tuple[float, float]]) -> float:
-    """The first zero above 0 of a function that is negative at 0, to a relative width.
+    """The first zero above 0 of a smooth function that is negative at 0.
+
+    The next point is the root of the polynomial through the three known points around it; when two
+    such roots in a row agree, the second is taken.
 
     Args:
         rise: The function.
         known: Its values at some points, sorted; the first is 0.
+
+    Returns:
+        nan where there is none up to `LONGEST`.
     """
-    passes = 0
-    while True:
-        above = next((i for i, (_, value) in enumerate(known) if value >= 0), None)
-        if passes == PASSES and above is None:
+    guess, passes = _root(known), 0
+    while passes < PASSES:
+        far = known[-1][0]
+        if far >= LONGEST and all(value < 0 for _, value in known):
             return math.nan
-        if above is None:
-            (a, at_a), (b, at_b) = known[-2:]
-            bend = (at_b - at_a) / (b - a)
-            guess = b - at_b / bend if bend > 0 else math.inf
-            s = min(max(1.05 * guess, 1.3 * b), 4 * b)
-            if b >= LONGEST:
-                return math.nan
-        else:
-            (a, at_a), (b, at_b) = known[above - 1], known[above]
-            root = a - at_a * (b - a) / (at_b - at_a)
-            if b - a <= FACTOR * b or passes == PASSES:
-                return root
-            # A little beyond the root that a straight line has, on the side of the farther end.
-            margin = 0.4 * FACTOR * b
-            s = root + margin if root - a > b - root else root - margin
-            s = min(max(s, a + 0.1 * (b - a)), b - 0.1 * (b - a))
-        known = sorted([*known, (s, rise(s))])
-        passes += 1
+        s = min(8 * far if guess is None else guess, 8 * far, LONGEST)
+        if any(math.isclose(s, point, rel_tol=1e-3) for point, _ in known):
+            break
+        known, passes = sorted([*known, (s, rise(s))]), passes + 1
+        last, guess = guess, _root(known)
+        if guess is not None and last == s and abs(guess - last) <= AGREE * guess:
+            break
+    return math.nan if guess is None else guess
+
+
+def _root(known: list[tuple[float, float]]) -> float | None:
+    """The first root above 0 of the parabola through three points around the change of sign.
+
+    Without a change of sign, that of the last three points beyond the last; None if they have none.
+    """
+    above = next((i for i, (_, value) in enumerate(known) if value >= 0), None)
+    if above is not None and known[above][1] == 0:
+        return known[above][0]
+    first = max(0, min((len(known) if above is None else above + 1) - 2, len(known) - 3))
+    (a, at_a), (b, at_b), (c, at_c) = known[first : first + 3]
+    low, high = (
+        (known[-1][0], math.inf) if above is None else (known[above - 1][0], known[above][0])
+    )
+    slope = (at_b - at_a) / (b - a)
+    bend = ((at_c - at_b) / (c - b) - slope) / (c - a)
+    # at_a + slope (s − a) + bend (s − a)(s − b), in powers of s − a
+    linear = slope - bend * (b - a)
+    roots = [a + t for t in _roots(bend, linear, at_a)]
+    inside = [s for s in roots if low < s < high]
+    if inside:
+        return min(inside)
+    if above is None:
+        return None
+    (a, at_a), (b, at_b) = known[above - 1], known[above]
+    return a - at_a * (b - a) / (at_b - at_a)
+
+
+def _roots(a: float, b: float, c: float) -> list[float]:
+    """Real roots of a t² + b t + c."""
+    square = b * b - 4 * a * c
+    if square < 0:
+        return []
+    q = -0.5 * (b + math.copysign(math.sqrt(square), b))
+    return [n / d for n, d in ((q, a), (c, q)) if d != 0]
 
 
 def _rounding(losses: Tensor, dtype: torch.dtype) -> float:
