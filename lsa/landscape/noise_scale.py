@@ -17,8 +17,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lsa.landscape.derivatives import sample_gradients
 from lsa.landscape.derivatives.precision import full_float32
 from lsa.landscape.landscape import Landscape
+from lsa.landscape.samples import Samples
 from lsa.maths.spectra.trace import Estimate
 from lsa.runtime.errors import InputError
 
@@ -81,6 +83,21 @@ def of_batches(batches: Iterable[Landscape], theta: Tensor, n: int) -> NoiseScal
     """
     sizes, gradients = zip(*((b.n_samples, b.gradient(theta)) for b in batches), strict=True)
     return of_gram(gram(torch.stack(gradients)).cpu(), sizes[0], n)
+
+
+@full_float32()
+def sample_grams(landscape: Landscape, theta: Tensor) -> dict[tuple[int, int], Tensor] | None:
+    """The products gᵢ·gⱼ `(N, N)` of all per-sample gradients, by place in θ, from one pass.
+
+    None where they are not known layer by layer, or not cheaply (`SampleGradients.grams`).
+    """
+    data = landscape.data
+    if not isinstance(data, Samples) or data.ratios is not None:
+        return None
+    with landscape.network.at(theta.detach().requires_grad_()):
+        (part,) = data.in_one_pass().parts(landscape.network)
+        found = sample_gradients.of(part.losses, theta)
+    return None if found is None else found.grams()
 
 
 @full_float32()

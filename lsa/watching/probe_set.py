@@ -56,6 +56,7 @@ class ProbeSet:
             )
         self._model = unwrapped(model)
         self._names = set(weights.names)
+        self.places = weights.places()
         with undisturbed([], batches):
             pair = isinstance(batches, tuple) and all(isinstance(t, Tensor) for t in batches)
             self._batches = [batches] if pair else [*itertools.islice(batches, MOST)]

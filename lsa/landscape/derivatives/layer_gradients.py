@@ -54,6 +54,18 @@ class SampleGradients:
             rows[:, layer.place].unflatten(1, each.shape[1:]).add_(each)
         return rows
 
+    def grams(self) -> dict[tuple[int, int], Tensor] | None:
+        """Products gᵢ·gⱼ `(n, n)` of the part of each parameter, by its place (start, stop) in θ.
+
+        None where some layer has more than one position of a sample, or meets a parameter again:
+        the products then take longer than gradients do.
+        """
+        places = [(layer.place.start, layer.place.stop) for layer in self.layers]
+        known = [layer.gram() for layer in self.layers]
+        if len(set(places)) < len(places) or any(gram is None for gram in known):
+            return None
+        return {place: gram for place, gram in zip(places, known, strict=True) if gram is not None}
+
     def in_rows(self) -> SampleGradients:
         """The same, held as `rows`."""
         return SampleGradients(self.n, self.d, [Rows(slice(0, self.d), self.rows())])
@@ -105,6 +117,10 @@ class Rows:
         """All, `(n, p)`."""
         return self.values
 
+    def gram(self) -> Tensor | None:
+        """Their products with each other, `(n, n)`."""
+        return self.values @ self.values.T
+
     def of(self, samples: slice) -> Rows:
         """Those of some samples."""
         return replace(self, values=self.values[samples])
@@ -145,6 +161,12 @@ class Factors:
     def rows(self) -> Tensor:
         """All, each in the shape of the weights."""
         return self.operation.gradients(self.a, self.delta)
+
+    def gram(self) -> Tensor | None:
+        """Their products with each other `(n, n)`; None where samples have several positions."""
+        if not isinstance(self.operation, Linear) or self.a.ndim != 2:
+            return None
+        return (self.a @ self.a.T) * (self.delta @ self.delta.T)
 
     def of(self, samples: slice) -> Factors:
         """Those of some samples."""
