@@ -9,13 +9,14 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lsa.runtime.errors import InputError
-from lsa.watching import noise, spectrum
+from lsa.watching import spectrum
 from lsa.watching.along import along
+from lsa.watching.noise import Noise
 from lsa.watching.probe_set import ProbeSet
 from lsa.watching.undisturbed import undisturbed
 
 USUAL = ("update", "noise")
-KINDS = (*USUAL, "sharpness", "batch_sharpness")
+KINDS = (*USUAL, "noise_of_blocks", "sharpness", "batch_sharpness")
 
 Tried = Callable[[str, Callable[[], Mapping[str, float]]], Mapping[str, float] | None]
 """`(name, work) → numbers`, or None where the work has failed, now or before."""
@@ -42,6 +43,9 @@ class Probing:
         self._probe_set, self._kinds = probe_set, tuple(kinds)
         self._optimizer = optimizers[0] if len(optimizers) == 1 else None
         self._spectrum = spectrum.Spectrum()
+        blocks = "noise_of_blocks" in kinds
+        self._kinds = tuple(k for k in self._kinds if not (blocks and k == "noise"))
+        self._noise = Noise(probe_set.places if blocks else {})
 
     def measure(self, before: list[Tensor], tried: Tried) -> dict[str, float]:
         """All numbers after a step.
@@ -59,10 +63,13 @@ class Probing:
             update = theta - start
             square = float(update.double() @ update.double())
             work: dict[str, Callable[[], Mapping[str, float]]] = {
-                "noise": lambda: noise.of_probe_set(probe_set.parts(), theta),
-                "sharpness": lambda: self._spectrum.measure(landscape, theta, self._optimizer),
+                "noise": lambda: self._noise.measure(landscape, probe_set.parts(), theta),
+                "sharpness": lambda: self._spectrum.measure(
+                    landscape, theta, update, self._optimizer
+                ),
                 "batch_sharpness": lambda: spectrum.batch_sharpness(probe_set.given(), theta),
             }
+            work["noise_of_blocks"] = work["noise"]
             if square > 0:
                 work["update"] = lambda: along(landscape, start, update).numbers(square)
             found: dict[str, float] = {}

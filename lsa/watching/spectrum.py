@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from lsa.landscape import Landscape
-from lsa.maths.spectra.eigenpairs import Eigenpairs, lanczos
+from lsa.maths.spectra.carried import Top, top
 from lsa.training import stability
 from lsa.training.preconditioners import Preconditioner
 
 TOL = 0.02  # residual allowed, relative to the eigenvalue
-FRESH = 0.3  # length of the random vector that a carried eigenvector is mixed with
-CONFIRM = 2  # products along a random direction, for a top vector that has been overtaken
-PRODUCTS = 30  # of one search at most
+FIRST, LATER = 30, 7  # products at most, of the first search and of those that carry it on
 
 Matvec = Callable[[Tensor], Tensor]
 
@@ -25,9 +24,9 @@ Matvec = Callable[[Tensor], Tensor]
 class Spectrum:
     """λ_max(H), and λ_max(P⁻¹(H + λI)) over the threshold of the optimizer.
 
-    A search starts from the eigenvector of the last measurement, mixed with a random vector, and
-    goes on until the residual is small: while the top vector is being overtaken by another one, the
-    value stands still before it jumps, so that standing still says nothing.
+    A search goes on from the vectors of the last one (`lsa.maths.spectra.carried`), which takes 3
+    products where little has changed and 7 at most; what they leave open is in the residual. It
+    holds up to 16 vectors like θ.
     """
 
     def __init__(self) -> None:
@@ -35,18 +34,19 @@ class Spectrum:
         self._rng = torch.Generator().manual_seed(0)
 
     def measure(
-        self, landscape: Landscape, theta: Tensor, optimizer: Optimizer | None
+        self, landscape: Landscape, theta: Tensor, update: Tensor, optimizer: Optimizer | None
     ) -> Mapping[str, float]:
         """Eigenvalues with their residuals, and the share of the threshold.
 
         Args:
             landscape: L.
             theta: Where.
+            update: The step that led there: unstable steps are along the top eigenvector.
             optimizer: The one that moves all of θ; None where there are several.
         """
         hessian = landscape.hessian(theta)
-        raw = self._top("raw", hessian, theta, landscape)
-        found = _named("lambda_max", raw)
+        raw = self._top("raw", hessian, update, lambda: landscape.gradient(theta))
+        found = {"lambda_max": raw.value, "lambda_max_residual": raw.residual}
         if optimizer is None:
             return found
         state = stability.read(optimizer, landscape.own_parameters)
@@ -54,39 +54,36 @@ class Spectrum:
         if P is None:
             return found
         if state.identity:
-            value, residual = raw.values[0].item() + float(penalty), raw.residuals[0].item()
+            felt = replace(raw, value=raw.value + float(penalty))
         else:
-            pairs = self._top("felt", _felt(hessian, P, penalty), theta, landscape)
-            value, residual = pairs.values[0].item(), pairs.residuals[0].item()
-        found |= {"sharpness": value, "sharpness_residual": residual}
+            felt = self._top(
+                "felt", _felt(hessian, P, penalty), update, lambda: landscape.gradient(theta)
+            )
+        found |= {"sharpness": felt.value, "sharpness_residual": felt.residual}
         threshold = state.threshold
         if threshold is not None:
-            found |= {"threshold": threshold[0], "threshold_ratio": value / threshold[0]}
+            found |= {"threshold": threshold[0], "threshold_ratio": felt.value / threshold[0]}
         return found
 
-    def _top(self, name: str, matvec: Matvec, theta: Tensor, landscape: Landscape) -> Eigenpairs:
-        random = torch.randn(len(theta), generator=self._rng).to(theta)
-        random /= random.norm()
+    def _top(
+        self, name: str, matvec: Matvec, update: Tensor, gradient: Callable[[], Tensor]
+    ) -> Top:
+        """The top of an operator, from that of the last measurement or from the gradient."""
         carried = self._vectors.get(name)
+        limit = LATER
         if carried is None:
-            gradient = landscape.gradient(theta)
-            length = float(gradient.norm())
-            carried = gradient / length if length > 0 else random
-            start = carried + random
-        else:
-            start = carried + FRESH * random
-        found = lanczos(
-            matvec,
-            start,
-            rng=self._rng,
-            largest=1,
-            smallest=0,
-            tol=TOL,
-            confirm=CONFIRM,
-            max_products=PRODUCTS,
-        ).largest
-        self._vectors[name] = found.vectors[:, 0]
+            limit = FIRST
+            carried = torch.stack([gradient(), self._random(update), self._random(update)])
+        fresh = self._random(update)
+        length = update.norm()
+        if length > 0:
+            fresh += update * (fresh.norm() / length)
+        found = top(matvec, carried, fresh, tol=TOL, max_products=limit)
+        self._vectors[name] = found.vectors
         return found
+
+    def _random(self, like: Tensor) -> Tensor:
+        return torch.randn(len(like), generator=self._rng).to(like)
 
 
 def batch_sharpness(landscapes: list[Landscape], theta: Tensor) -> Mapping[str, float]:
@@ -116,7 +113,3 @@ def _felt(hessian: Matvec, P: Preconditioner, penalty: float | Tensor) -> Matvec
         return P.inverse_root(hessian(w.to(v.dtype)) + penalty * w).to(v.dtype)
 
     return product
-
-
-def _named(name: str, pairs: Eigenpairs) -> dict[str, float]:
-    return {name: pairs.values[0].item(), f"{name}_residual": pairs.residuals[0].item()}

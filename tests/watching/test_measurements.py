@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import math
+import re
 
 import numpy as np
 import pytest
@@ -42,6 +43,7 @@ class Exact:
         return torch.autograd.functional.hessian(self.loss, theta)  # pyright: ignore
 
 
+NOISE = re.compile("noise|gradient_(squared|diversity)")
 watched = functools.partial(lsa.watch, budget=None, track=False)
 
 
@@ -205,7 +207,7 @@ def test_sharpness_against_the_dense_hessian(name: str):
         H = exact.hessian(parameters_to_vector(model.parameters()).detach().double())
         top = float(torch.linalg.eigvalsh(H)[-1])
         assert row["lambda_max"] == pytest.approx(top, rel=2e-3)
-        assert row["lambda_max_residual"] <= 0.021 * top
+        assert abs(row["lambda_max"] - top) <= row["lambda_max_residual"] <= 0.1 * top
         state = lsa.training.stability.read(optimizer, list(model.parameters()))
         P = state.preconditioner(torch.zeros(len(H)))
         assert P is not None
@@ -251,6 +253,11 @@ def test_an_objective_gives_the_same_numbers():
         with watched(twin, optimizer, batches=batches, measure=kinds, every=1, **options) as watch:
             train(twin, optimizer, x, y, 2)
         rows.append(watch.rows[-1])
+    # The noise is estimated from samples in one, from parts in the other.
+    noise = [{k: row.pop(k) for k in [*row] if NOISE.match(k)} for row in rows]
+    for name in ("noise_trace", "gradient_squared"):
+        error = noise[1][f"{name}_se_data"]
+        assert abs(noise[1][name] - noise[0][name]) < 3 * error
     rows = [{k: v for k, v in row.items() if k != "overhead"} for row in rows]
     assert rows[1] == pytest.approx(rows[0], rel=1e-2, abs=1e-4)
 
