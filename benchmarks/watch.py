@@ -1,11 +1,13 @@
 """What `lsa.watch` costs a training, and hooks that take histograms of gradients beside it.
 
-Every kind of training makes a few steps in turn, and the CPU time of a step is the median over the
-rounds. A measurement that is not made at every step has a price in steps of the training.
+Every kind of training makes a few steps in turn, and the time of a step is the median over the
+rounds: CPU time, or seconds until a GPU has done. A measurement that is not made at every step has
+a price in steps of the training.
 """
 
 from __future__ import annotations
 
+import importlib
 import statistics
 import time
 from collections.abc import Callable
@@ -21,7 +23,7 @@ from lsa.training import models
 
 BATCH = 128
 SEQUENCES, CONTEXT = 8, 128  # of the GPT
-ROUNDS = 7
+ROUNDS, WARM = 7, 1
 STEPS = {"mlp": 40, "simple_cnn": 4, "resnet20": 2, "gpt": 1}  # of a round
 BINS = 64
 
@@ -29,8 +31,18 @@ Step = Callable[[], None]
 
 
 def rows(x: Tensor, y: Tensor, names: tuple[str, ...] = (*STEPS,)) -> list[dict[str, Any]]:
-    """Per network and way of watching: CPU time of a step over that of the bare training."""
-    return [row for name in names for row in _of_network(name, x, y)]
+    """Per network and way of watching: time of a step over that of the bare training."""
+    found = [row for name in names for row in _of_network(name, x, y)]
+    return [*found, {**dict.fromkeys(found[0], ""), "network": "any", "watched": cockpit()}]
+
+
+def cockpit() -> str:
+    """What becomes of cockpit, the other tool that measures inside of a training."""
+    try:
+        importlib.import_module("cockpit")
+    except ImportError as error:
+        return f"cockpit: does not import ({error})"
+    return "cockpit: imports, is not measured here"
 
 
 def _of_network(name: str, x: Tensor, y: Tensor) -> list[dict[str, Any]]:
@@ -48,29 +60,40 @@ def _of_network(name: str, x: Tensor, y: Tensor) -> list[dict[str, Any]]:
         )
     trainings = {way: _training(name, x, y, attach) for way, attach in ways.items()}
     took: dict[str, list[float]] = {way: [] for way in ways}
-    for round_ in range(ROUNDS + 1):
+    for round_ in range(ROUNDS + WARM):
         for way, step in trainings.items():
             seldom = way in kinds or way.startswith("histograms")
             number = 1 if seldom else STEPS[name]
-            began = time.process_time()
+            began = _seconds(x.device)
             for _ in range(number):
                 step()
-            if round_:  # the first warms up
-                took[way].append((time.process_time() - began) / number)
+            if round_ >= WARM:
+                took[way].append((_seconds(x.device) - began) / number)
     bare = statistics.median(took["bare"])
     found = []
     for way, seconds in took.items():
+        ratios = [s / b for s, b in zip(seconds, took["bare"], strict=True)]
         ratio = statistics.median(seconds) / bare
         found.append(
             {
                 "network": name,
                 "watched": way,
+                "step, ms": 1e3 * statistics.median(seconds),
                 "step / bare step": ratio,
+                "smallest and largest": f"{min(ratios):.3g} to {max(ratios):.3g}",
                 "price of a measurement, steps": ratio - 1,
                 "at every 100 steps": f"{(ratio - 1) / 100:.2%}",
             }
         )
     return found
+
+
+def _seconds(device: torch.device) -> float:
+    """A clock: of this process, or of everything once a GPU has done what it was told."""
+    if device.type != "cuda":
+        return time.process_time()
+    torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 def histograms(model: nn.Module) -> None:
@@ -92,19 +115,23 @@ def _training(name: str, x: Tensor, y: Tensor, attach: Callable[..., Any]) -> St
         torch.manual_seed(0)
         if name == "gpt":
             model: nn.Module = GPT(SHAPES["10.7M"])
-            ids = torch.randint(128, (SEQUENCES, CONTEXT + 1))
+            ids = torch.randint(128, (SEQUENCES, CONTEXT + 1)).to(x.device)
             inputs, targets = ids[:, :-1], ids[:, 1:]
         else:
             shape, classes = tuple(x.shape[1:]), int(y.max()) + 1
             model = models.build(name, input_shape=shape, classes=classes, seed=0)
             inputs, targets = x[:BATCH], y[:BATCH]
 
+    model.to(x.device)
+
     def loss(outputs: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(outputs.flatten(0, 1), labels.flatten())
 
     def sequences(network: nn.Module, batch: Any) -> lsa.Terms:
         each = F.cross_entropy(network(batch[0]).transpose(1, 2), batch[1], reduction="none")
-        return lsa.Terms(each.sum(), each.numel(), each.sum(1), torch.full((len(each),), CONTEXT))
+        return lsa.Terms(
+            each.sum(), each.numel(), each.sum(1), each.new_full((len(each),), CONTEXT)
+        )
 
     half = inputs[: len(inputs) // 2], targets[: len(inputs) // 2]
     probe: dict[str, Any] = {"batches": [half]}

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 STEPS = 7
+DEVICE = "cpu"  # that everything trains on; tests on a GPU change it
 Attach = Callable[..., Any]  # (model, optimizers, **options) → a context
 
 
@@ -38,12 +39,13 @@ def network(*extra: nn.Module) -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(1, 4, 3), *extra, nn.Tanh(), nn.Flatten(), nn.Linear(144, 12), nn.Tanh(),
         nn.Linear(12, 3),
-    )  # fmt: skip
+    ).to(DEVICE)  # fmt: skip
 
 
 def stream(loader: Any):
     while True:
-        yield from loader
+        for x, y in loader:
+            yield x.to(DEVICE), y.to(DEVICE)
 
 
 def fingerprint(seen: list[Any], model: nn.Module, *others: Any) -> dict[str, Any]:
@@ -63,6 +65,7 @@ def fingerprint(seen: list[Any], model: nn.Module, *others: Any) -> dict[str, An
         "modes": [m.training for m in model.modules()],
         "others": raw([copy.deepcopy(o.state_dict()) for o in others]),
         "torch": raw(torch.get_rng_state()),
+        "cuda": raw(torch.cuda.get_rng_state_all()) if torch.cuda.is_available() else [],
         "numpy": [np.random.get_state()[1].tobytes(), np.random.get_state()[2]],
         "python": random.getstate(),
         "drawn": [*torch.rand(2).tolist(), random.random(), float(np.random.rand())],
@@ -92,7 +95,7 @@ def plain(
     model, loader = wrap(base), data()
     optimizer = make(base.parameters())
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 5)
-    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**14, enabled=scaled)
+    scaler = torch.amp.GradScaler(DEVICE, init_scale=2.0**14, enabled=scaled)
     ema = torch.optim.swa_utils.AveragedModel(base) if average else None
     seed()
     seen, batches = [], stream(loader)
@@ -101,7 +104,9 @@ def plain(
             optimizer.zero_grad()
             for _ in range(accumulate):
                 x, y = next(batches)
-                half = torch.autocast("cpu", torch.bfloat16) if scaled else contextlib.nullcontext()
+                half = (
+                    torch.autocast(DEVICE, torch.bfloat16) if scaled else contextlib.nullcontext()
+                )
                 with half:
                     value = loss(model(x), y) / accumulate
                 scaler.scale(value).backward()
