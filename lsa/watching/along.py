@@ -139,7 +139,7 @@ def _crossing(rise: Callable[[float], float], known: list[tuple[float, float]]) 
             break
         known, passes = sorted([*known, (s, rise(s))]), passes + 1
         last, guess = guess, _root(known)
-        if guess is not None and last == s and abs(guess - last) <= AGREE * guess:
+        if guess is not None and last == s and abs(guess - s) <= AGREE * guess:
             break
     return math.nan if guess is None else guess
 
