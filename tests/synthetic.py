@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import mlflow
 import numpy as np
 
+from lsa import project
 from lsa.probe import Curve, Metric, Result, find
+from lsa.project import Project
 from lsa.tracking import spool, store
 from lsa.tracking.run import Run
 
@@ -88,6 +91,13 @@ class Store:
             metrics |= {f"{step}/{key}_se_{s}": e for s, e in metric.errors.items()}
         stored = (f"{step}.json", result.to_dict())
         self.log(step, names, seed, metrics, artifact=stored, n_samples=512)
+
+
+def studied(folder: Path) -> Project:
+    """A project `made` in a workplace, of two seeds, with every step of its study."""
+    (folder / "projects" / "made.yaml").write_text(PROJECT.replace("SEEDS", "[0, 1]"))
+    study("made", [0, 1])
+    return project.load("made")
 
 
 def study(
@@ -243,4 +253,4 @@ seeds: SEEDS
 probes: {lanczos: {}, sgd_noise: {}, perturbation: {}, intrinsic_dim: {}}
 pairs: {interpolation: {}, auto_neb: {}}
 """
-__all__ = ["PROJECT", "Store", "curvature", "find", "study"]
+__all__ = ["PROJECT", "Store", "curvature", "find", "studied", "study"]

@@ -19,6 +19,7 @@ HOMES = {
     "mlflow": "tracking",
     "sqlalchemy": "tracking",
     "matplotlib": "figures",
+    "plotly": "figures",
     "typer": "cli",
     "ray": "studies",
 }

@@ -18,6 +18,7 @@ import typer
 
 from lsa.cli.adopt import adopt
 from lsa.cli.doctor import doctor
+from lsa.cli.explore import explore
 from lsa.cli.probe import command as probe_command
 from lsa.cli.server import server, sync
 from lsa.cli.show import checkpoints, print_result, probes, show
@@ -153,7 +154,7 @@ def application(wanted: str | None = None) -> typer.Typer:
         pretty_exceptions_enable=False,
     )
     app.callback()(_options_of_all)
-    kept = (train, adopt, study, compare, report, show, checkpoints, probes)
+    kept = (train, adopt, study, compare, report, explore, show, checkpoints, probes)
     for function in (*kept, doctor, server, sync):
         app.command(context_settings=CONTEXT)(function)
     app.command("mode_graph", context_settings=CONTEXT)(mode_graph)

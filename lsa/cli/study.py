@@ -297,25 +297,28 @@ def report(
     project: PROJECT = None,
     out: Annotated[str, typer.Option(help="folder to write into, beside MLflow")] = ".",
 ) -> None:
-    """Write a project's report as HTML, Markdown and JSON, from the tracking store alone."""
+    """Write a project's report as HTML, Markdown and JSON, and its explorer, from the store."""
     import json
     from pathlib import Path
 
     from lsa import project as projects
+    from lsa.reports import explorer
     from lsa.reports import report as reports
     from lsa.tracking import recording
 
     setting = projects.load(name or project or projects.DEFAULT)
-    made = reports.report(setting)
+    made, explored = reports.report(setting), explorer.page(setting)
     folder = Path(out)
     if not folder.is_dir():
         raise InputError(f"there is no folder {out}; make it, or give out=… another")
     tags = {"lsa.step": "report", "project": setting.name}
     title = f"report-{setting.name}"
     with recording.run(title, experiment=setting.name, tags=tags, device="cpu") as opened:
-        reports.log(opened, made)
+        reports.log(opened, made, explored)
     page = folder / f"{title}.html"
     page.write_text(made.html, encoding="utf-8")
     page.with_suffix(".md").write_text(made.markdown, encoding="utf-8")
     page.with_suffix(".json").write_text(json.dumps(made.content, indent=1), encoding="utf-8")
-    print(f"{page}\nrun  {opened.id}")
+    beside = folder / f"explorer-{setting.name}.html"
+    beside.write_text(explored, encoding="utf-8")
+    print(f"{page}\n{beside}\nrun  {opened.id}")

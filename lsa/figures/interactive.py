@@ -27,18 +27,9 @@ def surface(result: Result, title: str) -> str:
     The numbers stand in a script as JSON, where `<` is written so that no text of theirs can end
     it; the page shows texts as text, never as markup.
     """
-    arrays = {k.partition(".")[2]: v for k, v in result.arrays.items() if k.startswith("surface.")}
     content = {
         "title": title,
-        "plane": str(arrays["plane"]),
-        "labels": [str(label) for label in arrays["labels"]],
-        "x": _numbers(arrays["x"]),
-        "y": _numbers(arrays["y"]),
-        "grid": {name: [_numbers(row) for row in arrays[name]] for name in FIELDS},
-        "marks": {
-            "name": [str(name) for name in arrays["mark"]],
-            **{key: _numbers(arrays[f"mark_{key}"]) for key in ("x", "y", "distance", *FIELDS)},
-        },
+        **plane(result),
         "metrics": [
             [name, _number(m.value), m.unit, {k: _number(e) for k, e in m.errors.items()}]
             for name, m in result.metrics.items()
@@ -50,6 +41,22 @@ def surface(result: Result, title: str) -> str:
     filled = {"title": html.escape(title), "data": data}
     # In one pass: what is filled in may look like a placeholder.
     return re.sub(r"\{\{(title|data)\}\}", lambda match: filled[match[1]], text)
+
+
+def plane(result: Result) -> dict[str, Any]:
+    """The grid of a surface and the checkpoints marked on it, as JSON has them."""
+    arrays = {k.partition(".")[2]: v for k, v in result.arrays.items() if k.startswith("surface.")}
+    return {
+        "plane": str(arrays["plane"]),
+        "labels": [str(label) for label in arrays["labels"]],
+        "x": _numbers(arrays["x"]),
+        "y": _numbers(arrays["y"]),
+        "grid": {name: [_numbers(row) for row in arrays[name]] for name in FIELDS},
+        "marks": {
+            "name": [str(name) for name in arrays["mark"]],
+            **{key: _numbers(arrays[f"mark_{key}"]) for key in ("x", "y", "distance", *FIELDS)},
+        },
+    }
 
 
 def _numbers(values: np.ndarray) -> list[float | None]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeVar
 
 import numpy as np
@@ -60,39 +60,41 @@ def measured(setting: Project) -> list[Measurement]:
     """
     newest_ones = newest(setting)
     if not newest_ones:
-        raise InputError(
-            f"nothing of project {setting.name} is measured in {store.uri()}; run lsa study "
-            f"{setting.name}"
-        )
+        raise nothing_measured(setting)
     return newest_ones
 
 
-def newest(setting: Project) -> list[Measurement]:
+def nothing_measured(setting: Project) -> InputError:
+    """What to say of a project without a measurement."""
+    return InputError(
+        f"nothing of project {setting.name} is measured in {store.uri()}; run lsa study "
+        f"{setting.name}"
+    )
+
+
+def newest(setting: Project, done: Sequence[Done] | None = None) -> list[Measurement]:
     """The same, or nothing.
 
     A training counts when its options are the project's, and a probe when it measured a training
     that counts, with the options that the project gives it, if it does: what somebody
     tried by hand with another rate is no part of a comparison.
+
+    Args:
+        setting: The project.
+        done: Its finished steps, the newest first, where they have been read already.
     """
-    done = list(runs.finished_steps(setting.name))
+    done = list(runs.finished_steps(setting.name)) if done is None else done
     trainings: dict[tuple[str, int], Measurement] = {}
     for run in done:
         if run.tags["lsa.step"] == "train" and _as_given(setting, run):
             optimizer, seed = run.tags["optimizer"], int(run.tags["seed"])
             measurement = Measurement("train", optimizer, seed, run)
             trainings.setdefault((optimizer, seed), measurement)
-    checkpoints = {m.done.run_id: (m.subject, m.seed) for m in trainings.values()}
     latest = {(m.subject, m.seed, "train"): m for m in trainings.values()}
-    options = functools.cache(functools.partial(_options, setting))
-    for run in done:
-        wanted = options(run.tags["lsa.step"])
-        if "checkpoint_c" in run.params or not (wanted is None or _agree(run, wanted)):
-            continue  # what was measured of three checkpoints is of neither one nor a pair
-        ids = [run.params[k] for k in ("checkpoint", "checkpoint_b") if k in run.params]
-        inputs = [checkpoints[measurement] for measurement in ids if measurement in checkpoints]
-        if ids and len(inputs) == len(ids) and len({seed for _, seed in inputs}) == 1:
-            step, subject = run.tags["lsa.step"], " – ".join(name for name, _ in inputs)
-            measurement = Measurement(step, subject, inputs[0][1], run)
+    for run, of in _on_trainings(setting, done, trainings.values()):
+        if len({m.seed for m in of}) == 1:
+            step, subject = run.tags["lsa.step"], " – ".join(m.subject for m in of)
+            measurement = Measurement(step, subject, of[0].seed, run)
             latest.setdefault((subject, measurement.seed, step), measurement)
     order = {name: i for i, name in enumerate(setting.optimizers)}
 
@@ -101,6 +103,37 @@ def newest(setting: Project) -> list[Measurement]:
         return [order[name] for name in subject.split(" – ")], step, seed
 
     return [latest[key] for key in sorted(latest, key=place)]
+
+
+def between(
+    setting: Project, done: Sequence[Done], trainings: Iterable[Measurement]
+) -> list[tuple[Measurement, Measurement, Measurement]]:
+    """The newest run of each step on two trainings that count, of any seeds, and these two."""
+    latest: dict[tuple[str, ...], tuple[Measurement, Measurement, Measurement]] = {}
+    for run, of in _on_trainings(setting, done, trainings):
+        if len(of) == 2:
+            a, b = of
+            subject = f"{a.subject} – {b.subject}"
+            measurement = Measurement(run.tags["lsa.step"], subject, a.seed, run)
+            key = (measurement.step, a.done.run_id, b.done.run_id)
+            latest.setdefault(key, (measurement, a, b))
+    return list(latest.values())
+
+
+def _on_trainings(
+    setting: Project, done: Iterable[Done], trainings: Iterable[Measurement]
+) -> Iterator[tuple[Done, list[Measurement]]]:
+    """Runs of probes as the project has them, with the trainings that they measured, one or two."""
+    known = {m.done.run_id: m for m in trainings}
+    options = functools.cache(functools.partial(_options, setting))
+    for run in done:
+        wanted = options(run.tags["lsa.step"])
+        if "checkpoint_c" in run.params or not (wanted is None or _agree(run, wanted)):
+            continue  # what was measured of three checkpoints is of neither one nor a pair
+        ids = [run.params[k] for k in ("checkpoint", "checkpoint_b") if k in run.params]
+        of = [known[run_id] for run_id in ids if run_id in known]
+        if ids and len(of) == len(ids):
+            yield run, of
 
 
 def _as_given(setting: Project, run: Done) -> bool:
@@ -159,6 +192,8 @@ class Trajectory:
     metrics: Mapping[str, list[float]]  # one value per epoch
     threshold: float = math.nan  # λ_max above which training is unstable, where there is one
     formula: str = ""  # of the threshold
+    errors: Mapping[str, Mapping[str, list[float]]] = field(default_factory=dict)  # by source
+    accuracy: Sequence[float] = ()  # on the validation split, where there is one
 
 
 # Text that a figure takes as it is: between two $ it would be a formula.
@@ -171,10 +206,11 @@ class StoredCurve(pydantic.BaseModel):
     x_name: _Text
     x: list[float]
     y: list[float]
+    y_standard_error: list[float] | None = None
 
     @pydantic.model_validator(mode="after")
     def _paired(self) -> StoredCurve:
-        if len(self.x) != len(self.y):
+        if any(len(column) != len(self.x) for column in (self.y, self.y_standard_error or self.x)):
             raise ValueError("of as many x as y")
         return self
 
@@ -187,6 +223,7 @@ class StoredResult(pydantic.BaseModel):
 
 class _Series(pydantic.BaseModel):
     value: list[float]
+    standard_errors: dict[_Text, list[float]] = {}
 
 
 class _Threshold(pydantic.BaseModel):
@@ -197,12 +234,16 @@ class _Threshold(pydantic.BaseModel):
 class _StoredTrajectory(pydantic.BaseModel):
     epochs: list[float]
     train_loss: list[float]
+    val_accuracy: list[float] = []
     metrics: dict[_Text, _Series]
     threshold: _Threshold | None = None
 
     @pydantic.model_validator(mode="after")
     def _paired(self) -> _StoredTrajectory:
-        series = [self.train_loss, *(column.value for column in self.metrics.values())]
+        columns = self.metrics.values()
+        errors = (error for column in columns for error in column.standard_errors.values())
+        series = [self.train_loss, self.val_accuracy or self.train_loss]
+        series += [*(column.value for column in columns), *errors]
         if any(len(column) != len(self.epochs) for column in series):
             raise ValueError("of one value per epoch")
         return self
@@ -226,6 +267,8 @@ def _trajectory(m: Measurement, stored: _StoredTrajectory) -> Trajectory:
         metrics={name: series.value for name, series in stored.metrics.items()},
         threshold=threshold.value,
         formula=threshold.formula,
+        errors={name: series.standard_errors for name, series in stored.metrics.items()},
+        accuracy=stored.val_accuracy,
     )
 
 

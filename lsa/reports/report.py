@@ -10,12 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
 from lsa.figures import words
 from lsa.figures.page import Cell, Link, Section, as_html, as_markdown
 from lsa.project import FOLLOWED, Project
-from lsa.reports import doubts, summary
+from lsa.reports import doubts, links, summary
 from lsa.reports.checks import Check, checks
 from lsa.reports.findings import Finding, PairFinding, findings, pair_findings
 from lsa.reports.insights import Insight, insights
@@ -25,8 +24,6 @@ from lsa.reports.statistics.comparison import seeds_needed
 from lsa.reports.tables import Table, leading, tables
 from lsa.runtime.documents import storable
 from lsa.tracking import recording, store
-
-LOCAL = "http://127.0.0.1:5000"  # where `mlflow ui` answers
 
 
 @dataclass(frozen=True)
@@ -81,11 +78,12 @@ def report(setting: Project) -> Report:
     return Report(as_html(title, sections), as_markdown(title, sections), storable(content))
 
 
-def log(opened: recording.Run, report_made: Report) -> None:
-    """Store a report as artifacts of a run; the page opens in MLflow's UI."""
+def log(opened: recording.Run, report_made: Report, explorer: str) -> None:
+    """Store a report and a page to explore as artifacts of a run; both open in MLflow's UI."""
     opened.text(report_made.html, "report.html")
     opened.text(report_made.markdown, "report.md")
     opened.json(report_made.content, "report.json")
+    opened.text(explorer, "explorer.html")
 
 
 # --- sections -------------------------------------------------------------------------------------
@@ -109,6 +107,8 @@ def _start(
     table = leading(everything)
     rows: list[tuple[Cell, ...]] = [tuple(cells) for cells in table.cells]
     text = summary.ERRORS if len(points) == 0 else f"{open_question}\n{summary.ERRORS}"
+    text += "\nEvery checkpoint, and what lies between two: the explorer beside this page, which "
+    text += f"lsa explore {setting.name} writes as well."
     yield Section("", headings=tuple(table.headings), rows=rows)
     yield Section("", text)
     for picture in drawn[:1]:
@@ -261,10 +261,9 @@ def _provenance(runs: Sequence[dict[str, Any]]) -> Section:
         rows.append((step, subject, seed, Link(run["run"], run["link"]), *rest))
     headings = ("step", "optimizer", "seed", "run", "commit", "versions", "device", "data")
     text = f"Store: {store.shown(store.uri())}"
-    if not _served():
-        text += (
-            f". The links lead to MLflow's UI on this machine ({LOCAL}), once it runs: mlflow ui"
-        )
+    if not links.served():
+        text += ". The links lead to MLflow's UI on this machine "
+        text += f"({links.LOCAL}), once it runs: mlflow ui"
     return Section("Provenance", text, headings, rows)
 
 
@@ -275,26 +274,14 @@ def _run(m: Measurement) -> dict[str, Any]:
     """Where one measurement came from."""
     tags = m.done.tags
     dirty = " (changed)" if tags.get("lsa.git.dirty") == "true" else ""
-    route = f"#/experiments/{m.done.experiment}/runs/{m.done.run_id}"
     return {
         "step": m.step,
         "subject": m.subject,
         "seed": m.seed,
         "run": m.done.run_id,
-        "link": f"{_address() if _served() else LOCAL}/{route}",
+        "link": links.of_run(m.done),
         "commit": tags.get("lsa.git.commit", "–")[:10] + dirty,
         "versions": f"lsa {tags.get('lsa.version.lsa')}, torch {tags.get('lsa.version.torch')}",
         "device": f"{tags.get('lsa.device')}, {tags.get('lsa.threads')} thread(s)",
         "data": m.done.data or "–",
     }
-
-
-def _served() -> bool:
-    """Whether the store is a server, with a page for every run."""
-    return urlsplit(store.uri()).scheme in ("http", "https")
-
-
-def _address() -> str:
-    """The server's address without user and password."""
-    parts = urlsplit(store.uri())
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl().rstrip("/")

@@ -105,7 +105,7 @@ def leading(measurements: Sequence[Measurement]) -> Table:
     for subject in subjects:
         row = [cell(worst(measurements, name, subject), name) for name in names]
         cells.append([subject, *row])
-    headings = ["optimizer", *(f"{_title(name)}\n{name}" for name in names)]
+    headings = ["optimizer", *(f"{title(name)}\n{name}" for name in names)]
     return Table("", "", headings, cells, names, [])
 
 
@@ -125,7 +125,8 @@ def members(subject: str) -> list[str]:
     return subject.split(" – ")
 
 
-def _title(name: str) -> str:
+def title(name: str) -> str:
+    """What a number is, in words; of pairs, that it is the worst."""
     step = step_of(name)
     pair = step in probe.modules() and probe.find(step).pair
     return WORST.get(name, f"worst {words.quantity(name)}") if pair else words.quantity(name)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from lsa import probe, project
 from lsa.project import FOLLOWED, Project, trusted_by
 from lsa.project.factories import nearest
-from lsa.reports import measurements
+from lsa.reports import explorer, measurements
 from lsa.reports import report as reports
 from lsa.runtime import provenance
 from lsa.runtime.errors import InputError
@@ -84,7 +84,7 @@ def only(setting: Project, names: Collection[str]) -> Project:
 
 
 def run(setting: Project, study: Study) -> None:
-    """Run every step of a project in a study, and log the report of what is measured then.
+    """Run every step of a project in a study, and log report and explorer of what is measured.
 
     Args:
         setting: The study's own project, or `only` a part of it.
@@ -102,7 +102,7 @@ def run(setting: Project, study: Study) -> None:
         return
     if study.opened and any(handle.state in ("done", "reused") for handle in study.handles):
         overview.bring_up(study.setting, study.opened.id)
-        reports.log(study.opened, reports.report(study.setting))
+        reports.log(study.opened, reports.report(study.setting), explorer.page(study.setting))
 
 
 # --- what would run, and what it costs ----------------------------------------------------------

@@ -15,9 +15,10 @@ TRAININGS = "workflowType=machine_learning&searchFilter=" + quote("tags.`lsa.ste
 
 
 def links(experiment: str, study: str) -> str:
-    """Where the report is, and the trainings with all their numbers in one list."""
+    """Where report and explorer are, and the trainings with all their numbers in one list."""
     root = f"#/experiments/{experiment}"
-    report = f"[Report]({root}/runs/{study}/artifacts/report.html) · " if study else ""
+    made = f"{root}/runs/{study}/artifacts"
+    report = f"[Report]({made}/report.html) · [Explorer]({made}/explorer.html) · " if study else ""
     return f"{report}[All trainings, to compare]({root}/runs?{TRAININGS})"
 
 

@@ -53,6 +53,15 @@ def kept(project: str) -> tuple[dict[str, str], dict[str, dict[int, str]]]:
     return keys, epochs
 
 
+def numbers_along(project: str) -> dict[str, dict[int, dict[str, float]]]:
+    """Key of a training → epoch → the numbers logged on the checkpoint that it kept there."""
+    found: dict[str, dict[int, dict[str, float]]] = {}
+    for model in _sealed(f"tags.project = '{quoted(project)}' and tags.`lsa.key` != ''"):
+        if (epoch := whole_number(model.tags.get("epoch", ""))) is not None:
+            found.setdefault(model.tags["lsa.key"], {})[epoch] = _newest(model.metrics)
+    return found
+
+
 def _sealed(criteria: str) -> Iterator[Any]:
     """Logged models of trainings that are not deleted, the oldest first."""
     deleted = deleted_trainings()

@@ -1,0 +1,95 @@
+// What is selected, in numbers, curves, ways and surfaces.
+function details() {
+  const chosen = state.selected;
+  items($("selected"), chosen.length ? chosen.map(i => button(`${label(i)} ✕`, () => select(i, false))) : ["none: select a checkpoint in the picture or in the table below"]);
+  const heads = ["number", ...chosen.map(label)];
+  const rows = wanted => wanted.filter(name => chosen.some(i => data.points[i].numbers[name]))
+    .map(name => [words(name), ...chosen.map(i => data.points[i].numbers[name]?.[3] ?? "–")]);
+  fill($("numbers"), heads, rows(data.leading));
+  fill($("all-numbers"), ["number", "name", ...chosen.map(label)], data.columns.filter(([name]) => chosen.some(i => data.points[i].numbers[name]))
+    .map(([name, said]) => [said, name, ...chosen.map(i => data.points[i].numbers[name]?.[3] ?? "–")]));
+  const doubts = chosen.flatMap(i => data.points[i].doubts.map(said => `${label(i)}: ${said}`));
+  items($("doubts"), doubts);
+  $("notes").hidden = !doubts.length;
+  drawCurves();
+  listEdges();
+  $("list").remake();
+}
+
+// --- curves ---
+function curveLines() {
+  const curve = data.curves[$("curve").value], used = {};
+  return (curve?.lines ?? []).filter(line => state.selected.includes(line.point)).map(line => {
+    const optimizer = data.points[line.point].optimizer, turn = used[optimizer] = (used[optimizer] ?? -1) + 1;
+    return { ...line, name: label(line.point), symbol: symbol(optimizer), look: { color: colour(optimizer), dash: DASHES[turn % DASHES.length], width: 2 } };
+  });
+}
+function drawCurves() {
+  const curve = data.curves[$("curve").value];
+  if (curve) drawLines("curves", curveLines(), curve.x, curve.y);
+  $("curve-values").remake();
+}
+function values(table, lines, x) {
+  fill(table, ["of", x, "value", "± two standard errors"], lines.flatMap(line => line.x.map((v, k) =>
+    [line.name, written(v), written(line.y[k]), line.error && line.error[k] !== null ? written(2 * line.error[k]) : "–"])));
+}
+
+// --- ways between two ---
+function listEdges() {
+  const chosen = new Set(state.selected), of = k => chosen.has(data.edges[k].a) + chosen.has(data.edges[k].b);
+  const near = [...data.edges.keys()].filter(of).sort((a, b) => of(b) - of(a)).slice(0, 12);
+  const none = data.edges.length ? "none: select a checkpoint that has lines to others" : "no line or path between these checkpoints is measured";
+  items($("edges"), near.length ? near.map(k => button(edgeName(k), () => openEdge(k))) : [none]);
+}
+function edgeLines(k) {
+  return data.edges[k].ways.map(way => {
+    const [dash, light, bright] = WAYS[way.way] ?? ["dot", "#6b6b6b", "#b5b5b5"];
+    return { ...way, name: way.doubt ? `${way.way} (${way.doubt})` : way.way, look: { color: dark.matches ? bright : light, dash, width: 2 } };
+  });
+}
+function openEdge(k, move = true) {
+  const edge = data.edges[k];
+  state.edge = k;
+  $("edge").hidden = false;
+  $("edge-title").textContent = `Loss between ${edgeName(k)}`;
+  drawLines("profile", edgeLines(k), "share of the way from the first to the second", "train loss");
+  fill($("edge-numbers"), ["number", "value"], edge.numbers);
+  items($("edge-doubts"), edge.doubts);
+  $("edge-values").remake();
+  if (!move) return;
+  $("edge-title").focus({ preventScroll: true });
+  $("edge-title").scrollIntoView({ block: "nearest" });
+  $("profile").scrollIntoView({ block: "nearest" });
+  say(`Loss between ${edgeName(k)}: ${edge.numbers.map(([name, said]) => `${name} ${said}`).join("; ")}.`);
+}
+
+// --- surface ---
+function showSurface() {
+  const found = data.surfaces[$("surface-of").value];
+  $("surface").hidden = false;
+  drawSurface(found, $("surface-as").value);
+  say(`Loss surface of ${label(found.point)}: ${$("surface-as").selectedOptions[0].text}.`);
+}
+
+// --- long tables ---
+function listPoints(table) {
+  const box = i => {
+    const made = document.createElement("input");
+    made.type = "checkbox";
+    made.checked = state.selected.includes(i);
+    made.setAttribute("aria-label", `select ${label(i)}`);
+    made.addEventListener("change", () => select(i, made.checked));
+    return made;
+  };
+  if (table.rows.length) {  // the same rows, so that the keyboard stays where it is
+    table.querySelectorAll("input").forEach((made, i) => { made.checked = state.selected.includes(i); });
+    return;
+  }
+  const link = p => { const made = document.createElement("a"); made.href = p.link; made.textContent = p.run.slice(0, 8); return made; };
+  fill(table, ["checkpoint", "select", ...data.leading.map(words), "run"], data.points.map((p, i) =>
+    [label(i), box(i), ...data.leading.map(name => text(i, name)), link(p)]));
+}
+function listAllEdges(table) {
+  fill(table, ["between", "profile", "numbers"], data.edges.map((edge, k) =>
+    [edgeName(k), button("Show", () => openEdge(k)), edge.numbers.map(([name, said]) => `${name}: ${said}`).join("; ")]));
+}

@@ -1,0 +1,178 @@
+"""The explorer in a real browser: pointer, keyboard, epochs played; no error and no request."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+pytest.importorskip("playwright.sync_api", reason="the extra `browser` is not installed")
+
+import synthetic
+from axe_playwright_python.sync_playwright import Axe
+from conftest import furnish
+from playwright.sync_api import Page, sync_playwright
+
+from lsa.reports import explorer
+
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
+)
+HOSTILE = "</script><img src=x onerror=alert(1)>"
+EPOCHS = """document.getElementById('map').data.filter(trace => trace.meta === 'points')
+    .flatMap(trace => trace.customdata).map(i => data.points[i].epoch)"""
+# Where on the screen the k-th point of the first trace of a kind is.
+PLACE = """(map, [kind, k]) => {
+    const { _size: size, xaxis, yaxis } = map._fullLayout, box = map.getBoundingClientRect();
+    const { x, y } = map.data.find(trace => trace.meta === kind && trace.x.length);
+    return [box.x + size.l + xaxis.d2p(x[k]), box.y + size.t + yaxis.d2p(y[k])];
+}"""
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore"),
+    pytest.mark.skipif(not CHROMIUM, reason="there is no chromium"),
+]
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def open_page(browser, tmp_path):
+    """Opens HTML; afterwards nothing may have gone wrong or been asked for."""
+    said: list[str] = []
+    contexts = []
+
+    def opened(html: str, **options) -> Page:
+        file = tmp_path / "page.html"
+        file.write_text(html, encoding="utf-8")
+        contexts.append(browser.new_context(**options))
+        page = contexts[-1].new_page()
+        page.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.on("request", lambda request: said.append(request.url))
+        page.goto(file.as_uri())
+        said.remove(file.as_uri())
+        page.wait_for_selector("html[data-ready=yes]", timeout=120_000)
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert said == []
+
+
+@pytest.fixture(scope="module")
+def content(tmp_path_factory, new_store):
+    folder = tmp_path_factory.mktemp("studied")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        furnish(folder, monkeypatch, new_store)
+        made = explorer.content(synthetic.studied(folder))
+    made["points"][-1]["doubts"].append(HOSTILE)
+    made["points"][-1]["optimizer"] = made["optimizers"][-1] = HOSTILE
+    for point in made["points"]:
+        if point["optimizer"] == "adamw":
+            point["optimizer"] = HOSTILE
+    return made
+
+
+@pytest.fixture(scope="module")
+def html(content):
+    return explorer.explorer.page(content)
+
+
+def chips(page: Page, name: str) -> list[str]:
+    return page.locator(f"#{name} button").all_inner_texts()
+
+
+def test_by_keyboard_alone(content, html, open_page):
+    page = open_page(html)
+    status = page.locator("#status")
+    page.keyboard.press("Tab")
+    page.focus("#map")
+    page.keyboard.press("Escape")
+    assert chips(page, "selected") == [] and status.inner_text() == "None selected."
+    seen = []
+    for _ in range(6):
+        page.keyboard.press("ArrowRight")
+        seen.append(status.inner_text())
+        if len(seen) == 2 or len(seen) == 4:
+            page.keyboard.press("Enter")
+    assert len(set(seen)) == 5 and all("largest curvature λ_max" in text for text in seen)
+    assert len(chips(page, "selected")) == 2
+    assert page.locator("#numbers tbody tr").count() == len(content["leading"])
+    shown = page.locator("#numbers tbody tr", has_text="largest curvature").locator("td")
+    assert all("±" in text for text in shown.all_inner_texts())
+    assert page.evaluate("document.getElementById('curves').data.filter(t => t.name).length") == 2
+
+    page.keyboard.press("e")
+    assert page.evaluate("document.activeElement.id") == "edge-title"
+    assert "barrier" in status.inner_text() and page.locator("#profile .scatterlayer path").count()
+    ways = page.evaluate("document.getElementById('profile').data.map(t => t.name)")
+    assert "straight line" in ways and any("minimum-energy path" in way for way in ways)
+    page.locator("#edge-values summary").press("Enter")
+    rows = page.locator("#edge-values tbody tr")
+    rows.first.wait_for()
+    assert rows.count() == 61 + 61 + 41
+
+    page.locator("#list summary").press("Enter")
+    page.locator("#list tbody tr").first.wait_for()
+    assert page.locator("#list tbody tr").count() == len(content["points"])
+    before = len(chips(page, "selected"))
+    page.get_by_label(f"select {HOSTILE}, seed 1, epoch 12", exact=True).press("Space")
+    assert abs(len(chips(page, "selected")) - before) == 1
+    assert page.locator("img").count() == 0 and page.locator("script").count() == 4
+
+
+def test_epochs_are_played_and_set_by_hand(html, open_page):
+    page = open_page(html)
+    assert set(page.evaluate(EPOCHS)) == {synthetic.EPOCHS}
+    page.click("#play")
+    page.wait_for_function(
+        "document.getElementById('epoch-read').textContent.startsWith('epoch 3 ')"
+    )
+    assert set(page.evaluate(EPOCHS)) == {3}
+    page.click("#play")
+    assert page.inner_text("#play") == "Play"
+    page.focus("#epoch")
+    page.keyboard.press("Home")
+    assert page.get_attribute("#epoch", "aria-valuetext") == f"epoch 1 of {synthetic.EPOCHS}"
+    page.check("#all-shown")
+    page.focus("#epoch")
+    for _ in range(2):
+        page.keyboard.press("ArrowRight")
+    assert sorted(page.evaluate(EPOCHS)) == sorted([1, 2, 3] * 6)
+
+
+@pytest.mark.parametrize("width", [1600, 390])
+def test_by_pointer_and_by_touch(html, open_page, width):
+    page = open_page(html, has_touch=width < 500, viewport={"width": width, "height": 900})
+    plot = page.locator("#map")
+    press = page.touchscreen.tap if width < 500 else page.mouse.click
+    before = chips(page, "selected")
+    plot.scroll_into_view_if_needed()
+    press(*plot.evaluate(PLACE, ["points", 1]))
+    page.wait_for_function(
+        f"document.querySelectorAll('#selected button').length !== {len(before)}"
+    )
+    page.wait_for_timeout(600)  # a second tap within half a second counts as the first
+    press(*plot.evaluate(PLACE, ["edges", 0]))
+    page.wait_for_selector("#edge:not([hidden])")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing(html, open_page, scheme):
+    page = open_page(html, color_scheme=scheme)
+    page.evaluate("openEdge(0)")
+    page.evaluate("document.querySelectorAll('details').forEach(fold => { fold.open = true; })")
+    page.locator("#list tbody tr").first.wait_for()
+    found = Axe().run(page)
+    assert [
+        (v["id"], [node["html"] for node in v["nodes"]]) for v in found.response["violations"]
+    ] == []
