@@ -12,6 +12,7 @@ CHANGES = {
     "rescaled_layers": ("C1", "o", "layers rescaled"),
     "rescaled_units": ("C4", "s", "units rescaled"),
     "permuted": ("C0", "D", "units renumbered"),
+    "rotated": ("C2", "^", "heads turned"),
 }
 
 
@@ -24,7 +25,7 @@ def draw(result: Result, title: str) -> Figure:
     drawn = False
     for k, (change, (colour, mark, text)) in enumerate(CHANGES.items()):
         changes = [
-            (row + 0.2 * (1 - k), metric)
+            (row + 0.15 * (1.5 - k), metric)
             for row, name in zip(rows, names, strict=True)
             if (metric := result.metrics.get(f"{name}_{change}")) and metric.value > 0
         ]

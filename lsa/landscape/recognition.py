@@ -103,7 +103,12 @@ def _space(flow: Dataflow, axes: list[Axis]) -> Space | None:
     norms = [norm for norm in flow.norms if (norm.weight, 0) in sizes]
     gains = {norm.weight for norm in norms}
     places = [
-        Place(name, dim, None if size == n else torch.arange(n) + part * n)
+        Place(
+            name,
+            dim,
+            None if size == n else torch.arange(n) + part * n,
+            reads=(name, dim) in flow.reads,
+        )
         for (name, dim), size in sizes.items()
         if name not in gains
         for part in range(size // n)

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from lsa.landscape import Landscape, flatten, sam
 from lsa.landscape.copies import duplicate
+from lsa.landscape.equivalents import equivalents
+from lsa.landscape.samples import Samples
 from lsa.landscape.symmetries import Change, function_change, rescaled, rescalings
 from lsa.maths.alignment.permutations import (
     PermutationSpec,
@@ -96,7 +98,11 @@ def symmetry_audit(
     Units are scaled where their activation is positively homogeneous, as ReLU is (Dinh et al. 2017,
     arXiv 1703.04933), which is tried on the samples; behind normalisation with fixed statistics its
     scale and shift take the part of the incoming weights. `function_change_…` is the largest change
-    of an output over the largest output: rounding.
+    of an output, or of a sample's loss, over the largest: rounding.
+
+    In a transformer what is rescaled are queries against keys and values against the output layer,
+    of every attention or, with random factors, every head; what is renumbered are heads, units and
+    the residual stream. rotated turns coordinates within each head at random.
 
     Each number is measured at the checkpoint (its plain name) and after each change; with the
     change's name behind it, it is the factor between: 1 did not move. Random vectors are the same
@@ -135,11 +141,19 @@ def symmetry_audit(
         numbers = _numbers(variant, search)
         ratios = {name: _ratio(numbers[name], base[name]) for name in base if name in numbers}
         metrics |= {f"{name}_{change}": ratio for name, ratio in ratios.items()}
-        difference = function_change(double, original.theta, variant.landscape, variant.theta)
+        difference = _function_change(original, variant)
         metrics[f"function_change_{change}"] = Metric(difference)
         findings.append(_verdict(change, {name: ratio.value for name, ratio in ratios.items()}))
     metrics["n_samples"] = Metric(landscape.n_samples)
     return Result(metrics, converged=not notes, notes=(*findings, *dict.fromkeys(notes)))
+
+
+def _function_change(original: Variant, variant: Variant) -> float:
+    """Largest change of an output, or of a loss where the data are batches."""
+    if isinstance(original.landscape.data, Samples):
+        return function_change(original.landscape, original.theta, variant.landscape, variant.theta)
+    one, other = (landscape.losses(theta) for landscape, theta, _ in (original, variant))
+    return ((one - other).abs().max() / one.abs().max()).item()
 
 
 def _check(factor: float, rho: float, adaptive_rho: float, probes: int) -> None:
@@ -164,8 +178,15 @@ def _variants(
     landscape, theta, _ = original
     try:
         spec = permutation_spec(landscape.model)
-    except InputError as error:
-        findings.append(f"no symmetry of this network is known: {error}")
+    except InputError as refused:
+        try:
+            made, parts = equivalents(landscape, theta, factor, rng)
+        except InputError as error:
+            findings.append(f"no symmetry of this network is known: {refused}; {error}")
+            return
+        findings.append(f"parts that can be rescaled: {parts or 'none'}")
+        for name, other, carry in made:
+            yield name, Variant(landscape, other, carry)
         return
     changes = rescalings(landscape, theta, spec)
     if changes:

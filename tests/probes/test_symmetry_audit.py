@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import small_transformers
 import torch
+from tiny import seeded
 from torch import Tensor, nn
 
 from lsa.figures.symmetry_audit import draw
@@ -197,17 +199,43 @@ def test_a_network_without_hidden_layers_has_no_symmetry():
     draw(found, "none").canvas.draw()
 
 
+class Summed(nn.Module):
+    """Units that depend on their order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(torch.tanh(self.first(x)).cumsum(-1))
+
+
 def test_a_network_whose_units_are_not_known_says_so():
-    model = nn.Sequential(
-        nn.utils.skip_init(nn.Linear, 4, 6), nn.Softmax(1), nn.utils.skip_init(nn.Linear, 6, 3)
-    ).double()
-    with torch.no_grad():
-        for p in model.parameters():
-            p.copy_(torch.linspace(-1, 1, p.numel()).view(p.shape))
+    model = seeded(Summed)
     x = torch.linspace(-1, 1, 40, dtype=torch.float64).view(10, 4)
     found = measure(Landscape(model, x, torch.arange(10) % 3), flatten(model))
     assert any(note.startswith("no symmetry of this network is known") for note in found.notes)
     assert found.metrics["lambda_max"].value > 0
+
+
+@pytest.mark.parametrize("name", [pytest.param("own head", marks=pytest.mark.slow), "rotary"])
+def test_a_transformer_is_changed_along_its_own_symmetries(name):
+    at = small_transformers.landscape(small_transformers.made(name))
+    found = measure(at, at.theta, probes=2, tol=1e-6, adaptive_rho=0.05)
+    numbers = values(found)
+    changes = ("rescaled_layers", "rescaled_units", "permuted", "rotated")
+    assert all(numbers[f"function_change_{change}"] < 1e-10 for change in changes)
+    for number in ("lambda_max", "trace", "gradient_norm", "weight_norm", "sam_rise"):
+        for change in ("permuted", "rotated"):
+            assert numbers[f"{number}_{change}"] == pytest.approx(1, abs=1e-5), (number, change)
+        for change in ("rescaled_layers", "rescaled_units"):
+            assert abs(numbers[f"{number}_{change}"] - 1) > 0.01, (number, change)
+    for number in ("adaptive_lambda_max", "preconditioned_lambda_max"):
+        assert numbers[f"{number}_permuted"] == pytest.approx(1, abs=1e-5)
+        assert abs(numbers[f"{number}_rotated"] - 1) > 1e-3
+    # What is relative to each weight does not see one factor of a whole layer.
+    assert numbers["adaptive_lambda_max_rescaled_layers"] == pytest.approx(1, abs=1e-4)
+    draw(found, name).canvas.draw()
 
 
 @pytest.mark.parametrize(

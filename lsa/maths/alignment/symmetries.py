@@ -32,6 +32,7 @@ class Place:
     name: str
     dim: int
     index: Tensor | None = None
+    reads: bool = False  # coordinates are taken here, and not made
 
     def rows(self, tensor: Tensor) -> Tensor:
         """The tensor's entries by coordinate, `(n, rest)`."""
