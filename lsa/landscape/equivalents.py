@@ -24,12 +24,15 @@ from lsa.maths.alignment.symmetries import (
 )
 
 
+Carry = Callable[[Tensor], Tensor]
+
+
 class Equivalent(NamedTuple):
     """A change: its name, θ after it `(d,)`, and what it does to a vector like θ."""
 
     name: str
     theta: Tensor
-    carry: Callable[[Tensor], Tensor]
+    carry: Carry
 
 
 def equivalents(
