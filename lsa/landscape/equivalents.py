@@ -23,7 +23,6 @@ from lsa.maths.alignment.symmetries import (
     unmoved,
 )
 
-
 Carry = Callable[[Tensor], Tensor]
 
 
