@@ -7,7 +7,7 @@ PIP := $(BIN)/pip --disable-pip-version-check install --quiet $(PIP_OPTIONS)
 ROOMS := tests
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist worksteal --durations 25 --durations-min 5
 
-.PHONY: demo test test-all test-full test-floors check mlproject clean
+.PHONY: demo test test-all test-full test-floors check docs mlproject clean
 
 # Train the digits project with its three optimizers, run every probe, print the table.
 demo: .venv/installed
@@ -40,6 +40,10 @@ check: .venv/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
+# The documentation as a site in site/: every notebook runs, and a warning is an error.
+docs: .venv/installed-docs
+	OMP_NUM_THREADS=1 $(BIN)/sphinx-build -q -W --keep-going -b html -d build/docs docs site
+
 mlproject: .venv/installed
 	$(BIN)/python -m lsa mlproject > MLproject.new || { rm -f MLproject.new; exit 1; }
 	mv MLproject.new MLproject
@@ -60,5 +64,9 @@ mlproject: .venv/installed
 	$(PIP) --editable '.[dev,models]'
 	touch $@
 
+.venv/installed-docs: .venv/bin/python pyproject.toml
+	$(PIP) --editable '.[docs]'
+	touch .venv/installed $@
+
 clean:
-	rm -rf .venv $(FLOORS)
+	rm -rf .venv $(FLOORS) build site

@@ -48,7 +48,7 @@ _READERS: dict[str, Reader] = {}
 
 
 def preconditioner(*classes: type[Optimizer] | str) -> Callable[[R], R]:
-    """Register how optimizers of some classes, and of classes derived from them, step.
+    """Register how optimizers of some classes, and of classes derived from them, step::
 
         @lsa.preconditioner(SignedRoot)
         def _(parameter, group, state):

@@ -53,7 +53,7 @@ def watch(
     sink: Sink | None = None,
     strict: bool = False,
 ) -> Watch:
-    """Watch a training from the inside, by the hooks of its own optimizer.
+    """Watch a training from the inside, by the hooks of its own optimizer::
 
         with lsa.watch(model, optimizer) as watch:
             ...  # the training loop, as it is

@@ -1,4 +1,4 @@
-"""A store of many runs costs no more questions than a small one. Seconds: `docs/scale.md`."""
+"""A store of many runs costs no more questions than a small one. Seconds: `docs/scaling.md`."""
 
 from __future__ import annotations
 
