@@ -69,4 +69,4 @@ mlproject: .venv/installed
 	touch .venv/installed $@
 
 clean:
-	rm -rf .venv $(FLOORS) build site
+	rm -rf .venv $(FLOORS) build site jupyter_execute

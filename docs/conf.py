@@ -23,17 +23,16 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx_copybutton",
-    "sphinx_design",
 ]
 exclude_patterns = ["**/.ipynb_checkpoints"]
 
-myst_enable_extensions = ["attrs_block", "attrs_inline", "colon_fence", "deflist"]
 myst_heading_anchors = 3  # links to #headings are checked, down to ###
 
 nb_execution_mode = "cache"  # a notebook runs again when its code has changed
 nb_execution_cache_path = str(ROOT / "build" / "notebooks")
-nb_execution_timeout = 120
+nb_execution_timeout = 600  # seconds a cell; a minute a notebook on a free machine
 nb_execution_raise_on_error = True
+nb_execution_show_tb = True
 nb_merge_streams = True
 nb_ipywidgets_js: dict = {}  # they would come from a network
 
@@ -52,6 +51,7 @@ copybutton_only_copy_prompt_lines = True
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # signatures name the arguments; the text gives shapes and units
+autodoc_mock_imports = ["lightning", "transformers"]  # the callbacks' bases, which need not be here
 default_role = "literal"  # `x` in a docstring is code
 
 

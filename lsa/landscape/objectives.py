@@ -26,6 +26,8 @@ from lsa.landscape.weighing import (
 )
 from lsa.runtime.errors import InputError
 
+__all__ = ["hf", "lightning", "per_token", "supervised", "weighted"]
+
 IGNORED = -100  # label that `F.cross_entropy` and Hugging Face leave out
 AGREEMENT = {torch.float64: 1e-8, torch.float32: 1e-4}  # of two ways to the same loss; else 3e-2
 
