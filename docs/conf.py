@@ -34,6 +34,7 @@ nb_execution_timeout = 600  # seconds a cell; a minute a notebook on a free mach
 nb_execution_raise_on_error = True
 nb_execution_show_tb = True
 nb_merge_streams = True
+nb_output_stderr = "remove"  # warnings of libraries
 nb_ipywidgets_js: dict = {}  # they would come from a network
 
 html_theme = "furo"
