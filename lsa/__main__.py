@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 import sys
 import traceback
 from types import TracebackType
@@ -11,6 +10,7 @@ from types import TracebackType
 from lsa.cli import app, streams
 from lsa.runtime import heap
 from lsa.runtime.errors import without_passwords
+from lsa.tracking import settings
 
 
 def main() -> None:
@@ -20,7 +20,7 @@ def main() -> None:
     heap.keep()
     # A tenth of a start is the search for garbage among what imports make, which all stays.
     gc.set_threshold(50_000, 20, 100)
-    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")  # lsa tells what is of use itself
+    settings.quiet()
     code = app.run(sys.argv[1:])
     if code == app.EXIT_PIPE:
         streams.silence()

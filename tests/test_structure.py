@@ -9,6 +9,8 @@ import sys
 from graphlib import TopologicalSorter
 from pathlib import Path
 
+from lsa.runtime import variables
+
 PACKAGE = Path(__file__).parent.parent / "lsa"
 # From the top down: a room imports only from rooms after it.
 ROOMS = (
@@ -22,6 +24,19 @@ HOMES = {
     "plotly": "figures",
     "typer": "cli",
     "ray": "studies",
+}
+# The modules that touch the environment, and whose variables each reads or sets.
+ENVIRONMENT = {
+    "runtime/variables": "lsa's own; no other module names one",
+    "runtime/heap": "glibc's",
+    "runtime/ranks": "torchrun's",
+    "tracking/attached": "MLflow's: the run and experiment of this process",
+    "tracking/settings": "MLflow's: how its client behaves",
+    "tracking/mlflow_plugin": "MLflow's: conda and the stores' addresses, for `mlflow run`",
+    "tracking/server": "MLflow's: how its server starts",
+    "studies/engines/local": "all of them, handed to a worker",
+    "studies/engines/ray_tasks": "Ray's",
+    "cli/app": "the shell's, while it completes a command",
 }
 
 
@@ -84,6 +99,31 @@ def test_functions_are_short_and_take_few_positional_parameters():
                 assert (node.end_lineno or 0) - node.lineno < 80, f"{name} has over 80 lines"
                 given = {a.arg for a in node.args.posonlyargs + node.args.args}
                 assert len(given - {"self", "cls", "ctx"}) <= 8, f"{name} takes over 8 by position"
+
+
+def test_each_variable_of_the_environment_has_one_module():
+    touching, named = set(), {}
+    for path in PACKAGE.rglob("*.py"):
+        module = str(path.relative_to(PACKAGE).with_suffix(""))
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute | ast.alias):
+                name = node.attr if isinstance(node, ast.Attribute) else node.name
+                if name in ("environ", "getenv", "putenv"):
+                    touching.add(module)
+            elif isinstance(node, ast.Constant) and re.fullmatch(
+                r"(LSA|MLFLOW)_[A-Z_]+", str(node.value)
+            ):
+                named.setdefault(node.value, set()).add(module)
+    assert touching == set(ENVIRONMENT)
+    for variable, modules in named.items():
+        own = {"runtime/variables"} if variable.startswith("LSA_") else modules
+        assert modules == own and len(modules) == 1, f"{variable} is named in {modules}"
+
+
+def test_every_variable_of_lsa_is_on_the_page():
+    page = (PACKAGE.parent / "docs" / "environment.md").read_text()
+    known = {v for k, v in vars(variables).items() if k.isupper()}
+    assert set(re.findall(r"LSA_[A-Z_]+", page)) == known - {variables.PYTHON}
 
 
 def test_every_room_is_on_the_page():

@@ -24,9 +24,9 @@ from lsa.cli.server import server, sync
 from lsa.cli.show import checkpoints, print_result, probes, show
 from lsa.cli.study import DEVICE, PROJECT, compare, mode_graph, report, study
 from lsa.probe import outline
-from lsa.runtime import attached, failures, ranks, signals
+from lsa.runtime import failures, ranks, signals
 from lsa.runtime.errors import Diverged, InputError, plain
-from lsa.tracking import spool
+from lsa.tracking import attached, spool
 
 CONTEXT = {
     "help_option_names": ["-h", "--help"],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict
 from typing import Annotated
 
@@ -12,7 +11,6 @@ from lsa.cli.show import JSON, print_json
 from lsa.runtime.errors import printable
 
 # A server that does not answer is not asked again for minutes.
-PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 
 
 def doctor(
@@ -27,9 +25,10 @@ def doctor(
 
     Keys of --json, a list of: what, state (ok, warning or failure), found, advice.
     """
-    for name, value in PATIENCE.items():
-        os.environ.setdefault(name, value)  # before the store sets its own
-    from lsa.cli import examination as examination
+    from lsa.cli import examination
+    from lsa.tracking import settings
+
+    settings.answer_soon()
 
     checks = []
     for checked in examination.examine(end_stale=end_stale):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import shutil
 import sys
@@ -14,7 +13,7 @@ from typing import Literal
 
 import psutil
 
-from lsa.runtime import failures, provenance
+from lsa.runtime import failures, provenance, variables
 from lsa.runtime.errors import first_line, plain
 from lsa.tracking import address, late, mlflow_plugin, runs, spool, store
 
@@ -82,15 +81,15 @@ def _environment() -> Checked:
     """What `mlflow run` of this project computes in."""
     conda, uv = (shutil.which(name) for name in ("conda", "uv"))
     python = f"Python {platform.python_version()} in {sys.prefix}"
-    if conda or {"MLFLOW_CONDA_HOME", "CONDA_EXE"} & os.environ.keys():
+    if conda or mlflow_plugin.names_conda():
         return Checked("environment", "ok", f"{python}; `mlflow run` builds one with conda")
     managers = "--env-manager local" + (" or --env-manager uv" if uv else "")
-    if mlflow_plugin.needs_stand_in(["mlflow", "run", "."], os.environ):
+    if mlflow_plugin.needs_stand_in(["mlflow", "run", "."]):
         return Checked(
             "environment", "ok", f"{python}; `mlflow run` takes it too, as there is no conda"
         )
-    off = os.environ.get(mlflow_plugin.SWITCH) == "off"
-    why = f", and {mlflow_plugin.SWITCH}=off" if off else ""
+    off = variables.off(variables.CONDA_STANDIN)
+    why = f", and {variables.CONDA_STANDIN}=off" if off else ""
     advice = f"install conda, or call mlflow run with {managers}"
     return Checked("environment", "warning", f"{python}; there is no conda{why}", advice)
 

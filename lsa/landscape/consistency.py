@@ -19,6 +19,7 @@ from lsa.landscape.landscape import Landscape
 from lsa.landscape.network import HALF
 from lsa.landscape.samples import Samples
 from lsa.landscape.weighing import REMEDY, differing
+from lsa.runtime import variables
 from lsa.runtime.errors import InputError, first_line
 
 SAMPLES = 4  # beside the first and the last those that differ most
@@ -243,7 +244,7 @@ def _wrong(name: str, own: Tensor, difference: Tensor) -> str:
     """Both differences agree with each other and not with autograd."""
     rest = (
         "backward of a custom function (or take a detach() away), or measure all the same with "
-        f"{budget.CHECK}=off"
+        f"{variables.CONSISTENCY}=off"
     )
     if name == "slope":
         return (

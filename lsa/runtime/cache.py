@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable
 from pathlib import Path
 
-from lsa.runtime import files
+from lsa.runtime import files, variables
 
 log = logging.getLogger(__name__)
 
 
 def cache_folder() -> Path:
     """`$LSA_CACHE`, else `~/.cache/lsa`."""
-    return Path(os.environ.get("LSA_CACHE") or "~/.cache/lsa").expanduser()
+    return variables.folder(variables.CACHE, "~/.cache/lsa")
 
 
 def keep(path: Path, write: Callable[[Path], object]) -> None:
@@ -27,4 +26,6 @@ def keep(path: Path, write: Callable[[Path], object]) -> None:
             write(new)
     except OSError as error:
         kind = path.parent.name
-        log.warning("%s are not cached: %s; set LSA_CACHE to a writable folder", kind, error)
+        log.warning(
+            "%s are not cached: %s; set %s to a writable folder", kind, error, variables.CACHE
+        )

@@ -13,7 +13,8 @@ import ctypes
 import os
 import sys
 
-SWITCH = "LSA_KEEP_FREED"  # environment variable; `off` leaves the C library as it is
+from lsa.runtime import variables
+
 # Variables of glibc itself: who sets them has chosen.
 TUNED = ("GLIBC_TUNABLES", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_MAX_")
 # Parameters of `mallopt` (malloc.h).
@@ -38,7 +39,7 @@ def keep() -> None:
 
 def _glibc() -> ctypes.CDLL | None:
     """The C library, if it is glibc and the user has not set it; else None."""
-    if sys.platform != "linux" or os.environ.get(SWITCH) == "off":
+    if sys.platform != "linux" or variables.off(variables.KEEP_FREED):
         return None
     if any(os.environ.get(name) for name in TUNED):
         return None

@@ -24,12 +24,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from lsa.runtime import signals
+from lsa.runtime import signals, variables
 from lsa.tracking import address
 
 STAND_IN = Path(__file__).parent / "conda"
-SWITCH = "LSA_CONDA_STANDIN"
-PYTHON = "LSA_PYTHON"  # read by the stand-in
+CONDA_HOME, CONDA = "MLFLOW_CONDA_HOME", "CONDA_EXE"
 PATIENCE = 20.0  # seconds that a child has for ending its run
 
 _stopped_by: list[int] = []
@@ -40,7 +39,7 @@ class LsaContext:
 
     def in_context(self) -> bool:
         """Whether the stand-in answers for conda in this process."""
-        return os.environ.get("MLFLOW_CONDA_HOME") == str(STAND_IN)
+        return os.environ.get(CONDA_HOME) == str(STAND_IN)
 
     def tags(self) -> dict[str, str]:
         """What MLflow's own tag (`conda`) hides."""
@@ -99,14 +98,19 @@ def is_lsa(address: str) -> bool | None:
     return None if re.match(r"[^/]*:", address) else False
 
 
-def needs_stand_in(arguments: Sequence[str], environment: Mapping[str, str]) -> bool:
+def needs_stand_in(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) -> bool:
     """Whether conda would be asked for and is not there."""
     chosen = "--env-manager" in _split(arguments[1:])[1]
     has_conda = shutil.which("conda", path=environment.get("PATH")) is not None
-    known = {"MLFLOW_CONDA_HOME", "CONDA_EXE"} & environment.keys()
+    known = {CONDA_HOME, CONDA} & environment.keys()
     return os.name == "posix" and not (
-        chosen or has_conda or known or environment.get(SWITCH) == "off"
+        chosen or has_conda or known or variables.off(variables.CONDA_STANDIN, environment)
     )
+
+
+def names_conda() -> bool:
+    """Whether the environment says where conda is."""
+    return bool({CONDA_HOME, CONDA} & os.environ.keys())
 
 
 def _use_stand_in() -> None:
@@ -115,8 +119,8 @@ def _use_stand_in() -> None:
     if not os.access(conda, os.X_OK):  # some archives lose the executable bit
         with suppress(OSError):
             conda.chmod(0o755)
-    os.environ["MLFLOW_CONDA_HOME"] = str(STAND_IN)
-    os.environ[PYTHON] = sys.executable
+    os.environ[CONDA_HOME] = str(STAND_IN)
+    os.environ[variables.PYTHON] = sys.executable
 
 
 class Stopped(KeyboardInterrupt):
@@ -169,15 +173,15 @@ def _write_out_addresses() -> None:
 
     MLflow passes a relative one on as it is, and encodes a default one as SQLAlchemy cannot read.
     """
-    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
+    for name in (address.TRACKING_URI, address.REGISTRY_URI):
         if name in os.environ:
             os.environ[name] = address.absolute(os.environ[name])
-    if "MLFLOW_TRACKING_URI" not in os.environ:
+    if address.TRACKING_URI not in os.environ:
         from mlflow.tracking import get_tracking_uri  # which imports this module
 
         default = get_tracking_uri()
         if address.decoded(default) != default:
-            os.environ["MLFLOW_TRACKING_URI"] = address.decoded(default)
+            os.environ[address.TRACKING_URI] = address.decoded(default)
 
 
 class _FollowRun:
@@ -210,7 +214,7 @@ def _set_up() -> None:
     arguments = arguments_of(sys.argv, sys.orig_argv)
     address = project_of(arguments)
     ours = False if address is None else is_lsa(address)
-    if ours is not False and needs_stand_in(arguments, os.environ):
+    if ours is not False and needs_stand_in(arguments):
         _use_stand_in()  # which serves no project but lsa
     if ours:
         sys.meta_path.insert(0, _FollowRun())  # type: ignore[arg-type]

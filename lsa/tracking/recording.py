@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
@@ -14,9 +13,9 @@ import mlflow
 from mlflow.exceptions import MlflowException
 from mlflow.tracking.context.registry import resolve_tags
 
-from lsa.runtime import attached, documents, provenance, signals
+from lsa.runtime import documents, provenance, signals
 from lsa.runtime.errors import Diverged, InputError, without_passwords
-from lsa.tracking import address, runs, spool, store
+from lsa.tracking import address, attached, runs, spool, store
 from lsa.tracking.address import is_served, shown
 from lsa.tracking.run import TOKEN, Run, existing
 from lsa.tracking.store import client, uri
@@ -125,15 +124,13 @@ def _place(content: spool.Content, given: str | None) -> None:
         return
     content.tags = resolve_tags({**content.tags, TOKEN: content.token})
     above = mlflow.active_run()  # of the caller's own
-    around = above.info.run_id if above else os.environ.get(attached.VARIABLE)
+    around = above.info.run_id if above else attached.enclosing()
     study = _PARENT.get()
     if study and content.tags.get("lsa.step") == "train":
         content.tags["lsa.study"] = study  # beside it: folded in one run, none could be compared
     elif parent := study or around:
         content.tags["mlflow.parentRunId"] = parent
-    content.experiment_id = (
-        above.info.experiment_id if above else os.environ.get("MLFLOW_EXPERIMENT_ID", "")
-    )
+    content.experiment_id = above.info.experiment_id if above else attached.experiment_id()
 
 
 # --- the same step, measured by others meanwhile --------------------------------------------------

@@ -8,7 +8,6 @@ metric logged with a `model_id` stands on that checkpoint's page as well as on t
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -18,7 +17,7 @@ from mlflow.entities import Dataset, DatasetInput, LoggedModelInput, Metric, Par
 from mlflow.exceptions import MlflowException
 
 from lsa.runtime.errors import InputError
-from lsa.tracking import headlines, runs, spool, store
+from lsa.tracking import attached, headlines, runs, spool, store
 from lsa.tracking.address import is_served
 from lsa.tracking.checkpoint import Checkpoint
 from lsa.tracking.store import client, experiments, uri
@@ -249,7 +248,7 @@ def _create(content: spool.Content) -> str:
 
 def _experiment(name: str) -> str:
     """The experiment that the user chose by its name, else the project's own."""
-    return experiment_named(os.environ.get("MLFLOW_EXPERIMENT_NAME", name))
+    return experiment_named(attached.experiment_name(name))
 
 
 def experiment_named(name: str) -> str:

@@ -21,7 +21,7 @@ import sqlalchemy
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from lsa.runtime.errors import InputError
-from lsa.tracking import address, store
+from lsa.tracking import address, attached, store
 
 STORE = "MLFLOW_BACKEND_STORE_URI"  # MLflow's own variable, for an address with a password
 PASSWORD = "MLFLOW_AUTH_ADMIN_PASSWORD"  # the same, of the first user
@@ -84,7 +84,7 @@ def serve(server: Server) -> NoReturn:
     }
     if server.origins:
         environment["MLFLOW_SERVER_CORS_ALLOWED_ORIGINS"] = ",".join(server.origins)
-    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "MLFLOW_RUN_ID"):
+    for name in (address.TRACKING_URI, address.REGISTRY_URI, attached.RUN_ID):
         environment.pop(name, None)
     os.chdir(server.folder)  # MLflow writes beside where it runs
     os.execve(sys.executable, _command(server), environment)

@@ -12,11 +12,12 @@ import os
 import threading
 from collections.abc import Iterator
 
+RETRIES, TIMEOUT = "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT"
 VARIABLES = {  # where the user has set none
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # we draw our own
     # Waits of 0, 4, 8, 16 and 32 s between its tries: longer than a server takes to start again.
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "5",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",
+    RETRIES: "5",
+    TIMEOUT: "60",
     # Through the server: else it sends clients to its S3 storage, which they may not reach.
     "MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD": "false",
     "MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD": "false",
@@ -34,6 +35,17 @@ _calls = 0  # of the Python interface that have not ended, in all threads
 _applied, _borrowed = False, False  # borrowed: until those calls have ended
 _added: list[str] = []
 _levels: dict[str, int] = {}
+
+
+def quiet() -> None:
+    """Have MLflow log errors alone, for a command, which says itself what is of use."""
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
+
+
+def answer_soon() -> None:
+    """Give a store that does not answer up early, for a command that examines it."""
+    os.environ.setdefault(RETRIES, "1")
+    os.environ.setdefault(TIMEOUT, "10")
 
 
 def apply() -> None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
 import shutil
 import tempfile
 import time
@@ -26,12 +25,11 @@ import pydantic
 from filelock import FileLock, Timeout
 from typing_extensions import NotRequired, TypedDict
 
-from lsa.runtime import files
+from lsa.runtime import files, variables
 from lsa.runtime.errors import InputError
 from lsa.tracking import address
 
 log = logging.getLogger(__name__)
-FOLDER = "LSA_SPOOL"  # environment variable: where entries are kept
 RUN, FILES, CHECKPOINTS, PART, LOCK = "run.json", "files", "checkpoints", ".part", "lock"
 STREAM = ".stream"  # ending of a folder of `lsa.tracking.stream`
 DAMAGED = "damaged"  # folder of the entries that cannot be read
@@ -186,8 +184,8 @@ class Entry:
 
 
 def folder() -> Path:
-    """Where entries are kept."""
-    return Path(os.environ.get(FOLDER) or Path(".lsa", "spool"))
+    """The folder of all entries."""
+    return variables.folder(variables.SPOOL, ".lsa/spool")
 
 
 def begin(key: str | None, content: Content) -> Entry:
@@ -215,7 +213,7 @@ def begin(key: str | None, content: Content) -> Entry:
     except OSError as error:
         raise InputError(
             f"cannot write to the spool {folder()} ({error.strerror or error}); results are kept "
-            f"there until they are logged; set {FOLDER} to a folder that can be written"
+            f"there until they are logged; set {variables.SPOOL} to a folder that can be written"
         ) from None
     return entry
 

@@ -15,7 +15,6 @@ import contextlib
 import json
 import logging
 import math
-import os
 import shutil
 import threading
 import time
@@ -30,9 +29,9 @@ from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 from mlflow.tracking.context.registry import resolve_tags
 
-from lsa.runtime import files
+from lsa.runtime import files, variables
 from lsa.runtime.errors import InputError, one_line
-from lsa.tracking import address, spool, store
+from lsa.tracking import address, attached, spool, store
 from lsa.tracking.run import BATCH, TOKEN
 
 log = logging.getLogger(__name__)
@@ -56,7 +55,7 @@ class Stream:
     def __init__(self, name: str, run_id: str = "") -> None:
         active = None if run_id else mlflow.active_run()
         token = uuid.uuid4().hex
-        given = active.info.run_id if active else run_id or os.environ.get("MLFLOW_RUN_ID", "")
+        given = active.info.run_id if active else run_id or attached.enclosing()
         self._about: dict[str, Any] = {
             "store": address.shown(store.uri()),
             "run_id": given,
@@ -75,7 +74,7 @@ class Stream:
         except OSError as error:
             raise InputError(
                 f"cannot write to the spool {spool.folder()} ({error.strerror or error}); set "
-                f"{spool.FOLDER} to a folder that can be written"
+                f"{variables.SPOOL} to a folder that can be written"
             ) from None
         self._stop, self._closed, self._why = threading.Event(), False, ""
         self._thread = threading.Thread(target=self._work, name="lsa-stream", daemon=True)

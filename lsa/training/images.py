@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lsa.project.factories import one_line
+from lsa.runtime import variables
 from lsa.runtime.cache import cache_folder, keep
 from lsa.runtime.errors import InputError
 
@@ -56,7 +57,7 @@ def located(root: str) -> Path:
         InputError: No path of this machine's can be like that.
     """
     try:
-        folder = Path(os.environ.get("LSA_DATA") or ".").expanduser() / Path(root).expanduser()
+        folder = variables.folder(variables.DATA, ".") / Path(root).expanduser()
         folder.is_dir()
         return folder
     except (OSError, RuntimeError, ValueError) as error:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import sys
 from contextlib import redirect_stdout
-from os import environ
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from torch import Tensor
 from torchvision import datasets
 
 from lsa.project import factories
+from lsa.runtime import variables
 from lsa.runtime.errors import InputError
 from lsa.training.images import Split, decode, located
 
@@ -67,7 +67,7 @@ def read(
     else:
         choices = [[{}]]
     options = factories.check_options(f"dataset {name}", cls, options, filled)
-    default = Path(environ.get("LSA_DATA") or "~/.cache/lsa/datasets").expanduser()
+    default = variables.folder(variables.DATA, "~/.cache/lsa/datasets")
     folder = located(root) if root else default
     if trust and not (folder.is_dir() and folder.resolve().is_relative_to(default.resolve())):
         raise InputError(

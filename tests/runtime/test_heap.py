@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from lsa import __main__
-from lsa.runtime import heap
+from lsa.runtime import heap, variables
 
 pytestmark = pytest.mark.skipif(
     platform.libc_ver()[0] != "glibc", reason="the C library is not glibc"
@@ -39,7 +39,9 @@ def faults(rounds=5):
 
 def run(body: str, **environment: str) -> Any:
     """What a fresh process prints, as JSON."""
-    variables = {k: v for k, v in os.environ.items() if k not in {heap.SWITCH, *heap.TUNED}}
+    variables = {
+        k: v for k, v in os.environ.items() if k not in {variables.KEEP_FREED, *heap.TUNED}
+    }
     done = subprocess.run(
         [sys.executable, "-c", f"{BEGIN}\n{body}"],
         env=variables | environment,
@@ -103,7 +105,7 @@ def test_an_older_version_keeps_what_it_can(monkeypatch):
 
 
 def test_another_c_library_is_left_alone(monkeypatch):
-    monkeypatch.delenv(heap.SWITCH, raising=False)
+    monkeypatch.delenv(variables.KEEP_FREED, raising=False)
     for name in heap.TUNED:
         monkeypatch.delenv(name, raising=False)
     assert heap._glibc() is not None

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from processes import started
 
+from lsa.runtime import variables
 from lsa.tracking import mlflow_plugin as plugin
 
 ROOT = Path(__file__).parents[2]
@@ -157,7 +158,7 @@ def test_activating_says_so_and_takes_the_python_that_runs_mlflow():
             "-c",
             f"{script} && python -c 'import os; print(os.getpid())' && echo not reached",
         ],
-        env={"PATH": "/usr/bin:/bin", plugin.PYTHON: sys.executable},
+        env={"PATH": "/usr/bin:/bin", variables.PYTHON: sys.executable},
         capture_output=True,
         text=True,
         check=True,
@@ -174,7 +175,7 @@ def test_a_lost_executable_bit_is_given_back(tmp_path, monkeypatch):
     (folder / "bin" / "conda").chmod(0o644)
     monkeypatch.setattr(plugin, "STAND_IN", folder)
     monkeypatch.setenv("MLFLOW_CONDA_HOME", "")  # so that what the call sets is undone
-    monkeypatch.setenv(plugin.PYTHON, "")
+    monkeypatch.setenv(variables.PYTHON, "")
     plugin._use_stand_in()
     assert os.access(folder / "bin" / "conda", os.X_OK)
     assert plugin.LsaContext().in_context()

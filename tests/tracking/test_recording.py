@@ -20,7 +20,7 @@ import lsa
 from lsa import project
 from lsa.cli import app as cli
 from lsa.reports import measurements
-from lsa.runtime import signals
+from lsa.runtime import signals, variables
 from lsa.studies import measure, plan, steps
 from lsa.tracking import recording, runs, spool
 
@@ -164,7 +164,7 @@ def test_of_a_step_measured_twice_one_run_is_kept(
 
     def elsewhere() -> None:
         with monkeypatch.context() as other:
-            other.setenv(spool.FOLDER, "elsewhere")
+            other.setenv(variables.SPOOL, "elsewhere")
             ids.append(measured())
 
     beside(monkeypatch, *place, elsewhere)

@@ -17,6 +17,7 @@ from mlflow.exceptions import MlflowException
 import lsa
 from lsa import project, step, study
 from lsa.cli import app
+from lsa.runtime import variables
 from lsa.runtime.errors import InputError
 from lsa.studies import measure, train
 from lsa.tracking import registered, spool, store, sync
@@ -179,7 +180,7 @@ def test_a_clock_that_is_set_back_makes_no_run_end_before_it_began(workplace, mo
 
 def test_a_folder_where_nothing_can_be_written_is_refused_in_one_line(workplace, monkeypatch):
     (workplace / "file").write_text("")
-    monkeypatch.setenv(spool.FOLDER, str(workplace / "file" / "spool"))
+    monkeypatch.setenv(variables.SPOOL, str(workplace / "file" / "spool"))
     with pytest.raises(InputError, match=r"cannot write to the spool .*/file/spool \(Not a dir"):
         entry()
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,11 +15,9 @@ import psutil
 import torch
 from torch import Tensor, nn
 
+from lsa.runtime import variables
 from lsa.runtime.errors import InputError
 
-# Variables of the environment that `from_environment` reads.
-CHUNK, MEMORY, LAYOUT = "LSA_CHUNK", "LSA_GRAPH_MEMORY", "LSA_LAYOUT"
-CHECK = "LSA_CONSISTENCY"
 LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 MOST = 512  # samples in one pass on a CPU
 MOST_ON_CARD = 4096
@@ -92,31 +89,11 @@ def from_environment() -> None:
     """
     global _environment
     _environment = Settings(
-        _fixed(CHUNK, 1),
-        _fixed(MEMORY, 0),
-        _fixed_word(LAYOUT, LAYOUTS),
-        os.environ.get(CHECK) != "off",
+        variables.whole(variables.CHUNK, 1),
+        variables.whole(variables.GRAPH_MEMORY, 0),
+        variables.word(variables.LAYOUT, LAYOUTS),
+        not variables.off(variables.CONSISTENCY),
     )
-
-
-def _fixed_word(name: str, words: Collection[str]) -> str | None:
-    text = os.environ.get(name, "")
-    if text and text not in words:
-        raise InputError(f"{name}={text!r} is none of {', '.join(words)}; correct or unset it")
-    return text or None
-
-
-def _fixed(name: str, least: int) -> int | None:
-    text = os.environ.get(name, "")
-    if not text:
-        return None
-    try:
-        value = float(text)
-        if value.is_integer() and value >= least:
-            return int(value)
-    except ValueError:
-        pass
-    raise InputError(f"{name}={text!r} is no whole number ≥ {least}; correct or unset it")
 
 
 def cache_size(model: nn.Module, x: Tensor) -> int:

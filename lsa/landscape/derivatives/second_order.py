@@ -8,11 +8,13 @@ were not fixed, and group norm in many elementwise passes.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+import torch.utils.checkpoint
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -160,8 +162,21 @@ def _transformed() -> bool:
 def _computed_again() -> bool:
     """Whether activation checkpointing will run this again in a backward pass, with torch's own."""
     autograd: Any = getattr(torch._C, "_autograd")  # noqa: B009, it has no public way
-    hooks = autograd._top_saved_tensors_default_hooks(True)
+    top = getattr(autograd, "_top_saved_tensors_default_hooks", None)
+    if top is None:  # PyTorch before 2.8
+        return _within(torch.utils.checkpoint.__file__)
+    hooks = top(True)
     return hooks is not None and hooks[0].__module__ == "torch.utils.checkpoint"
+
+
+def _within(file: str) -> bool:
+    """Whether a function of a source file is among the callers."""
+    frame = sys._getframe()
+    while frame is not None:
+        if frame.f_code.co_filename == file:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _cast() -> bool:

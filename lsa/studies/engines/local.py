@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from lsa.runtime import heap, signals
 from lsa.studies import progress
 from lsa.studies.engines import workers
-from lsa.tracking import recording, store
+from lsa.tracking import attached, recording, store
 
 NEWS = 0.2  # seconds between two reports of a worker's progress
 PATIENCE = 20.0  # seconds that a stopped worker has for ending its run
@@ -167,7 +167,7 @@ def _begin(
     np.random.seed()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)  # idle, it has nothing to end
-    os.environ.pop("MLFLOW_RUN_ID", None)  # that is the study's
+    attached.forget()
     warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated")
     heap.keep()
     torch.set_num_threads(threads)

@@ -25,7 +25,7 @@ from lsa.runtime import heap, signals
 from lsa.runtime.errors import InputError, first_line
 from lsa.studies import progress
 from lsa.studies.engines import local
-from lsa.tracking import recording, runs, store
+from lsa.tracking import attached, recording, runs, store
 
 RETRIES = 3  # of a step whose worker is lost: more than of a local one, since machines are lost too
 OBJECTS = 100 << 20  # bytes of a local Ray's object store: results are a few numbers
@@ -262,7 +262,7 @@ def _begin(uri: str, registry: str, parent: str, project: str, folder: str, thre
 
     if os.path.isdir(folder):  # on another machine it may not be
         os.chdir(folder)
-    os.environ.pop("MLFLOW_RUN_ID", None)  # that is the study's
+    attached.forget()
     warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated")
     heap.keep()
     torch.set_num_threads(threads)

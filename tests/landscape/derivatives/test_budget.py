@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from lsa.landscape.derivatives import budget
+from lsa.runtime import variables
 from lsa.runtime.errors import InputError
 
 CPU = torch.device("cpu")
@@ -53,7 +54,7 @@ def fresh(monkeypatch):
     """No setting of the process or of the environment."""
     monkeypatch.setattr(budget, "_configured", budget.Settings())
     monkeypatch.setattr(budget, "_environment", budget.Settings())
-    for name in (budget.CHUNK, budget.MEMORY, budget.LAYOUT, budget.CHECK):
+    for name in (variables.CHUNK, variables.GRAPH_MEMORY, variables.LAYOUT, variables.CONSISTENCY):
         monkeypatch.delenv(name, raising=False)
     return monkeypatch
 
@@ -62,26 +63,26 @@ def test_what_the_environment_fixes_must_be_a_whole_number(fresh):
     budget.from_environment()
     assert budget.settings() == budget.Settings()
     for text, value in (("32", 32), ("2e9", 2_000_000_000), ("", None)):
-        fresh.setenv(budget.CHUNK, text)
+        fresh.setenv(variables.CHUNK, text)
         budget.from_environment()
         assert budget.settings().chunk == value
     for text in ("0", "-1", "1.5", "many", "nan", "inf"):
-        fresh.setenv(budget.CHUNK, text)
+        fresh.setenv(variables.CHUNK, text)
         with pytest.raises(InputError, match=rf"LSA_CHUNK='{text}' is no .* ≥ 1;"):
             budget.from_environment()
-    fresh.setenv(budget.CHUNK, "1")
-    fresh.setenv(budget.MEMORY, "0")
+    fresh.setenv(variables.CHUNK, "1")
+    fresh.setenv(variables.GRAPH_MEMORY, "0")
     budget.from_environment()
     assert budget.settings().memory == 0
     for text in ("-1", "rules"):
-        fresh.setenv(budget.MEMORY, text)
+        fresh.setenv(variables.GRAPH_MEMORY, text)
         with pytest.raises(InputError, match=rf"LSA_GRAPH_MEMORY='{text}' is no .* ≥ 0;"):
             budget.from_environment()
 
 
 def test_what_python_configures_comes_before_the_environment(fresh):
-    fresh.setenv(budget.CHUNK, "5")
-    fresh.setenv(budget.LAYOUT, "contiguous")
+    fresh.setenv(variables.CHUNK, "5")
+    fresh.setenv(variables.LAYOUT, "contiguous")
     budget.from_environment()
     budget.configure(chunk=7, memory=9)
     assert budget.settings() == budget.Settings(7, 9, "contiguous", True)
