@@ -64,6 +64,7 @@ def top(
     basis = _Basis(matvec, space)
     for v in (first, second, searcher):
         basis.add(v)
+    basis.add(basis.residual_of_last())  # two products in a row show what one hides
     while True:
         value, residual, doubt, worst = basis.state()
         if max(residual, doubt) <= tol * abs(value) or basis.products >= max_products:
@@ -120,11 +121,17 @@ class _Basis:
             if reach > max(doubt, residual):
                 doubt, worst = reach, i
 
-        def vector() -> Tensor:
-            own, product = (self._joined(rows, Y[:, worst, None])[0] for rows in (self._V, self._W))
-            return product.sub_(own, alpha=float(values[worst]))
+        return above, residual, doubt, lambda: self._residual(float(values[worst]), Y[:, worst])
 
-        return above, residual, doubt, vector
+    def residual_of_last(self) -> Tensor:
+        """Residual of the third Ritz pair, or of the last where there are fewer."""
+        values, Y = torch.linalg.eigh(self._T)
+        i = max(0, len(values) - KEPT)
+        return self._residual(float(values[i]), Y[:, i])
+
+    def _residual(self, value: float, y: Tensor) -> Tensor:
+        own, product = (self._joined(rows, y[:, None])[0] for rows in (self._V, self._W))
+        return product.sub_(own, alpha=value)
 
     def carried(self) -> Tensor:
         """What the next measurement begins with, `(3, d)`; zeros where the basis has fewer."""
