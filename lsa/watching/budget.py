@@ -7,9 +7,15 @@ import math
 import time
 from collections.abc import Iterator
 
+TRIAL = 2.0  # steps of the training that a trial may take
+FIRST = 2.0  # how much more a first measurement takes than later ones: memory, first calls
+
 
 class Budget:
     """Time that the parts of a watch have taken, against the time of the training.
+
+    What a measurement takes is known from the ones before. The first waits for what a trial, a
+    small piece of its work, lets expect.
 
     Args:
         share: Of the training's own time, at most; None: no limit.
@@ -19,6 +25,7 @@ class Budget:
         self.share = share
         self.spent = 0.0  # seconds, of all parts
         self._costs: dict[str, float] = {}  # of one measurement of each part, as of the last ones
+        self._expected: dict[str, float] = {}  # of the first measurement
         self._begun: dict[str, float] = {}  # of the measurement that each part is at
         self._began: float | None = None
         self._steps = 0
@@ -79,7 +86,18 @@ class Budget:
         return max(least, math.ceil(cost / allowed)) if allowed > 0 else 2 * least
 
     def allows(self, part: str) -> bool:
-        """Whether one more measurement of a part stays within the budget; its first always does."""
-        if self.share is None or part not in self._costs:
+        """Whether a measurement of a part stays within the budget; a trial, if none is known."""
+        if self.share is None:
             return True
-        return self.spent + self._costs[part] <= self.share * self.training
+        cost = self._costs.get(part, self._expected.get(part))
+        if cost is None:
+            cost = TRIAL * self.training / self._steps if self._steps else math.inf
+        return self.spent + cost <= self.share * self.training
+
+    def unknown(self, part: str) -> bool:
+        """Whether a trial must tell what a part takes."""
+        return self.share is not None and part not in (*self._costs, *self._expected)
+
+    def expect(self, part: str, pieces: float) -> None:
+        """Take what the trial of a part took as one of the pieces that its measurement has."""
+        self._expected[part] = FIRST * pieces * self._costs[f"trial of {part}"]

@@ -18,6 +18,10 @@ from lsa.watching.undisturbed import undisturbed
 USUAL = ("update", "noise")
 KINDS = (*USUAL, "noise_of_blocks", "sharpness", "batch_sharpness")
 
+PASSES = {  # forward passes over the probe set that a first measurement is worth, at most
+    "update": 11, "noise": 6, "noise_of_blocks": 6, "sharpness": 180, "batch_sharpness": 9,
+}  # fmt: skip
+
 Tried = Callable[[str, Callable[[], Mapping[str, float]]], Mapping[str, float] | None]
 """`(name, work) → numbers`, or None where the work has failed, now or before."""
 
@@ -46,6 +50,23 @@ class Probing:
         blocks = "noise_of_blocks" in kinds
         self._kinds = tuple(k for k in self._kinds if not (blocks and k == "noise"))
         self._noise = Noise(probe_set.places if blocks else {})
+
+    @property
+    def passes(self) -> int:
+        """Forward passes that a first measurement is worth, at most."""
+        return sum(PASSES[kind] for kind in self._kinds)
+
+    def ready(self) -> None:
+        """Prepare the probe set and make a first pass, which takes longer than later ones."""
+        with undisturbed([*self._probe_set.buffers()]):
+            self._probe_set.ready()
+        self.try_one()
+
+    def try_one(self) -> None:
+        """Make one forward pass."""
+        with undisturbed([*self._probe_set.buffers()]):
+            landscape = self._probe_set.landscape()
+            landscape.losses(landscape.theta)
 
     def measure(self, before: list[Tensor], tried: Tried) -> dict[str, float]:
         """All numbers after a step.

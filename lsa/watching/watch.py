@@ -211,7 +211,9 @@ class Watch:
         if self.step == self._next_norms:
             row |= self._run("norms", self._measure_norms) or {}
             self._next_norms += self._weights.agreed(self._interval())
-        if before is not None:
+        if before is not None and self._budget.unknown("probes"):
+            self._try_probes()
+        elif before is not None:
             row |= self._run("probes", lambda: self._measure_probes(before)) or {}
         self._losses.forget()
         if row and self._weights.leads:
@@ -258,6 +260,17 @@ class Watch:
             return self._probes.measure(before, self._run)
         finally:
             self._losses.silent = False
+
+    def _try_probes(self) -> None:
+        """See what a pass over the probe set takes."""
+        probes = self._probes
+        assert probes is not None
+        self._losses.silent = True
+        self._run("probes", probes.ready, whole=False)
+        self._run("trial of probes", probes.try_one)
+        self._losses.silent = False
+        if "trial of probes" not in self._off:
+            self._budget.expect("probes", probes.passes)
 
     # --- what becomes of it ----------------------------------------------------------------------
 

