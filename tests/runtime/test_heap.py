@@ -39,12 +39,11 @@ def faults(rounds=5):
 
 def run(body: str, **environment: str) -> Any:
     """What a fresh process prints, as JSON."""
-    variables = {
-        k: v for k, v in os.environ.items() if k not in {variables.KEEP_FREED, *heap.TUNED}
-    }
+    chosen = {variables.KEEP_FREED, *heap.TUNED}
+    usual = {k: v for k, v in os.environ.items() if k not in chosen}
     done = subprocess.run(
         [sys.executable, "-c", f"{BEGIN}\n{body}"],
-        env=variables | environment,
+        env=usual | environment,
         capture_output=True,
         text=True,
         check=True,
