@@ -1,12 +1,12 @@
 // The charts, drawn by Plotly.
-const MANY = 200;  // checkpoints from which only the selected show their intervals
-const RING = { size: 17, symbol: "circle-open", line: { width: 3 } };
+const MANY = 200;  // checkpoints from which points are drawn by WebGL, without intervals
 const DASHES = ["solid", "dash", "dot", "dashdot", "longdash", "longdashdot"];
 const WAYS = {  // stroke, and colour on light and on dark ground
   "straight line": ["solid", "#6b6b6b", "#b5b5b5"],
   "straight line, units aligned": ["dash", "#882255", "#d98ab5"],
   "minimum-energy path": ["dashdot", "#332288", "#a79df0"],
 };
+const webgl = Boolean(document.createElement("canvas").getContext("webgl"));
 const dark = matchMedia("(prefers-color-scheme: dark)"), coarse = matchMedia("(pointer: coarse)");
 const OPTIONS = { responsive: true, displayModeBar: false, scrollZoom: false };
 
@@ -39,21 +39,21 @@ function intervals(points, name) {
   return { type: "data", array: off(2), arrayminus: off(1), symmetric: false, thickness: 1, width: 0,
     visible: $("errors-shown").checked };
 }
-function pointsTrace(points, withIntervals, more) {
-  const x = $("x").value, y = $("y").value;
+function pointsTrace(points, fast, more) {
+  const { x, y } = state.axes;
   return {
-    type: "scatter", mode: "markers", x: points.map(i => number(i, x)[0]), y: points.map(i => number(i, y)[0]),
+    type: fast ? "scattergl" : "scatter", mode: "markers", x: points.map(i => x.at[i]), y: points.map(i => y.at[i]),
     customdata: points, hoverinfo: "text", meta: "points",
-    hovertext: points.map(i => safe(`${label(i)}\n${words(x)}: ${text(i, x)}\n${words(y)}: ${text(i, y)}`).replaceAll("\n", "<br>")),
-    ...(withIntervals ? { error_x: intervals(points, x), error_y: intervals(points, y) } : {}), ...more,
+    hovertext: points.map(i => safe(`${label(i)}\n${words(x.name)}: ${text(i, x.name)}\n${words(y.name)}: ${text(i, y.name)}`).replaceAll("\n", "<br>")),
+    ...(fast ? {} : { error_x: intervals(points, x.name), error_y: intervals(points, y.name) }), ...more,
   };
 }
 function middle(edge, axis) {
-  const [a, b] = [edge.a, edge.b].map(i => number(i, $(axis).value)[0]);
-  return $(`${axis}-log`).checked ? Math.sqrt(a * b) : (a + b) / 2;
+  const { at, log } = state.axes[axis], [a, b] = [at[edge.a], at[edge.b]];
+  return log ? Math.sqrt(a * b) : (a + b) / 2;
 }
 function edgeTraces(visible) {
-  const there = new Set(visible), x = $("x").value, y = $("y").value;
+  const there = new Set(visible), { x, y } = state.axes;
   const drawn = data.edges.map((edge, k) => k).filter(k => $("edges-shown").checked && there.has(data.edges[k].a) && there.has(data.edges[k].b));
   const path = k => data.edges[k].ways.some(way => way.way === "minimum-energy path");
   return [["straight line", drawn.filter(k => !path(k))], ["minimum-energy path", drawn.filter(path)]].flatMap(([way, ks]) => {
@@ -62,7 +62,7 @@ function edgeTraces(visible) {
     const said = way === "straight line" ? "line measured between" : "path searched between";
     return [
       { type: "scatter", mode: "lines", line: look, hoverinfo: "skip", showlegend: false, opacity: .6,
-        x: joined(ends, i => number(i, x)[0]), y: joined(ends, i => number(i, y)[0]) },
+        x: joined(ends, i => x.at[i]), y: joined(ends, i => y.at[i]) },
       { type: "scatter", mode: "markers", name: said, showlegend: ks.length > 0, meta: "edges", customdata: ks, hoverinfo: "text",
         marker: { symbol: way === "straight line" ? "diamond-open" : "diamond", size: 9, color: look.color },
         x: ks.map(k => middle(data.edges[k], "x")), y: ks.map(k => middle(data.edges[k], "y")),
@@ -72,42 +72,44 @@ function edgeTraces(visible) {
 }
 function edgeName(k) { return `${label(data.edges[k].a)} – ${label(data.edges[k].b)}`; }
 function edgeSaid(k) { return [edgeName(k), ...data.edges[k].numbers.map(([name, said]) => `${name}: ${said}`)].join("\n"); }
-function rings(visible) {  // round the selected and round the one that the keyboard is at
-  const there = new Set(visible), many = visible.length > MANY;
-  const ring = (points, look) => pointsTrace(points.filter(i => there.has(i)), many,
-    { marker: { ...RING, color: style("--ink"), ...look }, hoverinfo: "skip", showlegend: false, meta: "" });
-  return [ring(state.selected, {}), ring([state.focus], { size: 25, color: style("--link") })];
-}
 function whole(axis, points) {  // a range that stays while epochs are played
-  const scale = $(`${axis}-log`).checked ? Math.log10 : v => v;
-  const values = points.map(i => scale(number(i, $(axis).value)[0]));
+  const { at, log } = state.axes[axis], values = points.map(i => log ? Math.log10(at[i]) : at[i]);
   const low = values.reduce((a, b) => Math.min(a, b)), high = values.reduce((a, b) => Math.max(a, b)), room = .06 * (high - low || 1);
   return { range: [low - room, high + room] };
 }
 function drawMap() {
-  const visible = drawable(reached()), x = $("x").value, y = $("y").value, there = new Set(visible);
+  const visible = drawable(reached()), { x, y } = state.axes, fast = visible.length > MANY && webgl;
   const moving = $("all-shown").checked || state.epoch < epochs.at(-1);
   const everything = moving ? drawable([...data.points.keys()]) : [];
   const trails = optimizer => moving ? trainings.filter(points => data.points[points[0]].optimizer === optimizer)
     .map(points => drawable(points.filter(i => data.points[i].epoch <= state.epoch))) : [];
   const traces = data.optimizers.map(name => ({ type: "scatter", mode: "lines", hoverinfo: "skip", showlegend: false, opacity: .5,
-    line: { color: colour(name), width: 1.5 }, x: joined(trails(name), i => number(i, x)[0]), y: joined(trails(name), i => number(i, y)[0]) }));
+    line: { color: colour(name), width: 1.5 }, x: joined(trails(name), i => x.at[i]), y: joined(trails(name), i => y.at[i]) }));
   traces.push(...edgeTraces(visible));
   for (const name of data.optimizers) {
     const own = visible.filter(i => data.points[i].optimizer === name);
-    traces.push(pointsTrace(own, visible.length <= MANY, { name: safe(name), marker: { color: colour(name), symbol: symbol(name), size: 11, line: { color: style("--page"), width: 1 } } }));
+    traces.push(pointsTrace(own, fast, { name: safe(name), marker: { color: colour(name), symbol: symbol(name), size: 11, line: { color: style("--page"), width: 1 } } }));
   }
-  traces.push(...rings(visible));
-  const axis = name => ({ type: $(`${name}-log`).checked ? "log" : "linear", ...(everything.length ? whole(name, everything) : { autorange: true }) });
-  const view = [x, y, moving, $("x-log").checked, $("y-log").checked].join(" ");
-  Plotly.react("map", traces, layout(words(x), words(y), { uirevision: view, xaxis: axis("x"), yaxis: axis("y") }), OPTIONS);
-  $("map").setAttribute("aria-label", `${visible.length} of ${data.points.length} checkpoints: ${words(y)} against ${words(x)}`);
+  const axis = name => ({ type: state.axes[name].log ? "log" : "linear", ...(everything.length ? whole(name, everything) : { autorange: true }) });
+  const view = [x.name, y.name, moving, x.log, y.log].join(" ");
+  Plotly.react("map", traces, layout(words(x.name), words(y.name), { uirevision: view, xaxis: axis("x"), yaxis: axis("y") }), OPTIONS);
+  $("map").setAttribute("aria-label", `${visible.length} of ${data.points.length} checkpoints: ${words(y.name)} against ${words(x.name)}`);
+  markChosen();
   return visible;
 }
-function markChosen() {  // the rings alone, so that thousands of points are not drawn again
-  const made = rings(drawable(reached())), last = $("map").data.length - 1, changed = {};
-  for (const part of ["x", "y", "error_x", "error_y"]) if (part in made[0]) changed[part] = made.map(trace => trace[part]);
-  Plotly.restyle("map", changed, [last - 1, last]);
+// Rings round the selected and round the one that the keyboard is at, laid over the picture: to move one
+// draws nothing else again, however many checkpoints there are.
+function markChosen() {
+  const there = new Set(drawable(reached())), { _size: size, xaxis, yaxis } = $("map")._fullLayout;
+  const ring = (i, kind) => {
+    const made = document.createElement("span"), { x, y } = state.axes, [left, top] = [xaxis.d2p(x.at[i]), yaxis.d2p(y.at[i])];
+    made.className = kind;
+    made.style.left = `${size.l + left}px`;
+    made.style.top = `${size.t + top}px`;
+    made.hidden = left < 0 || top < 0 || left > size.w || top > size.h;
+    return made;
+  };
+  $("rings").replaceChildren(...state.selected.filter(i => there.has(i)).map(i => ring(i, "chosen")), ...[state.focus].filter(i => there.has(i)).map(i => ring(i, "aimed")));
 }
 
 // --- lines ---

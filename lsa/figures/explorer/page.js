@@ -27,10 +27,13 @@ function reached() {
   const kept = trainings.map(points => points.filter(i => data.points[i].epoch <= state.epoch));
   return $("all-shown").checked ? kept.flat() : kept.flatMap(points => points.slice(-1));
 }
-function drawable(points) {
-  return points.filter(i => number(i, $("x").value) && number(i, $("y").value) && inLog(i, "x") && inLog(i, "y"));
+// Both numbers of every checkpoint, and whether it has a place in the picture: kept until an axis changes.
+function place() {
+  const axis = name => ({ name: $(name).value, log: $(`${name}-log`).checked, at: data.points.map((_, i) => number(i, $(name).value)?.[0]) });
+  const x = axis("x"), y = axis("y"), has = (of, i) => of.at[i] !== undefined && (!of.log || of.at[i] > 0);
+  state.axes = { x, y, fits: data.points.map((_, i) => has(x, i) && has(y, i)) };
 }
-function inLog(i, axis) { return !$(`${axis}-log`).checked || number(i, $(axis).value)[0] > 0; }
+function drawable(points) { return points.filter(i => state.axes.fits[i]); }
 
 function select(i, on = !state.selected.includes(i)) {
   state.selected = state.selected.filter(other => other !== i);

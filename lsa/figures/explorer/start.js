@@ -2,11 +2,12 @@
 function aim(i) {
   state.focus = i;
   markChosen();
-  say(`${label(i)}: ${words($("x").value)} ${text(i, $("x").value)}, ${words($("y").value)} ${text(i, $("y").value)}${state.selected.includes(i) ? ", selected" : ""}.`);
+  const said = ["x", "y"].map(axis => `${words($(axis).value)} ${text(i, $(axis).value)}`).join(", ");
+  say(`${label(i)}: ${said}${state.selected.includes(i) ? ", selected" : ""}.`);
 }
 const STEPS = { ArrowLeft: ["x", "y", -1], ArrowRight: ["x", "y", 1], ArrowUp: ["y", "x", 1], ArrowDown: ["y", "x", -1] };
 function along(first, second) {  // what is shown, in the order of an axis
-  const at = (i, axis) => number(i, $(axis).value)[0];
+  const at = (i, axis) => state.axes[axis].at[i];
   return drawable(reached()).sort((a, b) => at(a, first) - at(b, first) || at(a, second) - at(b, second) || a - b);
 }
 function onKey(event) {
@@ -36,6 +37,7 @@ function drawableValues(name) {
   return data.points.map((_, i) => number(i, name)?.[0]).filter(v => v !== undefined).sort((a, b) => a - b);
 }
 function change() {
+  place();
   const visible = drawMap(), all = reached().length;
   say(`${visible.length} of ${all} checkpoints have both numbers: ${words($("y").value)} against ${words($("x").value)}.`);
 }
@@ -81,6 +83,7 @@ function listen() {
   $("whole").addEventListener("click", () => Plotly.relayout("map", { "xaxis.autorange": true, "yaxis.autorange": true }));
   $("map").addEventListener("keydown", onKey);
   $("map").addEventListener("focus", () => { if (state.focus < 0 && along("x", "y").length) aim(along("x", "y")[0]); });
+  $("map").on("plotly_relayout", markChosen);
   let before = -Infinity;
   $("map").on("plotly_click", event => {
     if (coarse.matches && performance.now() - before < 500) return;  // a tap that the browser tells as a mouse, too
@@ -117,6 +120,7 @@ async function start() {
   $("player").hidden = epochs.length < 2;
   $("epoch").max = epochs.length - 1;
   for (const axis of ["x", "y"]) setAxis(axis);
+  place();
   setEpoch(epochs.length - 1);
   listen();
   const seed = data.points.find(p => p.last)?.seed;
