@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 
 from lsa.watching.hooks import Backward
+from lsa.watching.own_noise import OwnNoise
 from lsa.watching.weights import Weights
 
 SCALED = 1024.0  # a gradient that shrinks so much was scaled rather than clipped
@@ -25,10 +26,11 @@ class Gradients:
     Args:
         weights: Whose gradients.
         scaler: The `GradScaler` in use, or None.
+        noise: Of the gradients that a step adds up.
     """
 
-    def __init__(self, weights: Weights, scaler: Any) -> None:
-        self._weights, self._scaler = weights, scaler
+    def __init__(self, weights: Weights, scaler: Any, noise: OwnNoise) -> None:
+        self._weights, self._scaler, self.noise = weights, scaler, noise
         self._index = {id(p): i for i, p in enumerate(weights.parameters)}
         self._given: list[Tensor | None] = [None] * len(weights.parameters)
         self._marks: list[tuple[int, int]] = []  # of some gradients at the end of backward
@@ -54,12 +56,12 @@ class Gradients:
                 run(self._passed)
 
         self._backward = Backward(self._weights.parameters, ended)
-        return self._backward.handles
+        return [*self._backward.handles, *self.noise.attach(due)]
 
     def _passed(self) -> None:
         """A backward pass has ended."""
         self._marks = self._now()
-        self._square = self._total() if self._changed else None
+        self._square = self._total() if self._changed or self.noise.several() else None
         self._scale = self._scaler.get_scale() if self._scaler is not None else 1.0
 
     def take(self, optimizer: Optimizer, *, kept: bool) -> None:
@@ -103,10 +105,16 @@ class Gradients:
             return None
         return before
 
+    def noise_numbers(self) -> Mapping[str, float]:
+        """Noise of the gradients that the step has added up; nothing where there was one."""
+        square = None if self._square is None else self._square.item()
+        return self.noise.numbers(square, self._scale)
+
     def forget(self) -> None:
         """Let the gradients go: the next step has others."""
         self._given = [None] * len(self._given)
         self._square = None
+        self.noise.forget()
 
     def _total(self) -> Tensor:
         gradients = self._weights.gradients()

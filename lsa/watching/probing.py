@@ -68,12 +68,15 @@ class Probing:
             landscape = self._probe_set.landscape()
             landscape.losses(landscape.theta)
 
-    def measure(self, before: list[Tensor], tried: Tried) -> dict[str, float]:
+    def measure(
+        self, before: list[Tensor], tried: Tried, *, noise: bool = True
+    ) -> dict[str, float]:
         """All numbers after a step.
 
         Args:
             before: The parameters before the step.
             tried: Runs the work of each kind.
+            noise: Whether the whole gradient's noise is measured here: it may be known otherwise.
         """
         probe_set = self._probe_set
         with undisturbed([*probe_set.buffers()]):
@@ -95,6 +98,6 @@ class Probing:
                 work["update"] = lambda: along(landscape, start, update).numbers(square)
             found: dict[str, float] = {}
             for kind in self._kinds:
-                if kind in work:
+                if kind in work and (noise or kind != "noise"):
                     found |= tried(kind, work[kind]) or {}
         return found

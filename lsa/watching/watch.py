@@ -21,6 +21,7 @@ from lsa.watching.gradients import Gradients
 from lsa.watching.history import History
 from lsa.watching.losses import Losses
 from lsa.watching.outputs import Outputs, Sink
+from lsa.watching.own_noise import OwnNoise
 from lsa.watching.probe_set import ProbeSet
 from lsa.watching.weights import Weights
 
@@ -104,7 +105,7 @@ def watch(
         optimizers,
         losses=Losses(model if sees_loss else None, loss),
         probes=probes,
-        gradients=Gradients(weights, scaler),
+        gradients=Gradients(weights, scaler, OwnNoise(model, weights)),
         outputs=Outputs(sink, track=track, live=live, log_every=log_every, every=every),
         every={"norms": norms, "probes": every},
         budget=Budget(budget),
@@ -246,6 +247,7 @@ class Watch:
         before = self._gradients.norm_before_clipping(row["gradient_norm"])
         if before is not None:
             row["gradient_norm_unclipped"] = before
+        row |= self._gradients.noise_numbers()
         if blocks:
             for block, values in self._weights.by_block(products).items():
                 numbers = norms_.numbers(values.tolist())
@@ -257,7 +259,7 @@ class Watch:
         assert self._probes is not None
         self._losses.silent = True
         try:
-            return self._probes.measure(before, self._run)
+            return self._probes.measure(before, self._run, noise=not self._gradients.noise.known)
         finally:
             self._losses.silent = False
 

@@ -19,6 +19,7 @@ from watching import processes
 from watching.trainings import data, fingerprint, network, seed, stream
 
 import lsa
+from lsa.watching.own_noise import estimates
 
 pytestmark = [pytest.mark.full, pytest.mark.filterwarnings("ignore")]
 
@@ -52,6 +53,10 @@ def test_two_processes(kind: str, tmp_path: Path):
         index = slice(2 * processes.BATCH * step, 2 * processes.BATCH * (step + 1))
         before = torch.cat([p.detach().reshape(-1) for p in model.parameters()])
         optimizer.zero_grad()
+        first_half = x[index][: processes.BATCH].double(), y[index][: processes.BATCH]
+        own = torch.autograd.grad(
+            F.cross_entropy(model(first_half[0]), first_half[1]), list(model.parameters())
+        )
         F.cross_entropy(model(x[index].double()), y[index]).backward()
         norm = nn.utils.clip_grad_norm_(model.parameters(), processes.CLIP)
         first = [p.grad.norm() ** 2 for p in model[0].parameters()]
@@ -62,6 +67,11 @@ def test_two_processes(kind: str, tmp_path: Path):
         assert row["weight_norm"] == pytest.approx(after.norm().item(), rel=1e-5)
         if "gradient_norm_unclipped" in row:
             assert row["gradient_norm_unclipped"] == pytest.approx(norm.item(), rel=1e-4)
+        if kind == "ddp":
+            each = sum(float(g.square().sum()) for g in own)
+            signal, trace = estimates(each, float(norm) ** 2, 2, processes.BATCH)
+            assert row["noise_trace"] == pytest.approx(trace, rel=1e-3)
+            assert row["gradient_squared"] == pytest.approx(signal, rel=1e-3, abs=1e-5)
         if "gradient_norm/0" in row:
             assert row["gradient_norm/0"] == pytest.approx(sum(first).item() ** 0.5, rel=1e-4)
 

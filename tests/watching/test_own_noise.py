@@ -1,0 +1,136 @@
+"""Noise of the training's own gradients against exact per-sample gradients in float64."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import lsa
+from lsa.maths.ratios import fieller
+from lsa.watching.own_noise import averaged, estimates
+
+N = 512
+
+
+def setting() -> tuple[nn.Module, Tensor, Tensor]:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 10), nn.Tanh(), nn.Linear(10, 3))
+    x = torch.randn(N, 5)
+    return model, x, (x @ torch.randn(5, 3)).argmax(1)
+
+
+def exact(model: nn.Module, x: Tensor, y: Tensor) -> tuple[float, float]:
+    """tr C and |G|² of the data."""
+    rows = [
+        torch.cat(
+            [
+                g.reshape(-1)
+                for g in torch.autograd.grad(
+                    F.cross_entropy(model(x[i : i + 1]), y[i : i + 1]), list(model.parameters())
+                )
+            ]
+        ).double()
+        for i in range(N)
+    ]
+    g = torch.stack(rows)
+    return float((g - g.mean(0)).square().sum(1).mean()), float(g.mean(0).square().sum())
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("clip", [None, 0.05])
+@pytest.mark.parametrize("k", [2, 4])
+def test_accumulated_passes(k: int, clip: float | None, scaled: bool):
+    """At a rate of 0, so that the truth stands still; samples drawn with replacement."""
+    model, x, y = setting()
+    trace, signal = exact(model, x, y)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, enabled=scaled)
+    rng, b = torch.Generator().manual_seed(k), 8
+    options = {"budget": None, "track": False, "strict": True}
+    with lsa.watch(model, optimizer, scaler=scaler if scaled else None, **options) as watch:
+        for _ in range(300):
+            optimizer.zero_grad()
+            for _ in range(k):
+                some = torch.randint(N, (b,), generator=rng)
+                scaler.scale(F.cross_entropy(model(x[some]), y[some]) / k).backward()
+            if clip:
+                scaler.unscale_(optimizer)
+                nn.utils.clip_grad_norm_(model.parameters(), clip)
+            scaler.step(optimizer)
+            scaler.update()
+    rows = watch.rows
+    for name, truth in (("noise_trace", trace), ("gradient_squared", signal)):
+        values = np.array([row[name] for row in rows])
+        assert abs(values.mean() - truth) < 3.5 * values.std() / math.sqrt(len(values))
+    last = rows[-1]
+    assert last["noise_scale_low"] < last["noise_scale"] < last["noise_scale_high"]
+    inside = [
+        row["noise_scale_low"] <= trace / signal <= row["noise_scale_high"]
+        for row in rows[49::50]
+        if "noise_scale" in row
+    ]
+    assert sum(inside) >= len(inside) - 1
+
+
+def test_a_step_of_one_gradient_gives_none():
+    model, x, y = setting()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with lsa.watch(model, optimizer, budget=None, track=False, strict=True) as watch:
+        for _ in range(3):
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+    assert all("noise_trace" not in row for row in watch.rows)
+
+
+def test_the_probe_set_is_not_asked_again():
+    model, x, y = setting()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    options = {"batches": (x[:64], y[:64]), "every": 2, "measure": ["noise"], "strict": True}
+    with lsa.watch(model, optimizer, budget=None, track=False, **options) as watch:
+        for _ in range(4):
+            optimizer.zero_grad()
+            for part in (slice(0, 32), slice(32, 64)):
+                (F.cross_entropy(model(x[part]), y[part]) / 2).backward()
+            optimizer.step()
+    assert all("noise_trace" in row and "noise_trace_se_data" not in row for row in watch.rows)
+
+
+def test_estimates_are_unbiased_and_the_interval_covers():
+    """Gaussian gradients of a known noise scale, by simulation."""
+    rng = np.random.default_rng(0)
+    d, b, n, scale = 30, 4, 4, 40.0
+    G = np.ones(d) / math.sqrt(d)  # |G|² = 1, tr C = scale
+    inside, told, means = 0, 0, []
+    for _ in range(400):
+        seen: deque[tuple[float, float]] = deque(maxlen=50)
+        for _ in range(50):
+            a = G + math.sqrt(scale / d / b) * rng.standard_normal((n, d))
+            each, whole = float((a[0] ** 2).sum()), float((a.mean(0) ** 2).sum())
+            signal, trace = estimates(each, whole, n, b)
+            seen.append((trace, signal))
+        means.append(np.mean(list(seen), 0))
+        found = averaged(seen, n * b)
+        if found:
+            told += 1
+            inside += found["noise_scale_low"] <= scale <= found["noise_scale_high"]
+    trace, signal = np.array(means).T
+    assert abs(trace.mean() - scale) < 3 * trace.std() / math.sqrt(400)
+    assert abs(signal.mean() - 1) < 3 * signal.std() / math.sqrt(400)
+    assert told > 380
+    assert inside / told > 0.92
+
+
+def test_fieller_against_known_cases():
+    rng = torch.Generator().manual_seed(0)
+    under = 1 + 0.1 * torch.randn(40, generator=rng, dtype=torch.float64)
+    low, high = fieller(3 * under, under) or (0, 0)
+    assert low == pytest.approx(3) and high == pytest.approx(3)
+    assert fieller(under, under - 1) is None
+    assert fieller(under, -under) is None
