@@ -40,6 +40,22 @@ def check_kind(uri: str) -> None:
         )
 
 
+def check_registry(tracking: str, registry: str) -> None:
+    """Refuse a registry that could not register the checkpoints of the tracking store.
+
+    A server looks for a checkpoint in its own store; for a database, MLflow looks from here.
+
+    Raises:
+        InputError: It is a server, and not the tracking store's.
+    """
+    if registry.startswith("http") and canonical(registry) != canonical(tracking):
+        raise InputError(
+            f"the registry {shown(registry)} is a server that cannot register what is in the store "
+            f"{shown(tracking)}; unset MLFLOW_REGISTRY_URI, or set it to the store's address or a "
+            "database"
+        )
+
+
 def file_of(uri: str) -> Path | None:
     """The SQLite file of an address; None for any other store."""
     from sqlalchemy import make_url  # slow to import, and not needed for a server's address

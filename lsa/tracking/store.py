@@ -94,6 +94,7 @@ def client() -> mlflow.MlflowClient:
         address.check_kind(address_of)
         if address_of.startswith(DATABASES):
             _prepare(address_of)
+    address.check_registry(*addresses())
     return _Client()
 
 

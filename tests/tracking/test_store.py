@@ -122,3 +122,13 @@ def test_a_training_whose_checkpoint_somebody_deleted_is_trained_again(trained):
     again = train.train(project.load("tiny").recipe("sgd"), reuse=True)
     assert not again.reused and again.run_id != trained.run_id
     assert registry.fetch(again.checkpoint).epoch == 2
+
+
+def test_a_server_that_cannot_register_what_is_in_the_store_is_refused_before_a_training(workplace):
+    """It answers 500 for ever: it looks for the checkpoint in its own store."""
+    own = store.uri()
+    store.use(own, "http://127.0.0.1:9")
+    with pytest.raises(InputError, match=r"registry http://127\.0\.0\.1:9 is a server that cannot"):
+        train.train(project.load("tiny").recipe("sgd"))
+    store.use("http://LOCALHOST:5000/", "http://127.0.0.1:5000")
+    store.client()  # is one server by two addresses
