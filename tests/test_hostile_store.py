@@ -5,8 +5,10 @@ Every row is one run, checkpoint or version that somebody else has written besid
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
+import sqlite3
 from typing import Any
 
 import mlflow
@@ -159,3 +161,50 @@ def test_checkpoints_of_somebody_else_break_no_command(ours, capsys):
     assert capsys.readouterr().err.count("\n") == 1
     listed = [one.run_id for one in registered.listing("tiny")]
     assert listed.count(ours.run_id) == 1
+
+
+PLACES = {
+    "a bucket that wants a login": "s3://bucket/x",
+    "a service that is not there": "dbfs:/x",
+    "an address that is none": "http://[",
+    "a scheme that nobody knows": "junk:::",
+    "a zero byte": "file:///a\0b",
+    "a name longer than any": "file:///" + "x" * 5000,
+    "a host's file": "file://host/x",
+    "controls": "file:///nowhere\x9b31m",
+    "another folder": "file:///proc/1/root/tmp",
+    "nothing": "",
+}
+
+
+@pytest.mark.parametrize("place", PLACES.values(), ids=PLACES.keys())
+def test_files_that_a_run_says_to_be_anywhere_break_no_command(ours, capsys, place):
+    """Whoever makes an experiment says where the files of its runs are."""
+    with contextlib.closing(sqlite3.connect("mlflow.db")) as database, database:
+        client, key = store.client(), ours.tags["lsa.key"]
+        experiment = client.get_run(ours.run_id).info.experiment_id
+        tags = {"lsa.step": "lanczos", "project": "tiny", "seed": "0", "optimizer": "sgd"}
+        made = client.create_run(experiment, tags=tags | {"lsa.key": key}).info.run_id
+        client.set_terminated(made)
+        where = f"{place}/1/{made}/artifacts" if place else ""
+        statement = "update runs set artifact_uri = ? where run_uuid = ?"
+        database.execute(statement, (where, made))
+    commands = [["show", made], ["show", made, "--json"], ["compare", "tiny"], ["report", "tiny"]]
+    taken(capsys, *commands, ["checkpoints"], ["study", "tiny", "--dry-run"])
+    assert app.run(["doctor"]) in (0, 1)
+    assert "Traceback" not in capsys.readouterr().err
+    again = train.train(project.load("tiny").recipe("sgd"), reuse=True)
+    assert again.reused and again.run_id == ours.run_id
+    client.delete_run(made)
+
+
+def test_a_checkpoint_whose_files_are_said_to_be_anywhere_is_refused_in_one_line(ours, capsys):
+    client = store.client()
+    experiment = client.get_experiment_by_name("tiny").experiment_id
+    for place in PLACES.values():
+        made = client.create_logged_model(experiment, tags=CHECKPOINT)
+        with contextlib.closing(sqlite3.connect("mlflow.db")) as database, database:
+            statement = "update logged_models set artifact_location = ? where model_id = ?"
+            database.execute(statement, (place, made.model_id))
+        assert app.run(["lanczos", "--checkpoint", f"models:/{made.model_id}", "--k", "1"]) == 2
+        assert capsys.readouterr().err.count("\n") == 1

@@ -15,7 +15,7 @@ import psutil
 
 from lsa.runtime import failures, provenance, variables
 from lsa.runtime.errors import first_line, plain
-from lsa.tracking import address, late, mlflow_plugin, runs, spool, store
+from lsa.tracking import address, late, mlflow_plugin, runs, spool, store, stream
 
 LOOKED_AT = 200  # runs whose files are looked for
 MOVED = "if it was moved or copied, change the paths in its database as docs/moving.md says"
@@ -136,6 +136,7 @@ def _spool() -> Checked:
     waiting, damaged = spool.entries(), spool.damaged()
     for path in waiting:
         spool.read(path)  # raises what is damaged
+    waiting += stream.waiting()
     text = f"{len(waiting)} results in {spool.folder()} are measured and not logged"
     if damaged:
         names = ", ".join(path.name for path in damaged[:5]) + (", …" if len(damaged) > 5 else "")

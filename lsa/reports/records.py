@@ -73,7 +73,10 @@ def find(
 def run(done: Done) -> dict[str, Any]:
     """Everything about a run; its numbers with units and standard errors."""
     step = done.tags.get("lsa.step", "")
-    files = runs.files(done.run_id)
+    try:
+        files = runs.files(done.run_id)
+    except runs.Broken:  # nothing can be read where it says that they are
+        files = []
     units = _units(done.run_id, step, files)
     values = {**done.metrics, **runs.not_finite(done.tags)}
     return {

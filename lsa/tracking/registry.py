@@ -277,7 +277,9 @@ def fetch(address: str, *, device: str = "cpu", trusted: Sequence[str] = ()) -> 
                 model_id=known.model_id or "",
                 run_id=known.run_id or "",
             )
-    except (MlflowException, OSError) as error:
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:  # a version says where its files are: MLflow raises of any kind
         raise missing(address, error) from None
 
 

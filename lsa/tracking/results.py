@@ -10,13 +10,13 @@ from zipfile import BadZipFile
 
 import numpy as np
 from mlflow.artifacts import download_artifacts
-from mlflow.exceptions import MlflowException
 
 from lsa.probe import Probe, Result
 from lsa.runtime.errors import InputError, one_line
 from lsa.tracking import runs, store
 from lsa.tracking.checkpoint import Checkpoint
 from lsa.tracking.numbers import NOTE, flat, numbers
+from lsa.tracking.reading import reading
 from lsa.tracking.run import Run
 
 TRAIN = "train"
@@ -130,12 +130,7 @@ def _arrays(run_id: str, names: Collection[str]) -> dict[str, np.ndarray]:
 
 def _fetched(run_id: str, file: str, folder: str) -> str:
     """Path of a run's file, downloaded."""
-    try:
+    with reading(f"artifact {file} of run {run_id}"):
         return store.insist(
             lambda: download_artifacts(run_id=run_id, artifact_path=file, dst_path=folder)
         )
-    except (MlflowException, OSError) as error:
-        what = f"artifact {file} of run {run_id}"
-        if store.away(error):
-            raise InputError(f"cannot fetch {what}: {store.explained(error)}") from None
-        raise runs.Broken(f"{what} is not there; delete that run and measure again") from None

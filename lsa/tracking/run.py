@@ -20,6 +20,7 @@ from lsa.runtime.errors import InputError
 from lsa.tracking import attached, headlines, runs, spool, store
 from lsa.tracking.address import is_served
 from lsa.tracking.checkpoint import Checkpoint
+from lsa.tracking.numbers import taken
 from lsa.tracking.store import client, experiments, uri
 
 KIND = "custom_model_development"
@@ -82,7 +83,7 @@ class Run:
 
     def not_finite(self, values: Mapping[str, float]) -> None:
         """Log NaN and infinite numbers as tags, since MLflow's charts need finite metrics."""
-        self.tags({runs.NOT_FINITE + k: v for k, v in values.items() if not np.isfinite(v)})
+        self.tags({taken(runs.NOT_FINITE + k): v for k, v in values.items() if not np.isfinite(v)})
 
     def curve(self, name: str, values: np.ndarray, steps: np.ndarray | None = None) -> None:
         """Log one metric at whole-numbered steps, 0, 1, … unless given."""
@@ -204,7 +205,7 @@ def finite(
     """
     at: dict[str, Any] = {"timestamp": int(time.time() * 1000), "step": step, **where}
     return [
-        spool.LoggedMetric(key=key, value=float(value), **at)
+        spool.LoggedMetric(key=taken(key), value=float(value), **at)
         for key, value in values.items()
         if np.isfinite(value)
     ]

@@ -17,16 +17,13 @@ from lsa.runtime import documents, provenance
 from lsa.runtime.documents import whole_number
 from lsa.runtime.errors import InputError
 from lsa.tracking import store
+from lsa.tracking.reading import Broken, reading
 from lsa.tracking.store import client, experiments, quoted, shown, uri
 
 _LATEST = ["attributes.start_time DESC"]
 PAGE = 1000  # runs or models of one search
 PARAM = "lsa.param."  # + name of a parameter: a tag that holds its value, not as it was typed
 NOT_FINITE = "lsa.not_finite."  # + name of the metric: a tag that holds its value
-
-
-class Broken(InputError):
-    """A run does not hold what its step logs: others write into a store, and artifacts get lost."""
 
 
 @dataclass(frozen=True)
@@ -159,8 +156,13 @@ def deleted_trainings() -> set[str]:
 
 
 def files(run_id: str) -> list[str]:
-    """Names of a run's artifacts, those in folders left out."""
-    return [file.path for file in client().list_artifacts(run_id) if not file.is_dir]
+    """Names of a run's artifacts, those in folders left out.
+
+    Raises:
+        Broken: Nothing can be read where they are.
+    """
+    with reading(f"the list of files of run {run_id}"):
+        return [file.path for file in client().list_artifacts(run_id) if not file.is_dir]
 
 
 def read(run_id: str) -> Done:
@@ -204,21 +206,18 @@ def artifact(run_id: str, path: str, root: str = "") -> Any:
         InputError: The store does not answer.
     """
     name = f"artifact {path} of run {run_id}"
-    try:
+    with reading(name), tempfile.TemporaryDirectory() as scratch:
         root = root or client().get_run(run_id).info.artifact_uri or ""
         local = get_local_path_or_none(root)
         if local and Path(local, path).is_file():  # else MLflow would copy it first
-            return documents.read_json(Path(local, path), name)
-        with tempfile.TemporaryDirectory() as scratch:
+            file = Path(local, path)
+        else:
             source = f"{root}/{path}"
-            file = store.insist(lambda: download_artifacts(source, dst_path=scratch))
-            return documents.read_json(Path(file), name)
-    except (MlflowException, OSError) as error:
-        if store.away(error):
-            raise InputError(f"cannot fetch {name}: {store.explained(error)}") from None
-        raise Broken(f"{name} is not there ({error}); run its step again") from None
-    except InputError as error:
-        raise Broken(str(error)) from None
+            file = Path(store.insist(lambda: download_artifacts(source, dst_path=scratch)))
+        try:
+            return documents.read_json(file, name)
+        except InputError as error:
+            raise Broken(str(error)) from None
 
 
 # --- left open ------------------------------------------------------------------------------------

@@ -32,6 +32,7 @@ from mlflow.tracking.context.registry import resolve_tags
 from lsa.runtime import files, variables
 from lsa.runtime.errors import InputError, one_line
 from lsa.tracking import address, attached, spool, store
+from lsa.tracking.numbers import taken
 from lsa.tracking.run import BATCH, TOKEN
 
 log = logging.getLogger(__name__)
@@ -90,7 +91,7 @@ class Stream:
         """Have numbers logged at a step; those that are not finite are left out."""
         now = int(time.time() * 1000)
         lines = [
-            json.dumps([name, float(value), now, step])
+            json.dumps([taken(name), float(value), now, step])
             for name, value in values.items()
             if math.isfinite(value)
         ]
@@ -152,7 +153,7 @@ class Stream:
 def send(path: Path, about: dict[str, Any]) -> None:
     """Log all lines of a journal that the store does not have yet."""
     journal, marker = path / JOURNAL, path / SENT
-    start = int(marker.read_text()) if marker.exists() else 0
+    start = _sent(marker, journal)
     with journal.open("rb") as lines:
         lines.seek(start)
         new = lines.read()
@@ -167,6 +168,15 @@ def send(path: Path, about: dict[str, Any]) -> None:
         client().log_batch(about["run_id"], metrics=metrics[i : i + BATCH])
     with files.replaced(marker) as replaced:
         replaced.write_text(str(start + end))
+
+
+def _sent(marker: Path, journal: Path) -> int:
+    """How many bytes of a journal the store has; none where nobody knows, so that all is sent."""
+    try:
+        start = int(marker.read_text())
+        return start if 0 <= start <= journal.stat().st_size else 0
+    except (OSError, ValueError):
+        return 0
 
 
 def client() -> mlflow.MlflowClient:
@@ -217,7 +227,7 @@ def deliver() -> Iterator[tuple[str, str]]:
 def _delivered(path: Path) -> str:
     try:
         about = json.loads((path / ABOUT).read_text(encoding="utf-8"))
-        if address.canonical(to := str(about["store"])) != store.identity():
+        if address.canonical(to := about["store"]) != store.identity():
             return f"stays: it is for the store {to}"
         send(path, about)
         _finish(path, about)
@@ -225,8 +235,19 @@ def _delivered(path: Path) -> str:
         return f"run {about['run_id']}"
     except FAILED as error:
         return f"stays: {store.explained(error)}"
-    except (ValueError, KeyError, TypeError) as error:
-        return f"stays: it is damaged ({one_line(error)})"
+    except (LookupError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        return (
+            f"stays: it is kept in {spool.set_aside(path)}, since it is damaged ({one_line(error)})"
+        )
+
+
+def waiting() -> list[Path]:
+    """Folders of the streams that no process works on any more."""
+    left = []
+    for path in sorted(spool.folder().glob(f"*{spool.STREAM}")):
+        with contextlib.suppress(Timeout), FileLock(path / spool.LOCK).acquire(timeout=0):
+            left.append(path)
+    return left
 
 
 def _write(path: Path, about: Mapping[str, Any]) -> None:

@@ -9,13 +9,16 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import mlflow
 import pytest
 from mlflow.exceptions import MlflowException
+from mlflow.utils.validation import _validate_metric_name
 
-from lsa.tracking import spool, store, stream, sync
+from lsa.cli import examination
+from lsa.tracking import numbers, spool, store, stream, sync
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's and SQLAlchemy's own
 GONE = (
@@ -177,11 +180,107 @@ time.sleep(600)
     assert mlflow.MlflowClient().get_run(run_id).info.status == "KILLED"
 
 
-def test_a_damaged_stream_and_one_for_another_store_stay(workplace: Path):
-    for name, about in (("a", "{"), ("b", json.dumps({"store": "http://elsewhere:1"}))):
-        folder = spool.folder() / f"watch-{name}{spool.STREAM}"
-        folder.mkdir(parents=True)
-        (folder / stream.ABOUT).write_text(about)
-    said = [text for _, text in sync.sync()]
-    assert said[0].startswith("stays: it is damaged")
-    assert said[1] == "stays: it is for the store http://elsewhere:1"
+def change(**fields: object) -> Callable[[Path], object]:
+    def changed(path: Path) -> None:
+        about = json.loads((path / stream.ABOUT).read_text())
+        (path / stream.ABOUT).write_text(json.dumps(about | fields))
+
+    return changed
+
+
+def write(name: str, content: bytes) -> Callable[[Path], object]:
+    return lambda path: (path / name).write_bytes(content)
+
+
+LINE = b'["watch/a", 1.0, 1000, 1]\n'
+# What happens to a stream's folder → whether all that the others need is still there.
+DAMAGES = {
+    "about cut": (write(stream.ABOUT, b"{"), False),
+    "about no text": (write(stream.ABOUT, b"\xff\xfe"), False),
+    "about a list": (write(stream.ABOUT, b"[]"), False),
+    "about nested": (write(stream.ABOUT, b"[" * 100_000), False),
+    "no store": (change(store=None), False),
+    "a junk line": (write(stream.JOURNAL, b"junk\n" + LINE), False),
+    "a short line": (write(stream.JOURNAL, b"[1, 2]\n" + LINE), False),
+    "no text": (write(stream.JOURNAL, b"\x00\xff\n"), False),
+    "the last line cut": (lambda path: (path / stream.JOURNAL).open("ab").write(b'["wat'), True),
+    "junk for what is sent": (write(stream.SENT, b"x"), True),
+    "more sent than there is": (write(stream.SENT, b"999999"), True),
+    "less than nothing sent": (write(stream.SENT, b"-5"), True),
+}
+
+
+@pytest.mark.parametrize(("damage", "whole"), DAMAGES.values(), ids=DAMAGES.keys())
+def test_a_damaged_stream_is_set_aside_and_the_others_delivered(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, damage, whole, caplog
+):
+    away = Away(monkeypatch)
+    for name in ("damaged", "other"):
+        opened = stream.Stream(name)
+        opened.put({"watch/a": 1.0}, 1)
+        opened.close()
+    away.there = True
+    damage(next(spool.folder().glob("damaged*")))
+    (checked,) = [one for one in examination.examine() if one.what == "spool"]
+    assert checked.state == "warning" and checked.found.startswith("2 results in")
+    (_, said), (_, other) = sync.sync()
+    assert logged(other.removeprefix("run "), "watch/a") == [(1, 1.0)]
+    if whole:
+        assert logged(said.removeprefix("run "), "watch/a") == [(1, 1.0)]
+        return
+    assert said.startswith("stays: it is kept in .lsa/spool/damaged/damaged-") and "since" in said
+    assert list(sync.sync()) == []
+    (checked,) = [one for one in examination.examine() if one.what == "spool"]
+    assert "1 damaged entries are kept in .lsa/spool/damaged" in checked.found
+
+
+def test_a_stream_for_another_store_stays(workplace: Path):
+    folder = spool.folder() / f"watch{spool.STREAM}"
+    folder.mkdir(parents=True)
+    (folder / stream.ABOUT).write_text(json.dumps({"store": "http://elsewhere:1"}))
+    ((_, said),) = sync.sync()
+    assert said == "stays: it is for the store http://elsewhere:1"
+
+
+NAMES = [
+    "a@b",
+    "λ_1",
+    "a b:c",
+    "x" * 300,
+    "a/b",
+    "a/..",
+    "a//b",
+    "/a",
+    "a\nb",
+    "50%",
+    "é" * 251,
+    "",
+]
+
+
+def test_a_name_that_mlflow_refuses_keeps_no_number_back(workplace: Path):
+    """A network's own names stand in names of metrics: those of a ModuleDict may be any text."""
+    opened = stream.Stream("watch")
+    for i, name in enumerate(NAMES):
+        opened.put({f"watch/{name}": float(i)}, 1)
+    opened.put({"watch/last": 3.0}, 1)
+    opened.close()
+    (run,) = mlflow.MlflowClient().search_runs(store.experiments())
+    assert run.info.status == "FINISHED" and run.data.metrics["watch/last"] == 3.0
+    assert sorted(run.data.metrics.values()) == sorted([*map(float, range(len(NAMES))), 3.0])
+    for name in ("λ_1", "a b:c", "a/b"):  # as they are
+        assert f"watch/{name}" in run.data.metrics
+
+
+def test_each_name_is_taken_once_and_no_more_changed_than_must_be():
+    changed = [numbers.taken(name) for name in NAMES]
+    for name, taken in zip(NAMES, changed, strict=True):
+        _validate_metric_name(taken)  # MLflow's own rule
+        assert len(taken) <= 250 and numbers.taken(taken) == taken
+        try:
+            _validate_metric_name(name)
+        except MlflowException:
+            assert taken != name
+        else:
+            assert taken == name or not name or len(name) > 250
+    assert len(set(changed)) == len(NAMES)
