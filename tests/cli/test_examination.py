@@ -15,9 +15,9 @@ import pytest
 from processes import forked
 
 import lsa
-from lsa.cli import app, doctor, examination
+from lsa.cli import app, examination
 from lsa.runtime import provenance
-from lsa.tracking import runs, store
+from lsa.tracking import runs, settings, store
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's and SQLAlchemy's own
 Usage = namedtuple("Usage", "total used free")
@@ -26,8 +26,8 @@ Usage = namedtuple("Usage", "total used free")
 @pytest.fixture(autouse=True)
 def patience(monkeypatch):
     """The command sets these for its process."""
-    for name, value in doctor.PATIENCE.items():
-        monkeypatch.setenv(name, value)
+    monkeypatch.setenv(settings.RETRIES, "1")
+    monkeypatch.setenv(settings.TIMEOUT, "10")
 
 
 def looked(**options) -> dict[str, examination.Checked]:
