@@ -208,7 +208,7 @@ class Batched:
     # --- other data ------------------------------------------------------------------------------
 
     def subset(self, indices: Tensor, network: Network) -> Batched:
-        """Some of the units. A batch that holds one is computed whole."""
+        """Some of the units. Every batch that contains one of them is computed in full."""
         self.count(network)
         other = copy.copy(self)
         other.batches = self.batches.subset(indices)
@@ -219,15 +219,15 @@ class Batched:
         return Batched(Batches(source, self.batches.device), self._objective, self._draws)
 
     def few(self, network: Network, n: int) -> Part:
-        """The first batch, as a part; as many samples as it has."""
+        """The first batch, whatever its number of samples."""
         return next(iter(self.parts(network)))
 
     def blocks(self, network: Network, size: int) -> Iterator[tuple[Part, int]]:
-        """The batches, which hold as many samples as they do, and these numbers."""
+        """Each batch and its number of samples."""
         return ((part, part.samples) for part in self.parts(network))
 
     def total(self, value: Tensor, n: int | None = None) -> Tensor:
-        """A sum over all batches: as it is, since one process computes them."""
+        """The sum over all batches, unchanged: one process computes all of them."""
         return value
 
     def gathered(self, values: Tensor, n: int | None = None) -> Tensor:

@@ -102,7 +102,7 @@ class Batches:
             raise InputError("there is no batch; give at least one, from every reading")
 
     def _same(self, index: int, mark: tuple) -> Count:
-        """The count of a batch, which must be the one that was counted."""
+        """The count of a batch, checked against the first pass over the batches."""
         if index >= len(self.counts):
             raise InputError(self._other(f"more than {len(self.counts)} batches"))
         if mark != self.counts[index].fingerprint:
@@ -168,7 +168,7 @@ def cloned(content: Any) -> Any:
 
 
 def fingerprint(content: Any) -> tuple:
-    """What tells a batch from another one: shapes, and a weighted sum of each tensor's numbers."""
+    """A fingerprint of a batch: shapes, and a weighted sum of each tensor's numbers."""
     marks = []
     tensors = tree_leaves(moved(content, torch.device("cpu")))
     for leaf in (dense for tensor in tensors for dense in _dense(tensor)):

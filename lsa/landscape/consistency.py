@@ -38,7 +38,7 @@ _known: WeakKeyDictionary[Landscape, dict[bytes, tuple[str, ...]]] = WeakKeyDict
 
 
 def notes(landscape: Landscape, theta: Tensor) -> tuple[str, ...]:
-    """What is off with a landscape at θ, one plain line each; asked once in a process.
+    """Faults of a landscape at θ, one line each; checked once in a process for each θ.
 
     Nothing where θ is none of the landscape's, or not finite: the probe itself will say so.
 

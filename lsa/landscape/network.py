@@ -152,7 +152,7 @@ class Network:
             return self(x)
 
     def evaluated(self, function: Callable[[], Any]) -> Any:
-        """What a function of the network gives; with gradients on, where it takes some itself.
+        """Call a function of the network, with gradients on where it differentiates itself.
 
         By its inputs (a physics-informed loss), or by its parameters (a step of an inner training).
         """
@@ -181,7 +181,7 @@ class Network:
 
     @torch.inference_mode(False)
     def flat(self) -> Tensor:
-        """θ of the network as it is, a detached copy `(d,)`; in float32 where it is in half."""
+        """The network's present θ `(d,)`, a detached copy; half precision becomes float32."""
         parts = [p.detach().reshape(-1) for p in self._parameters]
         return torch.cat([p.float() if p.dtype in HALF else p for p in parts])
 

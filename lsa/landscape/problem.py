@@ -113,12 +113,12 @@ class Problem:
 
     @property
     def model(self) -> nn.Module:
-        """The network, at the parameters that it came with."""
+        """The network, with the parameters that it was given with."""
         return self.network.model
 
     @property
     def theta(self) -> Tensor:
-        """θ of the network as it came, `(d,)`, on the device of the data."""
+        """The θ `(d,)` that the network was given with, on the device of the data."""
         return self.network.flat().to(self.device)
 
     @property
@@ -144,7 +144,7 @@ class Problem:
 
     @property
     def device(self) -> torch.device:
-        """Where the data are computed."""
+        """The device on which the data are computed."""
         data = self.data
         return data.device if isinstance(data, Samples) else data.batches.device
 

@@ -64,7 +64,7 @@ def symmetries(landscape: Landscape, theta: Tensor) -> Symmetries:
 
 
 def recorded(landscape: Landscape, theta: Tensor) -> Dataflow:
-    """What one forward pass shows; its graph is kept."""
+    """A recording of one forward pass, with its graph."""
     theta = theta.detach().requires_grad_()
     shapes = {name: tuple(t.shape) for name, t in landscape.unflatten(theta).items()}
     flow = Dataflow(landscape.model, theta, shapes)

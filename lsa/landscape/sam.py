@@ -21,7 +21,7 @@ def ascent(slope: Tensor, radius: float) -> Tensor | None:
 def turning(
     landscape: Landscape, theta: Tensor, scale: Tensor, radius: float, step: Tensor
 ) -> Tensor:
-    """What sample i adds to the rise of the step e by turning it, `(N,)`.
+    """Influence `(N,)` of each sample on SAM's rise, as far as it turns the step e.
 
     e = ρu with u = Tg/|Tg|, so de = ρ (I − uuᵀ) T dg/|Tg|, and the rise changes by ∇L(θ + Te)·T de.
 

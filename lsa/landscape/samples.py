@@ -101,11 +101,11 @@ class Samples:
         return replace(self, x=self.x[indices], y=self.y[indices])
 
     def other(self, x: Tensor, y: Tensor) -> Samples:
-        """Other samples with the same loss, which is not tried again."""
+        """Other samples with the same loss, without checking again how it weighs them."""
         return replace(self, x=x, y=y)
 
     def anew(self, x: Tensor, y: Tensor, chunk: int) -> Samples:
-        """Other samples, on which the same loss is tried again where it is not known."""
+        """Other samples with the same loss; how it weighs them is checked again unless known."""
         return replace(self, x=x, y=y, chunk=chunk, how=None)
 
     def in_chunks(self, chunk: int) -> Samples:
@@ -117,7 +117,7 @@ class Samples:
         return replace(self, chunk=self.n)
 
     def double(self) -> Samples:
-        """The same in float64."""
+        """The same samples and loss in float64."""
         x, y = (t.double() if t.is_floating_point() else t for t in (self.x, self.y))
         loss = self.loss
         if isinstance(loss, torch.nn.Module):  # whose weights are tensors of their own precision

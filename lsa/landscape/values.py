@@ -125,7 +125,7 @@ def misclassified(outputs: Tensor, y: Tensor) -> Tensor | None:
 
 
 class Rows:
-    """What parts give of their samples, in one tensor that doubles where it is full.
+    """Per-sample values of all parts, in one tensor that doubles when it is full.
 
     Many small tensors, kept between large ones that come and go, would scatter the memory: a
     stream of 200 batches then took a third more than one of two.
@@ -136,7 +136,7 @@ class Rows:
         self._n = 0
 
     def add(self, rows: Tensor | None) -> None:
-        """Take the rows of one part; None where nothing is known of it."""
+        """Append the rows of one part; None for a part without values."""
         if rows is None:
             return
         rows = rows.detach()  # a network that takes gradients itself leaves a graph

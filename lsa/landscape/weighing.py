@@ -47,7 +47,7 @@ def given(loss: Loss, outputs: Any) -> Any:
 
 
 def rows(tree: Any, which: Any, n: int) -> Any:
-    """Some of n samples of a pytree of `(n, …)`; what is for all samples stays as it is."""
+    """Some of the n samples of a pytree `(n, …)`; values shared by all samples are kept."""
     return tree_map(lambda t: t[which] if _has(t, n) else t, tree)
 
 

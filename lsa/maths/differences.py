@@ -151,7 +151,7 @@ class Differences:
 
     @property
     def sigma(self) -> float:
-        """The rounding of a value: what a change of θ in its last place makes of it."""
+        """Rounding error of a value: how far it changes when θ changes in its last digit."""
         if self._sigma is None:
             theta = self._theta
             up = self._space.signs(theta, torch.Generator().manual_seed(0)) > 0

@@ -173,7 +173,7 @@ class Probe:
 
     @property
     def optional(self) -> dict[str, Any]:
-        """Inputs that it can do without, and what they are then."""
+        """The optional inputs, with their defaults."""
         own = self.__signature__.parameters
         return {
             n: own[n].default for n in self.inputs if own[n].default is not inspect.Parameter.empty
@@ -186,7 +186,7 @@ class Probe:
 
     @property
     def most(self) -> int:
-        """How many checkpoints it takes at most; fewer only where it has the input `others`."""
+        """Most checkpoints that the probe takes; fewer are allowed only with the input `others`."""
         return 3 if "others" in self.inputs else 1 + self.pair
 
     @property

@@ -224,6 +224,6 @@ _render: Callable[[Result], str | None] = _no_page
 
 
 def show_with(render: Callable[[Result], str]) -> None:
-    """Set what a notebook shows of a result; figures lie above this module, so they say it."""
+    """Set the renderer for notebooks. The figures lie above this module, so they register it."""
     global _render
     _render = render

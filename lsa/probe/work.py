@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Sizes:
-    """How large a problem is, for saying what a probe will cost."""
+    """Size of a problem, from which a probe's cost is predicted."""
 
     dimension: int  # parameters
     samples: int  # of the landscape

@@ -48,7 +48,7 @@ class Measurement:
 
     @property
     def converged(self) -> bool:
-        """Whether it came to the end that it was to come to."""
+        """Whether the step converged."""
         return self.done.metrics.get(f"{self.step}/converged", 1.0) == 1.0
 
 

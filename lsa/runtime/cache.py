@@ -17,7 +17,7 @@ def cache_folder() -> Path:
 
 
 def keep(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file of the cache, of which another process sees all or nothing.
+    """Write a file of the cache. Other processes see the complete file or none.
 
     Where the folder cannot be written, nothing is kept.
     """

@@ -42,7 +42,7 @@ def read_json(path: Path, name: str = "") -> Any:
 
 
 def parse_json(text: str, name: str) -> Any:
-    """What a JSON text says.
+    """The value of a JSON text.
 
     Raises:
         InputError: No JSON, or nested too deeply.
@@ -89,7 +89,7 @@ def read_yaml(path: Path) -> Any:
 
 
 def parse_yaml(text: str, name: str) -> Any:
-    """What a YAML text says.
+    """The value of a YAML text.
 
     Raises:
         InputError: It is no YAML, or is beyond the bounds.

@@ -24,7 +24,7 @@ DISTRIBUTIONS = {"lsa": "loss-landscape-analysis"}  # on PyPI, where lsa is anot
 
 @lru_cache(maxsize=1)
 def versions() -> Mapping[str, str]:
-    """Versions of what computes the numbers."""
+    """Versions of Python, lsa and the libraries that compute the numbers."""
     known = {"python": platform.python_version()}
     for package in ("lsa", "torch", "torchvision", "numpy", "scipy", "mlflow"):
         try:

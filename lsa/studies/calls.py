@@ -31,7 +31,7 @@ class Call:
 
     @property
     def label(self) -> str:
-        """What it is called in lists and messages."""
+        """Name of the call in lists and messages."""
         given = [f"{k}={v}" for k, v in self.options.items()] if self.step == TRAIN else []
         seeds = " – ".join(map(str, dict.fromkeys(self.seeds)))
         return " ".join([self.step, " – ".join(self.optimizers), f"seed {seeds}", *given])
@@ -68,7 +68,7 @@ class Call:
 
 
 def perform(call: Call, *trained: Result) -> Result:
-    """Run a call, or find that it has been run; its result without arrays.
+    """Run a call, or read its finished run; returns the result without arrays.
 
     Args:
         call: What to run.

@@ -30,7 +30,7 @@ Stored = Mapping[str, Any]  # a probe's result as JSON
 
 @dataclass(frozen=True)
 class Pair:
-    """What was measured between two checkpoints, by their numbers."""
+    """Measurements between two checkpoints, which are given by their numbers."""
 
     a: int
     b: int

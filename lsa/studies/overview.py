@@ -14,7 +14,7 @@ from lsa.tracking import descriptions, headlines
 
 
 def bring_up(setting: Project, study: str = "") -> None:
-    """Have the trainings' runs and checkpoints show what was measured of them, and be described.
+    """Bring numbers and descriptions on the trainings' runs and checkpoints up to date.
 
     Probes put their numbers there themselves; here follow those of reused steps, of earlier
     versions, and of pairs whose largest is no longer what it was.

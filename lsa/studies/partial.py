@@ -29,7 +29,7 @@ class Numbers(UserDict[str, list[float]]):
 
 @contextlib.contextmanager
 def numbers(step: str) -> Iterator[Numbers]:
-    """What an interrupted run of a step had computed; gone once it has finished.
+    """Numbers that an interrupted run of a step computed; deleted once the step has finished.
 
     Args:
         step: Names the step and its store, as `store.step_name` does.

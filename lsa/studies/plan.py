@@ -34,7 +34,7 @@ class Planned:
 
     @property
     def label(self) -> str:
-        """What it is called in lists."""
+        """Name of the step in lists."""
         return f"{self.step} {' – '.join(self.optimizers)} seed {self.seed}"
 
 

@@ -22,7 +22,7 @@ def redirect(sink: Sink | None) -> None:
 
 @contextlib.contextmanager
 def titled(title: str) -> Iterator[None]:
-    """Name what is reported inside by this title."""
+    """Show progress reported within the block under this title."""
     global _title
     before, _title = _title, title
     try:

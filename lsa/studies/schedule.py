@@ -47,7 +47,7 @@ class Study:
         self._running: dict[Future, Handle] = {}
 
     def step(self, name: str, *inputs: Handle, **options: Any) -> Handle:
-        """Ask for a step; it starts when its inputs are there and a worker is free.
+        """Add a step. It starts when its inputs have finished and a worker is free.
 
         Args:
             name: `train`, a probe, or `trajectory.<probe>`.
@@ -203,12 +203,12 @@ class Study:
 
     @property
     def unlogged(self) -> list[Handle]:
-        """What is measured and waits in the spool."""
+        """Steps that are measured and wait in the spool."""
         return [handle for handle in self.handles if handle.state == "unlogged"]
 
     @property
     def failures(self) -> list[Handle]:
-        """What failed, without what was skipped because of it."""
+        """Steps that failed, without those skipped because of them."""
         return [handle for handle in self.handles if handle.state == "failed"]
 
 

@@ -118,7 +118,7 @@ def _present(done: Result) -> Result:
 
 
 def step_tags(step: str, recipe: Recipe) -> dict[str, Any]:
-    """What a step's run is found by."""
+    """Tags by which a step's run is found."""
     return {
         "lsa.step": step,
         "project": recipe.project,

@@ -10,7 +10,7 @@ from lsa.studies.progress import Minute, Whole
 
 
 class View(Protocol):
-    """Told what happens in a study."""
+    """Shows the progress of a study."""
 
     def progress(self, title: str, done: int, total: int, text: str) -> None:
         """A running step has come so far."""

@@ -124,7 +124,7 @@ def canonical(uri: str) -> str:
 
 
 def step_name(uri: str, key: str) -> str:
-    """File name of what belongs to a step of a store: 32 characters.
+    """File name for a step of a store: a hash of 32 characters.
 
     Two stores may be used from one folder, and the same step is then another step.
 

@@ -82,7 +82,7 @@ class Checkpoint:
 
     @property
     def is_last(self) -> bool:
-        """Whether it is what its training ended in, and not one on the way."""
+        """Whether this is the training's last checkpoint."""
         ended = bool(self.recipe.origin) or self.epoch == self.recipe.train.epochs
         return ended and bool(self.run_id)
 
@@ -169,7 +169,7 @@ class Checkpoint:
 
     @property
     def has_optimizer(self) -> bool:
-        """Whether it was registered with its optimizer, or trained by lsa."""
+        """Whether the checkpoint has an optimizer: registered with one, or trained by lsa."""
         return bool(self.optimizer_state) or self.recipe.rule.name != ELSEWHERE
 
     @_computed

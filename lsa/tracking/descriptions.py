@@ -15,7 +15,7 @@ TRAININGS = "workflowType=machine_learning&searchFilter=" + quote("tags.`lsa.ste
 
 
 def links(experiment: str, study: str) -> str:
-    """Where report and explorer are, and the trainings with all their numbers in one list."""
+    """Links to the report, the explorer and the list of trainings with all their numbers."""
     root = f"#/experiments/{experiment}"
     made = f"{root}/runs/{study}/artifacts"
     report = f"[Report]({made}/report.html) · [Explorer]({made}/explorer.html) · " if study else ""

@@ -57,7 +57,7 @@ def _lower_host(header: tuple[bytes, bytes]) -> tuple[bytes, bytes]:
 
 
 def refusal(method: str, path: str) -> str:
-    """Why a request is refused, by its path; empty where it is not."""
+    """Reason for refusing a request's path; empty for an allowed one."""
     if "/mlflow/assistant" in path:
         return "the assistant is off: it would run commands on the server's machine"
     if TRACES.fullmatch(f"{method} {path}"):

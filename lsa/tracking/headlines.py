@@ -50,7 +50,7 @@ def unless_deleted(run_id: str, write: Callable[[], object]) -> None:
 
 
 def worse(metrics: Sequence[LoggedMetric], known: Mapping[str, float]) -> list[LoggedMetric]:
-    """Of a pair's numbers those that exceed the known ones, with their errors."""
+    """Numbers of a pair that exceed those logged so far, with their errors."""
     higher = {
         one["key"]
         for one in metrics

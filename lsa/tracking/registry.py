@@ -37,7 +37,7 @@ SHA256 = "lsa.sha256"  # tag of a logged model: of its checkpoint's content
 
 @dataclass(frozen=True)
 class About:
-    """What is logged of a checkpoint in a spool entry, beside its files."""
+    """Metadata of a checkpoint in a spool entry, logged with its files."""
 
     name: str
     register: str | None  # name under which it is registered, if it is

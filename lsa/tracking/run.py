@@ -48,7 +48,7 @@ class Run:
 
     @property
     def id(self) -> str:
-        """Its ID; empty until the store has given it one."""
+        """The run's ID; empty until the store has made the run."""
         return self._content.run_id
 
     # --- what it logs -----------------------------------------------------------------------------
@@ -128,7 +128,7 @@ class Run:
     # --- into the store ---------------------------------------------------------------------------
 
     def attempt(self, send: Callable[[Run], None] | None = None) -> None:
-        """Send what there is so far, unless the store does not answer: the rest goes later."""
+        """Send everything logged so far; if the store does not answer, the rest is sent later."""
         store.ask(lambda: (send or Run.send)(self), None)
 
     def send(self) -> None:
@@ -253,7 +253,7 @@ def _experiment(name: str) -> str:
 
 
 def experiment_named(name: str) -> str:
-    """The experiment of a name, made where there is none.
+    """ID of the experiment with a name; made if there is none.
 
     Raises:
         InputError: It is deleted.

@@ -112,7 +112,7 @@ def newest(count: int) -> list[Done]:
 
 
 def folder(done: Done) -> Path | None:
-    """Where a run's artifacts are on this machine; None where a server or a bucket has them."""
+    """Folder of a run's artifacts on this machine; None if a server or a bucket holds them."""
     place = get_local_path_or_none(done.artifacts)
     return Path(place) if place else None
 
@@ -126,7 +126,7 @@ def newest_on(training: str, step: str) -> Done | None:
 
 
 def is_deleted(run_id: str | None) -> bool:
-    """Whether a run was deleted, for the time being or for good; not so where there is none."""
+    """Whether a run was deleted, restorably or for good; False for an ID without a run."""
     if run_id is None:
         return False
     try:

@@ -90,7 +90,7 @@ class Entry:
         self._lock = FileLock(path / LOCK)  # held while its process measures
 
     def file(self, name: str) -> Path:
-        """Where an artifact of that name is to be written."""
+        """Path at which to write an artifact of that name."""
         path = self.path / FILES / name
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
@@ -258,7 +258,7 @@ def read(path: Path) -> Entry:
 
 
 def set_aside(path: Path) -> Path:
-    """Move an entry that cannot be delivered where nothing looks for entries; its new folder."""
+    """Move an entry that cannot be delivered out of the spool; returns its new folder."""
     target = folder() / DAMAGED / path.name
     target.parent.mkdir(exist_ok=True)
     return path.replace(target)

@@ -69,7 +69,7 @@ def addresses() -> tuple[str, str]:
 
 
 def where() -> str:
-    """The address of the store as it is shown, and the registry's where that is another."""
+    """The store's address for messages, with the registry's if it is another."""
     tracking, registered = addresses()
     apart = address.canonical(tracking) != address.canonical(registered)
     return shown(tracking) + (f" with the registry {shown(registered)}" if apart else "")
@@ -150,7 +150,7 @@ def _no_stray_folder(uri: str) -> Iterator[None]:
 
 
 def make_whole(path: Path, artifacts: str | None = None) -> None:
-    """A new SQLite store, there only when it is complete.
+    """Make a SQLite store. Its file appears only when it is complete.
 
     MLflow cannot open one whose making was cut short, nor finish it.
 
@@ -249,7 +249,7 @@ def _texts(error: BaseException) -> str:
 
 
 def insist(act: Callable[[], T], tries: int = TRIES) -> T:
-    """Call a repeatable request, and again where its answer was cut off or lost."""
+    """Make a repeatable request; repeat it if its answer was cut off or lost."""
     for _ in range(tries - 1):
         try:
             return act()

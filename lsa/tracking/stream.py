@@ -84,7 +84,7 @@ class Stream:
 
     @property
     def run_id(self) -> str:
-        """The run; empty until one of its own is made."""
+        """ID of the run; empty until the stream has made one."""
         return self._about["run_id"]
 
     def put(self, values: Mapping[str, float], step: int) -> None:
@@ -100,7 +100,7 @@ class Stream:
             self._journal.flush()
 
     def file(self, name: str) -> Path:
-        """Where a file is to be written that becomes an artifact when the stream is closed."""
+        """Path at which to write a file; it becomes an artifact when the stream is closed."""
         path = self.path / FILES / name
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
@@ -214,7 +214,7 @@ def _finish(path: Path, about: Mapping[str, Any]) -> None:
 
 
 def deliver() -> Iterator[tuple[str, str]]:
-    """Send what is left of all streams for the store in use that no process works on any more.
+    """Send the rest of every abandoned stream that is for the store in use.
 
     Yields:
         A stream's name, and what became of it.

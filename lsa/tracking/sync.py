@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 
 
 def deliver(entry: spool.Entry) -> str | None:
-    """Have a whole entry in the store as one finished run, and remove it from the spool.
+    """Log a complete entry as one finished run, and remove it from the spool.
 
     A run that was begun for it, by its step or by a delivery that was cut short, is taken up again.
 

@@ -34,7 +34,7 @@ LIMITS = (
 
 @dataclass(frozen=True)
 class Settings:
-    """What the user has fixed for all landscapes of this process; None where a rule decides."""
+    """The user's settings for all landscapes of this process; None leaves the choice to a rule."""
 
     chunk: int | None = None  # samples per pass
     memory: int | None = None  # bytes that graphs may hold from one product to the next
@@ -111,14 +111,14 @@ def cache_size(model: nn.Module, x: Tensor) -> int:
 
 
 def convolves(model: nn.Module) -> bool:
-    """Whether a network has kernels, to which it matters how images lie."""
+    """Whether a network has convolutions, whose speed depends on the memory layout of images."""
     return any(p.ndim > 2 for p in model.parameters())
 
 
 def image_layout(
     model: nn.Module, x: Tensor, layout: str | None = None
 ) -> torch.memory_format | None:
-    """How inputs of a network shall lie: images that it convolves in a layout of `LAYOUTS`.
+    """Memory layout for a network's inputs: one of `LAYOUTS` for images that it convolves.
 
     Default is the process's setting, else `channels_last`: with contiguous images an epoch of
     simple_cnn takes a Xeon 1.3 times as long, most of it in max pooling. None: as they are.
@@ -129,7 +129,7 @@ def image_layout(
 
 
 def laid_out(x: Tensor, layout: torch.memory_format | None) -> Tensor:
-    """Inputs in a layout, copied only where they lie otherwise."""
+    """Inputs in a memory layout, copied only if they are in another."""
     return x if layout is None else x.contiguous(memory_format=layout)
 
 

@@ -54,7 +54,7 @@ class _MaxPool(Function):
 
 
 class _Unpool(Function):
-    """g put back where the choice was made; linear in g, and x gives but its shape."""
+    """Gradient of max pooling: g at the chosen inputs, zero elsewhere. x gives only its shape."""
 
     @staticmethod
     def forward(ctx: Any, g: Tensor, x: Tensor, chosen: Tensor, window: tuple) -> Tensor:
@@ -103,7 +103,7 @@ class _Rectifier(Function):
 
 
 class _Gate(Function):
-    """g where y > 0, else 0: its own gradient by g, and constant in y."""
+    """g where y > 0, else 0. The gradient by g is the same map; y counts as constant."""
 
     @staticmethod
     def forward(ctx: Any, g: Tensor, y: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ def cross_entropy(z: Tensor, y: Tensor, ignored: int) -> Tensor:
 
 
 def of_hidden(h: Tensor, w: Tensor, y: Tensor, ignored: int = -100) -> Tensor:
-    """The same `(n,)` for logits h Wᵀ, which are never all held: h `(n, width)`, W `(C, width)`.
+    """Cross entropy `(n,)` of logits h Wᵀ in blocks of rows: h `(n, width)`, W `(C, width)`.
 
     Differentiable twice.
     """

@@ -163,7 +163,7 @@ class Factors:
         return self.operation.gradients(self.a, self.delta)
 
     def gram(self) -> Tensor | None:
-        """Their products with each other `(n, n)`; None where samples have several positions."""
+        """Products gᵢ·gⱼ `(n, n)` of the gradients; None where samples have several positions."""
         if not isinstance(self.operation, Linear) or self.a.ndim != 2:
             return None
         return (self.a @ self.a.T) * (self.delta @ self.delta.T)

@@ -18,7 +18,7 @@ Function = Callable[..., Any]  # of tensors, to a tensor or a tuple of tensors
 
 
 def replayed(function: Function, device: torch.device) -> Function:
-    """The same function, replayed on a GPU from the third call with tensors of one shape.
+    """A function as a CUDA graph, replayed from the third call with tensors of one shape.
 
     It must be a fixed function of its arguments: what Python decides within it is decided once. One
     that asks the GPU for a number cannot be recorded, and runs as it is. All calls run on one

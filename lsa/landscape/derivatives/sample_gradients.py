@@ -66,7 +66,7 @@ def one_by_one(losses: Losses, theta: Tensor) -> SampleGradients:
 
 
 def rows_one_by_one(losses: Losses, theta: Tensor, size: int) -> Iterator[Tensor]:
-    """The same in blocks of at most `size` rows `(n, d)`."""
+    """Like `one_by_one`, in blocks of at most `size` rows `(n, d)`."""
     t = theta.detach().requires_grad_()
     with torch.enable_grad():
         values = losses(t)

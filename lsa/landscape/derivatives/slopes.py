@@ -39,7 +39,7 @@ def by_layers(both: Both, theta: Tensor, u: Tensor) -> tuple[Tensor, Any, Tensor
 
 
 def by_any_way(both: Both, theta: Tensor, u: Tensor) -> tuple[Tensor, Any, Tensor]:
-    """By forward mode; where an operation lacks it through a graph; else by single gradients."""
+    """Slopes by forward mode; where an operation lacks it, by a graph; else by single gradients."""
     try:
         return by_forward_mode(both, theta, u)
     except torch.OutOfMemoryError:

@@ -9,7 +9,7 @@ import torch
 
 @dataclass
 class Wanted:
-    """Whether the gradient by the parameters is wanted itself, and by what it is differentiated.
+    """Whether the gradient by the parameters is used itself, and what it is differentiated by.
 
     Both hold once the forward pass has ended: a network may take derivatives of its own within it.
     """

@@ -44,7 +44,7 @@ class Matching:
 
 
 def identity_permutations(spec: PermutationSpec) -> Permutations:
-    """Every unit where it is."""
+    """The permutations that leave every unit in its place."""
     return {group: torch.arange(n) for group, n in spec.sizes.items()}
 
 

@@ -41,7 +41,7 @@ DRAXLER_2018 = (
 
 @dataclass(frozen=True)
 class CycleResult:
-    """What one cycle did."""
+    """The result of one relaxation cycle."""
 
     lr: float
     pivots: int
@@ -54,7 +54,7 @@ class CycleResult:
 
 @dataclass(frozen=True)
 class MinimumEnergyPath:
-    """The lowest path seen, by the maximum of its dense energies, and how it came about."""
+    """The path with the lowest maximum of its dense energies, and how it was found."""
 
     pivots: Tensor  # (P, d)
     alphas: Tensor  # (M,) fraction of arc length, 0 at a and 1 at b

@@ -32,7 +32,7 @@ Matvec = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Top:
-    """The largest eigenvalue as far as it is known."""
+    """An estimate of the largest eigenvalue."""
 
     value: float  # Ritz value: the largest eigenvalue is not below it
     residual: float  # ‖A y − θ y‖, or how far the runner-up may rise above θ, if that is more

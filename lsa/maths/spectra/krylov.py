@@ -197,7 +197,7 @@ class Krylov:
         return True
 
     def put_first(self, which: int) -> None:
-        """Let a waiting row be the next to be multiplied; −1 is the one appended last."""
+        """Move a waiting row to the front of the queue; −1 is the row appended last."""
         order = list(range(self.done, self.count))
         order.insert(0, order.pop(which))
         self.V[self.done : self.count] = self.V[order]

@@ -41,7 +41,7 @@ class Search:
 
     @property
     def converged(self) -> bool:
-        """Whether every wanted pair has."""
+        """Whether every wanted pair has converged."""
         return bool(self.good.all())
 
     @property

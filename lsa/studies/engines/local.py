@@ -23,7 +23,7 @@ PATIENCE = 20.0  # seconds that a stopped worker has for ending its run
 
 
 class Engine(Protocol):
-    """Where steps run. A future among a call's arguments stands for its result."""
+    """Runs steps. A future among a call's arguments stands for that call's result."""
 
     @property
     def background(self) -> bool:
@@ -32,7 +32,7 @@ class Engine(Protocol):
 
     @property
     def chained(self) -> bool:
-        """Whether a call may be submitted before those that it needs have finished."""
+        """Whether a call may be submitted before the calls it depends on have finished."""
         ...
 
     @property
@@ -69,10 +69,10 @@ class Inline(Executor):
     slots = 1
 
     def cancel(self, future: Future) -> None:
-        """Nothing: it has run."""
+        """Do nothing: the call has already run."""
 
     def news(self) -> Iterator[tuple[str, int, int, str]]:
-        """Nothing: progress is shown as it is made."""
+        """Nothing: progress is shown at once."""
         return iter(())
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future:

@@ -96,7 +96,7 @@ def connect(address: str | None) -> Cluster:
 def demand(
     kind: str, offered: Cluster, peaks: Mapping[str, int], device: str, workers: int | None
 ) -> Demand:
-    """What a step takes.
+    """Resources that one step of a kind uses.
 
     Args:
         kind: Of the step.
@@ -114,7 +114,7 @@ def demand(
 
 
 def gpu_memory() -> int:
-    """Bytes of a GPU here, which the cluster's are taken to be like; 0 where there is none."""
+    """Memory in bytes of a GPU here, assumed for the whole cluster; 0 without a GPU."""
     import torch
 
     return torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else 0
