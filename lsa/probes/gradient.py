@@ -12,8 +12,8 @@ from torch.nn.functional import normalize
 from torch.optim import Optimizer
 
 from lsa.landscape import Landscape
+from lsa.landscape.blocks import blocks, membership
 from lsa.probe import Curve, Metric, Result, Same, Sizes, Work, probe, standard_error
-from lsa.probes.layers import blocks, membership
 from lsa.runtime.errors import InputError
 from lsa.training import stability
 from lsa.training.stability import OptimizerState

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lsa.landscape import Landscape, flatten
+from lsa.landscape.blocks import Slice, SlicedProduct, blocks, owners, parted
 from lsa.maths.spectra import eigenpairs
 from lsa.maths.spectra.trace import rademacher
 from lsa.probe import Curve, Metric, Report, Result, Same, Sizes, Work, probe, standard_error
@@ -19,22 +20,6 @@ from lsa.runtime.errors import InputError
 # whole per pair, what a block's product costs of one with H, and how much less or more it may be.
 BOTH, UPPER, PAIR, PART = 13, 8, 5, 0.25
 SPREAD = (0.7, 1.2)
-
-
-def blocks(names: Iterable[str], depth: int) -> dict[str, list[str]]:
-    """Block → its parameters, in the network's order: those of modules with the same first names.
-
-    A parameter outside all modules is a block of its own.
-
-    Args:
-        names: Of the parameters, such as `stage1.0.conv.weight`.
-        depth: Parts of the module's name that count; 0: all of them, so that a block is a layer.
-    """
-    members: dict[str, list[str]] = {}
-    for name in names:
-        module = name.split(".")[:-1]
-        members.setdefault(".".join(module[: depth or None]) or name, []).append(name)
-    return members
 
 
 class Block(NamedTuple):
@@ -63,12 +48,20 @@ class Search(NamedTuple):
     report: Report
 
     def block(
-        self, landscape: Landscape, theta: Tensor, name: str, largest: int, smallest: int
+        self,
+        landscape: Landscape,
+        theta: Tensor,
+        name: str,
+        ends: tuple[int, int],
+        entries: Tensor | None = None,
     ) -> Block:
-        """So many largest and smallest eigenvalues of the Hessian of `landscape`."""
-        ends = eigenpairs.lanczos(
-            landscape.hessian(theta),
-            eigenpairs.start_vector(theta, self.rng),
+        """So many largest and smallest eigenvalues of the Hessian, of some entries or all."""
+        largest, smallest = ends
+        product = landscape.hessian(theta)
+        sliced = None if entries is None else SlicedProduct(product, theta, entries)
+        found = eigenpairs.lanczos(
+            sliced or product,
+            eigenpairs.start_vector(theta if entries is None else theta[entries], self.rng),
             rng=self.rng,
             largest=largest,
             smallest=smallest,
@@ -77,8 +70,9 @@ class Search(NamedTuple):
             max_products=self.max_products,
             report=lambda done, total, text: self.report(done, total, f"{name}: {text}"),
         )
-        curvatures = landscape.curvatures(theta, ends.largest.vectors[:, 0])
-        return Block(ends, landscape.influences(curvatures).double())
+        top = found.largest.vectors[:, 0]
+        curvatures = landscape.curvatures(theta, sliced.spread(top) if sliced else top)
+        return Block(found, landscape.influences(curvatures).double())
 
 
 def _work(at: Sizes, *, depth: int, lower: str, k: int, probes: int, **_: Any) -> Work:
@@ -118,6 +112,10 @@ def layers(
     report: Report,
     *,
     depth: Annotated[int, "parts of a module's name that make a block; 0: every layer is one"] = 0,
+    fused: Annotated[
+        Literal["apart", "whole"],
+        "queries, keys and values of one fused layer as blocks of their own, or as one",
+    ] = "apart",
     lower: Annotated[Literal["yes", "no"], "the lower end of every block as well"] = "yes",
     tol: Annotated[float, "residual allowed, relative to the eigenvalue"] = 1e-2,
     max_products: Annotated[int, "products per block after which to stop unconverged"] = 300,
@@ -130,6 +128,9 @@ def layers(
     same `depth` parts: for `stage1.0.conv`, depth 1 groups by `stage1`. Its Hessian is the diagonal
     block H_bb of H = ∇²L. `block_lambda_max` is the largest λ_max(H_bb), `block_share` its ratio to
     λ_max(H): at most 1 by interlacing, and 1 if the sharpest direction lies within one block.
+
+    Where one layer makes queries, keys and values of attention, each is a block of its own, named
+    `….query` and so on; that their rows are known takes `depth` 0 and heads that are recognised.
 
     The ends come from Lanczos on each block, to a residual of `tol`, which changes an eigenvalue by
     its square; an end below 1 % of the block's largest |λ| is known only to `tol` times that.
@@ -145,21 +146,26 @@ def layers(
     random vectors.
     """
     _check(depth, probes, k, landscape.dimension)
-    named = blocks(landscape.unflatten(theta), depth)
+    whole = blocks(landscape.unflatten(theta), depth)
+    named = {name: Slice(members) for name, members in whole.items()}
+    if fused == "apart":
+        named = parted(landscape, theta, whole)
     search = Search(rng, tol, max_products, report)
-    network = search.block(landscape, theta, "whole network", k, 0)
+    network = search.block(landscape, theta, "whole network", (k, 0))
     parts = []
-    for name, members in named.items():
-        part = landscape.restricted(theta, members)
+    for name, piece in named.items():
+        part = landscape.restricted(theta, piece.names)
         at = flatten(part.model)
-        parts.append(search.block(part, at, name, 1, int(lower == "yes" and len(at) > 1)))
+        n = len(at) if piece.entries is None else len(piece.entries)
+        wanted = 1, int(lower == "yes" and n > 1)
+        parts.append(search.block(part, at, name, wanted, piece.entries))
     notes, near_zero = _doubts([("whole network", network), *zip(named, parts, strict=True)])
     converged = not notes
     notes.append("blocks from 1 on: " + ", ".join(named))
     if near_zero:
         notes.append("not told from zero by its residual: λ_min of " + ", ".join(near_zero))
 
-    of = membership(landscape, theta, named)
+    of = owners(landscape, theta, named)
     metrics = _ends(network, parts) | {"n_samples": Metric(landscape.n_samples)}
     index = np.arange(1.0, len(named) + 1)
     curves = _end_curves(index, parts, lower == "yes")
@@ -174,6 +180,8 @@ def layers(
         notes.append("the gradient noise is left out: the objective gives no losses of samples")
     arrays = {
         "blocks.names": np.array(list(named)),
+        "blocks.lambda_max": curves["lambda_max_of_block"].y,
+        "blocks.trace": curves["trace_of_block"].y,
         "blocks.sizes": of.bincount(minlength=len(named)).cpu().numpy(),
     }
     return Result(metrics, curves, arrays, converged, tuple(notes))
@@ -232,13 +240,6 @@ def _check(depth: int, probes: int, k: int, dimension: int) -> None:
         )
     if not 1 <= k <= dimension:
         raise InputError(f"k={k}: choose 1 to d={dimension} eigenvectors of the whole")
-
-
-def membership(landscape: Landscape, theta: Tensor, named: Mapping[str, list[str]]) -> Tensor:
-    """Index of the block that each parameter belongs to, `(d,)`."""
-    index = {name: i for i, members in enumerate(named.values()) for name in members}
-    parts = landscape.unflatten(theta).items()
-    return torch.cat([torch.full((p.numel(),), index[name]) for name, p in parts]).to(theta.device)
 
 
 def _traces(

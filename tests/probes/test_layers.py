@@ -12,8 +12,9 @@ from torch.func import hessian, vmap
 
 from lsa.figures.layers import draw
 from lsa.landscape import Landscape, flatten
+from lsa.landscape.blocks import blocks
 from lsa.probe import Result, Sizes, find
-from lsa.probes.layers import blocks, layers
+from lsa.probes.layers import layers
 from lsa.runtime.errors import InputError
 from lsa.training import models
 
