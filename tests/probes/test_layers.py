@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import hessian, vmap
 
-from lsa.figures.layers import draw
+from lsa.figures.layers import draw, stacked
 from lsa.landscape import Landscape, flatten
 from lsa.landscape.blocks import blocks
-from lsa.probe import Result, Sizes, find
+from lsa.probe import Curve, Metric, Result, Sizes, find
 from lsa.probes.layers import layers
 from lsa.runtime.errors import InputError
 from lsa.training import models
@@ -236,3 +236,66 @@ def test_blocks_of_a_rectifier_network_are_semidefinite_and_converge_all_the_sam
     lowest, highest = (found.curves[f"lambda_{end}_of_block"].y for end in ("min", "max"))
     assert found.converged
     assert (abs(lowest) < 1e-3 * highest).all()
+
+
+def transformer_result(depth: int = 3) -> Result:
+    """As the probe gives it of a transformer whose blocks have four kinds of layers."""
+    kinds = ("norm", "qkv.query", "qkv.key", "out")
+    names = ["tokens", *(f"blocks.{i}.{kind}" for i in range(depth) for kind in kinds), "norm"]
+    index = np.arange(1.0, len(names) + 1)
+    tops = 10.0 ** (index / 4)
+    traces = np.where(index == 3, -1.0, tops)  # block 3 is blocks.0.qkv.query
+    return Result(
+        {
+            "lambda_max": Metric(5000.0, "loss"),
+            "block_share": Metric(0.5),
+            "trace": Metric(float(traces.sum()), "loss", {"probes": 1.0}),
+        },
+        {
+            "lambda_max_of_block": Curve(index, tops, "block"),
+            "trace_of_block": Curve(index, traces, "block"),
+        },
+        {"blocks.names": np.array(names)},
+    )
+
+
+def test_repeated_blocks_are_drawn_by_depth_and_kind():
+    result = transformer_result()
+    figure = draw(result, "GPT")
+    first, second, third = figure.axes
+    assert [t.get_text() for t in first.get_xticklabels()] == [
+        "norm",
+        "qkv.query",
+        "qkv.key",
+        "out",
+    ]
+    assert [t.get_text() for t in first.get_yticklabels()] == ["0", "1", "2"]
+    tops = result.curves["lambda_max_of_block"].y
+    shown = first.images[0].get_array()
+    assert shown.shape == (3, 4)
+    np.testing.assert_allclose(shown, tops[1:13].reshape(3, 4))
+    assert [t.get_text() for t in first.texts] == [f"{v:.2g}" for v in tops[1:13]]
+    assert "tokens 1.8" in first.get_xlabel() and f"norm {tops[-1]:.2g}" in first.get_xlabel()
+    assert np.ma.count_masked(np.ma.masked_invalid(second.images[0].get_array())) == 1
+    assert "-1" in [t.get_text() for t in second.texts]  # told, though it has no colour
+    assert not third.images  # a landscape without losses of samples has no noise
+    figure.canvas.draw()
+
+
+@pytest.mark.parametrize(
+    ("names", "depths"),
+    [
+        (["0", "2", "4"], None),
+        (["features.0", "features.3", "head"], None),
+        ([f"h.{i}.{k}" for i in (0, 1) for k in "abc"], [0, 1]),
+        ([f"h.{i}.{k}" for i in (0, 1) for k in "ab"], None),
+        ([f"h.0.{k}" for k in "abc"], None),
+        (["h.0.a", "h.0.b", "h.1.a", "h.1.c"], [0, 1]),
+    ],
+)
+def test_blocks_that_repeat_are_seen_by_their_names(names, depths):
+    stack = stacked(names)
+    assert (stack.depths if stack else None) == depths
+    if stack:
+        placed = stack.index[stack.index >= 0]
+        assert sorted([*placed, *stack.others]) == list(range(len(names)))
