@@ -73,11 +73,9 @@ def parted(landscape: Landscape, theta: Tensor, named: Mapping[str, list[str]]) 
 
 def _heads(landscape: Landscape, theta: Tensor) -> list[Heads]:
     """Attentions of a network whose heads are recognised."""
-    if not torch.is_floating_point(theta):
-        return []
     try:
         flow = recorded(landscape, theta)
-    except (InputError, RuntimeError, TypeError, ValueError):  # no matter: blocks stay whole
+    except InputError:  # no matter: blocks stay whole
         return []
     heads = []
     for attention in flow.attentions:

@@ -123,26 +123,33 @@ class Dataflow(TorchFunctionMode):
         """The sources of a result."""
         sources = frozenset(s for t in leaves for s in self.of.get(id(t), ()))
         views = [v for t in leaves if (v := self.view(t))]
-        if name == "linear" and (w := self.view(args[1])):
-            bias = args[2] if len(args) > 2 else named.get("bias")
-            return self._linear(args[0], w.axis(1), w.axis(0), bias, y)
-        if name == "addmm" and (w := self.view(args[2])):
-            return self._linear(args[1], w.axis(0), w.axis(1), args[0], y)
-        if name in ("matmul", "mm") and (w := self.view(args[1])) and len(w.shape) == 2:
-            return self._linear(args[0], w.axis(0), w.axis(1), None, y)
+        if name == "linear":
+            x, weight, bias = _taken(args, named, "input", "weight", "bias")
+            if w := self.view(weight):
+                return self._linear(x, w.axis(1), w.axis(0), bias, y)
+        if name == "addmm":
+            bias, x, weight = _taken(args, named, "input", "mat1", "mat2")
+            if w := self.view(weight):
+                return self._linear(x, w.axis(0), w.axis(1), bias, y)
+        if name in ("matmul", "mm", "bmm"):
+            x, other = _taken(args, named, "input", "mat2" if name != "matmul" else "other")
+            if (w := self.view(other)) and len(w.shape) == 2:
+                return self._linear(x, w.axis(0), w.axis(1), None, y)
+            if not views:
+                return self._product(x, other, y)
         if name == "embedding" and len(views) == 1:
             return self._written(views[0])
-        if name in ("conv1d", "conv2d") and not sources and (w := self.view(args[1])):
-            bias = args[2] if len(args) > 2 else named.get("bias")
-            return self._linear(None, None, (w.name, 0), bias, y)
+        if name in ("conv1d", "conv2d") and not sources:
+            _, weight, bias = _taken(args, named, "input", "weight", "bias")
+            if w := self.view(weight):
+                return self._linear(None, None, (w.name, 0), bias, y)
         if name in ("layer_norm", "rms_norm"):
-            gain = args[2] if len(args) > 2 else named.get("weight")
-            shift = args[3] if len(args) > 3 else named.get("bias")
+            keys = "input", "normalized_shape", "weight", "bias"
+            _, _, gain, shift = _taken(args, named, *keys)
+            shift = shift if name == "layer_norm" else None  # the other's fourth is a number
             return self._norm(sources, gain, shift) if self.view(gain) else sources
         if name == "scaled_dot_product_attention":
-            return self._attention(args[0], args[1], args[2], y)
-        if name in ("matmul", "bmm") and len(leaves) == 2 and not views:
-            return self._product(args[0], args[1], sources, y)
+            return self._attention(*_taken(args, named, "query", "key", "value"), y)
         if name == "softmax":
             scores = {s for s in sources if s[0] == "scores"}
             return frozenset({("weights", scores.pop()[1])}) if len(scores) == 1 else sources
@@ -210,9 +217,7 @@ class Dataflow(TorchFunctionMode):
         self.norms.append(Normed(view.name, bias.name if bias else None, sources))
         return frozenset({("norm", len(self.norms) - 1)})
 
-    def _product(
-        self, a: Tensor, b: Tensor, sources: frozenset[Source], y: Tensor
-    ) -> frozenset[Source]:
+    def _product(self, a: Tensor, b: Tensor, y: Tensor) -> frozenset[Source]:
         """Scores of queries and keys, or weights with values, where attention is written out."""
         weights = {s for s in self.of.get(id(a), ()) if s[0] == "weights"}
         if len(weights) == 1:
@@ -269,6 +274,11 @@ def classes(pairs: Iterable[tuple[Axis, Axis]]) -> Iterator[list[Axis]]:
         if id(members) not in seen:
             seen.add(id(members))
             yield members
+
+
+def _taken(args: list[Any], named: dict[str, Any], *keys: str) -> list[Any]:
+    """Arguments of a function by their names, given by position or by name; None: not given."""
+    return [args[i] if i < len(args) else named.get(key) for i, key in enumerate(keys)]
 
 
 def _size(shape: tuple[int, ...]) -> int:

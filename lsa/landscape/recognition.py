@@ -27,7 +27,7 @@ from lsa.maths.alignment.symmetries import (
     Symmetries,
     transformed,
 )
-from lsa.runtime.errors import InputError
+from lsa.runtime.errors import InputError, first_line
 
 ROUNDING = 1e-9  # relative change of an output in float64 that is none
 SINGLE = 1e-5  # and where a part of the network computes in float32 whatever it is given
@@ -64,13 +64,20 @@ def symmetries(landscape: Landscape, theta: Tensor) -> Symmetries:
 
 
 def recorded(landscape: Landscape, theta: Tensor) -> Dataflow:
-    """A recording of one forward pass, with its graph."""
+    """A recording of one forward pass, with its graph.
+
+    Raises:
+        InputError: The network does not pass where its operations are looked at.
+    """
     theta = theta.detach().requires_grad_()
     shapes = {name: tuple(t.shape) for name, t in landscape.unflatten(theta).items()}
     flow = Dataflow(landscape.model, theta, shapes)
     part = landscape.data.few(landscape.network, FEW)
-    with landscape.network.at(theta), torch.enable_grad(), flow:
-        part.both(theta)
+    try:
+        with landscape.network.at(theta), torch.enable_grad(), flow:
+            part.both(theta)
+    except Exception as error:
+        raise InputError(f"the forward pass cannot be followed ({first_line(error)})") from error
     return flow
 
 
