@@ -1,4 +1,4 @@
-"""`python -m benchmarks.layer_map`: λ_max of every block of a trained GPT, by depth and kind of layer.
+"""`python -m benchmarks.layer_map`: curvature of every block of a GPT, by depth and kind of layer.
 
 Prints what the run took, in gradients and in products with the whole Hessian.
 """

@@ -149,7 +149,8 @@ class Dataflow(TorchFunctionMode):
             shift = shift if name == "layer_norm" else None  # the other's fourth is a number
             return self._norm(sources, gain, shift) if self.view(gain) else sources
         if name == "scaled_dot_product_attention":
-            return self._attention(*_taken(args, named, "query", "key", "value"), y)
+            q, k, v = _taken(args, named, "query", "key", "value")
+            return self._attention(q, k, v, y)
         if name == "softmax":
             scores = {s for s in sources if s[0] == "scores"}
             return frozenset({("weights", scores.pop()[1])}) if len(scores) == 1 else sources
@@ -228,7 +229,7 @@ class Dataflow(TorchFunctionMode):
             self.of[id(key)] = self.of[id(b)]
             self.scores.append((a, key))
             return frozenset({("scores", len(self.scores) - 1)})
-        return sources
+        return self.of.get(id(a), frozenset()) | self.of.get(id(b), frozenset())
 
     def _attention(self, q: Tensor, k: Tensor, v: Tensor, y: Tensor) -> frozenset[Source]:
         self.attentions.append(Attended(q, k, v, y))
