@@ -84,7 +84,7 @@ def study(
     ):
         opened.params({"project": setting.name})
         opened.json(setting.model_dump(), "project.json")
-        opened.send()
+        store.insist(opened.send)
         if engine is not None:
             pool = engine(opened.id)
         else:

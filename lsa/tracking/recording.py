@@ -74,7 +74,7 @@ def run(
     opened = Run(spool.begin(key, content))
     token = _PARENT.set(opened.id or _PARENT.get())
     try:
-        opened.attempt() if key else opened.send()
+        opened.attempt() if key else store.insist(opened.send)
         _PARENT.set(opened.id or None)
         if diff:
             opened.text(diff, "provenance/uncommitted.diff")

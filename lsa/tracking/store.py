@@ -25,7 +25,8 @@ from lsa.tracking.address import DATABASES, is_served, shown
 AT_ONCE = 8  # questions that are asked of it at once, where there is one for each run
 PAUSE = 30.0  # seconds in which a store that did not answer is not asked again
 TRIES = 3  # of what failed since an answer was cut off or lost
-READS = ("get_", "search_", "list_")  # beginnings of the client's calls that change nothing
+# Beginnings of the client's calls that change nothing, or nothing more when they come twice.
+REPEATABLE = ("get_", "search_", "list_", "log_batch", "log_artifact", "set_", "update_run")
 REGISTERS = re.compile("registered_model|model_version")  # in the names of those to the registry
 CUT = re.compile(r"Connection broken|IncompleteRead")  # in the text of what MLflow wraps
 # Of a database, to what MLflow sent again since the answer to the first was lost.
@@ -99,10 +100,10 @@ def client() -> mlflow.MlflowClient:
 
 
 class _Client(mlflow.MlflowClient):
-    """MLflow's client, that repeats cut-off questions and holds signals off database calls.
+    """MLflow's client, that repeats what was cut off and holds signals off database calls.
 
-    - When a server's answer is cut off, MLflow repeats the request only in part. Here a question is
-      asked again.
+    - When a server's answer is cut off, MLflow repeats the request only in part. Here whatever may
+      come twice is asked again.
     - Signals are held off during calls to a database. SQLAlchemy gives up its connection when
       KeyboardInterrupt or the like is raised in a statement, but the traceback keeps the statement
       alive, and with it SQLite's lock: the run could not be ended while its process lives.
@@ -118,7 +119,7 @@ class _Client(mlflow.MlflowClient):
             if not is_served(registry() if REGISTERS.search(name) else uri()):
                 with signals.held():
                     return method(*arguments, **options)
-            tries = TRIES if name.startswith(READS) else 1
+            tries = TRIES if name.startswith(REPEATABLE) else 1
             return insist(lambda: method(*arguments, **options), tries)
 
         return call

@@ -86,11 +86,20 @@ def _made(label: str, function: Callable[..., Any], options: Mapping[str, Any]) 
         if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD
     ]
     if isinstance(function, type) or len(required) < 2:
-        made = function(**factories.check_options(label, function, options))
+        checked = factories.check_options(label, function, options)
+        try:
+            made = function(**checked)
+        except Exception as error:  # torch's classes raise whatever they like
+            if isinstance(error, InputError) or factories.is_own(label.rpartition(" ")[2]):
+                raise
+            reason = factories.one_line(error)
+            raise InputError(f"{label} cannot be made: {reason}; choose others.") from error
     else:
         names = [p.name for p in required[:2]]
         checked = factories.check_options(label, function, options, names)
         made = functools.partial(function, **checked) if checked else function
+    if isinstance(made, nn.Module) and type(made).forward is nn.Module.forward:
+        raise InputError(f"{label} computes nothing: its class has no forward; choose another.")
     if not callable(made):
         raise InputError(f"{label} made a {type(made).__name__}; it must return a function.")
     return cast(Loss, made)

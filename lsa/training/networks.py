@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from lsa.runtime.errors import InputError
 
 Shape = tuple[int, ...]
+DEEPEST = 1000  # hidden layers; a stranger's checkpoint may ask for any number of them
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
@@ -94,6 +95,8 @@ def mlp(
             are the network of Li et al. 2018 (intrinsic dimension), §3.
         activation: Between the layers; the smooth ones have a Hessian everywhere.
     """
+    if len(hidden) > DEEPEST:
+        raise InputError(f"model mlp of {len(hidden)} hidden layers; give at most {DEEPEST}.")
     widths = [math.prod(input_shape), *hidden]
     layers: list[nn.Module] = [nn.Flatten()]
     for fan_in, fan_out in pairwise(widths):

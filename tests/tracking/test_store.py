@@ -8,6 +8,7 @@ import sqlite3
 
 import mlflow
 import pytest
+from mlflow.exceptions import MlflowException
 from processes import forked
 
 import lsa
@@ -132,3 +133,29 @@ def test_a_server_that_cannot_register_what_is_in_the_store_is_refused_before_a_
         train.train(project.load("tiny").recipe("sgd"))
     store.use("http://LOCALHOST:5000/", "http://127.0.0.1:5000")
     store.client()  # is one server by two addresses
+
+
+@pytest.mark.parametrize("name", ["log_batch", "set_tag", "set_terminated", "update_run"])
+def test_what_may_come_twice_is_asked_again_where_an_answer_was_cut_off(monkeypatch, name):
+    """A study's own run is not kept in the spool: a cut answer to one of its changes ended it."""
+    calls = []
+
+    def cut(*_: object) -> str:
+        calls.append(name)
+        if len(calls) == 1:
+            raise MlflowException("failed with exception ('Connection broken: IncompleteRead(7)')")
+        return "done"
+
+    monkeypatch.setattr(mlflow.MlflowClient, name, cut)
+    monkeypatch.setattr(mlflow, "get_tracking_uri", lambda: "http://127.0.0.1:9")
+    assert getattr(store._Client("http://127.0.0.1:9"), name)() == "done" and len(calls) == 2
+
+
+def test_what_makes_something_is_not_asked_twice(monkeypatch):
+    def cut(*_: object) -> None:
+        raise MlflowException("failed with exception ('Connection broken: IncompleteRead(7)')")
+
+    monkeypatch.setattr(mlflow.MlflowClient, "create_run", cut)
+    monkeypatch.setattr(mlflow, "get_tracking_uri", lambda: "http://127.0.0.1:9")
+    with pytest.raises(MlflowException):
+        store._Client("http://127.0.0.1:9").create_run("0")

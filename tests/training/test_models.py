@@ -181,6 +181,7 @@ def test_inception_returns_logits_only_and_warns_of_nothing():
         ("resnet18", {"input_shape": (1, 28, 28)}, r"does not take inputs of shape \(1, 28, 28\)"),
         ("simple_cnn", {"input_shape": (64,)}, r"\(64,\) is not \(channels, height, width\)"),
         ("vit_b_32", {}, "does not take inputs.*Wrong image height"),
+        ("mlp", {"hidden": [1] * 1001}, "model mlp of 1001 hidden layers; give at most 1000"),
     ],
 )
 def test_bad_models_are_refused_in_one_line(name, options, message):

@@ -124,6 +124,20 @@ def test_losses_of_torch_are_taken_by_name():
         losses.build("MSLoss")
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "rule"),
+    [
+        ("torch.nn:NLLLoss", {"weight": "x"}, r"loss torch\.nn:NLLLoss cannot be made: .*str"),
+        ("CrossEntropyLoss", {"weight": [1, "x"]}, r"loss CrossEntropyLoss cannot be made"),
+        ("torch.nn:Module", {}, r"loss torch\.nn:Module computes nothing"),
+    ],
+)
+def test_a_loss_of_torch_that_cannot_be_made_is_refused_in_one_line(name, options, rule):
+    with pytest.raises(InputError, match=rule) as refused:
+        losses.build(name, **options)
+    assert "\n" not in str(refused.value)
+
+
 def test_a_dataset_that_is_not_two_splits_is_refused_in_one_line():
     with pytest.raises(InputError, match=r"must return \(x, y\), \(x_val, y_val\)") as caught:
         data.load(f"{NAME}:short", trusted=[NAME])
