@@ -69,16 +69,29 @@ def along(landscape: Landscape, start: Tensor, update: Tensor) -> Along:
         update: u `(d,)`, not zero.
     """
     with landscape.network.at(start):  # once, rather than for each pass
-        return _along(landscape, start, update)
+        return measured_along(landscape.losses, landscape.influences, start, update)
 
 
-def _along(landscape: Landscape, start: Tensor, update: Tensor) -> Along:
+def measured_along(
+    losses_at: Callable[[Tensor], Tensor],
+    influences: Callable[[Tensor], Tensor] | None,
+    start: Tensor,
+    update: Tensor,
+) -> Along:
+    """The same of losses that are a function of θ.
+
+    Args:
+        losses_at: θ ↦ losses `(N,)`, or the mean alone, `(1,)`.
+        influences: Values of samples ↦ their influences; None: errors are not known.
+        start: θ₀.
+        update: u.
+    """
     passes = 0
 
     def losses(s: float) -> Tensor:
         nonlocal passes
         passes += 1
-        return landscape.losses(torch.add(start, update, alpha=s)).double()
+        return losses_at(torch.add(start, update, alpha=s)).double()
 
     at0, at1 = losses(0.0), losses(1.0)
     step, rounding = NEAR, _rounding(at0, update.dtype)
@@ -107,9 +120,9 @@ def _along(landscape: Landscape, start: Tensor, update: Tensor) -> Along:
     return Along(
         loss=at0.mean().item(),
         slope=slope.mean().item(),
-        slope_error=_error(landscape, slope),
+        slope_error=_error(influences, slope),
         curvature=second.mean().item() if told else math.nan,
-        curvature_error=_error(landscape, second),
+        curvature_error=_error(influences, second),
         change=change,
         factor=factor,
         passes=passes,
@@ -186,7 +199,9 @@ def _rounding(losses: Tensor, dtype: torch.dtype) -> float:
     return math.sqrt(6) * eps * losses.square().mean().sqrt().item() / math.sqrt(len(losses))
 
 
-def _error(landscape: Landscape, values: Tensor) -> float:
-    """Standard error of the mean over the units; nan of one."""
+def _error(influences: Callable[[Tensor], Tensor] | None, values: Tensor) -> float:
+    """Standard error of the mean over the units; nan where it is not known."""
     n = len(values)
-    return float(landscape.influences(values).std()) / math.sqrt(n) if n > 1 else math.nan
+    if influences is None or n < 2:
+        return math.nan
+    return float(influences(values).std()) / math.sqrt(n)

@@ -38,7 +38,7 @@ class ProbeSet:
         objective: `(model, batch) → lsa.Terms`, in place of a loss.
 
     Raises:
-        InputError: No batches, sharded weights, or what `Landscape` refuses.
+        InputError: No batches, or what `Landscape` refuses.
     """
 
     def __init__(
@@ -49,11 +49,6 @@ class ProbeSet:
         loss: Loss | None = None,
         objective: Objective | None = None,
     ) -> None:
-        if weights.sharded:
-            raise InputError(
-                "curvature is not measured on sharded weights (FSDP); leave out batches=, or watch "
-                "a run on one device"
-            )
         self._model = unwrapped(model)
         self._names = set(weights.names)
         self.places = weights.places()
@@ -79,7 +74,7 @@ class ProbeSet:
         device = next(self._model.parameters()).device
         given = [moved(batch, device) for batch in self._batches]
         pairs = self._objective is None and all(_is_pair(batch) for batch in given)
-        parts = _cut(given)
+        parts = parts_of(given)
         chosen = {"copy": False, "parameters": lambda name, _: name in self._names}
         if pairs:
             x, y = (torch.cat(tensors) for tensors in zip(*given, strict=True))
@@ -122,7 +117,7 @@ def _length(batch: Any) -> int | None:
     return lengths.pop() if len(lengths) == 1 else None
 
 
-def _cut(batches: list[Any]) -> list[Any]:
+def parts_of(batches: list[Any]) -> list[Any]:
     """Parts of equal size, about eight; the batches themselves where they cannot be cut."""
     lengths = [_length(batch) for batch in batches]
     if None in lengths:

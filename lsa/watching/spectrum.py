@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lsa.landscape import Landscape
+from lsa.maths.spaces import HERE, Space
 from lsa.maths.spectra.carried import Top, top
 from lsa.training import stability
 from lsa.training.preconditioners import Preconditioner
@@ -46,7 +47,7 @@ class Spectrum:
         """
         hessian = landscape.hessian(theta)
         raw = self._top("raw", hessian, update, lambda: landscape.gradient(theta))
-        found = {"lambda_max": raw.value, "lambda_max_residual": raw.residual}
+        found = _named(raw)
         if optimizer is None:
             return found
         state = stability.read(optimizer, landscape.own_parameters)
@@ -65,25 +66,37 @@ class Spectrum:
             found |= {"threshold": threshold[0], "threshold_ratio": felt.value / threshold[0]}
         return found
 
+    def of_hessian(
+        self, hessian: Matvec, update: Tensor, gradient: Callable[[], Tensor], space: Space
+    ) -> Mapping[str, float]:
+        """λ_max(H) alone, of vectors that processes may share."""
+        return _named(self._top("raw", hessian, update, gradient, space))
+
     def _top(
-        self, name: str, matvec: Matvec, update: Tensor, gradient: Callable[[], Tensor]
+        self,
+        name: str,
+        matvec: Matvec,
+        update: Tensor,
+        gradient: Callable[[], Tensor],
+        space: Space = HERE,
     ) -> Top:
         """The top of an operator, from that of the last measurement or from the gradient."""
         carried = self._vectors.get(name)
         limit = LATER
         if carried is None:
             limit = FIRST
-            carried = torch.stack([gradient(), self._random(update), self._random(update)])
-        fresh = self._random(update)
-        length = update.norm()
+            carried = torch.stack([gradient(), *(space.normal(update, self._rng) for _ in "12")])
+        fresh = space.normal(update, self._rng)
+        length = float(space.length(update))
         if length > 0:
-            fresh += update * (fresh.norm() / length)
-        found = top(matvec, carried, fresh, tol=TOL, max_products=limit)
+            fresh += update * (float(space.length(fresh)) / length)
+        found = top(matvec, carried, fresh, tol=TOL, max_products=limit, space=space)
         self._vectors[name] = found.vectors
         return found
 
-    def _random(self, like: Tensor) -> Tensor:
-        return torch.randn(len(like), generator=self._rng).to(like)
+
+def _named(raw: Top) -> dict[str, float]:
+    return {"lambda_max": raw.value, "lambda_max_residual": raw.residual}
 
 
 def batch_sharpness(landscapes: list[Landscape], theta: Tensor) -> Mapping[str, float]:

@@ -22,6 +22,7 @@ from lsa.watching.history import History
 from lsa.watching.losses import Losses
 from lsa.watching.outputs import Outputs, Sink
 from lsa.watching.own_noise import OwnNoise
+from lsa.watching.parallel_probing import ParallelProbing
 from lsa.watching.probe_set import ProbeSet
 from lsa.watching.weights import Weights
 
@@ -96,8 +97,10 @@ def watch(
     optimizers = _optimizers(optimizer)
     _check(budget, norms=norms, every=every, log_every=log_every)
     weights = Weights(model, optimizers)
-    probes = None
-    if batches is not None:
+    probes: probing.Probing | ParallelProbing | None = None
+    if batches is not None and weights.sharded:
+        probes = ParallelProbing(model, weights, batches, loss, objective, measure)
+    elif batches is not None:
         probe_set = ProbeSet(model, weights, batches, loss, objective)
         probes = probing.Probing(probe_set, optimizers, measure)
     return Watch(
@@ -150,7 +153,7 @@ class Watch:
         *,
         losses: Losses,
         gradients: Gradients,
-        probes: probing.Probing | None,
+        probes: probing.Probing | ParallelProbing | None,
         outputs: Outputs,
         every: Mapping[str, int],
         budget: Budget,
@@ -165,7 +168,7 @@ class Watch:
         self._history, self._outputs, self._alarm = History(), outputs, alarm
         self._norms = norms_.Norms(weights)
         self._next_norms = step + 1
-        self._probing = False  # after the step at hand
+        self._probing = self._trying = False  # after the step at hand; a trial alone
         self._off: set[str] = set()  # parts that have failed
         self._handles: list[Any] = []
         self._open = True
@@ -188,7 +191,10 @@ class Watch:
         step = self.step + 1
         due = self._probes is not None and step % self._every["probes"] == 0
         self._probing = due and not self._off & {"norms", "probes"}
-        self._probing = self._probing and self._budget.allows("probes")
+        if self._probing:
+            allowed, unknown = self._budget.allows("probes"), self._budget.unknown("probes")
+            choice = self._weights.agreed(allowed + 2 * unknown)  # processes measure together
+            self._probing, self._trying = bool(choice % 2), choice >= 2
         if self._probing:  # with all that belongs to the step
             self._next_norms = min(self._next_norms, step)
         if self._probing or step in (self._next_norms - 1, self._next_norms):
@@ -212,7 +218,7 @@ class Watch:
         if self.step == self._next_norms:
             row |= self._run("norms", self._measure_norms) or {}
             self._next_norms += self._weights.agreed(self._interval())
-        if before is not None and self._budget.unknown("probes"):
+        if before is not None and self._trying:
             self._try_probes()
         elif before is not None:
             row |= self._run("probes", lambda: self._measure_probes(before)) or {}

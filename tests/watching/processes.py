@@ -35,6 +35,12 @@ def data() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(STEPS * BATCH * 2, 6, generator=rng), torch.arange(STEPS * BATCH * 2) % 3
 
 
+def batches() -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """The probe set, the same in all processes."""
+    x, y = data()
+    return [*zip(x[:24].split(8), y[:24].split(8), strict=True)]
+
+
 def wrapped(kind: str, model: nn.Module) -> nn.Module:
     if kind == "ddp":
         return nn.parallel.DistributedDataParallel(model)
@@ -57,8 +63,7 @@ def work(rank: int, kind: str, watched: bool, folder: str, port: int) -> None:
     x, y = data()
     optimizer = torch.optim.AdamW(base.parameters(), lr=1e-2)
     options: dict[str, Any] = {"budget": None, "track": False, "strict": True, "every": 2}
-    if kind == "ddp":
-        options |= {"batches": (x[:24], y[:24]), "measure": ("update", "noise", "sharpness")}
+    options |= {"batches": batches(), "measure": ("update", "noise", "sharpness")}
     torch.manual_seed(5 + rank)
     random.seed(rank)
     np.random.seed(rank)

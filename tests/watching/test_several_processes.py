@@ -45,6 +45,9 @@ def test_two_processes(kind: str, tmp_path: Path):
     if kind == "ddp":
         assert [row["step"] for row in rows if "directional_sharpness" in row] == [2, 4]
         assert all("gradient_norm_unclipped" in row for row in rows)
+    else:
+        assert [row["step"] for row in rows if "directional_sharpness" in row] == [2, 4]
+        compare_with_one_process(rows)
     # One process, both halves of the batch, float64.
     model = copy.deepcopy(processes.network()).double().eval()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
@@ -74,6 +77,34 @@ def test_two_processes(kind: str, tmp_path: Path):
             assert row["gradient_squared"] == pytest.approx(signal, rel=1e-3, abs=1e-5)
         if "gradient_norm/0" in row:
             assert row["gradient_norm/0"] == pytest.approx(sum(first).item() ** 0.5, rel=1e-4)
+
+
+def compare_with_one_process(rows: list[dict[str, float]]) -> None:
+    """What was measured on shards, by the same watch of one process on whole batches."""
+    model = processes.network().eval()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    x, y = processes.data()
+    options = {"budget": None, "track": False, "strict": True, "every": 2}
+    kinds = ("update", "noise", "sharpness")
+    options |= {"batches": processes.batches(), "objective": lsa.objectives.supervised()}
+    with lsa.watch(model, optimizer, measure=kinds, **options) as watch:
+        for step in range(processes.STEPS):
+            index = slice(2 * processes.BATCH * step, 2 * processes.BATCH * (step + 1))
+            optimizer.zero_grad()
+            F.cross_entropy(model(x[index]), y[index]).backward()
+            nn.utils.clip_grad_norm_(model.parameters(), processes.CLIP)
+            optimizer.step()
+    names = ("probe_loss", "directional_sharpness", "gain", "gain_first_order", "lambda_max")
+    names += ("gain_second_order", "noise_trace", "gradient_squared", "noise_trace_se_data")
+    compared = 0
+    for one, two in zip(watch.rows, rows, strict=True):
+        for name in names:
+            if name in one:
+                assert two[name] == pytest.approx(one[name], rel=1e-3, abs=1e-6), name
+                compared += 1
+        if "critical_factor" in one:
+            assert two["critical_factor"] == pytest.approx(one["critical_factor"], rel=5e-3)
+    assert compared == 2 * len(names)
 
 
 def compiled(watched: bool) -> tuple[dict[str, Any], int]:

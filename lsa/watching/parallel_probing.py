@@ -1,0 +1,137 @@
+"""What is measured on a probe set after a step of a network that FSDP2 spreads over processes."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lsa.landscape import objectives
+from lsa.landscape.parallel import ParallelLandscape
+from lsa.landscape.terms import Objective
+from lsa.landscape.weighing import Loss
+from lsa.runtime.errors import InputError
+from lsa.watching import probing, spectrum
+from lsa.watching.along import measured_along
+from lsa.watching.probe_set import MOST, parts_of
+from lsa.watching.probing import Tried
+from lsa.watching.undisturbed import undisturbed
+from lsa.watching.weights import Weights
+
+KINDS = ("update", "noise", "sharpness")
+
+
+class ParallelProbing:
+    """Like `Probing`, of `ParallelLandscape`: every process measures, with the same batches.
+
+    Products are differences of gradients. Of the top eigenvalues λ_max(H) alone is measured.
+
+    Args:
+        model: After `fully_shard`.
+        weights: Of it, all that are trained.
+        batches: The same in every process.
+        loss: For pairs.
+        objective: In place of it.
+        kinds: Which of `KINDS`.
+
+    Raises:
+        InputError: Weights that `ParallelLandscape` refuses, no batch, or an unknown kind.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        weights: Weights,
+        batches: Iterable[Any],
+        loss: Loss | None,
+        objective: Objective | None,
+        kinds: Sequence[str],
+    ) -> None:
+        for kind in kinds:
+            if kind not in KINDS:
+                raise InputError(
+                    f"measure={kind!r} is not measured on sharded weights; choose from "
+                    f"{', '.join(KINDS)}"
+                )
+        if len(weights.parameters) < sum(p.requires_grad for p in model.parameters()):
+            raise InputError(
+                "the optimizers move some of the sharded weights only; leave out batches="
+            )
+        with undisturbed([], batches):
+            pair = isinstance(batches, tuple) and all(isinstance(t, Tensor) for t in batches)
+            self._batches = [batches] if pair else [*itertools.islice(batches, MOST)]
+        if not self._batches:
+            raise InputError("batches= gives no batch; give a list of at least one")
+        self._model, self._kinds = model, tuple(kinds)
+        given = F.cross_entropy if loss is None else loss
+        self._objective = objective or objectives.supervised(given)
+        self._spectrum = spectrum.Spectrum()
+        self._landscapes: list[ParallelLandscape] = []  # on the batches, and on equal parts
+
+    @property
+    def passes(self) -> int:
+        """Forward passes that a first measurement is worth, at most."""
+        return sum(probing.PASSES[kind] for kind in self._kinds)
+
+    def ready(self) -> None:
+        """Make the landscapes, once."""
+        if not self._landscapes:
+            with undisturbed([*self._model.buffers()]):
+                for batches in (self._batches, parts_of(self._batches)):
+                    self._landscapes.append(
+                        ParallelLandscape(self._model, batches, self._objective)
+                    )
+
+    def try_one(self) -> None:
+        """Make one forward pass."""
+        with undisturbed([*self._model.buffers()]):
+            whole = self._now()[0]
+            whole.loss(whole.theta)
+
+    def _now(self) -> list[ParallelLandscape]:
+        """The landscapes, whose θ is where the network is now."""
+        theta = torch.cat(
+            [p.detach().to_local().flatten() for p in self._model.parameters() if p.requires_grad]  # pyright: ignore
+        )
+        for landscape in self._landscapes:
+            landscape.theta = theta
+        return self._landscapes
+
+    def measure(
+        self, before: list[Tensor], tried: Tried, *, noise: bool = True
+    ) -> dict[str, float]:
+        """All numbers after a step, the same in every process.
+
+        Args:
+            before: This process's part of the parameters before the step.
+            tried: Runs the work of each kind.
+            noise: Whether the whole gradient's noise is measured here.
+        """
+        self.ready()
+        with undisturbed([*self._model.buffers()]):
+            whole, parts = self._now()
+            theta, space = whole.theta, whole.space
+            start = torch.cat([p.reshape(-1).to(theta.dtype) for p in before])
+            update = theta - start
+            square = float(space.length(update)) ** 2
+
+            def losses(at: Tensor) -> Tensor:
+                return torch.tensor([whole.loss(at)], dtype=torch.float64)
+
+            work: dict[str, Callable[[], Mapping[str, float]]] = {
+                "noise": lambda: parts.noise_scale(theta).numbers(),
+                "sharpness": lambda: self._spectrum.of_hessian(
+                    whole.hessian(theta), update, lambda: whole.gradient(theta), space
+                ),
+            }
+            if square > 0:
+                work["update"] = lambda: measured_along(losses, None, start, update).numbers(square)
+            found: dict[str, float] = {}
+            for kind in self._kinds:
+                if kind in work and (noise or kind != "noise"):
+                    found |= tried(kind, work[kind]) or {}
+        return found
