@@ -51,7 +51,6 @@ def _of_network(name: str, x: Tensor, y: Tensor) -> list[dict[str, Any]]:
     ways: dict[str, Callable[..., Any]] = {
         "bare": lambda model, optimizer, probe: None,
         "norms, every step": lambda m, o, _: lsa.watch(m, o, **alone),
-        "as it comes, 2 %": lambda m, o, p: lsa.watch(m, o, track=False, **p),
         "histograms of gradients, every step": lambda model, *_: histograms(model),
     }
     for kind in kinds:

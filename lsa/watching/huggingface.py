@@ -7,6 +7,7 @@ from typing import Any
 from transformers import TrainerCallback  # pyright: ignore[reportMissingImports]
 
 from lsa.landscape import objectives
+from lsa.watching.callbacks import with_objective
 from lsa.watching.watch import Watch, watch
 
 
@@ -24,9 +25,7 @@ class HuggingFaceCallback(TrainerCallback):
     watch: Watch | None = None
 
     def __init__(self, **options: Any) -> None:
-        if "batches" in options and not {"loss", "objective"} & options.keys():
-            options["objective"] = objectives.hf()
-        self._options = options
+        self._options = with_objective(options, objectives.hf())
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         """Watch the optimizer that the Trainer has made."""

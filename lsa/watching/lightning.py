@@ -10,6 +10,7 @@ except ImportError:
     from pytorch_lightning import Callback  # pyright: ignore[reportMissingImports]
 
 from lsa.landscape import objectives
+from lsa.watching.callbacks import with_objective
 from lsa.watching.watch import Watch, watch
 
 
@@ -27,9 +28,7 @@ class LightningCallback(Callback):
     watch: Watch | None = None
 
     def __init__(self, **options: Any) -> None:
-        if "batches" in options and not {"loss", "objective"} & options.keys():
-            options["objective"] = objectives.lightning()
-        self._options = options
+        self._options = with_objective(options, objectives.lightning())
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Watch the optimizers that the module has configured."""
