@@ -30,6 +30,7 @@ log = logging.getLogger("lsa.watch")
 LIMIT = 0.02  # of the training's time
 EVERY = 100  # steps between measurements on the probe set
 
+Probes = probing.Probing | ParallelProbing
 Row = dict[str, float]
 T = TypeVar("T")
 
@@ -97,12 +98,10 @@ def watch(
     optimizers = _optimizers(optimizer)
     _check(budget, norms=norms, every=every, log_every=log_every)
     weights = Weights(model, optimizers)
-    probes: probing.Probing | ParallelProbing | None = None
-    if batches is not None and weights.sharded:
-        probes = ParallelProbing(model, weights, batches, loss, objective, measure)
-    elif batches is not None:
-        probe_set = ProbeSet(model, weights, batches, loss, objective)
-        probes = probing.Probing(probe_set, optimizers, measure)
+    probes = None
+    if batches is not None:
+        given = {"loss": loss, "objective": objective}
+        probes = _probes(model, weights, optimizers, batches, measure, **given)
     return Watch(
         weights,
         optimizers,
@@ -116,6 +115,20 @@ def watch(
         step=step,
         alarm=Alarm(alarm),
     )
+
+
+def _probes(
+    model: nn.Module,
+    weights: Weights,
+    optimizers: Sequence[Optimizer],
+    batches: Iterable[Any],
+    measure: Sequence[str],
+    **objective: Any,
+) -> Probes:
+    """What is measured on the batches, in this process or in all that hold shards."""
+    if weights.sharded:
+        return ParallelProbing(model, weights, batches, kinds=measure, **objective)
+    return probing.Probing(ProbeSet(model, weights, batches, **objective), optimizers, measure)
 
 
 def _check(budget: float | None, **intervals: int) -> None:
@@ -153,7 +166,7 @@ class Watch:
         *,
         losses: Losses,
         gradients: Gradients,
-        probes: probing.Probing | ParallelProbing | None,
+        probes: Probes | None,
         outputs: Outputs,
         every: Mapping[str, int],
         budget: Budget,
