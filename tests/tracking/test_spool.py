@@ -222,6 +222,39 @@ def test_a_probe_measured_while_the_store_is_away_is_delivered_as_it_would_have_
     assert spool.entries() == [] and list(sync.sync()) == []
 
 
+def test_headline_numbers_delivered_late_stand_on_the_trainings_too(trained, plug):
+    client = mlflow.MlflowClient()
+    other = train.train(project.load("tiny").recipe("adamw"))
+    sources = [lsa.load(done.run_id) for done in (trained, other)]
+    client.log_metric(other.run_id, "interpolation/barrier", 1e3)  # of a worse pair, known before
+    plug.pull()
+    with pytest.raises(spool.NotLogged):
+        measure.measure("lanczos", sources[0], k=2)
+    with pytest.raises(spool.NotLogged):
+        measure.measure("interpolation", *sources, points=5)
+    plug.put()
+    assert not {"lanczos/lambda_max", "interpolation/barrier"} & set(numbers_of(trained.run_id))
+    assert [end[:4] for _, end in sync.sync()] == ["run ", "run "]
+    (alone,), (pair,) = (runs(**{"lsa.step": name}) for name in ("lanczos", "interpolation"))
+    first, second = (numbers_of(done.run_id) for done in (trained, other))
+    names = [
+        "lambda_max",
+        "lambda_max_se_data",
+        "lambda_min",
+        "trace",
+        "trace_se_probes",
+        "converged",
+    ]
+    for name in (f"lanczos/{name}" for name in names):
+        assert first[name] == alone.data.metrics[name]
+    assert first["interpolation/barrier"] == pair.data.metrics["interpolation/barrier"]
+    assert second["interpolation/barrier"] == 1e3
+
+
+def numbers_of(run_id: str) -> dict[str, float]:
+    return mlflow.MlflowClient().get_run(run_id).data.metrics
+
+
 def test_a_result_kept_for_one_store_outlives_the_same_step_for_another(workplace, new_store, plug):
     recipe = project.load("tiny").recipe("sgd")
     store.client()
