@@ -186,8 +186,30 @@ class Result:
                 f"{path} holds no result ({error}); give a file that Result.save wrote"
             ) from None
 
+    def __str__(self) -> str:
+        """The probe, whether it converged, its metrics with standard errors, and its notes."""
+        rows = [
+            (name, f"{m.value:.6g} {m.unit}".rstrip(), _errors(m))
+            for name, m in self.metrics.items()
+        ]
+        wide, long = (max((len(row[i]) for row in rows), default=0) for i in (0, 1))
+        return "\n".join(
+            [
+                f"{self.probe or 'result'}: {'converged' if self.converged else 'not converged'}",
+                *(f"{a:<{wide}}  {b:<{long}}  {c}".rstrip() for a, b, c in rows),
+                *(f"note: {note}" for note in self.notes),
+            ]
+        )
+
     def _repr_html_(self) -> str | None:
         return _render(self)
+
+
+def _errors(metric: Metric) -> str:
+    if not metric.errors:
+        return ""
+    each = ", ".join(f"{error:.2g} ({source})" for source, error in metric.errors.items())
+    return f"standard error {each}"
 
 
 def _curve_to_dict(curve: Curve) -> dict[str, Any]:

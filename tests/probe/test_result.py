@@ -55,6 +55,22 @@ def test_curves_are_equal_when_they_hold_the_same_points():
         hash(curve)
 
 
+def test_a_printed_result_is_a_line_per_number_and_note_and_no_arrays():
+    metrics = {
+        "lambda_max": Metric(11.27291, "loss", {"data": 2.81, "probes": 0.1}),
+        "n": Metric(512.0),
+    }
+    arrays = {"eigenvectors": np.zeros((3, 4))}
+    result = Result(metrics, arrays=arrays, converged=False, notes=("one note",), probe="lanczos")
+    assert str(result).splitlines() == [
+        "lanczos: not converged",
+        "lambda_max  11.2729 loss  standard error 2.8 (data), 0.1 (probes)",
+        "n           512",
+        "note: one note",
+    ]
+    assert str(Result({})) == "result: converged"
+
+
 def test_a_saved_result_comes_back_whole(tmp_path: Path):
     RESULT.save(tmp_path / "result.npz")
     back = Result.load(tmp_path / "result.npz")
