@@ -181,13 +181,16 @@ class Batched:
         return Part(1 / total, units / n, units, loss, losses, both, traced, wrong)
 
     def _terms(self, network: Network, batch: Batch) -> Terms:
-        content = batch.content
+        return self.terms(network, batch.content, batch.index)
+
+    def terms(self, network: Network, content: Any, index: int = 0) -> Terms:
+        """The objective's terms of a batch, with the θ that the network has."""
         if self._writes != [False]:
             content = cloned(content)
 
         def evaluate() -> Terms:
             if self._draws:
-                return drawn(self._objective, network.runner, content, batch.index, self._draws)
+                return drawn(self._objective, network.runner, content, index, self._draws)
             return self._objective(network.runner, content)
 
         made = network.evaluated(evaluate)

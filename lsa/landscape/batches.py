@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.data import DataLoader, RandomSampler, WeightedRandomSampler
 
 from lsa.runtime.errors import InputError
 
@@ -122,6 +123,23 @@ class Batches:
         inside = (self._chosen >= start) & (self._chosen < start + units)
         return (self._chosen[inside] - start).to(self.device)
 
+    def remarks(self) -> tuple[str, ...]:
+        """What a DataLoader leaves out or gives more than once, a line each."""
+        loader = self._source
+        if not isinstance(loader, DataLoader):
+            return ()
+        lines = []
+        drawn = isinstance(loader.sampler, WeightedRandomSampler | RandomSampler)
+        if drawn and loader.sampler.replacement:  # pyright: ignore[reportAttributeAccessIssue]
+            lines.append(
+                "the loader draws samples with replacement: L is the mean over one such draw, and "
+                "errors over the data take its samples for different ones"
+            )
+        n = len(loader.sampler) if isinstance(loader.sampler, Sized) else 0
+        if loader.drop_last and (left := n % (loader.batch_size or 1)):
+            lines.append(f"the loader has drop_last: {left} of {n} samples are no part of L")
+        return tuple(lines)
+
     # --- other batches of the same data ----------------------------------------------------------
 
     def subset(self, units: Tensor) -> Batches:
@@ -177,6 +195,8 @@ def fingerprint(content: Any) -> tuple:
             flat = torch.view_as_real(flat).reshape(-1) if flat.is_complex() else flat
             ramp = torch.linspace(1, 2, len(flat), dtype=torch.float64)
             marks.append((tuple(leaf.shape), float(ramp @ flat.double().nan_to_num(0, 1, -1))))
+        elif isinstance(leaf, int | float | str):
+            marks.append(leaf)
     return tuple(marks)
 
 

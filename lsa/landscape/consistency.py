@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from lsa.landscape import additive, reach
 from lsa.landscape.derivatives import budget
 from lsa.landscape.landscape import Landscape
 from lsa.landscape.network import HALF
@@ -32,7 +33,6 @@ UNITS = (
     "the objective gives no losses of single samples: n_samples counts batches, and standard "
     "errors are over batches"
 )
-UNSTEADY = "gradient and Hessian product are not checked, since the loss is no fixed function"
 ROUNDING = {torch.float64: 1e-10, torch.float32: 1e-5}  # of a loss, relative; else 1e-2
 _known: WeakKeyDictionary[Landscape, dict[bytes, tuple[str, ...]]] = WeakKeyDictionary()
 
@@ -54,15 +54,26 @@ def notes(landscape: Landscape, theta: Tensor) -> tuple[str, ...]:
     if key not in known:
         few = landscape.subset(_chosen(landscape))
         with _own_random_state(landscape.device):
-            fixed, steady, drawn = _fixed(few, theta)
+            reach.check_untouched(few, theta)
+            reach.check_views(few.model, landscape.views)
+            fixed, drawn = _fixed(few, theta)
             # Passes of another size draw other random numbers, from the same seed too.
-            parted = steady and not drawn and isinstance(few.data, Samples)
-            mean = _mean_over_samples(few, theta) if parted else ()
+            if isinstance(few.data, Samples):
+                reach.check_alone(few, theta)
+                mean = () if drawn else _mean_over_samples(few, theta)
+            else:
+                mean = additive.notes(landscape, theta, drawn)
             derived = few.subset(torch.arange(min(DERIVED, few.n_samples)))
-            slopes = _derivatives(derived, theta) if steady else (UNSTEADY,)
+            slopes = _derivatives(derived, theta)
             units = () if landscape.has_samples else (UNITS,)
-            known[key] = (*units, *fixed, *mean, *slopes)
+            known[key] = (*units, *fixed, *mean, *slopes, *_idle(few, landscape, theta))
     return known[key]
+
+
+def _idle(few: Landscape, landscape: Landscape, theta: Tensor) -> tuple[str, ...]:
+    """A note on parameters without influence, on few samples and then on all."""
+    line = reach.without_influence(few, theta) and reach.without_influence(landscape, theta)
+    return (line,) if line else ()
 
 
 def _chosen(landscape: Landscape) -> Tensor:
@@ -83,8 +94,12 @@ def _own_random_state(device: torch.device) -> AbstractContextManager[None]:
 # --- one fixed function --------------------------------------------------------------------------
 
 
-def _fixed(few: Landscape, theta: Tensor) -> tuple[tuple[str, ...], bool, bool]:
-    """What makes L no fixed function of θ, whether it is one for a fixed seed, and has drawn."""
+def _fixed(few: Landscape, theta: Tensor) -> tuple[tuple[str, ...], bool]:
+    """What makes L no fixed function of θ, and whether the network draws random numbers.
+
+    Raises:
+        InputError: It is none for fixed random numbers either.
+    """
     differences = [
         f"module {name!r} ({type(module).__name__}) is in training mode although the network is "
         "evaluated; it overrides train() or eval()"
@@ -108,13 +123,13 @@ def _fixed(few: Landscape, theta: Tensor) -> tuple[tuple[str, ...], bool, bool]:
         )
     if drawn:
         first, second = _seeded(few, theta), _seeded(few, theta)
-    steady = not _differ(first, second, _precision(few, theta))
-    if not steady:
-        differences.append(
-            f"two passes over the same samples give the losses {first:.6g} and {second:.6g}: the "
-            "network keeps a state, or an operation of it is not deterministic"
+    if _differ(first, second, _precision(few, theta)):
+        raise InputError(
+            f"two passes over the same samples give the losses {first:.6g} and {second:.6g}, so "
+            "there is no landscape: the network or the objective keeps a state from pass to pass, "
+            "or an operation is not deterministic; let each pass start anew"
         )
-    return tuple(differences), steady, drawn
+    return tuple(differences), drawn
 
 
 def _mean_over_samples(few: Landscape, theta: Tensor) -> tuple[str, ...]:

@@ -103,6 +103,7 @@ class Network:
         self._parameters = parameters = [model.get_parameter(name) for name in names]
         self._shapes = [p.shape for p in parameters]
         self._dtypes = [p.dtype for p in parameters]
+        self._mixed = len({d for d in self._dtypes if d not in HALF}) > 1
         self.sizes = [p.numel() for p in parameters]
         position = {id(p): i for i, p in enumerate(parameters)}
         self._slots = [
@@ -130,6 +131,11 @@ class Network:
         self._values: list[Tensor] = []  # that are in the network now
         self._writes: bool | None = None  # into its inputs; None: not seen yet
         self.written: str | None = None  # a buffer that a pass has written to
+
+    @property
+    def values(self) -> list[Tensor]:
+        """What stands for its parameters now, within a block of `at`."""
+        return self._values
 
     @property
     def runner(self) -> nn.Module:
@@ -189,7 +195,7 @@ class Network:
         """θ `(d,)` as named views with the parameters' shapes; in their own precision, if half."""
         parts = theta.split(self.sizes)
         return {
-            name: p.view(shape).to(dtype if dtype in HALF else p.dtype)
+            name: p.view(shape).to(dtype if dtype in HALF or self._mixed else p.dtype)
             for name, p, shape, dtype in zip(
                 self.names, parts, self._shapes, self._dtypes, strict=True
             )
@@ -242,6 +248,9 @@ class Network:
         for i, (module, name, buffer, kept) in enumerate(self._buffers):
             if module._buffers.get(name) is not buffer or buffer._version != self._versions[i]:
                 self.written = self.written or self._name(module, name)
+                if self._inside:  # perhaps of a transform, in which no older tensor may change
+                    module._buffers[name] = kept.clone()
+                    continue
                 with torch.no_grad():
                     buffer.copy_(kept)
                 module._buffers[name] = buffer

@@ -12,16 +12,16 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
+from lsa.landscape.batches import fingerprint
 from lsa.landscape.terms import Objective, Terms
 from lsa.landscape.weighing import (
     Loss,
     Weighing,
-    differing,
     given,
+    joined,
     mean_over_samples,
-    rows,
     weighing,
 )
 from lsa.runtime.errors import InputError
@@ -60,28 +60,35 @@ def _answer(model: nn.Module, inputs: Any) -> Any:
 def supervised(loss: Loss = F.cross_entropy) -> Objective:
     """Batches `(inputs, targets)`, or mappings with `labels`, and a loss `(outputs, targets)`.
 
-    The loss is asked how it weighs (torch's cross entropies), or tried on samples of the first
-    batch: it must be a plain mean over samples.
+    The loss is asked how it weighs (torch's cross entropies), or tried on samples of all batches
+    that differ: it must be a plain mean over samples.
 
     Raises:
-        InputError: From the first batch, where the loss is no mean over samples.
+        InputError: From a batch, where the loss is no mean over samples.
     """
     known = weighing(loss)
-    tried: list[Weighing] = []
+    tried: dict[tuple, Weighing] = {}  # by the targets that it was tried on
+    differ: list[Any] = []  # outputs and targets of samples of all batches that differ most
 
     def objective(model: nn.Module, batch: Any) -> Terms:
         inputs, y = _parted(batch)
         outputs = given(loss, _answer(model, inputs))
-        if known is None and not tried:
-            some = differing(y).to(next(model.parameters()).device)
-            n = len(tree_leaves(y)[0])
-            tried.append(mean_over_samples(loss, *rows((outputs, y), some, n)))
-        how = known or tried[0]
+        # The first pass over the data, without gradients, tries the loss on every batch.
+        if known is None and not (tried and torch.is_grad_enabled()):
+            mark = fingerprint(y)
+            if mark not in tried:
+                differ[:] = joined(differ, [_detached(outputs), y])
+                tried[mark] = mean_over_samples(loss, *differ)
+        how = known or next(iter(tried.values()))
         sums, weights = how.sums(outputs, y), how.weights(y)
         total = len(sums) if weights is None else weights.sum()
         return Terms(sums.sum(), total, sums, weights, outputs=outputs)
 
     return objective
+
+
+def _detached(outputs: Any) -> Any:
+    return tree_map(lambda t: t.detach() if isinstance(t, Tensor) else t, outputs)
 
 
 def _parted(batch: Any) -> tuple[Any, Any]:

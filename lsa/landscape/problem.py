@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lsa.landscape import batches, objectives
+from lsa.landscape import batches, objectives, shared
 from lsa.landscape.batched import Batched
 from lsa.landscape.copies import duplicate, prepared
 from lsa.landscape.derivatives import batch_norm, budget, hessians
@@ -70,10 +70,13 @@ class Problem:
         where = x.device if tensors else torch.device(device or next(model.parameters()).device)
         names = selected(model, parameters)
         self._own = dict(model.named_parameters())
+        shared.check_distinct(model)
+        views = shared.views_of_parameters(model)
         if copy:
             model = prepared(model).to(where).eval()
             for name, parameter in model.named_parameters():
                 parameter.requires_grad_(name in names)
+        self.views = {place: shared.kept(model, place) for place in views}
         compiled = not copy and getattr(wrapper, "_orig_mod", None) is model
         self.network = Network(
             model, names, keeps_mode=not copy, wrapper=wrapper if compiled else None

@@ -42,8 +42,15 @@ def checked(terms: Terms) -> Terms:
         raise InputError(f"the objective returned a {type(terms).__name__}; return lsa.Terms")
     if terms.total.ndim:
         raise InputError(f"Terms.total has shape {tuple(terms.total.shape)}; sum it to a scalar")
+    if any(isinstance(w, Tensor) and w.requires_grad for w in (terms.weight, terms.weights)):
+        raise InputError(
+            "Terms.weight depends on the network's parameters, and its part of the gradient would "
+            "be left out; detach it if it is meant to stand still, else put it into the total"
+        )
     if terms.samples is None:
         return terms
+    if terms.samples.requires_grad and not terms.total.requires_grad:
+        raise InputError("Terms.total is detached from the network; give samples.sum()")
     if terms.samples.ndim != 1:
         raise InputError(
             f"Terms.samples has shape {tuple(terms.samples.shape)}; give one sum per sample, (n,)"

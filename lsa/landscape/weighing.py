@@ -154,7 +154,11 @@ def mean_over_samples(loss: Loss, outputs: Any, y: Any) -> Weighing:
     alone = Weighing(functools.partial(_one_by_one, loss, several), lambda _: None)
     with torch.enable_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of shapes that do not fit, which are refused below
-        together, again = loss(outputs, y), loss(outputs, y)
+        try:
+            together, again = loss(outputs, y), loss(outputs, y)
+        except (RuntimeError, ValueError, IndexError) as error:
+            line = first_line(error)
+            raise InputError(f"the loss of {n} sample(s) fails: {line}; {REMEDY}") from error
     if not isinstance(together, Tensor) or together.numel() != 1:
         shape = tuple(together.shape) if isinstance(together, Tensor) else type(together).__name__
         raise InputError(
@@ -245,6 +249,29 @@ def _one_by_one(loss: Loss, several: list[bool], outputs: Any, y: Any) -> Tensor
         return vmap(alone)(*parted)
     except RuntimeError:  # an operation that vmap does not know
         return torch.stack([alone(*sample) for sample in zip(*parted, strict=True)])
+
+
+def joined(before: list[Any], batch: list[Any]) -> list[Any]:
+    """Outputs and targets of samples that differ most, of those before and of a batch."""
+    chosen = _most_different(batch)
+    if not before:
+        return chosen
+    leaves, form = tree_flatten(chosen)
+    others = tree_leaves(before)
+    n, m = (len(tree_leaves(part[1])[0]) for part in (chosen, before))
+    try:
+        both = [
+            torch.cat([old, new]) if _has(old, m) and _has(new, n) else new
+            for old, new in zip(others, leaves, strict=True)
+        ]
+        return _most_different(tree_unflatten(both, form))
+    except (RuntimeError, ValueError):  # of other shapes
+        return chosen
+
+
+def _most_different(batch: list[Any]) -> list[Any]:
+    n = len(tree_leaves(batch[1])[0])
+    return rows(batch, differing(batch[1]).to(tree_leaves(batch[0])[0].device), n)
 
 
 def differing(y: Any, most: int = TRIED) -> Tensor:

@@ -1,7 +1,8 @@
 """What people train, case by case, and the tests that hold each case.
 
 A verdict is `right` (against dense or finite-difference derivatives in float64), `right, by
-differences` (with a note that says so), or `refused` (in one line).
+differences` (with a note that says so), `right, with a note` on what the number is of, or
+`refused` (in one line).
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 RIGHT, DIFFERENCES, REFUSED = "right", "right, by differences", "refused"
+NOTED = "right, with a note"
 
 
 class Case(NamedTuple):
@@ -21,8 +23,9 @@ def _case(what: str, verdict: str, *tests: str) -> Case:
     return Case(what, verdict, tests)
 
 
-LIBRARIES, OWN, FORMS, TASKS = (
-    f"tests/models/test_{name}.py::test_" for name in ("libraries", "own", "forms", "tasks")
+LIBRARIES, OWN, FORMS, TASKS, WRONG = (
+    f"tests/models/test_{name}.py::test_"
+    for name in ("libraries", "own", "forms", "tasks", "wrong_numbers")
 )
 WEIGHING = "tests/landscape/test_weighing.py::test_"
 OBJECTIVES = "tests/landscape/test_objectives.py::test_"
@@ -119,6 +122,14 @@ CASES = (
           "tests/landscape/test_streaming.py::test_the_peak_memory_of_100000_samples_is_that"),
     _case("data that change from one reading to the next", REFUSED,
           OBJECTIVES + "data_that_change_are_refused"),
+    _case("numbers in batches that change; weights that only later batches show", REFUSED,
+          WRONG + "numbers_in_batches_that_change_are_refused",
+          WRONG + "a_weighing_that_only_later_batches_show_is_refused"),
+    _case("Terms that do not fit: weights with θ inside, a detached total, a mean for a sum",
+          REFUSED, WRONG + "terms_that_do_not_fit_together_are_refused"),
+    _case("samples that a layer mixes, in batches; drop_last, replacement", NOTED,
+          WRONG + "samples_that_a_layer_mixes_are_noted_in_batches",
+          WRONG + "what_a_loader_leaves_out_or_repeats_is_noted"),
     # precision and packaging
     _case("float16, bfloat16", RIGHT, FORMS + "probes_of_a_network_in_half_precision",
           OWN + "half_precision_is_measured_as_the_network_computes[bfloat16]"),
@@ -164,6 +175,17 @@ CASES = (
     _case("weight_norm", RIGHT, FORMS + "weight_norm_has_right_second_derivatives"),
     _case("ensemble by torch.func.vmap", RIGHT,
           FORMS + "an_ensemble_by_vmap_and_a_functional_network"),
+    _case("a view of a weight that is kept; two parameters in one memory; a limit on a norm in the "
+          "forward pass; a forward or hook that calls another network; a state between passes",
+          REFUSED, WRONG + "a_network_that_is_no_function_of_theta_is_refused_in_one_line"),
+    _case("parameters without influence: adapters that eval() merges, kept weights", NOTED,
+          WRONG + "parameters_without_influence_are_named"),
+    _case("experts without samples, pruned and parametrized weights", RIGHT,
+          WRONG + "experts_that_other_samples_take_are_not_without_influence",
+          WRONG + "hooks_that_compute_a_weight_anew_are_no_views"),
+    _case("parameters in float32 and float64", RIGHT, WRONG + "parameters_of_two_precisions"),
+    _case("torch.func within the network", RIGHT,
+          WRONG + "a_network_that_calls_torch_func_itself_has_per_sample_gradients"),
     _case("parameters by name, glob, predicate; no copy", RIGHT,
           OWN + "parameters_by_name_glob_or_predicate",
           OWN + "without_a_copy_the_callers_network_is_as_before"),

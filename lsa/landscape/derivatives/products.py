@@ -182,6 +182,8 @@ def sample_rows(part: Part, theta: Tensor, size: int, *, by_layers: bool) -> Ite
     yield from sample_gradients.rows_one_by_one(part.losses, theta, size)
 
 
+UNWEIGHED = 1 << 62  # bytes of a graph that cannot be weighed, and is not kept
+
 UNKNOWN = (RuntimeError, NotImplementedError, TypeError, InputError)
 """What torch and lsa raise where an operation lacks a derivative."""
 
@@ -246,8 +248,13 @@ def _weighed(build: Callable[[], Graph], most: float = math.inf) -> tuple[Graph,
             )
         return held[-1]  # an output itself would hold the node that holds it, for ever
 
-    with saved_tensors_hooks(note, lambda tensor: tensor):
-        made = build()
+    try:
+        with saved_tensors_hooks(note, lambda tensor: tensor):
+            made = build()
+    except RuntimeError as error:
+        if "saved tensor hooks" not in str(error):
+            raise
+        return build(), UNWEIGHED  # the network calls torch.func itself
     return made, size(held)
 
 

@@ -1,0 +1,129 @@
+"""Whether the terms of a batch add up as an objective says: by its samples, and by its parts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from lsa.landscape.batched import Batched
+from lsa.landscape.network import HALF
+from lsa.landscape.terms import Terms, unit_sums, unit_weights
+from lsa.landscape.weighing import rows
+from lsa.runtime.errors import InputError
+
+if TYPE_CHECKING:
+    from lsa.landscape.landscape import Landscape
+
+ROUNDING = {torch.float64: 1e-8, torch.float32: 1e-3}  # of sums, relative; else 5e-2
+MIXED = (
+    "the loss of a sample depends on the others of its batch, as with batch statistics: L depends "
+    "on how the data are cut into batches, and errors over the data take samples for independent"
+)
+
+
+def notes(landscape: Landscape, theta: Tensor, drawn: bool) -> tuple[str, ...]:
+    """What the reader of numbers from batches must know, from the first batch.
+
+    Args:
+        landscape: Of batches.
+        theta: Where.
+        drawn: Whether the network draws random numbers, so that parts of a batch draw others.
+
+    Raises:
+        InputError: `Terms.total` has another gradient than the samples that it is the sum of, or
+            is a mean.
+    """
+    data = landscape.data
+    if not isinstance(data, Batched):
+        return ()
+    found = data.batches.remarks()
+    if landscape.has_samples:
+        _check_gradients(landscape, theta)
+    if not drawn and _mixed(landscape, data, theta):
+        found = (*found, MIXED)
+    return found
+
+
+def _check_gradients(landscape: Landscape, theta: Tensor) -> None:
+    """See that total and samples have one gradient; their values are compared in every pass."""
+    try:
+        fine, at = landscape.double(), theta.detach().double()
+        part = next(iter(fine.data.parts(fine.network)))
+        t = at.requires_grad_()
+        with torch.enable_grad(), fine.network.at(t):
+            value, losses = part.loss(t), part.losses(t).sum()
+            both = [_slope(v, t) for v in (value, losses)]
+    except (RuntimeError, TypeError):  # an operation has no float64
+        return
+    total, summed = (g * v.item() for g, v in zip(both, (losses, value), strict=True))
+    if (total - summed).norm() > 1e-3 * max(total.norm(), summed.norm()) + 1e-9 * abs(value.item()):
+        raise InputError(
+            "the gradient of Terms.total is not that of the samples that it is the sum of; compute "
+            "one from the other: Terms(samples.sum(), weight, samples)"
+        )
+
+
+def _slope(value: Tensor, t: Tensor) -> Tensor:
+    if not value.requires_grad:
+        return torch.zeros_like(t)
+    return torch.autograd.grad(value, t, retain_graph=True, materialize_grads=True)[0]
+
+
+def _mixed(landscape: Landscape, data: Batched, theta: Tensor) -> bool:
+    """Whether samples of the first batch have other losses without the other half of it.
+
+    Raises:
+        InputError: Parts of the batch say that the total is a mean, and the weight its samples.
+    """
+    batch = next(iter(data.batches))
+    tensors = [t for t in tree_leaves(batch.content) if isinstance(t, Tensor)]
+    n = len(tensors[0]) if tensors and tensors[0].ndim else 0
+    if n < 2 or not all(t.layout == torch.strided and not t.is_nested for t in tensors):
+        return False
+    if not all(t.ndim and len(t) == n for t in tensors):  # not all of it belongs to samples
+        return False
+    halves = [slice(0, n // 2), slice(n // 2, n)]
+    try:
+        whole, *parts = (
+            _terms(landscape, data, theta, batch.content, n, at) for at in (slice(0, n), *halves)
+        )
+    except (RuntimeError, ValueError, IndexError, InputError):
+        return False
+    digits = ROUNDING.get(whole.total.dtype, 5e-2)
+    digits = 5e-2 if any(p.dtype in HALF for p in landscape.model.parameters()) else digits
+    if whole.samples is None:
+        _check_sum(whole, parts, n, digits)
+        return False
+    apart = torch.cat([unit_sums(terms) for terms in parts])
+    together = unit_sums(whole)
+    if apart.shape != together.shape or not bool(together.isfinite().all()):
+        return False
+    return float((apart - together).abs().max()) > digits * float(together.abs().max())
+
+
+@torch.no_grad()
+def _terms(
+    landscape: Landscape, data: Batched, theta: Tensor, content: Any, n: int, at: slice
+) -> Terms:
+    with landscape.network.at(theta):
+        return data.terms(landscape.network, rows(content, at, n))
+
+
+def _check_sum(whole: Terms, parts: list[Terms], n: int, digits: float) -> None:
+    """See that the total is no mean where the weight counts."""
+    weight, *shares = (float(unit_weights(t)) for t in (whole, *parts))
+    total, *sums = (float(t.total) for t in (whole, *parts))
+    mean = sum(s * w for s, w in zip(sums, shares, strict=True)) / weight
+    counts = weight > 1 and abs(sum(shares) - weight) <= 1e-6 * weight
+
+    def close(a: float) -> bool:
+        return abs(a - total) <= digits * abs(total)
+
+    if counts and total and close(mean) and not close(sum(sums)):
+        raise InputError(
+            f"Terms.total is {total:.6g} for {n} samples and about as much for half of them, so it "
+            f"is a mean, but Terms.weight is {weight:g}; give the sum: total = mean * weight"
+        )
