@@ -281,12 +281,7 @@ def evaluated(optimizer: Optimizer | None) -> Iterator[None]:
 
 def _evaluated(source: Checkpoint) -> dict[str, Metric]:
     """Loss of a checkpoint on both whole splits, and accuracy where it has one."""
-    split = source.data
-    if isinstance(split, Data):
-        loss = recipes.loss_of(source.recipe, source.trusted)
-        return training.final_metrics(source.model, split, loss)
-    wholes = {"val": source.validation, "train": source.training}
-    return {f"{name}_loss": Metric(at.loss(source.theta)) for name, at in wholes.items()}
+    return training.final_metrics(source.validation, source.training)
 
 
 def _check_same(source: Checkpoint, theirs: nn.Module) -> None:

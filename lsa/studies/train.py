@@ -21,7 +21,7 @@ from lsa.tracking.checkpoint import Checkpoint
 from lsa.tracking.numbers import flat
 from lsa.training import recipes
 from lsa.training import train as training
-from lsa.training.data import Data
+from lsa.training.data import Data, Streams
 
 KEPT = {"state", "history", "watched", "run"}  # of an interrupted run
 SCRATCH = Path(".lsa")  # training states of runs that have not finished, in the working folder
@@ -54,15 +54,9 @@ def train(
             f"{recipe.project}.{recipe.optimizer} was trained elsewhere; choose an optimizer that "
             "lsa trains"
         )
-    if recipe.objective:
-        raise InputError(
-            "lsa train takes a loss of outputs and targets, not an objective; train with your own "
-            "loop and register its checkpoint (lsa.register)"
-        )
     device_name = load.device_of(device)
     trusted = (*trusted, permission(recipe.dataset.name, recipe.dataset.options))
     split = checkpoints.load_data(recipe, device_name, trusted)
-    assert isinstance(split, Data)  # batches are for objectives
     key = train_key(recipe, split.hash, device_name)
     # Wrong options fail here, before anything is tracked as running.
     training.initial(recipe, split, trusted)
@@ -72,7 +66,12 @@ def train(
 
 
 def _train(
-    recipe: Recipe, split: Data, key: str, device_name: str, resume: bool, trusted: Collection[str]
+    recipe: Recipe,
+    split: Data | Streams,
+    key: str,
+    device_name: str,
+    resume: bool,
+    trusted: Collection[str],
 ) -> Result:
     name = steps.title("train", recipe)
     tags = steps.step_tags("train", recipe) | {"lsa.key": key}
@@ -99,8 +98,8 @@ def _train(
         def checkpoint(state: Mapping[str, Any]) -> dict[str, Metric]:
             """Keep the checkpoint of a state, with its evaluation."""
             kept = _checkpoint(recipe, split, state, device_name, trusted)
-            loss = recipes.loss_of(recipe, trusted)
-            metrics = training.final_metrics(kept.model, split, loss)
+            whole = recipes.landscape_of(recipe, split, kept.model, trusted)
+            metrics = training.final_metrics(recipes.held_out(whole, split), whole)
             final = kept.epoch == recipe.train.epochs
             registry.keep(opened, kept, flat(results.FINAL, metrics), key, final=final)
             return metrics
@@ -113,7 +112,13 @@ def _train(
         on_the_way(training.initial(recipe, split, trusted))
         opened.attempt(registry.deliver)
         for epoch in training.train(
-            recipe, split, trusted=trusted, state=state, report=report, watch=watched.attach
+            recipe,
+            split,
+            device=device_name,
+            trusted=trusted,
+            state=state,
+            report=report,
+            watch=watched.attach,
         ):
             history.append(dict(epoch.metrics))
             opened.metrics(epoch.metrics, step=epoch.number)
@@ -158,7 +163,7 @@ def _is_state(state: Any) -> bool:
 
 def _checkpoint(
     recipe: Recipe,
-    split: Data,
+    split: Data | Streams,
     state: Mapping[str, Any],
     device: str,
     trusted: Collection[str],

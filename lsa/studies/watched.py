@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from lsa.project import Recipe
-from lsa.training.data import Data
-from lsa.training.recipes import loss_of
+from lsa.training.data import Data, Streams
+from lsa.training.recipes import loss_of, objective_of
 
 Log = Callable[[Mapping[str, float], int], None]
 
@@ -30,7 +30,7 @@ class Watched:
     def __init__(
         self,
         recipe: Recipe,
-        split: Data,
+        split: Data | Streams,
         trusted: Collection[str],
         log: Log,
         earlier: list[Any],
@@ -56,14 +56,23 @@ class Watched:
 
         chosen, split = self._recipe.train.watch, self._split
         assert chosen is not None
-        n = len(split.x_train)
-        drawn = torch.randperm(n, generator=torch.Generator().manual_seed(0))[: chosen.samples]
-        drawn = drawn.to(split.x_train.device)
+        if isinstance(split, Streams):
+            where = {
+                "batches": split.train,  # the first eight
+                "objective": objective_of(self._recipe, self._trusted),
+            }
+        else:
+            n = len(split.x_train)
+            drawn = torch.randperm(n, generator=torch.Generator().manual_seed(0))[: chosen.samples]
+            drawn = drawn.to(split.x_train.device)
+            where = {
+                "batches": (split.x_train.index_select(0, drawn), split.y_train[drawn]),
+                "loss": loss_of(self._recipe, self._trusted),
+            }
         return watch(
             model,
             optimizer,
-            batches=(split.x_train.index_select(0, drawn), split.y_train[drawn]),
-            loss=loss_of(self._recipe, self._trusted),
+            **where,
             measure=chosen.measure,
             every=chosen.every,
             norms=chosen.norms,

@@ -45,6 +45,7 @@ class Streams:
     train: Iterable[Any]  # read again for every pass: a DataLoader, a list, …
     val: Iterable[Any]
     hash: str  # SHA-256 of all batches
+    steps: int  # batches of the training split
 
 
 @modes.usual()
@@ -66,13 +67,15 @@ def streams(name: str, *, trusted: Collection[str] = (), **options: Any) -> Stre
     made = factories.make(label, name, Data, trusted, options)
     if not (isinstance(made, tuple) and len(made) == 2):
         raise InputError(f"{label} must return train, val: two iterables of batches")
-    digest = hashlib.sha256()
+    digest, numbers = hashlib.sha256(), []
     for split in made:
+        numbers.append(0)
         for batch in Batches(split, torch.device("cpu")):
+            numbers[-1] += 1
             for leaf in tree_leaves(batch.content):
                 part = _hash([leaf]) if isinstance(leaf, Tensor) else repr(leaf)
                 digest.update(part.encode())
-    return Streams(*made, digest.hexdigest())
+    return Streams(*made, digest.hexdigest(), numbers[0])
 
 
 @modes.usual()

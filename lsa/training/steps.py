@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from lsa.landscape.derivatives import batch_norm
 from lsa.landscape.derivatives.budget import cache_size
+from lsa.landscape.terms import Objective
 from lsa.probe import Report
 from lsa.project import Recipe
 from lsa.runtime.errors import InputError
 from lsa.training import losses
-from lsa.training.data import Data
+from lsa.training.data import Data, Streams
 
 
 @dataclass
@@ -25,10 +26,11 @@ class Loop:
     """What a training holds from one epoch to the next."""
 
     recipe: Recipe
-    split: Data
+    split: Data | Streams
     model: nn.Module
     optimizer: torch.optim.Optimizer
-    loss: losses.Loss
+    loss: losses.Loss  # of tensors
+    objective: Objective | None  # of batches
     factor: Callable[[int], float]  # of the learning rate at each step
     base: list[float]  # learning rate of each group without the factor
     rng: torch.Generator

@@ -21,9 +21,9 @@ from lsa.landscape.derivatives.budget import image_layout, laid_out
 from lsa.probe import Metric, Report
 from lsa.project import Recipe
 from lsa.runtime.errors import Diverged, InputError
-from lsa.training import data, losses, optimizers, schedules
-from lsa.training.data import Data
-from lsa.training.recipes import loss_of, network
+from lsa.training import data, losses, objective_steps, optimizers, schedules
+from lsa.training.data import Data, Streams
+from lsa.training.recipes import loss_of, network, objective_of
 from lsa.training.steps import Loop, averaged, means, pass_size, take_step
 
 STATE = {"epoch", "model", "optimizer", "rng", "base_lr"}  # what `Epoch.state` holds
@@ -41,7 +41,7 @@ class Epoch:
     state: Mapping[str, Any]  # storable by `lsa.tracking.serial`; `train` goes on from it
 
 
-def initial(recipe: Recipe, split: Data, trusted: Collection[str] = ()) -> dict[str, Any]:
+def initial(recipe: Recipe, split: Data | Streams, trusted: Collection[str] = ()) -> dict[str, Any]:
     """Epoch, weights and optimizer state before the first step, as `Epoch.state` names them.
 
     The learning rate is that of the first step; in `Epoch.state` it is that of the last.
@@ -56,8 +56,9 @@ def initial(recipe: Recipe, split: Data, trusted: Collection[str] = ()) -> dict[
 
 def train(
     recipe: Recipe,
-    split: Data,
+    split: Data | Streams,
     *,
+    device: torch.device | str = "cpu",
     trusted: Collection[str] = (),
     state: Mapping[str, Any] | None = None,
     report: Report | None = None,
@@ -71,7 +72,8 @@ def train(
 
     Args:
         recipe: Model, loss, optimizer, schedule and budget.
-        split: Data on the device that shall compute.
+        split: Data on the device that shall compute, or for an objective batches, each a step.
+        device: Where batches are computed.
         trusted: Packages whose factories may be imported.
         state: An earlier `Epoch.state`; training continues after it.
         report: Told the number of finished batches.
@@ -82,7 +84,11 @@ def train(
         InputError: The recipe names something that does not exist or does not fit.
         Diverged: A loss is not finite.
     """
-    model = network(recipe, split, trusted).to(split.x_train.device)
+    if isinstance(split, Data):
+        device = split.x_train.device
+    elif recipe.train.augment.crop or recipe.train.augment.flip:
+        raise InputError("augment takes images as tensors; let the batches of an objective have it")
+    model = network(recipe, split, trusted).to(device)
     rule = recipe.rule
     optimizer = optimizers.build(rule.name, model.parameters(), trusted=trusted, **rule.options)
     loop = Loop(
@@ -91,6 +97,7 @@ def train(
         model=model,
         optimizer=optimizer,
         loss=loss_of(recipe, trusted),
+        objective=objective_of(recipe, trusted) if recipe.objective else None,
         factor=_schedule(recipe, split, trusted),
         base=[group["lr"] for group in optimizer.param_groups],
         rng=torch.Generator().manual_seed(recipe.seed),
@@ -110,15 +117,20 @@ def _epochs(loop: Loop, first: int) -> Iterator[Epoch]:
     recipe, split = loop.recipe, loop.split
     for number in range(first, recipe.train.epochs + 1):
         started = time.perf_counter()
-        metrics = _epoch(loop, number)
+        if isinstance(split, Data):
+            metrics = _epoch(loop, split, number)
+        else:
+            metrics = _epoch_of_batches(loop, split, number)
         metrics["train/seconds"] = time.perf_counter() - started
-        metrics |= _validation(loop.measured, split, loop.loss)
-        if recipe.train.noise_scale:
+        metrics |= _validation(loop)
+        if recipe.train.noise_scale and isinstance(split, Data):
             metrics |= _noise(loop.measured, split, loop.loss, number)
         yield Epoch(number, metrics, loop.state(number))
 
 
-def _schedule(recipe: Recipe, split: Data, trusted: Collection[str]) -> Callable[[int], float]:
+def _schedule(
+    recipe: Recipe, split: Data | Streams, trusted: Collection[str]
+) -> Callable[[int], float]:
     """Factor of the learning rate at each step."""
     return schedules.schedule(
         recipe.train.schedule.name,
@@ -129,14 +141,72 @@ def _schedule(recipe: Recipe, split: Data, trusted: Collection[str]) -> Callable
     )
 
 
-def _steps(recipe: Recipe, split: Data) -> int:
+def _steps(recipe: Recipe, split: Data | Streams) -> int:
     """Steps of an epoch."""
+    if isinstance(split, Streams):
+        return split.steps
     return -(-len(split.x_train) // recipe.train.batch_size)
 
 
-def _epoch(loop: Loop, number: int) -> dict[str, float]:
+def _epoch_of_batches(loop: Loop, split: Streams, number: int) -> dict[str, float]:
+    """One pass over the batches; loss and mean gradient norm over it."""
+    assert loop.objective is not None
+    model, optimizer, done = loop.model, loop.optimizer, (number - 1) * split.steps
+    model.train()
+    optimizers.switch(optimizer, training=True)
+    loss, norm = objective_steps.epoch(
+        model,
+        optimizer,
+        loop.objective,
+        split.train,
+        clip_norm=loop.recipe.train.clip_norm,
+        before=lambda i: _set_rates(loop, done + i),
+        after=lambda i: _stepped(loop, done + i, number, split.steps),
+    )
+    optimizers.switch(optimizer, training=False)
+    return _figures(loop, number, loss, math.nan, norm)
+
+
+def _set_rates(loop: Loop, step: int) -> None:
+    for group, lr in zip(loop.optimizer.param_groups, loop.base, strict=True):
+        group["lr"] = lr * loop.factor(step)
+
+
+def _stepped(loop: Loop, step: int, number: int, steps: int) -> None:
+    """What follows a step: the average of the weights, and the report."""
+    budget = loop.recipe.train
+    if loop.average is not None and budget.ema is not None:
+        averaged(loop.average, loop.model, budget.ema, step)
+    if loop.report is not None:
+        loop.report(step + 1, budget.epochs * steps, f"epoch {number}/{budget.epochs}")
+
+
+def _figures(
+    loop: Loop, number: int, loss: float, accuracy: float, norm: float
+) -> dict[str, float]:
+    """Metrics of an epoch that has ended.
+
+    Raises:
+        Diverged: The loss or a gradient is not finite.
+    """
+    if not math.isfinite(loss + norm):
+        raise Diverged(
+            f"training of {loop.recipe.optimizer} diverged in epoch {number} (loss {loss:.3g}); "
+            f"lower its learning rate (now {loop.base[0]:g})"
+        )
+    metrics = {
+        "train/loss": loss,
+        "train/accuracy": accuracy,
+        "train/gradient_norm": norm,
+        "train/weight_norm": flatten(loop.model).double().norm().item(),
+        "train/learning_rate": loop.optimizer.param_groups[0]["lr"],
+    }
+    return {name: value for name, value in metrics.items() if math.isfinite(value)}
+
+
+def _epoch(loop: Loop, split: Data, number: int) -> dict[str, float]:
     """One pass over the training split; means of loss, accuracy and gradient norm over it."""
-    model, optimizer, split, budget = loop.model, loop.optimizer, loop.split, loop.recipe.train
+    model, optimizer, budget = loop.model, loop.optimizer, loop.recipe.train
     model.train()
     optimizers.switch(optimizer, training=True)
     n, device = len(split.x_train), split.x_train.device
@@ -152,8 +222,7 @@ def _epoch(loop: Loop, number: int) -> dict[str, float]:
             x = data.augment(x, loop.rng, crop=budget.augment.crop, flip=budget.augment.flip)
         x = laid_out(x, layout)
         step = (number - 1) * steps + i
-        for group, lr in zip(optimizer.param_groups, loop.base, strict=True):
-            group["lr"] = lr * loop.factor(step)
+        _set_rates(loop, step)
         try:
             figures.append(take_step(loop, parameters, x, y, size))
         except ValueError as error:
@@ -163,29 +232,20 @@ def _epoch(loop: Loop, number: int) -> dict[str, float]:
                 f"batch norm has no variance over a batch of 1 sample, and batch_size="
                 f"{budget.batch_size} leaves one of {n}; choose another batch_size"
             ) from None
-        if loop.average is not None and budget.ema is not None:
-            averaged(loop.average, model, budget.ema, step)
-        if loop.report is not None:
-            loop.report(step + 1, budget.epochs * steps, f"epoch {number}/{budget.epochs}")
+        _stepped(loop, step, number, steps)
     optimizers.switch(optimizer, training=False)
     loss, accuracy, norm = means(figures, budget.batch_size)
-    if not math.isfinite(loss + norm):
-        raise Diverged(
-            f"training of {loop.recipe.optimizer} diverged in epoch {number} (loss {loss:.3g}); "
-            f"lower its learning rate (now {loop.base[0]:g})"
-        )
-    metrics = {
-        "train/loss": loss,
-        "train/accuracy": accuracy,
-        "train/gradient_norm": norm,
-        "train/weight_norm": flatten(model).double().norm().item(),
-        "train/learning_rate": optimizer.param_groups[0]["lr"],
-    }
-    return {name: value for name, value in metrics.items() if math.isfinite(value)}
+    return _figures(loop, number, loss, accuracy, norm)
 
 
-def _validation(model: nn.Module, split: Data, loss: losses.Loss) -> dict[str, float]:
-    evaluation = Landscape(model, split.x_val, split.y_val, loss).evaluate(flatten(model))
+def _validation(loop: Loop) -> dict[str, float]:
+    model, split = loop.measured, loop.split
+    if isinstance(split, Streams):
+        device = next(model.parameters()).device
+        at = Landscape(model, split.val, objective=loop.objective, device=device)
+    else:
+        at = Landscape(model, split.x_val, split.y_val, loop.loss)
+    evaluation = at.evaluate(flatten(model))
     values = {"val/loss": evaluation.loss, "val/accuracy": 1 - evaluation.error}
     return {name: value for name, value in values.items() if not math.isnan(value)}
 
@@ -209,17 +269,11 @@ def _noise(model: nn.Module, split: Data, loss: losses.Loss, number: int) -> dic
     return {f"train/{name}": value for name, value in scale.numbers().items()}
 
 
-def final_metrics(
-    model: nn.Module, split: Data, loss: losses.Loss = F.cross_entropy
-) -> dict[str, Metric]:
+def final_metrics(held_out: Landscape, training: Landscape) -> dict[str, Metric]:
     """Loss of a network on both whole splits, in evaluation mode, and accuracy where it has one."""
     metrics = {}
-    theta = flatten(model)
-    for name, x, y in (
-        ("val", split.x_val, split.y_val),
-        ("train", split.x_train, split.y_train),
-    ):
-        at = Landscape(model, x, y, loss).evaluate(theta)
+    for name, landscape in (("val", held_out), ("train", training)):
+        at = landscape.evaluate(landscape.theta)
         metrics[f"{name}_loss"] = Metric(at.loss, errors={"data": at.loss_error})
         if not math.isnan(at.error):
             metrics[f"{name}_accuracy"] = Metric(1 - at.error, errors={"data": at.error_error})

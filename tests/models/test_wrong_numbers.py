@@ -57,7 +57,7 @@ def dense(model: nn.Module, value: Any) -> tuple[Tensor, Tensor]:
         return value({name: part.view_as(p) for (name, p), part in parts})
 
     at = torch.cat([p.reshape(-1) for p in named.values()])
-    derivatives = torch.autograd.functional
+    derivatives: Any = torch.autograd.functional
     return derivatives.jacobian(of, at), derivatives.hessian(of, at)
 
 

@@ -14,6 +14,7 @@ from lsa.runtime.errors import Diverged, InputError
 from lsa.tracking import serial
 from lsa.training import data, models, steps
 from lsa.training import train as training
+from lsa.training.recipes import held_out, landscape_of
 from lsa.training.train import final_metrics, network, train
 
 SETTING = {
@@ -187,7 +188,8 @@ def test_divergence_is_said_plainly(split):
 
 
 def test_final_metrics_have_data_errors(split):
-    found = final_metrics(network(recipe("sgd"), split), split)
+    whole = landscape_of(recipe("sgd"), split, network(recipe("sgd"), split))
+    found = final_metrics(held_out(whole, split), whole)
     accuracy = found["val_accuracy"].value
     assert found["val_accuracy"].errors["data"] == pytest.approx(
         (accuracy * (1 - accuracy) / 99) ** 0.5, rel=1e-6

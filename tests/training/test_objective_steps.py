@@ -1,0 +1,165 @@
+"""Training by an objective on batches: against a loop by hand, and from a project to a probe."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from lsa.cli import app
+from lsa.project import Project, Recipe
+from lsa.runtime.errors import InputError
+from lsa.training import data
+from lsa.training.train import Epoch, train
+
+pytestmark = pytest.mark.usefixtures("global_rng_untouched")
+
+NAME = "texts_of_mine"
+PARTS = """
+import torch
+from torch import nn
+
+class Model(nn.Module):
+    def __init__(self, width=4):
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(7, width), nn.Linear(width, 7)
+    def forward(self, input_ids):
+        return self.head(torch.tanh(self.embedding(input_ids)))
+
+def texts():
+    made = []
+    for i, n in enumerate((3, 5, 2)):
+        ids = torch.randint(0, 7, (n, 6), generator=torch.Generator().manual_seed(i))
+        labels = ids.clone()
+        labels[0, 2 + i:] = -100
+        made.append({"input_ids": ids, "labels": labels})
+    return made, made[:1]
+"""
+PROJECT = f"""
+name: texts
+dataset: {{name: "{NAME}:texts"}}
+model: {{name: "{NAME}:Model", width: 3}}
+objective: {{name: per_token}}
+optimizers: {{sgd: {{name: SGD, lr: 0.2}}}}
+train: {{epochs: 2, clip_norm: 0.3, ema: 0.5, checkpoint_every: 1}}
+landscape: {{samples: all}}
+"""
+
+
+@pytest.fixture
+def parts(workplace: Path, monkeypatch) -> Any:
+    (workplace / f"{NAME}.py").write_text(PARTS)
+    (workplace / "texts.yaml").write_text(PROJECT)
+    monkeypatch.syspath_prepend(str(workplace))
+    yield __import__(NAME)
+    sys.modules.pop(NAME, None)
+
+
+def recipe(**budget: Any) -> Recipe:
+    setting = {
+        "name": "texts",
+        "dataset": {"name": f"{NAME}:texts"},
+        "model": {"name": f"{NAME}:Model", "width": 3},
+        "objective": {"name": "per_token"},
+        "optimizers": {"sgd": {"name": "SGD", "lr": 0.2}},
+        "train": {"epochs": 3, **budget},
+    }
+    return Project.model_validate(setting).recipe("sgd")
+
+
+def epochs_of(at: Recipe, state: Any = None) -> list[Epoch]:
+    split = data.streams(at.dataset.name, trusted=[NAME])
+    return [copy.deepcopy(e) for e in train(at, split, trusted=[NAME], state=state)]
+
+
+def mean(model: Any, batches: list[dict]) -> torch.Tensor:
+    """Cross entropy per token that counts, shifted by one."""
+    logits = torch.cat([model(b["input_ids"])[:, :-1].reshape(-1, 7) for b in batches])
+    return F.cross_entropy(logits, torch.cat([b["labels"][:, 1:].reshape(-1) for b in batches]))
+
+
+def start(parts: Any, at: Recipe) -> nn.Module:
+    """The network before the first step."""
+    from lsa.training.train import initial
+
+    model = parts.Model(width=3)
+    split = data.streams(at.dataset.name, trusted=[NAME])
+    model.load_state_dict(initial(at, split, [NAME])["model"])
+    return model
+
+
+def test_an_epoch_is_that_of_a_loop_by_hand(parts):
+    with torch.random.fork_rng():
+        at = recipe(epochs=2, clip_norm=0.3)
+        model = start(parts, at)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.2)
+    norms, losses = [], []
+    for _ in range(2):
+        for batch in parts.texts()[0]:
+            optimizer.zero_grad()
+            loss = mean(model, [batch])
+            loss.backward()
+            norms.append(nn.utils.clip_grad_norm_(model.parameters(), 0.3).item())
+            weight = int((batch["labels"][:, 1:] != -100).sum())
+            losses.append((loss.item() * weight, weight))
+            optimizer.step()
+    last = epochs_of(at)[-1]
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(last.state["model"][name], value, rtol=1e-5, atol=1e-7)
+    total, weight = (sum(part) for part in zip(*losses[3:], strict=True))
+    assert last.metrics["train/loss"] == pytest.approx(total / weight, rel=1e-5)
+    assert last.metrics["train/gradient_norm"] == pytest.approx(sum(norms[3:]) / 3, rel=1e-5)
+    assert last.metrics["val/loss"] == pytest.approx(mean(model, parts.texts()[1]).item(), rel=1e-5)
+    assert not any("accuracy" in name for name in last.metrics)
+
+
+def test_an_interrupted_training_ends_where_a_whole_one_does(parts):
+    whole = epochs_of(recipe(ema=0.5))
+    again = epochs_of(recipe(ema=0.5), state=whole[0].state)
+    assert [e.number for e in again] == [2, 3]
+    for name, value in whole[-1].state["model"].items():
+        assert torch.equal(again[-1].state["model"][name], value)
+    assert not torch.equal(
+        whole[-1].state["model"]["head.bias"], whole[-1].state["stepped"]["head.bias"]
+    )
+
+
+def test_crops_of_batches_are_refused(parts):
+    with pytest.raises(InputError, match="augment takes images as tensors"):
+        epochs_of(recipe(augment={"flip": True}))
+
+
+@pytest.mark.filterwarnings("ignore")  # MLflow's and SQLAlchemy's own
+def test_a_language_model_of_a_project_is_trained_and_measured(parts, workplace: Path, capsys):
+    assert app.run(["train", "--project", "texts.yaml", "--optimizer", "sgd"]) == 0
+    out = capsys.readouterr().out
+    run = next(line.split()[1] for line in out.splitlines() if line.startswith("run "))
+    measured = ["lanczos", "--checkpoint", run, "--k", "1", "--density-probes", "0"]
+    assert app.run(measured) == 2
+    assert "allow it with --trust" in capsys.readouterr().err
+    assert app.run([*measured, "--trust", NAME]) == 0
+    (line,) = (
+        t for t in capsys.readouterr().out.splitlines() if t.startswith("lanczos/lambda_max ")
+    )
+    import lsa
+
+    model = lsa.load(run, trust=[NAME]).model.double()
+    names, sizes = zip(*((n, p.numel()) for n, p in model.named_parameters()), strict=True)
+
+    def of(theta: torch.Tensor) -> torch.Tensor:
+        views = zip(names, theta.split(sizes), strict=True)
+        own = dict(model.named_parameters())
+        swapped = {n: t.view_as(own[n]) for n, t in views}
+        return mean(
+            lambda ids: torch.func.functional_call(model, swapped, (ids,)), parts.texts()[0]
+        )
+
+    theta = torch.cat([p.detach().reshape(-1) for p in model.parameters()])
+    H = torch.autograd.functional.hessian(of, theta)
+    assert float(line.split()[1]) == pytest.approx(torch.linalg.eigvalsh(H)[-1].item(), rel=1e-3)
