@@ -40,7 +40,7 @@ def notes(landscape: Landscape, theta: Tensor, drawn: bool) -> tuple[str, ...]:
     if not isinstance(data, Batched):
         return ()
     found = data.batches.remarks()
-    if landscape.has_samples:
+    if landscape.has_samples and not drawn:
         _check_gradients(landscape, theta)
     if not drawn and _mixed(landscape, data, theta):
         found = (*found, MIXED)

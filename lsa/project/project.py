@@ -45,7 +45,7 @@ class Project(Section):
     dataset: Named
     model: Named
     loss: Named = Named(name="cross_entropy")
-    objective: Named | None = None  # instead of a loss, for checkpoints of other code
+    objective: Named | None = None  # instead of a loss, on batches
     train: Train = Train()
     optimizers: dict[Name, Named] = Field(min_length=1)
     seeds: Annotated[list[Seed], AfterValidator(_distinct)] = Field([0], min_length=1)

