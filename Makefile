@@ -25,15 +25,23 @@ test-all: .venv/installed-models
 test-full: .venv/installed-models
 	$(PYTEST) -m full $(ROOMS)
 
-# The suite's core on the lowest versions that pyproject.toml allows, in an environment of its own.
+# The suite's core on the lowest versions that pyproject.toml allows, in an environment of its own;
+# FLOORS_TESTS=tests runs all that runs within one process.
 # What is old there warns of what is new, so that warnings are no errors.
 FLOORS := .venv-floors
+FLOORS_TESTS := $(addprefix tests/, cli/test_app.py figures/test_draw.py \
+	landscape/derivatives/test_second_order.py maths/spectra/test_eigenpairs.py probe \
+	probes/test_contract.py project reports/test_tables.py reports/test_records.py \
+	runtime/test_provenance.py studies/test_steps.py studies/engines/test_local.py \
+	tracking/test_checkpoint.py tracking/test_store.py training/test_optimizers.py \
+	training/test_data.py training/test_foreign.py watching/test_norms.py \
+	watching/test_outputs.py)
 test-floors:
 	rm -rf $(FLOORS) && $(PYTHON) -m venv $(FLOORS)
 	sed -n '/^dependencies/,/^]/s/ *"\(.*\)>=\(.*\)",/\1==\2/p' pyproject.toml > $(FLOORS)/lowest.txt
 	$(FLOORS)/bin/pip --disable-pip-version-check install --quiet $(PIP_OPTIONS) --constraint $(FLOORS)/lowest.txt --editable '.[test]'
-	OMP_NUM_THREADS=1 $(FLOORS)/bin/python -m pytest -n 3 --dist worksteal -m 'not slow and not full' -o filterwarnings=default
-	rm -rf $(FLOORS)
+	OMP_NUM_THREADS=1 $(FLOORS)/bin/python -m pytest -n 3 --dist worksteal -m 'not slow and not full' -o filterwarnings=default $(FLOORS_TESTS); \
+		passed=$$?; rm -rf $(FLOORS); exit $$passed
 
 check: .venv/installed-dev
 	$(BIN)/ruff check .
