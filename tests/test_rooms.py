@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-ROOMS = Path(__file__).parents[1] / ".ci" / "rooms"
+CI = Path(__file__).parents[1] / ".ci"
 AGO = {"GIT_AUTHOR_DATE": "2020-01-01T00:00:00", "GIT_COMMITTER_DATE": "2020-01-01T00:00:00"}
 
 
@@ -26,7 +26,8 @@ def chosen(tmp_path) -> Callable[..., list[str]]:
     def choose(*files: str, known: bool = True) -> list[str]:
         git("init", "--quiet")
         (tmp_path / ".ci").mkdir()
-        shutil.copy(ROOMS, tmp_path / ".ci")
+        for script in ("changes", "rooms"):
+            shutil.copy(CI / script, tmp_path / ".ci")
         tests = ["tests/maths/test_sums.py", "tests/studies/test_kill.py", "tests/test_faults.py"]
         for file in tests:
             (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
