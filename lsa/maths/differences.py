@@ -24,10 +24,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lsa.maths.sketch import sketched
 from lsa.maths.spaces import HERE, Space
 from lsa.runtime.errors import InputError
 
 Function = Callable[[Tensor], Tensor]
+Add = Callable[[Tensor | None, Tensor, float], Tensor]
 FIRST = 1e-2  # length of the first step, for a direction of length 1
 MOST = 0.1  # of any step
 SMOOTH = 6.0  # two steps of a smooth function differ by at most so many r²; seen: 0.3 to 5
@@ -51,6 +53,7 @@ class _Pair(NamedTuple):
     """A difference of two values, its length, and that of their even part in the same units."""
 
     value: Tensor
+    sketch: Tensor  # of the value
     size: float
     even: float
 
@@ -67,11 +70,14 @@ class Differences:
     """Derivatives of a tensor-valued function at θ by central differences.
 
     Args:
-        function: Of θ.
+        function: Of θ. Its values are new tensors, which are overwritten.
         theta: θ `(d,)`, or this process's part of it.
         name: What the derivative is, for messages.
         space: Of θ.
         values: Space of the function's values; default: that of θ.
+        add: `(total, θ, sign)` ↦ total + sign · f(θ) in the place of the total, or sign · f(θ)
+            where that is None; for a function that can add to what is there. Beside such a total
+            nothing as long as a value is held while another is computed.
     """
 
     def __init__(
@@ -82,23 +88,18 @@ class Differences:
         name: str,
         space: Space = HERE,
         values: Space | None = None,
+        add: Add | None = None,
     ) -> None:
         self._function, self._theta, self._name = function, theta.detach(), name
         self._space, self._values = space, values or space
+        self._add = add or self._added
         self._step: _Step | None = None
-        self._here: Tensor | None = None  # f(θ)
+        self._here: Tensor | None = None  # the sketch of f(θ)
         self._sigma: float | None = None
         self._largest = 0.0  # length of a derivative along a unit vector, seen so far
         self.evaluations = 0
         self.noise = 0.0  # the largest error told of a derivative along a unit vector
         self.error = 0.0  # the largest told, over the largest derivative seen
-
-    @property
-    def here(self) -> Tensor:
-        """f(θ)."""
-        if self._here is None:
-            self._here = self._function(self._theta)
-        return self._here
 
     def along(self, v: Tensor) -> Derivative:
         """The derivative along v, from two values of the function where a step is known.
@@ -106,11 +107,12 @@ class Differences:
         Raises:
             InputError: Two steps differ by more than a tenth at any size.
         """
-        u, length = self._unit(v)
+        length = self._space.length(v).item()
         if length == 0:
-            return Derivative(torch.zeros_like(self.here), 0.0)
-        derivative = self._checked(u) if self._step else None
-        return self._noted(derivative or self._searched(u), length)
+            return Derivative(torch.zeros_like(self._function(self._theta)), 0.0)
+        unit = v.to(self._theta), length
+        derivative = self._checked(*unit) if self._step else None
+        return self._noted(derivative or self._searched(*unit), length)
 
     def measured(self, v: Tensor) -> Derivative:
         """The derivative along v by two steps and Richardson's extrapolation, from four values.
@@ -121,32 +123,34 @@ class Differences:
         Raises:
             InputError: Two steps differ by more than a tenth at any size.
         """
-        u, length = self._unit(v)
+        length = self._space.length(v).item()
         if length == 0:
-            return Derivative(torch.zeros_like(self.here), 0.0)
+            return Derivative(torch.zeros_like(self._function(self._theta)), 0.0)
+        unit = v.to(self._theta), length
         if not self._step:
-            self._searched(u)
+            self._searched(*unit)
         assert self._step
         best, size = None, min(MOST, 3 * self._step.size)
         for _ in range(ROUNDS):
-            coarse, fine = self._pair(u, size), self._pair(u, size / 2)
-            apart = self._values.length(coarse.value - fine.value).item()
-            extrapolated = torch.lerp(coarse.value, fine.value, 4 / 3)
-            length_found = max(self._values.length(extrapolated).item(), 1e-300)
+            coarse, fine = self._pair(*unit, size), self._pair(*unit, size / 2)
+            apart = self._long(coarse.sketch - fine.sketch)
+            found = self._long(torch.lerp(coarse.sketch, fine.sketch, 4 / 3))
+            found = max(found, 1e-300)
             rounding = RICHARDSON * self.sigma / size
-            told = rounding + 2 * apart**2 / length_found
+            told = rounding + 2 * apart**2 / found
             share, spread = coarse.even / max(coarse.size, 1e-300), TWO_STEPS * self.sigma / size
-            if share > BENT or apart - spread > SMOOTH * share**2 * length_found:
+            if share > BENT or apart - spread > SMOOTH * share**2 * found:
                 told = max(told, apart)  # kinks, of which there is no fourth order
+            extrapolated = coarse.value.lerp_(fine.value, 4 / 3)
             if best is None or told < best.error:
                 best = Derivative(extrapolated, told)
             bend = max(apart / (0.75 * size**2), 1e-300)
-            wanted = min(MOST, (rounding * size * length_found / (4.5 * bend**2)) ** 0.2)
+            wanted = min(MOST, (rounding * size * found / (4.5 * bend**2)) ** 0.2)
             if told < WASTE * RICHARDSON * self.sigma / wanted or told > best.error:
                 break
             size = wanted
         assert best
-        self._refuse(best.error, length_found)
+        self._refuse(best.error, found)
         return self._noted(best, length)
 
     @property
@@ -156,31 +160,47 @@ class Differences:
             theta = self._theta
             up = self._space.signs(theta, torch.Generator().manual_seed(0)) > 0
             towards = torch.where(up, math.inf, -math.inf).to(theta)
-            moved = self._value(torch.nextafter(theta, towards))
-            self._sigma = max(self._values.length(moved - self.here).item(), 1e-300)
+            moved = sketched(self._value(None, torch.nextafter(theta, towards)))
+            self._sigma = max(self._long(moved - self.here), 1e-300)
         return self._sigma
 
-    def _unit(self, v: Tensor) -> tuple[Tensor, float]:
-        length = self._space.length(v).item()
-        return (v / length if length else v).to(self._theta.dtype), length
+    @property
+    def here(self) -> Tensor:
+        """The sketch of f(θ)."""
+        if self._here is None:
+            self._here = sketched(self._value(None, self._theta))
+        return self._here
 
-    def _value(self, theta: Tensor) -> Tensor:
+    def _value(self, total: Tensor | None, theta: Tensor, sign: float = 1.0) -> Tensor:
         self.evaluations += 1
-        return self._function(theta)
+        return self._add(total, theta, sign)
 
-    def _pair(self, u: Tensor, step: float) -> _Pair:
-        """What two values at a step to either side say."""
-        high = self._value(self._theta.add(u, alpha=step))
-        low = self._value(self._theta.sub(u, alpha=step))
-        value = (high - low).div_(2 * step)
-        even = self._values.length(high.add_(low).sub_(self.here, alpha=2)).item()
+    def _added(self, total: Tensor | None, theta: Tensor, sign: float) -> Tensor:
+        value = self._function(theta)
+        return value if total is None else total.add_(value, alpha=sign)
+
+    def _long(self, sketch: Tensor) -> float:
+        """The length of what has this sketch."""
+        return self._values.length(sketch).item()
+
+    def _pair(self, v: Tensor, length: float, step: float) -> _Pair:
+        """What two values at a step to either side along v, of this length, say."""
+        here, alpha = self.here, step / length
+        total = self._value(None, self._theta.add(v, alpha=alpha))
+        high = sketched(total)
+        total = self._value(total, self._theta.sub(v, alpha=alpha), -1.0)
+        apart = sketched(total)
+        low = high - apart
+        even = self._long(high.add_(low).sub_(here, alpha=2))
         rest = math.sqrt(max(0.0, even**2 - 6 * self.sigma**2)) / (2 * step)
-        return _Pair(value, self._values.length(value).item(), rest)
+        sketch = apart.div_(2 * step)
+        value = total.div_(2 * step).to(v.dtype)
+        return _Pair(value, sketch, self._long(sketch), rest)
 
-    def _checked(self, u: Tensor) -> Derivative | None:
+    def _checked(self, v: Tensor, length: float) -> Derivative | None:
         """The derivative by the known step; None where another step would be far better."""
         assert self._step
-        step, pair = self._step.size, self._pair(u, self._step.size)
+        step, pair = self._step.size, self._pair(v, length, self._step.size)
         error = self._step.factor * pair.even**2 / max(pair.size, 1e-300)  # t ε²
         best = self._best(error / step**2)
         rounding = self.sigma / math.sqrt(2)
@@ -195,13 +215,14 @@ class Differences:
         """The step with the least error where a step ε bends by `bend` ε²."""
         return min(MOST, (self.sigma / (2 * math.sqrt(2) * max(bend, 1e-300))) ** (1 / 3))
 
-    def _searched(self, u: Tensor) -> Derivative:
+    def _searched(self, v: Tensor, length: float) -> Derivative:
         """The derivative by the best of pairs of steps ε and ε/2, which is kept as the step."""
         step, best, least = 2 * self._step.size if self._step else FIRST, None, math.inf
         apart: dict[float, float] = {}
         for _ in range(ROUNDS):
-            coarse, fine = self._pair(u, step), self._pair(u, step / 2)
-            apart[step] = self._values.length(coarse.value.sub_(fine.value)).item()
+            coarse = self._pair(v, length, step)._replace(value=v)  # it is compared, and not kept
+            fine = self._pair(v, length, step / 2)
+            apart[step] = self._long(coarse.sketch - fine.sketch)
             worse = self._learn(apart, step)
             rounding = TWO_STEPS * self.sigma / step
             bend = math.sqrt(max(0.0, apart[step] ** 2 - rounding**2)) / (0.75 * step**2)
@@ -247,8 +268,9 @@ class Differences:
 
     def _noted(self, derivative: Derivative, length: float) -> Derivative:
         """The derivative along v from that along v/|v|; what it says of the function is kept."""
-        self._largest = max(self._largest, self._values.length(derivative.value).item())
+        self._largest = max(self._largest, self._long(sketched(derivative.value)))
         self.noise = max(self.noise, derivative.error)
         if self._largest > 0:
             self.error = max(self.error, derivative.error / self._largest)
-        return Derivative(derivative.value * length, derivative.error * length)
+        value = derivative.value if length == 1 else derivative.value.mul_(length)
+        return Derivative(value, derivative.error * length)
