@@ -21,7 +21,7 @@ from lsa.landscape.derivatives.modes import Matvec
 from lsa.landscape.derivatives.parts import Part
 from lsa.landscape.derivatives.precision import full_float32
 from lsa.landscape.derivatives.replay import replayed
-from lsa.landscape.network import Network, selected, unwrapped
+from lsa.landscape.network import HALF, Network, selected, unwrapped
 from lsa.landscape.problem import Problem
 from lsa.landscape.values import Evaluation
 from lsa.maths.differences import Differences
@@ -132,9 +132,26 @@ class Landscape(Problem):
     @full_float32()
     def loss_and_gradient(self, theta: Tensor) -> tuple[float, Tensor]:
         """L(θ) and ∇L(θ) `(d,)` in one pass."""
-        with self.network.at(_leaf(theta), plain=self.products != "gradients"):
+        plain = self.products != "gradients"
+        if self._gathers(theta):
+            loss, gradient = self._gathered_gradient(None, theta, 1.0, plain)
+            return loss.item(), gradient.to(theta.dtype)
+        with self.network.at(_leaf(theta), plain=plain):
             loss, gradient = values.loss_and_gradient(self._parts(), theta)
         return self.data.total(loss).item(), self.data.total(gradient)
+
+    def _gathers(self, theta: Tensor) -> bool:
+        """Whether gradients can be added up where they arise."""
+        own = theta.dtype not in HALF and self.network.can_gather
+        return isinstance(self.data, Batched) and own
+
+    def _gathered_gradient(
+        self, total: Tensor | None, theta: Tensor, sign: float, plain: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """L(θ), and total + sign · ∇L(θ) in the place of the total."""
+        theta = theta.detach()
+        with full_float32(), self.network.at(theta, plain=plain):
+            return values.add_gradient(self._parts(), theta, total, sign, self.network)
 
     def gradient(self, theta: Tensor) -> Tensor:
         """∇L(θ), shape `(d,)`."""
@@ -220,7 +237,12 @@ class Landscape(Problem):
             return product
         return HessianProduct(
             product,
-            lambda: Differences(self._trained, theta, name="the Hessian product"),
+            lambda: Differences(
+                self._trained,
+                theta,
+                name="the Hessian product",
+                add=(lambda *at: self._gathered_gradient(*at)[1]) if self._gathers(theta) else None,
+            ),
             "was asked for" if self.products == "gradients" else "",
             lambda line: self.remarks.update(hessian=line),
         )

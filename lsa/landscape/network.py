@@ -129,6 +129,7 @@ class Network:
         self._differentiates = False  # a pass takes gradients itself, by its inputs say
         self._by_parameters = False  # or by its parameters
         self._values: list[Tensor] = []  # that are in the network now
+        self._total: Tensor | None = None  # see `gathering`
         self._writes: bool | None = None  # into its inputs; None: not seen yet
         self.written: str | None = None  # a buffer that a pass has written to
 
@@ -220,7 +221,7 @@ class Network:
             )
         if self._inside:  # the outermost block puts the parameters back
             self._restore_buffers()
-            self._put([self._leaf(v) for v in self.unflatten(theta).values()])
+            self._put(self._views(theta))
             yield
             return
         kernels = contextlib.nullcontext()
@@ -229,12 +230,45 @@ class Network:
         with self.evaluating(), kernels:
             try:
                 self._inside, self._plain = True, plain
-                self._put([self._leaf(v) for v in self.unflatten(theta).values()])
+                self._put(self._views(theta))
                 yield
             finally:
                 self._inside, self._plain = False, True
                 self._put(None)
                 self._restore_buffers()
+
+    @contextmanager
+    def gathering(self, total: Tensor) -> Iterator[Callable[[Tensor], None]]:
+        """Within the block: value ↦ nothing, its gradient by θ is added to the total `(d,)`.
+
+        No other vector as long is made: parameters are leaves of their own, and parts of the total
+        are their gradients. Not for parameters that are in half precision.
+        """
+        self._total = total
+
+        def backward(value: Tensor) -> None:
+            if value.requires_grad:
+                value.backward(inputs=self._values)
+
+        try:
+            yield backward
+        finally:
+            self._total = None
+
+    @property
+    def can_gather(self) -> bool:
+        """Whether `gathering` serves: all parameters are in one precision, and not in half."""
+        return len(set(self._dtypes)) == 1 and self._dtypes[0] not in HALF
+
+    def _views(self, theta: Tensor) -> list[Tensor]:
+        """What is put in for the parameters: views of θ, or leaves whose gradients are gathered."""
+        views = list(self.unflatten(theta).values())
+        if self._total is None:
+            return [self._leaf(v) for v in views]
+        leaves = [v.detach().requires_grad_() for v in views]
+        for leaf, part in zip(leaves, self._total.split(self.sizes), strict=True):
+            leaf.grad = part.view_as(leaf)
+        return leaves
 
     def _put(self, values: list[Tensor] | None) -> None:
         self._values = values or []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from lsa.landscape.derivatives import curvatures as sample_curvatures
 from lsa.landscape.derivatives import jacobians, modes, slopes
 from lsa.landscape.derivatives.parts import Part
+from lsa.landscape.network import Network
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,33 @@ def loss_and_gradient(parts: Iterable[Part], theta: Tensor) -> tuple[Tensor, Ten
         sum_.add_(gradient, alpha=part.weight)
         total += part.weight * value
     return total, sum_.to(theta.dtype)
+
+
+@torch.enable_grad()
+def add_gradient(
+    parts: Iterable[Part], theta: Tensor, total: Tensor | None, sign: float, network: Network
+) -> tuple[Tensor, Tensor]:
+    """L(θ) in float64, and total + sign · ∇L(θ) `(d,)` in the place of the total.
+
+    One part is added where its gradient arises. Several are summed in float64, the total's
+    precision then.
+    """
+    parts = iter(parts)
+    first, second = next(parts), next(parts, None)
+    loss = torch.zeros((), dtype=torch.float64, device=theta.device)
+    several = second is not None
+    if total is None:
+        total = torch.zeros_like(theta, dtype=torch.float64 if several else theta.dtype)
+    own = torch.zeros_like(theta, requires_grad=False) if several else total
+    with network.gathering(own) as backward:
+        for part in itertools.chain([first] if second is None else [first, second], parts):
+            value = part.loss(theta) * part.weight
+            loss += value.detach().double()
+            backward(value * sign)
+            if several:
+                total.add_(own)
+                own.zero_()
+    return loss, total
 
 
 def per_sample_along(

@@ -38,6 +38,7 @@ WORST = 0.1  # two steps may differ by this part of the derivative; else there a
 ROUNDS = 8  # pairs of steps at most
 WASTE = 3.0  # times the least error, at which a step is taken anew
 ENOUGH = 1e-4  # an error of this part of the largest derivative seen is none to mend
+NUDGED = 1 << 20  # numbers that are nudged at once
 TWO_STEPS = math.sqrt(2.5)  # rounding of the difference of two steps ε and ε/2, in σ/ε
 RICHARDSON = math.sqrt(65 / 18)  # the same of (4 fine − coarse)/3
 
@@ -157,10 +158,7 @@ class Differences:
     def sigma(self) -> float:
         """Rounding error of a value: how far it changes when θ changes in its last digit."""
         if self._sigma is None:
-            theta = self._theta
-            up = self._space.signs(theta, torch.Generator().manual_seed(0)) > 0
-            towards = torch.where(up, math.inf, -math.inf).to(theta)
-            moved = sketched(self._value(None, torch.nextafter(theta, towards)))
+            moved = sketched(self._value(None, self._nudged()))
             self._sigma = max(self._long(moved - self.here), 1e-300)
         return self._sigma
 
@@ -170,6 +168,16 @@ class Differences:
         if self._here is None:
             self._here = sketched(self._value(None, self._theta))
         return self._here
+
+    def _nudged(self) -> Tensor:
+        """θ with every number changed in its last place, up or down by chance."""
+        theta = self._theta.clone()
+        rng = torch.Generator().manual_seed(self._space.part)
+        for part in theta.split(NUDGED):
+            up = torch.randint(2, part.shape, generator=rng, dtype=torch.uint8).bool()
+            towards = torch.where(up, math.inf, -math.inf).to(part)
+            part.copy_(torch.nextafter(part, towards))
+        return theta
 
     def _value(self, total: Tensor | None, theta: Tensor, sign: float = 1.0) -> Tensor:
         self.evaluations += 1
@@ -217,10 +225,12 @@ class Differences:
 
     def _searched(self, v: Tensor, length: float) -> Derivative:
         """The derivative by the best of pairs of steps ε and ε/2, which is kept as the step."""
-        step, best, least = 2 * self._step.size if self._step else FIRST, None, math.inf
+        step, least = 2 * self._step.size if self._step else FIRST, math.inf
+        value: Tensor | None = None
         apart: dict[float, float] = {}
         for _ in range(ROUNDS):
-            coarse = self._pair(v, length, step)._replace(value=v)  # it is compared, and not kept
+            value = None  # of the last step: one is held while another is computed
+            coarse = self._pair(v, length, step)._replace(value=v)
             fine = self._pair(v, length, step / 2)
             apart[step] = self._long(coarse.sketch - fine.sketch)
             worse = self._learn(apart, step)
@@ -230,9 +240,10 @@ class Differences:
             kink = fine.even**2 / (4 * max(fine.size, 1e-300))
             told = max(apart[step], math.sqrt(2) * self.sigma / step, kink)
             if told < least:
-                best, least, at = fine, told, step
+                least, at, size, value = told, step, fine.size, fine.value
                 factor = bend * step**2 * coarse.size / max(coarse.even**2, 1e-300)
                 self._step = _Step(step / 2, min(max(2 * factor, 2.0), 1e3))
+            fine = fine._replace(value=v)
             wanted = self._best(bend)  # for the finer one
             if worse:
                 step = 10 * at
@@ -243,9 +254,9 @@ class Differences:
             step = min(step, MOST)
             if step in apart:
                 break
-        assert best
-        self._refuse(least, best.size)
-        return Derivative(best.value, least)
+        self._refuse(least, size)
+        value = self._pair(v, length, at / 2).value if value is None else value
+        return Derivative(value, least)
 
     def _learn(self, apart: dict[float, float], step: float) -> bool:
         """Whether a larger step was better: this is rounding then, more than the last place says.

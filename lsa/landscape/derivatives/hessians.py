@@ -52,6 +52,8 @@ class HessianProduct:
             else:
                 self._tried = True
                 return product
+        if v.ndim == 1:
+            return self._along(v)
         columns = [self._along(column) for column in v.reshape(len(v), -1).unbind(1)]
         return torch.stack(columns, 1).reshape(v.shape)
 
