@@ -26,7 +26,7 @@ from lsa.landscape.terms import (
     with_penalty,
 )
 from lsa.landscape.values import misclassified
-from lsa.landscape.weighing import reach_outside
+from lsa.landscape.weighing import leaves, reach_outside
 from lsa.runtime.errors import InputError
 
 
@@ -93,7 +93,7 @@ class Batched:
         outside = []
         for _ in range(2):  # θ is put in for each: it is a leaf of its own where one is needed
             with torch.enable_grad(), network.at(theta):
-                outside.append(with_penalty(self._terms(network, batch)))
+                outside.append(leaves(with_penalty(self._terms(network, batch))))
         first, second = outside
         if reach_outside(first, second):
             raise InputError(

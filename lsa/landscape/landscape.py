@@ -75,7 +75,7 @@ class Landscape(Problem):
         products: How Hessian products are computed. `exact`: by double backward. `gradients`: by
             differences of two gradients, through the network as it trains (fused attention, and
             with `copy=False` what `torch.compile` made), with the activations of one gradient and
-            some eight vectors like θ in memory; their error is measured. `auto`: exactly,
+            three vectors like θ in memory; their error is measured. `auto`: exactly,
             unless that is refused or would not fit in the free memory.
         device: Where batches are moved to; default: where the network is.
 

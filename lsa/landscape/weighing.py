@@ -164,7 +164,7 @@ def mean_over_samples(loss: Loss, outputs: Any, y: Any) -> Weighing:
         raise InputError(
             f"the loss of a batch is {shape} and no single number; return its mean, or {REMEDY}"
         )
-    if reach_outside(together, again):
+    if reach_outside(leaves(together), leaves(again)):
         raise InputError(
             "the loss depends on trainable tensors beside the network's outputs, as a penalty that "
             f"closes over the model does; its gradient would be left out: {REMEDY}"
@@ -182,29 +182,29 @@ def mean_over_samples(loss: Loss, outputs: Any, y: Any) -> Weighing:
     return alone
 
 
-def reach_outside(first: Tensor, second: Tensor) -> bool:
-    """Whether two evaluations without θ depend on the same trainable tensor.
+def reach_outside(first: dict[int, Tensor], second: dict[int, Tensor]) -> bool:
+    """Whether two evaluations without θ, by their `leaves`, depend on the same trainable tensor.
 
     Leaves that an evaluation makes for itself, as a physics-informed loss does of its inputs, are
     others each time.
     """
-    return bool(_leaves(first) & _leaves(second))
+    return bool(first.keys() & second.keys())
 
 
-def _leaves(value: Tensor) -> set[int]:
-    """Identities of the tensors that a value can be differentiated by."""
+def leaves(value: Tensor) -> dict[int, Tensor]:
+    """The tensors that a value can be differentiated by, by identity; its graph is not held."""
     if value.grad_fn is None:
-        return {id(value)} if value.requires_grad else set()
-    seen, waiting, leaves = set(), [value.grad_fn], set()
+        return {id(value): value} if value.requires_grad else {}
+    seen, waiting, found = set(), [value.grad_fn], {}
     while waiting:
         node = waiting.pop()
         if node in seen:
             continue
         seen.add(node)
         if (leaf := getattr(node, "variable", None)) is not None:
-            leaves.add(id(leaf))
+            found[id(leaf)] = leaf
         waiting += [following for following, _ in node.next_functions if following is not None]
-    return leaves
+    return found
 
 
 def _mean(loss: Loss, outputs: Any, y: Any, ends: list[int]) -> float:

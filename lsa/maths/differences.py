@@ -171,7 +171,7 @@ class Differences:
 
     def _nudged(self) -> Tensor:
         """θ with every number changed in its last place, up or down by chance."""
-        theta = self._theta.clone()
+        theta = self._theta.detach().clone()
         rng = torch.Generator().manual_seed(self._space.part)
         for part in theta.split(NUDGED):
             up = torch.randint(2, part.shape, generator=rng, dtype=torch.uint8).bool()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 
 import pytest
@@ -136,3 +137,24 @@ def test_a_direction_of_no_length_has_no_derivative():
     differences = Differences(lambda theta: theta**2, torch.ones(3), name="f'")
     assert not differences.along(torch.zeros(3)).value.any()
     assert differences.measured(torch.zeros(3)).error == 0
+
+
+def test_one_value_is_held_while_another_is_computed():
+    """Of vectors as long as θ: θ, the direction, where the function is asked, and a total."""
+    theta = torch.randn(300_000, generator=torch.Generator().manual_seed(0))
+    v = torch.randn(300_000, generator=torch.Generator().manual_seed(1))
+    held: list[int] = []
+
+    def add(total: Tensor | None, at: Tensor, sign: float) -> Tensor:
+        found = [o for o in gc.get_objects() if type(o) is Tensor and o.numel() == len(theta)]
+        held.append(len({t.data_ptr() for t in found} - {theta.data_ptr(), v.data_ptr()}))
+        total = torch.zeros_like(at) if total is None else total
+        return total.add_(at.sin(), alpha=sign)
+
+    differences = Differences(torch.sin, theta, name="the derivative", add=add)
+    for _ in range(3):
+        value, error = differences.along(v)
+        true = (value.double() - theta.double().cos() * v).norm()
+        assert true <= 2 * error and error < 1e-3 * v.norm()
+        del value
+    assert max(held) <= 2

@@ -188,3 +188,30 @@ def test_an_unknown_way_is_refused():
     model, ids = made()
     with pytest.raises(InputError, match="products='fast'; choose auto, exact or gradients"):
         landscape(model, ids, products="fast")
+
+
+@pytest.mark.parametrize("options", [{}, {"recompute": True}], ids=["kept", "checkpointed"])
+@pytest.mark.parametrize("parts", [1, 2, 3])
+def test_gradients_added_up_where_they_arise_are_those_of_autograd(parts, options):
+    model, ids = made(**options)
+    ids = list(torch.cat(ids).split(12 // parts))
+    at = landscape(model, ids, products="gradients")
+    losses = [
+        F.cross_entropy(model(x[:, :-1]).flatten(0, 1), x[:, 1:].flatten(), reduction="sum")
+        for x in ids
+    ]
+    loss = torch.stack(losses).sum() / (torch.cat(ids)[:, 1:].numel())
+    expected = torch.cat([g.flatten() for g in torch.autograd.grad(loss, [*model.parameters()])])
+    value, gradient = at.loss_and_gradient(at.theta)
+    assert value == pytest.approx(loss.item(), rel=1e-6)
+    assert (gradient - expected).norm() < 1e-6 * expected.norm()
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_a_gradient_leaves_what_lies_outside_of_theta_alone():
+    model, ids = made()
+    model.get_parameter("head.weight").grad = torch.ones(11, 16)
+    at = landscape(model, ids, products="gradients", copy=False, parameters="qkv.*")
+    at.gradient(at.theta)
+    assert torch.equal(model.get_parameter("head.weight").grad, torch.ones(11, 16))
+    assert model.get_parameter("qkv.weight").grad is None
