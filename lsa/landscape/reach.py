@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lsa.landscape.shared import kept
-from lsa.landscape.weighing import reach_outside
+from lsa.landscape.weighing import leaves, reach_outside
 from lsa.runtime.errors import InputError
 
 if TYPE_CHECKING:
@@ -71,11 +71,12 @@ def check_alone(few: Landscape, theta: Tensor) -> None:
     """
     if few.network.keeps_others:
         return
-    values = []
+    outside = []
     for _ in range(2):
         with torch.enable_grad(), few.network.at(theta.detach()):
-            values.append(sum((p.loss(theta.detach()) for p in few.data.parts(few.network)), 0.0))
-    if all(isinstance(v, Tensor) for v in values) and reach_outside(*values):  # type: ignore[arg-type]
+            losses = [part.loss(theta.detach()) for part in few.data.parts(few.network)]
+            outside.append(leaves(torch.stack(losses).sum()))
+    if reach_outside(*outside):
         raise InputError(
             "the loss depends on trainable tensors that are no parameters of the network, whose "
             "part of the gradient would be left out: a forward or a hook that was replaced calls "
