@@ -220,10 +220,13 @@ def begin(key: str | None, content: Content) -> Entry:
 
 def entries() -> list[Path]:
     """Folders of the whole entries, the oldest first."""
-    inside = [
-        path for path in folder().glob("*") if path.is_dir() and path.suffix not in (PART, STREAM)
-    ]
-    return sorted((p for p in inside if p.name != DAMAGED), key=lambda p: (p.stat().st_mtime, p))
+    found = []
+    for path in folder().glob("*"):
+        with contextlib.suppress(FileNotFoundError):  # another process has delivered it just now
+            whole = path.is_dir() and path.suffix not in (PART, STREAM) and path.name != DAMAGED
+            if whole:
+                found.append((path.stat().st_mtime, path))
+    return [path for _, path in sorted(found)]
 
 
 def find(key: str, store: str) -> Entry | None:

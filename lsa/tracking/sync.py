@@ -70,7 +70,8 @@ def sync() -> Iterator[tuple[str, str]]:
                 if path.exists():  # else its own step has delivered it just now
                     yield name, f"run {_deliver(entry)}"
         except spool.Damaged as error:
-            yield name, f"stays: it is kept in {spool.set_aside(path)}, since {error}"
+            if path.exists():  # else another process has delivered it just now
+                yield name, f"stays: it is kept in {spool.set_aside(path)}, since {error}"
         except InputError as error:
             yield name, f"stays: {error}"
         except recording.REFUSALS as error:

@@ -560,3 +560,15 @@ def test_what_is_sent_twice_is_there_once(workplace, monkeypatch):
     history = client.get_metric_history(trained.run_id, "val/loss")
     assert sorted({m.step for m in history}) == [1, 2]
     assert spool.entries() == []
+
+
+def test_an_entry_that_another_process_delivers_meanwhile_breaks_nothing(workplace, monkeypatch):
+    store.client()
+    gone, there = spool.folder() / "gone", spool.folder() / "there"
+    there.mkdir(parents=True)
+    monkeypatch.setattr(Path, "glob", lambda *_: iter([gone, there]))
+    monkeypatch.setattr(Path, "is_dir", lambda _: True)
+    assert spool.entries() == [there]
+    monkeypatch.setattr(spool, "entries", lambda: [gone])
+    monkeypatch.setattr(sync.stream, "deliver", lambda: iter(()))
+    assert list(sync.sync()) == []
