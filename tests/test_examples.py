@@ -165,7 +165,7 @@ def test_a_model_that_others_registered_is_measured_as_it_was_before_they_did(tm
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
 def test_the_page_lists_every_example_and_what_it_measures(example):
     page = (ROOT / "docs" / "examples.md").read_text()
-    listed = set(re.findall(r"\]\(\.\./examples/([\w.]+)\)", page))
+    listed = set(re.findall(r"\]\(\.\./examples/([\w.]+)[)/]", page))
     assert listed == {path.name for path in EXAMPLES.iterdir() if path.name[0] not in "_."}
     shown = page.split("$ python examples/own_model.py\n")[1].split("```")[0]
     printed = example("own_model")["printed"]

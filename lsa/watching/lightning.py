@@ -14,7 +14,7 @@ from lsa.watching.callbacks import with_objective
 from lsa.watching.watch import Watch, watch
 
 
-class LightningCallback(Callback):
+class LightningCallback(Callback):  # pyright: ignore[reportGeneralTypeIssues]  # one of two
     """Watch a Lightning training: `Trainer(callbacks=[lsa.watching.LightningCallback()])`.
 
     Args:

@@ -12,6 +12,7 @@ import lsa
 from lsa import project
 from lsa.cli import app
 from lsa.figures import draw
+from lsa.landscape import grid
 from lsa.probe import PROBES, Metric, Result, find, probe
 from lsa.probes import surface
 from lsa.reports import report
@@ -82,7 +83,7 @@ def test_a_probe_follows_a_training(final):
 
 
 def test_a_surface_along_a_training_goes_on_where_it_was_interrupted(final, workplace, monkeypatch):
-    measured, point, limit = [], surface._point, 30
+    measured, point, limit = [], grid.point, 30
 
     def counted(*given):
         if len(measured) == limit:
@@ -90,7 +91,8 @@ def test_a_surface_along_a_training_goes_on_where_it_was_interrupted(final, work
         measured.append(point(*given))
         return measured[-1]
 
-    monkeypatch.setattr(surface, "_point", counted)
+    for module in (surface, grid):
+        monkeypatch.setattr(module, "point", counted)
     with pytest.raises(KeyboardInterrupt):
         lsa.follow("surface", final, points=5)
     limit = 10**6

@@ -171,7 +171,8 @@ def everything(client: Path, env: dict[str, str]) -> None:
     lsa("report", "tiny", cwd=client, env=env)
     assert (client / "report-tiny.html").read_text().count("data:image/png;base64,") == 4
     kept = {path.name for path in client.iterdir()}
-    assert kept == {"projects", ".lsa", *(f"report-tiny.{form}" for form in ("html", "md", "json"))}
+    reports = {f"report-tiny.{form}" for form in ("html", "md", "json")}
+    assert kept == {"projects", ".lsa", "explorer-tiny.html", *reports}
     assert not list((client / ".lsa" / "spool").iterdir())
 
 
