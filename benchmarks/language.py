@@ -101,7 +101,8 @@ def products(case: Case, device: str, *, compiling: float = 0.0) -> Iterator[Row
     """Per way: seconds (of the CPU, where that computes), and time and memory over a gradient's.
 
     The gradient is that of the network as it trains, with fused attention. Memory is what is added
-    to network, θ and the vector, from the first call on. Where `torch.compile` has seconds for it,
+    to network, θ and the vector, from the first call on; a gradient that fits into what the process
+    holds already adds none, and then there is no ratio. Where `torch.compile` has seconds for it,
     the ways are those that go through what it made.
     """
     at = setting(case, device)
@@ -124,7 +125,7 @@ def products(case: Case, device: str, *, compiling: float = 0.0) -> Iterator[Row
             "gradients": taken / seconds[WAYS[0]],
             "seconds": taken,
             "MB": added[label] / 1e6,
-            "of a gradient's": added[label] / max(added[WAYS[0]], 1),
+            "of a gradient's": added[label] / added[WAYS[0]] if added[WAYS[0]] else math.nan,
         }
 
 
