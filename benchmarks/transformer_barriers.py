@@ -1,10 +1,10 @@
 """`python -m benchmarks.transformer_barriers`: the barrier between GPTs of different seeds.
 
 Two small GPTs, one as GPT-2 (layer norms, tied head) and one as Llama (RMS norms, a head of its
-own), are trained on this repository's source from several seeds, which fix the initial weights and
-the order of the data. Of disjoint pairs: the height of the loss on held-out text on the straight
-line above the straight line between the ends, as the weights are and after aligning one network of
-the pair by orders alone and by all its symmetries.
+own), are trained on this repository's source from several seeds. A seed fixes the initial weights
+and the order of the data. The barrier of a pair is measured on held-out text: the greatest height
+of the loss on the line between the weights above the line between the two losses. Each pair is
+measured three times: as it is, aligned by orders alone, and aligned by all symmetries.
 """
 
 from __future__ import annotations
