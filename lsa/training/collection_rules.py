@@ -174,7 +174,9 @@ def by_layer(parameter: Tensor, group: Mapping[str, Any], state: Mapping[str, An
     return "each layer's step has a length in proportion to its weights, " + BOUNDED
 
 
-@preconditioner("lion_pytorch:Lion", "pytorch_optimizer:Lion", "torchao:Lion")
+@preconditioner(
+    "lion_pytorch:Lion", "pytorch_optimizer:Lion", "torchao:Lion", "pytorch_optimizer:DeMo"
+)
 def lion(parameter: Tensor, group: Mapping[str, Any], state: Mapping[str, Any]) -> str:
     """Steps by signs."""
     return SIGNS

@@ -11,7 +11,7 @@ a perturbation outside the span of M is answered as the derivative of UVᵀ answ
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -32,8 +32,8 @@ def muon(parameter: Tensor, group: Mapping[str, Any], state: Mapping[str, Any]) 
     if state:
         M = state["momentum_buffer"].double().flatten(1)
         scale = math.sqrt(max(1.0, M.shape[0] / M.shape[1]))
-        P = orthogonalising(M, optimizers.NEWTON_SCHULZ, group["ns_steps"], scale)
-    return _averaged(P, group)
+        P = orthogonalising(M, [optimizers.NEWTON_SCHULZ] * group["ns_steps"], scale)
+    return averaged_momentum(P, group)
 
 
 @preconditioner("torch:Muon")  # from 2.9 on
@@ -47,28 +47,29 @@ def torch_muon(parameter: Tensor, group: Mapping[str, Any], state: Mapping[str, 
             "spectral_unclamped": math.sqrt(rows / columns),
         }.get(group["adjust_lr_fn"], math.sqrt(max(1.0, rows / columns)))
         M = state["momentum_buffer"].double()
-        P = orthogonalising(M, group["ns_coefficients"], group["ns_steps"], scale)
-    return _averaged(P, group)
+        P = orthogonalising(M, [group["ns_coefficients"]] * group["ns_steps"], scale)
+    return averaged_momentum(P, group)
 
 
-def _averaged(P: Preconditioner | None, group: Mapping[str, Any]) -> Rule:
-    """With the threshold of an exponential average, and Nesterov's look ahead."""
+def averaged_momentum(
+    P: Preconditioner | None, group: Mapping[str, Any], penalty: float = 0.0
+) -> Rule:
+    """The rule of an exponential average, with Nesterov's look ahead where the group has it."""
     rate, beta = float(group["lr"]), float(group["momentum"])
     decay = rate * group["weight_decay"]
     ahead = 1 + 2 * beta if group["nesterov"] else 1
     formula = f"{'(2−ηλ)' if decay else '2'}(1+β)/((1−β){'(1+2β)' if ahead > 1 else ''}η)"
-    return Rule(P, edge(rate, (1 - beta) * ahead / (1 + beta), decay), formula)
+    return Rule(P, edge(rate, (1 - beta) * ahead / (1 + beta), decay), formula, penalty)
 
 
 def orthogonalising(
-    M: Tensor, coefficients: tuple[float, float, float], steps: int, scale: float
+    M: Tensor, coefficients: Sequence[tuple[float, float, float]], scale: float
 ) -> Preconditioner:
     """P of the step s Q M, from the momentum M of shape (m, n) in float64.
 
     Args:
         M: The momentum.
-        coefficients: a, b and c of the Newton–Schulz iteration X ← aX + (bA + cA²)X, A = XXᵀ.
-        steps: Iterations.
+        coefficients: a, b and c of each Newton–Schulz iteration X ← aX + (bA + cA²)X, A = XXᵀ.
         scale: s.
 
     Raises:
@@ -83,9 +84,8 @@ def orthogonalising(
     wide = M.shape[0] <= M.shape[1]  # P acts on the left
     squares, U = torch.linalg.eigh(M @ M.T if wide else M.T @ M)
     x = squares.clamp_min(0).sqrt() / norm
-    a, b, c = coefficients
     gain = torch.full_like(x, scale / norm.item())
-    for _ in range(steps):  # gain is s f(S)/S, and positive: a + bx² + cx⁴ has no real zero
+    for a, b, c in coefficients:  # gain is s f(S)/S, and positive: a + bx² + cx⁴ has no real zero
         factor = a + b * x**2 + c * x**4
         x, gain = factor * x, factor * gain
     root, diagonal = (U * gain.sqrt()) @ U.T, U.square() @ (1 / gain)

@@ -27,6 +27,7 @@ from lsa.project.factories import one_line
 from lsa.runtime.errors import InputError
 from lsa.training import (  # noqa: F401
     collection_rules,
+    further_rules,
     muon_state,
     optimizers,
     preconditioners,

@@ -61,6 +61,36 @@ AT_REST: list[tuple[str, dict[str, Any]]] = [
         "transformers:Adafactor",
         {"lr": 0.04, "relative_step": False, "eps": (1e4, 1e6), "beta1": 0.9, "weight_decay": 5e-6},
     ),
+    *(
+        ("pytorch_optimizer:AdaBelief", {"lr": LR, "eps": SIDE} | options)
+        for options in (
+            {},
+            {"betas": (0.6, 0.99), "weight_decay": 4e-8, "adam_debias": True},
+            {"weight_decay": 40.0, "weight_decouple": False},
+            {"weight_decay": 0.4, "fixed_decay": True, "ams_bound": True, "foreach": False},
+            {"betas": (0.9, 0.9), "rectify": True, "eps": 1e4, "lr": 1e3},
+        )
+    ),
+    *(
+        ("pytorch_optimizer:Prodigy", {"lr": 1e6 * LR, "eps": SIDE} | options)  # its d is 1e-6
+        for options in (
+            {},
+            {"weight_decay": 4e-8, "betas": (0.6, 0.99), "bias_correction": True},
+            {"weight_decay": 40.0, "weight_decouple": False},
+        )
+    ),
+    *(
+        (
+            "pytorch_optimizer:AdaFactor",
+            {"lr": 0.04, "relative_step": False, "eps1": 1e4, "eps2": 1e6} | options,
+        )
+        for options in (
+            {"betas": (None, 0.999)},
+            {"weight_decay": 5e-6, "momentum_dtype": torch.float64},
+            {"weight_decay": 0.002, "weight_decouple": False, "momentum_dtype": torch.float64},
+            {"betas": (None, 0.9), "ams_bound": True},
+        )
+    ),
 ]
 
 
@@ -220,6 +250,85 @@ def test_steps_of_one_length_have_no_threshold_and_say_so_in_one_line(name, opti
     found = stability.read(optimizer, [p])
     assert found.threshold is None and found.preconditioner(p.detach().flatten()) is None
     assert "of the same length however small" in found.reason and "\n" not in found.reason
+
+
+@pytest.mark.parametrize(
+    ("name", "average", "options"),
+    [
+        ("AdaBelief", "exp_avg", {"lr": 0.1}),
+        ("AdaBelief", "exp_avg", {"lr": 0.1, "betas": (0.5, 0.9), "ams_bound": True}),
+        ("AdaBelief", "exp_avg", {"lr": 0.1, "betas": (0.5, 0.9), "rectify": True}),
+        ("AdaBelief", "exp_avg", {"lr": 0.1, "rectify": True}),
+        ("Prodigy", "exp_avg", {"lr": 0.1, "growth_rate": 1.0, "bias_correction": True}),
+        ("SophiaH", "momentum", {"lr": 0.1, "p": 1e9, "update_period": 3, "eps": 0.1}),
+        ("AdaFactor", None, {"lr": 0.1, "betas": (None, 0.9), "clip_threshold": 1e9}),
+        ("AdaFactor", None, {"betas": (None, 0.9), "clip_threshold": 1e9, "ams_bound": True}),
+    ],
+)
+def test_the_last_step_of_a_diagonal_rule_is_its_average_over_the_preconditioner(
+    name, average, options
+):
+    p = nn.Parameter(normal(3, 5, seed=0))
+    optimizer = make(f"pytorch_optimizer:{name}", [p], **options)
+    for k in range(12):
+        before, p.grad = p.detach().clone(), normal(3, 5, seed=10 + k)
+        H = [normal(3, 5, seed=50 + k)] if name == "SophiaH" and k % 3 == 0 else None
+        optimizer.step(**{"hessian": H} if H else {})
+    step = (p.detach() - before).flatten()
+    with torch.no_grad():
+        p.copy_(before)  # Adafactor's step is in proportion to θ as it was
+    P = stability.read(optimizer, [p]).preconditioner(before.flatten())
+    assert P is not None
+    g = optimizer.state[p][average] if average else normal(3, 5, seed=21)
+    rate, scale = options["lr"] if average else 1.0, 1.0
+    if name == "Prodigy":  # whose average is of d g, at the rate dη
+        scale = optimizer.param_groups[0]["d"]
+        g = g / scale
+    torch.testing.assert_close(step * P.diagonal, -rate * scale * g.flatten(), rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("options", [{}, {"weight_decay": 4e-8}, {"betas": (0.5, 0.9)}])
+def test_sophia_diverges_at_its_threshold(options):
+    def growth(share: float) -> tuple[float, float]:
+        x = nn.Parameter(torch.full((2,), 1e-12, dtype=torch.float64))
+        optimizer = make("pytorch_optimizer:SophiaH", [x], lr=LR, update_period=10**9, **options)
+        x.grad = torch.zeros_like(x)
+        optimizer.step(hessian=[torch.full_like(x, 100 * SIDE)])
+        found = stability.read(optimizer, [x])
+        P = found.preconditioner(x.detach())
+        assert P is not None and found.threshold is not None
+        h, lengths = share * found.threshold[0] * P.diagonal[0].item(), []
+        for _ in range(400):
+            x.grad = h * x.detach()
+            optimizer.step()
+            lengths.append(x.detach().norm().item())
+        return max(lengths[-50:]) / max(lengths[-250:-200])
+
+    assert growth(0.99) < 1 < growth(1.01)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "line"),
+    [
+        ("AdaBelief", {"adanorm": True}, "with adanorm"),
+        ("AdaBelief", {"rectify": True, "degenerated_to_sgd": False}, "takes no step yet"),
+        ("Prodigy", {"eps": None}, "an arctangent"),
+        ("AdaFactor", {"cautious": True}, "left out by their sign"),
+    ],
+)
+def test_options_without_a_linear_step_are_said_in_one_line(name, options, line):
+    p, optimizer, _ = stepped(f"pytorch_optimizer:{name}", 3, (3, 2), **options)
+    found = stability.read(optimizer, [p])
+    assert found.threshold is None and found.preconditioner(p.detach().flatten()) is None
+    assert line in found.reason and "\n" not in found.reason
+
+
+@pytest.mark.parametrize("name", ["CAME", "Adan", "Yogi", "MARS", "LaProp", "DAdaptAdam"])
+def test_others_of_a_collection_name_the_way_to_register_them(name):
+    p, optimizer, _ = stepped(f"pytorch_optimizer:{name}", 2, (3, 2))
+    found = stability.read(optimizer, [p])
+    assert found.threshold is None and found.preconditioner(p.detach().flatten()) is None
+    assert name in found.reason and "register it with lsa.preconditioner" in found.reason
 
 
 @pytest.mark.parametrize("options", [{}, {"lr": 0.1, "relative_step": False}])

@@ -219,18 +219,21 @@ def test_the_last_step_of_torchs_own_muon_is_that_of_its_rule(shape, adjust):
 @pytest.mark.parametrize("nesterov", [True, False])
 @pytest.mark.parametrize("weight_decay", [0.0, 2.0])
 @pytest.mark.parametrize(
-    "own",
+    "package",
     [
-        True,
+        "lsa",
         pytest.param(
-            False,
+            "torch",
             marks=pytest.mark.skipif(
                 not hasattr(torch.optim, "Muon"), reason="torch.optim.Muon is of torch 2.9"
             ),
         ),
+        pytest.param("pytorch_optimizer", marks=(pytest.mark.models, pytest.mark.full)),
     ],
 )
-def test_real_steps_below_the_threshold_converge_and_above_it_diverge(own, nesterov, weight_decay):
+def test_real_steps_below_the_threshold_converge_and_above_it_diverge(
+    package, nesterov, weight_decay
+):
     """A slope on the left half of a matrix holds P; the right half is a small quadratic.
 
     Newton–Schulz runs in bfloat16, so the threshold is as sharp as that.
@@ -243,9 +246,14 @@ def test_real_steps_below_the_threshold_converge_and_above_it_diverge(own, neste
     def run(curvature: float) -> tuple[float, OptimizerState]:
         W = nn.Parameter(torch.cat([0 * slope, small], 1))
         around = [nn.Parameter(normal(2, 2)), W, nn.Parameter(normal(3, 2))]
-        optimizer: Any = (
-            optimizers.build("Muon", around, **options) if own else torch.optim.Muon([W], **options)
-        )
+        optimizer: Any
+        if package == "lsa":
+            optimizer = optimizers.build("Muon", around, **options)
+        elif package == "torch":
+            optimizer = torch.optim.Muon([W], **options)
+        else:
+            groups = [{"params": [W], "use_muon": True}]
+            optimizer = pytest.importorskip(package).Muon(groups, **options)
         for i in range(900):
             if i == 300:  # the average of the slope has settled
                 with torch.no_grad():
@@ -264,3 +272,39 @@ def test_real_steps_below_the_threshold_converge_and_above_it_diverge(own, neste
     edge = found.threshold[0] / sharpness
     assert run(0.95 * edge)[0] < 1e-12
     assert run(1.05 * edge)[0] > 1e-4
+
+
+@pytest.mark.models
+@pytest.mark.full
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"use_adjusted_lr": True},
+        {"ns_coeffs": "polar_express", "ns_steps": 8, "weight_decay": 0.5},
+        {"ns_method": "gram_newton_schulz"},
+    ],
+)
+@pytest.mark.parametrize("shape", [(3, 5), (7, 3), (4, 2, 2)])
+def test_the_last_step_of_muon_of_a_collection_is_that_of_its_rule(shape, options):
+    """Matrices by Newton–Schulz, and beside them a group that AdamW steps."""
+    collection = pytest.importorskip("pytorch_optimizer")
+    p, q = nn.Parameter(normal(*shape)), nn.Parameter(normal(6))
+    groups = [{"params": [p], "use_muon": True}, {"params": [q], "use_muon": False}]
+    optimizer = collection.Muon(groups, lr=0.03, adamw_lr=0.02, nesterov=False, **options)
+    for k in range(3):
+        for each in (p, q):
+            each.grad = normal(*each.shape, seed=10 + k)
+        before = p.detach().clone(), q.detach().clone()
+        optimizer.step()
+    state = stability.read(optimizer, [p, q])
+    P = state.preconditioner(torch.zeros(p.numel() + 6).double())
+    assert P is not None and state.threshold is not None and state.threshold[0] == 1
+    kept = 1 - 0.03 * options.get("weight_decay", 0.0)
+    steps = torch.cat([(p.detach() - kept * before[0]).flatten(), q.detach() - before[1]])
+    averages = optimizer.state[p]["momentum_buffer"].flatten(), optimizer.state[q]["exp_avg"]
+    expected = -P.inverse_root(P.inverse_root(torch.cat(averages)))  # the thresholds are in P
+    n, rounding = p.numel(), options.get("ns_steps", 5) * 3 * 2**-8  # as for torch's own
+    edges = (slice(n), (1 + kept) * 1.95 / 0.05, rounding), (slice(n, None), 2 * 1.9 / 0.1, 1e-9)
+    for part, edge, close in edges:  # each times its rate
+        assert (steps[part] - edge * expected[part]).norm() < close * steps[part].norm()
