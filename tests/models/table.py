@@ -35,6 +35,7 @@ RULES = "tests/training/test_collection_rules.py::test_"
 STABILITY = "tests/training/test_stability.py::test_"
 PRECONDITIONED = "tests/probes/test_preconditioned.py::test_"
 ADOPTION = "tests/studies/test_adoption.py::test_"
+STEPS = "tests/training/test_objective_steps.py::test_"
 PARTS = "tests/training/test_own_parts.py::test_"
 NETWORK = OWN + "a_network_is_right_and_stays_as_it_was"
 
@@ -227,8 +228,17 @@ CASES = (
           PARTS + "a_clipped_step_is_no_longer_than_the_limit",
           PARTS + "averaged_weights_are_what_is_kept_and_training_goes_on_from_the_others"),
     _case("YAML: an objective, a language model by per_token", RIGHT,
-          "tests/training/test_objective_steps.py::test_an_epoch_is_that_of_a_loop_by_hand",
-          "tests/training/test_objective_steps.py::test_a_language_model_of_a_project_is_trained"),
+          STEPS + "an_epoch_is_that_of_a_loop_by_hand",
+          STEPS + "a_language_model_of_a_project_is_trained"),
+    _case("YAML: a Hugging Face model as it is", RIGHT,
+          STEPS + "a_hugging_face_model_of_a_project_is_trained_by_its_own_loss"),
+    _case("YAML: a watch in a training by an objective", RIGHT,
+          STEPS + "a_watch_of_a_training_by_an_objective_measures_the_loss_of_all_batches"),
+    _case("an adopted run: mlflow run, layers, interpolation, a study, by commands", RIGHT,
+          *(f"tests/studies/test_adopted_commands.py::test_{name}" for name in (
+              "mlflow_run_measures_an_adopted_run", "layers_of_an_adopted_run_by_a_command",
+              "two_adopted_runs_are_joined_by_a_command", "a_study_of_adopted_runs_by_a_command",
+          ))),
     _case("own checkpoint: .pt, .safetensors, .ckpt, folder, MLflow model", RIGHT,
           ADOPTION + "each_kind_of_file_is_adopted"),
 )  # fmt: skip

@@ -163,3 +163,114 @@ def test_a_language_model_of_a_project_is_trained_and_measured(parts, workplace:
     theta = torch.cat([p.detach().reshape(-1) for p in model.parameters()])
     H = torch.autograd.functional.hessian(of, theta)
     assert float(line.split()[1]) == pytest.approx(torch.linalg.eigvalsh(H)[-1].item(), rel=1e-3)
+
+
+WATCHED = "watch: {every: 2, budget: null, measure: [update, noise, sharpness, batch_sharpness]}"
+
+
+@pytest.mark.filterwarnings("ignore")  # MLflow's and SQLAlchemy's own
+def test_a_watch_of_a_training_by_an_objective_measures_the_loss_of_all_batches(
+    parts, workplace: Path, capsys
+):
+    """Against dense derivatives at the steps of a loop by hand; the training stays the same."""
+    import mlflow
+
+    plain = PROJECT.replace(", ema: 0.5, checkpoint_every: 1", "")
+    client, runs = mlflow.MlflowClient(), []
+    for name, text in ("plain", plain), ("watched", plain.replace("clip_", f"{WATCHED}, clip_")):
+        (workplace / f"{name}.yaml").write_text(text.replace("name: texts", f"name: {name}"))
+        assert app.run(["train", "--project", f"{name}.yaml", "--optimizer", "sgd"]) == 0
+        out = capsys.readouterr().out
+        run = next(line.split()[1] for line in out.splitlines() if line.startswith("run "))
+        names = client.get_run(run).data.metrics
+        values = {n: client.get_metric_history(run, n) for n in names if "seconds" not in n}
+        runs.append({n: {m.step: m.value for m in v} for n, v in values.items()})
+    before, watched = runs
+    assert before == {n: v for n, v in watched.items() if not n.startswith("watch/")}
+
+    with torch.random.fork_rng():
+        model = start(parts, recipe(clip_norm=0.3))
+    batches = parts.texts()[0]
+    own = dict(model.named_parameters())
+    sizes = [p.numel() for p in own.values()]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.2)
+
+    def loss(theta: torch.Tensor) -> torch.Tensor:
+        views = zip(own, theta.split(sizes), strict=True)
+        swapped = {n: t.view_as(own[n]) for n, t in views}
+        return mean(lambda ids: torch.func.functional_call(model, swapped, (ids,)), batches)
+
+    def theta() -> torch.Tensor:
+        return torch.cat([p.detach().reshape(-1) for p in model.parameters()])
+
+    for step, batch in enumerate(batches + batches, 1):
+        optimizer.zero_grad()
+        mean(model, [batch]).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 0.3)
+        at = theta()
+        optimizer.step()
+        if step % 2:
+            continue
+        u, H = theta() - at, torch.autograd.functional.hessian(loss, at).double()
+        after = torch.autograd.functional.hessian(loss, at + u)
+        (g,) = torch.autograd.grad(loss(t := at.clone().requires_grad_()), t)
+        v = u.double() / u.double().norm()
+        expected = {
+            "directional_sharpness": v @ H @ v,
+            "gain": loss(at) - loss(at + u),
+            "gain_first_order": -(g @ u),
+            "lambda_max": torch.linalg.eigvalsh(after)[-1],
+            "probe_loss": loss(at),
+            "threshold": torch.tensor(10.0),
+        }
+        for name, value in expected.items():
+            found = watched[f"watch/{name}"][step]
+            assert found == pytest.approx(float(value), rel=1e-2, abs=1e-6), (name, step)
+
+
+GPT = """
+from transformers import GPT2Config, GPT2LMHeadModel
+
+def gpt():
+    sizes = {"vocab_size": 7, "n_positions": 8, "n_embd": 4, "n_layer": 1, "n_head": 2}
+    off = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    return GPT2LMHeadModel(GPT2Config(**sizes, **off, bos_token_id=0, eos_token_id=0))
+"""
+
+
+@pytest.mark.models
+@pytest.mark.full
+@pytest.mark.filterwarnings("ignore")
+def test_a_hugging_face_model_of_a_project_is_trained_by_its_own_loss(parts, workplace: Path):
+    """As it is, with a watch; its steps are those of a loop by hand."""
+    pytest.importorskip("transformers")
+    import lsa
+    from lsa import project
+    from lsa.studies import train as studied
+
+    (workplace / f"{NAME}.py").write_text(PARTS + GPT)
+    sys.modules.pop(NAME)
+    text = PROJECT.replace(":Model", ":gpt").replace(", width: 3", "").replace("per_token", "hf")
+    text = text.replace("ema: 0.5, checkpoint_every: 1", f"{WATCHED}")
+    (workplace / "texts.yaml").write_text(text)
+    at = project.load("texts.yaml").recipe("sgd")
+    split = data.streams(at.dataset.name, trusted=[NAME])
+    done = studied.train(at, trusted=[NAME])
+    from lsa.training.train import initial
+
+    with torch.random.fork_rng():
+        model = __import__(NAME).gpt()
+        model.load_state_dict(initial(at, split, [NAME])["model"])
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.2)
+    for batch in [*parts.texts()[0], *parts.texts()[0]]:
+        optimizer.zero_grad()
+        model(**batch).loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 0.3)
+        optimizer.step()
+    expected = torch.cat([p.detach().reshape(-1) for p in model.parameters()])
+    found = lsa.load(done.run_id, trust=[NAME])
+    torch.testing.assert_close(found.theta, expected, rtol=1e-4, atol=1e-6)
+    import mlflow
+
+    numbers = mlflow.MlflowClient().get_run(done.run_id).data.metrics
+    assert {"watch/lambda_max", "watch/noise_trace", "watch/gain", "watch/loss"} <= numbers.keys()
