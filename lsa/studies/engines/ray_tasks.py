@@ -25,6 +25,7 @@ from lsa.runtime import heap, signals
 from lsa.runtime.errors import InputError, first_line
 from lsa.studies import progress
 from lsa.studies.engines import local
+from lsa.studies.engines.news import News
 from lsa.tracking import attached, recording, runs, store
 
 RETRIES = 3  # of a step whose worker is lost: more than of a local one, since machines are lost too
@@ -60,6 +61,8 @@ def connect(address: str | None) -> Cluster:
             reach the store.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a local one would report to its makers
+    # A local one would yield to all other work of this machine, and could stand still beside it.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     try:
         import ray  # pyright: ignore[reportMissingImports]
     except ModuleNotFoundError:
@@ -139,7 +142,7 @@ class RayTasks:
 
         self._ray = ray
         self._demand = demand
-        self._news = ray.remote(num_cpus=0)(_News).remote()
+        self._news = ray.remote(num_cpus=0)(News).remote()
         self._asked: Any = None  # what it was last asked for, and has not answered
         self._setting = (*store.addresses(), parent, project, os.getcwd())
         self._references: dict[Future, Any] = {}
@@ -186,20 +189,6 @@ class RayTasks:
         workers = [child for child in psutil.Process().children(recursive=True) if _is_rays(child)]
         self._ray.shutdown()
         psutil.wait_procs(workers, timeout=local.PATIENCE)
-
-
-class _News:
-    """A Ray actor that keeps the workers' progress until the study asks for it."""
-
-    def __init__(self) -> None:
-        self._told: dict[str, tuple[str, int, int, str]] = {}
-
-    def tell(self, title: str, done: int, total: int, text: str) -> None:
-        self._told[title] = (title, done, total, text)
-
-    def take(self) -> list[tuple[str, int, int, str]]:
-        told, self._told = list(self._told.values()), {}
-        return told
 
 
 def _is_rays(process: psutil.Process) -> bool:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from types import SimpleNamespace
 
 import mlflow
+import psutil
 import pytest
 
 from lsa import project, step, study
@@ -112,6 +113,10 @@ def test_ray_computes_what_one_process_computes(workplace, ray):
     store.use(other, other)
     with on_ray(setting) as running:
         plan.run(setting, running)
+        # They yield no more to the machine's other work than this process does.
+        children = psutil.Process().children(recursive=True)
+        workers = [child.nice() for child in children if child.name().startswith("ray::")]
+    assert set(workers) == {psutil.Process().nice()}
     assert [handle.state for handle in running.handles] == ["done"] * 5
     assert numbers() == expected and len({name for name, _ in expected}) == 5
     (parent,) = runs(**{"lsa.step": "study"})
