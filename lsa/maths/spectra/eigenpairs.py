@@ -2,13 +2,11 @@
 
 An eigenvalue may be missed. So, once all pairs of `lanczos` have converged, a random direction
 orthogonal to the basis starts another chain of products. If it changes a wanted eigenvalue, the
-search goes on until all have converged again, and the next random direction follows; the first
-that brings nothing ends it. How sure that is, `Extremes.missable` says: a further eigenvalue
-above its first number (below its second) would have shown with a probability of 95 %
-(`lsa.maths.spectra.detection`).
+search goes on until all have converged again, and the next random direction follows. The search
+ends with the first random direction that changes none.
 
-Of λ_max alone more is known where the start is random, or partly: no eigenvalue lies above
-`Extremes.limit`, with a probability of 95 % (`detection.excluded`).
+How sure the upper end is depends on the start. After a start that is random, or partly so, no
+eigenvalue lies above `Extremes.limit`, with a probability of 95 % (`detection.excluded`).
 """
 
 from __future__ import annotations
@@ -21,7 +19,7 @@ import torch
 from torch import Tensor
 
 from lsa.maths.spaces import HERE, Space
-from lsa.maths.spectra.detection import detectable, excluded
+from lsa.maths.spectra.detection import excluded
 from lsa.maths.spectra.krylov import Krylov, Matvec, gram_error
 from lsa.maths.spectra.measured import Measured
 from lsa.maths.spectra.search import Search
@@ -51,7 +49,6 @@ class Extremes:
     smallest: Eigenpairs  # algebraically smallest (most negative first), ascending
     products: int  # matrix-vector products spent
     confirmed: bool  # the last random direction brought nothing
-    missable: tuple[float, float]  # upper and lower end, see `lanczos`
     rounding: float  # an eigenvalue of this size or less is zero within rounding
     orthogonality: float  # max |V Vᵀ − I| over the final basis
     asymmetry: float  # max |T − Tᵀ| / max |T|: 0 for a symmetric operator in exact arithmetic
@@ -324,29 +321,10 @@ def _extremes(search: Search, confirmed: bool) -> Extremes:
         lower,
         products=krylov.products,
         confirmed=confirmed,
-        missable=_missable(search) if confirmed else (math.inf, -math.inf),
         rounding=max(search.eps, asymmetry) * float(ritz.values.abs().max()),
         orthogonality=orthogonality,
         asymmetry=asymmetry,
     )
-
-
-def _missable(search: Search) -> tuple[float, float]:
-    """`Extremes.missable`: how far out a missed eigenvalue may lie at either end."""
-    limits = []
-    allowed = search.allowed.split(search.wanted)
-    everything = search.exhausted or search.krylov.done == search.krylov.d
-    for k, sign, slack in zip(search.wanted, (1.0, -1.0), allowed, strict=True):
-        values = (sign * search.ritz.values).sort(descending=True).values.tolist()
-        if k and everything:
-            limit = values[k - 1]
-        elif k and search.asked and len(values) > k:
-            level, (products, free) = values[k - 1] + slack[-1].item(), search.asked
-            limit = detectable(level, values[-1], values[k], dimension=free, products=products)
-        else:
-            limit = math.inf
-        limits.append(sign * limit)
-    return limits[0], limits[1]
 
 
 def _check_options(tol: float, floor: float, confirm: int, max_products: int, k: int) -> None:

@@ -29,9 +29,8 @@ class Search:
         self.tol, self.floor = tol, floor
         self.max_products, self.report = max_products, report
         self.full = False  # the basis has no room for one more random direction
-        self.asked: tuple[int, int] | None = None  # products of the last one, dimensions it had
+        self.asked = False  # a random direction has been multiplied
         self.eps = 10 * torch.finfo(krylov.V.dtype).eps  # rounding, relative to ‖A‖
-        self.exhausted = False  # and its products held all eigenvectors that it contains
         self._step()
 
     @property
@@ -75,13 +74,11 @@ class Search:
             if self.over:
                 return False
             self.krylov.make_room(self.ritz, self.wanted)
-            self.exhausted = self.exhausted and i > 0
+            self.asked = True
             if i and self.grew:
                 self.krylov.put_first(-1)  # its chain goes on alone
             else:
-                self.exhausted |= i > 0
                 free = self.krylov.d - self.krylov.count
-                self.asked = (products, free) if i == 0 else self.asked
                 self.full = not self.krylov.append_random(self.rng, self.wanted) and free > 0
             self._step()
             if self.changed(before):

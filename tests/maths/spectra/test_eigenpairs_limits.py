@@ -104,7 +104,6 @@ def test_every_copy_of_a_multiple_eigenvalue_or_no_claim(
         claimed += found.converged
         if found.converged:
             assert torch.allclose(found.largest.values, spectrum[:k], rtol=1e-5)
-            assert found.missable[0] >= spectrum[0] * (1 - 1e-5)
     assert claimed >= 5
 
 
@@ -113,7 +112,6 @@ def test_a_lower_end_of_high_multiplicity() -> None:
     found = lanczos(Counting(spectrum), normal(1005), rng=generator(), largest=1, smallest=5)
     assert found.converged
     assert torch.allclose(found.smallest.values, spectrum[:5], rtol=1e-5)
-    assert found.missable[0] >= -0.5 and found.missable[1] <= -5
 
 
 def test_three_pairs_without_multiples_cost_three_products_more() -> None:
