@@ -9,7 +9,7 @@ from potentials import F64, CurvedWell
 from torch import Tensor
 
 from lsa.maths.paths.autoneb import Cycle, auto_neb
-from lsa.maths.paths.curves import TrainedCurve, bezier, polychain, train_curve
+from lsa.maths.paths.curves import TrainedCurve, train_curve
 from lsa.maths.paths.polyline import refine
 from lsa.runtime.errors import InputError
 
@@ -30,17 +30,15 @@ def mean_loss(well: CurvedWell, curve: TrainedCurve) -> float:
 # --- curves ---------------------------------------------------------------------------------------
 
 
+def bezier(a: Tensor, control: Tensor, b: Tensor, t: Tensor) -> Tensor:
+    return TrainedCurve(torch.stack([a, control, b]), torch.zeros(0), 0, "").at(t)
+
+
 def test_bezier_in_closed_form() -> None:
     a, c, b = torch.randn(3, 6, generator=torch.Generator().manual_seed(0), dtype=F64)
     t = torch.linspace(0, 1, 7, dtype=F64)
     expected = torch.stack([(1 - s) ** 2 * a + 2 * s * (1 - s) * c + s**2 * b for s in t])
     torch.testing.assert_close(bezier(a, c, b, t), expected)
-
-
-def test_polychain_visits_its_points_at_equal_steps_of_t() -> None:
-    points = torch.tensor([[0.0], [1.0], [5.0]], dtype=F64)
-    t = torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0], dtype=F64)
-    assert polychain(points, t)[:, 0].tolist() == [0, 0.5, 1, 3, 5]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, F64])
@@ -49,8 +47,7 @@ def test_ends_are_bitwise(dtype: torch.dtype) -> None:
     a[0], b[0], c[1] = -0.0, 1e-45, torch.inf
     t = torch.tensor([0.0, 1.0])
     bits = torch.int32 if dtype == torch.float32 else torch.int64
-    for ends in (bezier(a, c, b, t), polychain(torch.stack([a, c, b]), t)):
-        assert torch.equal(ends.view(bits), torch.stack([a, b]).view(bits))
+    assert torch.equal(bezier(a, c, b, t).view(bits), torch.stack([a, b]).view(bits))
 
 
 # --- training -------------------------------------------------------------------------------------
@@ -74,15 +71,6 @@ def test_one_sample_per_step_as_published() -> None:
     well, curve = train(samples=1, steps=1000, lr=0.02)
     assert mean_loss(well, curve) == pytest.approx(8 / 15, abs=2e-3)
     assert curve.grad_evals == len(well.calls) == 1000
-
-
-@pytest.mark.parametrize(("kind", "bends"), [("polychain", 1), ("polychain", 3), ("bezier", 3)])
-def test_other_curves_improve_on_the_line(kind: str, bends: int) -> None:
-    well, curve = train(kind=kind, bends=bends)
-    assert curve.points.shape == (bends + 2, 50)
-    assert mean_loss(well, curve) < 1.2
-    if kind == "bezier":  # it contains the parabola, and can dwell at its low ends as well
-        assert mean_loss(well, curve) < 8 / 15
 
 
 def test_gradient_is_that_of_the_mean_loss() -> None:
@@ -112,15 +100,12 @@ def test_curve_is_a_start_for_a_band() -> None:
 # --- invariants -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["bezier", "polychain"])
-def test_endpoints_inputs_and_randomness(kind: str) -> None:
+def test_endpoints_inputs_and_randomness() -> None:
     well = CurvedWell()
     a, b = (end.requires_grad_() for end in well.ends())
     state = torch.get_rng_state()
     first, second, other = (
-        train_curve(
-            well, a, b, steps=20, lr=0.05, kind=kind, rng=torch.Generator().manual_seed(seed)
-        )
+        train_curve(well, a, b, steps=20, lr=0.05, rng=torch.Generator().manual_seed(seed))
         for seed in (0, 0, 1)
     )
     assert torch.equal(first.points, second.points)
@@ -141,7 +126,7 @@ def test_rate_falls_as_published() -> None:
     slope = torch.ones(1, dtype=F64)
 
     def energy(p: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        return p[:, 0], slope.expand_as(p)  # a polychain's middle point moves by lr·w(t)
+        return p[:, 0], slope.expand_as(p)  # the control point moves by lr·w(t)
 
     ends = torch.zeros(1, dtype=F64), torch.ones(1, dtype=F64)
     moved = []
@@ -188,9 +173,7 @@ def train_five(well: CurvedWell) -> Tensor:
 def test_bad_options_are_refused() -> None:
     for options, message in (
         ({"lr": 0.0}, "lr > 0"),
-        ({"bends": 0}, "bends=0"),
         ({"samples": 0}, "samples=0"),
-        ({"kind": "spline"}, "choose 'bezier' or 'polychain'"),
     ):
         with pytest.raises(InputError, match=message):
             train(**options)
