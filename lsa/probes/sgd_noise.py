@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from lsa.landscape import Landscape
-from lsa.maths.spectra.eigenpairs import Eigenpairs, Extremes, subspace_overlap, top
+from lsa.maths.spectra.eigenpairs import Eigenpairs, Extremes, top
 from lsa.maths.spectra.krylov import Matvec, orthonormal
 from lsa.maths.spectra.moments import ProductMoments, product_moments
+from lsa.maths.spectra.overlap import subspace_overlap
 from lsa.probe import Curve, Metric, Report, Result, Same, Sizes, Work, probe, standard_error
 from lsa.runtime.errors import InputError
 

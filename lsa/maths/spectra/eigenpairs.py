@@ -1,4 +1,4 @@
-"""Eigenpairs at both ends of the spectrum of a symmetric operator, and how subspaces overlap.
+"""Eigenpairs at both ends of the spectrum of a symmetric operator.
 
 An eigenvalue may be missed. So, once all pairs of `lanczos` have converged, a random direction
 orthogonal to the basis starts another chain of products. If it changes a wanted eigenvalue, the
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from lsa.maths.spaces import HERE, Space
 from lsa.maths.spectra.detection import excluded
-from lsa.maths.spectra.krylov import Krylov, Matvec, gram_error
+from lsa.maths.spectra.krylov import Krylov, Matvec
 from lsa.maths.spectra.measured import Measured
 from lsa.maths.spectra.search import Search
 from lsa.runtime.errors import InputError, NotFinite
@@ -242,27 +242,6 @@ def start_vector(
         return random
     both = random / float(space.length(random)) + near.to(like) / length
     return both if float(space.length(both)) > 1e-3 else random  # d = 1: opposite ones cancel
-
-
-def subspace_overlap(U: Tensor, V: Tensor) -> float:
-    """‖Uᵀ V‖_F² / k: mean squared cosine of the principal angles between two subspaces.
-
-    1 when the smaller subspace lies within the other; max(k_U, k_V)/d on average for random ones.
-
-    Args:
-        U: Orthonormal columns, `(d, k_U)`.
-        V: Orthonormal columns, `(d, k_V)`; k is the smaller of the two numbers of columns.
-
-    Raises:
-        InputError: Columns that are not orthonormal, or shapes that do not fit.
-    """
-    if U.ndim != 2 or V.ndim != 2 or len(U) != len(V):
-        raise InputError(f"shapes {tuple(U.shape)} and {tuple(V.shape)}; give (d, k) and (d, l)")
-    for matrix in (U, V):
-        if not gram_error(matrix.T) < 1e-3:
-            raise InputError("the columns are not orthonormal; take the Q of a QR decomposition")
-    products = torch.stack([HERE.dots(U.T, v) for v in V.to(U).unbind(1)])
-    return float(products.square().sum()) / min(U.shape[1], V.shape[1])
 
 
 def measured(extremes: Extremes, search: Search) -> Extremes:
