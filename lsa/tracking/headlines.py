@@ -20,7 +20,6 @@ from lsa.tracking.spool import LoggedMetric
 from lsa.tracking.store import client
 
 log = logging.getLogger(__name__)
-CONVERGED = "/converged"
 PARTS = ("_se_", "_residual")  # what follows a number's name in those of its errors
 
 

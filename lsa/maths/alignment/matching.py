@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from lsa.maths.alignment.balance import balance, coordinates, inverse
+from lsa.maths.alignment.parameters import check_pair
 from lsa.maths.alignment.procrustes import HeadCorrelations, nearest, nearest_heads
 from lsa.maths.alignment.symmetries import (
     HeadMove,
@@ -31,7 +32,6 @@ from lsa.maths.alignment.symmetries import (
     unmoved,
     with_gains,
 )
-from lsa.runtime.errors import InputError
 
 LEAST_GAIN = 1e-3  # of a norm, relative to its largest, that layers may be divided by
 ROUGH = 1e-3  # difference of an entry of a move that makes it another
@@ -43,7 +43,6 @@ class Aligned:
 
     tensors: Tensors
     similarity: float  # inner product of both networks with gains of one and balanced heads
-    similarities: Tensor  # (restarts,) of every run
     converged: bool  # no part can be improved by itself
     moved: float  # fraction of the coordinates that are not what they were
 
@@ -73,7 +72,7 @@ def aligned(
     Raises:
         InputError: A parameter is missing, has another shape or is not finite.
     """
-    _check(symmetries, a, b)
+    check_pair(symmetries.names, a, b)
     symmetries = usable(symmetries, a, b)
     names = [n for n in b if n in {*symmetries.names, *gains(symmetries, a)}]
     own, other = ({n: t[n].detach().double().cpu() for n in names} for t in (a, b))
@@ -89,8 +88,9 @@ def aligned(
     own, other = (apply(balanced, s, t) for s, t in zip(scales, (own, other), strict=True))
     problem = _Problem(symmetries, own, other)
     runs = [problem.run(rng, max_passes, anchored=i > 0) for i in range(max(1, restarts))]
-    similarities = torch.tensor([problem.similarity(moves) for moves, _ in runs])
-    best, converged = runs[int(similarities.argmax())]
+    similarities = [problem.similarity(moves) for moves, _ in runs]
+    similarity = max(similarities)
+    best, converged = runs[similarities.index(similarity)]
     problem.polish(best, max_passes)
     moved = apply(symmetries.parts.values(), best, other)
     back = {name: inverse(move) for name, move in scales[0].items()}
@@ -99,24 +99,10 @@ def aligned(
     moves = {name: (part, best[name]) for name, part in symmetries.parts.items()}
     return Aligned(
         tensors=tensors,
-        similarity=similarities.max().item(),
-        similarities=similarities,
+        similarity=similarity,
         converged=converged,
         moved=_displaced(moves.values()),
     )
-
-
-def _check(symmetries: Symmetries, a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> None:
-    for name in symmetries.names:
-        if name not in a or name not in b:
-            raise InputError(f"parameter {name!r} is missing; give both networks' parameters")
-        if a[name].shape != b[name].shape:
-            raise InputError(
-                f"{name} has shapes {tuple(a[name].shape)} and {tuple(b[name].shape)}; align two "
-                "networks of the same architecture"
-            )
-        if not (a[name].isfinite().all() and b[name].isfinite().all()):
-            raise InputError(f"{name} is not finite; align two networks that did not diverge")
 
 
 def usable(symmetries: Symmetries, a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Symmetries:

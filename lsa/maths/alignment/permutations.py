@@ -16,6 +16,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from lsa.maths.alignment.parameters import check_pair
 from lsa.maths.alignment.units import Axis, PermutationSpec, permutation_spec
 from lsa.runtime.errors import InputError
 
@@ -39,7 +40,6 @@ class Matching:
 
     permutations: Permutations
     similarity: float  # ⟨θ_A, π(θ_B)⟩ over the parameters that can be permuted
-    similarities: Tensor  # (restarts,) of every run; a spread means local optima
     converged: bool  # no group can be improved by itself
 
 
@@ -121,7 +121,7 @@ def weight_matching(
     if restarts < 1:
         raise InputError(f"restarts={restarts} makes no run; choose at least 1")
     names = [name for name in spec.axes if name not in spec.buffers]
-    _check(names, a, b)
+    check_pair(names, a, b)
     problem = _Problem(
         spec,
         {name: a[name].detach().double() for name in names},
@@ -133,23 +133,10 @@ def weight_matching(
     ]
     starts[0] = identity_permutations(spec)
     runs = [problem.ascend(start, rng, max_passes) for start in starts]
-    similarities = torch.tensor([problem.similarity(p) for p, _ in runs], dtype=torch.float64)
-    best = int(similarities.argmax())
-    permutations, converged = runs[best]
-    return Matching(permutations, similarities[best].item(), similarities, converged)
-
-
-def _check(names: Iterable[str], a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> None:
-    for name in names:
-        if name not in a or name not in b:
-            raise InputError(f"parameter {name!r} is missing; give both networks' parameters")
-        if a[name].shape != b[name].shape:
-            raise InputError(
-                f"{name} has shapes {tuple(a[name].shape)} and {tuple(b[name].shape)}; align two "
-                "networks of the same architecture"
-            )
-        if not (a[name].isfinite().all() and b[name].isfinite().all()):
-            raise InputError(f"{name} is not finite; align two networks that did not diverge")
+    similarities = [problem.similarity(permutations) for permutations, _ in runs]
+    similarity = max(similarities)
+    permutations, converged = runs[similarities.index(similarity)]
+    return Matching(permutations, similarity, converged)
 
 
 class _Problem:

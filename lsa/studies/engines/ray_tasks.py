@@ -41,7 +41,6 @@ class Cluster:
     gpus: float
     largest_cpus: float
     largest_memory: float  # bytes
-    machines: int
 
 
 @dataclass(frozen=True)
@@ -70,11 +69,11 @@ def connect(address: str | None) -> Cluster:
             "engine ray needs the package ray; pip install 'loss-landscape-analysis[ray]'"
         ) from None
     where = address or os.environ.get("RAY_ADDRESS", "local")
-    local: dict[str, Any] = {"include_dashboard": False, "object_store_memory": OBJECTS}
+    alone: dict[str, Any] = {"include_dashboard": False, "object_store_memory": OBJECTS}
     own = signal.getsignal(signal.SIGTERM)
     try:
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-        ray.init(where, **quiet, **(local if where == "local" else {}))
+        ray.init(where, **quiet, **(alone if where == "local" else {}))
     except (ConnectionError, RuntimeError, ValueError) as error:
         reason = first_line(error)
         raise InputError(f"cannot join the Ray cluster at {where}: {reason}") from None
@@ -92,7 +91,6 @@ def connect(address: str | None) -> Cluster:
         gpus=sum(m.get("GPU", 0) for m in machines),
         largest_cpus=max(m.get("CPU", 0) for m in machines),
         largest_memory=max(m.get("memory", 0) for m in machines),
-        machines=len(machines),
     )
 
 

@@ -30,7 +30,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's, SQLAlchemy's and 
 
 
 def test_a_step_takes_what_its_forecast_says():
-    offered = Cluster(cpus=16, gpus=0, largest_cpus=8, largest_memory=64e9, machines=2)
+    offered = Cluster(cpus=16, gpus=0, largest_cpus=8, largest_memory=64e9)
     of = functools.partial(ray_tasks.demand, offered=offered, device="auto")
     assert of("train", peaks={"train": 10**9}, workers=None) == Demand(1, memory=10**9)
     assert of("lanczos", peaks={}, workers=4) == Demand(4)
@@ -38,7 +38,7 @@ def test_a_step_takes_what_its_forecast_says():
 
 
 def test_a_step_takes_a_part_of_a_gpu(monkeypatch):
-    offered = Cluster(cpus=16, gpus=2, largest_cpus=16, largest_memory=64e9, machines=1)
+    offered = Cluster(cpus=16, gpus=2, largest_cpus=16, largest_memory=64e9)
     total = 100 * CONTEXT
     monkeypatch.setattr(ray_tasks, "gpu_memory", lambda: total)
     of = functools.partial(ray_tasks.demand, offered=offered, workers=None)
