@@ -22,7 +22,8 @@ from torch.optim import Optimizer
 
 from lsa.runtime.errors import InputError, one_line
 from lsa.training import exported
-from lsa.training.optimizers import SAM, classes
+from lsa.training.optimizers import classes
+from lsa.training.sharpness_aware import SAM
 
 # Where training loops keep the parts, the most usual first.
 WEIGHTS = ("state_dict", "model_state_dict", "model", "module", "net", "network", "weights")

@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 
 from lsa.runtime.errors import InputError
-from lsa.training import optimizers
+from lsa.training.muon import NEWTON_SCHULZ, Muon
 from lsa.training.preconditioners import Preconditioner, Rule, edge, preconditioner
 from lsa.training.torch_rules import adamw
 
 
-@preconditioner(optimizers.Muon)
+@preconditioner(Muon)
 def muon(parameter: Tensor, group: Mapping[str, Any], state: Mapping[str, Any]) -> Rule | str:
     """That of hidden weights; those of the second group are AdamW's."""
     if "betas" in group:
@@ -32,7 +32,7 @@ def muon(parameter: Tensor, group: Mapping[str, Any], state: Mapping[str, Any]) 
     if state:
         M = state["momentum_buffer"].double().flatten(1)
         scale = math.sqrt(max(1.0, M.shape[0] / M.shape[1]))
-        P = orthogonalising(M, [optimizers.NEWTON_SCHULZ] * group["ns_steps"], scale)
+        P = orthogonalising(M, [NEWTON_SCHULZ] * group["ns_steps"], scale)
     return averaged_momentum(P, group)
 
 

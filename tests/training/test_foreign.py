@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lsa.runtime.errors import InputError
 from lsa.training import foreign, optimizers
+from lsa.training.muon import Muon
 
 
 def network(width: int = 3) -> nn.Module:
@@ -159,7 +160,7 @@ def test_the_rule_of_an_optimizer_names_a_class_that_builds_it_again():
     for optimizer in (
         torch.optim.SGD([p], lr=0.3, momentum=0.9, nesterov=True),
         *([torch.optim.Muon([p])] if hasattr(torch.optim, "Muon") else []),  # of torch 2.9
-        optimizers.Muon([p, p.detach().clone().requires_grad_(), nn.Parameter(torch.ones(2, 3))]),
+        Muon([p, p.detach().clone().requires_grad_(), nn.Parameter(torch.ones(2, 3))]),
         optimizers.build("SAM", [p], base="Adam", rho=0.1),
     ):
         rule = foreign.rule_of(optimizer)

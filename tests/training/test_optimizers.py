@@ -11,6 +11,7 @@ from torch.optim import lr_scheduler
 
 from lsa.runtime.errors import InputError
 from lsa.training import models, optimizers, schedules
+from lsa.training.muon import orthogonalised
 
 OF_TORCH = [
     name
@@ -264,7 +265,7 @@ def test_orthogonalised_maps_the_singular_values_by_its_polynomial():
             s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
         # Each of five steps rounds three matrices to bfloat16, whose unit roundoff is 2⁻⁹.
         expected = U @ torch.diag(s) @ Vh
-        found = optimizers.orthogonalised(matrix, 5).double()
+        found = orthogonalised(matrix, 5).double()
         assert (found - expected).norm() < 5 * 3 * 2**-9 * expected.norm()
         assert (torch.linalg.svdvals(found) - 1).abs().max() < 0.5
 
