@@ -14,18 +14,15 @@ from lsa import probe
 from lsa.figures import explorer, interactive, words
 from lsa.project import Project
 from lsa.reports import doubts, links, summary
-from lsa.reports.measurements import (
-    Measurement,
+from lsa.reports.artifacts import (
     StoredCurve,
     StoredResult,
     Trajectory,
     artifacts,
-    between,
-    newest,
-    nothing_measured,
     read_trajectories,
-    written,
 )
+from lsa.reports.measurements import Measurement, between, newest, nothing_measured
+from lsa.reports.numbers import written
 from lsa.reports.records import notes
 from lsa.reports.tables import LEADING, headline, title, worst
 from lsa.runtime.documents import whole_number

@@ -9,14 +9,8 @@ from typing import Any
 from lsa import probe
 from lsa.project import Project
 from lsa.reports import doubts
-from lsa.reports.measurements import (
-    Measurement,
-    Trajectory,
-    check_alike,
-    read_trajectories,
-    step_of,
-    values,
-)
+from lsa.reports.artifacts import Trajectory, read_trajectories
+from lsa.reports.measurements import Measurement, check_alike, step_of, values
 from lsa.reports.statistics.comparison import FEWEST, Comparison, Scale, compare
 from lsa.reports.statistics.levels import Level, levels
 from lsa.reports.statistics.matching import ancova, at_common_loss

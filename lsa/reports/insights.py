@@ -17,8 +17,9 @@ from typing import Literal
 
 from lsa.project import Named, Project
 from lsa.reports import doubts
+from lsa.reports.artifacts import Trajectory
 from lsa.reports.findings import match
-from lsa.reports.measurements import Measurement, Trajectory, step_of, values
+from lsa.reports.measurements import Measurement, step_of, values
 from lsa.reports.statistics.comparison import FEWEST, Comparison, Scale, compare
 from lsa.reports.statistics.levels import levels
 

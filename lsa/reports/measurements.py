@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Annotated, Any, TypeVar
-
-import numpy as np
-import pydantic
+from dataclasses import dataclass
+from typing import Any
 
 from lsa import probe, project
-from lsa.project import FOLLOWED, Project, first_rule
-from lsa.reports.statistics.comparison import interval
+from lsa.project import FOLLOWED, Project
 from lsa.runtime.errors import InputError
 from lsa.tracking import runs, store
 from lsa.tracking.metric_histories import metric_histories
 from lsa.tracking.runs import Done
 
-Shape = TypeVar("Shape", bound=pydantic.BaseModel)
 OF_TRAINING = {"final", "train", "val"}  # what a training logs; the rest is what probes found there
 # What tells two measurements of one kind apart although they may be compared.
 IDENTITY = {"optimizer", "seed", "checkpoint", "optimizer_b", "seed_b", "checkpoint_b"}
@@ -180,119 +173,6 @@ def values(measurements: Sequence[Measurement], metric: str) -> dict[str, dict[i
     return by_subject
 
 
-@dataclass(frozen=True)
-class Trajectory:
-    """A probe along one training run: `trajectory.json` of a step `trajectory.<probe>`."""
-
-    probe: str
-    subject: str
-    seed: int
-    epochs: list[float]
-    train_loss: list[float]
-    metrics: Mapping[str, list[float]]  # one value per epoch
-    threshold: float = math.nan  # λ_max above which training is unstable, where there is one
-    formula: str = ""  # of the threshold
-    errors: Mapping[str, Mapping[str, list[float]]] = field(default_factory=dict)  # by source
-    accuracy: Sequence[float] = ()  # on the validation split, where there is one
-
-
-# Text that a figure takes as it is: between two $ it would be a formula.
-_Text = Annotated[str, pydantic.Field(pattern=r"^[^$]*$", max_length=200)]
-
-
-class StoredCurve(pydantic.BaseModel):
-    """A curve in a probe's JSON artifact, as far as figures need it."""
-
-    x_name: _Text
-    x: list[float]
-    y: list[float]
-    y_standard_error: list[float] | None = None
-
-    @pydantic.model_validator(mode="after")
-    def _paired(self) -> StoredCurve:
-        if any(len(column) != len(self.x) for column in (self.y, self.y_standard_error or self.x)):
-            raise ValueError("of as many x as y")
-        return self
-
-
-class StoredResult(pydantic.BaseModel):
-    """A probe's JSON artifact."""
-
-    curves: dict[_Text, StoredCurve]
-
-
-class _Series(pydantic.BaseModel):
-    value: list[float]
-    standard_errors: dict[_Text, list[float]] = {}
-
-
-class _Threshold(pydantic.BaseModel):
-    value: float = math.nan
-    formula: _Text = ""
-
-
-class _StoredTrajectory(pydantic.BaseModel):
-    epochs: list[float]
-    train_loss: list[float]
-    val_accuracy: list[float] = []
-    metrics: dict[_Text, _Series]
-    threshold: _Threshold | None = None
-
-    @pydantic.model_validator(mode="after")
-    def _paired(self) -> _StoredTrajectory:
-        columns = self.metrics.values()
-        errors = (error for column in columns for error in column.standard_errors.values())
-        series = [self.train_loss, self.val_accuracy or self.train_loss]
-        series += [*(column.value for column in columns), *errors]
-        if any(len(column) != len(self.epochs) for column in series):
-            raise ValueError("of one value per epoch")
-        return self
-
-
-def read_trajectories(measurements: Sequence[Measurement]) -> list[Trajectory]:
-    """Every trajectory that the project has measured."""
-    steps = [m for m in measurements if m.step.startswith("trajectory.")]
-    found = artifacts([(m.done, "trajectory.json") for m in steps], _StoredTrajectory)
-    return [_trajectory(m, stored) for m, stored in zip(steps, found, strict=True)]
-
-
-def _trajectory(m: Measurement, stored: _StoredTrajectory) -> Trajectory:
-    threshold = stored.threshold or _Threshold()
-    return Trajectory(
-        probe=m.step.partition(".")[2],
-        subject=m.subject,
-        seed=m.seed,
-        epochs=stored.epochs,
-        train_loss=stored.train_loss,
-        metrics={name: series.value for name, series in stored.metrics.items()},
-        threshold=threshold.value,
-        formula=threshold.formula,
-        errors={name: series.standard_errors for name, series in stored.metrics.items()},
-        accuracy=stored.val_accuracy,
-    )
-
-
-def artifacts(wanted: Sequence[tuple[Done, str]], shape: type[Shape]) -> list[Shape]:
-    """JSON artifacts by run and path, fetched several at a time: a server answers each slowly.
-
-    Raises:
-        InputError: One is missing, or none that lsa wrote.
-    """
-
-    def read(done: Done, path: str) -> Shape:
-        try:
-            return shape.model_validate(runs.artifact(done.run_id, path, done.artifacts))
-        except pydantic.ValidationError as error:
-            rule = first_rule(error)
-            raise InputError(
-                f"artifact {path} of run {done.run_id} is none that lsa wrote ({rule}); delete the "
-                "run and repeat its step"
-            ) from None
-
-    with ThreadPoolExecutor(store.AT_ONCE) as pool:
-        return list(pool.map(lambda address: read(*address), wanted))
-
-
 def histories(
     measurements: Sequence[Measurement], metric: str
 ) -> dict[str, dict[int, list[tuple[int, float]]]]:
@@ -325,43 +205,3 @@ def check_alike(step: str, runs: list[Done]) -> None:
                 f"{step} was measured with {name}={first.get(name)} and with "
                 f"{name}={setting.get(name)}; run lsa study to measure all alike"
             )
-
-
-def written(runs: Sequence[Mapping[str, float]], name: str) -> str:
-    """A number of one checkpoint or pair, over its seeds, with what is known of its error.
-
-    ± is half the width of a 95 % interval: over several seeds Student's t of their mean, of one
-    seed two standard errors, of each source that it has. Where not all seeds are finite, their
-    median stands alone. The residual of an eigenvalue bounds the error of
-    its search, and stands where it is a hundredth of ± or more.
-    """
-    values = [run[name] for run in runs if name in run]
-    if not values:
-        return "–"
-    if len(values) > 1:
-        finite = int(np.isfinite(values).sum())
-        if finite < len(values):
-            return f"median {np.median(values):.4g} ({finite} of {len(values)} finite)"
-        mean, _, high = interval(np.array(values))
-        return f"{mean:.4g} ± {_rounded(high - mean)}{_residual(runs, name, high - mean)}"
-    low, high = (runs[0].get(f"{name}_{end}") for end in ("low", "high"))
-    if low is not None and high is not None:
-        return f"{values[0]:.4g} ({low:.4g} … {high:.4g})"
-    start = f"{name}_se_"
-    errors = {k.removeprefix(start): e for k, e in runs[0].items() if k.startswith(start)}
-    named = len(errors) > 1
-    beside = [f" ± {_rounded(2 * e)}{named * f' ({k})'}" for k, e in errors.items()]
-    rest = _residual(runs, name, 2 * max(errors.values(), default=0.0))
-    return f"{values[0]:.4g}{','.join(beside)}{rest}"
-
-
-def _residual(runs: Sequence[Mapping[str, float]], name: str, error: float) -> str:
-    """The largest residual of an eigenvalue, where it is a hundredth of the error or more."""
-    known = [run[f"{name}_residual"] for run in runs if f"{name}_residual" in run]
-    largest = max(known, default=0.0)
-    return f"; residual {largest:.2g}" if largest > 0 and largest >= error / 100 else ""
-
-
-def _rounded(error: float) -> str:
-    """Two digits, without an exponent where a reader would not write one."""
-    return f"{float(f'{error:.2g}'):g}"

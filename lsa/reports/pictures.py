@@ -13,14 +13,8 @@ from lsa import probe
 from lsa.figures import draw, words
 from lsa.figures.draw import inside
 from lsa.reports import doubts
-from lsa.reports.measurements import (
-    Measurement,
-    StoredCurve,
-    StoredResult,
-    Trajectory,
-    artifacts,
-    values,
-)
+from lsa.reports.artifacts import StoredCurve, StoredResult, Trajectory, artifacts
+from lsa.reports.measurements import Measurement, values
 
 Curves = Mapping[str, StoredCurve]
 

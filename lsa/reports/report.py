@@ -15,10 +15,11 @@ from lsa.figures import words
 from lsa.figures.page import Cell, Link, Section, as_html, as_markdown
 from lsa.project import FOLLOWED, Project
 from lsa.reports import doubts, links, summary
+from lsa.reports.artifacts import read_trajectories
 from lsa.reports.checks import Check, checks
 from lsa.reports.findings import Finding, PairFinding, findings, pair_findings
 from lsa.reports.insights import Insight, insights
-from lsa.reports.measurements import Measurement, histories, measured, read_trajectories
+from lsa.reports.measurements import Measurement, histories, measured
 from lsa.reports.pictures import Picture, pictures
 from lsa.reports.statistics.comparison import seeds_needed
 from lsa.reports.tables import Table, leading, tables

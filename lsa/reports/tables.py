@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from lsa import probe
 from lsa.figures import words
 from lsa.reports import doubts
-from lsa.reports.measurements import Measurement, step_of, written
+from lsa.reports.measurements import Measurement, step_of
+from lsa.reports.numbers import written
 
 TRAINING = ("final/val_accuracy", "final/train_loss")
 LEADING = (

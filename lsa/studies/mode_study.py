@@ -16,7 +16,7 @@ from lsa.figures import draw
 from lsa.probe import Result
 from lsa.project import Project
 from lsa.project.factories import nearest
-from lsa.reports import measurements
+from lsa.reports.artifacts import StoredCurve, artifacts
 from lsa.runtime.errors import InputError
 from lsa.studies.handle import Handle
 from lsa.studies.mode_graph import NAME, Pair, Stored, graph
@@ -33,7 +33,7 @@ class _Number(pydantic.BaseModel):
     standard_errors: dict[str, float] = {}
 
 
-class _Curve(measurements.StoredCurve):
+class _Curve(StoredCurve):
     y_standard_error: list[float] | None = None
 
 
@@ -106,7 +106,7 @@ def _read(asked: Mapping[tuple[int, int], Mapping[str, Handle]]) -> list[Pair]:
         if handle.state in ("done", "reused")
     ]
     wanted = [(runs.read(run_id), f"{step}.json") for _, step, run_id in done]
-    stored = measurements.artifacts(wanted, _Stored)
+    stored = artifacts(wanted, _Stored)
     by_pair: dict[tuple[int, int], dict[str, Stored]] = {}
     for (pair, step, _), content in zip(done, stored, strict=True):
         by_pair.setdefault(pair, {})[step] = content.model_dump()

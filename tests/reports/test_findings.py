@@ -10,8 +10,9 @@ import pytest
 
 from lsa import project
 from lsa.cli import app
+from lsa.reports.artifacts import Trajectory
 from lsa.reports.findings import Finding, findings, pair_findings
-from lsa.reports.measurements import Measurement, Trajectory, measured
+from lsa.reports.measurements import Measurement, measured
 from lsa.runtime.errors import InputError
 from lsa.tracking.runs import Done
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from lsa.project import Named, Project
+from lsa.reports.artifacts import Trajectory
 from lsa.reports.insights import (
     Insight,
     above,
@@ -20,7 +21,7 @@ from lsa.reports.insights import (
     momentum_flattens,
     sgd_is_noisiest,
 )
-from lsa.reports.measurements import Measurement, Trajectory
+from lsa.reports.measurements import Measurement
 from lsa.tracking.runs import Done
 
 KINDS = {"sgd": "plain", "heavy": "momentum", "adamw": "adaptive"}

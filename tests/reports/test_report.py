@@ -15,7 +15,8 @@ from lsa import probe, project, step, study
 from lsa.cli import app
 from lsa.probe import registry
 from lsa.reports.checks import checks
-from lsa.reports.measurements import Measurement, measured, written
+from lsa.reports.measurements import Measurement, measured
+from lsa.reports.numbers import written
 from lsa.reports.report import report
 from lsa.studies import plan
 from lsa.tracking.runs import Done
