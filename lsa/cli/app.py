@@ -20,9 +20,10 @@ from lsa.cli.adopt import adopt
 from lsa.cli.doctor import doctor
 from lsa.cli.explore import explore
 from lsa.cli.probe import command as probe_command
+from lsa.cli.report import compare, report
 from lsa.cli.server import server, sync
 from lsa.cli.show import checkpoints, print_result, probes, show
-from lsa.cli.study import DEVICE, PROJECT, compare, mode_graph, report, study
+from lsa.cli.study import DEVICE, PROJECT, mode_graph, study
 from lsa.probe import outline
 from lsa.runtime import failures, ranks, signals
 from lsa.runtime.errors import Diverged, InputError, plain

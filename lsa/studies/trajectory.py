@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from lsa import project
 from lsa.figures import draw
-from lsa.figures.trajectory import LIMITS, SHARPNESS
-from lsa.probe import Curve, Metric, Probe, Result, find
-from lsa.project import Recipe
+from lsa.figures.trajectory import SHARPNESS
+from lsa.probe import Metric, Probe, Result, find
 from lsa.runtime import arguments, modes, ranks
-from lsa.runtime.documents import json_number
 from lsa.runtime.errors import InputError, one_line
-from lsa.studies import load, measure, partial, progress, steps
+from lsa.studies import load, measure, partial, progress, series, steps
 from lsa.tracking import recording, registered, registry, results, runs, settings, store
 from lsa.tracking.checkpoint import Checkpoint
 from lsa.tracking.numbers import flat
-from lsa.training import stability
 
 STEP = project.FOLLOWED  # + name of the probe: the step's name
 ARTIFACT = "trajectory.json"
@@ -82,7 +79,7 @@ def _read(run_id: str) -> Result:
         InputError: The store does not answer.
     """
     try:
-        result = _result(runs.artifact(run_id, ARTIFACT), run_id)
+        result = series.result(runs.artifact(run_id, ARTIFACT), run_id)
     except InputError:
         raise
     except results.DAMAGE as error:
@@ -137,13 +134,13 @@ def _follow(
                 _log(opened, step, epoch, result, last=epoch == kept[-1][0])
                 opened.attempt()
                 measured.append(dataclasses.replace(result, arrays={}))  # θ-sized, and not kept
-        content = _content(declared, recipe, kept, measured)
+        content = series.content(declared, recipe, kept, measured)
         opened.json(content, ARTIFACT)
         results.log_notes(opened, content["notes"])
-        drawn = _drawn(declared, content)
+        drawn = series.drawn(declared, content)
         for path, figure in draw.figures("trajectory", drawn, title).items():
             opened.figure(figure, path)
-    return _result(content, opened.id)
+    return series.result(content, opened.id)
 
 
 def _measured(
@@ -159,7 +156,7 @@ def _measured(
 
     `memory` of an epoch is what an interrupted run had computed there.
     """
-    limit, _ = threshold(final.recipe, SHARPNESS)
+    limit, _ = series.threshold(final.recipe, SHARPNESS)
     for i, (epoch, model_id) in enumerate(kept):
         source = _source(final, model_id)
         part = _part(report, i, len(kept), epoch)
@@ -221,106 +218,3 @@ def _log(opened: recording.Run, step: str, epoch: int, result: Result, *, last: 
     if not last:
         values = {name: value for name, value in values.items() if np.isfinite(value)}
     opened.metrics(values, step=epoch)
-
-
-# --- what is stored and drawn --------------------------------------------------------------------
-
-
-def _content(
-    declared: Probe, recipe: Recipe, kept: Sequence[tuple[int, str]], results: Sequence[Result]
-) -> dict[str, Any]:
-    """The whole trajectory as JSON; "nan" where an epoch has no such number."""
-    evaluated = [registered.numbers(model_id) for _, model_id in kept]
-    names = list(dict.fromkeys(name for result in results for name in result.metrics))
-    limit, notes = threshold(recipe, names)
-    shared = [note for note in results[0].notes if all(note in r.notes for r in results)]
-    for (epoch, _), result in zip(kept, results, strict=True):
-        notes += [f"epoch {epoch}: {note}" for note in result.notes if note not in shared]
-    return {
-        "probe": declared.name,
-        "epochs": [epoch for epoch, _ in kept],
-        "train_loss": _column(numbers.get("final/train_loss") for numbers in evaluated),
-        "val_accuracy": _column(numbers.get("final/val_accuracy") for numbers in evaluated),
-        "metrics": {name: _metric([r.metrics.get(name) for r in results]) for name in names},
-        "converged": [result.converged for result in results],
-        "threshold": limit,
-        "notes": [*shared, *notes],
-    }
-
-
-def _metric(column: Sequence[Metric | None]) -> dict[str, Any]:
-    """One number at every epoch."""
-    known = [metric for metric in column if metric]
-    sources = dict.fromkeys(source for metric in known for source in metric.errors)
-    return {
-        "unit": known[0].unit,
-        "value": _column(metric and metric.value for metric in column),
-        "standard_errors": {
-            source: _column(metric and metric.errors.get(source) for metric in column)
-            for source in sources
-        },
-    }
-
-
-def _column(values: Iterable[float | None]) -> list[float | str]:
-    return [json_number(np.nan if value is None else value) for value in values]
-
-
-def threshold(recipe: Recipe, names: Sequence[str]) -> tuple[dict[str, Any] | None, list[str]]:
-    """The curvature at which the optimizer would leave a quadratic, or why none is given."""
-    if not any(name in names for name in SHARPNESS):
-        return None, []
-    schedule = recipe.train.schedule
-    if schedule.name != "constant" or schedule.options.get("warmup_epochs"):
-        return None, ["no stability threshold: the learning rate changes during training"]
-    limit = stability.stability_threshold(recipe.rule.name, recipe.rule.options)
-    if limit is None:
-        return None, [
-            f"no stability threshold of raw λ_max for {recipe.rule.name} with these options: an "
-            "adaptive method's holds for the preconditioned Hessian"
-        ]
-    return {"value": limit[0], "formula": limit[1]}, []
-
-
-def _result(content: Mapping[str, Any], run_id: str) -> Result:
-    """A trajectory's content as a result: the last epoch's numbers, and each against the epoch."""
-    curves = {name: _curve(content, name) for name in content["metrics"]}
-    metrics = {
-        name: Metric(
-            float(column["value"][-1]),
-            column["unit"],
-            {source: float(e[-1]) for source, e in column["standard_errors"].items()},
-        )
-        for name, column in content["metrics"].items()
-    }
-    return Result(
-        metrics,
-        curves,
-        converged=all(content["converged"]),
-        notes=tuple(content["notes"]),
-        probe=STEP + content["probe"],
-        run_id=run_id,
-    )
-
-
-def _drawn(declared: Probe, content: Mapping[str, Any]) -> Result:
-    """What the figure shows: three numbers against the epoch, and what they are held against."""
-    shown = [name for name in (*LIMITS, *declared.headline) if name in content["metrics"]]
-    shown = (shown or list(content["metrics"]))[:3]
-    shown += [LIMITS[name] for name in shown if LIMITS.get(name) in content["metrics"]]
-    threshold = content["threshold"]
-    lines = {threshold["formula"]: Metric(threshold["value"], "loss")} if threshold else {}
-    return Result(lines, {name: _curve(content, name) for name in shown})
-
-
-def _curve(content: Mapping[str, Any], name: str) -> Curve:
-    """One number against the epoch; its errors of several sources added in squares."""
-    column = content["metrics"][name]
-    variances = [_numbers(e) ** 2 for e in column["standard_errors"].values()]
-    error = np.sqrt(sum(variances[1:], variances[0])) if variances else None
-    epochs = np.array(content["epochs"], float)
-    return Curve(epochs, _numbers(column["value"]), "epoch", error, y_unit=column["unit"])
-
-
-def _numbers(column: Sequence[float | str]) -> np.ndarray:
-    return np.array([float(value) for value in column])

@@ -17,7 +17,7 @@ from lsa.probe import PROBES, Metric, Result, find, probe
 from lsa.probes import surface
 from lsa.reports import report
 from lsa.runtime.errors import InputError
-from lsa.studies import measure, partial, train, trajectory
+from lsa.studies import measure, partial, series, train
 from lsa.tracking import registered, registry, runs
 from lsa.training import schedules
 
@@ -132,7 +132,7 @@ def test_preconditioned_sharpness_stands_beside_the_threshold_of_its_epoch(setti
     assert column["sharpness"][0] == "nan" and column["sharpness"][1] > 0
     ratio = column["sharpness"][2] / thresholds[2]
     assert column["threshold_ratio"][2] == pytest.approx(ratio)
-    drawn = trajectory._drawn(find("preconditioned"), content)
+    drawn = series.drawn(find("preconditioned"), content)
     assert list(drawn.curves) == [
         *("sharpness", "threshold_ratio", "batch_sharpness", "stability_threshold")
     ]
@@ -202,9 +202,9 @@ def test_a_threshold_is_given_only_where_it_holds(setting, schedule, options, ex
     budget = setting.train.model_copy(update={"schedule": project.Named(**schedule)})
     rule = project.Named(name="SGD", **options)
     recipe = setting.recipe("sgd").model_copy(update={"train": budget, "rule": rule})
-    found, notes = trajectory.threshold(recipe, ["lambda_max"])
+    found, notes = series.threshold(recipe, ["lambda_max"])
     if isinstance(expected, str):
         assert found is None and expected in notes[0]
     else:
         assert (found, notes) == (expected, [])
-    assert trajectory.threshold(recipe, ["trace"]) == (None, [])  # nothing to hold against it
+    assert series.threshold(recipe, ["trace"]) == (None, [])  # nothing to hold against it

@@ -1,0 +1,87 @@
+"""The commands about what a project has measured: compare, report."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from lsa.cli.show import JSON, print_json
+from lsa.cli.study import NAME, PROJECT
+from lsa.runtime.errors import InputError
+
+
+def compare(
+    name: NAME = None,
+    project: PROJECT = None,
+    json: JSON = False,
+) -> None:
+    """Compare a project's optimizers over its seeds; say which differences are established.
+
+    Keys of --json: project, seeds, seeds_needed, findings [{metric, a, b, scale, seeds, effect,
+    low, high, p, p_adjusted, established, at_equal_loss, verdict, doubt, sentence}], pairs
+    [{metric, subject, seeds, mean, low, high, side, beyond, p_adjusted, established, verdict,
+    doubt}]. A number that JSON does not have is the text nan, inf or -inf.
+    """
+    from lsa import project as projects
+    from lsa.reports import findings as found
+    from lsa.reports import measurements
+    from lsa.reports.statistics.comparison import seeds_needed
+    from lsa.runtime.documents import storable
+
+    setting = projects.load(name or project or projects.DEFAULT)
+    measured = measurements.measured(setting)
+    n = len(setting.optimizers)
+    pairs = n * (n - 1) // 2
+    needed = seeds_needed(pairs)
+    if json:
+        print_json(storable(found.document(setting, measured) | {"seeds_needed": needed}))
+        return
+    metric = ""
+    for finding in found.findings(measured):
+        if finding.metric != metric:
+            metric = finding.metric
+            print(metric)
+        print(f"    {finding.sentence}")
+    for pair in found.pair_findings(measured):
+        if pair.metric != metric:
+            metric = pair.metric
+            print(metric)
+        print(f"    {pair.sentence}")
+    print(
+        f"Paired by seed; exact sign-flip p, Holm-adjusted over {pairs} pair(s). With fewer than "
+        f"{needed} seeds nothing can be established; the project has "
+        f"{len(setting.seeds)}."
+    )
+
+
+def report(
+    name: NAME = None,
+    project: PROJECT = None,
+    out: Annotated[str, typer.Option(help="folder to write into, beside MLflow")] = ".",
+) -> None:
+    """Write a project's report as HTML, Markdown and JSON, and its explorer, from the store."""
+    import json
+    from pathlib import Path
+
+    from lsa import project as projects
+    from lsa.reports import explorer
+    from lsa.reports import report as reports
+    from lsa.tracking import recording
+
+    setting = projects.load(name or project or projects.DEFAULT)
+    made, explored = reports.report(setting), explorer.page(setting)
+    folder = Path(out)
+    if not folder.is_dir():
+        raise InputError(f"there is no folder {out}; make it, or give out=… another")
+    tags = {"lsa.step": "report", "project": setting.name}
+    title = f"report-{setting.name}"
+    with recording.run(title, experiment=setting.name, tags=tags, device="cpu") as opened:
+        reports.log(opened, made, explored)
+    page = folder / f"{title}.html"
+    page.write_text(made.html, encoding="utf-8")
+    page.with_suffix(".md").write_text(made.markdown, encoding="utf-8")
+    page.with_suffix(".json").write_text(json.dumps(made.content, indent=1), encoding="utf-8")
+    beside = folder / f"explorer-{setting.name}.html"
+    beside.write_text(explored, encoding="utf-8")
+    print(f"{page}\n{beside}\nrun  {opened.id}")
