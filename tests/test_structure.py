@@ -132,3 +132,19 @@ def test_every_room_is_on_the_page():
     assert set(re.findall(r"`(\w+)/`", rows)) == {
         p.name for p in PACKAGE.iterdir() if p.is_dir()
     } - {"__pycache__"}
+
+
+def test_names_of_lsa_in_backticks_lead_to_something():
+    """Docstrings and comments name modules, and what is in them, as they are called now."""
+    texts = {path: path.read_text() for path in PACKAGE.rglob("*.py")}
+    everything = "\n".join(texts.values())
+    for path, text in texts.items():
+        for name in re.findall(r"`(lsa(?:\.\w+)+)", text):
+            at, rest = PACKAGE, name.split(".")[1:]
+            while rest and (at / rest[0]).is_dir():
+                at, rest = at / rest[0], rest[1:]
+            if rest and (module := (at / rest[0]).with_suffix(".py")).exists():
+                at, rest = module, rest[1:]
+            defined = (at / "__init__.py" if at.is_dir() else at).read_text()
+            tag = f'"{name}' in everything
+            assert tag or not rest or re.search(rf"\b{rest[0]}\b", defined), f"{path}: {name}"

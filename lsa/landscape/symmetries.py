@@ -6,8 +6,8 @@ weights divided by a (Neyshabur et al. 2015, "Path-SGD"; Dinh et al. 2017, "Shar
 generalize"). Behind a normalisation layer with fixed statistics its scale and shift take the place
 of the incoming weights.
 
-Which units there are is read from the traced network (`lsa.maths.units`); whether their activation
-is homogeneous is tried: what changes the outputs is no symmetry.
+Which units there are is read from the traced network (`lsa.maths.alignment.units`). Whether their
+activation is homogeneous is tried: a change that moves the outputs is no symmetry.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ class Peak(NamedTuple):
     gap: float  # max over the ball of ∇f(x)·(z − x): 0 at a stationary point, inside or on the rim
     evaluations: int
     converged: bool  # to the gap asked for
-    settled: bool  # or f(x) no longer grew
+    settled: bool  # f(x) had stopped growing, whatever the gap
 
 
 def ascend(
@@ -45,7 +45,7 @@ def ascend(
     Steps follow the normalised gradient and are projected back, as in APGD (Croce & Hein 2020),
     from the same first step of two radii. But a step is taken only if f rises; then the next is
     twice as long, else half. Long steps are the power method, with which the ascent ends on a
-    quadratic; no momentum was found to do better on trained networks (tuned here).
+    quadratic. Momentum did not help on trained networks (tuned here).
 
     The gap is that of Frank and Wolfe (Jaggi 2013), which is the same measure inside the ball and
     on its rim. On the rim of a convex quadratic, gap = tol · f is an angle of √tol between the
@@ -107,7 +107,7 @@ def ascend(
 
 
 def nearest_to_zero(a: Tensor, b: Tensor) -> Tensor:
-    """The shortest vector on the segment from a to b."""
+    """The shortest vector `(d,)` on the segment from a `(d,)` to b `(d,)`."""
     segment = b - a
     square = dot(segment, segment)
     share = min(1.0, max(0.0, -dot(a, segment) / square)) if square else 0.0
@@ -115,18 +115,18 @@ def nearest_to_zero(a: Tensor, b: Tensor) -> Tensor:
 
 
 def project(x: Tensor, radius: float) -> Tensor:
-    """The point of the ball that is nearest to x."""
+    """The point `(d,)` of the ball |x| ≤ radius that is nearest to x `(d,)`."""
     far = length(x)
     return x * (radius / far) if far > radius else x
 
 
 def length(x: Tensor) -> float:
-    """|x|, summed in float64."""
+    """|x| of a vector `(d,)`, summed in float64."""
     return float(torch.linalg.vector_norm(x, dtype=torch.float64))
 
 
 def dot(x: Tensor, y: Tensor) -> float:
-    """x·y, summed in float64."""
+    """x·y of two vectors `(d,)`, summed in float64."""
     return float(x.double() @ y.double())
 
 

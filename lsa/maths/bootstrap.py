@@ -15,8 +15,8 @@ def means(
 ) -> dict[str, Tensor]:
     """Means over the samples, and over each resampled data set.
 
-    One draw serves all points and all tables of one size, so that what they have in common cancels
-    in differences.
+    All points, and all tables of the same number of samples, share a draw. So what two of them have
+    in common cancels in their difference.
 
     Args:
         samples: Name → values `(points, n)`.
@@ -40,11 +40,17 @@ def means(
 
 
 def estimate(values: Tensor) -> tuple[float, float | None]:
-    """The first of values `(1 + resamples,)`, and its error; None without resamples.
+    """A number and its standard error by the bootstrap.
 
-    The error is the deviation of the others plus the distance of their mean. A largest value is
-    biased upwards, and on a kink (a barrier whose top is an end) the deviation alone covers too
-    little: 85 % within two of them.
+    The error is the standard deviation over the resamples plus the distance of their mean from the
+    number. A maximum is biased upwards, and at a kink (a barrier whose top is an endpoint) the
+    standard deviation alone is too small: twice of it covered the truth in 85 % of cases.
+
+    Args:
+        values: `(1 + resamples,)`, the number of all samples first.
+
+    Returns:
+        The number, and its error; None where there are no two resamples.
     """
     if len(values) <= 2:
         return values[0].item(), None

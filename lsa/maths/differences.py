@@ -105,6 +105,12 @@ class Differences:
     def along(self, v: Tensor) -> Derivative:
         """The derivative along v, from two values of the function where a step is known.
 
+        Args:
+            v: Direction `(d,)` of any length, or this process's part of it.
+
+        Returns:
+            ∂f(θ + t v)/∂t at t = 0, of the shape of f(θ), and its error in the same units.
+
         Raises:
             InputError: Two steps differ by more than a tenth at any size.
         """
@@ -118,8 +124,14 @@ class Differences:
     def measured(self, v: Tensor) -> Derivative:
         """The derivative along v by two steps and Richardson's extrapolation, from four values.
 
-        Its error is that of rounding, and of the fourth order in ε, for which the square of the
-        second order stands.
+        The error stated has two parts: rounding, and the term of fourth order in ε, which is
+        estimated by the square of that of second order.
+
+        Args:
+            v: Direction `(d,)` of any length, or this process's part of it.
+
+        Returns:
+            As `along`.
 
         Raises:
             InputError: Two steps differ by more than a tenth at any size.
@@ -192,7 +204,7 @@ class Differences:
         return self._values.length(sketch).item()
 
     def _pair(self, v: Tensor, length: float, step: float) -> _Pair:
-        """What two values at a step to either side along v, of this length, say."""
+        """The difference of f at θ ± step · v/|v|, |v| = length, and the size of its even part."""
         here, alpha = self.here, step / length
         total = self._value(None, self._theta.add(v, alpha=alpha))
         high = sketched(total)
@@ -259,9 +271,10 @@ class Differences:
         return Derivative(value, least)
 
     def _learn(self, apart: dict[float, float], step: float) -> bool:
-        """Whether a larger step was better: this is rounding then, more than the last place says.
+        """Whether a larger step had a smaller error, which means that rounding prevails.
 
-        So it is in low precision inside of the function, which such a change does not reach.
+        The rounding is then larger than a change of θ in its last place has shown. So it is where
+        the function computes in a lower precision than that of θ. `sigma` is raised accordingly.
         """
         for size, error in apart.items():
             if any(size < s and error > 1.5 * e for s, e in apart.items()):

@@ -27,7 +27,7 @@ class Plane:
         return self.origin if x == 0 and y == 0 else self.origin + x * u + y * v
 
     def coordinates(self, theta: Tensor) -> tuple[float, float, float]:
-        """Coordinates x and y of the plane's nearest point to θ, and the distance to it."""
+        """Coordinates x and y of the plane's point nearest to θ `(d,)`, and its distance from θ."""
         U, offset = self.directions.double(), (theta - self.origin).double()
         xy = torch.linalg.solve(U.T @ U, U.T @ offset)
         return xy[0].item(), xy[1].item(), torch.linalg.vector_norm(offset - U @ xy).item()
@@ -45,8 +45,8 @@ def filter_normalised(
     Args:
         weights: The parameters by name, in the order of θ.
         draw: `(d,)` any direction, usually standard normal.
-        against: `(d,)` to be orthogonal to, filter by filter, which scaling does not undo. Filters
-            of one weight cannot be.
+        against: `(d,)` a direction to which each filter of the result is made orthogonal, which
+            scaling keeps. A filter of a single weight cannot be and is left as it is.
     """
     sizes = [w.numel() for w in weights.values()]
     others = draw.split(sizes) if against is None else against.split(sizes)
@@ -74,10 +74,15 @@ def _positive(x: Tensor) -> Tensor:
 
 
 def through(a: Tensor, b: Tensor, c: Tensor) -> Plane:
-    """The plane of three points `(d,)` from a, in lengths of θ: u along b − a, c at y > 0.
+    """The plane through three points, its coordinates in the unit of θ.
+
+    Args:
+        a: The origin `(d,)`.
+        b: `(d,)`, on the positive x axis.
+        c: `(d,)`, at y > 0.
 
     Raises:
-        InputError: They lie on a line.
+        InputError: The three points lie on a line.
     """
     u, rest = (b - a).double(), (c - a).double()
     length = torch.linalg.vector_norm(u)
@@ -94,6 +99,9 @@ def through(a: Tensor, b: Tensor, c: Tensor) -> Plane:
 
 def principal(points: Sequence[Tensor]) -> tuple[Plane, Tensor]:
     """The plane from the last point along the first two principal components of all of them.
+
+    Args:
+        points: n vectors `(d,)`, as the checkpoints of a training in their order.
 
     Returns:
         The plane, with unit directions on whose positive sides the first point lies; and the share
@@ -120,10 +128,11 @@ def principal(points: Sequence[Tensor]) -> tuple[Plane, Tensor]:
 
 
 def random_walk_shares(n: int) -> Tensor:
-    """Expected `principal` shares of n points of a random walk in very many dimensions, `(n − 1,)`.
+    """Shares of the variance, `(n − 1,)`, of a random walk of n points in very many dimensions.
 
-    Its steps are orthogonal and of equal length, which makes the k-th variance 1/(4 sin²(πk/2n)):
-    the eigenvalues of a path graph's Laplacian, inverted (Antognini & Sohl-Dickstein 2018).
+    They are what `principal` would return. Steps of such a walk are orthogonal and of equal length,
+    so that the k-th variance is 1/(4 sin²(πk/2n)), the inverse of an eigenvalue of a path graph's
+    Laplacian (Antognini & Sohl-Dickstein 2018, arXiv 1806.08805).
     """
     k = torch.arange(1, n, dtype=torch.float64)
     values = 1 / torch.sin(math.pi * k / (2 * n)).square()
@@ -131,7 +140,7 @@ def random_walk_shares(n: int) -> Tensor:
 
 
 def window(points: Tensor, n: int, margin: float, lines: Tensor) -> tuple[Tensor, Tensor]:
-    """A square grid about the middle of points in a plane, even but for lines of its own.
+    """A square grid around points in a plane: evenly spaced lines, and lines through given points.
 
     Args:
         points: Their coordinates `(k, 2)`.

@@ -10,10 +10,18 @@ from torch import Tensor
 
 
 def fieller(over: Tensor, under: Tensor, level: float = 0.95) -> tuple[float, float] | None:
-    """Interval for E[over]/E[under] from pairs `(n,)` each, n ≥ 2 (Fieller 1954, t-quantiles).
+    """Confidence interval for E[over]/E[under] (Fieller 1954, with quantiles of Student's t).
 
-    The quotients R for which the mean of over − R under is not told from zero. None where they
-    are no interval, as the mean of `under` is not told from zero, or is below it.
+    It holds the quotients R for which a t test does not tell the mean of over − R under from zero.
+
+    Args:
+        over: Numerators `(n,)`, n ≥ 2.
+        under: Denominators `(n,)` of the same samples.
+        level: Of confidence.
+
+    Returns:
+        Both ends; None where these R form no interval: the mean of `under` is not positive, or not
+        told from zero.
     """
     n = len(over)
     t = float(stdtrit(n - 1, 0.5 + level / 2))

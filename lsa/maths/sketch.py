@@ -1,7 +1,7 @@
-"""Sketches: few numbers, linear in a long vector, that tell its length.
+"""Sketches: few numbers, linear in a long vector, from which its length is estimated.
 
-What is compared by length alone, two derivatives or the even part of two values, need not be held:
-the sketch of a sum is the sum of the sketches.
+Two derivatives are compared by the length of their difference. The sketch of a difference is the
+difference of the sketches, so the long vectors need not be held together.
 """
 
 from __future__ import annotations
@@ -15,12 +15,18 @@ SIZE, ROWS = 65_537, 256  # numbers of a sketch at least, and rows that are adde
 
 
 def sketched(w: Tensor) -> Tensor:
-    """Coordinates of w `(d,)` added up with random signs, float64.
+    """A sketch of w: its coordinates, with random signs, added up in `SIZE` cells or more.
 
-    CountSketch (Charikar, Chen & Farach-Colton 2002) with cells in turn, of an odd number, so that
-    what lies a power of two apart falls into different ones. The expected squared
-    length is that of w; its relative standard deviation is at most √(2/SIZE), 0.6 %. A vector of up
-    to SIZE numbers is its own sketch. Signs are always the same.
+    This is CountSketch (Charikar, Chen & Farach-Colton 2002), with cells in turn in place of random
+    ones. The number of cells is odd, so that coordinates a power of two apart fall into different
+    cells. The expected squared length is that of w, with a relative standard deviation of at most
+    √(2/SIZE) = 0.6 %. Signs are the same in every call.
+
+    Args:
+        w: `(d,)`, of any floating dtype.
+
+    Returns:
+        `(cells,)` in float64; w itself, copied, where d ≤ `SIZE`.
     """
     size = max(SIZE, -(-len(w) // ROWS) | 1)
     if len(w) <= size:

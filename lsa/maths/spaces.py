@@ -22,10 +22,10 @@ def _alone(part: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Space:
-    """Where vectors live: in one process, or with a part of each in every process.
+    """Sums over the coordinates of vectors, which one process holds or several share.
 
     Args:
-        total: Sum over all processes of what each has of a sum, in float64.
+        total: A float64 tensor of this process's part of a sum ↦ the sum over all processes.
         part: Number of this process.
         parts: Number of processes.
     """
@@ -41,23 +41,26 @@ class Space:
         return self.total(torch.stack(pieces).double().sum(0))
 
     def dot(self, v: Tensor, w: Tensor) -> float:
-        """v·w."""
+        """v·w of two vectors `(d,)`."""
         return float(self.dots(v[None], w.to(v)))
 
     def length(self, w: Tensor) -> Tensor:
-        """|w| in float64, `()`."""
+        """|w| of a vector `(d,)`, a float64 scalar `()` on its device."""
         return self.total(torch.linalg.vector_norm(w, dtype=torch.float64).square()).sqrt()
 
     def dimension(self, w: Tensor) -> int:
-        """Number of coordinates of vectors of which w is this process's part."""
+        """Number of coordinates, over all processes, of a vector whose part here is w `(d,)`."""
         return int(self.total(torch.tensor(float(len(w)), dtype=torch.float64)))
 
     def normal(self, like: Tensor, rng: torch.Generator) -> Tensor:
-        """A standard normal vector; the same generator in every process gives parts of one."""
+        """A standard normal vector `(d,)` like another, or this process's part of one.
+
+        Generators of all processes are seeded alike; each process then draws numbers of its own.
+        """
         return torch.randn(len(like), generator=self._own(rng), device=rng.device).to(like)
 
     def signs(self, like: Tensor, rng: torch.Generator) -> Tensor:
-        """A vector of random signs."""
+        """A vector `(d,)` of random signs ±1 like another; generators as for `normal`."""
         bits = torch.randint(0, 2, (len(like),), generator=self._own(rng), device=rng.device)
         return (2 * bits - 1).to(like)
 
@@ -69,4 +72,4 @@ class Space:
 
 
 HERE = Space()
-"""That of vectors in one process."""
+"""The space of vectors that this process holds alone."""

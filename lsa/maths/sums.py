@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 ROW = 1024  # elements whose squares are added in the vectors' own precision
-CHUNK = 1 << 15  # the same of products
+CHUNK = 1 << 15  # elements whose products are added in the vectors' own precision
 
 
 def square(a: Tensor) -> Tensor:

@@ -1,4 +1,8 @@
-"""Queries as large as keys, values as large as the output layer: what heads leave free, fixed."""
+"""Balanced heads: queries as large as keys, values as large as the output layer.
+
+An invertible map may be moved from queries to keys, or from values to the output layer, without
+changing the function. Balancing picks one such map, so that heads can be compared.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +17,19 @@ CONDITION = 1e8  # of the queries or keys of a head, beyond which it is not bala
 
 
 def balance(heads: Heads, tensors: Mapping[str, Tensor]) -> HeadMove | None:
-    """The move after which queries and keys have one second moment, values and outputs too.
+    """The move that gives queries and keys the same second moment, and values and outputs too.
 
-    It is unique up to rotations, so that networks that differ by any invertible map of their heads
-    differ by rotations after it. None where a head has lost rank.
+    The move is unique up to rotations. So two networks whose heads differ by any invertible map
+    differ by rotations once both are balanced. M solves M P M = M⁻¹ K M⁻¹ for the second moments P
+    of the queries and K of the keys, `(m, m)`: it is the root of the geometric mean of P⁻¹ and K.
+
+    Args:
+        heads: The heads of one attention.
+        tensors: Parameters by name; those of `heads` are read.
+
+    Returns:
+        Maps of each group, its heads in their order; None where the moment of a head is singular
+        to 1 part in 10⁸ (`CONDITION`).
     """
     move = unmoved(heads)
     assert isinstance(move, HeadMove)
@@ -37,7 +50,12 @@ def balance(heads: Heads, tensors: Mapping[str, Tensor]) -> HeadMove | None:
 
 
 def coordinates(places: Iterable[Place], tensors: Mapping[str, Tensor]) -> Tensor:
-    """By group, head and coordinate, `(G, r, m, rest)`, or without r for keys and values."""
+    """Entries of the weights by group, head and coordinate.
+
+    Returns:
+        `(G, r, m, rest)` for queries and outputs, `(G, m, rest)` for keys and values; `rest` runs
+        over the other axis of all weights and biases.
+    """
     parts = []
     for place in places:
         assert place.index is not None
@@ -87,5 +105,5 @@ def _balancing_in_pairs(heads: Heads, p: Tensor, k: Tensor) -> Tensor | None:
 
 
 def inverse(move: HeadMove) -> HeadMove:
-    """Of a move that keeps the order of heads."""
+    """The move that undoes another, which keeps the order of heads."""
     return move._replace(qk=torch.linalg.inv(move.qk), ov=torch.linalg.inv(move.ov))

@@ -106,10 +106,16 @@ def aligned(
 
 
 def usable(symmetries: Symmetries, a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Symmetries:
-    """The symmetries without those whose gains are too near 0 to divide by.
+    """The symmetries that remain where some gains are too near 0 to divide by.
 
-    A stream then keeps its coordinates, up to their order, and their signs where means are not
-    taken out.
+    A gain smaller than `LEAST_GAIN` times its norm's largest, in either network, is not put into
+    the layers behind it. Then the coordinates of its stream can no longer be rotated: they keep
+    their order and, where the stream's mean is taken out, their signs as freedom.
+
+    Args:
+        symmetries: Of both networks.
+        a: Parameters of A by name; the gains of its norms, `(n,)`, are read.
+        b: Parameters of B by name.
     """
 
     def safe(norm: str) -> bool:
@@ -136,7 +142,7 @@ def _displaced(moves: Iterable[tuple[Space | Heads, Move]]) -> float:
 
 
 def _gaps(a: Move, b: Move) -> list[Tensor]:
-    """What two moves of one part differ by."""
+    """Absolute differences between two moves of a part, entry by entry."""
     one, two = ([m] if isinstance(m, Tensor) else list(m) for m in (a, b))
     return [(x - y).abs() for x, y in zip(one, two, strict=True)]
 

@@ -42,7 +42,7 @@ class Place:
         return moved.reshape(len(moved), -1)
 
     def replaced(self, tensor: Tensor, rows: Tensor) -> Tensor:
-        """A copy of the tensor with other entries."""
+        """A copy of the tensor with the rows `(n, rest)` in place of those that `rows` returns."""
         moved = tensor.movedim(self.dim, 0).clone()
         if self.index is None:
             moved = rows.reshape(moved.shape)
@@ -154,7 +154,7 @@ class Symmetries:
 
 
 def unmoved(part: Space | Heads, dtype: torch.dtype = torch.float64) -> Move:
-    """The move that changes nothing."""
+    """The move that changes nothing: a matrix `(n, n)`, an order `(n,)`, or maps of all heads."""
     if isinstance(part, Space):
         if part.freedom in ("orthogonal", "centred"):
             return torch.eye(part.size, dtype=dtype)
@@ -171,7 +171,18 @@ def unmoved(part: Space | Heads, dtype: torch.dtype = torch.float64) -> Move:
 def apply(
     parts: Iterable[Space | Heads], moves: Mapping[str, Move], tensors: Mapping[str, Tensor]
 ) -> Tensors:
-    """Tensors with every part moved, gains as they are folded; linear in the tensors."""
+    """Tensors with every part moved, for norms whose gains are 1 (`with_gains(…, None)`).
+
+    The result is linear in the tensors.
+
+    Args:
+        parts: Spaces and heads that move.
+        moves: Name of a part → its move.
+        tensors: Parameters by name; a tensor of a part that is not among them is left out.
+
+    Returns:
+        All the tensors: new ones of the parts, the others as they were given.
+    """
     moved = dict(tensors)
     for part in parts:
         move = moves[part.name]
@@ -220,7 +231,7 @@ def _move_heads(heads: Heads, move: HeadMove, tensors: Tensors) -> None:
 
 
 def gains(symmetries: Symmetries, tensors: Mapping[str, Tensor]) -> Tensors:
-    """The gain of every norm that may be put into the layers behind it."""
+    """The gains `(n,)` of the norms that may be put into the layers behind them, by name."""
     norms = [n for space in symmetries.spaces for n in space.norms if n.folds]
     return {norm.weight: tensors[norm.weight] for norm in norms}
 
@@ -228,12 +239,14 @@ def gains(symmetries: Symmetries, tensors: Mapping[str, Tensor]) -> Tensors:
 def with_gains(
     symmetries: Symmetries, tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor] | None
 ) -> Tensors:
-    """The same function with other gains of these norms, the layers behind divided by them.
+    """Parameters of the same function with other gains of the norms that `gains` returns.
+
+    What a gain is divided by, the layers that read the norm are multiplied by.
 
     Args:
         symmetries: Of the network.
         tensors: Its parameters.
-        wanted: Weight of a norm → its new gain `(n,)`; None: ones.
+        wanted: Name of a norm's gain → its new value `(n,)`; None: ones.
     """
     changed = dict(tensors)
     for norm in (n for space in symmetries.spaces for n in space.norms if n.folds):
@@ -253,7 +266,13 @@ def with_gains(
 def transformed(
     symmetries: Symmetries, moves: Mapping[str, Move], tensors: Mapping[str, Tensor]
 ) -> Tensors:
-    """The same function after moves of all parts, with the gains that the norms had."""
+    """Parameters of the same function after moves of all parts; the norms keep their gains.
+
+    Args:
+        symmetries: Of the network.
+        moves: Name of each part → its move: `(n, n)`, an `Order` or a `HeadMove`.
+        tensors: Parameters by name.
+    """
     folded = with_gains(symmetries, tensors, None)
     moved = apply(symmetries.parts.values(), moves, folded)
     return with_gains(symmetries, moved, gains(symmetries, tensors))

@@ -2,7 +2,7 @@
 
 A path is minimum-energy when the gradient has no component across it; its maximum is then a
 saddle point. The landscape is known only through a function of the pivots `(P, d)`; the endpoints
-stay where they are. `lsa.maths.autoneb` places the pivots.
+stay where they are. `lsa.maths.paths.autoneb` places the pivots.
 """
 
 from __future__ import annotations

@@ -29,13 +29,19 @@ def arc_lengths(pivots: Tensor) -> Tensor:
 
 
 def length_ratio(pivots: Tensor) -> float:
-    """Path length over chord |θ_P − θ_1|: 1 for a straight path; nan when the ends coincide."""
+    """Length of a path `(P, d)` over its chord |θ_P − θ_1|: 1 if straight; nan if the ends meet."""
     chord = segment_lengths(pivots[[0, -1]])[0]
     return (arc_lengths(pivots)[-1] / chord).item()
 
 
 def with_exact_ends(points: Tensor, t: Tensor, path: Tensor) -> Tensor:
-    """`points` `(T, d)` with the path's own endpoints, bitwise, wherever t is 0 or 1."""
+    """Points of a path, with its endpoints put in bitwise where t is 0 or 1.
+
+    Args:
+        points: `(T, d)`.
+        t: Their parameters `(T,)`.
+        path: `(P, d)`, whose first and last row are the endpoints.
+    """
     points = torch.where((t == 0)[:, None], path[0], points)
     return torch.where((t == 1)[:, None], path[-1], points)
 

@@ -1,13 +1,13 @@
-"""The largest eigenvalue of an operator that changes little by little, from measurement to another.
+"""The largest eigenvalue of an operator that changes a little between measurements.
 
-Three vectors are carried on: the top eigenvector, the runner-up and a searcher. Each measurement
-multiplies them, projects the operator onto them, and adds residuals until the answer is good enough
-(Davidson 1975; the basis is restarted from its best vectors where it is full).
+Each measurement starts from three vectors of the last one: the top eigenvector, the second and a
+searcher. It multiplies them, projects the operator onto them, and adds residuals until the answer
+is good enough (Davidson 1975). A full basis is restarted from its best vectors.
 
-An eigenvector of before is one still, nearly, when another has overtaken it. Its own residual says
-nothing of that, and the value stands still. So the searcher makes one step of a power iteration in
-each measurement, beside the other two and mixed with something fresh. What is stated as residual
-counts how far each of them might still rise above the top.
+Another eigenvalue may overtake the top one between two measurements. The old top eigenvector still
+is an eigenvector then, so its residual stays small and does not show it. Therefore the searcher
+makes one step of a power iteration in each measurement, mixed with a new random vector, and the
+residual stated counts how far each of the other Ritz values may still rise above the top.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from lsa.maths.sums import square
 
 FULL = 8  # vectors of a basis, each kept with its product
 KEPT = 3  # of them, where it is restarted
-FRESH = 0.3  # length of what the searcher is mixed with
-SHIFT = 0.5  # of λ_max, added to the operator where the searcher steps: not to the negative end
+FRESH = 0.3  # length of the new vector that the searcher, of length 1, is mixed with
+SHIFT = 0.5  # share of λ_max added to the operator in the searcher's step, away from λ_min
 
 Matvec = Callable[[Tensor], Tensor]
 
@@ -35,8 +35,8 @@ class Top:
     """An estimate of the largest eigenvalue."""
 
     value: float  # Ritz value: the largest eigenvalue is not below it
-    residual: float  # ‖A y − θ y‖, or how far the runner-up may rise above θ, if that is more
-    vectors: Tensor  # (3, d): Ritz vectors of the top and of the runner-up, and the searcher
+    residual: float  # ‖A y − θ y‖, or how far another may rise above θ, if that is more
+    vectors: Tensor  # (3, d): Ritz vectors of the top and of the second, and the searcher
     products: int
 
 
@@ -56,8 +56,9 @@ def top(
         carried: `(3, d)`: `Top.vectors` of the last measurement, or any to begin with.
         fresh: A random vector `(d,)`, or one that is likely to have a part along a new top vector.
         tol: Residual allowed, relative to the value.
-        max_products: At most, 3 or more; where they do not suffice, the residual says so.
-        space: Where vectors live.
+        max_products: Most products, at least 4. Where they do not suffice, the residual is larger
+            than `tol` allows.
+        space: Of the vectors.
     """
     first, second, searcher = carried
     searcher = _unit(searcher, space) + FRESH * _unit(fresh, space)
@@ -90,7 +91,7 @@ class _Basis:
         self.products = 0
 
     def add(self, v: Tensor) -> bool:
-        """Multiply what is new in a vector; False where that is nothing."""
+        """Multiply the part of a vector outside the basis; False where there is none."""
         if not self._k:
             self._V, self._W = v.new_empty(FULL, len(v)), v.new_empty(FULL, len(v))
         if self._k == FULL:
@@ -134,7 +135,7 @@ class _Basis:
         return product.sub_(own, alpha=value)
 
     def carried(self) -> Tensor:
-        """What the next measurement begins with, `(3, d)`; zeros where the basis has fewer."""
+        """The vectors `(3, d)` for the next measurement; zeros where there are fewer."""
         values, Y = torch.linalg.eigh(self._T)
         values, Y = values.flip(0), Y.flip(1)
         found = torch.zeros_like(self._V[:KEPT])

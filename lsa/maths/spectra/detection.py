@@ -1,4 +1,8 @@
-"""How large an eigenvalue may be that a search from a random direction has missed."""
+"""How large an eigenvalue may be that a search from a random direction has missed.
+
+Sources: Kuczyński & Woźniakowski 1992 for random starts; van Dorsselaer, Hochstenbach & van der
+Vorst 2001 for the bound from the chain.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,14 @@ SMALL = 1e-50  # by which numbers are scaled before they overflow
 
 
 def least_share(dimension: int, sure: float = SURE) -> float:
-    """Squared coordinate c² of a random unit vector that is exceeded with probability `sure`."""
+    """Squared coordinate c² of a random unit vector that is exceeded with probability `sure`.
+
+    c²(D − 1)/(1 − c²) is the square of a Student's t with D − 1 degrees of freedom.
+
+    Args:
+        dimension: D, at least 2.
+        sure: Probability.
+    """
     t = float(stdtrit(dimension - 1, 1 - sure / 2)) ** 2
     return t / (dimension - 1 + t)
 
@@ -35,8 +46,12 @@ def excluded(
     Args:
         chain: (αⱼ, βⱼ₊₁) of the Lanczos recurrence from v, without restarts.
         dimension: D, at least 2.
-        random: Part of the squared length of v that is a random direction, the rest being any.
+        random: Share of the squared length of v that is a random direction, in (0, 1]; the rest
+            may be any direction.
         sure: Probability.
+
+    Returns:
+        The bound, in the units of A; the largest Ritz value where the chain ended by itself.
     """
     alphas, betas = np.array(chain).T
     ritz = eigvalsh_tridiagonal(alphas, betas[:-1])

@@ -38,7 +38,7 @@ class Eigenpairs:
     vectors: Tensor  # (d, k) y, orthonormal columns, in the dtype and on the device of the start
     residuals: Tensor  # (k,) ‖A y − θ y‖, in the units of θ
     converged: Tensor  # (k,) bool: the residual is within the tolerance
-    known: Tensor  # (k,) bool: θ is told from zero by its residual, or is as small as of a zero
+    known: Tensor  # (k,) bool: |θ| exceeds its residual, or is as small as an eigenvalue 0 leaves
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Extremes:
     largest: Eigenpairs  # algebraically largest, descending
     smallest: Eigenpairs  # algebraically smallest (most negative first), ascending
     products: int  # matrix-vector products spent
-    confirmed: bool  # the last random direction brought nothing
+    confirmed: bool  # the last random direction changed no wanted eigenvalue
     rounding: float  # an eigenvalue of this size or less is zero within rounding
     orthogonality: float  # max |V Vᵀ − I| over the final basis
     asymmetry: float  # max |T − Tᵀ| / max |T|: 0 for a symmetric operator in exact arithmetic
@@ -121,7 +121,7 @@ def lanczos(
     1992). Two cases escape that argument: a start that is not random (eigenvectors of another
     checkpoint, say), and multiple eigenvalues, of which one start vector shows a single copy.
 
-    The errors that products tell (`lsa.maths.spectra.measured`) are part of the residuals.
+    Errors that products carry (`lsa.maths.spectra.measured`) are part of the residuals.
 
     Args:
         matvec: v `(d,)` ↦ A v `(d,)`, of any floating dtype.
@@ -134,12 +134,12 @@ def lanczos(
             isolated eigenvalue, at most residual²/gap, is far below any sampling error.
         floor: An eigenvalue below this share of the norm ‖A‖ (the largest |θ| seen) need only be
             as accurate as one of that size; without it the zero end of a positive semidefinite
-            matrix would never converge. Tuned here. By interlacing, an end beyond zero is no zero
-            end: there the search goes on until the residual is below |θ| as well. Where it ends
-            with a residual above |θ|, and θ is not as small as that of an eigenvalue 0 would be,
-            it is not known.
-        random: Part of the squared length of the start that is a random direction: 1, or at least
-            ¼ of `start_vector` with a direction; 0 where it is not known.
+            matrix would never converge. Tuned here. A Ritz value beyond zero shows, by
+            interlacing, that the end is beyond zero: the search then goes on until the residual is
+            below |θ| as well. `known` is false where the residual stays above |θ|, unless θ is as
+            small as an eigenvalue 0 would leave it.
+        random: Share of the start's squared length that is a random direction: 1 for all of it, ¼
+            for `start_vector` with a direction; 0 if unknown, and then there is no `limit`.
         confirm: Products of each random direction that looks for missed eigenvalues, at least; a
             tenth of all products where that is more (`SHARE`). 3 expose an eigenvalue that stands
             well clear of the unwanted ones (tuned here: 29 of 30 hidden on purpose in d = 20,000;
@@ -190,13 +190,16 @@ def top(
     """The k largest eigenpairs, from the start vector of `start_vector(like, rng, near)`.
 
     Args:
-        matvec: As for `lanczos`, which `options` are of.
+        matvec: v `(d,)` ↦ A v `(d,)`.
         k: Pairs wanted.
-        like: As for `start_vector`.
-        rng: For both.
-        near: As for `start_vector`.
+        like: Any vector `(d,)` of the dtype and device wanted.
+        rng: Source of the start and of the random directions.
+        near: Direction `(d,)` for the start, or None.
         space: Of the vectors.
-        **options: Of `lanczos`.
+        **options: Further options of `lanczos`.
+
+    Raises:
+        InputError: As `lanczos` and `start_vector`.
     """
     start = start_vector(like, rng, near, space)
     return lanczos(matvec, start, rng=rng, largest=k, smallest=0, space=space, **options)
@@ -207,25 +210,27 @@ def start_vector(
 ) -> Tensor:
     """Start vector `(d,)` for `lanczos`: random, or a direction plus a random vector as long.
 
-    The random half makes a warm start as safe as a cold one but for a factor √2: an eigenvector
-    orthogonal to the direction has its usual share of it. A smaller half saves no products (tuned
-    here). For the Hessian of a loss the gradient is a good direction, because most of it lies in
-    the top eigenspace (Gur-Ari et al. 2018, arXiv 1812.04754): on simple_cnn 17 products instead of
-    19 to 22 for three pairs, 32 and 33 instead of 33 and 44 for both ends. For the covariance
+    The random half keeps a start with a direction as safe as a random one, up to a factor √2: of an
+    eigenvector orthogonal to the direction it contains the usual share. A shorter random half saves
+    no products (tuned here).
+
+    For the Hessian of a loss the gradient is a good direction, because most of it lies in the top
+    eigenspace (Gur-Ari et al. 2018, arXiv 1812.04754). On simple_cnn it took 17 products instead of
+    19 to 22 for three pairs, and 32 and 33 instead of 33 and 44 for both ends. For the covariance
     of the gradients it saves a tenth for one pair and nothing for five (177 for 197 products and
-    580 for 586, at ten checkpoints of three networks from three random vectors each). Between
-    checkpoints five epochs apart the eigenvectors of the other save about a tenth, more where they
-    have settled, none right after the initial weights.
+    580 for 586, at ten checkpoints of three networks from three random vectors each). Eigenvectors
+    of a checkpoint five epochs away save about a tenth; none right after the initial weights.
 
     Args:
         like: Any vector `(d,)` of the dtype and device wanted.
         rng: On the CPU; both kinds draw the same numbers.
-        near: Direction `(d,)`, the gradient or a sum of the eigenvectors of a matrix nearby; one
-            of zero length is none.
+        near: Direction `(d,)`: the gradient, or a sum of the eigenvectors of a matrix nearby. A
+            direction of length zero counts as none.
         space: Of the vectors.
 
     Raises:
-        InputError: A direction of another shape, or not finite.
+        InputError: A direction of another shape.
+        NotFinite: A direction that is not finite.
     """
     random = space.normal(like, rng)
     if near is None:
@@ -245,12 +250,15 @@ def start_vector(
 
 
 def measured(extremes: Extremes, search: Search) -> Extremes:
-    """The same pairs by products whose error is measured, which is part of the residuals.
+    """The same pairs, refined with measured products whose error is part of the residuals.
 
-    Lanczos's own residual says nothing of the errors of its products. So the
-    pairs themselves are multiplied, by the best products that there are, and the search goes on
-    from them. It ends where residual and error together are within the tolerance, or where the
-    residual is no larger than the error.
+    The residual that Lanczos computes does not contain the errors of its products. So the pairs are
+    multiplied once more by `Measured` products, and the search goes on from them. It ends where
+    residual and error together are within the tolerance, or where the residual is below the error.
+
+    Args:
+        extremes: Pairs of a search with products that carry an error estimate.
+        search: That search; its basis is given up to make room.
     """
     best = Measured(search.matvec)
     start = torch.cat([extremes.largest.vectors, extremes.smallest.vectors], dim=1)

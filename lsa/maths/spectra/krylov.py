@@ -28,9 +28,17 @@ Matvec = Callable[[Tensor], Tensor]
 
 
 def orthogonalise(w: Tensor, V: Tensor, space: Space = HERE) -> tuple[Tensor, Tensor]:
-    """w − VᵀVw for orthonormal rows V `(j, d)`, and the coefficients Vw `(j,)` in float64.
+    """w − VᵀVw for orthonormal rows V, and the coefficients Vw.
 
-    Classical Gram–Schmidt, twice: that is enough (Giraud, Langou & Rozložník 2005).
+    Classical Gram–Schmidt, done twice, which is enough (Giraud, Langou & Rozložník 2005).
+
+    Args:
+        w: `(d,)`.
+        V: Orthonormal rows `(j, d)`.
+        space: Of the vectors.
+
+    Returns:
+        The rest `(d,)` in the dtype of w, and the coefficients `(j,)` in float64.
     """
     first = space.dots(V, w)
     w = torch.addmv(w, V.T, first.to(w), alpha=-1)
@@ -59,7 +67,11 @@ def orthonormal(V: Tensor, space: Space = HERE) -> Tensor:
 
 
 def apply(matvec: Matvec, v: Tensor) -> Tensor:
-    """A v in the dtype of v; refuses a product of another shape."""
+    """A v `(d,)` for v `(d,)`, in the dtype of v.
+
+    Raises:
+        InputError: The product has another shape.
+    """
     w = matvec(v).detach()
     if w.shape != v.shape:
         raise InputError(f"matvec returned {tuple(w.shape)} for {tuple(v.shape)}; return A v")
@@ -67,7 +79,11 @@ def apply(matvec: Matvec, v: Tensor) -> Tensor:
 
 
 def to_host(coefficients: Tensor) -> Tensor:
-    """Coefficients as float64 on the CPU; refuses an operator that overflowed or returned nan."""
+    """Coefficients `(j,)` as float64 on the CPU.
+
+    Raises:
+        NotFinite: One is infinite or nan, since the operator overflowed.
+    """
     coefficients = coefficients.double().cpu()
     if not bool(coefficients.isfinite().all()):
         raise NotFinite("the product A v is not finite; the loss has diverged at this θ")
@@ -75,12 +91,18 @@ def to_host(coefficients: Tensor) -> Tensor:
 
 
 def negligible(rest: float, scale: float, dtype: torch.dtype) -> bool:
-    """Whether the rest of a product is rounding error: the basis spans an invariant subspace."""
+    """Whether the rest of a product is rounding error: the basis spans an invariant subspace.
+
+    Args:
+        rest: Length of the product without its part in the basis.
+        scale: Length of the product, or the largest coefficient so far.
+        dtype: Of the vectors; ten times its unit roundoff counts as rounding.
+    """
     return rest <= 10 * torch.finfo(dtype).eps * scale
 
 
 def gram_error(V: Tensor, space: Space = HERE) -> float:
-    """max |V Vᵀ − I|: how far the rows of V are from orthonormal."""
+    """max |V Vᵀ − I|: how far the rows of V `(r, d)` are from orthonormal."""
     gram = torch.zeros(len(V), len(V), dtype=torch.float64, device=V.device)
     for part in V.split(COLUMNS, dim=1):  # in pieces: all of V in float64 may not fit
         gram += part.double() @ part.double().T
@@ -100,7 +122,7 @@ class Ritz:
 
     @property
     def wanted(self) -> Tensor:
-        """The wanted Ritz values."""
+        """The wanted Ritz values `(k,)`: the upper end descending, then the lower ascending."""
         return self.values[self.ends]
 
     def describe(self) -> str:

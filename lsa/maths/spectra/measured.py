@@ -1,7 +1,8 @@
-"""Products that have errors, and tell them.
+"""Products A v that carry an error estimate, as those from differences of gradients do.
 
-Such a product has `noise`, the largest error so far of one with a vector of length 1 (0: it is
-exact), and `measured`, v ↦ A v as well as it can be had, with its error.
+Such an operator has two members beside the call. `noise` is the largest error so far of a product
+with a vector of length 1; 0 means exact. `measured(v)` returns A v at the best accuracy to be had,
+and its error.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ class Measured:
         self._matvec, self.noise = matvec, 0.0
 
     def __call__(self, v: Tensor) -> Tensor:
-        """A v."""
+        """A v `(d,)` of v `(d,)`."""
         value, error = self._matvec.measured(v)
         self.noise = max(self.noise, error)
         return value

@@ -125,7 +125,7 @@ class Quadrature:
         """φ(x) = ∑ₖ wₖ N(x; θₖ, width²), the eigenvalues smoothed by a Gaussian kernel.
 
         Args:
-            low: Left end of the grid. Default: all nodes and their kernels are on it.
+            low: Left end of the grid. By default the grid holds all nodes with their kernels.
             high: Right end of the grid.
             width: Standard deviation of the kernel. Default: what is shown (the range of the
                 nodes, or high − low) divided by m, the narrowest that shows no single nodes in a

@@ -35,7 +35,7 @@ class Search:
 
     @property
     def noise(self) -> float:
-        """Error of a product with a vector of length 1, for products that tell it."""
+        """Error of a product with a vector of length 1; 0 for products without an estimate."""
         return getattr(self.matvec, "noise", 0.0)
 
     @property
@@ -50,7 +50,7 @@ class Search:
         return self.full or krylov.done == krylov.d or krylov.products == self.max_products
 
     def changed(self, before: Tensor) -> bool:
-        """Whether a wanted value differs from an earlier one by more than its tolerance."""
+        """Whether a wanted value differs by more than its tolerance from that before, `(k,)`."""
         return bool(((self.ritz.wanted - before).abs() > self.allowed).any())
 
     def converge(self) -> None:
@@ -65,9 +65,12 @@ class Search:
             self._step()
 
     def ask_random_direction(self, products: int) -> bool:
-        """Multiply a chain from a random direction; False where it was cut short.
+        """Multiply a chain of so many products from a random direction.
 
-        A direction whose chain ends early has shown all that it contains, and another follows.
+        A chain that ends early has spanned an invariant subspace; another random direction follows.
+
+        Returns:
+            False where the search was over before the chain was complete.
         """
         before = self.ritz.wanted
         for i in range(products):
@@ -104,9 +107,10 @@ class Search:
         return torch.where(beyond, torch.minimum(allowed, values.abs()), allowed)
 
     def known(self) -> Tensor:
-        """Which values are told from zero, or are zero, `(k,)` bool.
+        """Which wanted values exceed their residual, or count as zero; `(k,)` bool.
 
-        θ of an eigenvalue 0, with a gap of floor · ‖A‖ to the others, is at most residual²/gap.
+        A value counts as zero where |θ| ≤ residual²/gap with a gap of floor · ‖A‖, the bound for an
+        isolated eigenvalue 0, or where value and residual are within rounding.
         """
         values, residuals = self.ritz.wanted.abs(), self.ritz.residuals
         norm = float(self.ritz.values.abs().max())

@@ -90,9 +90,9 @@ class Inline(Executor):
 class Processes:
     """A pool of worker processes, made again when one of them dies.
 
-    Workers have nothing of this process (`lsa.workers`) but its environment. They are told the
-    store's address and the study's run, and given an equal share of the threads. They end when
-    this process does, however it does.
+    Workers inherit nothing of this process but its environment (`lsa.studies.engines.workers`).
+    They are told the store's address and the study's run, and given an equal share of the threads.
+    They end when this process does, however it does.
     """
 
     background, chained = True, False
