@@ -11,7 +11,7 @@ from typing import Any
 _HOMES = {
     "HuggingFaceCallback": "lsa.watching.huggingface",
     "LightningCallback": "lsa.watching.lightning",
-    "Watch": "lsa.watching.watch",
+    "Watch": "lsa.watching.watched",
 }
 
 

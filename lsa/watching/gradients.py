@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 
 from lsa.watching.hooks import Backward
-from lsa.watching.own_noise import OwnNoise
+from lsa.watching.own_noise import SAMPLES, OwnNoise
 from lsa.watching.weights import Weights
 
 SCALED = 1024.0  # a gradient that shrinks so much was scaled rather than clipped
@@ -35,33 +35,42 @@ class Gradients:
         self._given: list[Tensor | None] = [None] * len(weights.parameters)
         self._marks: list[tuple[int, int]] = []  # of some gradients at the end of backward
         self._changed = True  # since then, in the last step
-        self._square: Tensor | None = None  # |g|² at the end of backward
+        self._square: Tensor | None = None  # |g|² at the end of backward, by parameter or whole
+        self._sampling: Callable[[], bool] = lambda: False
         self._scale = 1.0  # of that g
         self._backward: Backward | None = None
 
     def attach(
-        self, due: Callable[[], bool], run: Callable[[Callable[[], None]], Any]
+        self,
+        due: Callable[[], bool],
+        run: Callable[[str, Callable[[], None]], Any],
+        sampling: Callable[[], bool] | None,
     ) -> list[Any]:
         """Hooks on backward passes.
 
         Args:
             due: Whether the step at hand is measured.
-            run: Does the work at the end of a pass.
+            run: Does the work of a part at the end of a pass.
+            sampling: Whether its single samples are; None: never.
         """
+        self._sampling = sampling or (lambda: False)
         if self._weights.sharded:  # whose gradients are put in place past these hooks
             return []
 
         def ended() -> None:
             if due():
-                run(self._passed)
+                run("norms", self._passed)
+            if self._sampling():
+                run(SAMPLES, self.noise.take_samples)
 
         self._backward = Backward(self._weights.parameters, ended)
-        return [*self._backward.handles, *self.noise.attach(due)]
+        return [*self._backward.handles, *self.noise.attach(due, sampling)]
 
     def _passed(self) -> None:
         """A backward pass has ended."""
         self._marks = self._now()
-        self._square = self._total() if self._changed or self.noise.several() else None
+        wanted = self._changed or self.noise.several() or self._sampling()
+        self._square = self._total() if wanted else None
         self._scale = self._scaler.get_scale() if self._scaler is not None else 1.0
 
     def take(self, optimizer: Optimizer, *, kept: bool) -> None:
@@ -100,15 +109,16 @@ class Gradients:
         """
         if self._square is None:
             return None
-        before = math.sqrt(max(0.0, self._square.item())) / self._scale
+        before = math.sqrt(max(0.0, self._square.sum().item())) / self._scale
         if self._scaler is None and before > SCALED * after:
+            return None
+        if before == 0 < after:  # they are gone when the pass ends, as each is used when it is made
             return None
         return before
 
     def noise_numbers(self) -> Mapping[str, float]:
         """Noise of the gradients that the step has added up; nothing where there was one."""
-        square = None if self._square is None else self._square.item()
-        return self.noise.numbers(square, self._scale)
+        return self.noise.numbers(self._square, self._scale)
 
     def forget(self) -> None:
         """Let the gradients go: the next step has others."""
@@ -118,7 +128,8 @@ class Gradients:
 
     def _total(self) -> Tensor:
         gradients = self._weights.gradients()
-        return self._weights.inner([(gradients, gradients)], each=False).sum()
+        each = self.noise.blocks or self._sampling()
+        return self._weights.inner([(gradients, gradients)], each=each)[0]
 
     def _now(self) -> list[tuple[int, int]]:
         """What tells whether the first and the last gradient were written into."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -23,6 +24,23 @@ class Watcher(Protocol):
 
     def ends(self) -> None:
         """The last optimizer has stepped."""
+
+
+class OnModule:
+    """A hook on a module of the training, which may copy or pickle its network while it is watched.
+
+    The copy's hook does nothing and is of the standard library, so that it is read without lsa.
+    """
+
+    def __init__(self, call: Callable[..., None]) -> None:
+        self._call = call
+
+    def __call__(self, *args: Any) -> None:
+        """Tell what the hook was made for."""
+        self._call(*args)
+
+    def __reduce__(self) -> Any:
+        return getattr, (contextlib.nullcontext(), "__exit__")
 
 
 def inner_optimizer(optimizer: Any) -> Any:

@@ -7,11 +7,10 @@ from typing import Any
 from transformers import TrainerCallback  # pyright: ignore[reportMissingImports]
 
 from lsa.landscape import objectives
-from lsa.watching.callbacks import with_objective
-from lsa.watching.watch import Watch, watch
+from lsa.watching.callbacks import Watching
 
 
-class HuggingFaceCallback(TrainerCallback):
+class HuggingFaceCallback(Watching, TrainerCallback):
     """Watch a `transformers.Trainer`: `Trainer(…, callbacks=[lsa.watching.HuggingFaceCallback()])`.
 
     Args:
@@ -22,25 +21,21 @@ class HuggingFaceCallback(TrainerCallback):
         watch: The `Watch`, once the training has begun.
     """
 
-    watch: Watch | None = None
-
     def __init__(self, **options: Any) -> None:
-        self._options = with_objective(options, objectives.hf())
+        super().__init__(objectives.hf(), options)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         """Watch the optimizer that the Trainer has made."""
         optimizer = given["optimizer"]
-        self.watch = watch(
+        self._begin(
             given["model"],
             optimizer,
             scaler=getattr(optimizer, "scaler", None),
             step=state.global_step,
             # Passes of an accumulated step are weighed by their tokens before they are summed.
             sees_loss=args.gradient_accumulation_steps == 1,
-            **self._options,
         )
 
     def on_train_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         """Close the watch."""
-        if self.watch is not None:
-            self.watch.close()
+        self._end()

@@ -10,11 +10,10 @@ except ImportError:
     from pytorch_lightning import Callback  # pyright: ignore[reportMissingImports]
 
 from lsa.landscape import objectives
-from lsa.watching.callbacks import with_objective
-from lsa.watching.watch import Watch, watch
+from lsa.watching.callbacks import Watching
 
 
-class LightningCallback(Callback):  # pyright: ignore[reportGeneralTypeIssues]  # one of two
+class LightningCallback(Watching, Callback):  # pyright: ignore[reportGeneralTypeIssues]  # one of two
     """Watch a Lightning training: `Trainer(callbacks=[lsa.watching.LightningCallback()])`.
 
     Args:
@@ -25,34 +24,34 @@ class LightningCallback(Callback):  # pyright: ignore[reportGeneralTypeIssues]  
         watch: The `Watch`, once the training has begun.
     """
 
-    watch: Watch | None = None
-
     def __init__(self, **options: Any) -> None:
-        self._options = with_objective(options, objectives.lightning())
+        super().__init__(objectives.lightning(), options)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Watch the optimizers that the module has configured."""
         run = next((str(r) for r in map(_run, trainer.loggers) if r), None)
-        options: dict[str, Any] = ({} if run is None else {"track": run}) | self._options
-        self.watch = watch(
+        self._begin(
             pl_module,
             trainer.optimizers,
             scaler=getattr(trainer.precision_plugin, "scaler", None),
             step=trainer.global_step,
-            **options,
+            **({} if run is None else {"track": run}),
         )
+
+    def on_train_batch_start(
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Tell the batch: its samples are those of the noise."""
+        if self.watch is not None:
+            self.watch.batch(batch)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Close the watch."""
-        self._close("FINISHED")
+        self._end()
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Close the watch of a training that has failed."""
-        self._close("FAILED")
-
-    def _close(self, status: str) -> None:
-        if self.watch is not None:
-            self.watch.close(status)
+        self._end("FAILED")
 
 
 def _run(logger: Any) -> str | None:

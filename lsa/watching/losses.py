@@ -8,6 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lsa.watching.hooks import OnModule
+from lsa.watching.undisturbed import measuring
+
 
 class Losses:
     """Losses of the passes of one step; their mean is the step's.
@@ -20,7 +23,6 @@ class Losses:
     def __init__(self, model: nn.Module | None, loss: Any = None) -> None:
         self._model, self._loss = model, loss
         self._found: list[Tensor] = []
-        self.silent = False  # during a measurement
 
     def attach(self, run: Callable[[Callable[[], None]], Any]) -> list[Any]:
         """Hooks on a model whose outputs have a `.loss`, and on a loss that is a module.
@@ -31,10 +33,11 @@ class Losses:
 
         def hook(take: Callable[[Any], None]) -> Callable[..., None]:
             def told(_module: Any, _inputs: Any, output: Any) -> None:
-                if not torch.compiler.is_compiling():  # inside of a compiled model it is no part
+                # Inside of a compiled model it is no part of it.
+                if not torch.compiler.is_compiling() and not measuring():
                     run(lambda: take(output))
 
-            return told
+            return OnModule(told)
 
         handles = []
         if self._model is not None:
@@ -51,14 +54,10 @@ class Losses:
             self._found.append(loss.detach().reshape(()))
 
     def _seen(self, output: Any) -> None:
-        if not self.silent:
-            value = (
-                output.get("loss") if isinstance(output, dict) else getattr(output, "loss", None)
-            )
-            self._own(value)
+        self._own(output.get("loss") if isinstance(output, dict) else getattr(output, "loss", None))
 
     def _own(self, value: Any) -> None:
-        if not self.silent and torch.is_grad_enabled() and isinstance(value, Tensor):
+        if torch.is_grad_enabled() and isinstance(value, Tensor):
             self.add(value)
 
     def mean(self) -> Tensor | None:

@@ -6,15 +6,15 @@ kK gradients a of b samples each, whose mean ḡ is what the optimizer is given,
     E|a|² = |G|² + tr C/b,    E|ḡ|² = |G|² + tr C/(kKb),
 
 so one step gives both unknowns without bias (McCandlish et al. 2018, arXiv 1812.06162, App. A.1).
-One step says little: the scale is the quotient of means over many.
+One step says little: the scale is the quotient of means over many. In a step of one pass the B
+samples of its batch are kK = B gradients of b = 1 (`lsa.watching.sample_noise`).
 """
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,94 +23,158 @@ from torch.utils._pytree import tree_leaves
 
 from lsa.maths.ratios import fieller
 from lsa.maths.sums import square
+from lsa.watching.hooks import OnModule
+from lsa.watching.sample_noise import SampleNoise
+from lsa.watching.undisturbed import measuring
 from lsa.watching.weights import Weights
 
 WINDOW = 50  # measured steps over which the scale is averaged
 LEAST = 8  # of them
+SAMPLES = "noise_of_samples"  # the kind of measurement
 
 
 class OwnNoise:
     """Squares of the gradients that one step adds up, as this process computes them.
 
-    Hooks before autograd adds a gradient to `.grad` see that of one pass, and of one process.
+    Hooks before autograd adds a gradient to `.grad` see that of one pass, and of one process. In a
+    step of one gradient, the parts of single samples are those that it adds up, where asked for.
 
     Args:
         model: As it is trained.
         weights: Of it.
+        blocks: Whether the noise of each block is wanted.
     """
 
-    def __init__(self, model: nn.Module, weights: Weights) -> None:
-        self._model, self._weights = model, weights
+    def __init__(self, model: nn.Module, weights: Weights, *, blocks: bool = False) -> None:
+        self._model, self._weights, self.blocks = model, weights, blocks
         wrapped = isinstance(model, DistributedDataParallel)
         self._processes = torch.distributed.get_world_size(model.process_group) if wrapped else 1
         self._nodes: list[Any] = []  # torch keeps a hook as long as its node lives
-        self._squares: list[Tensor] = []
-        self._calls = [0] * len(weights.parameters)
-        self._samples: int | None = None  # of a pass
-        self._seen: deque[tuple[float, float]] = deque(maxlen=WINDOW)
+        self._squares: list[list[Tensor]] = [[] for _ in weights.parameters]
+        self._sizes: list[int | None] = []  # samples of each call of the network
+        self._told: list[int | None] = []  # samples of each pass, as the trainer tells them
+        self._seen: dict[str, deque[tuple[float, float]]] = {}  # by block; "" is the whole
+        self._samples: SampleNoise | None = None
+        self._each: Tensor | None = None  # squares of single samples, by parameter
 
     @property
     def known(self) -> bool:
         """Whether steps have given numbers."""
         return bool(self._seen)
 
-    def attach(self, due: Callable[[], bool]) -> list[Any]:
-        """Hooks; none do anything in steps that are not `due`."""
+    def attach(self, due: Callable[[], bool], sampling: Callable[[], bool] | None) -> list[Any]:
+        """Hooks; none do anything in steps that are not `due`.
+
+        Args:
+            due: Whether the step at hand is measured.
+            sampling: Whether single samples are; None: never.
+        """
         if self._weights.sharded:
             return []
 
-        def size(_module: Any, args: Any, kwargs: Any) -> None:
-            if not torch.compiler.is_compiling() and torch.is_grad_enabled() and due():
-                leaves = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
-                self._samples = len(leaves[0]) if leaves and leaves[0].ndim else None
+        def begins(_module: Any, args: Any, kwargs: Any) -> None:
+            if not torch.compiler.is_compiling() and torch.is_grad_enabled() and not measuring():
+                if due():
+                    self._sizes.append(_samples((args, kwargs)))
 
         def seen(i: int) -> Callable[..., None]:
             def hook(gradients: tuple[Tensor | None, ...]) -> None:
                 g = gradients[0]
                 if g is not None and due():
-                    self._calls[i] += 1
-                    self._squares.append(square(g.detach().to_dense().reshape(-1)))
+                    self._squares[i].append(square(g.detach().to_dense().reshape(-1)))
 
             return hook
 
-        handles = [self._model.register_forward_pre_hook(size, with_kwargs=True)]
+        handles = [self._model.register_forward_pre_hook(OnModule(begins), with_kwargs=True)]
         for i, p in enumerate(self._weights.parameters):
-            if p.is_leaf and not p.is_complex():
+            if p.is_leaf and p.requires_grad and not p.is_complex():
                 node: Any = p.view_as(p).grad_fn.next_functions[0][0]  # pyright: ignore
                 self._nodes.append(node)
                 handles.append(node.register_prehook(seen(i)))
+        if sampling is not None:
+            self._samples = SampleNoise(self._model, self._weights)
+            handles += self._samples.attach(sampling)
         return handles
+
+    def tell(self, batch: Any) -> None:
+        """The batch of a pass, where calls of the network do not say when one begins."""
+        self._told.append(_samples(batch))
+
+    @property
+    def _passed(self) -> list[int | None]:
+        """Samples of each pass, so far."""
+        return self._told or self._sizes
 
     def several(self) -> bool:
         """Whether this step has several gradients, so far."""
-        return self._processes > 1 or max(self._calls) > 1
+        return self._processes > 1 or self._passes() > 1
 
-    def numbers(self, whole: float | None, scale: float) -> Mapping[str, float]:
-        """Noise of the step at hand, and over those measured; nothing where it has one gradient.
+    def _passes(self) -> int:
+        return max(map(len, self._squares))
+
+    def take_samples(self) -> None:
+        """Take the squares of single samples at the end of a pass, if it is the step's first."""
+        if self._samples is not None and not self.several() and self._passed and self._passed[0]:
+            self._each = self._samples.squares(self._passed[0])
+
+    def numbers(self, whole: Tensor | None, scale: float) -> Mapping[str, float]:
+        """Noise of the step at hand, and over those measured; nothing where it is not known.
 
         Args:
-            whole: |ḡ|² before clipping, of a loss that is scaled.
+            whole: |ḡ|² before clipping, of a loss that is scaled, `(parameters,)`; or their sum,
+                `(1,)`, where neither blocks nor samples are asked for.
             scale: Of the loss, by a GradScaler.
         """
-        passes, squares, b = max(self._calls), self._squares, self._samples
-        self.forget()
-        n = passes * self._processes
-        if n < 2 or whole is None or b is None:
-            return {}
-        device = squares[0].device
-        each = passes * float(torch.stack([s.to(device) for s in squares]).sum())
-        signal, trace = estimates(each / scale**2, whole / scale**2, n, b)
-        if not math.isfinite(signal + trace):
-            return {}
-        self._seen.append((trace, signal))
-        return {"noise_trace": trace, "gradient_squared": signal, **averaged(self._seen, n * b)}
+        passes, squares, sizes = self._passes(), self._squares, self._passed
+        n, sampled = passes * self._processes, self._each
+        # One forward pass for each backward pass, all of equally many samples: else gradients of
+        # different losses, or of unequal weights, are added up.
+        known = whole is not None and passes == len(sizes) and len({*sizes}) == 1 and sizes[0]
+        try:
+            if not known or whole is None or not whole.isfinite().all():
+                return {}
+            whole, b = whole.cpu() / scale**2, int(sizes[0] or 0)
+            if n > 1:
+                sums = [sum((float(s) for s in of), 0.0) for of in squares]
+                each = torch.tensor(sums, dtype=torch.float64) * passes / scale**2
+                each = each if len(whole) > 1 else each.sum()[None]
+            elif sampled is not None and b > 1:
+                each = sampled * b / scale**2
+                n, b = b, 1
+            else:
+                return {}
+        finally:
+            self.forget()
+        return self._taken(*estimates(each, whole, n, b), n * b)
+
+    def _taken(self, signal: Tensor, trace: Tensor, samples: int) -> Mapping[str, float]:
+        """Numbers of the whole and of blocks, from those of parameters, nan where not known."""
+        told = (signal + trace).isfinite()
+        values = torch.stack([trace, signal]).where(told, 0.0)
+        found: dict[str, float] = {}
+        blocks = self._weights.by_block(values) if self.blocks and len(told) > 1 else {}
+        for block, (t, s) in {"": values.sum(1), **blocks}.items():
+            if not (t or s):  # nothing of it is known
+                continue
+            seen = self._seen.setdefault(block, deque(maxlen=WINDOW))
+            seen.append((float(t), float(s)))
+            numbers = {"noise_trace": float(t), "gradient_squared": float(s)}
+            numbers |= averaged(seen, samples)
+            found |= {f"{name}/{block}" if block else name: v for name, v in numbers.items()}
+        return found
 
     def forget(self) -> None:
         """Let the gradients of a step go."""
-        self._squares, self._calls = [], [0] * len(self._calls)
+        self._squares, self._each = [[] for _ in self._squares], None
+        self._sizes, self._told = [], []
+        if self._samples is not None:
+            self._samples.forget()
 
 
-def estimates(each: float, whole: float, n: int, b: int) -> tuple[float, float]:
+Values = TypeVar("Values", float, Tensor)
+
+
+def estimates(each: Values, whole: Values, n: int, b: int) -> tuple[Values, Values]:
     """|G|² and tr C, unbiased.
 
     Args:
@@ -120,6 +184,12 @@ def estimates(each: float, whole: float, n: int, b: int) -> tuple[float, float]:
         b: Samples of each.
     """
     return (n * whole - each) / (n - 1), b * n * (each - whole) / (n - 1)
+
+
+def _samples(batch: Any) -> int | None:
+    """Samples of a batch: they are along the first dimension of its first tensor."""
+    first = next((t for t in tree_leaves(batch) if isinstance(t, Tensor)), None)
+    return len(first) if first is not None and first.ndim else None
 
 
 def averaged(seen: deque[tuple[float, float]], samples: int) -> Mapping[str, float]:

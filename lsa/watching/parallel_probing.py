@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from lsa.landscape.weighing import Loss
 from lsa.runtime.errors import InputError
 from lsa.watching import probing, spectrum
 from lsa.watching.along import measured_along
-from lsa.watching.probe_set import MOST, parts_of
+from lsa.watching.probe_set import parts_of
 from lsa.watching.probing import Tried
 from lsa.watching.undisturbed import undisturbed
 from lsa.watching.weights import Weights
@@ -33,20 +33,20 @@ class ParallelProbing:
     Args:
         model: After `fully_shard`.
         weights: Of it, all that are trained.
-        batches: The same in every process.
+        batches: The same in every process, as `lsa.watching.probe_set.read` gives them.
         loss: For pairs.
         objective: In place of it.
         kinds: Which of `KINDS`.
 
     Raises:
-        InputError: Weights that `ParallelLandscape` refuses, no batch, or an unknown kind.
+        InputError: Weights that `ParallelLandscape` refuses, or an unknown kind.
     """
 
     def __init__(
         self,
         model: nn.Module,
         weights: Weights,
-        batches: Iterable[Any],
+        batches: list[Any],
         loss: Loss | None,
         objective: Objective | None,
         kinds: Sequence[str],
@@ -61,11 +61,7 @@ class ParallelProbing:
             raise InputError(
                 "the optimizers move some of the sharded weights only; leave out batches="
             )
-        with undisturbed([], batches):
-            pair = isinstance(batches, tuple) and all(isinstance(t, Tensor) for t in batches)
-            self._batches = [batches] if pair else [*itertools.islice(batches, MOST)]
-        if not self._batches:
-            raise InputError("batches= gives no batch; give a list of at least one")
+        self._batches = batches
         self._model, self._kinds = model, tuple(kinds)
         given = F.cross_entropy if loss is None else loss
         self._objective = objective or objectives.supervised(given)
@@ -131,6 +127,8 @@ class ParallelProbing:
             if square > 0:
                 work["update"] = lambda: measured_along(losses, None, start, update).numbers(square)
             found: dict[str, float] = {}
+            if not math.isfinite(square):  # the training has diverged
+                return found
             for kind in self._kinds:
                 if kind in work and (noise or kind != "noise"):
                     found |= tried(kind, work[kind]) or {}

@@ -28,35 +28,31 @@ class ProbeSet:
     """The loss L(θ) of a model on fixed batches, in evaluation mode, and what is derived of it.
 
     The model is not copied: θ is put into it for a computation, and everything is as before after
-    it. The batches are read once, at most eight, and kept.
+    it.
 
     Args:
         model: That is trained; DDP and `torch.compile` are looked through.
         weights: That θ is made of.
-        batches: Any iterable of batches, or one pair of tensors.
+        batches: As `read` gives them.
         loss: `(outputs, targets) → scalar` for pairs; default cross entropy.
         objective: `(model, batch) → lsa.Terms`, in place of a loss.
 
     Raises:
-        InputError: No batches, or what `Landscape` refuses.
+        InputError: What `Landscape` refuses.
     """
 
     def __init__(
         self,
         model: nn.Module,
         weights: Weights,
-        batches: Iterable[Any],
+        batches: list[Any],
         loss: Loss | None = None,
         objective: Objective | None = None,
     ) -> None:
         self._model = unwrapped(model)
         self._names = set(weights.names)
         self.places = weights.places()
-        with undisturbed([], batches):
-            pair = isinstance(batches, tuple) and all(isinstance(t, Tensor) for t in batches)
-            self._batches = [batches] if pair else [*itertools.islice(batches, MOST)]
-        if not self._batches:
-            raise InputError("batches= gives no batch; give a list of at least one")
+        self._batches = batches
         self._loss: Loss = F.cross_entropy if loss is None else loss
         self._objective = objective
         self._whole: Landscape | None = None
@@ -86,7 +82,7 @@ class ProbeSet:
             whole = Landscape(self._model, given, device=device, **options)
             self._given = [whole.with_data([batch]) for batch in given]
             self._parts = [whole.with_data([part]) for part in parts]
-        self._whole, self._batches = whole, []
+        self._whole = whole
 
     def landscape(self) -> Landscape:
         """L on all batches, of the network as it is now."""
@@ -105,6 +101,24 @@ class ProbeSet:
         """A landscape with the buffers that the network has now, which are put back after use."""
         network = Network(self._model, landscape.network.names, keeps_mode=True)
         return landscape.changed(network=network)
+
+
+def read(batches: Iterable[Any]) -> list[Any]:
+    """The batches of a probe set: at most eight are read.
+
+    Args:
+        batches: Any iterable of them, or one pair of tensors.
+
+    Raises:
+        InputError: There is none.
+    """
+    if isinstance(batches, tuple) and all(isinstance(t, Tensor) for t in batches):
+        return [batches]
+    with undisturbed([], batches):
+        found = [*itertools.islice(batches, MOST)]
+    if not found:
+        raise InputError("batches= gives no batch; give a list of at least one")
+    return found
 
 
 def _is_pair(batch: Any) -> bool:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lsa.runtime.errors import InputError
 from lsa.watching import spectrum
 from lsa.watching.along import along
 from lsa.watching.noise import Noise
@@ -33,17 +33,11 @@ class Probing:
         probe_set: Where L is known.
         optimizers: Of the training.
         kinds: Which of `KINDS`.
-
-    Raises:
-        InputError: An unknown kind.
     """
 
     def __init__(
         self, probe_set: ProbeSet, optimizers: Sequence[Optimizer], kinds: Sequence[str] = USUAL
     ) -> None:
-        for kind in kinds:
-            if kind not in KINDS:
-                raise InputError(f"measure={kind!r} is unknown; choose from {', '.join(KINDS)}")
         self._probe_set, self._kinds = probe_set, tuple(kinds)
         self._optimizer = optimizers[0] if len(optimizers) == 1 else None
         self._spectrum = spectrum.Spectrum()
@@ -97,6 +91,8 @@ class Probing:
             if square > 0:
                 work["update"] = lambda: along(landscape, start, update).numbers(square)
             found: dict[str, float] = {}
+            if not math.isfinite(square):  # the training has diverged
+                return found
             for kind in self._kinds:
                 if kind in work and (noise or kind != "noise"):
                     found |= tried(kind, work[kind]) or {}

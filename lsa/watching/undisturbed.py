@@ -5,11 +5,19 @@ from __future__ import annotations
 import contextlib
 import random
 from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+_MEASURING = ContextVar("measuring", default=False)
+
+
+def measuring() -> bool:
+    """Whether a measurement is going on, of whichever watch: its passes are not the training's."""
+    return _MEASURING.get()
 
 
 @contextlib.contextmanager
@@ -29,6 +37,7 @@ def undisturbed(tensors: list[Tensor], *sources: Any) -> Iterator[None]:
     kept = [(t, t._version, t.detach().clone()) for t in tensors]
     of_python, of_numpy = random.getstate(), np.random.get_state()
     devices = {"cpu", *("cuda" for _ in cards[:1])}
+    token = _MEASURING.set(True)
     try:
         with contextlib.ExitStack() as stack:
             stack.enter_context(torch.random.fork_rng(cards))
@@ -37,6 +46,7 @@ def undisturbed(tensors: list[Tensor], *sources: Any) -> Iterator[None]:
                 stack.enter_context(torch.autocast(device, enabled=False))
             yield
     finally:
+        _MEASURING.reset(token)
         random.setstate(of_python)
         np.random.set_state(of_numpy)
         for generator, state in zip(generators, states, strict=True):

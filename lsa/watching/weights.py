@@ -41,9 +41,9 @@ class Weights:
     def __init__(
         self, model: nn.Module, optimizers: Sequence[Optimizer], block: Block = block_of
     ) -> None:
-        moved = {id(p) for o in optimizers for g in o.param_groups for p in g["params"]}
-        named = dict(unwrapped(model).named_parameters())
-        chosen = {name: p for name, p in named.items() if id(p) in moved and p.requires_grad}
+        self._moved = _moved_by(optimizers)
+        named, moved = dict(unwrapped(model).named_parameters()), {*self._moved}
+        chosen = {name: p for name, p in named.items() if id(p) in moved}
         if not chosen:
             raise InputError(
                 f"{type(optimizers[0]).__name__} moves none of the model's {len(named)} "
@@ -54,6 +54,10 @@ class Weights:
         self.blocks = list(dict.fromkeys(blocks))
         self._of = torch.tensor([self.blocks.index(b) for b in blocks])
         self._groups = _shard_groups(model, self.parameters)
+
+    def have_changed(self, optimizers: Sequence[Optimizer]) -> bool:
+        """Whether the optimizers move other parameters now: added ones, frozen or thawed ones."""
+        return _moved_by(optimizers) != self._moved
 
     @property
     def sharded(self) -> bool:
@@ -136,6 +140,12 @@ class Weights:
             1, self._of.to(values.device), values
         )
         return dict(zip(self.blocks, sums.unbind(1), strict=True))
+
+
+def _moved_by(optimizers: Sequence[Optimizer]) -> list[int]:
+    """The ids of the parameters that optimizers move."""
+    groups = (group for o in optimizers for group in o.param_groups)
+    return [id(p) for group in groups for p in group["params"] if p.requires_grad]
 
 
 def _local(tensor: Tensor) -> Tensor:

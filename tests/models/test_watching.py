@@ -115,3 +115,19 @@ def test_lightning(workplace: Path):
     assert (frame.gradient_norm <= 0.5 + 1e-5).all()
     before = frame.gradient_norm_unclipped.dropna()
     assert (before > 0.5).any()
+
+
+def test_lightning_tells_the_noise_of_accumulated_passes_and_of_samples(workplace: Path):
+    callback = lsa.watching.LightningCallback(budget=None, track=False, strict=True)
+    fitted(workplace, callback, accumulate_grad_batches=2)
+    assert [row["step"] for row in callback.watch.rows if "noise_trace" in row] == [1, 2, 3, 4]
+
+
+def test_samples_of_hugging_faces_gpt_2(workplace: Path, caplog: pytest.LogCaptureFixture):
+    """Its linear layers are turned, its head is tied, and its positions are all samples'."""
+    callback = lsa.watching.HuggingFaceCallback(
+        measure=["noise_of_samples"], every=2, budget=None, track=False, strict=True
+    )
+    finetuned(workplace, callback)
+    assert [row["step"] for row in callback.watch.rows if "noise_trace" in row] == [2, 4, 6]
+    assert "leaves out transformer.wpe.weight: " in caplog.text

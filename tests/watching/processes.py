@@ -87,6 +87,7 @@ def work(rank: int, kind: str, watched: bool, folder: str, port: int) -> None:
         "rows": watch.rows if watched else [],
     }
     Path(folder, f"{rank}.json").write_text(json.dumps(out))
+    dist.barrier()  # one that leaves first may end the other's threads
     dist.destroy_process_group()
 
 

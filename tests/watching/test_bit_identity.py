@@ -38,6 +38,31 @@ def everything(model: Any, optimizer: Any, *, loader: Any, scaler: Any = None) -
     )
 
 
+def single_samples(model: Any, optimizer: Any, *, scaler: Any = None, **_: Any) -> Any:
+    """Where they are not known, this is said and the training goes on."""
+    kinds = ["noise_of_samples", "noise_of_blocks"]
+    options = {"every": 2, "budget": None, "track": False, "measure": kinds}
+    return lsa.watch(model, optimizer, scaler=scaler, **options)
+
+
+def two_at_once(model: Any, optimizer: Any, *, loader: Any, **options: Any) -> Any:
+    stack = contextlib.ExitStack()
+    stack.enter_context(everything(model, optimizer, loader=loader, **options))
+    stack.enter_context(single_samples(model, optimizer, **options))
+    stack.enter_context(everything(model, optimizer, loader=loader, **options))
+    return stack
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_measurements_of_single_samples_change_nothing(case: str):
+    assert CASES[case](single_samples) == CASES[case](unwatched)
+
+
+@pytest.mark.parametrize("case", ["plain", "batch norm", "dropout", "amp", "several", "closures"])
+def test_two_watches_change_nothing(case: str):
+    assert CASES[case](two_at_once) == CASES[case](unwatched)
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_measurements_on_batches_change_nothing(case: str):
     assert CASES[case](everything) == CASES[case](unwatched)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import io
+import pickle
 import random
 from collections.abc import Callable
 from typing import Any
@@ -89,6 +91,8 @@ def plain(
     average: bool = False,
     wrap: Callable[[nn.Module], nn.Module] = lambda m: m,
     loss: Any = F.cross_entropy,
+    zeros: bool = False,
+    between: Callable[[int, nn.Module, torch.optim.Optimizer], Any] = lambda *_: None,
 ) -> dict[str, Any]:
     """A loop as people write it."""
     base = network(*layers)
@@ -100,8 +104,9 @@ def plain(
     seed()
     seen, batches = [], stream(loader)
     with attach(model, optimizer, loader=loader, scaler=scaler if scaled else None):
-        for _ in range(STEPS):
-            optimizer.zero_grad()
+        for step in range(STEPS):
+            seen.append(between(step, base, optimizer))
+            optimizer.zero_grad(set_to_none=not zeros)
             for _ in range(accumulate):
                 x, y = next(batches)
                 half = (
@@ -169,6 +174,119 @@ def closures(attach: Attach) -> dict[str, Any]:
     return fingerprint(seen, model, optimizer)
 
 
+def in_backward(attach: Attach) -> dict[str, Any]:
+    """An optimizer for each parameter, which steps as soon as its gradient is there."""
+    model, loader = network(), data()
+    optimizers = {
+        p: torch.optim.SGD([p], lr=0.05, momentum=0.9) for p in [*model.parameters()][::-1]
+    }
+
+    def used(p: nn.Parameter) -> None:
+        optimizers[p].step()
+        optimizers[p].zero_grad()
+
+    for p in optimizers:
+        p.register_post_accumulate_grad_hook(used)  # pyright: ignore[reportArgumentType]
+    seed()
+    seen, batches = [], stream(loader)
+    with attach(model, [*optimizers.values()], loader=loader):
+        for _ in range(STEPS):
+            x, y = next(batches)
+            value = F.cross_entropy(model(x), y)
+            value.backward()
+            seen += [x.sum(), value]
+    return fingerprint(seen, model, *optimizers.values())
+
+
+def twice(attach: Attach) -> dict[str, Any]:
+    """A network that is used twice in a step."""
+    model, loader = network(nn.Dropout(0.2)), data()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    seed()
+    seen, batches = [], stream(loader)
+    with attach(model, optimizer, loader=loader):
+        for _ in range(STEPS):
+            x, y = next(batches)
+            optimizer.zero_grad()
+            value = F.cross_entropy(model(x), y) + 0.1 * model(-x).square().mean()
+            value.backward()
+            seen += [x.sum(), value]
+            optimizer.step()
+    return fingerprint(seen, model, optimizer)
+
+
+def evaluated(_step: int, model: nn.Module, _: Any) -> torch.Tensor:
+    """An evaluation between two steps."""
+    model.eval()
+    with torch.no_grad():
+        found = model(torch.ones(3, 1, 8, 8, device=DEVICE)).clone()
+    model.train()
+    return found
+
+
+def thawed(step: int, model: nn.Module, _: Any) -> None:
+    """A layer that is frozen at first."""
+    model[0].requires_grad_(step >= 3)  # pyright: ignore
+
+
+def added(step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """A group of parameters that comes later."""
+    if step == 3:
+        optimizer.add_param_group({"params": [*model[0].parameters()]})  # pyright: ignore
+
+
+def copied(_step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> torch.Tensor:
+    """Copies by every way of network and optimizer, used."""
+    twins = [copy.deepcopy(model), pickle.loads(pickle.dumps(model))]
+    file = io.BytesIO()
+    torch.save((model, optimizer), file)
+    file.seek(0)
+    twins.append(torch.load(file, weights_only=False)[0])
+    optimizers = [copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))]
+    for twin in optimizers:
+        twin.step()
+    for twin in twins:
+        torch.optim.SGD(twin.parameters(), lr=0.1).step()
+    return torch.stack([twin(torch.ones(3, 1, 8, 8, device=DEVICE)).sum() for twin in twins])
+
+
+def resumed(step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """States that are saved and loaded again."""
+    if step == 3:
+        model.load_state_dict(copy.deepcopy(model.state_dict()))
+        optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+
+
+def no_number(step: int, model: nn.Module, _: Any) -> None:
+    """Weights that are no numbers from a step on."""
+    if step == 4:
+        with torch.no_grad():
+            model[0].bias.fill_(float("nan"))  # pyright: ignore
+
+
+def optimizer(name: str, **options: Any) -> Callable[[Attach], dict[str, Any]]:
+    """A plain training with one of torch's optimizers."""
+    options = {"lr": 1e-2} | options
+    return lambda a: plain(a, make=lambda p: getattr(torch.optim, name)(p, **options))
+
+
+OPTIMIZERS = {
+    "adam, foreach": optimizer("Adam", foreach=True),
+    "adam, one by one": optimizer("Adam", foreach=False),
+    "adamw, fused": optimizer("AdamW", fused=True),
+    "amsgrad, maximising": optimizer("Adam", amsgrad=True, maximize=True),
+    "nesterov, weight decay": optimizer("SGD", momentum=0.9, nesterov=True, weight_decay=0.1),
+    "rmsprop": optimizer("RMSprop", centered=True, momentum=0.5),
+    "adagrad": optimizer("Adagrad"),
+    "adadelta": optimizer("Adadelta", lr=1.0),
+    "nadam": optimizer("NAdam", decoupled_weight_decay=True),
+    "radam": optimizer("RAdam"),
+    "adamax": optimizer("Adamax"),
+    "asgd": optimizer("ASGD"),
+    "rprop": optimizer("Rprop"),
+    "no rate": optimizer("AdamW", lr=0.0),
+}
+
 CASES: dict[str, Callable[[Attach], dict[str, Any]]] = {
     "plain": plain,
     "sgd": lambda a: plain(a, make=lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9)),
@@ -186,4 +304,19 @@ CASES: dict[str, Callable[[Attach], dict[str, Any]]] = {
     "loss module": lambda a: plain(a, loss=nn.CrossEntropyLoss()),
     "several": several,
     "closures": closures,
+    "zeros for none": lambda a: plain(a, zeros=True),
+    "zeros, accumulation": lambda a: plain(a, zeros=True, accumulate=2),
+    "in backward": in_backward,
+    "twice a step": twice,
+    "evaluated": lambda a: plain(a, nn.BatchNorm2d(4), nn.Dropout(0.2), between=evaluated),
+    "thawed": lambda a: plain(a, between=thawed),
+    "added": lambda a: plain(
+        a,
+        make=lambda p: torch.optim.AdamW([*p][2:], lr=1e-2),
+        between=added,
+    ),
+    "copied": lambda a: plain(a, nn.BatchNorm2d(4), between=copied),
+    "resumed": lambda a: plain(a, between=resumed),
+    "no number": lambda a: plain(a, between=no_number),
+    **OPTIMIZERS,
 }

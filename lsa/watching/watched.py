@@ -1,0 +1,277 @@
+"""A training that is watched: what its hooks tell, when something is measured, where it goes."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lsa.watching import hooks
+from lsa.watching import norms as norms_
+from lsa.watching.alarm import Alarm
+from lsa.watching.budget import Budget
+from lsa.watching.gradients import Gradients
+from lsa.watching.history import History
+from lsa.watching.losses import Losses
+from lsa.watching.outputs import Outputs
+from lsa.watching.own_noise import SAMPLES
+from lsa.watching.parallel_probing import ParallelProbing
+from lsa.watching.parts import Parts
+from lsa.watching.probing import Probing
+from lsa.watching.weights import Weights
+
+log = logging.getLogger("lsa.watch")
+
+Row = dict[str, float]
+T = TypeVar("T")
+
+
+class Inside(NamedTuple):
+    """What is known of the network, as long as the optimizers move the same parameters."""
+
+    weights: Weights
+    gradients: Gradients
+    probes: Probing | ParallelProbing | None
+
+
+class Plan(NamedTuple):
+    """When something is measured, as far as the budget allows."""
+
+    norms: int  # steps between norms
+    every: int  # steps between measurements on the probe set, and of single samples
+    samples: bool  # whether single samples are measured
+
+
+class Watch:
+    """A training that is watched; `lsa.watch` makes it.
+
+    Attributes:
+        step: Number of the last optimizer step.
+    """
+
+    def __init__(
+        self,
+        inside: Callable[[], Inside],
+        optimizers: Sequence[Optimizer],
+        *,
+        losses: Losses,
+        outputs: Outputs,
+        plan: Plan,
+        budget: Budget,
+        strict: bool,
+        step: int,
+        alarm: Alarm,
+    ) -> None:
+        self.step = step
+        self._optimizers, self._losses = list(optimizers), losses
+        self._plan, self._budget, self._parts = plan, budget, Parts(budget, strict=strict)
+        self._history, self._outputs, self._alarm = History(), outputs, alarm
+        self._next_norms = step + 1
+        self._probing = self._trying = False  # after the step at hand; a trial alone
+        self._sampling = False  # single samples in the step at hand
+        self._handles: list[Any] = []
+        self._inner: list[Any] = []  # handles of what a change of the parameters makes anew
+        self._open = True
+        self._inside = inside
+        self._look_inside()
+        if self._sees:
+            self._handles = [
+                *hooks.attach(self._optimizers, self),
+                *losses.attach(lambda work: self._run("loss", work, whole=False)),
+            ]
+            self._plan_samples()
+        if self._weights.leads:
+            self._run("logging", outputs.open, whole=False)
+            atexit.register(self.close)
+
+    @property
+    def _sees(self) -> bool:
+        """Whether this process measures."""
+        return self._weights.leads or self._weights.sharded
+
+    def _look_inside(self) -> None:
+        """Take the network's parameters as they are now."""
+        for handle in self._inner:
+            handle.remove()
+        self._weights, self._gradients, self._probes = self._inside()
+        self._norms = norms_.Norms(self._weights)
+        if self._sees:
+            self._inner = self._gradients.attach(
+                self._norms_are_due,
+                lambda part, work: self._run(part, work, whole=False),
+                self._samples_are_due if self._plan.samples else None,
+            )
+
+    # --- what the hooks tell ---------------------------------------------------------------------
+
+    def begins(self) -> None:
+        """The first optimizer is about to step."""
+        step = self.step + 1
+        due = self._probes is not None and step % self._plan.every == 0
+        self._probing = due and self._parts.are_on("norms", "probes")
+        if self._probing:
+            allowed, unknown = self._budget.allows("probes"), self._budget.unknown("probes")
+            choice = self._weights.agreed(allowed + 2 * unknown)  # processes measure together
+            self._probing, self._trying = bool(choice % 2), choice >= 2
+        if self._probing:  # with all that belongs to the step
+            self._next_norms = min(self._next_norms, step)
+        if self._probing or step in (self._next_norms - 1, self._next_norms):
+            if self._weights.have_changed(self._optimizers):
+                self._run("norms", self._look_inside, whole=False)
+            self._run("norms", lambda: self._norms.before(step), whole=False)
+
+    def has_gradients(self, optimizer: Optimizer, loss: Any) -> None:
+        """An optimizer has its gradients."""
+        self._losses.add(loss)
+        if self._norms_are_due():
+            take = self._gradients.take
+            # What one optimizer was given may be gone when the next one steps.
+            kept = loss is not None or len(self._optimizers) > 1
+            self._run("norms", lambda: take(optimizer, kept=kept), whole=False)
+
+    def ends(self) -> None:
+        """The last optimizer has stepped."""
+        self.step += 1
+        self._budget.stepped()
+        row: Row = {}
+        if self._probing or self.step == self._next_norms:
+            self._weights.wait()
+        before = self._run("norms", self._start, whole=False) if self._probing else None
+        if self.step == self._next_norms:
+            row |= self._run("norms", self._measure_norms) or {}
+            self._next_norms += self._weights.agreed(self._interval())
+        self._plan_samples()
+        if before is not None and self._trying:
+            self._try_probes()
+        elif before is not None:
+            row |= self._run("probes", lambda: self._measure_probes(before)) or {}
+        self._losses.forget()
+        if row and self._weights.leads:
+            self._run("logging", lambda: self._record(row), whole=False)
+
+    def loss(self, value: Any) -> None:
+        """Tell the training's loss, where no hook sees it: a plain function in a plain loop."""
+        self._losses.add(value)
+
+    def batch(self, batch: Any) -> None:
+        """Tell the batch of a pass, where calls of the model do not say that one begins.
+
+        The callback of Lightning does: `training_step` calls the module's parts, or all of it.
+        """
+        if self._norms_are_due():
+            self._run("norms", lambda: self._gradients.noise.tell(batch), whole=False)
+
+    def _norms_are_due(self) -> bool:
+        return self.step + 1 == self._next_norms and self._parts.are_on("norms")
+
+    def _samples_are_due(self) -> bool:
+        return self._sampling and self._norms_are_due()
+
+    def _plan_samples(self) -> None:
+        """See whether single samples are measured in the step that comes."""
+        step = self.step + 1
+        due = self._plan.samples and step % self._plan.every == 0
+        self._sampling = due and self._parts.are_on(SAMPLES) and self._budget.allows(SAMPLES)
+        if self._sampling:
+            self._next_norms = step
+
+    def _interval(self) -> int:
+        """Steps to the next measurement of norms, which take half of the budget beside others."""
+        share = 1.0 if self._probes is None else 0.5
+        return self._budget.interval("norms", self._plan.norms, share)
+
+    def _start(self) -> list[Tensor]:
+        """A copy of θ before the step."""
+        return [p.clone() for p in self._norms.start]
+
+    def _measure_norms(self) -> Row:
+        blocks = self._outputs.blocks_are_due(self.step)
+        products = self._norms.after(self.step, self._gradients.given(), each=blocks)
+        row: Row = {"learning_rate": float(self._optimizers[0].param_groups[0]["lr"])}
+        loss = self._losses.mean()
+        if loss is not None:
+            row["loss"] = loss.item()
+        row |= norms_.numbers(products.sum(1).tolist())
+        before = self._gradients.norm_before_clipping(row["gradient_norm"])
+        if before is not None:
+            row["gradient_norm_unclipped"] = before
+        part = SAMPLES if self._sampling else "noise of passes"
+        row |= self._run(part, self._gradients.noise_numbers) or {}
+        if blocks:
+            for block, values in self._weights.by_block(products).items():
+                numbers = norms_.numbers(values.tolist())
+                row |= {f"{n}/{block}": numbers[n] for n in norms_.NAMES if n in numbers}
+        self._gradients.forget()
+        return row
+
+    def _measure_probes(self, before: list[Tensor]) -> Row:
+        assert self._probes is not None
+        return self._probes.measure(before, self._run, noise=not self._gradients.noise.known)
+
+    def _try_probes(self) -> None:
+        """See what a pass over the probe set takes."""
+        probes = self._probes
+        assert probes is not None
+        self._run("probes", probes.ready, whole=False)
+        self._run("trial of probes", probes.try_one)
+        if self._parts.are_on("trial of probes"):
+            self._budget.expect("probes", probes.passes)
+
+    # --- what becomes of it ----------------------------------------------------------------------
+
+    def _record(self, row: Row) -> None:
+        row = {**row, "overhead": self._budget.overhead}
+        if self._alarm.sees(self.step, row):
+            row["alarm"] = 1.0
+            log.warning("watch: steps go too far at step %d; the loss may rise soon", self.step)
+        self._history.add(self.step, row)
+        self._outputs.put(self.step, row)
+
+    def _run(self, part: str, work: Callable[[], T], *, whole: bool = True) -> T | None:
+        return self._parts.run(part, self.step, work, whole=whole)
+
+    @property
+    def history(self) -> Any:
+        """All that was measured as a pandas DataFrame, one row a step."""
+        return self._history.frame()
+
+    @property
+    def rows(self) -> list[Row]:
+        """The same as mappings, each with what was measured at its step."""
+        return self._history.rows()
+
+    @property
+    def alarms(self) -> list[int]:
+        """Steps at which an alarm was raised."""
+        return self._alarm.steps
+
+    def figure(self) -> Any:
+        """What was measured over the steps, as a matplotlib figure."""
+        from lsa.figures.watch import draw
+
+        return draw(self._history.column, f"{self.step} steps of training", self.alarms)
+
+    def close(self, status: str = "FINISHED") -> None:
+        """Take the hooks off, log the history and a figure, and send the rest.
+
+        Args:
+            status: That a run is ended with if it was made here.
+        """
+        if not self._open:
+            return
+        self._open = False
+        atexit.unregister(self.close)
+        for handle in [*self._handles, *self._inner]:
+            handle.remove()
+        if self._weights.leads:
+            self._run("logging", lambda: self._outputs.close(self._history, status))
+
+    def __enter__(self) -> Watch:
+        return self
+
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        self.close("FINISHED" if kind is None else "FAILED")

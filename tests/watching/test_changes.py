@@ -1,0 +1,163 @@
+"""What a training may do to its own parts while it is watched, and the numbers that follow."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import lsa
+from lsa.watching.probing import KINDS
+
+
+def setting() -> tuple[nn.Sequential, Tensor, Tensor]:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 3))
+    return model, torch.randn(24, 6), torch.arange(24) % 3
+
+
+def watched(model: nn.Module, optimizer, **options) -> lsa.watching.Watch:
+    given = {"budget": None, "track": False, "every": 1, "strict": True}
+    return lsa.watch(model, optimizer, **(given | options))
+
+
+def step(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor) -> float:
+    """One step; the length of all gradients."""
+    optimizer.zero_grad()
+    F.cross_entropy(model(x), y).backward()
+    found = [p.grad.square().sum() for p in model.parameters() if p.grad is not None]
+    optimizer.step()
+    return math.sqrt(sum(map(float, found)))
+
+
+@pytest.mark.parametrize("way", ["thawed", "added", "frozen"])
+def test_other_parameters_than_at_first_are_followed(way: str):
+    model, x, y = setting()
+    if way == "thawed":
+        model[0].requires_grad_(False)
+    parameters = model[2].parameters() if way == "added" else model.parameters()
+    optimizer = torch.optim.SGD(parameters, lr=0.1)
+    kinds = [k for k in KINDS if k != "batch_sharpness"] + ["noise_of_samples"]
+    with watched(model, optimizer, batches=(x, y), measure=kinds) as watch:
+        norms = [step(model, optimizer, x, y)]
+        if way == "added":
+            norms[0] = math.nan  # of parameters that nothing moves too
+            optimizer.add_param_group({"params": [*model[0].parameters()]})
+        else:
+            model[0].requires_grad_(way == "thawed")
+        norms += [step(model, optimizer, x, y) for _ in range(2)]
+    found = [row["gradient_norm"] for row in watch.rows]
+    assert found[1:] == pytest.approx(norms[1:], rel=1e-5)
+    last = watch.rows[-1]
+    assert ("gradient_norm/0" in last) == (way != "frozen")
+    # The step and what it gains are of all parameters that move.
+    assert last["update_norm"] == pytest.approx(0.1 * norms[-1], rel=1e-4)
+    assert last["gain_first_order"] == pytest.approx(0.1 * norms[-1] ** 2, rel=1e-2)
+    assert "lambda_max" in last and "noise_trace" in last
+
+
+def test_gradients_that_are_used_as_they_are_made():
+    model, x, y = setting()
+    optimizers = {p: torch.optim.SGD([p], lr=0.1) for p in [*model.parameters()][::-1]}
+
+    def used(p: nn.Parameter) -> None:
+        optimizers[p].step()
+        optimizers[p].zero_grad(set_to_none=False)
+
+    for p in optimizers:
+        p.register_post_accumulate_grad_hook(used)  # pyright: ignore[reportArgumentType]
+    with watched(model, [*optimizers.values()]) as watch:
+        for _ in range(3):
+            exact = torch.autograd.grad(F.cross_entropy(model(x), y), [*model.parameters()])
+            F.cross_entropy(model(x), y).backward()
+            length = math.sqrt(sum(float(g.square().sum()) for g in exact))
+            assert watch.rows[-1]["gradient_norm"] == pytest.approx(length, rel=1e-5)
+            assert watch.rows[-1].get("gradient_norm_unclipped", length) >= 0.999 * length
+
+
+class Model(nn.Module):
+    """Whose outputs have a loss."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = setting()[0]
+
+    def forward(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        return {"loss": F.cross_entropy(self.network(x), y)}
+
+
+def test_a_watch_does_not_take_the_passes_of_another_for_the_trainings():
+    model, (_, x, y) = Model(), setting()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def objective(model: nn.Module, batch: tuple[Tensor, Tensor]) -> lsa.Terms:
+        return lsa.Terms(model(*batch)["loss"] * len(batch[0]), len(batch[0]))
+
+    some = [(x[:7], y[:7]), (x[7:14], y[7:14]), (x[14:21], y[14:21])]
+    watches = [
+        watched(model, optimizer, batches=some, objective=objective),
+        watched(model, optimizer, measure=["noise_of_samples"]),
+        watched(model, optimizer, batches=some, objective=objective),
+    ]
+    for _ in range(3):
+        optimizer.zero_grad()
+        loss = model(x, y)["loss"]
+        loss.backward()
+        optimizer.step()
+    for watch in watches:
+        watch.close()
+        assert watch.rows[-1]["loss"] == pytest.approx(loss.item())
+    assert watches[1].rows[-1]["noise_trace"] > 0
+
+
+@pytest.mark.parametrize("way", ["one pass forward, two back", "unequal passes", "two passes"])
+def test_only_equal_draws_tell_the_noise(way: str):
+    model, x, y = setting()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with watched(model, optimizer) as watch:
+        if way.startswith("one"):
+            outputs = model(x)
+            F.cross_entropy(outputs, y).backward(retain_graph=True)
+            (0.1 * outputs.square().mean()).backward()
+        else:
+            cut = 16 if way == "unequal passes" else 12
+            for part in (slice(0, cut), slice(cut, 24)):
+                loss = F.cross_entropy(model(x[part]), y[part], reduction="sum") / 24
+                loss.backward()
+        optimizer.step()
+    assert ("noise_trace" in watch.rows[0]) == (way == "two passes")
+
+
+def test_weights_that_are_no_numbers_are_not_measured_on():
+    model, x, y = setting()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with watched(model, optimizer, batches=(x, y), measure=KINDS) as watch:
+        step(model, optimizer, x, y)
+        step(model, optimizer, x * math.nan, y)
+        step(model, optimizer, x, y)
+    first, *others = watch.rows
+    assert "lambda_max" in first and math.isfinite(first["gradient_norm"])
+    assert all(math.isnan(row["gradient_norm"]) for row in others)
+    assert not any("lambda_max" in row or "probe_loss" in row for row in others)
+
+
+def test_nothing_is_left_of_a_watch_that_is_closed():
+    model, x, y = setting()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    loss = nn.CrossEntropyLoss()
+    kinds = ["update", "noise_of_samples"]
+    options = {"batches": (x, y), "loss": loss, "measure": kinds}
+    with pytest.raises(KeyError), watched(model, optimizer, **options) as watch:
+        step(model, optimizer, x, y)
+        model[0].requires_grad_(False)
+        step(model, optimizer, x, y)
+        raise KeyError("of the training")
+    step(model, optimizer, x, y)
+    assert watch.step == 2
+    assert not optimizer._optimizer_step_pre_hooks and not optimizer._optimizer_step_post_hooks
+    for module in (*model.modules(), loss):
+        assert not module._forward_hooks and not module._forward_pre_hooks
+    assert not any(p._post_accumulate_grad_hooks for p in model.parameters())  # pyright: ignore
