@@ -25,12 +25,13 @@ MIXED = (
 
 
 def notes(landscape: Landscape, theta: Tensor, drawn: bool) -> tuple[str, ...]:
-    """What the reader of numbers from batches must know, from the first batch.
+    """Notes on numbers from batches, from checks of the first batch.
 
     Args:
-        landscape: Of batches.
-        theta: Where.
-        drawn: Whether the network draws random numbers, so that parts of a batch draw others.
+        landscape: On batches; a landscape on tensors gives no notes.
+        theta: θ `(d,)`.
+        drawn: Whether the network draws random numbers. The checks compare a batch with its parts,
+            which would draw others, so they are skipped then.
 
     Raises:
         InputError: `Terms.total` has another gradient than the samples that it is the sum of, or

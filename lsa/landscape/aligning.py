@@ -22,7 +22,7 @@ from lsa.runtime.errors import InputError
 
 @dataclass(frozen=True)
 class Moved:
-    """B with the function that it had, near A."""
+    """Network B moved along its symmetries: the same function, with weights near A's."""
 
     end: Tensor  # (d,)
     units_moved: float  # fraction of the units that have another place, or are mixed with others
@@ -32,10 +32,18 @@ class Moved:
 def alignable(
     landscape: Landscape, theta: Tensor
 ) -> tuple[PermutationSpec | Symmetries | None, list[str]]:
-    """What may be changed in a network without changing its function; or None. And notes on it.
+    """The changes of the weights that keep a network's function, and notes on those left out.
 
-    Units of convolutional and fully connected networks are read from the traced network, other
-    symmetries from a forward pass at θ `(d,)`.
+    Hidden units of convolutional and fully connected networks are read from the traced network
+    (Ainsworth et al. 2023), symmetries of transformers from a forward pass (Theus et al. 2025).
+
+    Args:
+        landscape: Of the network.
+        theta: θ `(d,)`, at which the forward pass is recorded.
+
+    Returns:
+        Groups of units, or symmetries; None where neither is known. One note for each part that
+        cannot be aligned.
     """
     if getattr(landscape.model, "symmetries", None) is None:
         try:
@@ -66,7 +74,18 @@ def align(
     b: Tensor,
     rng: torch.Generator,
 ) -> Moved:
-    """θ_B `(d,)` along these symmetries, near θ_A."""
+    """Move θ_B along the network's symmetries so that it lies near θ_A.
+
+    Args:
+        landscape: Of the network, which both have.
+        spec: From `alignable`.
+        a: θ_A `(d,)`.
+        b: θ_B `(d,)`.
+        rng: Source of the starting points of several runs; the best is kept.
+
+    Raises:
+        InputError: A weight is not finite.
+    """
     one, other = landscape.unflatten(a), landscape.unflatten(b)
     if isinstance(spec, Symmetries):
         best = aligned(spec, one, other, rng)

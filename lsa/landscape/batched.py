@@ -120,11 +120,15 @@ class Batched:
         """One batch as functions of θ.
 
         Args:
-            network: That has θ.
+            network: The network, whose parameters are θ.
             batch: The batch.
-            n: N.
-            total: W, the weight of all units.
-            leaves_out: Whether some unit weighs nothing, so that no share of errors is known.
+            n: Number N of units in the whole data set.
+            total: Weight W of all units.
+            leaves_out: Whether some unit has weight 0. Then the share of mistakes is not known.
+
+        Raises:
+            InputError: From the functions: the batch has another weight than when it was counted,
+                or the objective gives no outputs for a Gauss–Newton part.
         """
         expected = self.batches.counts[batch.index]
         units = expected.units if batch.rows is None else len(batch.rows)
@@ -184,7 +188,13 @@ class Batched:
         return self.terms(network, batch.content, batch.index)
 
     def terms(self, network: Network, content: Any, index: int = 0) -> Terms:
-        """The objective's terms of a batch, with the θ that the network has."""
+        """The objective's terms of a batch, at the θ that the network holds now.
+
+        Args:
+            network: The network.
+            content: The batch, on the network's device.
+            index: Number of the batch, which seeds its random draws.
+        """
         if self._writes != [False]:
             content = cloned(content)
 
@@ -211,7 +221,10 @@ class Batched:
     # --- other data ------------------------------------------------------------------------------
 
     def subset(self, indices: Tensor, network: Network) -> Batched:
-        """Some of the units. Every batch that contains one of them is computed in full."""
+        """The data of some units only, by their indices `(n,)`.
+
+        A batch is computed in full if it contains one of them.
+        """
         self.count(network)
         other = copy.copy(self)
         other.batches = self.batches.subset(indices)
@@ -230,11 +243,11 @@ class Batched:
         return ((part, part.samples) for part in self.parts(network))
 
     def total(self, value: Tensor, n: int | None = None) -> Tensor:
-        """The sum over all batches, unchanged: one process computes all of them."""
+        """The sum over all batches of a tensor of any shape: unchanged, for one process has all."""
         return value
 
     def gathered(self, values: Tensor, n: int | None = None) -> Tensor:
-        """Values of all units: as they are."""
+        """Values of all units `(N, …)`: unchanged, for one process has all."""
         return values
 
     def recalibrate(self, network: Network) -> None:

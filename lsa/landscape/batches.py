@@ -143,7 +143,7 @@ class Batches:
     # --- other batches of the same data ----------------------------------------------------------
 
     def subset(self, units: Tensor) -> Batches:
-        """Only some of the units, by their number; those of the present selection."""
+        """The batches with a selection of units, by their indices `(n,)` in the present one."""
         other = copy.copy(self)
         units = units.cpu().sort().values
         other._chosen = units if self._chosen is None else self._chosen[units]
@@ -157,12 +157,19 @@ class Batches:
 
     @property
     def chosen(self) -> Tensor | None:
-        """Which units of the whole are meant, sorted; None: all."""
+        """Indices `(n,)` of the selected units in the data set, ascending; None: all of them."""
         return self._chosen
 
 
 def moved(content: Any, device: torch.device, double: bool = False) -> Any:
-    """A batch on a device: mappings as dicts, arrays as tensors; in float64, where wanted."""
+    """A batch on a device.
+
+    Args:
+        content: A pytree of tensors and NumPy arrays. Mappings come back as dicts, arrays as
+            tensors; values of other types are kept.
+        device: Where the tensors go.
+        double: Whether floating-point tensors become float64.
+    """
     if isinstance(content, np.ndarray):
         content = torch.from_numpy(content)
     if isinstance(content, Tensor):
@@ -214,7 +221,12 @@ def _dense(leaf: Any) -> list[Any]:
 
 
 def cut(inputs: Any, targets: Any, size: int) -> list[tuple[Any, Any]]:
-    """Inputs and targets, pytrees of `(N, …)`, as batches of a size.
+    """Inputs and targets as a list of batches.
+
+    Args:
+        inputs: A pytree of tensors `(N, …)`.
+        targets: The same for the targets.
+        size: Samples per batch; the last one may have fewer.
 
     Raises:
         InputError: Their tensors are not equally long.

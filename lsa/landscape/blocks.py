@@ -36,7 +36,13 @@ def blocks(names: Iterable[str], depth: int) -> dict[str, list[str]]:
 
 
 def membership(landscape: Landscape, theta: Tensor, named: Mapping[str, list[str]]) -> Tensor:
-    """Index of the block that each parameter belongs to, `(d,)`."""
+    """Index of the block that each coordinate of θ belongs to, `(d,)` int64.
+
+    Args:
+        landscape: Of the network.
+        theta: θ `(d,)`.
+        named: Block → its parameters, from `blocks`.
+    """
     index = {name: i for i, members in enumerate(named.values()) for name in members}
     parts = landscape.unflatten(theta).items()
     return torch.cat([torch.full((p.numel(),), index[name]) for name, p in parts]).to(theta.device)
@@ -51,10 +57,15 @@ class Slice:
 
 
 def parted(landscape: Landscape, theta: Tensor, named: Mapping[str, list[str]]) -> dict[str, Slice]:
-    """Blocks, those that make queries, keys and values at once in three.
+    """Blocks, with a layer that makes queries, keys and values at once split in three.
 
-    Which rows are whose is read from a forward pass at θ `(d,)`. A projection whose heads are not
-    recognised stays whole.
+    The rows of each are read from a forward pass. A layer whose heads are not recognised stays one
+    block.
+
+    Args:
+        landscape: Of the network.
+        theta: θ `(d,)`.
+        named: Block → its parameters, from `blocks`.
     """
     shapes = {name: tuple(t.shape) for name, t in landscape.unflatten(theta).items()}
     fused = {p.name: h for h in _heads(landscape, theta) for p in h.query if p in _shared(h)}
@@ -105,7 +116,13 @@ def _entries(shapes: Mapping[str, tuple[int, ...]], places: Mapping[str, Place])
 
 
 def owners(landscape: Landscape, theta: Tensor, named: Mapping[str, Slice]) -> Tensor:
-    """Index of the block that each parameter belongs to, `(d,)`."""
+    """Index of the block that each coordinate of θ belongs to, `(d,)` int64.
+
+    Args:
+        landscape: Of the network.
+        theta: θ `(d,)`.
+        named: Block → its part of θ, from `parted`.
+    """
     sizes = {name: t.numel() for name, t in landscape.unflatten(theta).items()}
     at = dict(zip(sizes, torch.arange(len(theta)).split(list(sizes.values())), strict=True))
     of = torch.zeros(len(theta), dtype=torch.int64)
@@ -136,6 +153,6 @@ class SlicedProduct:
         return self._product(self.spread(v))[self._entries]
 
     def measured(self, v: Tensor) -> Derivative:
-        """The product and its error."""
+        """The product `(b,)` with a vector `(b,)` of the block, and its error."""
         value, error = self._product.measured(self.spread(v))
         return Derivative(value[self._entries], error)

@@ -38,9 +38,11 @@ _known: WeakKeyDictionary[Landscape, dict[bytes, tuple[str, ...]]] = WeakKeyDict
 
 
 def notes(landscape: Landscape, theta: Tensor) -> tuple[str, ...]:
-    """Faults of a landscape at θ, one line each; checked once in a process for each θ.
+    """Notes on a landscape at θ, one line each; checked once per process for each θ.
 
-    Nothing where θ is none of the landscape's, or not finite: the probe itself will say so.
+    Args:
+        landscape: What is measured.
+        theta: θ `(d,)`. Of another shape, or not finite, it gives no notes: the probe refuses it.
 
     Raises:
         InputError: The loss is no mean over samples, or the gradient or the Hessian product is

@@ -120,7 +120,15 @@ class Dataflow(TorchFunctionMode):
     def seen(
         self, name: str, args: list[Any], named: dict[str, Any], leaves: list[Tensor], y: Tensor
     ) -> frozenset[Source]:
-        """The sources of a result."""
+        """The sources of the result of one operation.
+
+        Args:
+            name: Of the operation.
+            args: Its positional arguments.
+            named: Its keyword arguments.
+            leaves: All tensors among them.
+            y: The result, a tensor of any shape.
+        """
         sources = frozenset(s for t in leaves for s in self.of.get(id(t), ()))
         views = [v for t in leaves if (v := self.view(t))]
         if name == "linear":
@@ -252,7 +260,7 @@ class Dataflow(TorchFunctionMode):
         return View(name, shape, transposed=turned and t.stride() != (shape[1], 1))
 
     def single(self, t: Tensor) -> Axis | None:
-        """The one axis that has written a tensor, also through norms, if it is one."""
+        """The axis that alone has written a tensor of any shape, norms between; or None."""
         sources = self.of.get(id(t), frozenset())
         while len(sources) == 1:
             ((kind, source),) = sources

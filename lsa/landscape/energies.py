@@ -34,7 +34,7 @@ class SampledPoints:
         self.known: dict[bytes, Sampled] = {}
 
     def at(self, theta: Tensor) -> Sampled:
-        """Losses and mistakes at θ."""
+        """Losses and mistakes of each sample at θ `(d,)`."""
         key = hashlib.blake2b(theta.cpu().numpy().data, digest_size=16).digest()
         if key not in self.known:
             self._say(f"evaluating points: {len(self.known) + 1}")
@@ -48,15 +48,20 @@ class SampledPoints:
         return torch.stack([self.at(point).losses.mean() for point in points])
 
     def height(self, pivots: Tensor, between: int) -> float:
-        """Largest loss at the dense points of a path."""
+        """Largest mean loss at the pivots `(P, d)` and at `between` points inside each segment."""
         return self.energies(refine(pivots, between)).max().item()
 
 
 def mini_batches(training: Landscape, batch_size: int, rng: torch.Generator) -> EnergyFunction:
-    """Energies and gradients of points, all on one mini-batch that is drawn anew in each call.
+    """A function of points `(P, d)` that returns their losses and gradients on one mini-batch.
 
-    Where the data are batches, each call takes the next one of them; or all, where they hold no
-    more than `batch_size` samples.
+    Each call draws a new mini-batch of a training split on tensors. On batches it takes the next
+    batch, or all of them where they hold no more than `batch_size` samples.
+
+    Args:
+        training: The split from which mini-batches are drawn.
+        batch_size: Samples per mini-batch.
+        rng: Draws the samples; on the CPU.
     """
     if isinstance(training.data, Batched):
         return _given_batches(training, batch_size)
@@ -90,7 +95,16 @@ def _given_batches(training: Landscape, batch_size: int) -> EnergyFunction:
 
 
 def gradient_by_batches(landscape: Landscape, theta: Tensor, batch_size: int) -> Tensor:
-    """∇L(θ) in float64; under batch norm the mean over mini-batches of the whole landscape."""
+    """∇L(θ) `(d,)` in float64.
+
+    A network with batch norm is measured in training mode, as the mean over mini-batches that
+    together hold all samples.
+
+    Args:
+        landscape: What is measured.
+        theta: θ `(d,)`.
+        batch_size: Samples per mini-batch, about.
+    """
     by_batch = landscape.on_batch_statistics()
     if by_batch is landscape or isinstance(landscape.data, Batched):
         return by_batch.gradient(theta).double()

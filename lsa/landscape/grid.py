@@ -70,7 +70,14 @@ def grid(
 
 
 def point(landscape: Landscape, theta: Tensor, base: Tensor) -> Point:
-    """Loss and error at θ; `base` `(N,)` are the per-sample losses that rises are paired with."""
+    """Loss and share of mistakes at θ, with standard errors over the samples.
+
+    Args:
+        landscape: What is measured.
+        theta: θ `(d,)`.
+        base: Per-sample losses `(N,)` in float64; the error of the rise is that of the differences
+            from them.
+    """
     losses, wrong = landscape.per_sample(theta)
     losses, n = landscape.influences(losses).double(), len(losses)
     mistakes = torch.full_like(losses, math.nan) if wrong is None else wrong.double()

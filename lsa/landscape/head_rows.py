@@ -19,7 +19,12 @@ class UnknownError(Exception):
 
 
 def heads_of(flow: Dataflow, attention: Attended) -> Heads:
-    """Heads of one attention, by the rows of its projections."""
+    """Heads of one attention, by the rows of the layers that make queries, keys and values.
+
+    Raises:
+        UnknownError: The attention, or a layer that makes or reads it, has a form that is not
+            recognised.
+    """
     q, k, v = attention.query, attention.key, attention.value
     if any(t.ndim != 4 for t in (q, k, v)) or q.shape[2] < 2:
         raise UnknownError("attention is not over (batch, heads, places, width)")

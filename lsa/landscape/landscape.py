@@ -123,7 +123,7 @@ class Landscape(Problem):
         return self.data.gathered(losses), self._gathered(wrong)
 
     def evaluate(self, theta: Tensor) -> Evaluation:
-        """Loss and error with standard errors over the N samples."""
+        """Loss and share of mistakes at θ `(d,)`, with standard errors over the N samples."""
         losses, wrong = self.per_sample(theta)
         return values.evaluation(self.influences(losses), wrong)
 
@@ -262,7 +262,7 @@ class Landscape(Problem):
         return product
 
     def graph_size(self, theta: Tensor) -> float:
-        """Bytes per sample that a product with H keeps for the next, where memory allows."""
+        """Bytes per sample that a product with H at θ `(d,)` keeps for the next, if they fit."""
         part = next(iter(self._parts()))
         with self.network.at(_leaf(theta)):
             return products.graph_size(part, theta) / part.samples

@@ -135,7 +135,7 @@ class Network:
 
     @property
     def values(self) -> list[Tensor]:
-        """What stands for its parameters now, within a block of `at`."""
+        """The tensors that stand for the parameters within a block of `at`, in the order of θ."""
         return self._values
 
     @property
@@ -159,9 +159,13 @@ class Network:
             return self(x)
 
     def evaluated(self, function: Callable[[], Any]) -> Any:
-        """Call a function of the network, with gradients on where it differentiates itself.
+        """Call a function of the network, with gradients on if it differentiates by itself.
 
-        By its inputs (a physics-informed loss), or by its parameters (a step of an inner training).
+        It may do so by its inputs (a physics-informed loss) or by its parameters (an inner step of
+        training).
+
+        Raises:
+            InputError: It asks for a gradient by a tensor that needs none here.
         """
         with torch.enable_grad() if self._differentiates else contextlib.nullcontext():
             try:

@@ -109,6 +109,10 @@ def weighted(loss: Loss, weights: Callable[[Any], Tensor]) -> Objective:
     Args:
         loss: `(outputs, targets) → (n,)`, the loss of each sample, as `reduction="none"` gives it.
         weights: `batch → (n,)`.
+
+    Raises:
+        InputError: From a batch, where the losses or the weights are not `(n,)`, or the batch is
+            neither a pair nor a mapping with `labels`.
     """
 
     def objective(model: nn.Module, batch: Any) -> Terms:
@@ -136,6 +140,9 @@ def per_token(*, ignore_index: int = IGNORED, shift: bool = True) -> Objective:
     Args:
         ignore_index: Label of tokens that do not count.
         shift: Whether the logits at a position predict the label at the next one.
+
+    Raises:
+        InputError: From a batch, where the logits are not `(n, T, C)`, or the batch has no labels.
     """
 
     def objective(model: nn.Module, batch: Any) -> Terms:
@@ -152,7 +159,14 @@ def per_token(*, ignore_index: int = IGNORED, shift: bool = True) -> Objective:
 
 
 def tokens(logits: Tensor, labels: Tensor, *, ignore_index: int, shift: bool) -> Terms:
-    """Cross entropy of logits `(n, T, C)` and labels `(n, T)`, summed over tokens that count."""
+    """Cross entropy per sequence, with the number of tokens that count as its weight.
+
+    Args:
+        logits: `(n, T, C)`.
+        labels: `(n, T)`, int64.
+        ignore_index: Label of tokens that do not count.
+        shift: Whether the logits at a position predict the label at the next one.
+    """
     if shift:
         logits, labels = logits[:, :-1], labels[:, 1:]
     each = F.cross_entropy(

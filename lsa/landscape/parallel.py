@@ -145,19 +145,35 @@ class ParallelLandscape:
         )
 
     def extremes(self, theta: Tensor, rng: torch.Generator, **options: Any) -> Extremes:
-        """Both ends of the spectrum; `options` of `eigenpairs.lanczos`. Seed `rng` alike."""
+        """Both ends of the spectrum of H(θ).
+
+        Args:
+            theta: This process's part of θ.
+            rng: Seeded alike in all processes.
+            **options: Of `lsa.maths.spectra.eigenpairs.lanczos`.
+        """
         start = eigenpairs.start_vector(theta, rng, self.gradient(theta), self.space)
         return eigenpairs.lanczos(self.hessian(theta), start, rng=rng, space=self.space, **options)
 
     def density(self, theta: Tensor, rng: torch.Generator, **options: Any) -> Quadrature:
-        """The spectral density; `options` of `spectral_density`. Seed `rng` alike."""
+        """The spectral density of H(θ).
+
+        Args:
+            theta: This process's part of θ.
+            rng: Seeded alike in all processes.
+            **options: Of `lsa.maths.spectra.quadrature.spectral_density`.
+        """
         given = {"dtype": theta.dtype, "device": theta.device, "space": self.space}
         return spectral_density(self.hessian(theta), len(theta), rng=rng, **given, **options)
 
     def noise_scale(self, theta: Tensor, parts: int = noise_scale.PARTS) -> NoiseScale:
-        """Of batches of equal weight, as `lsa.landscape.noise_scale` has it of samples.
+        """The gradient noise scale tr C/|G|² from batches of equal weight (McCandlish et al. 2018).
 
-        The unit of the noise is a unit of weight: tokens, where the objective counts them.
+        Its unit is a unit of weight: tokens, where the objective counts tokens.
+
+        Args:
+            theta: This process's part of θ.
+            parts: Batches whose gradients are compared, at most.
 
         Raises:
             InputError: Fewer than 3 batches, or of unequal weight.
@@ -181,7 +197,7 @@ class ParallelLandscape:
         return self.loss(theta + step) - self.loss(theta)
 
     def directional_sharpness(self, theta: Tensor) -> float:
-        """gᵀHg/|g|² along the gradient."""
+        """gᵀHg/|g|², the curvature along the gradient, at this process's part of θ `(d,)`."""
         g = self.gradient(theta)
         return self.space.dot(g, self.hessian(theta)(g)) / float(self.space.length(g)) ** 2
 
@@ -225,7 +241,11 @@ class ParallelLandscape:
 
 
 def with_share(terms: Terms, share: float) -> Tensor:
-    """What a batch adds to L; its graph has every parameter in it where the share is 0 too."""
+    """The scalar that a batch adds to L; with a share of 0 its graph still holds every parameter.
+
+    Raises:
+        InputError: The share is not finite, since the weights of all batches sum to 0.
+    """
     if not math.isfinite(share):
         raise InputError("the weights of all batches sum to 0; some must count")
     value = terms.total * share

@@ -233,7 +233,7 @@ class Problem:
         return self.changed(data=other.data)
 
     def subset(self, indices: Tensor) -> Self:
-        """The same network and loss on some of the units."""
+        """The same network and loss on some of the units, by their indices `(n,)`."""
         if isinstance(self.data, Samples):
             return self.changed(data=self.data.subset(indices))
         return self.changed(data=self.data.subset(indices, self.network))
@@ -268,8 +268,12 @@ class Problem:
     def restricted(self, theta: Tensor, names: Collection[str]) -> Self:
         """L as a function of the named parameters alone, the others fixed at θ.
 
-        Its Hessian is a diagonal block of H, and costs less: no backward pass goes deeper than the
-        named parameters do. Where it starts, `restricted.theta` is their part of θ.
+        Its Hessian is a diagonal block of H. A product costs less, for no backward pass goes deeper
+        than the named parameters. The θ of the result is their part `(b,)` of θ.
+
+        Args:
+            theta: θ `(d,)`, at which the other parameters are fixed.
+            names: Of the parameters.
 
         Raises:
             InputError: No names, or a name that is no trainable parameter's.

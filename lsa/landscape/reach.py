@@ -41,7 +41,11 @@ def check_views(model: nn.Module, before: dict[str, list[Any]]) -> None:
 
 
 def check_untouched(few: Landscape, theta: Tensor) -> None:
-    """See that a forward pass leaves θ as it is.
+    """Check that a forward pass leaves θ as it is.
+
+    Args:
+        few: The landscape on a few samples.
+        theta: θ `(d,)`.
 
     Raises:
         InputError: It writes into a parameter.
@@ -64,7 +68,11 @@ def check_untouched(few: Landscape, theta: Tensor) -> None:
 
 
 def check_alone(few: Landscape, theta: Tensor) -> None:
-    """See that the loss depends on no trainable tensor but θ.
+    """Check that the loss depends on no trainable tensor but θ.
+
+    Args:
+        few: The landscape on a few samples.
+        theta: θ `(d,)`.
 
     Raises:
         InputError: It does: a forward that was replaced or a hook calls layers of another network.
@@ -85,7 +93,7 @@ def check_alone(few: Landscape, theta: Tensor) -> None:
 
 
 def without_influence(landscape: Landscape, theta: Tensor) -> str:
-    """A line on the parameters that the loss does not depend on; empty where it needs all."""
+    """A note that names the parameters without influence on the loss at θ `(d,)`; "" for none."""
     network = landscape.network
     waiting = set(range(len(network.names)))
     for part in landscape.data.parts(network):

@@ -64,10 +64,10 @@ def symmetries(landscape: Landscape, theta: Tensor) -> Symmetries:
 
 
 def recorded(landscape: Landscape, theta: Tensor) -> Dataflow:
-    """A recording of one forward pass, with its graph.
+    """One forward pass at θ `(d,)`, recorded with its graph.
 
     Raises:
-        InputError: The network does not pass where its operations are looked at.
+        InputError: The network fails while its operations are recorded.
     """
     theta = theta.detach().requires_grad_()
     shapes = {name: tuple(t.shape) for name, t in landscape.unflatten(theta).items()}

@@ -97,15 +97,21 @@ class Samples:
         return 0 if self.ratios is None else int((self.ratios > 0).nonzero()[0])
 
     def subset(self, indices: Tensor) -> Samples:
-        """Some of the samples."""
+        """Some of the samples, by their indices `(n,)`."""
         return replace(self, x=self.x[indices], y=self.y[indices])
 
     def other(self, x: Tensor, y: Tensor) -> Samples:
-        """Other samples with the same loss, without checking again how it weighs them."""
+        """The same loss on other inputs `(n, …)` and targets `(n, …)`, weighed as before."""
         return replace(self, x=x, y=y)
 
     def anew(self, x: Tensor, y: Tensor, chunk: int) -> Samples:
-        """Other samples with the same loss; how it weighs them is checked again unless known."""
+        """The same loss on other samples; how it weighs them is checked again.
+
+        Args:
+            x: Inputs `(n, …)`.
+            y: Targets `(n, …)`.
+            chunk: Samples per pass.
+        """
         return replace(self, x=x, y=y, chunk=chunk, how=None)
 
     def in_chunks(self, chunk: int) -> Samples:
@@ -127,7 +133,13 @@ class Samples:
     def parts(
         self, network: Network, rows: slice = slice(None), size: int | None = None
     ) -> list[Part]:
-        """The chunks of the samples, or of some rows of them, as functions of θ."""
+        """Chunks of the samples, each as functions of θ.
+
+        Args:
+            network: The network, whose parameters are θ.
+            rows: Which samples; all by default.
+            size: Samples per chunk; `chunk` by default.
+        """
         self.try_loss(network)
         size = size or self.chunk
         ratios = None if self.ratios is None else self.ratios[rows].split(size)
@@ -204,7 +216,7 @@ class Samples:
         return ((part, part.samples) for part in parts)
 
     def total(self, value: Tensor, n: int | None = None) -> Tensor:
-        """A sum over n samples from the sum over those of this process; default all of them."""
+        """The sum over n samples, of any shape, from this process's sum; n is all by default."""
         return value
 
     def gathered(self, values: Tensor, n: int | None = None) -> Tensor:

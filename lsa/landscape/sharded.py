@@ -74,7 +74,7 @@ class Shares(Samples):
             yield part, n
 
     def total(self, value: Tensor, n: int | None = None) -> Tensor:
-        """A sum over n samples from the sum over this rank's; default all of them."""
+        """The sum over n samples, of any shape, from this rank's sum; n is all by default."""
         return ranks.total(value.contiguous()) if self._divided(n) else value
 
     def gathered(self, values: Tensor, n: int | None = None) -> Tensor:

@@ -62,7 +62,13 @@ class SubspaceTrainer:
     budget: Budget
 
     def train(self, d: int, seed: int, report: Report | None = None) -> Trained:
-        """Train in the subspace, evaluate where it ends."""
+        """Train in a random subspace, and evaluate the last point.
+
+        Args:
+            d: Dimension of the subspace.
+            seed: Of the subspace and of the mini-batches.
+            report: Called as `report(done, total, text)`.
+        """
         rng, projection = self._projection(d, seed)
         z = train_in_subspace(self.training, self.start, projection, rng, self.budget, report)
         accuracy = self.accuracy(self.start + projection.expand(z))

@@ -37,7 +37,7 @@ def rescalings(landscape: Landscape, theta: Tensor, spec: PermutationSpec) -> di
 
     Args:
         landscape: In float64.
-        theta: Where it is tried, on the landscape's samples.
+        theta: θ `(d,)`, at which each rescaling is tried on the landscape's samples.
         spec: The network's groups of units.
     """
     changes = {}
@@ -81,7 +81,14 @@ def rescaled(
     changes: Mapping[str, Change],
     factors: Mapping[str, Tensor],
 ) -> Tensor:
-    """θ `(d,)` with the units of every group scaled by their factors `(n,)`."""
+    """θ `(d,)` with the units of every group scaled.
+
+    Args:
+        landscape: Of the network.
+        theta: θ `(d,)`.
+        changes: Group → how to rescale its units, from `rescalings`.
+        factors: Group → factor of each unit, `(n,)`.
+    """
     tensors = {name: value.clone() for name, value in landscape.unflatten(theta).items()}
     for group, change in changes.items():
         for name, places in change.items():
@@ -95,7 +102,14 @@ def rescaled(
 
 
 def function_change(a: Landscape, theta_a: Tensor, b: Landscape, theta_b: Tensor) -> float:
-    """Largest difference of an output on a's samples, over the largest output."""
+    """Largest difference of an output between two networks, over the largest output.
+
+    Args:
+        a: The landscape of one network, on whose samples both are compared.
+        theta_a: Its θ `(d,)`.
+        b: The landscape of the other.
+        theta_b: Its θ.
+    """
     largest = difference = 0.0
     with torch.no_grad():
         for x in a.x.split(a.chunk):

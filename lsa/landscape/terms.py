@@ -71,7 +71,11 @@ def with_penalty(terms: Terms) -> Tensor:
 
 
 def check_sum(terms: Terms) -> None:
-    """See that the samples add up to the total."""
+    """Check that the samples add up to the total.
+
+    Raises:
+        InputError: They differ from it by more than a thousandth.
+    """
     if terms.samples is None:
         return
     own, added = float(terms.total), float(terms.samples.double().sum())

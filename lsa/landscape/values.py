@@ -71,10 +71,21 @@ def loss_and_gradient(parts: Iterable[Part], theta: Tensor) -> tuple[Tensor, Ten
 def add_gradient(
     parts: Iterable[Part], theta: Tensor, total: Tensor | None, sign: float, network: Network
 ) -> tuple[Tensor, Tensor]:
-    """L(θ) in float64, and total + sign · ∇L(θ) `(d,)` in the place of the total.
+    """Add the gradient of the loss to a total.
 
-    One part is added where its gradient arises. Several are summed in float64, the total's
-    precision then.
+    With one part, the gradient of each parameter is added as soon as it is computed. With several
+    parts the sum is taken in float64.
+
+    Args:
+        parts: Of the data.
+        theta: θ `(d,)`.
+        total: `(d,)`, which is overwritten; zeros if None. In float64 where there are several
+            parts.
+        sign: 1 or −1.
+        network: The network, whose parameters are θ.
+
+    Returns:
+        L(θ), a float64 scalar, and total + sign · ∇L(θ).
     """
     parts = iter(parts)
     first, second = next(parts), next(parts, None)
@@ -97,7 +108,17 @@ def add_gradient(
 def per_sample_along(
     parts: Iterable[Part], theta: Tensor, u: Tensor, *, by_layers: bool
 ) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Losses, errors, and slopes ∇ℓᵢ(θ)·u of each sample, `(N,)` each, from one pass."""
+    """Losses, mistakes and slopes ∇ℓᵢ(θ)·u of each sample, from one pass.
+
+    Args:
+        parts: Of the data.
+        theta: θ `(d,)`.
+        u: Direction `(d,)`.
+        by_layers: Whether to take the gradients of each layer, in place of forward mode.
+
+    Returns:
+        `(N,)` each; None for the mistakes where the targets are no classes.
+    """
     measure = slopes.by_layers if by_layers else slopes.by_any_way
     losses, wrong, along = Rows(), Rows(), Rows()
     for part in parts:
@@ -109,7 +130,14 @@ def per_sample_along(
 
 
 def curvatures(parts: Iterable[Part], theta: Tensor, u: Tensor, *, by_layers: bool) -> Tensor:
-    """Per-sample curvatures uᵀ∇²ℓᵢ(θ)u, `(N,)`."""
+    """Per-sample curvatures uᵀ∇²ℓᵢ(θ)u, `(N,)`.
+
+    Args:
+        parts: Of the data.
+        theta: θ `(d,)`.
+        u: Direction `(d,)`.
+        by_layers: Whether to step along u in each layer by itself, which is cheaper.
+    """
     measure = sample_curvatures.by_layers if by_layers else sample_curvatures.by_one_step
     found = Rows()
     for part in parts:
@@ -118,7 +146,13 @@ def curvatures(parts: Iterable[Part], theta: Tensor, u: Tensor, *, by_layers: bo
 
 
 def gauss_newton_curvatures(parts: Iterable[Part], theta: Tensor, u: Tensor) -> Tensor:
-    """Per-sample (Jᵢu)ᵀ∇²ℓᵢ(Jᵢu), `(N,)`."""
+    """Per-sample curvatures (Jᵢu)ᵀ∇²ℓᵢ(Jᵢu) of the Gauss–Newton part, `(N,)`.
+
+    Args:
+        parts: Of the data.
+        theta: θ `(d,)`.
+        u: Direction `(d,)`.
+    """
     found = Rows()
     for part in parts:
         found.add(_curved(part, theta, u.to(theta.dtype)))
@@ -138,7 +172,7 @@ def _curved(part: Part, theta: Tensor, u: Tensor) -> Tensor:
 
 
 def evaluation(losses: Tensor, wrong: Tensor | None) -> Evaluation:
-    """Means of per-sample losses and errors, with the standard errors over the samples."""
+    """Means of losses `(N,)` and mistakes `(N,)`, with standard errors over the samples."""
     value, error = _mean_and_error(losses.double())
     if wrong is None:
         return Evaluation(value, error, float("nan"), float("nan"))
@@ -165,7 +199,7 @@ class Rows:
         self._n = 0
 
     def add(self, rows: Tensor | None) -> None:
-        """Append the rows of one part; None for a part without values."""
+        """Append the rows `(n, …)` of one part; None for a part without values."""
         if rows is None:
             return
         rows = rows.detach()  # a network that takes gradients itself leaves a graph

@@ -47,7 +47,13 @@ def given(loss: Loss, outputs: Any) -> Any:
 
 
 def rows(tree: Any, which: Any, n: int) -> Any:
-    """Some of the n samples of a pytree `(n, …)`; values shared by all samples are kept."""
+    """Some of the samples of a pytree.
+
+    Args:
+        tree: Tensors `(n, …)`, and values that all samples share, which are kept.
+        which: Indices or a slice.
+        n: Number of samples.
+    """
     return tree_map(lambda t: t[which] if _has(t, n) else t, tree)
 
 
@@ -183,16 +189,20 @@ def mean_over_samples(loss: Loss, outputs: Any, y: Any) -> Weighing:
 
 
 def reach_outside(first: dict[int, Tensor], second: dict[int, Tensor]) -> bool:
-    """Whether two evaluations without θ, by their `leaves`, depend on the same trainable tensor.
+    """Whether two evaluations depend on the same trainable tensor outside θ, by their `leaves`.
 
-    Leaves that an evaluation makes for itself, as a physics-informed loss does of its inputs, are
-    others each time.
+    A leaf that an evaluation makes for itself, as a physics-informed loss does of its inputs, is
+    another tensor each time and does not count.
+
+    Args:
+        first: Leaves of one evaluation at a detached θ, tensors of any shape by identity.
+        second: Leaves of another.
     """
     return bool(first.keys() & second.keys())
 
 
 def leaves(value: Tensor) -> dict[int, Tensor]:
-    """The tensors that a value can be differentiated by, by identity; its graph is not held."""
+    """The tensors by which a scalar can be differentiated, by identity; its graph is not kept."""
     if value.grad_fn is None:
         return {id(value): value} if value.requires_grad else {}
     seen, waiting, found = set(), [value.grad_fn], {}

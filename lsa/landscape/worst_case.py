@@ -33,7 +33,13 @@ class Ascents(NamedTuple):
     report: Report
 
     def climb(self, rise: Function, start: Tensor, radius: float) -> Peak:
-        """One projected ascent."""
+        """One projected ascent to a local maximum of the rise on the ball |e| ≤ radius.
+
+        Args:
+            rise: e `(d,)` ↦ the rise and its gradient.
+            start: First point `(d,)`.
+            radius: Of the ball.
+        """
         return ascend(
             rise,
             start,
@@ -45,7 +51,13 @@ class Ascents(NamedTuple):
 
 
 def rise_in(landscape: Landscape, theta: Tensor, ball: Ball) -> Function:
-    """The function e ↦ L(θ + T e) − L(θ), with its gradient in e `(d,)`."""
+    """The function e ↦ L(θ + T e) − L(θ), with its gradient by e `(d,)`.
+
+    Args:
+        landscape: What is measured.
+        theta: θ `(d,)`.
+        ball: Its T.
+    """
     base = landscape.loss(theta)
 
     def rise(e: Tensor) -> tuple[float, Tensor]:
