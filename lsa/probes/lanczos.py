@@ -150,10 +150,14 @@ def lanczos(
 
 
 def basis(theta: Tensor, pairs: int) -> int:
-    """Vectors that the search may hold, as the free memory allows; it then restarts more often.
+    """Most vectors that the search may hold in the free memory; with fewer it restarts more often.
+
+    Args:
+        theta: θ `(d,)`, whose dtype and device the vectors have.
+        pairs: Eigenpairs wanted, which need four vectors more than that.
 
     Raises:
-        InputError: Not even those that so many pairs need fit.
+        InputError: The memory does not hold these.
     """
     room, least = budget.vectors(theta), min(len(theta), pairs + 4)
     if room < least:

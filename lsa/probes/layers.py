@@ -55,7 +55,15 @@ class Search(NamedTuple):
         ends: tuple[int, int],
         entries: Tensor | None = None,
     ) -> Block:
-        """So many largest and smallest eigenvalues of the Hessian, of some entries or all."""
+        """Eigenpairs at both ends of a block's Hessian.
+
+        Args:
+            landscape: As a function of the block's parameters, or of all.
+            theta: Their θ.
+            name: Of the block, for notes.
+            ends: Numbers of largest and of smallest eigenvalues.
+            entries: Indices of the block's coordinates in θ; all by default.
+        """
         largest, smallest = ends
         product = landscape.hessian(theta)
         sliced = None if entries is None else SlicedProduct(product, theta, entries)

@@ -29,7 +29,13 @@ def unconverged(runs: Sequence[Measurement], *, name_subjects: bool = True) -> s
 
 
 def of(step: str, measurements: Sequence[Measurement], subjects: Collection[str] = ()) -> str:
-    """The same of all runs of a step, or of those of some subjects."""
+    """`unconverged` of the runs of a step.
+
+    Args:
+        step: Of the runs.
+        measurements: Of a project.
+        subjects: Optimizers or pairs whose runs count; all by default.
+    """
     runs = [m for m in measurements if m.step == step and (not subjects or m.subject in subjects)]
     return unconverged(runs)
 

@@ -45,7 +45,13 @@ class Point:
     doubts: list[str] = field(default_factory=list)
 
     def add(self, values: Mapping[str, float], names: Iterable[str], doubt: str = "") -> None:
-        """Numbers of one run, where they are not known yet; `doubt` stands beside each."""
+        """Add numbers of a run, unless they are known already.
+
+        Args:
+            values: All numbers of the run, by full name.
+            names: Those to add.
+            doubt: A remark that the page shows beside each; "" for none.
+        """
         for name in names:
             if name in values and name not in self.numbers:
                 text = written([values], name)
@@ -62,7 +68,11 @@ def page(setting: Project) -> str:
 
 
 def content(setting: Project) -> dict[str, Any]:
-    """Everything that the page shows, as JSON has it."""
+    """Everything that the page shows, as JSON values.
+
+    Raises:
+        InputError: Nothing of the project is measured.
+    """
     done = list(runs.finished_steps(setting.name))
     everything = newest(setting, done)
     if not everything:

@@ -155,7 +155,17 @@ def match(
     measurements: Sequence[Measurement],
     trajectories: Sequence[Trajectory],
 ) -> Matched:
-    """A number of some optimizers at equal train loss: along the trajectories, else by ANCOVA."""
+    """A number of several optimizers at equal train loss.
+
+    Trajectories give it where training first reached that loss. Without them an analysis of
+    covariance adjusts the final numbers (`lsa.reports.statistics.matching`).
+
+    Args:
+        metric: Full name of the number.
+        names: Optimizers.
+        measurements: Of the project.
+        trajectories: Of the project.
+    """
     of = {k: v for k, v in values(measurements, metric).items() if k in names}
     recorded = [trajectory for trajectory in trajectories if _recorded(metric, trajectory)]
     if recorded:

@@ -69,10 +69,16 @@ def insights(
     trajectories: Sequence[Trajectory],
     accuracy_by_epoch: Histories,
 ) -> list[Insight]:
-    """The five claims of the reference study, asked of a project.
+    """The five claims of the reference study, tested on a project.
 
-    The reference called plain SGD the noisiest and meant two things by it: the top eigenvalue λ_C
-    of the gradient noise, and its ratio to λ_H. They are asked apart.
+    The claim that plain SGD is the noisiest has two meanings in the reference, and both are tested:
+    the top eigenvalue λ_C of the gradient noise, and its ratio to λ_H.
+
+    Args:
+        setting: The project.
+        measurements: Of the project.
+        trajectories: Of the project.
+        accuracy_by_epoch: Optimizer → seed → (epoch, validation accuracy).
     """
     of: dict[str, Kind] = {name: kind(rule) for name, rule in setting.optimizers.items()}
     accuracy = values(measurements, "final/val_accuracy")
@@ -96,7 +102,17 @@ def insights(
 def above(
     numbers: BySeed, larger: Sequence[str], smaller: Sequence[str], scale: Scale
 ) -> tuple[list[Comparison], bool]:
-    """Every pair of one optimizer of each class, and whether all establish `larger` > `smaller`."""
+    """Compare each optimizer of one class with each of another.
+
+    Args:
+        numbers: Optimizer → seed → value.
+        larger: Optimizers of the class that the claim calls larger.
+        smaller: Those of the other class.
+        scale: Of the differences.
+
+    Returns:
+        The comparisons, and whether all of them establish that the first class is larger.
+    """
     pairs = [
         compare({a: numbers[a], b: numbers[b]}, scale=scale)[0] for a in larger for b in smaller
     ]
@@ -206,9 +222,9 @@ def sgd_is_noisiest(
     measurements: Sequence[Measurement],
     trajectories: Sequence[Trajectory],
 ) -> Insight:
-    """One measure of gradient noise, plain SGD against every other optimizer.
+    """Plain SGD against every other optimizer in a measure of gradient noise.
 
-    Per-sample gradients shrink as the loss does, so it is asked at equal train loss too.
+    Per-sample gradients shrink with the loss, so the measure is compared at equal train loss too.
     """
     symbol, how = NOISE[metric]
     name = f"SGD is noisiest {how}"

@@ -58,7 +58,7 @@ def measured(setting: Project) -> list[Measurement]:
 
 
 def nothing_measured(setting: Project) -> InputError:
-    """What to say of a project without a measurement."""
+    """The error for a project without a measurement."""
     return InputError(
         f"nothing of project {setting.name} is measured in {store.uri()}; run lsa study "
         f"{setting.name}"
@@ -66,11 +66,11 @@ def nothing_measured(setting: Project) -> InputError:
 
 
 def newest(setting: Project, done: Sequence[Done] | None = None) -> list[Measurement]:
-    """The same, or nothing.
+    """The project's measurements, like `measured`; an empty list if there are none.
 
-    A training counts when its options are the project's, and a probe when it measured a training
-    that counts, with the options that the project gives it, if it does: what somebody
-    tried by hand with another rate is no part of a comparison.
+    A training counts if its options are the project's. A probe counts if it measured a training
+    that counts, with the options that the project gives for it, if any. So a run that somebody
+    started by hand with another rate is no part of a comparison.
 
     Args:
         setting: The project.
@@ -101,7 +101,16 @@ def newest(setting: Project, done: Sequence[Done] | None = None) -> list[Measure
 def between(
     setting: Project, done: Sequence[Done], trainings: Iterable[Measurement]
 ) -> list[tuple[Measurement, Measurement, Measurement]]:
-    """The newest run of each step on two trainings that count, of any seeds, and these two."""
+    """The newest run of each step on each pair of trainings, of any two seeds.
+
+    Args:
+        setting: The project.
+        done: Its finished steps, the newest first.
+        trainings: The trainings that count.
+
+    Returns:
+        Triples of the run and its two trainings.
+    """
     latest: dict[tuple[str, ...], tuple[Measurement, Measurement, Measurement]] = {}
     for run, of in _on_trainings(setting, done, trainings):
         if len(of) == 2:

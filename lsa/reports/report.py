@@ -80,7 +80,7 @@ def report(setting: Project) -> Report:
 
 
 def log(opened: recording.Run, report_made: Report, explorer: str) -> None:
-    """Store a report and a page to explore as artifacts of a run; both open in MLflow's UI."""
+    """Store a report and the explorer's page (HTML) as artifacts of a run, for MLflow's UI."""
     opened.text(report_made.html, "report.html")
     opened.text(report_made.markdown, "report.md")
     opened.json(report_made.content, "report.json")

@@ -47,7 +47,13 @@ def rule(setting: Project, name: str) -> str:
 def established(
     claims: Sequence[Insight], findings: Sequence[Finding], pairs: Sequence[PairFinding]
 ) -> list[str]:
-    """What the seeds establish, in plain words, one point for each number; the surest first."""
+    """Established results as sentences, one for each number, the surest first.
+
+    Args:
+        claims: From `insights`.
+        findings: From `findings`.
+        pairs: From `pair_findings`.
+    """
     points = [f"{finding.name}: {finding.claim}" for finding in claims if finding.established]
     best: dict[str, Finding] = {}
     for finding in findings:

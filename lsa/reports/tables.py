@@ -111,7 +111,13 @@ def leading(measurements: Sequence[Measurement]) -> Table:
 
 
 def worst(measurements: Sequence[Measurement], name: str, subject: str) -> list[Measurement]:
-    """The runs of an optimizer that have a number; of pairs the one with the largest, by seed."""
+    """Runs with a number of an optimizer, one per seed: of several pairs that with the largest.
+
+    Args:
+        measurements: Of a project.
+        name: Full name of the number.
+        subject: The optimizer.
+    """
     by_seed: dict[int, Measurement] = {}
     for m in measurements:
         if m.step != step_of(name) or name not in m.numbers or subject not in members(m.subject):

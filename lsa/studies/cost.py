@@ -61,7 +61,15 @@ def rates(
     trusted: tuple[str, ...] = (),
     workers: int = 1,
 ) -> Rates:
-    """Measure loss, gradient and Hessian product at the initial weights of a recipe's network."""
+    """Seconds and bytes of a loss, a gradient and a Hessian product at a recipe's initial weights.
+
+    Args:
+        setting: The project, which says how many samples probes see.
+        recipe: Of the network and its data.
+        device: Where to measure.
+        trusted: Packages whose factories may be imported.
+        workers: Processes that will share cores and memory.
+    """
     budget.from_environment()
     split = load_data(recipe, device, trusted)
     model = network(recipe, split, trusted).to(device)
@@ -85,7 +93,7 @@ def measured(
 
     Args:
         landscape: On all samples that a probe will see.
-        theta: Where.
+        theta: θ `(d,)`.
         training: Samples of the whole training split.
         validation: Samples of the held-out split.
         workers: Processes that will share cores and memory.
@@ -162,7 +170,13 @@ def training(recipe: Recipe, measured: Rates) -> Cost:
 
 
 def probing(declared: Probe, options: Mapping[str, Any], measured: Rates) -> Cost | None:
-    """Cost of a probe; None where the probe does not declare its work."""
+    """Cost of a probe in seconds and bytes; None if the probe does not declare its work.
+
+    Args:
+        declared: The probe.
+        options: All of its options, resolved.
+        measured: Seconds per unit of work, from `measured` or `rates`.
+    """
     if declared.work is None:
         return None
     work = declared.work(measured.sizes, **options)

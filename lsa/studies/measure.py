@@ -205,7 +205,13 @@ def _kept(source: Checkpoint) -> dict[int, Tensor]:
 def probe_params(
     sources: Sequence[Checkpoint], resolved: dict[str, Any], seed: int
 ) -> dict[str, Any]:
-    """The parameters that a probe's run logs."""
+    """The parameters that a probe's run logs.
+
+    Args:
+        sources: The checkpoints, one or two, or three for a plane.
+        resolved: All options of the probe.
+        seed: Of its randomness.
+    """
     recipe = sources[0].recipe
     params: dict[str, Any] = {
         "project": recipe.project,

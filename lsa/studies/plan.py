@@ -229,9 +229,16 @@ class Forecast:
 def forecast(
     setting: Project, found: list[Outlook], *, device: str = "auto", workers: int = 1
 ) -> Forecast:
-    """The cost of all that an outlook would run, from a gradient measured here and now.
+    """The time and memory of the steps that a study would run.
 
-    Kinds of steps that the project has run on this host before cost what they took then.
+    A kind of step that the project has run on this host before is expected to take what it took
+    then. The others are estimated from the work that they declare and from rates measured now.
+
+    Args:
+        setting: The project.
+        found: Its steps, from `outlook`.
+        device: Where steps compute.
+        workers: Steps side by side.
     """
     kinds = dict.fromkeys(o.planned.step for o in found if o.state != "reused")
     if not kinds:

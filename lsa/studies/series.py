@@ -18,7 +18,14 @@ from lsa.training import stability
 def content(
     declared: Probe, recipe: Recipe, kept: Sequence[tuple[int, str]], results: Sequence[Result]
 ) -> dict[str, Any]:
-    """The whole trajectory as JSON; "nan" where an epoch has no such number."""
+    """A trajectory as JSON values, with "nan" where an epoch lacks a number.
+
+    Args:
+        declared: The probe.
+        recipe: Of the training.
+        kept: Epoch and model id of each checkpoint.
+        results: The probe's result at each of them.
+    """
     evaluated = [registered.numbers(model_id) for _, model_id in kept]
     names = list(dict.fromkeys(name for result in results for name in result.metrics))
     limit, notes = threshold(recipe, names)
@@ -56,7 +63,15 @@ def _column(values: Iterable[float | None]) -> list[float | str]:
 
 
 def threshold(recipe: Recipe, names: Sequence[str]) -> tuple[dict[str, Any] | None, list[str]]:
-    """The curvature at which the optimizer would leave a quadratic, or why none is given."""
+    """λ_max at which the optimizer would diverge on a quadratic, in units of the loss.
+
+    Args:
+        recipe: Of the training.
+        names: Metrics of the trajectory; without a λ_max among them there is no threshold.
+
+    Returns:
+        Value and formula, or None; and a note that says why there is none.
+    """
     if not any(name in names for name in SHARPNESS):
         return None, []
     schedule = recipe.train.schedule
@@ -72,7 +87,7 @@ def threshold(recipe: Recipe, names: Sequence[str]) -> tuple[dict[str, Any] | No
 
 
 def result(stored: Mapping[str, Any], run_id: str) -> Result:
-    """A trajectory's content as a result: the last epoch's numbers, and each against the epoch."""
+    """A stored trajectory as a result: each number at the last epoch, and its curve."""
     curves = {name: _curve(stored, name) for name in stored["metrics"]}
     metrics = {
         name: Metric(
@@ -93,7 +108,7 @@ def result(stored: Mapping[str, Any], run_id: str) -> Result:
 
 
 def drawn(declared: Probe, stored: Mapping[str, Any]) -> Result:
-    """What the figure shows: three numbers against the epoch, and what they are held against."""
+    """The part of a trajectory that its figure shows: three numbers, with thresholds."""
     shown = [name for name in (*LIMITS, *declared.headline) if name in stored["metrics"]]
     shown = (shown or list(stored["metrics"]))[:3]
     shown += [LIMITS[name] for name in shown if LIMITS.get(name) in stored["metrics"]]

@@ -20,7 +20,13 @@ DONE = "done"  # what the first rank says of a finished step
 
 
 def step_key(name: str, module: str, content: Mapping[str, Any]) -> str:
-    """What identifies a step's result: its name, inputs, options, code and torch."""
+    """Hash of all that determines a step's result: name, inputs, options, code, version of torch.
+
+    Args:
+        name: Of the step.
+        module: Whose code, with all of lsa that it imports, is part of the key.
+        content: Inputs and options, as JSON values.
+    """
     identity = {
         "step": name,
         "code": provenance.code_hash(module),
@@ -39,7 +45,16 @@ def probe_key(
     *,
     trajectory: bool = False,
 ) -> str:
-    """Key of a probe on models, by their ids, with all its options; or along a training."""
+    """Key of a probe's step.
+
+    Args:
+        declared: The probe.
+        options: All of its options, resolved.
+        models: Ids of the checkpoints that it measures.
+        samples: Number of samples measured, or "all".
+        seed: Of its randomness.
+        trajectory: Whether the step runs the probe at each checkpoint of a training.
+    """
     content = {"options": options, "inputs": list(models), "samples": samples, "seed": seed}
     name = project.FOLLOWED + declared.name if trajectory else declared.name
     return step_key(name, declared.function.__module__, content)

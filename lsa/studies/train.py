@@ -182,6 +182,12 @@ def _checkpoint(
 
 
 def train_key(recipe: Recipe, data_hash: str, device: str) -> str:
-    """Key of a training run."""
+    """Key of a training's step.
+
+    Args:
+        recipe: Of the training.
+        data_hash: Fingerprint of its data.
+        device: Where it computes; numbers differ between devices.
+    """
     content = {"recipe": recipe.model_dump(), "data": data_hash, "device": device}
     return steps.step_key("train", "lsa.training.train", content)

@@ -103,7 +103,13 @@ def _compute(
 
 
 def models(key: str, epoch: int, final: str) -> list[tuple[int, str]]:
-    """Epoch and model id of the checkpoints kept of a training that ended in the model `final`."""
+    """Epoch and model id of every checkpoint that a training kept, by epoch.
+
+    Args:
+        key: Of the training; "" where it has none.
+        epoch: Of the final checkpoint.
+        final: Model id of the final checkpoint.
+    """
     on_the_way = registered.trajectory(key) if key else []
     return sorted({**dict(on_the_way), epoch: final}.items())
 

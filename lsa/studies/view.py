@@ -13,7 +13,7 @@ class View(Protocol):
     """Shows the progress of a study."""
 
     def progress(self, title: str, done: int, total: int, text: str) -> None:
-        """A running step has come so far."""
+        """Show that a running step has done so many parts of a total."""
         ...
 
     def refresh(self, handles: Sequence[Any]) -> None:
@@ -79,7 +79,7 @@ class Screen(Lines):
         self._live.stop()
 
     def progress(self, title: str, done: int, total: int, text: str) -> None:
-        """Kept for the next drawing."""
+        """Keep the progress of a step for the next drawing."""
         so_far, most = self._wholes.setdefault(title, Whole()).so_far(done, total)
         self._news[title] = f"{text} {so_far}/{most}" if most else text
 

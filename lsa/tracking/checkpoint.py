@@ -103,7 +103,11 @@ class Checkpoint:
 
     @_computed
     def model(self) -> nn.Module:
-        """The network with the checkpoint's weights and buffers."""
+        """The network with the checkpoint's weights and buffers, on its device.
+
+        Raises:
+            InputError: A tensor is missing, or has another shape or type than the network's.
+        """
         model = network(self.recipe, self.data, self.trusted)
         for key, own in model.state_dict(keep_vars=True).items():
             given = self.weights.get(key, own)
@@ -215,7 +219,15 @@ def _load_data(
 
 
 def load_data(recipe: Recipe, device: str, trusted: Collection[str] = ()) -> Data | Streams:
-    """The recipe's dataset on a device, loaded once per process; batches for an objective."""
+    """The recipe's dataset on a device, or its batches where it has an objective.
+
+    It is loaded once per process.
+
+    Args:
+        recipe: Names the dataset.
+        device: Where its tensors go.
+        trusted: Packages whose factories may be imported.
+    """
     dataset, batches = recipe.dataset.model_dump_json(), recipe.objective is not None
     return _load_data(dataset, device, tuple(trusted), batches)
 

@@ -23,7 +23,13 @@ def links(experiment: str, study: str) -> str:
 
 
 def of_project(experiment: str, study: str, text: str) -> None:
-    """Describe an experiment, and the run that holds its report."""
+    """Set the description of an experiment, and of the run that holds its report.
+
+    Args:
+        experiment: Its id.
+        study: Id of the run with the report; "" for none.
+        text: Markdown.
+    """
     whole = f"{text}\n\n{links(experiment, study)}"
     if client().get_experiment(experiment).tags.get(MLFLOW_RUN_NOTE) != whole:
         client().set_experiment_tag(experiment, MLFLOW_RUN_NOTE, whole)
@@ -32,7 +38,13 @@ def of_project(experiment: str, study: str, text: str) -> None:
 
 
 def of_training(training: Done, study: str, text: str) -> None:
-    """Describe a training's run, its model and its registered version, where the text is new."""
+    """Set the description of a training's run, its model and its version, if the text is new.
+
+    Args:
+        training: The finished training.
+        study: Id of the run with the report; "" for none.
+        text: Markdown.
+    """
     whole = f"{text}\n\n{links(training.experiment, study)}"
     if training.tags.get(MLFLOW_RUN_NOTE) == whole:
         return
@@ -51,6 +63,6 @@ def of_training(training: Done, study: str, text: str) -> None:
 
 
 def of_model(project: str, optimizer: str, text: str) -> None:
-    """Describe the registered model of a project and optimizer."""
+    """Set the description, in Markdown, of the registered model of a project and optimizer."""
     name = registered_name(project, optimizer)
     unless_deleted(name, lambda: client().update_registered_model(name, description=text))

@@ -35,14 +35,15 @@ def run(
     again: str | None = None,
     deliver: Callable[[Run], None] = Run.send,
 ) -> Iterator[Run]:
-    """Attach to the run that `mlflow run` made, or start one; end it as what happened.
+    """Open a run for the enclosed block: the one that `mlflow run` made, or a new one.
 
-    What a step logs (its tags have `lsa.key`) is kept in the spool before it is sent, so it may
-    begin, measure and end while the store does not answer.
+    The numbers and files of a step (a run with the tag `lsa.key`) are kept in the spool before they
+    are sent. So the step may begin, measure and end while the store does not answer.
 
-    An error ends it FAILED with the message in the tag `lsa.error` (and, where it is nobody's
-    input, the traceback as an artifact), a signal KILLED. Its tags are set as it is made, so that
-    `runs.end_stale` knows it however early its process dies.
+    The run ends as FINISHED, FAILED or KILLED. FAILED follows an error: its message is in the tag
+    `lsa.error`, and its traceback is an artifact unless the error is one of input. KILLED follows a
+    signal. The tags are set when the run is created, so that `runs.end_stale` finds it however
+    early its process dies.
 
     Args:
         name: Of the run.
@@ -53,7 +54,8 @@ def run(
         deliver: Sends all that the run has, at its end.
 
     Raises:
-        NotLogged: It is measured, but the store did not take it.
+        InputError: The run to attach to is not there.
+        NotLogged: The step is measured, but the store did not take it.
     """
     given = attached.use() or again
     if given:

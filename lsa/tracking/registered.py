@@ -149,7 +149,17 @@ def find(project: str, optimizer: str, seed: int) -> str:
 def locate(
     reference: str | None, name: str | None, optimizer: str | None, seed: int | None
 ) -> tuple[str, tuple[str, ...]]:
-    """The address of the checkpoint meant, and the packages that a local project file trusts."""
+    """The address of a checkpoint that a command names, and the packages that its project trusts.
+
+    Args:
+        reference: Run ID, alias, `models:/…` address, or None.
+        name: Project; used with an optimizer alone.
+        optimizer: As the project names it.
+        seed: Of the training; the project's first by default.
+
+    Raises:
+        InputError: Both ways of naming are given, or neither, or there is no such checkpoint.
+    """
     if reference:
         if optimizer:
             raise InputError(
@@ -175,7 +185,11 @@ def training(address: str) -> str:
 
 
 def info(address: str) -> Model:
-    """MLflow's description of the checkpoint at an address."""
+    """MLflow's description (`MLmodel`) of the checkpoint at an address.
+
+    Raises:
+        InputError: There is none, it is damaged, or lsa did not write it.
+    """
     try:
         info = insist(lambda: Model.load(address))
     except (MlflowException, OSError) as error:

@@ -124,8 +124,13 @@ def check(entry: spool.Entry) -> None:
 
 
 def deliver(opened: Run) -> None:
-    """Send all that a run's entry holds, its checkpoints too: each once, however often this ends
-    early and is repeated."""
+    """Send everything in a run's entry of the spool, with its checkpoints.
+
+    Each checkpoint is logged once, also where an earlier call was cut short.
+
+    Raises:
+        Damaged: A checkpoint's files are not those that were written.
+    """
     opened.send()
     for folder in opened.entry.checkpoints():
         about = _about(folder)
@@ -156,7 +161,16 @@ def _logged(run_id: str, about: About) -> str | None:
 
 
 def log(run_id: str, about: About, files: Path) -> str:
-    """Log a checkpoint's files as a model of a run; the model's id."""
+    """Log a checkpoint's files as an MLflow model of a run.
+
+    Args:
+        run_id: Of the training.
+        about: Name, tags and epoch of the checkpoint.
+        files: Folder of its files.
+
+    Returns:
+        The model's id.
+    """
     run = client().get_run(run_id)
     experiment = run.info.experiment_id
     if about.register is None:  # or it would hide the last ones on the UI's page of models
@@ -261,6 +275,11 @@ def seal(model_id: str, key: str) -> None:
 
 def fetch(address: str, *, device: str = "cpu", trusted: Sequence[str] = ()) -> Checkpoint:
     """Download a checkpoint by its address and read it.
+
+    Args:
+        address: `models:/…`.
+        device: Where its landscape computes.
+        trusted: Packages whose factories may be imported.
 
     Raises:
         InputError: It is not there, or is not an lsa checkpoint.

@@ -26,15 +26,21 @@ DAMAGE = (AttributeError, KeyError, TypeError, ValueError, EOFError, BadZipFile)
 
 
 def log(opened: Run, probe: Probe, result: Result, sources: Sequence[Checkpoint]) -> None:
-    """Log everything in a probe's result under `probe/…`.
+    """Log a probe's result on its run, with names `<probe>/…`.
 
-    The headline numbers of one checkpoint and their errors are logged on that checkpoint too: they
-    are its row in the UI's table of models, which would drown in all of them. What is a loss among
-    those of a pair goes on both, the largest of all pairs. Those of a training's last checkpoint
-    stand on the training's run as well.
+    Headline numbers and their errors are also logged on the checkpoint, where MLflow's UI shows
+    them in its table of models. If it is the last checkpoint of a training, they are logged on the
+    training's run as well. Of a pair, numbers in units of the loss are logged on both checkpoints;
+    the largest of all pairs is kept.
 
-    A curve against a count (a layer, an eigenvalue's number) is logged at these steps, so that the
-    UI draws it on its own axis; the others are in the JSON and in the figure alone.
+    A curve over a count (layers, numbered eigenvalues) is logged as a metric with the count as its
+    step, so that the UI draws it. Other curves are in the JSON artifact and in the figure.
+
+    Args:
+        opened: The run.
+        probe: Its declaration.
+        result: What it measured.
+        sources: The checkpoints that it measured.
     """
     name = probe.name
     headline = {k: m for k, m in result.metrics.items() if k in probe.headline}
@@ -94,7 +100,13 @@ def read(run_id: str) -> Result:
 
 
 def trained(run_id: str, values: Mapping[str, float], tags: Mapping[str, str]) -> Result:
-    """The result of a training: its last evaluation, from its run's metrics and tags."""
+    """The result of a finished training: its last evaluation.
+
+    Args:
+        run_id: Of the training.
+        values: Metrics of its run.
+        tags: Of its run.
+    """
     metrics = {
         name.removeprefix(f"{FINAL}/"): metric
         for name, metric in numbers(values).items()

@@ -67,16 +67,27 @@ class Run:
         return self._content.tags.get(name, "")
 
     def metrics(self, values: Mapping[str, float], *, step: int = 0, on: Any = None) -> None:
-        """Log numbers at a step, `on` a checkpoint too; NaN and infinite ones become tags."""
+        """Log numbers; NaN and infinite ones become tags, since MLflow charts need finite metrics.
+
+        Args:
+            values: Name → number.
+            step: Of the metrics.
+            on: A checkpoint on which they are logged as well.
+        """
         where = {"model_id": on.model_id, **dataset_key(on)} if on else {}
         self._content.metrics += finite(values, step, where)
         self.not_finite(values)
 
     def on_training(self, source: Checkpoint, values: Mapping[str, float], *, pair: bool) -> None:
-        """Have numbers of a training's last checkpoint on the training's run as well.
+        """Log numbers of a training's last checkpoint on the training's run as well.
 
-        So accuracy and curvature of one network are in one row. Those of pairs go on the checkpoint
-        too, the largest of all pairs.
+        Then accuracy and curvature of a network are in one row of MLflow's UI.
+
+        Args:
+            source: The checkpoint.
+            values: Name → number.
+            pair: Whether they are of a pair. Those are logged on the checkpoint too, and the
+                largest of all pairs is kept.
         """
         where = {"model_id": source.model_id, **dataset_key(source)} if pair else {}
         self._content.trainings[source.run_id] = finite(values, 0, where)  # drawn as bars
@@ -86,7 +97,7 @@ class Run:
         self.tags({taken(runs.NOT_FINITE + k): v for k, v in values.items() if not np.isfinite(v)})
 
     def curve(self, name: str, values: np.ndarray, steps: np.ndarray | None = None) -> None:
-        """Log one metric at whole-numbered steps, 0, 1, … unless given."""
+        """Log a metric `(n,)` at steps 0, 1, …, or at the steps given, `(n,)` whole numbers."""
         at = range(len(values)) if steps is None else map(int, steps)
         for i, value in zip(at, values, strict=True):
             # A millisecond per step: the UI's default axis, relative time, then shows it too.

@@ -21,7 +21,11 @@ TENSORS = 100_000
 
 
 def save(tree: Any, path: Path) -> None:
-    """Write a tree of dicts, lists, tuples, numbers, strings and tensors to one file."""
+    """Write a tree of dicts, lists, tuples, numbers, strings and tensors to a safetensors file.
+
+    Raises:
+        TypeError: The tree holds a value of another type.
+    """
     tensors: dict[str, Tensor] = {}
     structure = _pack(tree, tensors)
     metadata = {"structure": json.dumps(structure), "sha256": digest(tree)}
@@ -46,7 +50,7 @@ def load(path: Path) -> Any:
 
 
 def tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors, on the CPU, and metadata of a safetensors file.
+    """Tensors of any shape by name, on the CPU, and the metadata of a safetensors file.
 
     Raises:
         InputError: The file is missing, truncated, no safetensors, or holds more than `TENSORS`.

@@ -158,6 +158,9 @@ def make_whole(path: Path, artifacts: str | None = None) -> None:
     Args:
         path: Of the database.
         artifacts: Root of the files, in place of MLflow's own choice.
+
+    Raises:
+        InputError: The folder cannot be written.
     """
     folder = path.with_name(f".{path.name}.new")
     shutil.rmtree(folder, ignore_errors=True)  # what a process left that was killed here
@@ -286,7 +289,11 @@ def experiments() -> list[str]:
 
 
 def quoted(value: str) -> str:
-    """A value that cannot leave its quotes in a search filter."""
+    """A value to put between quotes in a search filter.
+
+    Raises:
+        InputError: It holds a quote or a backslash.
+    """
     if "'" in value or "\\" in value:
         raise InputError(f"{value!r} holds a quote or backslash; no name or ID here does")
     return value

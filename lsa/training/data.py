@@ -174,7 +174,13 @@ def _own(label: str, made: Any, device: torch.device | str) -> Data:
 
 
 def batches(n: int, batch_size: int, rng: torch.Generator) -> Iterator[Tensor]:
-    """Indices of one epoch: 0 … n − 1 in random order, in batches; the last may be smaller."""
+    """Indices of one epoch: 0 … n − 1 in random order, in batches `(batch_size,)`.
+
+    The last batch may be smaller.
+
+    Raises:
+        InputError: A batch size below 1.
+    """
     if batch_size < 1:
         raise InputError(f"batch_size={batch_size} is not positive; choose at least 1.")
     return iter(torch.randperm(n, generator=rng, device=rng.device).split(batch_size))

@@ -26,7 +26,7 @@ TYPES = {  # numbers of torch's types in the list
 
 
 def weights(path: Path) -> dict[str, Tensor]:
-    """The state_dict of an exported program.
+    """The state_dict of an exported program: tensors of any shape by name, on the CPU.
 
     Raises:
         ValueError: The file is damaged, or a weight claims more than its bytes.

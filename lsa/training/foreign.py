@@ -214,7 +214,7 @@ def optimizer_state(optimizer: Optimizer, named: Mapping[str, Tensor]) -> dict[s
 
     Args:
         optimizer: Over the network's parameters.
-        named: The parameters themselves.
+        named: These parameters by name, tensors of any shape.
 
     Raises:
         InputError: A parameter of the optimizer is none of these.

@@ -25,7 +25,7 @@ from lsa.training.torch_rules import adamw
 
 @preconditioner(Muon)
 def muon(parameter: Tensor, group: Mapping[str, Any], state: Mapping[str, Any]) -> Rule | str:
-    """That of hidden weights; those of the second group are AdamW's."""
+    """Muon's rule for hidden weights, AdamW's for the second group."""
     if "betas" in group:
         return adamw(parameter, group, state)
     P = None
@@ -38,7 +38,7 @@ def muon(parameter: Tensor, group: Mapping[str, Any], state: Mapping[str, Any]) 
 
 @preconditioner("torch:Muon")  # from 2.9 on
 def torch_muon(parameter: Tensor, group: Mapping[str, Any], state: Mapping[str, Any]) -> Rule:
-    """torch's own Muon, which takes matrices alone."""
+    """The rule of `torch.optim.Muon`, all of whose parameters are matrices `(m, n)`."""
     P = None
     if state:
         rows, columns = parameter.shape

@@ -63,6 +63,9 @@ def simple_cnn(
         classes: Number of logits.
         width: Channels of the first and third block; the second has twice as many.
         init: `kaiming_normal` (He et al. 2015; biases zero) or `default`, that of PyTorch.
+
+    Raises:
+        InputError: The input is no image.
     """
     channels, height, side = _image(input_shape)
     layers: list[nn.Module] = []
@@ -94,6 +97,9 @@ def mlp(
         hidden: Widths of the hidden layers; none makes it softmax regression. Two layers of 200
             are the network of Li et al. 2018 (intrinsic dimension), §3.
         activation: Between the layers; the smooth ones have a Hessian everywhere.
+
+    Raises:
+        InputError: More than 1,000 hidden layers.
     """
     if len(hidden) > DEEPEST:
         raise InputError(f"model mlp of {len(hidden)} hidden layers; give at most {DEEPEST}.")
@@ -120,6 +126,9 @@ def resnet20(
         norm: `batch`, or `group` (Wu & He 2018; 8 groups, chosen here for the narrow stages), with
             which the loss is a function of the weights alone: no running statistics.
         width: Channels of the first stage; the later two have 2 and 4 times as many.
+
+    Raises:
+        InputError: The input is no image.
     """
     layers: list[nn.Module] = [
         nn.Conv2d(_image(input_shape)[0], width, 3, padding=1, bias=False),

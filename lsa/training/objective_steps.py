@@ -39,6 +39,9 @@ def epoch(
     Returns:
         The loss Σ total / Σ weight (+ the mean penalty) over the epoch as it went, and the mean
         norm of the gradients before clipping.
+
+    Raises:
+        InputError: The source gives no batch with a weight.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     sums: list[Tensor] = []

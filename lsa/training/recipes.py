@@ -15,7 +15,13 @@ from lsa.training.data import Data, Streams
 
 
 def network(recipe: Recipe, split: Data | Streams, trusted: Collection[str] = ()) -> nn.Module:
-    """The recipe's network with its initial weights, on the CPU."""
+    """The recipe's network with its initial weights, on the CPU.
+
+    Args:
+        recipe: Names the network and the seed.
+        split: Its data, whose shape and classes the network takes.
+        trusted: Packages whose factories may be imported.
+    """
     named, seed = recipe.model, recipe.seed
     if isinstance(split, Streams):
         return models.build(
@@ -48,7 +54,14 @@ def objective_of(recipe: Recipe, trusted: Collection[str] = ()) -> Objective:
 def landscape_of(
     recipe: Recipe, split: Data | Streams, model: nn.Module, trusted: Collection[str] = ()
 ) -> Landscape:
-    """L(θ) of the recipe on the whole training split, where the model is."""
+    """L(θ) of a recipe on all samples of the training split, on the network's device.
+
+    Args:
+        recipe: Names the loss or the objective.
+        split: Its data.
+        model: The network.
+        trusted: Packages whose factories may be imported.
+    """
     if isinstance(split, Streams):
         objective, device = objective_of(recipe, trusted), next(model.parameters()).device
         return Landscape(model, split.train, objective=objective, device=device)

@@ -56,7 +56,12 @@ def divided(split: Split) -> tuple[Split, Split]:
 
 
 def limited(split: Split, option: str, limit: int | None) -> Split:
-    """A fixed stratified subset of that size; the split itself where there is no limit.
+    """A fixed subset of a split, with classes in equal shares.
+
+    Args:
+        split: What is limited.
+        option: Name of the limit, for messages.
+        limit: Number of samples; None: all.
 
     Raises:
         InputError: A limit below 1 or beyond the split.
@@ -79,7 +84,13 @@ def normalisation(
     mean: float | Sequence[float] | None,
     std: float | Sequence[float] | None,
 ) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each channel `(c, 1, 1)` in grey levels: measured, or given.
+    """Mean and standard deviation of each channel, `(c, 1, 1)`, in grey levels from 0 to 255.
+
+    Args:
+        label: Of the dataset, for messages.
+        images: `(n, c, h, w)`, uint8; measured if neither mean nor std is given.
+        mean: A number, or one for each channel, of pixels scaled to [0, 1].
+        std: The same.
 
     Raises:
         InputError: Not a number, or one for each channel; a std that is not positive.

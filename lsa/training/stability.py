@@ -159,7 +159,7 @@ class OptimizerState:
         return self.common and ones and isinstance(self.penalty, float) and not self.reason
 
     def preconditioner(self, theta: Tensor) -> Preconditioner | None:
-        """P as of the last step, on θ's device; None where `reason` says so.
+        """P of the last step, an operator on `(d,)` on θ's device; None if there is a `reason`.
 
         Raises:
             InputError: A P that is not positive or not finite.

@@ -65,10 +65,17 @@ class Loop:
 
 @torch.no_grad()
 def averaged(average: nn.Module, model: nn.Module, decay: float, step: int) -> None:
-    """Move the exponential average of the weights by one step; other buffers are the model's.
+    """Move the exponential average of the weights by one step.
 
-    The decay rises to its value as min(β, (1+t)/(10+t)), so that the initial weights are soon
-    forgotten (the rule of TensorFlow's ExponentialMovingAverage).
+    The decay is min(β, (1+t)/(10+t)), so that the initial weights are soon forgotten (the rule of
+    TensorFlow's ExponentialMovingAverage).
+
+    Args:
+        average: The network with averaged weights, changed in place. Its buffers are copies of the
+            model's.
+        model: The network after the step.
+        decay: β.
+        step: t.
     """
     weight = 1 - min(decay, (1 + step) / (10 + step))
     for kept, now in zip(average.parameters(), model.parameters(), strict=True):
@@ -80,10 +87,17 @@ def averaged(average: nn.Module, model: nn.Module, decay: float, step: int) -> N
 def take_step(
     loop: Loop, parameters: list[nn.Parameter], x: Tensor, y: Tensor, size: int
 ) -> tuple[Tensor, list[Tensor]]:
-    """One optimizer step in passes of a size.
+    """One optimizer step on a batch, computed in several passes.
 
-    To sum and to count is left to the epoch's end: once in a step, an operation on a few numbers
-    takes a quarter of a percent of an mlp's.
+    Figures are summed up at the epoch's end: within a step, one operation on a few numbers takes a
+    quarter of a percent of an mlp's time.
+
+    Args:
+        loop: Network, optimizer and loss.
+        parameters: Of the network.
+        x: Inputs `(n, …)`.
+        y: Targets `(n, …)`.
+        size: Samples per pass, at most.
 
     Returns:
         At the first evaluation the mean loss, followed by squared norms of parts of the gradient,
@@ -128,7 +142,12 @@ def take_step(
 
 
 def means(batches: Iterable[tuple[Tensor, list[Tensor]]], batch_size: int) -> list[float]:
-    """Means over the samples of loss, accuracy and gradient norm, from the steps' figures."""
+    """Means over the samples of an epoch: loss, accuracy and gradient norm.
+
+    Args:
+        batches: From `take_step`: figures `(1 + parts,)` and correctness `(n,)` of each step.
+        batch_size: Samples of every step but the last.
+    """
     figures, correct = zip(*batches, strict=True)
     right = torch.cat([part for parts in correct for part in parts])
     # Padded, because a parameter may have had no gradient in some steps.
@@ -156,7 +175,7 @@ def _squared_norms(gradients: list[Tensor]) -> list[Tensor]:
 
 
 def pass_size(model: nn.Module, x: Tensor) -> int:
-    """Samples per pass at most: a whole batch, or on a CPU parts of it that stay in the cache.
+    """Most samples of a batch x `(n, …)` per pass: all, or on a CPU as many as the cache holds.
 
     Parts of 32 CIFAR images measured 1.4 times faster than a batch of 128 at once on an EPYC, parts
     of 64 1.2 times on a Xeon. With batch norm the samples of a batch depend on each other, so it is

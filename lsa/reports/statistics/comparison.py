@@ -138,7 +138,16 @@ def compare(
 def paired(
     values: Mapping[str, Mapping[int, float]], a: str, b: str, scale: Scale
 ) -> tuple[tuple[int, ...], np.ndarray, str]:
-    """Common seeds, paired differences (of logarithms for a ratio), and why there are none.
+    """Differences between two optimizers, paired by seed.
+
+    Args:
+        values: Optimizer → seed → value.
+        a: An optimizer.
+        b: Another.
+        scale: "ratio" takes differences of logarithms.
+
+    Returns:
+        The common seeds, the differences `(n,)`, and the reason why there are none, or "".
 
     Raises:
         InputError: A value that is not positive has no ratio.

@@ -27,10 +27,15 @@ class Forecast:
 def forecast(
     comparison: Comparison, wanted: float = POWER, *, level: float = LEVEL
 ) -> Forecast | None:
-    """The fewest seeds that establish a comparison with a wanted probability.
+    """The fewest seeds with which a comparison would be established with a wanted probability.
 
-    The paired differences are taken for normal with the mean and the spread of the seeds so far.
-    Holm's first step is what the test must pass: p ≤ level over the number of pairs.
+    The paired differences are taken as normal, with the mean and the spread of the seeds so far.
+    The test must pass the first step of Holm's adjustment: p ≤ level / number of pairs.
+
+    Args:
+        comparison: Of the seeds so far.
+        wanted: Probability, by default that of `POWER`.
+        level: Of the test.
 
     Returns:
         None with fewer than three seeds, whose spread says too little, without a difference, and
@@ -81,8 +86,13 @@ def needed(
 def power(effect: float, n: int, level: float) -> float:
     """Probability that a sign-flip test of n normal differences has p ≤ level.
 
-    With few seeds p takes few values, so the test itself is simulated; with more it is as powerful
-    as Student's t (Hoeffding 1952), whose power is known.
+    With few seeds p takes few values, so the test is simulated. With more seeds its power is that
+    of Student's t test (Hoeffding 1952), which is known in closed form.
+
+    Args:
+        effect: Mean over standard deviation of the differences.
+        n: Number of seeds.
+        level: Largest p that counts.
     """
     if n > ENUMERATED:
         critical = float(stdtrit(n - 1, 1 - level / 2))

@@ -24,11 +24,19 @@ Courses = Mapping[str, Mapping[int, Sequence[float]]]  # optimizer → seed → 
 
 
 def at_loss(train_loss: Sequence[float], values: Sequence[float], target: float) -> float:
-    """A positive quantity where a training first reached a train loss.
+    """A positive quantity at the point where a training first reached a train loss.
 
-    Linear in log value against log loss between the two recorded epochs around it, exact for a
-    power law. nan where the loss was not reached, was passed before the first recorded epoch, or a
-    number needed is not positive.
+    Between the two recorded epochs around it, the logarithm of the value is linear in that of the
+    loss, which is exact for a power law.
+
+    Args:
+        train_loss: At each recorded epoch.
+        values: The quantity at each recorded epoch.
+        target: The train loss.
+
+    Returns:
+        The value; nan if the loss was not reached, was passed before the first recorded epoch, or a
+        number needed is not positive.
     """
     loss, value = np.asarray(train_loss, float), np.asarray(values, float)
     reached = np.flatnonzero(loss <= target * (1 + 1e-9))
@@ -76,8 +84,13 @@ def ancova(values: BySeed, losses: BySeed, *, level: float = LEVEL) -> list[Comp
 
     Over the seeds of a pair, log(value_a/value_b) is regressed on log(loss_a/loss_b); the intercept
     is the log ratio at equal loss, with Student's t of n − 2 degrees of freedom, adjusted by Holm.
-    Nothing is established with fewer than six seeds, nor where equal loss lies outside the ratios
-    of losses that were measured: there the answer is the straight line's and not the data's.
+    Nothing is established with fewer than six seeds, nor by extrapolation, where equal loss lies
+    outside the measured ratios of losses.
+
+    Args:
+        values: Optimizer → seed → value of the quantity.
+        losses: Optimizer → seed → train loss.
+        level: Of the test.
     """
     comparisons = [_adjusted(values, losses, a, b) for a, b in combinations(values, 2)]
     adjusted = holm([comparison.p for comparison in comparisons])
