@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import signal
 import sqlite3
 from pathlib import Path
 
+import order
 import pytest
 import torch
 
@@ -30,6 +32,18 @@ PATHS = [
     ("model_versions", "source"),
     ("model_versions", "storage_location"),
 ]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where several processes share the tests, each begins with those that take long."""
+    parts = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    if parts > 1:
+        items[:] = order.dealt(
+            items,
+            parts,
+            module=lambda item: item.path,
+            slow=lambda item: item.get_closest_marker("slow") is not None,
+        )
 
 
 @pytest.fixture(autouse=True, scope="session")
