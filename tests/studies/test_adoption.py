@@ -171,6 +171,7 @@ def test_each_kind_of_file_is_adopted(parts, workplace: Path, kind):
                 registered_model_name="m",
                 input_example=example,
                 serialization_format="pt2",  # the default of newer MLflow
+                pip_requirements=["torch"],  # else a process imports all to find them
             )
         source = "models:/m/1"
     rule = {"name": "AdamW", "lr": 0.01} if kind in ("a.pt", "a.ckpt") else None
