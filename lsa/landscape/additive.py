@@ -86,7 +86,12 @@ def _mixed(landscape: Landscape, data: Batched, theta: Tensor) -> bool:
         return False
     if not all(t.ndim and len(t) == n for t in tensors):  # not all of it belongs to samples
         return False
-    halves = [slice(0, n // 2), slice(n // 2, n)]
+    half = n // 2
+    halves: list[slice | Tensor] = [slice(0, half), slice(half, n)]
+    if data.draws:  # a part would draw other numbers: each half is beside other samples instead
+        first, last = torch.arange(n), torch.arange(n)
+        first[half:], last[:half] = 0, n - 1
+        halves = [first, last]
     try:
         whole, *parts = (
             _terms(landscape, data, theta, batch.content, n, at) for at in (slice(0, n), *halves)
@@ -96,9 +101,11 @@ def _mixed(landscape: Landscape, data: Batched, theta: Tensor) -> bool:
     digits = ROUNDING.get(whole.total.dtype, 5e-2)
     digits = 5e-2 if any(p.dtype in HALF for p in landscape.model.parameters()) else digits
     if whole.samples is None:
-        _check_sum(whole, parts, n, digits)
+        if not data.draws:
+            _check_sum(whole, parts, n, digits)
         return False
-    apart = torch.cat([unit_sums(terms) for terms in parts])
+    sums = [unit_sums(terms) for terms in parts]
+    apart = torch.cat([sums[0][:half], sums[1][half:]] if data.draws else sums)
     together = unit_sums(whole)
     if apart.shape != together.shape or not bool(together.isfinite().all()):
         return False
@@ -107,7 +114,7 @@ def _mixed(landscape: Landscape, data: Batched, theta: Tensor) -> bool:
 
 @torch.no_grad()
 def _terms(
-    landscape: Landscape, data: Batched, theta: Tensor, content: Any, n: int, at: slice
+    landscape: Landscape, data: Batched, theta: Tensor, content: Any, n: int, at: slice | Tensor
 ) -> Terms:
     with landscape.network.at(theta):
         return data.terms(landscape.network, rows(content, at, n))

@@ -43,7 +43,7 @@ class Batched:
     """
 
     def __init__(self, batches: Batches, objective: Objective, draws: int = 0) -> None:
-        self.batches, self._objective, self._draws = batches, objective, draws
+        self.batches, self._objective, self.draws = batches, objective, draws
         self._counted: _Counted | None = None
         self._writes: list[bool] = []  # whether the network writes into its inputs, once seen
 
@@ -199,8 +199,8 @@ class Batched:
             content = cloned(content)
 
         def evaluate() -> Terms:
-            if self._draws:
-                return drawn(self._objective, network.runner, content, index, self._draws)
+            if self.draws:
+                return drawn(self._objective, network.runner, content, index, self.draws)
             return self._objective(network.runner, content)
 
         made = network.evaluated(evaluate)
@@ -232,7 +232,7 @@ class Batched:
 
     def with_batches(self, source: Any) -> Batched:
         """Other batches for the same objective."""
-        return Batched(Batches(source, self.batches.device), self._objective, self._draws)
+        return Batched(Batches(source, self.batches.device), self._objective, self.draws)
 
     def few(self, network: Network, n: int) -> Part:
         """The first batch, whatever its number of samples."""

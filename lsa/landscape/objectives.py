@@ -256,6 +256,8 @@ def lightning(size: Callable[[Any], int] | None = None) -> Objective:
 def drawn(objective: Objective, model: nn.Module, batch: Any, index: int, draws: int) -> Terms:
     """The mean of an objective's terms over fixed draws of the network's random numbers.
 
+    Weights too may differ from draw to draw, as those of tokens that are masked at random.
+
     Args:
         objective: Of one draw.
         model: With θ inside.
@@ -273,11 +275,14 @@ def drawn(objective: Objective, model: nn.Module, batch: Any, index: int, draws:
     def mean(values: list[Any]) -> Any:
         return None if values[0] is None else torch.stack(values).mean(0)
 
+    def mean_weight(values: list[Any]) -> Any:
+        return mean([None if v is None else torch.as_tensor(v).double() for v in values])
+
     return Terms(
         mean([t.total for t in terms_of_draws]),
-        terms_of_draws[0].weight,
+        mean_weight([t.weight for t in terms_of_draws]),
         mean([t.samples for t in terms_of_draws]),
-        terms_of_draws[0].weights,
+        mean_weight([t.weights for t in terms_of_draws]),
         mean([t.penalty for t in terms_of_draws]),
         outputs=[t.outputs for t in terms_of_draws],
     )

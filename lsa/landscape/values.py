@@ -183,8 +183,9 @@ def misclassified(outputs: Tensor, y: Tensor) -> Tensor | None:
     """Whether each sample is taken for another class, `(n,)`; None for no classes."""
     if not isinstance(outputs, Tensor) or not isinstance(y, Tensor):
         return None
-    classes = outputs.ndim == 2 and y.ndim == 1 and not y.is_floating_point()
-    return outputs.argmax(1) != y if classes else None
+    classes = outputs.ndim == 2 and outputs.shape[1] > 1  # one column says no class
+    labels = y.ndim == 1 and not y.is_floating_point() and not y.is_complex()
+    return outputs.argmax(1) != y.long() if classes and labels else None
 
 
 class Rows:

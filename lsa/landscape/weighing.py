@@ -297,8 +297,8 @@ def differing(y: Any, most: int = TRIED) -> Tensor:
         if not isinstance(leaf, Tensor) or len(leaf) != n or leaf.numel() == 0:
             continue
         rows = leaf.detach().reshape(n, -1)
-        rows = rows.abs() if rows.is_complex() else rows
-        features = [rows.double().sum(1), rows.amin(1), rows.amax(1)]
+        rows = (rows.abs() if rows.is_complex() else rows).double()  # flags have no smallest index
+        features = [rows.sum(1), rows.amin(1), rows.amax(1)]
         features += [(rows == rows.min()).sum(1), (rows == 0).sum(1)]
         for feature in features:
             chosen += [int(feature.argmin()), int(feature.argmax())]
