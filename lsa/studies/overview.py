@@ -16,12 +16,12 @@ from lsa.tracking import descriptions, headlines
 def bring_up(setting: Project, study: str = "") -> None:
     """Bring numbers and descriptions on the trainings' runs and checkpoints up to date.
 
-    Probes put their numbers there themselves; here follow those of reused steps, of earlier
-    versions, and of pairs whose largest is no longer what it was.
+    A probe logs its own numbers there. This adds those of reused steps and of earlier versions, and
+    corrects the largest number of pairs where it has changed.
 
     Args:
-        setting: Of a project.
-        study: Run that holds its report.
+        setting: The project.
+        study: Id of the run that holds its report; "" for none.
     """
     everything = newest(setting)
     if not everything:
