@@ -16,6 +16,24 @@ from lsa.landscape import Landscape
 Loss = Callable[..., Tensor]  # model called as a function → L, or ℓᵢ `(N,)`
 
 
+def matrix(matvec: Callable[[Tensor], Tensor], theta: Tensor) -> Tensor:
+    """`(d, d)`, from its product with each unit vector."""
+    return torch.stack([matvec(e) for e in torch.eye(len(theta), dtype=theta.dtype)], dim=1)
+
+
+def sample_hessians(landscape: Landscape, theta: Tensor) -> Tensor:
+    """`(N, d, d)`, of each sample alone."""
+    return torch.stack(
+        [
+            torch.autograd.functional.hessian(
+                lambda t, x=x, y=y: landscape.loss_function(landscape.outputs(t, x[None]), y[None]),
+                theta,
+            )
+            for x, y in zip(landscape.x, landscape.y, strict=True)
+        ]
+    )
+
+
 class bound:
     """The network at θ, as a function of its inputs, with attention by its formula."""
 

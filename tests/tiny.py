@@ -20,6 +20,10 @@ def seeded(make: Callable[[], nn.Module]) -> nn.Module:
         return make().double()
 
 
+def normal(*shape: int, seed: int = 1) -> Tensor:
+    return torch.randn(*shape, generator=rng(seed), dtype=torch.float64)
+
+
 class PerPosition(nn.Module):
     """Scores `(n, classes, positions)`."""
 

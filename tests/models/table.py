@@ -31,6 +31,7 @@ WEIGHING = "tests/landscape/test_weighing.py::test_"
 OBJECTIVES = "tests/landscape/test_objectives.py::test_"
 CONSISTENCY = "tests/landscape/test_consistency.py::test_"
 LANDSCAPE = "tests/landscape/test_landscape.py::test_"
+LAYERS = "tests/landscape/derivatives/test_layers.py::test_"
 RULES = "tests/training/test_collection_rules.py::test_"
 STABILITY = "tests/training/test_stability.py::test_"
 PRECONDITIONED = "tests/probes/test_preconditioned.py::test_"
@@ -184,7 +185,7 @@ CASES = (
     _case("padding_idx, pad tokens averaged in", RIGHT,
           OWN + "a_padding_row_is_part_of_the_loss"),
     _case("batch norm in eval", RIGHT,
-          LANDSCAPE + "batch_norm_and_dropout_make_one_fixed_function"),
+          LAYERS + "batch_norm_and_dropout_make_one_fixed_function"),
     _case("batch norm without statistics", REFUSED,
           LANDSCAPE + "batch_norm_without_statistics_is_refused"),
     _case("custom Function without a second derivative", DIFFERENCES,
