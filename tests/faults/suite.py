@@ -20,7 +20,7 @@ SHOWN: dict[tuple[str, str], tuple[str, str, str, str]] = {
         "nothing: every command about the project ends well",
         "the run as it is, control characters written out",
     ),
-    ("tests/tracking/test_spool.py tests/studies/test_steps.py", "stranger or altered"): (
+    ("tests/tracking/test_sync.py tests/studies/test_steps.py", "stranger or altered"): (
         "somebody else's finished run with the key of our step",
         "before our step, while it measures and while its result waits in the spool; with no, a "
         "damaged or another result",
@@ -33,7 +33,7 @@ SHOWN: dict[tuple[str, str], tuple[str, str, str, str]] = {
         "nothing: no file outside the folder is written, no code of theirs runs",
         "one line, or the text as text",
     ),
-    ("tests/tracking/test_spool.py", "another_store or one_store"): (
+    ("tests/tracking/test_spool.py tests/tracking/test_sync.py", "another_store or one_store"): (
         "two stores used from one folder",
         "a step measured while store A is away, then the same step for store B",
         "nothing: what waits for A is delivered to A, B has its own run",
