@@ -7,7 +7,9 @@ import os
 import shutil
 import signal
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import order
 import pytest
@@ -106,15 +108,25 @@ def furnish(folder: Path, monkeypatch: pytest.MonkeyPatch, new_store: Path) -> N
 
 
 @pytest.fixture(scope="session")
-def trained_once(tmp_path_factory: pytest.TempPathFactory, new_store: Path):
+def made_once(tmp_path_factory: pytest.TempPathFactory, new_store: Path) -> Callable[..., tuple]:
+    """Calls a function with a workplace of its own; gives that folder and the result."""
+
+    def make(function: Callable[[Path], Any]) -> tuple[Path, Any]:
+        folder = tmp_path_factory.mktemp("once")
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            furnish(folder, monkeypatch, new_store)
+            return folder, function(folder)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def trained_once(made_once):
     """A workplace in which sgd has been trained, and that training."""
     from lsa import project
     from lsa.studies import train
 
-    folder = tmp_path_factory.mktemp("trained")
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        furnish(folder, monkeypatch, new_store)
-        return folder, train.train(project.load("tiny").recipe("sgd"))
+    return made_once(lambda _: train.train(project.load("tiny").recipe("sgd")))
 
 
 @pytest.fixture

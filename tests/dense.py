@@ -6,12 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import grad
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lsa.landscape import Landscape
+from lsa.landscape import Landscape, flatten
 
 Loss = Callable[..., Tensor]  # model called as a function → L, or ℓᵢ `(N,)`
 
@@ -19,6 +19,24 @@ Loss = Callable[..., Tensor]  # model called as a function → L, or ℓᵢ `(N,
 def matrix(matvec: Callable[[Tensor], Tensor], theta: Tensor) -> Tensor:
     """`(d, d)`, from its product with each unit vector."""
     return torch.stack([matvec(e) for e in torch.eye(len(theta), dtype=theta.dtype)], dim=1)
+
+
+def of_theta(model: nn.Module, loss: Loss) -> Callable[[Tensor], Tensor]:
+    """A loss `(model) → L` as a function of θ."""
+    named = dict(model.named_parameters())
+
+    def of(theta: Tensor) -> Tensor:
+        parts = theta.split([p.numel() for p in named.values()])
+        views = {n: t.view_as(p) for (n, p), t in zip(named.items(), parts, strict=True)}
+        return loss(lambda *args: functional_call(model, views, args))
+
+    return of
+
+
+def largest(model: nn.Module, loss: Loss) -> float:
+    """λ_max of a loss `(model) → L` at a network's parameters, by double backward."""
+    H = torch.autograd.functional.hessian(of_theta(model, loss), flatten(model))
+    return torch.linalg.eigvalsh(H.double())[-1].item()
 
 
 def sample_hessians(landscape: Landscape, theta: Tensor) -> Tensor:

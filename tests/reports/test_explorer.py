@@ -11,7 +11,7 @@ import mlflow
 import numpy as np
 import pytest
 import synthetic
-from conftest import copy_store, furnish
+from conftest import copy_store
 
 from lsa.cli import app
 from lsa.figures import explorer as figures
@@ -26,11 +26,8 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's and SQLAlchemy's o
 
 
 @pytest.fixture(scope="module")
-def studied_once(tmp_path_factory, new_store):
-    folder = tmp_path_factory.mktemp("studied")
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        furnish(folder, monkeypatch, new_store)
-        return folder, synthetic.studied(folder)
+def studied_once(made_once):
+    return made_once(synthetic.studied)
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ pytest.importorskip("playwright.sync_api", reason="the extra `browser` is not in
 
 import synthetic
 from axe_playwright_python.sync_playwright import Axe
-from conftest import furnish
 from playwright.sync_api import Page, sync_playwright
 
 from lsa.reports import explorer
@@ -68,11 +67,8 @@ def open_page(browser, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def content(tmp_path_factory, new_store):
-    folder = tmp_path_factory.mktemp("studied")
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        furnish(folder, monkeypatch, new_store)
-        made = explorer.content(synthetic.studied(folder))
+def content(made_once):
+    _, made = made_once(lambda folder: explorer.content(synthetic.studied(folder)))
     made["points"][-1]["doubts"].append(HOSTILE)
     made["points"][-1]["optimizer"] = made["optimizers"][-1] = HOSTILE
     for point in made["points"]:

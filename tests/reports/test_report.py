@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import re
 from importlib.metadata import EntryPoint
+from pathlib import Path
 
 import mlflow
 import pytest
 import synthetic
-from conftest import copy_store, furnish
+from conftest import copy_store
 
 from lsa import probe, project, step, study
 from lsa.cli import app
@@ -26,18 +27,19 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's and SQLAlchemy's o
 
 
 @pytest.fixture(scope="module")
-def studied_once(tmp_path_factory, new_store):
+def studied_once(made_once):
     """A workplace with a finished study, and its project."""
-    folder = tmp_path_factory.mktemp("studied")
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        furnish(folder, monkeypatch, new_store)
+
+    def make(folder: Path) -> project.Project:
         file = folder / "projects" / "tiny.yaml"
         text = file.read_text().replace("{lanczos: {k: 2}}", "{lanczos: {k: 2, density_steps: 9}}")
         file.write_text(text + "pairs: {interpolation: {points: 5}}\n")
         setting = project.load("tiny")
         with study(setting) as running:
             plan.run(setting, running)
-    return folder, setting
+        return setting
+
+    return made_once(make)
 
 
 @pytest.fixture

@@ -9,7 +9,9 @@ from typing import Any
 import mlflow
 import pytest
 import torch
+from dense import largest
 from safetensors.torch import save_file
+from token_model import SOURCE, printed
 from torch import nn
 
 import lsa
@@ -81,17 +83,7 @@ def trained(parts: Any, make: Any = torch.optim.AdamW, **options: Any) -> tuple[
 def sharpest(parts: Any, model: nn.Module) -> float:
     """λ_max by torch's own double backward."""
     (x, y), _ = parts.waves()
-    names = [name for name, _ in model.named_parameters()]
-    sizes = [p.numel() for p in model.parameters()]
-    shapes = [p.shape for p in model.parameters()]
-
-    def loss(theta: torch.Tensor) -> torch.Tensor:
-        views = [t.view(s) for t, s in zip(theta.split(sizes), shapes, strict=True)]
-        named = dict(zip(names, views, strict=True))
-        return nn.functional.mse_loss(torch.func.functional_call(model, named, (x,)), y)
-
-    H = torch.autograd.functional.hessian(loss, flatten(model))
-    return torch.linalg.eigvalsh(H.double())[-1].item()
+    return largest(model, lambda model: nn.functional.mse_loss(model(x), y))
 
 
 def test_a_registered_network_is_measured_by_its_run(parts):
@@ -263,10 +255,8 @@ def test_the_shell_adopts_a_file_and_measures_it_by_its_run(parts, workplace: Pa
     assert app.run(measured) == 2
     assert "allow it with --trust" in capsys.readouterr().err
     assert app.run([*measured, "--trust", NAME]) == 0
-    (line,) = (
-        t for t in capsys.readouterr().out.splitlines() if t.startswith("lanczos/lambda_max ")
-    )
-    assert float(line.split()[1]) == pytest.approx(sharpest(parts, model), rel=1e-4)
+    found = printed(capsys.readouterr().out)
+    assert found == pytest.approx(sharpest(parts, model), rel=1e-4)
     for arguments, message in (
         (["adopt", "b.pt", *factory, *named], "there is no file b.pt"),
         (["adopt", "a.pt", "--factory", "{name", *named], "not readable YAML"),
@@ -290,29 +280,11 @@ def test_a_module_in_the_current_folder_is_found_without_being_on_the_path(workp
         sys.modules.pop("beside_me", None)
 
 
-TOKENS = """
-import torch
-from torch import nn
+TOKENS = f"""{SOURCE}
 from lsa import Terms
 
-class Model(nn.Module):
-    def __init__(self, width=4):
-        super().__init__()
-        self.embedding, self.head = nn.Embedding(7, width), nn.Linear(width, 7)
-    def forward(self, ids):
-        return self.head(torch.tanh(self.embedding(ids)))
-
-def batches():
-    made = []
-    for i, n in enumerate((3, 5, 2)):
-        ids = torch.randint(0, 7, (n, 6), generator=torch.Generator().manual_seed(i))
-        labels = ids.clone()
-        labels[0, 2 + i:] = -100
-        made.append({"ids": ids, "labels": labels})
-    return made, made[:1]
-
 def per_label(model, batch):
-    outputs, labels = model(batch["ids"]), batch["labels"]
+    outputs, labels = model(batch["input_ids"]), batch["labels"]
     each = nn.functional.cross_entropy(
         outputs.transpose(1, 2), labels, reduction="none", ignore_index=-100
     )
@@ -329,26 +301,20 @@ def test_batches_and_an_objective_of_ones_own_are_measured(workplace, monkeypatc
         torch.manual_seed(0)
         model = theirs.Model(width=3)
     pkg = "tokens_of_theirs"
-    named = {"data": f"{pkg}:batches", "objective": f"{pkg}:per_label", "project": "tokens"}
+    named = {"data": f"{pkg}:texts", "objective": f"{pkg}:per_label", "project": "tokens"}
     with pytest.raises(InputError, match="no class or function"):
         lsa.register(model, factory=f"{pkg}:Missing", **named)
     factory = {"name": f"{pkg}:Model", "width": 3}
     step = lsa.register(model, factory=factory, **named, samples="all")
     found = lsa.load(step.run_id, device="cpu", trust=[pkg])
     done = lsa.measure("lanczos", found, k=1, density_probes=0)
-    ids, labels = (torch.cat([b[k] for b in theirs.batches()[0]]) for k in ("ids", "labels"))
+    ids, labels = (torch.cat([b[k] for b in theirs.texts()[0]]) for k in ("input_ids", "labels"))
 
-    def loss(theta: torch.Tensor) -> torch.Tensor:
-        names = dict(model.named_parameters())
-        parts = theta.split([p.numel() for p in names.values()])
-        views = {n: t.view_as(p) for (n, p), t in zip(names.items(), parts, strict=True)}
-        outputs = torch.func.functional_call(model, views, (ids,))
-        return nn.functional.cross_entropy(outputs.transpose(1, 2), labels, ignore_index=-100)
+    def loss(model: Any) -> torch.Tensor:
+        return nn.functional.cross_entropy(model(ids).transpose(1, 2), labels, ignore_index=-100)
 
-    H = torch.autograd.functional.hessian(loss, flatten(model))
-    expected = torch.linalg.eigvalsh(H.double())[-1].item()
-    assert done["lambda_max"].value == pytest.approx(expected, rel=1e-4)
-    assert step["train_loss"].value == pytest.approx(loss(flatten(model)).item(), rel=1e-5)
+    assert done["lambda_max"].value == pytest.approx(largest(model, loss), rel=1e-4)
+    assert step["train_loss"].value == pytest.approx(loss(model).item(), rel=1e-5)
     for name in ("layers", "sgd_noise", "sharpness"):
         assert lsa.measure(name, found).metrics
     with pytest.raises(InputError, match="not trusted"):

@@ -10,9 +10,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from dense import largest, of_theta
+from token_model import SOURCE, printed
 from torch import nn
 
 from lsa.cli import app
+from lsa.landscape import flatten
 from lsa.project import Project, Recipe
 from lsa.runtime.errors import InputError
 from lsa.training import data
@@ -21,26 +24,6 @@ from lsa.training.train import Epoch, train
 pytestmark = pytest.mark.usefixtures("global_rng_untouched")
 
 NAME = "texts_of_mine"
-PARTS = """
-import torch
-from torch import nn
-
-class Model(nn.Module):
-    def __init__(self, width=4):
-        super().__init__()
-        self.embedding, self.head = nn.Embedding(7, width), nn.Linear(width, 7)
-    def forward(self, input_ids):
-        return self.head(torch.tanh(self.embedding(input_ids)))
-
-def texts():
-    made = []
-    for i, n in enumerate((3, 5, 2)):
-        ids = torch.randint(0, 7, (n, 6), generator=torch.Generator().manual_seed(i))
-        labels = ids.clone()
-        labels[0, 2 + i:] = -100
-        made.append({"input_ids": ids, "labels": labels})
-    return made, made[:1]
-"""
 PROJECT = f"""
 name: texts
 dataset: {{name: "{NAME}:texts"}}
@@ -54,7 +37,7 @@ landscape: {{samples: all}}
 
 @pytest.fixture
 def parts(workplace: Path, monkeypatch) -> Any:
-    (workplace / f"{NAME}.py").write_text(PARTS)
+    (workplace / f"{NAME}.py").write_text(SOURCE)
     (workplace / "texts.yaml").write_text(PROJECT)
     monkeypatch.syspath_prepend(str(workplace))
     yield __import__(NAME)
@@ -144,25 +127,12 @@ def test_a_language_model_of_a_project_is_trained_and_measured(parts, workplace:
     assert app.run(measured) == 2
     assert "allow it with --trust" in capsys.readouterr().err
     assert app.run([*measured, "--trust", NAME]) == 0
-    (line,) = (
-        t for t in capsys.readouterr().out.splitlines() if t.startswith("lanczos/lambda_max ")
-    )
+    found = printed(capsys.readouterr().out)
     import lsa
 
     model = lsa.load(run, trust=[NAME]).model.double()
-    names, sizes = zip(*((n, p.numel()) for n, p in model.named_parameters()), strict=True)
-
-    def of(theta: torch.Tensor) -> torch.Tensor:
-        views = zip(names, theta.split(sizes), strict=True)
-        own = dict(model.named_parameters())
-        swapped = {n: t.view_as(own[n]) for n, t in views}
-        return mean(
-            lambda ids: torch.func.functional_call(model, swapped, (ids,)), parts.texts()[0]
-        )
-
-    theta = torch.cat([p.detach().reshape(-1) for p in model.parameters()])
-    H = torch.autograd.functional.hessian(of, theta)
-    assert float(line.split()[1]) == pytest.approx(torch.linalg.eigvalsh(H)[-1].item(), rel=1e-3)
+    expected = largest(model, lambda model: mean(model, parts.texts()[0]))
+    assert found == pytest.approx(expected, rel=1e-3)
 
 
 WATCHED = "watch: {every: 2, budget: null, measure: [update, noise, sharpness, batch_sharpness]}"
@@ -191,27 +161,17 @@ def test_a_watch_of_a_training_by_an_objective_measures_the_loss_of_all_batches(
     with torch.random.fork_rng():
         model = start(parts, recipe(clip_norm=0.3))
     batches = parts.texts()[0]
-    own = dict(model.named_parameters())
-    sizes = [p.numel() for p in own.values()]
+    loss = of_theta(model, lambda model: mean(model, batches))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.2)
-
-    def loss(theta: torch.Tensor) -> torch.Tensor:
-        views = zip(own, theta.split(sizes), strict=True)
-        swapped = {n: t.view_as(own[n]) for n, t in views}
-        return mean(lambda ids: torch.func.functional_call(model, swapped, (ids,)), batches)
-
-    def theta() -> torch.Tensor:
-        return torch.cat([p.detach().reshape(-1) for p in model.parameters()])
-
     for step, batch in enumerate(batches + batches, 1):
         optimizer.zero_grad()
         mean(model, [batch]).backward()
         nn.utils.clip_grad_norm_(model.parameters(), 0.3)
-        at = theta()
+        at = flatten(model)
         optimizer.step()
         if step % 2:
             continue
-        u, H = theta() - at, torch.autograd.functional.hessian(loss, at).double()
+        u, H = flatten(model) - at, torch.autograd.functional.hessian(loss, at).double()
         after = torch.autograd.functional.hessian(loss, at + u)
         (g,) = torch.autograd.grad(loss(t := at.clone().requires_grad_()), t)
         v = u.double() / u.double().norm()
@@ -248,7 +208,7 @@ def test_a_hugging_face_model_of_a_project_is_trained_by_its_own_loss(parts, wor
     from lsa import project
     from lsa.studies import train as studied
 
-    (workplace / f"{NAME}.py").write_text(PARTS + GPT)
+    (workplace / f"{NAME}.py").write_text(SOURCE + GPT)
     sys.modules.pop(NAME)
     text = PROJECT.replace(":Model", ":gpt").replace(", width: 3", "").replace("per_token", "hf")
     text = text.replace("ema: 0.5, checkpoint_every: 1", f"{WATCHED}")
