@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import psutil
-from processes import forked, started
+from processes import command, forked, started
 from servers import LSA, Served, environment, lsa
 
 from faults import Row
@@ -38,22 +38,21 @@ def stopped(folder: Path, times: int) -> Row:
     """SIGTERM to a training."""
     client, uri = alone(folder, epochs=120)
     env = environment(MLFLOW_TRACKING_URI=uri)
-    command = [*LSA, "train", "--project", "tiny", "--optimizer", "sgd"]
+    words = ["train", "--project", "tiny", "--optimizer", "sgd"]
     for i in range(times):
         began = time.time()
-        log = client / "said.txt"
-        with (
-            log.open("w") as said,
-            started(command, cwd=client, env=env, stdout=said, stderr=said) as process,
-        ):
+        log = client / f"said-{i}.txt"
+        with command(*words, cwd=client, env=env, stdout=log, stderr=log) as process:
             until(lambda began=began: saved(client) > began)  # an epoch of this very process
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(PATIENCE) == 143, log.read_text()
+            assert process.pid is not None
+            os.kill(process.pid, signal.SIGTERM)
+            process.join(PATIENCE)
+            assert process.exitcode == 143, log.read_text()
         told = log.read_text().splitlines()
         assert told == ["lsa: stopped by SIGTERM; the run is marked KILLED"], told
         assert count(client, "status = 'KILLED'") == i + 1
         assert count(client, "status = 'RUNNING'") == 0
-    lsa(*command[3:], cwd=client, env=env)
+    lsa(*words, cwd=client, env=env)
     (finished,) = runs(uri, "attributes.status = 'FINISHED'")
     resumed = int(finished.data.tags["lsa.resumed_epoch"])
     assert resumed > 0 and int(finished.data.params["epochs"]) == 120
