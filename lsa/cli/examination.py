@@ -172,26 +172,26 @@ def _artifacts() -> Checked:
     may have no file.
     """
     file = address.file_of(store.uri())
-    places = [place for one in runs.newest(LOOKED_AT) if (place := runs.folder(one))]
-    folders = {place.parents[1] for place in places if len(place.parents) > 1}
-    missing = sorted(place for place in folders if not place.is_dir())
-    text = f"the {len(folders)} folders of the newest {len(places)} runs with files here"
+    kept = [folder for run in runs.newest(LOOKED_AT) if (folder := runs.folder(run))]
+    folders = {folder.parents[1] for folder in kept if len(folder.parents) > 1}
+    missing = sorted(folder for folder in folders if not folder.is_dir())
+    text = f"the {len(folders)} folders of the newest {len(kept)} runs with files here"
     if missing:
-        found = f"{len(missing)} of {text} are missing, such as {missing[0]}"
-        return Checked("artifacts", "failure", found, MOVED)
+        fault = f"{len(missing)} of {text} are missing, such as {missing[0]}"
+        return Checked("artifacts", "failure", fault, MOVED)
     if file:
         beside = file.absolute().parent.resolve()
-        apart = sorted(one for one in folders if not one.resolve().is_relative_to(beside))
+        apart = sorted(folder for folder in folders if not folder.resolve().is_relative_to(beside))
         if apart:
-            found = f"{len(apart)} of {text} lie elsewhere than the store, such as {apart[0]}"
+            fault = f"{len(apart)} of {text} lie elsewhere than the store, such as {apart[0]}"
             advice = f"if this store is a copy, new files go to the other's folder: {MOVED}"
-            return Checked("artifacts", "warning", found, advice)
+            return Checked("artifacts", "warning", fault, advice)
     return Checked("artifacts", "ok", f"{text} are there")
 
 
 def _late() -> Checked:
     """What a server made after its client had given up waiting for an answer."""
-    made = [one.what for one in late.found()]
+    made = [double.what for double in late.found()]
     if not made:
         return Checked("late", "ok", "the server made nothing after its client had stopped waiting")
     names = ", ".join(made[:5]) + (", …" if len(made) > 5 else "")

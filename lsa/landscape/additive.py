@@ -40,12 +40,12 @@ def notes(landscape: Landscape, theta: Tensor, drawn: bool) -> tuple[str, ...]:
     data = landscape.data
     if not isinstance(data, Batched):
         return ()
-    found = data.batches.remarks()
+    remarks = data.batches.remarks()
     if landscape.has_samples and not drawn:
         _check_gradients(landscape, theta)
     if not drawn and _mixed(landscape, data, theta):
-        found = (*found, MIXED)
-    return found
+        remarks = (*remarks, MIXED)
+    return remarks
 
 
 def _check_gradients(landscape: Landscape, theta: Tensor) -> None:
@@ -93,20 +93,20 @@ def _mixed(landscape: Landscape, data: Batched, theta: Tensor) -> bool:
         first[half:], last[:half] = 0, n - 1
         halves = [first, last]
     try:
-        whole, *parts = (
+        full, *parts = (
             _terms(landscape, data, theta, batch.content, n, at) for at in (slice(0, n), *halves)
         )
     except (RuntimeError, ValueError, IndexError, InputError):
         return False
-    digits = ROUNDING.get(whole.total.dtype, 5e-2)
+    digits = ROUNDING.get(full.total.dtype, 5e-2)
     digits = 5e-2 if any(p.dtype in HALF for p in landscape.model.parameters()) else digits
-    if whole.samples is None:
+    if full.samples is None:
         if not data.draws:
-            _check_sum(whole, parts, n, digits)
+            _check_sum(full, parts, n, digits)
         return False
     sums = [unit_sums(terms) for terms in parts]
     apart = torch.cat([sums[0][:half], sums[1][half:]] if data.draws else sums)
-    together = unit_sums(whole)
+    together = unit_sums(full)
     if apart.shape != together.shape or not bool(together.isfinite().all()):
         return False
     return float((apart - together).abs().max()) > digits * float(together.abs().max())
@@ -120,10 +120,10 @@ def _terms(
         return data.terms(landscape.network, rows(content, at, n))
 
 
-def _check_sum(whole: Terms, parts: list[Terms], n: int, digits: float) -> None:
+def _check_sum(batch: Terms, parts: list[Terms], n: int, digits: float) -> None:
     """See that the total is no mean where the weight counts."""
-    weight, *shares = (float(unit_weights(t)) for t in (whole, *parts))
-    total, *sums = (float(t.total) for t in (whole, *parts))
+    weight, *shares = (float(unit_weights(t)) for t in (batch, *parts))
+    total, *sums = (float(t.total) for t in (batch, *parts))
     mean = sum(s * w for s, w in zip(sums, shares, strict=True)) / weight
     counts = weight > 1 and abs(sum(shares) - weight) <= 1e-6 * weight
 

@@ -86,13 +86,13 @@ def align(
     Raises:
         InputError: A weight is not finite.
     """
-    one, other = landscape.unflatten(a), landscape.unflatten(b)
+    of_a, of_b = landscape.unflatten(a), landscape.unflatten(b)
     if isinstance(spec, Symmetries):
-        best = aligned(spec, one, other, rng)
+        best = aligned(spec, of_a, of_b, rng)
         end = torch.cat([tensor.reshape(-1) for tensor in best.tensors.values()])
         return Moved(end, best.moved, best.converged)
-    matching = weight_matching(spec, one, other, rng)
-    moved = apply(spec, matching.permutations, other)
+    matching = weight_matching(spec, of_a, of_b, rng)
+    moved = apply(spec, matching.permutations, of_b)
     orders = matching.permutations.values()
     displaced = sum(int((order != torch.arange(len(order))).sum()) for order in orders)
     return Moved(

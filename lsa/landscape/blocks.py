@@ -105,14 +105,14 @@ def _shared(heads: Heads) -> tuple[Place, ...]:
 
 def _entries(shapes: Mapping[str, tuple[int, ...]], places: Mapping[str, Place]) -> Tensor:
     """Positions of these places in parameters one behind the other, in order."""
-    start, found = 0, []
+    start, entries = 0, []
     for name, shape in shapes.items():
         n = torch.Size(shape).numel()
         if name in places:
             at = torch.arange(n).view(shape)
-            found.append(start + places[name].rows(at).flatten())
+            entries.append(start + places[name].rows(at).flatten())
         start += n
-    return torch.cat(found).sort().values
+    return torch.cat(entries).sort().values
 
 
 def owners(landscape: Landscape, theta: Tensor, named: Mapping[str, Slice]) -> Tensor:

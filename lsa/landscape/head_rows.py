@@ -33,8 +33,8 @@ def heads_of(flow: Dataflow, attention: Attended) -> Heads:
         raise UnknownError("more than one layer makes or reads one part of attention")
     rows, plain = [], True
     for axis, t in zip(axes, (q, k, v), strict=True):
-        found, same = _rows(flow.made[axis], t)
-        rows.append(found)
+        row, same = _rows(flow.made[axis], t)
+        rows.append(row)
         plain &= same or t is v
         if t is v and not same:
             raise UnknownError("values are changed on their way to attention")
@@ -128,7 +128,7 @@ def _pairs(made: Tensor, query: Tensor, rows: Tensor) -> Tensor:
             raise UnknownError("the position mixes more than two coordinates of a head")
         if mixed.sum() == 2:
             pairs.add(tuple(mixed.nonzero().flatten().tolist()))
-    found = torch.tensor(sorted(pairs), dtype=torch.int64).reshape(-1, 2)
-    if len(found.unique()) != found.numel():
+    coordinates = torch.tensor(sorted(pairs), dtype=torch.int64).reshape(-1, 2)
+    if len(coordinates.unique()) != coordinates.numel():
         raise UnknownError("the position mixes more than two coordinates of a head")
-    return found
+    return coordinates

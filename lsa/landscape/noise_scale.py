@@ -96,8 +96,8 @@ def sample_grams(landscape: Landscape, theta: Tensor) -> dict[tuple[int, int], T
         return None
     with landscape.network.at(theta.detach().requires_grad_()):
         (part,) = data.in_one_pass().parts(landscape.network)
-        found = sample_gradients.of(part.losses, theta)
-    return None if found is None else found.grams()
+        gradients = sample_gradients.of(part.losses, theta)
+    return None if gradients is None else gradients.grams()
 
 
 @full_float32()

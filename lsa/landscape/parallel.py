@@ -98,20 +98,20 @@ class ParallelLandscape:
         return self._gradient(theta, range(len(self._weights)))
 
     def _gradient(self, theta: Tensor, chosen: range | list[int]) -> Tensor:
-        found = torch.zeros(len(theta), dtype=torch.float64, device=theta.device)
+        total = torch.zeros(len(theta), dtype=torch.float64, device=theta.device)
         with self._at(theta), torch.enable_grad():
             for terms, share in self._terms(chosen):
                 # Both kinds of network average gradients over the processes.
                 (with_share(terms, share) * self._size).backward()
                 parts = [_gradient_of(p).flatten() for p in self._parameters]
-                found += torch.cat(parts)
+                total += torch.cat(parts)
                 self._forget()
-        return found.to(theta.dtype)
+        return total.to(theta.dtype)
 
     def _terms(self, chosen: range | list[int]) -> Iterator[tuple[Terms, float]]:
         """This process's of some batches, and their share 1/W of the loss: 0 beyond the last."""
         numbers = list(chosen)
-        whole = sum(self._weights[i] for i in numbers)
+        weight = sum(self._weights[i] for i in numbers)
         turns = -(-len(numbers) // self._size)
         own = numbers[self._rank :: self._size]
         wanted = dict.fromkeys(own or numbers[:1])
@@ -120,7 +120,7 @@ class ParallelLandscape:
         for _, number in zip_longest(range(turns), own):
             batch = moved(contents[next(iter(wanted)) if number is None else number], device)
             terms = self._objective(self._model, batch)
-            yield terms, 0.0 if number is None else 1 / whole
+            yield terms, 0.0 if number is None else 1 / weight
 
     def _counted(self) -> list[float]:
         """Weights of all batches; each process asks its own."""

@@ -32,10 +32,10 @@ def check_views(model: nn.Module, before: dict[str, list[Any]]) -> None:
     Raises:
         InputError: One is as it was: it would stand still while θ moves.
     """
-    for place, tensors in before.items():
-        if any(now is t for now in kept(model, place) for t in tensors if isinstance(t, Tensor)):
+    for name, tensors in before.items():
+        if any(now is t for now in kept(model, name) for t in tensors if isinstance(t, Tensor)):
             raise InputError(
-                f"{place!r} is a view of a parameter that was made once, and would stand still "
+                f"{name!r} is a view of a parameter that was made once, and would stand still "
                 "while θ moves; compute it in forward, or make it the same nn.Parameter"
             )
 

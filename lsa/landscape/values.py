@@ -42,7 +42,7 @@ def per_sample(parts: Iterable[Part], theta: Tensor) -> tuple[Tensor, Tensor | N
         values, outputs = part.both(theta)
         losses.add(values)
         wrong.add(part.wrong(outputs))
-    return losses.found(), wrong.known
+    return losses.joined(), wrong.known
 
 
 @torch.enable_grad()
@@ -120,13 +120,13 @@ def per_sample_along(
         `(N,)` each; None for the mistakes where the targets are no classes.
     """
     measure = slopes.by_layers if by_layers else slopes.by_any_way
-    losses, wrong, along = Rows(), Rows(), Rows()
+    losses, wrong, sloped = Rows(), Rows(), Rows()
     for part in parts:
         values, outputs, slope = measure(part.both, theta, u.to(theta.dtype))
         losses.add(values)
         wrong.add(part.wrong(outputs))
-        along.add(slope)
-    return losses.found(), wrong.known, along.found()
+        sloped.add(slope)
+    return losses.joined(), wrong.known, sloped.joined()
 
 
 def curvatures(parts: Iterable[Part], theta: Tensor, u: Tensor, *, by_layers: bool) -> Tensor:
@@ -139,10 +139,10 @@ def curvatures(parts: Iterable[Part], theta: Tensor, u: Tensor, *, by_layers: bo
         by_layers: Whether to step along u in each layer by itself, which is cheaper.
     """
     measure = sample_curvatures.by_layers if by_layers else sample_curvatures.by_one_step
-    found = Rows()
+    curvature = Rows()
     for part in parts:
-        found.add(measure(part.losses, theta, u, part.samples))
-    return found.found()
+        curvature.add(measure(part.losses, theta, u, part.samples))
+    return curvature.joined()
 
 
 def gauss_newton_curvatures(parts: Iterable[Part], theta: Tensor, u: Tensor) -> Tensor:
@@ -153,10 +153,10 @@ def gauss_newton_curvatures(parts: Iterable[Part], theta: Tensor, u: Tensor) -> 
         theta: θ `(d,)`.
         u: Direction `(d,)`.
     """
-    found = Rows()
+    curvature = Rows()
     for part in parts:
-        found.add(_curved(part, theta, u.to(theta.dtype)))
-    return found.found()
+        curvature.add(_curved(part, theta, u.to(theta.dtype)))
+    return curvature.joined()
 
 
 def _curved(part: Part, theta: Tensor, u: Tensor) -> Tensor:
@@ -218,11 +218,11 @@ class Rows:
         """All rows `(N, …)`; None where nothing is known of any."""
         return None if self._held is None else self._held[: self._n].clone()
 
-    def found(self) -> Tensor:
+    def joined(self) -> Tensor:
         """All rows `(N, …)`."""
-        found = self.known
-        assert found is not None
-        return found
+        rows = self.known
+        assert rows is not None
+        return rows
 
 
 def _mean_and_error(values: Tensor) -> tuple[float, float]:

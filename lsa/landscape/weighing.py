@@ -205,16 +205,16 @@ def leaves(value: Tensor) -> dict[int, Tensor]:
     """The tensors by which a scalar can be differentiated, by identity; its graph is not kept."""
     if value.grad_fn is None:
         return {id(value): value} if value.requires_grad else {}
-    seen, waiting, found = set(), [value.grad_fn], {}
+    seen, waiting, known = set(), [value.grad_fn], {}
     while waiting:
         node = waiting.pop()
         if node in seen:
             continue
         seen.add(node)
         if (leaf := getattr(node, "variable", None)) is not None:
-            found[id(leaf)] = leaf
+            known[id(leaf)] = leaf
         waiting += [following for following, _ in node.next_functions if following is not None]
-    return found
+    return known
 
 
 def _mean(loss: Loss, outputs: Any, y: Any, ends: list[int]) -> float:

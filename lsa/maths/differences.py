@@ -147,23 +147,23 @@ class Differences:
         for _ in range(ROUNDS):
             coarse, fine = self._pair(*unit, size), self._pair(*unit, size / 2)
             apart = self._long(coarse.sketch - fine.sketch)
-            found = self._long(torch.lerp(coarse.sketch, fine.sketch, 4 / 3))
-            found = max(found, 1e-300)
+            magnitude = self._long(torch.lerp(coarse.sketch, fine.sketch, 4 / 3))
+            magnitude = max(magnitude, 1e-300)
             rounding = RICHARDSON * self.sigma / size
-            told = rounding + 2 * apart**2 / found
+            told = rounding + 2 * apart**2 / magnitude
             share, spread = coarse.even / max(coarse.size, 1e-300), TWO_STEPS * self.sigma / size
-            if share > BENT or apart - spread > SMOOTH * share**2 * found:
+            if share > BENT or apart - spread > SMOOTH * share**2 * magnitude:
                 told = max(told, apart)  # kinks, of which there is no fourth order
             extrapolated = coarse.value.lerp_(fine.value, 4 / 3)
             if best is None or told < best.error:
                 best = Derivative(extrapolated, told)
             bend = max(apart / (0.75 * size**2), 1e-300)
-            wanted = min(MOST, (rounding * size * found / (4.5 * bend**2)) ** 0.2)
+            wanted = min(MOST, (rounding * size * magnitude / (4.5 * bend**2)) ** 0.2)
             if told < WASTE * RICHARDSON * self.sigma / wanted or told > best.error:
                 break
             size = wanted
         assert best
-        self._refuse(best.error, found)
+        self._refuse(best.error, magnitude)
         return self._noted(best, length)
 
     @property

@@ -32,10 +32,10 @@ def sketched(w: Tensor) -> Tensor:
     if len(w) <= size:
         return w.to(torch.float64, copy=True)
     signs, starts = _signs(size, w.device)
-    found = torch.zeros(size, dtype=torch.float64, device=w.device)
+    sketch = torch.zeros(size, dtype=torch.float64, device=w.device)
     for row, start in zip(w.split(size), starts, strict=False):
-        found[: len(row)].addcmul_(row.double(), signs[start : start + len(row)])
-    return found
+        sketch[: len(row)].addcmul_(row.double(), signs[start : start + len(row)])
+    return sketch
 
 
 @functools.lru_cache(maxsize=4)

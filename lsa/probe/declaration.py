@@ -166,10 +166,10 @@ class Probe:
         """What is off with the landscape that it measures, before it does."""
         from lsa.landscape import consistency
 
-        places = [given[name] for name in ("landscape", "training") if name in self.inputs]
-        if not places or "theta" not in self.inputs:
+        landscapes = [given[name] for name in ("landscape", "training") if name in self.inputs]
+        if not landscapes or "theta" not in self.inputs:
             return ()
-        return consistency.notes(places[0], given["theta"])
+        return consistency.notes(landscapes[0], given["theta"])
 
     @property
     def optional(self) -> dict[str, Any]:

@@ -181,9 +181,9 @@ def _slope(slopes: Tensor) -> Metric:
 def _higher(line: _Line, other: _Line, alphas: Tensor) -> bool:
     """Whether the barrier of the train loss is higher on a line than on another; nan is."""
     losses = [each.samples["train_loss"].double().mean(1) for each in (line, other)]
-    one, two = (polyline.barriers(each, alphas).linear for each in losses)
+    first, second = (polyline.barriers(each, alphas).linear for each in losses)
     rounding = ROUNDING * losses[1].nan_to_num(0).abs().max()
-    return bool(one.isnan() and not two.isnan()) or bool(one > two + rounding)
+    return bool(first.isnan() and not second.isnan()) or bool(first > second + rounding)
 
 
 # --- numbers --------------------------------------------------------------------------------------

@@ -67,7 +67,7 @@ class Search(NamedTuple):
         largest, smallest = ends
         product = landscape.hessian(theta)
         sliced = None if entries is None else SlicedProduct(product, theta, entries)
-        found = eigenpairs.lanczos(
+        extremes = eigenpairs.lanczos(
             sliced or product,
             eigenpairs.start_vector(theta if entries is None else theta[entries], self.rng),
             rng=self.rng,
@@ -78,9 +78,9 @@ class Search(NamedTuple):
             max_products=self.max_products,
             report=lambda done, total, text: self.report(done, total, f"{name}: {text}"),
         )
-        top = found.largest.vectors[:, 0]
+        top = extremes.largest.vectors[:, 0]
         curvatures = landscape.curvatures(theta, sliced.spread(top) if sliced else top)
-        return Block(found, landscape.influences(curvatures).double())
+        return Block(extremes, landscape.influences(curvatures).double())
 
 
 def _work(at: Sizes, *, depth: int, lower: str, k: int, probes: int, **_: Any) -> Work:
@@ -154,10 +154,10 @@ def layers(
     random vectors.
     """
     _check(depth, probes, k, landscape.dimension)
-    whole = blocks(landscape.unflatten(theta), depth)
-    named = {name: Slice(members) for name, members in whole.items()}
+    of_layers = blocks(landscape.unflatten(theta), depth)
+    named = {name: Slice(members) for name, members in of_layers.items()}
     if fused == "apart":
-        named = parted(landscape, theta, whole)
+        named = parted(landscape, theta, of_layers)
     search = Search(rng, tol, max_products, report)
     network = search.block(landscape, theta, "whole network", (k, 0))
     parts = []

@@ -214,11 +214,13 @@ def _hessian(
 def _checkpoints(theta: Tensor, others: Mapping[str, Tensor], points: int, extent: float) -> View:
     marks = {HERE: theta, **others}
     plane = through(*marks.values())
-    places = torch.tensor([plane.coordinates(t)[:2] for t in marks.values()], dtype=torch.float64)
+    coordinates = torch.tensor(
+        [plane.coordinates(t)[:2] for t in marks.values()], dtype=torch.float64
+    )
     b, c = others
     return View(
         plane,
-        *window(places, points, MARGIN * extent, lines=places),
+        *window(coordinates, points, MARGIN * extent, lines=coordinates),
         (f"x, towards {b} (length in θ)", f"y, {c}'s side (length in θ)"),
         marks,
         {},
@@ -231,16 +233,16 @@ def _trajectory(theta: Tensor, kept: Mapping[int, Tensor], points: int, extent: 
     marks[HERE] = theta
     path = list(marks.values())
     plane, shares = principal(path)
-    places = torch.tensor([plane.coordinates(t) for t in path], dtype=torch.float64)
+    coordinates = torch.tensor([plane.coordinates(t) for t in path], dtype=torch.float64)
     walk = random_walk_shares(len(path))
-    distance = places[:, 2].max().item() / _norm(path[0] - theta)
+    distance = coordinates[:, 2].max().item() / _norm(path[0] - theta)
     metrics = {"out_of_plane": Metric(distance, "fraction")}
     for i, axis in enumerate("xy"):
         metrics[f"explained_{axis}"] = Metric(shares[i].item(), "fraction")
         metrics[f"random_walk_{axis}"] = Metric(walk[i].item(), "fraction")
     return View(
         plane,
-        *window(places[:, :2], points, MARGIN * extent, lines=torch.zeros(1, 2)),
+        *window(coordinates[:, :2], points, MARGIN * extent, lines=torch.zeros(1, 2)),
         ("x, first principal component (length in θ)", "y, second (length in θ)"),
         marks,
         metrics,

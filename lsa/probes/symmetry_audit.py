@@ -152,8 +152,8 @@ def _function_change(original: Variant, variant: Variant) -> float:
     """Largest change of an output, or of a loss where the data are batches."""
     if isinstance(original.landscape.data, Samples):
         return function_change(original.landscape, original.theta, variant.landscape, variant.theta)
-    one, other = (landscape.losses(theta) for landscape, theta, _ in (original, variant))
-    return ((one - other).abs().max() / one.abs().max()).item()
+    before, after = (landscape.losses(theta) for landscape, theta, _ in (original, variant))
+    return ((before - after).abs().max() / before.abs().max()).item()
 
 
 def _check(factor: float, rho: float, adaptive_rho: float, probes: int) -> None:

@@ -91,8 +91,8 @@ class _StoredTrajectory(pydantic.BaseModel):
 def read_trajectories(measurements: Sequence[Measurement]) -> list[Trajectory]:
     """Every trajectory that the project has measured."""
     steps = [m for m in measurements if m.step.startswith("trajectory.")]
-    found = artifacts([(m.done, "trajectory.json") for m in steps], _StoredTrajectory)
-    return [_trajectory(m, stored) for m, stored in zip(steps, found, strict=True)]
+    contents = artifacts([(m.done, "trajectory.json") for m in steps], _StoredTrajectory)
+    return [_trajectory(m, stored) for m, stored in zip(steps, contents, strict=True)]
 
 
 def _trajectory(m: Measurement, stored: _StoredTrajectory) -> Trajectory:

@@ -43,17 +43,17 @@ def of(step: str, measurements: Sequence[Measurement], subjects: Collection[str]
 def shared(runs: Sequence[Measurement]) -> list[str]:
     """Notes that every one of several runs has, or a single one: such as which samples it took."""
     each = [notes(m.done.tags) for m in runs]
-    return [text for text in dict.fromkeys(each[0]) if all(text in one for one in each)]
+    return [text for text in dict.fromkeys(each[0]) if all(text in own for own in each)]
 
 
 def others(runs: Sequence[Measurement]) -> list[tuple[str, str]]:
     """The other notes: of which runs, and the text."""
-    common, found = set(shared(runs)), {}
+    common, lacking = set(shared(runs)), {}
     for m in runs:
         for text in notes(m.done.tags):
             if text not in common:
-                found.setdefault(text, {}).setdefault(m.subject, []).append(m.seed)
+                lacking.setdefault(text, {}).setdefault(m.subject, []).append(m.seed)
     return [
         ("\n".join(f"{name}, {listed(seeds)}" for name, seeds in of.items()), text)
-        for text, of in found.items()
+        for text, of in lacking.items()
     ]

@@ -79,7 +79,7 @@ def content(setting: Project) -> dict[str, Any]:
         raise nothing_measured(setting)
     trainings = [m for m in everything if m.step == "train"]
     points = list(_points(setting, everything, trainings))
-    place = {p.training.done.run_id: i for i, p in enumerate(points) if p.last}
+    number = {p.training.done.run_id: i for i, p in enumerate(points) if p.last}
     single = [m for m in everything if m.step in probe.modules() and not probe.find(m.step).pair]
     at = {(p.training.subject, p.training.seed): i for i, p in enumerate(points) if p.last}
     return {
@@ -91,7 +91,7 @@ def content(setting: Project) -> dict[str, Any]:
         "columns": list(_columns(everything, points)),
         "points": [_point(p) for p in points],
         "curves": list(_curves(single, at)),
-        "edges": list(_edges(between(setting, done, trainings), place)),
+        "edges": list(_edges(between(setting, done, trainings), number)),
         "surfaces": [_surface(m, at[m.subject, m.seed]) for m in single if m.step == "surface"],
     }
 
@@ -113,10 +113,10 @@ def _points(
     pairs = headline(everything, pairs=True)
     for training in trainings:
         key = training.subject, training.seed
-        own, along = of[key], trajectories.get(key, [])
+        own, series = of[key], trajectories.get(key, [])
         followed = {m.step.partition(".")[2]: m for m in own if m.step.startswith("trajectory.")}
         on_the_way = kept.get(training.done.tags.get("lsa.key", ""), {})
-        epochs = {*on_the_way, *(int(e) for t in along for e in t.epochs)}
+        epochs = {*on_the_way, *(int(e) for t in series for e in t.epochs)}
         last = whole_number(training.done.params.get("epochs", "")) or max(epochs, default=0)
         for epoch in sorted({e for e in epochs if e < last} | {last}):
             point = Point(training, epoch, epoch == last)
@@ -127,7 +127,7 @@ def _points(
                     for m in worst(seed, name, training.subject):
                         point.add(m.numbers, [name], doubts.unconverged([m], name_subjects=False))
             point.add(on_the_way.get(epoch, {}), _names(on_the_way.get(epoch, {})))
-            for trajectory in along:
+            for trajectory in series:
                 _followed(point, trajectory, followed[trajectory.probe])
             yield point
 
@@ -142,20 +142,22 @@ def _measured(point: Point, own: Sequence[Measurement]) -> None:
             point.doubts.extend([f"{m.step}: {doubt}"] * bool(doubt) + said)
 
 
-def _followed(point: Point, along: Trajectory, run: Measurement) -> None:
+def _followed(point: Point, trajectory: Trajectory, run: Measurement) -> None:
     """The numbers of a probe along the training, at this epoch."""
-    if point.epoch not in along.epochs:
+    if point.epoch not in trajectory.epochs:
         return
-    i = along.epochs.index(point.epoch)
-    values = {f"{along.probe}/{name}": column[i] for name, column in along.metrics.items()}
-    for name, errors in along.errors.items():
-        values |= {f"{along.probe}/{name}_se_{of}": column[i] for of, column in errors.items()}
+    i = trajectory.epochs.index(point.epoch)
+    values = {
+        f"{trajectory.probe}/{name}": column[i] for name, column in trajectory.metrics.items()
+    }
+    for name, errors in trajectory.errors.items():
+        values |= {f"{trajectory.probe}/{name}_se_{of}": column[i] for of, column in errors.items()}
     values = {name: v for name, v in values.items() if not math.isnan(v)}
     doubt = doubts.unconverged([run], name_subjects=False)
     point.add(values, _names(values), f"along the training {doubt}" if doubt else "")
-    trained = {"final/train_loss": along.train_loss[i]}
-    if along.accuracy:
-        trained["final/val_accuracy"] = along.accuracy[i]
+    trained = {"final/train_loss": trajectory.train_loss[i]}
+    if trajectory.accuracy:
+        trained["final/val_accuracy"] = trajectory.accuracy[i]
     point.add(trained, trained)
 
 
@@ -206,7 +208,7 @@ def _columns(everything: Sequence[Measurement], points: Sequence[Point]) -> Iter
 def _curves(single: Sequence[Measurement], at: Mapping[Any, int]) -> Iterator[dict[str, Any]]:
     """Every curve of every probe with its line at each checkpoint; a probe's main one first."""
     stored = artifacts([(m.done, f"{m.step}.json") for m in single], StoredResult)
-    found: dict[tuple[str, str], dict[str, Any]] = {}
+    drawn: dict[tuple[str, str], dict[str, Any]] = {}
     for m, result in zip(single, stored, strict=True):
         main = probe.find(m.step).curve
         for name, curve in sorted(result.curves.items(), key=lambda item: item[0] != main):
@@ -216,13 +218,13 @@ def _curves(single: Sequence[Measurement], at: Mapping[Any, int]) -> Iterator[di
                 "y": words.quantity(name),
                 "lines": [],
             }
-            lines = found.setdefault((m.step, name), about)["lines"]
+            lines = drawn.setdefault((m.step, name), about)["lines"]
             lines.append({"point": at[m.subject, m.seed], **_line(curve)})
-    yield from sorted(found.values(), key=lambda about: "density" not in about["title"])
+    yield from sorted(drawn.values(), key=lambda about: "density" not in about["title"])
 
 
 def _edges(
-    pairs: Sequence[tuple[Measurement, Measurement, Measurement]], place: Mapping[str, int]
+    pairs: Sequence[tuple[Measurement, Measurement, Measurement]], number: Mapping[str, int]
 ) -> Iterator[dict[str, Any]]:
     """What lies between two checkpoints: its profiles, its headline numbers and their doubts."""
     pairs = sorted(
@@ -230,11 +232,11 @@ def _edges(
         key=lambda pair: pair[0].done.started,
     )
     stored = artifacts([(m.done, f"{m.step}.json") for m, _, _ in pairs], StoredResult)
-    found: dict[tuple[int, int], dict[str, Any]] = {}
+    edges: dict[tuple[int, int], dict[str, Any]] = {}
     for (m, a, b), result in zip(pairs, stored, strict=True):
         declared = probe.find(m.step)
-        ends = place[a.done.run_id], place[b.done.run_id]
-        edge = found.setdefault(
+        ends = number[a.done.run_id], number[b.done.run_id]
+        edge = edges.setdefault(
             ends, {"a": ends[0], "b": ends[1], "ways": [], "numbers": [], "doubts": []}
         )
         doubt = doubts.unconverged([m], name_subjects=False)
@@ -250,7 +252,7 @@ def _edges(
                 )
         said = [f"{m.step}: {text}" for text in notes(m.done.tags)]
         edge["doubts"] += [f"{m.step}: {doubt}"] * bool(doubt) + said
-    yield from found.values()
+    yield from edges.values()
 
 
 def _line(curve: StoredCurve) -> dict[str, Any]:

@@ -266,8 +266,8 @@ def early_convergence(of: Mapping[str, Kind], accuracy: BySeed, history: Histori
         for seed, value in by_seed.items():
             lowest[seed] = min(value, lowest.get(seed, value))
     epochs = {
-        one: {s: epochs_to(h, SHARE * lowest[s]) for s, h in history[one].items() if s in lowest}
-        for one in (*adaptive, *others)
+        name: {s: epochs_to(h, SHARE * lowest[s]) for s, h in history[name].items() if s in lowest}
+        for name in (*adaptive, *others)
     }
     pairs, holds = above(epochs, others, adaptive, "difference")
     evidence = ("epochs: " + c.verdict for c in pairs)
@@ -285,18 +285,19 @@ def indefinite_hessians(lambda_min: BySeed, errors: BySeed, residuals: BySeed) -
     if not lambda_min:
         return Insight(name, claim, missing="it has no measured λ_min")
     beyond = {
-        one: {
-            seed: 2 * errors.get(one, {}).get(seed, 0.0) + residuals.get(one, {}).get(seed, 0.0)
+        optimizer: {
+            seed: 2 * errors.get(optimizer, {}).get(seed, 0.0)
+            + residuals.get(optimizer, {}).get(seed, 0.0)
             for seed in by_seed
         }
-        for one, by_seed in lambda_min.items()
+        for optimizer, by_seed in lambda_min.items()
     }
-    judged = [levels({one: lambda_min[one]}, beyond, side="below 0")[0] for one in lambda_min]
-    held = [one.established and one.every for one in judged]
+    judged = [levels({name: lambda_min[name]}, beyond, side="below 0")[0] for name in lambda_min]
+    held = [level.established and level.every for level in judged]
     evidence = [
-        f"λ_min of {one.statement}: {'established' if holds else 'not established'}"
-        for one, holds in zip(judged, held, strict=True)
+        f"λ_min of {level.statement}: {'established' if holds else 'not established'}"
+        for level, holds in zip(judged, held, strict=True)
     ]
-    if any(len(one.seeds) < FEWEST for one in judged):
+    if any(len(level.seeds) < FEWEST for level in judged):
         evidence.append(f"with fewer than {FEWEST} seeds nothing is established of an optimizer")
     return Insight(name, claim, tuple(evidence), all(held))

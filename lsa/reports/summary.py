@@ -39,9 +39,9 @@ def compared(setting: Project, measurements: Sequence[Measurement]) -> str:
 
 def rule(setting: Project, name: str) -> str:
     """An optimizer with its class and options."""
-    one = setting.optimizers[name]
-    options = [f"{k}={v}" for k, v in one.options.items() if k != "checkpoints"]
-    return f"{name} ({' '.join([one.name, *options])})"
+    rule_of = setting.optimizers[name]
+    options = [f"{k}={v}" for k, v in rule_of.options.items() if k != "checkpoints"]
+    return f"{name} ({' '.join([rule_of.name, *options])})"
 
 
 def established(
@@ -100,12 +100,14 @@ def sentence(finding: Finding) -> str:
 def _barriers(pairs: Sequence[PairFinding]) -> Iterator[str]:
     """One point for each kind of barrier that there is."""
     kinds: dict[str, list[PairFinding]] = {}
-    for one in pairs:
-        if one.level.established:
-            kinds.setdefault(one.metric, []).append(one)
+    for finding in pairs:
+        if finding.level.established:
+            kinds.setdefault(finding.metric, []).append(finding)
     for metric, members in kinds.items():
-        heights = ", ".join(f"{one.level.subject} ({one.level.mean:.3g})" for one in members)
-        doubt = "; ".join(dict.fromkeys(one.doubt for one in members if one.doubt))
+        heights = ", ".join(
+            f"{finding.level.subject} ({finding.level.mean:.3g})" for finding in members
+        )
+        doubt = "; ".join(dict.fromkeys(finding.doubt for finding in members if finding.doubt))
         yield f"There is a {words.quantity(metric)} between {heights}{doubt and f'; {doubt}'}."
 
 
@@ -118,16 +120,16 @@ def nearest(setting: Project, findings: Sequence[Finding]) -> str:
         f"With {pairs} pair{'s' * (pairs > 1)} of optimizers no difference can be established "
         f"with fewer than {least} seeds; there {'is' if seeds == 1 else 'are'} {seeds}."
     )
-    outlooks = [(one, outlook) for one in _open(findings) if (outlook := _outlook(one))]
+    outlooks = [(finding, outlook) for finding in _open(findings) if (outlook := _outlook(finding))]
     if not outlooks:
         few = seeds < 3
         return start + few * " From three seeds on, the report forecasts how many are enough."
-    one, outlook = min(outlooks, key=lambda pair: pair[1].seeds or MOST + 1)
+    finding, outlook = min(outlooks, key=lambda pair: pair[1].seeds or MOST + 1)
     if not outlook.seeds:
         return f"{start} As measured so far, no difference would need fewer than {MOST} seeds."
-    more = outlook.seeds - len(one.comparison.seeds)
+    more = outlook.seeds - len(finding.comparison.seeds)
     return (
-        f"Nearest: {sentence(one)} If the difference and its spread are as measured, "
+        f"Nearest: {sentence(finding)} If the difference and its spread are as measured, "
         f"{outlook.seeds} seeds ({more} more) establish it with a probability of "
         f"{100 * outlook.power:.0f} %."
     )
@@ -152,8 +154,8 @@ def _outlook(finding: Finding) -> Forecast | None:
     ways = [finding.comparison, *([finding.matched] if finding.matched else [])]
     open_ways = [way for way in ways if not way.established]
     outlooks = [forecast(way, POWER ** (1 / len(open_ways))) for way in open_ways]
-    known = [one for one in outlooks if one]
+    known = [outlook for outlook in outlooks if outlook]
     if len(known) < len(outlooks):
         return None
-    seeds = 0 if any(not one.seeds for one in known) else max(one.seeds for one in known)
-    return Forecast(seeds, math.prod(one.power for one in known))
+    seeds = max(outlook.seeds for outlook in known) if all(o.seeds for o in known) else 0
+    return Forecast(seeds, math.prod(outlook.power for outlook in known))

@@ -101,7 +101,11 @@ def leading(measurements: Sequence[Measurement]) -> Table:
     present = {name for m in measurements for name in m.numbers if step_of(name) == m.step}
     names = [name for name in LEADING if name in present]
     known = {step_of(name) for name in names}
-    names += [one for one in headline(measurements) if step_of(one) not in known and one in present]
+    names += [
+        metric
+        for metric in headline(measurements)
+        if step_of(metric) not in known and metric in present
+    ]
     cells, names = [], names[:MOST]
     for subject in subjects:
         row = [cell(worst(measurements, name, subject), name) for name in names]

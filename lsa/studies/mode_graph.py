@@ -118,9 +118,9 @@ def _upper(n: int) -> Sequence[tuple[int, int]]:
     return list(combinations(range(n), 2))
 
 
-def _over(values: np.ndarray, errors: np.ndarray, places: Sequence[Any]) -> Metric:
+def _over(values: np.ndarray, errors: np.ndarray, pairs: Sequence[Any]) -> Metric:
     """The mean over the pairs that have a finite number."""
-    known = [pair for pair in places if np.isfinite(values[pair])]
+    known = [pair for pair in pairs if np.isfinite(values[pair])]
     if not known:
         return MISSING
     mean = float(np.mean([values[pair] for pair in known]))

@@ -39,21 +39,21 @@ def bring_up(setting: Project, study: str = "") -> None:
         about = f"Checkpoints of {summary.rule(setting, optimizer)}, a version for each training."
         text = f"{about}\n\n{_markdown(table.headings, rows)}\n\n{summary.ERRORS}"
         descriptions.of_model(setting.name, optimizer, text)
-    whole = summary.compared(setting, everything)
-    text = f"{whole}\n\n{_markdown(table.headings, table.cells)}\n\n{summary.ERRORS}"
+    compared = summary.compared(setting, everything)
+    text = f"{compared}\n\n{_markdown(table.headings, table.cells)}\n\n{summary.ERRORS}"
     for experiment in dict.fromkeys(m.done.experiment for m in trainings):
         descriptions.of_project(experiment, study, text)
 
 
 def _numbers(everything: Sequence[Measurement], training: Measurement) -> dict[str, float]:
     """Every headline number that concerns a training; of pairs the largest loss or barrier."""
-    found: dict[str, float] = {}
+    headline_numbers: dict[str, float] = {}
     known = probe.modules()
     mine = [m for m in everything if m.seed == training.seed and m.step in known]
     mine = [m for m in mine if training.subject in members(m.subject)]
     for step in dict.fromkeys(m.step for m in mine):
         declared, runs = probe.find(step), [m for m in mine if m.step == step]
-        found[f"{step}/converged"] = float(all(m.converged for m in runs))
+        headline_numbers[f"{step}/converged"] = float(all(m.converged for m in runs))
         for short in declared.headline:
             name = f"{step}/{short}"
             largest = worst(runs, name, training.subject)
@@ -61,8 +61,8 @@ def _numbers(everything: Sequence[Measurement], training: Measurement) -> dict[s
                 continue
             numbers = largest[0].numbers
             errors = {k: v for k, v in numbers.items() if k.startswith(f"{name}_se_")}
-            found |= {name: numbers[name], **errors}
-    return found
+            headline_numbers |= {name: numbers[name], **errors}
+    return headline_numbers
 
 
 def _one(setting: Project, training: Measurement) -> str:

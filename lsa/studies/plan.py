@@ -227,7 +227,7 @@ class Forecast:
 
 
 def forecast(
-    setting: Project, found: list[Outlook], *, device: str = "auto", workers: int = 1
+    setting: Project, outlook: list[Outlook], *, device: str = "auto", workers: int = 1
 ) -> Forecast:
     """The time and memory of the steps that a study would run.
 
@@ -240,7 +240,7 @@ def forecast(
         device: Where steps compute.
         workers: Steps side by side.
     """
-    kinds = dict.fromkeys(o.planned.step for o in found if o.state != "reused")
+    kinds = dict.fromkeys(o.planned.step for o in outlook if o.state != "reused")
     if not kinds:
         return Forecast({}, 0.0, {}, [])
     recipe = setting.recipe(next(iter(setting.optimizers)))
@@ -260,7 +260,7 @@ def forecast(
         else:
             unknown.append(kind)
         peaks[kind] = estimate.memory if estimate else rates.memory
-    total = sum(seconds.get(o.planned.step, 0.0) for o in found if o.state != "reused")
+    total = sum(seconds.get(o.planned.step, 0.0) for o in outlook if o.state != "reused")
     return Forecast(seconds, total, peaks, unknown)
 
 

@@ -98,8 +98,8 @@ def _train(
         def checkpoint(state: Mapping[str, Any]) -> dict[str, Metric]:
             """Keep the checkpoint of a state, with its evaluation."""
             kept = _checkpoint(recipe, split, state, device_name, trusted)
-            whole = recipes.landscape_of(recipe, split, kept.model, trusted)
-            metrics = training.final_metrics(recipes.held_out(whole, split), whole)
+            landscape = recipes.landscape_of(recipe, split, kept.model, trusted)
+            metrics = training.final_metrics(recipes.held_out(landscape, split), landscape)
             final = kept.epoch == recipe.train.epochs
             registry.keep(opened, kept, flat(results.FINAL, metrics), key, final=final)
             return metrics

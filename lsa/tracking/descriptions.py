@@ -30,11 +30,11 @@ def of_project(experiment: str, study: str, text: str) -> None:
         study: Id of the run with the report; "" for none.
         text: Markdown.
     """
-    whole = f"{text}\n\n{links(experiment, study)}"
-    if client().get_experiment(experiment).tags.get(MLFLOW_RUN_NOTE) != whole:
-        client().set_experiment_tag(experiment, MLFLOW_RUN_NOTE, whole)
+    description = f"{text}\n\n{links(experiment, study)}"
+    if client().get_experiment(experiment).tags.get(MLFLOW_RUN_NOTE) != description:
+        client().set_experiment_tag(experiment, MLFLOW_RUN_NOTE, description)
     if study:
-        client().set_tag(study, MLFLOW_RUN_NOTE, whole)
+        client().set_tag(study, MLFLOW_RUN_NOTE, description)
 
 
 def of_training(training: Done, study: str, text: str) -> None:
@@ -45,19 +45,19 @@ def of_training(training: Done, study: str, text: str) -> None:
         study: Id of the run with the report; "" for none.
         text: Markdown.
     """
-    whole = f"{text}\n\n{links(training.experiment, study)}"
-    if training.tags.get(MLFLOW_RUN_NOTE) == whole:
+    description = f"{text}\n\n{links(training.experiment, study)}"
+    if training.tags.get(MLFLOW_RUN_NOTE) == description:
         return
     address = training.tags.get("lsa.checkpoint", "")
     model_id = training.tags.get("lsa.model_id", "")
 
     def write() -> None:
-        client().set_tag(training.run_id, MLFLOW_RUN_NOTE, whole)
+        client().set_tag(training.run_id, MLFLOW_RUN_NOTE, description)
         if model_id:
-            client().set_logged_model_tags(model_id, {MLFLOW_RUN_NOTE: whole})
+            client().set_logged_model_tags(model_id, {MLFLOW_RUN_NOTE: description})
         if address:
             name, _, version = address.removeprefix("models:/").rpartition("/")
-            client().update_model_version(name, version, description=whole)
+            client().update_model_version(name, version, description=description)
 
     unless_deleted(training.run_id, write)
 

@@ -30,10 +30,10 @@ def put(run_id: str, metrics: Sequence[LoggedMetric]) -> None:
     """
 
     def send() -> None:
-        pair = any("model_id" in one for one in metrics)
+        pair = any("model_id" in metric for metric in metrics)
         known = client().get_run(run_id).data.metrics if pair else {}
         if sent := worse(metrics, known) if pair else metrics:
-            client().log_batch(run_id, metrics=[Metric(**one) for one in sent])
+            client().log_batch(run_id, metrics=[Metric(**metric) for metric in sent])
 
     unless_deleted(run_id, send)
 
@@ -51,12 +51,12 @@ def unless_deleted(run_id: str, write: Callable[[], object]) -> None:
 def worse(metrics: Sequence[LoggedMetric], known: Mapping[str, float]) -> list[LoggedMetric]:
     """Numbers of a pair that exceed those logged so far, with their errors."""
     higher = {
-        one["key"]
-        for one in metrics
-        if not any(part in one["key"] for part in PARTS)
-        and not one["value"] <= known.get(one["key"], float("-inf"))
+        metric["key"]
+        for metric in metrics
+        if not any(part in metric["key"] for part in PARTS)
+        and not metric["value"] <= known.get(metric["key"], float("-inf"))
     }
-    return [one for one in metrics if _number(one["key"]) in higher]
+    return [metric for metric in metrics if _number(metric["key"]) in higher]
 
 
 def _number(name: str) -> str:

@@ -42,13 +42,13 @@ def remove() -> Iterator[tuple[str, str]]:
     Yields:
         What it was, and `removed` or why it stays.
     """
-    for one in store.ask(lambda: list(found()), []):
+    for double in store.ask(lambda: list(found()), []):
         try:
-            one.remove()
-            yield one.what, f"{REMOVED}; it was there twice, since the server had answered late"
+            double.remove()
+            yield double.what, f"{REMOVED}; it was there twice, since the server had answered late"
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":  # else another has removed it
-                yield one.what, f"stays: {store.explained(error)}"
+                yield double.what, f"stays: {store.explained(error)}"
 
 
 def _versions() -> Iterator[Late]:

@@ -22,11 +22,11 @@ Row = tuple[str, int, float]  # run, step, value
 
 def metric_histories(run_ids: Sequence[str], metric: str) -> dict[str, dict[int, float]]:
     """Run → step → value, the last that was logged at the step."""
-    found: dict[str, dict[int, float]] = {run_id: {} for run_id in run_ids}
+    histories: dict[str, dict[int, float]] = {run_id: {} for run_id in run_ids}
     for i in range(0, len(run_ids), RUNS):
         for run_id, step, value in _rows(run_ids[i : i + RUNS], metric):
-            found[run_id][step] = value
-    return found
+            histories[run_id][step] = value
+    return histories
 
 
 def _rows(run_ids: Sequence[str], metric: str) -> Iterator[Row]:
@@ -47,8 +47,8 @@ def _together(run_ids: Sequence[str], metric: str) -> list[Row] | None:
     behind: Any = store.client()._tracking_client.store
     if hasattr(behind, "get_metric_history_bulk"):
         with signals.held():
-            found = behind.get_metric_history_bulk(list(run_ids), metric, ROWS)
-        return [_row(one.to_dict()) for one in found]
+            points = behind.get_metric_history_bulk(list(run_ids), metric, ROWS)
+        return [_row(point.to_dict()) for point in points]
     if not hasattr(behind, "get_host_creds"):
         return None
     asked = [("metric_key", metric), *(("run_id", run_id) for run_id in run_ids)]
@@ -57,11 +57,11 @@ def _together(run_ids: Sequence[str], metric: str) -> list[Row] | None:
     )
     if answer.status_code != 200:
         return None
-    return [_row(one) for one in answer.json()["metrics"]]
+    return [_row(point) for point in answer.json()["metrics"]]
 
 
-def _row(one: Mapping[str, Any]) -> Row:
-    return one["run_id"], int(one["step"]), float(one["value"])
+def _row(point: Mapping[str, Any]) -> Row:
+    return point["run_id"], int(point["step"]), float(point["value"])
 
 
 def _one_by_one(run_ids: Sequence[str], metric: str) -> Iterator[Row]:
@@ -69,8 +69,8 @@ def _one_by_one(run_ids: Sequence[str], metric: str) -> Iterator[Row]:
     with ThreadPoolExecutor(store.AT_ONCE) as pool:
         histories = pool.map(lambda run_id: client.get_metric_history(run_id, metric), run_ids)
     for run_id, history in zip(run_ids, histories, strict=True):
-        yield from ((run_id, one.step, one.value) for one in sorted(history, key=_when))
+        yield from ((run_id, point.step, point.value) for point in sorted(history, key=_when))
 
 
-def _when(one: Any) -> tuple[int, int]:
-    return one.timestamp, one.step
+def _when(point: Any) -> tuple[int, int]:
+    return point.timestamp, point.step

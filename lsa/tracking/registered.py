@@ -55,11 +55,11 @@ def kept(project: str) -> tuple[dict[str, str], dict[str, dict[int, str]]]:
 
 def numbers_along(project: str) -> dict[str, dict[int, dict[str, float]]]:
     """Key of a training → epoch → the numbers logged on the checkpoint that it kept there."""
-    found: dict[str, dict[int, dict[str, float]]] = {}
+    numbers_by_epoch: dict[str, dict[int, dict[str, float]]] = {}
     for model in _sealed(f"tags.project = '{quoted(project)}' and tags.`lsa.key` != ''"):
         if (epoch := whole_number(model.tags.get("epoch", ""))) is not None:
-            found.setdefault(model.tags["lsa.key"], {})[epoch] = _newest(model.metrics)
-    return found
+            numbers_by_epoch.setdefault(model.tags["lsa.key"], {})[epoch] = _newest(model.metrics)
+    return numbers_by_epoch
 
 
 def _sealed(criteria: str) -> Iterator[Any]:
@@ -264,13 +264,13 @@ def firsts(versions: Iterable[Any]) -> list[Any]:
 
     A server that answers late may register a model once more than it was told.
     """
-    found: dict[tuple[str, str], Any] = {}
+    first: dict[tuple[str, str], Any] = {}
     for version in sorted(versions, key=lambda version: int(version.version)):
         registers_model = version.source.startswith("models:/")
-        found.setdefault(
+        first.setdefault(
             (version.name, version.source if registers_model else version.version), version
         )
-    return sorted(found.values(), key=lambda version: int(version.version))
+    return sorted(first.values(), key=lambda version: int(version.version))
 
 
 def _ours(tags: Mapping[str, str]) -> bool:

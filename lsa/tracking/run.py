@@ -269,11 +269,11 @@ def experiment_named(name: str) -> str:
     Raises:
         InputError: It is deleted.
     """
-    found = client().get_experiment_by_name(name)
-    if found and found.lifecycle_stage == "deleted":
+    experiment = client().get_experiment_by_name(name)
+    if experiment and experiment.lifecycle_stage == "deleted":
         raise InputError(f"experiment {name!r} is deleted in {uri()}; restore or purge it")
-    if found:
-        return found.experiment_id
+    if experiment:
+        return experiment.experiment_id
     try:
         # The kind makes the UI open on models and runs, not on its pages for language agents.
         return client().create_experiment(name, tags={"mlflow.experimentKind": KIND})

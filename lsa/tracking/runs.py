@@ -107,14 +107,14 @@ def whole(prefix: str) -> Done:
 def newest(count: int) -> list[Done]:
     """The steps of lsa that were begun last and have finished."""
     criteria, order = "tags.`lsa.step` != '' and attributes.status = 'FINISHED'", _LATEST
-    found = client().search_runs(experiments(), criteria, max_results=count, order_by=order)
-    return [_done(one) for one in found]
+    runs = client().search_runs(experiments(), criteria, max_results=count, order_by=order)
+    return [_done(run) for run in runs]
 
 
 def folder(done: Done) -> Path | None:
     """Folder of a run's artifacts on this machine; None if a server or a bucket holds them."""
-    place = get_local_path_or_none(done.artifacts)
-    return Path(place) if place else None
+    path = get_local_path_or_none(done.artifacts)
+    return Path(path) if path else None
 
 
 def newest_on(training: str, step: str) -> Done | None:

@@ -220,13 +220,13 @@ def begin(key: str | None, content: Content) -> Entry:
 
 def entries() -> list[Path]:
     """Folders of the whole entries, the oldest first."""
-    found = []
+    folders = []
     for path in folder().glob("*"):
         with contextlib.suppress(FileNotFoundError):  # another process has delivered it just now
-            whole = path.is_dir() and path.suffix not in (PART, STREAM) and path.name != DAMAGED
-            if whole:
-                found.append((path.stat().st_mtime, path))
-    return [path for _, path in sorted(found)]
+            complete = path.is_dir() and path.suffix not in (PART, STREAM) and path.name != DAMAGED
+            if complete:
+                folders.append((path.stat().st_mtime, path))
+    return [path for _, path in sorted(folders)]
 
 
 def find(key: str, store: str) -> Entry | None:

@@ -197,8 +197,8 @@ def _made(about: Mapping[str, Any]) -> str:
 def _known(about: Mapping[str, Any]) -> list[str]:
     """IDs of the runs that the store has made for a stream."""
     experiments = [e.experiment_id for e in client().search_experiments()]
-    found = client().search_runs(experiments, f"tags.`{TOKEN}` = '{about['token']}'")
-    return [run.info.run_id for run in found]
+    runs = client().search_runs(experiments, f"tags.`{TOKEN}` = '{about['token']}'")
+    return [run.info.run_id for run in runs]
 
 
 def _finish(path: Path, about: Mapping[str, Any]) -> None:

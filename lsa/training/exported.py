@@ -53,17 +53,17 @@ def _weights(archive: zipfile.ZipFile, limit: int) -> dict[str, Tensor]:
         if name in listed:
             return dict(_unpickled(content(name)))
     folder, files = CONFIG.rpartition("/")[0], {}
-    found = {}
+    weights_by_name = {}
     for name, meta in json.loads(content(CONFIG))["config"].items():
         stored = f"{folder}/{meta['path_name']}"
         if stored not in files:
             files[stored] = content(stored)
-        found[name] = (
+        weights_by_name[name] = (
             _unpickled(files[stored])
             if meta["use_pickle"]
             else _tensor(files[stored], meta["tensor_meta"])
         )
-    return found
+    return weights_by_name
 
 
 def _unpickled(content: bytes) -> Any:

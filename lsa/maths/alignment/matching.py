@@ -143,8 +143,8 @@ def _displaced(moves: Iterable[tuple[Space | Heads, Move]]) -> float:
 
 def _gaps(a: Move, b: Move) -> list[Tensor]:
     """Absolute differences between two moves of a part, entry by entry."""
-    one, two = ([m] if isinstance(m, Tensor) else list(m) for m in (a, b))
-    return [(x - y).abs() for x, y in zip(one, two, strict=True)]
+    first, second = ([m] if isinstance(m, Tensor) else list(m) for m in (a, b))
+    return [(x - y).abs() for x, y in zip(first, second, strict=True)]
 
 
 def _distance(a: Move, b: Move) -> float:

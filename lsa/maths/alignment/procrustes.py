@@ -126,10 +126,10 @@ def head_map(heads: Heads, correlations: Tensor) -> Tensor:
     result[rest[:, None], rest] = polar(correlations[rest[:, None], rest])
     if len(heads.pairs):
         i, j = heads.pairs.T
-        along = torch.complex(
+        turning = torch.complex(
             correlations[i, i] + correlations[j, j], correlations[j, i] - correlations[i, j]
         )
-        turn = torch.polar(torch.ones_like(along.real), along.angle())
+        turn = torch.polar(torch.ones_like(turning.real), turning.angle())
         result[i, i], result[j, j] = turn.real, turn.real
         result[j, i], result[i, j] = turn.imag, -turn.imag
     return result

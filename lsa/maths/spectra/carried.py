@@ -138,12 +138,12 @@ class _Basis:
         """The vectors `(3, d)` for the next measurement; zeros where there are fewer."""
         values, Y = torch.linalg.eigh(self._T)
         values, Y = values.flip(0), Y.flip(1)
-        found = torch.zeros_like(self._V[:KEPT])
-        found[:2] = self._joined(self._V, Y[:, :2])
+        vectors = torch.zeros_like(self._V[:KEPT])
+        vectors[:2] = self._joined(self._V, Y[:, :2])
         if len(values) > 2:
             step, own = (self._joined(rows, Y[:, 2:3])[0] for rows in (self._W, self._V))
-            found[2] = torch.add(step, own, alpha=SHIFT * abs(float(values[0])))
-        return found
+            vectors[2] = torch.add(step, own, alpha=SHIFT * abs(float(values[0])))
+        return vectors
 
     def _joined(self, rows: Tensor, Y: Tensor) -> Tensor:
         """Combinations `(m, d)` of vectors, or of products, with weights Y `(k, m)`."""

@@ -172,8 +172,8 @@ def lanczos(
     extremes = _extremes(search, confirmed or krylov.done == krylov.d)
     if random and krylov.chain:
         above = excluded(krylov.chain, dimension=krylov.d, random=random)
-        found = float(search.ritz.values[-1])  # by a later chain, it may be more
-        extremes = replace(extremes, limit=max(above, found) + search.noise)
+        highest = float(search.ritz.values[-1])  # by a later chain, it may be more
+        extremes = replace(extremes, limit=max(above, highest) + search.noise)
     return measured(extremes, search) if search.noise else extremes
 
 

@@ -103,6 +103,6 @@ def levels(
     ]
 
 
-def _judged(one: Level, p_adjusted: float, family: int, level: float) -> Level:
-    established = len(one.seeds) >= FEWEST and p_adjusted <= level
-    return replace(one, p_adjusted=p_adjusted, family=family, established=established)
+def _judged(result: Level, p_adjusted: float, family: int, level: float) -> Level:
+    established = len(result.seeds) >= FEWEST and p_adjusted <= level
+    return replace(result, p_adjusted=p_adjusted, family=family, established=established)
