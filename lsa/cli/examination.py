@@ -78,7 +78,7 @@ def _versions() -> Checked:
 
 
 def _environment() -> Checked:
-    """What `mlflow run` of this project computes in."""
+    """The environment in which `mlflow run` of this project computes."""
     conda, uv = (shutil.which(name) for name in ("conda", "uv"))
     python = f"Python {platform.python_version()} in {sys.prefix}"
     if conda or mlflow_plugin.names_conda():
@@ -190,7 +190,7 @@ def _artifacts() -> Checked:
 
 
 def _late() -> Checked:
-    """What a server made after its client had given up waiting for an answer."""
+    """Doubles that a server made after its client had stopped waiting for an answer."""
     made = [double.what for double in late.found()]
     if not made:
         return Checked("late", "ok", "the server made nothing after its client had stopped waiting")

@@ -180,7 +180,7 @@ def _row(checkpoint: Mapping[str, Any], names: Sequence[str]) -> list[str]:
 
 
 def _fitting(lines: Sequence[Sequence[str]]) -> int:
-    """How many columns of a table fit the terminal; all where there is none."""
+    """Number of columns of a table that fit the terminal; all without a terminal."""
     if not sys.stdout.isatty():
         return len(lines[0])
     columns = zip(*lines, strict=True)

@@ -36,7 +36,7 @@ def draw(result: Result, title: str) -> Figure:
 
 
 def _pivots(result: Result) -> np.ndarray:
-    """Where the pivots stand among the dense points."""
+    """Indices of the pivots among the dense points."""
     segments = sum(name.startswith("node_") for name in result.arrays) - 1
     last = len(result.arrays["alphas"]) - 1
     return np.arange(0, last + 1, last // segments)

@@ -90,7 +90,7 @@ class _Between(LogLocator):
     """Ticks between powers of ten."""
 
     def tick_values(self, vmin: float, vmax: float) -> Any:
-        """Where they are: at 2 and 5, or at 2, 3, …, 9 where there would be too few."""
+        """Positions of the ticks: 2 and 5, or 2, 3, …, 9 if these are too few."""
         self.set_params(subs=(2, 5) if vmax > 30 * vmin else "auto")
         return super().tick_values(vmin, vmax)
 
@@ -115,7 +115,7 @@ def label(name: str, unit: str = "") -> str:
 
 
 def name_x(plot: Any, name: str, unit: str = "") -> None:
-    """Say what the horizontal axis is; where it counts, its ticks are whole numbers."""
+    """Label the horizontal axis; an axis that counts gets whole numbers as ticks."""
     text = words.axis(name)
     plot.set_xlabel(f"{text} ({unit})" if unit else text)
     if name in words.COUNTS and plot.get_xscale() == "linear":

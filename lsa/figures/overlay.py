@@ -51,7 +51,7 @@ def draw_lines(plot: Any, lines: Mapping[str, Sequence[Points]], style: str = "-
 
 
 def colour(i: int) -> str:
-    """That of the subject with this place in the legend."""
+    """Colour of the subject with this index in the legend."""
     return COLOURS[i % len(COLOURS)]
 
 

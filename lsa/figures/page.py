@@ -147,7 +147,7 @@ def _html_section(section: Section, name: str) -> str:
 
 
 def _region(label: str) -> str:
-    """What lets a keyboard scroll an element that may be wider than the page."""
+    """Attributes with which a keyboard scrolls an element wider than the page."""
     return f"role='region' tabindex='0' aria-label='{label}'"
 
 
@@ -186,7 +186,7 @@ def _html_cell(cell: Cell, names_row: bool) -> str:
 
 
 def as_markdown(title: str, sections: Sequence[Section]) -> str:
-    """The same content; a figure is its caption."""
+    """The page's content as Markdown; a figure becomes its caption."""
     return "\n".join([f"# {_plain(title)}\n", *map(_markdown_section, sections)])
 
 

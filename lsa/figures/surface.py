@@ -90,7 +90,7 @@ def _relief(
     norm: Normalize,
     arrays: dict[str, np.ndarray],
 ) -> None:
-    """The same as a relief, as high as it is coloured."""
+    """The surface as a relief whose height is its colour."""
     logarithmic = isinstance(norm, LogNorm)
     values = loss.filled(np.nan)
     height = np.log10(values) if logarithmic else values
@@ -108,7 +108,7 @@ def _relief(
 
 
 def _distances(plot: Any, result: Result, arrays: dict[str, np.ndarray]) -> None:
-    """How far the training was from the plane that it is drawn on."""
+    """Distance of the training from the plane on which it is drawn."""
     epochs = [str(name).removeprefix("epoch ") for name in arrays["mark"][:-1]]
     within = np.hypot(arrays["mark_x"], arrays["mark_y"])
     at = np.arange(len(within))

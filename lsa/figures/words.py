@@ -72,5 +72,5 @@ def quantity(name: str) -> str:
 
 
 def axis(name: str) -> str:
-    """What a curve's x is."""
+    """Label of a curve's x axis."""
     return AXES.get(name, name.replace("_", " "))

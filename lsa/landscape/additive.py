@@ -49,7 +49,7 @@ def notes(landscape: Landscape, theta: Tensor, drawn: bool) -> tuple[str, ...]:
 
 
 def _check_gradients(landscape: Landscape, theta: Tensor) -> None:
-    """See that total and samples have one gradient; their values are compared in every pass."""
+    """Check that total and samples have the same gradient; every pass compares their values."""
     try:
         fine, at = landscape.double(), theta.detach().double()
         part = next(iter(fine.data.parts(fine.network)))
@@ -121,7 +121,7 @@ def _terms(
 
 
 def _check_sum(batch: Terms, parts: list[Terms], n: int, digits: float) -> None:
-    """See that the total is no mean where the weight counts."""
+    """Check that the total is a sum over the units, and not their mean."""
     weight, *shares = (float(unit_weights(t)) for t in (batch, *parts))
     total, *sums = (float(t.total) for t in (batch, *parts))
     mean = sum(s * w for s, w in zip(sums, shares, strict=True)) / weight

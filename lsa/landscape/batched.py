@@ -87,7 +87,7 @@ class Batched:
         return _Counted(all_weights, separate == {True})
 
     def _check_reach(self, network: Network, theta: Tensor, batch: Batch) -> None:
-        """See that the objective depends on no trainable tensor but the θ that it is given."""
+        """Check that the objective depends on no trainable tensor outside θ."""
         if network.keeps_others:
             return
         outside = []
@@ -257,7 +257,7 @@ class Batched:
                 self._objective(network.model, cloned(batch.content))
 
     def double(self) -> Batched:
-        """The same in float64."""
+        """The same batches in float64."""
         other = copy.copy(self)
         other.batches = self.batches.double()
         return other

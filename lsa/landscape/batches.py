@@ -30,7 +30,7 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class Count:
-    """What one batch holds."""
+    """Number of units and weight of one batch."""
 
     units: int  # samples, or 1 where samples interact
     weight: float
@@ -124,7 +124,7 @@ class Batches:
         return (self._chosen[inside] - start).to(self.device)
 
     def remarks(self) -> tuple[str, ...]:
-        """What a DataLoader leaves out or gives more than once, a line each."""
+        """Notes on samples that a DataLoader leaves out or repeats."""
         loader = self._source
         if not isinstance(loader, DataLoader):
             return ()
@@ -150,7 +150,7 @@ class Batches:
         return other
 
     def double(self) -> Batches:
-        """The same in float64."""
+        """The same batches in float64."""
         other = copy.copy(self)
         other._double = True
         return other

@@ -141,7 +141,7 @@ class SlicedProduct:
 
     @property
     def noise(self) -> float:
-        """As `lsa.maths.spectra.measured` says."""
+        """Largest error so far of a product with a vector of length 1."""
         return getattr(self._product, "noise", 0.0)
 
     def spread(self, v: Tensor) -> Tensor:

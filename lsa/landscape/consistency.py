@@ -97,7 +97,7 @@ def _own_random_state(device: torch.device) -> AbstractContextManager[None]:
 
 
 def _fixed(few: Landscape, theta: Tensor) -> tuple[tuple[str, ...], bool]:
-    """What makes L no fixed function of θ, and whether the network draws random numbers.
+    """Notes on an L that varies between evaluations, and whether the network draws random numbers.
 
     Raises:
         InputError: It is none for fixed random numbers either.
@@ -135,7 +135,7 @@ def _fixed(few: Landscape, theta: Tensor) -> tuple[tuple[str, ...], bool]:
 
 
 def _mean_over_samples(few: Landscape, theta: Tensor) -> tuple[str, ...]:
-    """See that the network does not mix samples: all together, each alone, and in two passes.
+    """Check that the network does not mix samples: all at once, each alone, and in two passes.
 
     Raises:
         InputError: Passes of another size give another loss.

@@ -246,7 +246,7 @@ class Dataflow(TorchFunctionMode):
     # --- parameters ---------------------------------------------------------------------------
 
     def view(self, t: Any) -> View | None:
-        """Which parameter a tensor is, or is a view of."""
+        """The parameter that a tensor is, or of which it is a view; or None."""
         if not isinstance(t, Tensor):
             return None
         if id(t) in self.fixed:

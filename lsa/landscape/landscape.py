@@ -210,7 +210,7 @@ class Landscape(Problem):
 
     @full_float32()
     def per_sample_along(self, theta: Tensor, u: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
-        """What `per_sample` and `slopes` along u give, from one pass, `(N,)` each."""
+        """Results of `per_sample` and of `slopes` along u from one pass, `(N,)` each."""
         by_layers = self._known_by_layers(theta)
         with self.network.at(_leaf(theta)):
             losses, wrong, slopes = values.per_sample_along(

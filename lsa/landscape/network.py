@@ -265,7 +265,7 @@ class Network:
         return len(set(self._dtypes)) == 1 and self._dtypes[0] not in HALF
 
     def _views(self, theta: Tensor) -> list[Tensor]:
-        """What is put in for the parameters: views of θ, or leaves whose gradients are gathered."""
+        """Tensors in place of the parameters: views of θ, or leaves that gather gradients."""
         views = list(self.unflatten(theta).values())
         if self._total is None:
             return [self._leaf(v) for v in views]

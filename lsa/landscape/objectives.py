@@ -42,7 +42,7 @@ def called(model: nn.Module, inputs: Any) -> Any:
 
 
 def _answer(model: nn.Module, inputs: Any) -> Any:
-    """What `called` gives.
+    """The network's outputs for the inputs of a batch.
 
     Raises:
         InputError: The network does not take such inputs.

@@ -253,7 +253,7 @@ def with_share(terms: Terms, share: float) -> Tensor:
 
 
 def _local(p: Tensor) -> Tensor:
-    """What this process holds of a parameter."""
+    """This process's part of a parameter."""
     to_local: Callable[[], Tensor] | None = getattr(p, "to_local", None)
     return p.detach() if to_local is None else to_local().detach()
 

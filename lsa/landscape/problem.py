@@ -158,7 +158,7 @@ class Problem:
 
     @property
     def layout(self) -> str:
-        """How images lie in memory; empty where none have been given."""
+        """Memory layout of images; "" where none have been given."""
         return self.passes.layout or ""
 
     @property

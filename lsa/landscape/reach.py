@@ -23,7 +23,7 @@ NAMED = 4  # parameters that a note names
 
 
 def check_views(model: nn.Module, before: dict[str, list[Any]]) -> None:
-    """See that a forward pass has computed anew what were views of parameters.
+    """Check that a forward pass computes anew what were views of parameters.
 
     Args:
         model: After a pass.

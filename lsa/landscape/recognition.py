@@ -82,7 +82,7 @@ def recorded(landscape: Landscape, theta: Tensor) -> Dataflow:
 
 
 def recognised(flow: Dataflow) -> Symmetries:
-    """What a forward pass shows, not tried yet; with the largest freedom first."""
+    """Symmetries read from a forward pass and not yet tried, each with its largest freedom."""
     heads, left_out = [], []
     for attention in flow.attentions:
         try:
@@ -144,7 +144,7 @@ def _space(flow: Dataflow, axes: list[Axis]) -> Space | None:
 
 
 def _tried(landscape: Landscape, theta: Tensor, known: Symmetries, rounding: float) -> Symmetries:
-    """Those that keep the function, each with the largest freedom that does."""
+    """The symmetries that keep the function, each with the largest freedom that does."""
     rng = torch.Generator().manual_seed(0)
     theta = _generic(landscape, theta, rng)
     tensors = landscape.unflatten(theta)

@@ -65,7 +65,7 @@ class Samples:
 
     @property
     def device(self) -> torch.device:
-        """Where the samples are."""
+        """Device of the samples."""
         return self.x.device
 
     @property
@@ -74,7 +74,7 @@ class Samples:
         return self.ratios is not None and bool((self.ratios == 0).any())
 
     def try_loss(self, network: Network) -> None:
-        """See that a loss that is not known is a mean over samples, on some that differ.
+        """Check that an unknown loss is a mean over samples, on samples that differ.
 
         Raises:
             InputError: It is none, or depends on trainable tensors beside the outputs.

@@ -12,7 +12,7 @@ from lsa.runtime.errors import InputError
 
 
 def check_distinct(model: nn.Module) -> None:
-    """See that no two parameters are one memory.
+    """Check that no two parameters share memory.
 
     Raises:
         InputError: They are: a step moves both, while θ would hold each for itself.
@@ -48,7 +48,7 @@ def views_of_parameters(model: nn.Module) -> list[str]:
 
 
 def kept(model: nn.Module, place: str) -> list[Any]:
-    """What an attribute of a network, `module.path.name`, holds."""
+    """The tensors in an attribute of a network, `module.path.name`."""
     path, _, name = place.rpartition(".")
     return tree_leaves(getattr(model.get_submodule(path), name, None))
 

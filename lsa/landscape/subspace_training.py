@@ -33,7 +33,7 @@ CALIBRATION = 2048  # training samples that settle batch-norm statistics (tuned 
 
 @dataclass(frozen=True)
 class Budget:
-    """How to train."""
+    """Options of a training in a subspace."""
 
     epochs: int
     batch_size: int

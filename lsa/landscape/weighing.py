@@ -63,7 +63,7 @@ def _has(leaf: Any, n: int) -> bool:
 
 
 def weighing(loss: Loss) -> Weighing | None:
-    """How one of torch's losses weighs; None where only trying can tell.
+    """The weighing of a loss of torch; None for a loss that must be tried.
 
     Raises:
         InputError: Its `reduction` is no mean.
@@ -124,7 +124,7 @@ def _of_classes(function: Callable[..., Tensor], options: dict[str, Any]) -> Wei
 
 
 def _refusal(outputs: Tensor, y: Tensor, ignored: int, error: Exception) -> str:
-    """What is wrong with targets that a cross entropy refuses, as one line."""
+    """A line that says why a cross entropy refuses its targets."""
     classes = outputs.shape[1] if outputs.ndim > 1 else 1
     labels = not y.is_floating_point() or y.shape != outputs.shape
     if labels and y.dtype not in (torch.int64, torch.uint8):

@@ -25,7 +25,7 @@ class Ball(NamedTuple):
 
 
 class Ascents(NamedTuple):
-    """How the highest rise in a ball is searched for."""
+    """Options of the search for the highest rise in a ball."""
 
     starts: int
     tol: float
@@ -97,6 +97,6 @@ def height(peak: Peak) -> float:
 
 
 def agreeing(peaks: list[Peak]) -> list[bool]:
-    """Which of the peaks are as high as the highest."""
+    """Indices of the peaks as high as the highest, within the tolerance."""
     highest = max(map(height, peaks))
     return [highest - peak.value <= SAME * abs(highest) for peak in peaks]

@@ -20,7 +20,7 @@ FAR = 2.0  # step, in radii, beyond which the projection leaves nothing but the 
 
 
 class Peak(NamedTuple):
-    """Where an ascent ended: f(x) bounds the maximum from below."""
+    """The last point of an ascent; f(x) bounds the maximum from below."""
 
     x: Tensor  # (d,), |x| ≤ radius
     value: float  # f(x)

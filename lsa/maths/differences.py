@@ -61,7 +61,7 @@ class _Pair(NamedTuple):
 
 @dataclass
 class _Step:
-    """What is known of steps along directions of length 1."""
+    """The step along directions of length 1, and the factor of its error."""
 
     size: float  # ε
     factor: float  # relative error / r²

@@ -142,7 +142,7 @@ class Probe:
         return result, (*doubts, *self._remarks(given))
 
     def _remarks(self, given: Mapping[str, Any]) -> list[str]:
-        """What its landscapes computed otherwise than exactly."""
+        """Notes of the landscapes on numbers that they did not compute exactly."""
         names = [n for n in ("landscape", "training", "validation") if n in self.inputs]
         return [*dict.fromkeys(text for n in names for text in given[n].remarks.values())]
 
@@ -155,7 +155,7 @@ class Probe:
         return (named,) if named else ()
 
     def __post_init__(self) -> None:
-        """Say what `help` and notebooks show of the probe itself."""
+        """Set the docstring that `help` and notebooks show."""
         object.__setattr__(self, "__doc__", self.doc)
 
     @property
@@ -163,7 +163,7 @@ class Probe:
         return inspect.signature(self.function)
 
     def _doubts(self, given: Mapping[str, Any]) -> tuple[str, ...]:
-        """What is off with the landscape that it measures, before it does."""
+        """Notes from the checks of the landscape, before it is measured."""
         from lsa.landscape import consistency
 
         landscapes = [given[name] for name in ("landscape", "training") if name in self.inputs]

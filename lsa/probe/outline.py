@@ -58,7 +58,7 @@ def _definition(module: str, name: str) -> ast.FunctionDef | None:
 
 
 def _declaration(definition: ast.FunctionDef) -> Probe:
-    """What a definition declares, or ValueError where a part of it is no literal."""
+    """The declaration in a definition's text; ValueError where a part of it is no literal."""
     arguments = definition.args
     pairs = zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
     options = {argument.arg: _option(argument, default) for argument, default in pairs}

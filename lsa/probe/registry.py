@@ -31,7 +31,7 @@ def modules() -> dict[str, str]:
 
 @functools.lru_cache(maxsize=1)
 def _entries(listed: Callable[..., Iterable[EntryPoint]]) -> tuple[EntryPoint, ...]:
-    """Those of group `lsa.probes`, asked for once: every installed package is read for them."""
+    """Entry points of the group `lsa.probes`, read once from all installed packages."""
     return tuple(listed(group="lsa.probes"))
 
 

@@ -62,7 +62,7 @@ class Curve:
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """What was measured; of a tracked step, also the run that holds it.
+    """The result of a measurement; of a tracked step, with the run that holds it.
 
     `result["lambda_max"]` is a metric. Two results are equal when they hold the same numbers.
     """

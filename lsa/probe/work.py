@@ -19,7 +19,7 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Work:
-    """What a probe will compute, in evaluations of one sample each."""
+    """The work of a probe, in evaluations of single samples."""
 
     losses: float = 0.0
     gradients: float = 0.0

@@ -209,7 +209,7 @@ class _Progress:
         return part
 
     def say(self, text: str) -> None:
-        """What happens between two steps."""
+        """Report what happens between two steps."""
         self.report(self.done, self.total, text)
 
 
@@ -260,7 +260,7 @@ def _heights(
 
 
 def _above_ends(dense: SampledPoints, points: Tensor, name: str) -> dict[str, Metric]:
-    """How far the highest of the points rises above the higher end, paired by sample."""
+    """Rise of the highest point above the higher end, paired by sample."""
     top = dense.at(points[dense.energies(points).argmax()])
     higher = max((dense.at(points[end]) for end in (0, -1)), key=lambda s: s.losses.mean())
     return {name: _mean(top.losses - higher.losses, "loss")}

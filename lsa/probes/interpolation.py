@@ -135,7 +135,7 @@ def _grid(points: int) -> Tensor:
 
 @dataclass(frozen=True)
 class _Line:
-    """What was measured on one line."""
+    """Losses and mistakes on one line."""
 
     samples: dict[str, Tensor]  # quantity -> its value for each α and sample, (points, N), CPU
     slopes: tuple[Metric, Metric]  # dL/dα at A and B

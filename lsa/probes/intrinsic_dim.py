@@ -23,7 +23,7 @@ FALL = 0.05  # of the mean accuracy towards larger d that no chance explains (tu
 def _work(
     at: Sizes, *, d: int, subspaces: int, epochs: int, largest: int, tolerance: float, **_: Any
 ) -> Work:
-    """As many trainings as a search makes at most."""
+    """The work of the most trainings that a search makes."""
     largest = min(largest, at.dimension)
     sizes = 1 if d else _most_dimensions(largest, tolerance)
     fewest = 1 if d else min(FEWEST, len(_grid(largest)))

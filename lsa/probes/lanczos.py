@@ -324,7 +324,7 @@ def _split(
 
 
 def _moments(rule: Quadrature) -> dict[str, Metric]:
-    """What the quadrature says of the whole spectrum."""
+    """Metrics of the quadrature: trace, norm, rank, outliers and signs."""
     outliers, signs = rule.outliers(), rule.signs
     estimates = {
         "trace": (rule.trace, "loss"),

@@ -40,7 +40,7 @@ class Block(NamedTuple):
 
 
 class Search(NamedTuple):
-    """How the ends of every block are searched for."""
+    """Options of the search for the ends of every block."""
 
     rng: torch.Generator
     tol: float

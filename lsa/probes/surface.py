@@ -176,7 +176,7 @@ def _random(
 
 
 class _Lanczos(NamedTuple):
-    """How the eigenvectors are to be found."""
+    """Options of the search for the eigenvectors."""
 
     rng: torch.Generator
     tol: float

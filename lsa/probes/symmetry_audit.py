@@ -320,7 +320,7 @@ def _metric(name: str, number: Measured) -> Metric:
 
 
 def _ratio(after: Measured, before: Measured) -> Metric:
-    """How many times the number is what it was, with the error of the pair."""
+    """The number after a change over that before, with the paired error."""
     if not before.value:
         return Metric(float("nan"))
     ratio = after.value / before.value

@@ -104,7 +104,7 @@ def make(
     options: Mapping[str, Any],
     **given: Any,
 ) -> Any:
-    """What `package.module:factory` makes of options, and of what it names among the given.
+    """Call `package.module:factory` with options, and with those given values that it names.
 
     Args:
         label: What messages call the factory.
@@ -135,7 +135,7 @@ def is_own(name: str) -> bool:
 
 
 def permission(name: str, options: Mapping[str, Any]) -> str:
-    """What the user trusts by naming a dataset: its name, and its folder where that is named."""
+    """The name by which a dataset in a project is trusted: its own, with its folder if named."""
     return f"{name}:{options['root']}" if options.get("root") else name
 
 

@@ -88,7 +88,7 @@ class Project(Section):
 
     @property
     def reference(self) -> str:
-        """What names the project on a command line."""
+        """Name or path of the project on a command line."""
         return self._source or self.name
 
     def recipe(self, optimizer: str, seed: int | None = None, **overrides: Any) -> Recipe:
@@ -235,7 +235,7 @@ def train_params(recipe: Recipe) -> dict[str, Any]:
 
 
 def folders() -> list[Path]:
-    """Where projects are looked up, nearest first."""
+    """Folders in which projects are looked up, the nearest first."""
     package = Path(__file__).parent.parent
     return [Path("projects"), package.parent / "projects", package / "_projects"]
 

@@ -63,7 +63,7 @@ class Augment(Section):
 
 
 class Watching(Section):
-    """What `lsa.watch` measures during the training; its options of the same names."""
+    """Options of `lsa.watch` during the training, by the same names."""
 
     every: Positive = 100  # steps between measurements on the probe set
     samples: Positive = 256  # of the training split, in the probe set
@@ -105,7 +105,7 @@ class Split(Section):
 
 
 class Origin(Section):
-    """What is known of a training by other code, beside its weights."""
+    """Facts about a training by other code, beside its weights."""
 
     batch_size: Annotated[int, Field(ge=1)] | None = None
 

@@ -47,7 +47,7 @@ def checks(measurements: Sequence[Measurement]) -> list[Check]:
 def _agreements(
     step: str, declared: Sequence[Same | AtMost], n: Numbers
 ) -> Iterator[tuple[str, bool]]:
-    """Those of one probe whose numbers are there: in words, and whether each holds."""
+    """Agreements of a probe whose numbers were measured: a sentence, and whether it holds."""
     for check in declared:
         if isinstance(check, AtMost):
             yield from _at_most(step, check, n)

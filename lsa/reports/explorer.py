@@ -162,7 +162,7 @@ def _followed(point: Point, trajectory: Trajectory, run: Measurement) -> None:
 
 
 def _names(values: Mapping[str, float], curves: str = "") -> list[str]:
-    """Those of numbers that a reader may want on an axis."""
+    """Names of the numbers that a reader may want on an axis."""
     known = numbers(values, curves.split())
     return [name for name in known if not name.endswith(ENDS)]
 
@@ -226,7 +226,7 @@ def _curves(single: Sequence[Measurement], at: Mapping[Any, int]) -> Iterator[di
 def _edges(
     pairs: Sequence[tuple[Measurement, Measurement, Measurement]], number: Mapping[str, int]
 ) -> Iterator[dict[str, Any]]:
-    """What lies between two checkpoints: its profiles, its headline numbers and their doubts."""
+    """Measurements between two checkpoints: profiles, headline numbers and remarks on them."""
     pairs = sorted(
         (pair for pair in pairs if pair[0].step in probe.modules()),
         key=lambda pair: pair[0].done.started,

@@ -62,7 +62,7 @@ class Finding:
 
     @property
     def verdict(self) -> str:
-        """What the seeds establish, in a few words."""
+        """The result of the comparison in a few words."""
         c, matched = self.comparison, self.matched
         if self.established:
             return f"established: larger for {c.larger}"
@@ -196,7 +196,7 @@ def scale_of(metric: str, of: dict[str, dict[int, float]]) -> Scale:
 
 
 def _changing(metric: str) -> bool:
-    """Whether its probe declares that it changes while training goes on."""
+    """Whether the probe declares that the number changes during training."""
     step, _, short = metric.partition("/")
     return step in probe.modules() and short in probe.find(step).compare
 

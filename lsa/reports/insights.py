@@ -124,7 +124,7 @@ def _measured(of: Mapping[str, Kind], kinds: set[Kind], numbers: Mapping[str, ob
 
 
 def _lacking(classes: Mapping[str, Sequence[str]]) -> str:
-    """Which class of optimizers the project has not measured."""
+    """Names of the classes of optimizers that the project has not measured."""
     none = [name for name, members in classes.items() if not members]
     return f"it has no measured {' and no '.join(none)}" if none else ""
 

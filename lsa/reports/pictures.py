@@ -105,7 +105,7 @@ def _overlay(
 
 
 def _seeds(lines: Mapping[str, Sequence[Any]]) -> str:
-    """What thin and bold lines are, where there are both."""
+    """A sentence on thin and bold lines, if a figure has both."""
     return SEEDS if any(len(many) > 1 for many in lines.values()) else ""
 
 
@@ -171,7 +171,7 @@ def _profiles(
 
 
 def _failed(curves: Sequence[tuple[Measurement, Curves]]) -> str:
-    """Which searches for a path have not converged."""
+    """A sentence that names searches for a path without convergence."""
     steps: dict[str, list[Measurement]] = {}
     for m, _ in curves:
         steps.setdefault(m.step, []).append(m)

@@ -107,7 +107,7 @@ def run(done: Done) -> dict[str, Any]:
 
 
 def notes(tags: Mapping[str, str]) -> list[str]:
-    """What a run's probe says to its reader, in its order."""
+    """Notes of a run's probe, in their order."""
     numbered = {
         whole_number(k.removeprefix(NOTE)): v for k, v in tags.items() if k.startswith(NOTE)
     }

@@ -29,7 +29,7 @@ from lsa.tracking import recording, store
 
 @dataclass(frozen=True)
 class Report:
-    """The same content three times."""
+    """A report as HTML, as Markdown and as JSON values."""
 
     html: str
     markdown: str
@@ -272,7 +272,7 @@ def _provenance(runs: Sequence[dict[str, Any]]) -> Section:
 
 
 def _run(m: Measurement) -> dict[str, Any]:
-    """Where one measurement came from."""
+    """Origin of a measurement: run, code, versions and machine."""
     tags = m.done.tags
     dirty = " (changed)" if tags.get("lsa.git.dirty") == "true" else ""
     return {

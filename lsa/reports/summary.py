@@ -112,7 +112,7 @@ def _barriers(pairs: Sequence[PairFinding]) -> Iterator[str]:
 
 
 def nearest(setting: Project, findings: Sequence[Finding]) -> str:
-    """How many seeds would settle the finding that is nearest to being established."""
+    """A sentence on the seeds that would settle the finding nearest to being established."""
     n = len(setting.optimizers)
     pairs = max(1, n * (n - 1) // 2)
     least, seeds = seeds_needed(pairs), len(setting.seeds)
@@ -136,7 +136,7 @@ def nearest(setting: Project, findings: Sequence[Finding]) -> str:
 
 
 def _open(findings: Iterable[Finding]) -> list[Finding]:
-    """Those not established, whose difference has one direction however it is taken."""
+    """Findings not established whose difference has the same sign in every comparison."""
     return [
         finding
         for finding in findings
@@ -150,7 +150,7 @@ def _open(findings: Iterable[Finding]) -> list[Finding]:
 
 
 def _outlook(finding: Finding) -> Forecast | None:
-    """Seeds that establish a finding each way that it is taken, as if the ways were independent."""
+    """Seeds with which all comparisons of a finding are established, taken as independent."""
     ways = [finding.comparison, *([finding.matched] if finding.matched else [])]
     open_ways = [way for way in ways if not way.established]
     outlooks = [forecast(way, POWER ** (1 / len(open_ways))) for way in open_ways]

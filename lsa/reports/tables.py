@@ -137,7 +137,7 @@ def members(subject: str) -> list[str]:
 
 
 def title(name: str) -> str:
-    """What a number is, in words; of pairs, that it is the worst."""
+    """Heading of a number in words; of pairs it says that it is the worst."""
     step = step_of(name)
     pair = step in probe.modules() and probe.find(step).pair
     return WORST.get(name, f"worst {words.quantity(name)}") if pair else words.quantity(name)

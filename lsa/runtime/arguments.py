@@ -21,7 +21,7 @@ def text(name: str, value: Any) -> str:
 
 
 def optional_text(name: str, value: Any) -> str | None:
-    """The same, or None."""
+    """`text`, or None."""
     return None if value is None else text(name, value)
 
 

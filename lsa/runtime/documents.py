@@ -203,7 +203,7 @@ def _reason(error: Exception) -> str:
 
 
 def storable(content: Any) -> Any:
-    """The same with the names of numbers that JSON does not have."""
+    """The same content with the names of numbers that JSON lacks: nan, inf, -inf."""
     if isinstance(content, dict):
         return {key: storable(value) for key, value in content.items()}
     if isinstance(content, list | tuple):

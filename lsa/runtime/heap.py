@@ -24,7 +24,7 @@ OLDER = 32 << 20  # bytes: the most that older versions take for the second
 
 
 def keep() -> None:
-    """Have this process keep what it frees: blocks up to 1 GB, and up to 2 GB of them.
+    """Let this process keep freed memory: blocks up to 1 GB, and up to 2 GB in all.
 
     For the start of a program: the setting is the whole process's.
     """

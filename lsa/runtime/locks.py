@@ -31,7 +31,7 @@ def claim(store: str, key: str) -> Iterator[None]:
 
 
 def _folder() -> Path:
-    """Where the user's locks are, the same for all processes: TMPDIR differs between batch jobs."""
+    """Folder of the user's locks, the same for all processes: TMPDIR differs between batch jobs."""
     with contextlib.suppress(OSError, RuntimeError):  # a container's user may have no home
         folder = Path.home() / ".cache" / "lsa" / "locks"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -29,7 +29,7 @@ def size() -> int:
 
 
 def rank() -> int:
-    """Which of them this process is, from 0."""
+    """Number of this process among the ranks, from 0."""
     return int(os.environ["RANK"]) if size() > 1 else 0
 
 

@@ -61,7 +61,7 @@ def _name(node: ast.expr) -> str:
 
 
 def _comments(source: bytes, nodes: Iterable[ast.AST], span: Callable[[Node], Span]) -> list[Span]:
-    """Where comments are: from a # outside of every string to the end of its line."""
+    """Positions of comments: from a # outside strings to the end of the line."""
     bare = bytearray(source)
     for node in nodes:
         if isinstance(node, ast.JoinedStr) or (

@@ -306,7 +306,7 @@ def _check_same(source: Checkpoint, theirs: nn.Module) -> None:
 
 
 def _computed(source: Checkpoint, model: nn.Module) -> Tensor:
-    """What a model makes of a few samples, or the loss of the first batch."""
+    """A model's outputs for a few samples, or its loss on the first batch."""
     split = source.data
     device = next(model.parameters()).device
     if isinstance(split, Data):

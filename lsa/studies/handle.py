@@ -37,7 +37,7 @@ class Handle:
 
     @property
     def result(self) -> Result:
-        """What the step measured; its arrays stay in the artifacts of its run.
+        """The step's result; its arrays stay in the artifacts of its run.
 
         Raises:
             InputError: It has failed, or a step that it needs has.

@@ -141,7 +141,7 @@ def _bound(errors: np.ndarray) -> dict[str, float]:
 
 
 def _doubts(tree: SpanningTree, passes: np.ndarray, errors: np.ndarray) -> dict[str, Metric]:
-    """How many pairs the tree serves better than their own path; how many could replace an edge."""
+    """Numbers of pairs whose own path is above the tree's way, and of pairs within the errors."""
     shortcuts = interchangeable = 0
     for i, j in _upper(len(passes)):
         if (i, j) in tree.edges or not np.isfinite(passes[i, j]):

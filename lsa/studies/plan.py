@@ -213,7 +213,7 @@ def _difference(old: Done, params: Mapping[str, Any], inputs: list[str]) -> str:
 
 @dataclass(frozen=True)
 class Forecast:
-    """What the steps that would run cost on this machine."""
+    """The cost of a study's steps on this machine."""
 
     seconds: dict[str, float]  # of one step, by its kind
     total: float  # seconds of them all, one after the other
@@ -265,7 +265,7 @@ def forecast(
 
 
 def _probing(setting: Project, kind: str, rates: cost.Rates) -> cost.Cost | None:
-    """Of a probe, on one checkpoint or on all that a training keeps."""
+    """Cost of a probe on one checkpoint, or on all that a training keeps."""
     name = kind.removeprefix(FOLLOWED)
     declared = probe.find(name)
     estimate = cost.probing(declared, setting.options(declared, trajectory=name != kind), rates)

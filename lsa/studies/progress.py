@@ -50,7 +50,7 @@ class Whole:
 
 
 class Minute:
-    """Says at most once a minute how far something is, where nobody watches a bar."""
+    """A line of progress at most once a minute, for output without a bar."""
 
     def __init__(self, say: Callable[[str], None], seconds: float = 60.0) -> None:
         self._say, self._seconds, self._last = say, seconds, time.monotonic()

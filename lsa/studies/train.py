@@ -138,7 +138,7 @@ def _train(
 
 
 def _resumed(path: Path, opened: recording.Run) -> tuple[list[dict[str, float]], Any, list[Any]]:
-    """What an interrupted run of the same step has left, its epochs logged again.
+    """The state that an interrupted run of the same step has left; its epochs are logged again.
 
     Returns:
         Metrics of the epochs, the state to go on from, and what was measured between steps.

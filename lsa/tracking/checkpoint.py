@@ -66,7 +66,7 @@ class Checkpoint:
         return notebook.facts("checkpoint", self._facts())
 
     def _facts(self) -> dict[str, str]:
-        """What it is and where it came from, without the weights."""
+        """Description of the checkpoint without its weights."""
         recipe = self.recipe
         return {
             "project": recipe.project,

@@ -30,7 +30,7 @@ class Late:
 
 
 def found() -> Iterator[Late]:
-    """All that came too late, of steps that are finished."""
+    """Doubles in the store of steps that are finished."""
     yield from _versions()
     yield from _runs()
     yield from _models()

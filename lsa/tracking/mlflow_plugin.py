@@ -42,7 +42,7 @@ class LsaContext:
         return os.environ.get(CONDA_HOME) == str(STAND_IN)
 
     def tags(self) -> dict[str, str]:
-        """What MLflow's own tag (`conda`) hides."""
+        """A tag for the environment that MLflow's own tag (`conda`) hides."""
         return {"lsa.environment": f"current Python {sys.executable}; conda is not installed"}
 
 
@@ -124,7 +124,7 @@ def _use_stand_in() -> None:
 
 
 class Stopped(KeyboardInterrupt):
-    """What makes MLflow do as on Ctrl-C: stop the child and wait for it."""
+    """An exception that MLflow treats like Ctrl-C: it stops the child and waits for it."""
 
 
 def _take_signals() -> None:

@@ -119,7 +119,7 @@ def _check_there(run_id: str) -> None:
 
 
 def _place(content: spool.Content, given: str | None) -> None:
-    """Say where an entry's run is to be made, or which it is."""
+    """Give an entry its run, or the experiment, parent and tags of the run to be made."""
     if given:
         content.run_id = given
         content.tags["mlflow.runName"] = content.name

@@ -52,7 +52,7 @@ class Flavor:
 
     @staticmethod
     def save_model(path: str, mlflow_model: Model, files: Path, **_: Any) -> None:
-        """Put the checkpoint's files where MLflow wants it."""
+        """Copy the checkpoint's files to the folder that MLflow names."""
         folder = Path(path)
         shutil.copytree(files, folder, dirs_exist_ok=True)
         mlflow_model.add_flavor(FLAVOR, format=checkpoints.FORMAT, config=checkpoints.CONFIG)
@@ -95,7 +95,7 @@ def keep(
 
 
 def _about(folder: Path) -> About:
-    """What is logged of the checkpoint in a folder.
+    """The description of the checkpoint in a folder, as it is logged.
 
     Raises:
         Damaged: It is not what `keep` wrote.

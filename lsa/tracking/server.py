@@ -41,7 +41,7 @@ auth_cache_ttl_seconds = 60
 
 @dataclass(frozen=True)
 class Server:
-    """How to start a server."""
+    """Options of a server."""
 
     folder: Path
     store: str = ""  # address of a database, in place of the folder's
@@ -162,7 +162,7 @@ def _store(server: Server) -> str:
 
 
 def _logins(folder: Path) -> dict[str, str]:
-    """What MLflow's login needs, made in the folder at the first start.
+    """Files and variables that MLflow's login needs, made in the folder at the first start.
 
     Raises:
         InputError: A package or the first password is missing.

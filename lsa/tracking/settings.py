@@ -38,7 +38,7 @@ _levels: dict[str, int] = {}
 
 
 def quiet() -> None:
-    """Have MLflow log errors alone, for a command, which says itself what is of use."""
+    """Let MLflow log errors only; commands print what a user needs."""
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
 
 
@@ -78,7 +78,7 @@ def restored() -> Iterator[None]:
 
 
 def _take_back() -> None:
-    """Have the caller's settings again, and leave alone what the caller has set meanwhile."""
+    """Restore the caller's settings, except those that the caller has set meanwhile."""
     global _applied, _borrowed
     _applied = _borrowed = False
     for name in _added:

@@ -58,7 +58,7 @@ class LoggedMetric(TypedDict):
 
 @dataclass
 class Content:
-    """What a run logs, but for its files."""
+    """Everything that a run logs, except its files."""
 
     name: str
     experiment: str

@@ -88,7 +88,7 @@ class Stream:
         return self._about["run_id"]
 
     def put(self, values: Mapping[str, float], step: int) -> None:
-        """Have numbers logged at a step; those that are not finite are left out."""
+        """Queue numbers to be logged at a step; those that are not finite are left out."""
         now = int(time.time() * 1000)
         lines = [
             json.dumps([taken(name), float(value), now, step])
@@ -171,7 +171,7 @@ def send(path: Path, about: dict[str, Any]) -> None:
 
 
 def _sent(marker: Path, journal: Path) -> int:
-    """How many bytes of a journal the store has; none where nobody knows, so that all is sent."""
+    """Bytes of a journal that the store has; 0 if unknown, so that all is sent."""
     try:
         start = int(marker.read_text())
         return start if 0 <= start <= journal.stat().st_size else 0

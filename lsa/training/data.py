@@ -147,7 +147,7 @@ def load(
 
 
 def _own(label: str, made: Any, device: torch.device | str) -> Data:
-    """What a factory returned, on a device.
+    """The data that a factory returned, on a device.
 
     Raises:
         InputError: It is not two splits of as many inputs as targets.

@@ -36,7 +36,7 @@ FOLDER = ("*.safetensors", "pytorch_model*.bin")  # of Hugging Face, the better 
 
 @dataclass(frozen=True)
 class Foreign:
-    """What a file of somebody's training holds."""
+    """The content of a checkpoint of other code."""
 
     weights: Mapping[str, Tensor]  # a state_dict, with whatever prefix its keys have
     optimizer: Mapping[str, Any] | None = None  # the state_dict of the optimizer
@@ -114,7 +114,7 @@ def _unpickled(path: Path) -> Any:
 
 
 def _restricted(path: Path, read: Callable[[], Any]) -> Any:
-    """What `read` reads.
+    """The result of `read`, a reader that runs no code from the file.
 
     Raises:
         InputError: It would run code, or the file is damaged: torch's readers raise anything then.
@@ -147,7 +147,7 @@ def _tensors(content: Any) -> bool:
 def fitted(
     weights: Mapping[str, Tensor], model: nn.Module, prefix: str | None = None
 ) -> dict[str, Tensor]:
-    """Those of the weights that are a network's, under its names.
+    """The weights that belong to a network, by its own names.
 
     Wrappers (Lightning, DDP, torch.compile) put a prefix before every name; it is found and taken
     away. A tied parameter that the file keeps once is given both names.

@@ -32,7 +32,7 @@ class Preconditioner:
 
 @dataclass(frozen=True)
 class Rule:
-    """How one parameter steps."""
+    """The step of one parameter: P, threshold, formula and penalty."""
 
     P: Tensor | Preconditioner | None  # a tensor is P's diagonal; None before the first step
     threshold: float | None  # largest eigenvalue of P⁻¹(H + λI) without divergence; None: unknown
@@ -73,7 +73,7 @@ def preconditioner(*classes: type[Optimizer] | str) -> Callable[[R], R]:
 
 
 def reader_of(optimizer: Optimizer) -> tuple[Reader | None, list[str]]:
-    """What reads an optimizer's rule, of its class or the nearest registered base, and notes.
+    """The reader of an optimizer's rule, registered for its class or the nearest base, and notes.
 
     Where nothing is registered, None, and the note says so.
     """

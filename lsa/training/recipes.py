@@ -69,7 +69,7 @@ def landscape_of(
 
 
 def held_out(landscape: Landscape, split: Data | Streams) -> Landscape:
-    """The same network and loss on the whole held-out split."""
+    """The same network and loss on all samples of the held-out split."""
     if isinstance(split, Streams):
         return landscape.with_data(split.val)
     return landscape.with_data(split.x_val, split.y_val)

@@ -53,7 +53,7 @@ class OptimizerState:
 
     @property
     def name(self) -> str:
-        """Of its class."""
+        """Name of the optimizer's class."""
         return type(self.optimizer).__name__
 
     @property
@@ -104,7 +104,7 @@ class OptimizerState:
 
     @property
     def notes(self) -> list[str]:
-        """What the reader of the numbers must know."""
+        """Notes for the reader of the numbers."""
         return self._read[1]
 
     @property
@@ -200,7 +200,7 @@ class OptimizerState:
         return Preconditioner(P_diagonal, inverse_root)
 
     def update(self, theta: Tensor, gradient: Tensor) -> Tensor:
-        """What the optimizer itself adds to θ in its next step with a gradient, `(d,)`.
+        """The change of θ in the optimizer's next step with a gradient, `(d,)`.
 
         A copy in float64 steps, because (θ + u) − θ is not u in floating point. An optimizer with
         averaged weights that is in `eval` mode steps from its training point, but with the gradient

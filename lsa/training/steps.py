@@ -23,7 +23,7 @@ from lsa.training.data import Data, Streams
 
 @dataclass
 class Loop:
-    """What a training holds from one epoch to the next."""
+    """The state of a training between epochs."""
 
     recipe: Recipe
     split: Data | Streams
@@ -43,7 +43,7 @@ class Loop:
         return self.model if self.average is None else self.average
 
     def state(self, number: int) -> dict[str, Any]:
-        """What `train` goes on from after an epoch."""
+        """The state from which `train` continues after an epoch."""
         kept = {
             "epoch": number,
             "model": self.measured.state_dict(),

@@ -68,7 +68,7 @@ def decayed(group: Mapping[str, Any], steps: int) -> float:
 
 @preconditioner(torch.optim.AdamW)
 def adamw(parameter: Tensor, group: Mapping[str, Any], state: Mapping[str, Any]) -> Rule | str:
-    """That of Adam with decoupled decay, which groups of torch before 2.6 do not say."""
+    """Adam's rule with decoupled decay, which groups of torch before 2.6 do not say."""
     return adam(parameter, {**group, "decoupled_weight_decay": True}, state)
 
 

@@ -173,7 +173,7 @@ def _set_rates(loop: Loop, step: int) -> None:
 
 
 def _stepped(loop: Loop, step: int, number: int, steps: int) -> None:
-    """What follows a step: the average of the weights, and the report."""
+    """Update the average of the weights and the progress after a step."""
     budget = loop.recipe.train
     if loop.average is not None and budget.ema is not None:
         averaged(loop.average, loop.model, budget.ema, step)

@@ -83,13 +83,13 @@ def _balancing(p: Tensor, k: Tensor) -> Tensor | None:
 
 
 def _power(matrix: Tensor, exponent: float) -> Tensor:
-    """Of a symmetric positive matrix."""
+    """Power of a symmetric positive matrix `(m, m)`."""
     values, vectors = torch.linalg.eigh((matrix + matrix.mT) / 2)
     return vectors * values.clamp(min=0) ** exponent @ vectors.mT
 
 
 def _balancing_in_pairs(heads: Heads, p: Tensor, k: Tensor) -> Tensor | None:
-    """The same where coordinates are turned in pairs: one factor for each pair."""
+    """The balancing map for coordinates turned in pairs: one factor for each pair."""
     result, rest, pairs = torch.zeros_like(p), heads.unpaired, heads.pairs
     among = _balancing(p[rest[:, None], rest], k[rest[:, None], rest])
     if among is None:

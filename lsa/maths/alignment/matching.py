@@ -209,7 +209,7 @@ class _Problem:
         return apply(parts, moves, {n: self.b[n] for n in self.touched[name]})
 
     def improve(self, name: str, moves: dict[str, Move]) -> bool:
-        """Put the best move of one part in, if it gains."""
+        """Replace the move of a part by its best one, if that gains."""
         others, part = self.others(name, moves), self.parts[name]
         proposal = self.best(name, self.touched[name], others)
         before, after = (

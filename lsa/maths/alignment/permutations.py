@@ -59,7 +59,7 @@ def random_permutations(spec: PermutationSpec, rng: torch.Generator) -> Permutat
 def apply(
     spec: PermutationSpec, permutations: Permutations, tensors: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """The same function with its units renumbered.
+    """Parameters and buffers of the same function with its units renumbered.
 
     Args:
         spec: From `permutation_spec` of the network.

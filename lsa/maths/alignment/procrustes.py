@@ -50,7 +50,7 @@ def nearest(freedom: str, correlations: Tensor, unsigned: Tensor) -> Move:
 
 
 class HeadCorrelations(NamedTuple):
-    """Of A's heads with B's: groups g, h; query heads i, j within them; coordinates last."""
+    """Correlations of A's heads with B's: groups g, h; query heads i, j; coordinates last."""
 
     query: Tensor  # (G, G, r, r, m, m)
     key: Tensor  # (G, G, m, m)

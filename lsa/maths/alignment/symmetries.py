@@ -24,7 +24,7 @@ Tensors = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Place:
-    """Where coordinates lie in a tensor: on axis `dim`, in order, or at these positions.
+    """Positions of coordinates in a tensor: in order on axis `dim`, or at an index on it.
 
     The positions have any shape; coordinates are numbered through it, the last index fastest.
     """
@@ -108,7 +108,7 @@ class Heads:
 
     @property
     def places(self) -> tuple[Place, ...]:
-        """All of them."""
+        """Places of queries, keys, values and outputs."""
         return (*self.query, *self.key, *self.value, *self.out)
 
 
@@ -134,7 +134,7 @@ Move = Tensor | Order | HeadMove
 
 @dataclass(frozen=True)
 class Symmetries:
-    """All that may be changed in a network, and what was left out, each in one line."""
+    """All symmetries of a network, and a line for each part that was left out."""
 
     spaces: tuple[Space, ...] = ()
     heads: tuple[Heads, ...] = ()

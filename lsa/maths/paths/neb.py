@@ -137,7 +137,7 @@ def _evaluate(energy: EnergyFunction, pivots: Tensor, step: int) -> tuple[Tensor
 
 
 def _not_finite(energies: Tensor, gradients: Tensor) -> str:
-    """Which pivot is the first with a non-finite energy or gradient; empty if none."""
+    """The first pivot with a non-finite energy or gradient, in words; "" for none."""
     bad = ~energies.isfinite()
     if bad.any():
         i = int(bad.nonzero()[0])

@@ -202,7 +202,7 @@ class Krylov:
             columns[: self.count] = torch.cat([S @ columns[:m], columns[m:n]])
 
     def append_random(self, rng: torch.Generator, wanted: tuple[int, int]) -> bool:
-        """Put a random row first in the queue; False where no row is new or none fits.
+        """Append a random row, first in the queue; False where no row is new or none fits.
 
         A waiting row cannot be dropped, since the residuals of Ritz pairs lie along it. So the
         number of chains is limited by the room that restarts need for the wanted pairs.

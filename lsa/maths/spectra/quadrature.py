@@ -240,7 +240,7 @@ def spectral_density(
 
 
 def _bulk_edge(theta: Tensor, mass: Tensor, median: float) -> tuple[int, float]:
-    """How many Ritz values stand above the bulk, and the first that does not.
+    """Number of Ritz values above the bulk, and the largest of the bulk.
 
     Args:
         theta: Ascending Ritz values `(m,)`.

@@ -72,7 +72,7 @@ class Comparison:
 
     @property
     def finding(self) -> str:
-        """What the numbers establish, in a few words."""
+        """The result of the comparison in a few words."""
         if self.established:
             return f"established, larger for {self.larger}"
         return f"not established{self.shortage}"

@@ -35,7 +35,7 @@ class Level:
 
     @property
     def every(self) -> bool:
-        """Whether it holds at every seed."""
+        """Whether the number is on that side, beyond its error, at every seed."""
         return self.beyond == len(self.seeds)
 
     @property
@@ -57,7 +57,7 @@ class Level:
 
     @property
     def verdict(self) -> str:
-        """What the numbers establish; empty when nothing was tested."""
+        """The result of the test in words; "" when nothing was tested."""
         if not self.side:
             return ""
         if self.established:

@@ -17,6 +17,6 @@ class News:
         self._told[title] = (title, done, total, text)
 
     def take(self) -> list[tuple[str, int, int, str]]:
-        """All that was told since the last call."""
+        """All progress told since the last call."""
         told, self._told = list(self._told.values()), {}
         return told
