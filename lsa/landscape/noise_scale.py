@@ -1,11 +1,12 @@
 """The gradient noise scale from a few mini-batch gradients at one θ: cheap enough for every epoch.
 
-Mini-batches of b samples, drawn without replacement, with gradients g₁ … g_m. Their products with
-each other know no noise, and their squares know it once, so from the Gram matrix gᵢ·gⱼ alone
+Let g₁ … g_m be gradients of mini-batches of b samples, drawn without replacement. Noise of two
+different batches is independent, so E[gᵢ·gⱼ] = |G|² for i ≠ j, while E[|gᵢ|²] = |G|² + tr C/b. The
+Gram matrix gᵢ·gⱼ therefore gives
 
     |G|² = mean of gᵢ·gⱼ over i ≠ j,    tr C = b (mean of |gᵢ|² − |G|²),
 
-both unbiased: the estimators of McCandlish et al. 2018 (App. A.1) with every pair of batches used.
+both unbiased. These are the estimators of McCandlish et al. 2018 (App. A.1), with all pairs used.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """Samples that are shared out to the ranks that `torchrun` started.
 
-Every rank holds θ and all samples; what is shared out is the work on them and the graphs that it
-keeps, which are far larger. The landscape computes a rank's own samples as it computes any. Sums
-are added over the ranks, since each chunk is weighted by its part of all N; per-sample values are
-added as vectors that are zero at the others' samples, so that order is kept.
+Every rank holds θ and all samples. The ranks share the work on them, and the graphs that it keeps,
+which are far larger. On each rank the landscape computes that rank's samples.
+
+Sums are added over the ranks: each chunk is weighted by its part of all N. Per-sample values are
+added as vectors that are zero at the other ranks' samples, so that their order is kept.
 """
 
 from __future__ import annotations

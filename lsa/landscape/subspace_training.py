@@ -1,13 +1,17 @@
 """Training of a network inside a random affine subspace θ₀ + P z of its parameters.
 
-Only z `(d,)` is trained, from zero (Li, Farkhoor, Liu & Yosinski 2018). Adam moves every coordinate
-by about its rate, so a step moves θ by rate · √d: the rate here is lr √(D/d), which moves θ as far
-as Adam at `lr` in the whole space. Measured on digits (mlp, simple_cnn; d = 8 … 8192), one lr then
-serves every d, where the best unscaled rates differ by a factor of 10; 0.01 is best there, but
-kills the reference network on CIFAR-10 (d = 5000), which takes 0.005. The rate falls linearly to
-zero: the last epoch is then within 0.01 of the best one (within 0.04 at a constant rate), so that
-nothing need be selected on the validation data. It rises over the first tenth, without which large
-subspaces of a convolutional network fail on short budgets (0.60 against 0.93 at d = 8192).
+Only z `(d,)` is trained, from zero (Li, Farkhoor, Liu & Yosinski 2018).
+
+Adam moves every coordinate by about its rate, so a step moves θ by rate · √d. The rate used is
+lr √(D/d), which moves θ as far as Adam at `lr` does without a subspace. On digits (mlp, simple_cnn;
+d = 8 … 8192) the same lr then suits every d, while the best unscaled rates differ by a factor of
+10. The best lr there is 0.01. At that rate the reference network fails on CIFAR-10 (d = 5000),
+where 0.005 works.
+
+The rate falls linearly to zero. The last epoch is then within 0.01 of the best one (within 0.04 at
+a constant rate), so that none needs to be selected on the validation data. The rate rises over the
+first tenth; without that, large subspaces of a convolutional network fail on short budgets (0.60
+against 0.93 at d = 8192).
 """
 
 from __future__ import annotations

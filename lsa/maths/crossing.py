@@ -56,9 +56,11 @@ def crossing(
     The means over subspaces are made monotone and interpolated linearly in log d. The interval
     holds every d at which a Student t test over the subspaces (r − 1 degrees of freedom, at each d
     by itself) does not tell the accuracy from the threshold: the crossings of the upper and lower
-    confidence band. In simulated searches with 3, 5 and 10 subspaces per d, and noise constant,
-    falling or peaked at the crossing, it covered the truth in 94–100 % of cases; the percentile
-    bootstrap over subspaces covered it in 71–90 %, a t interval of each subspace's own crossing in
+    confidence band.
+
+    Searches were simulated with 3, 5 and 10 subspaces per d, and with noise constant, falling or
+    peaked at the crossing. This interval covered the truth in 94–100 % of cases, the percentile
+    bootstrap over subspaces in 71–90 %, and a t interval of each subspace's own crossing in
     81–96 %. With 3 subspaces it is wide (a factor 2 with a noise of 0.01), with 5 less so (1.4).
 
     Args:

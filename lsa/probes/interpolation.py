@@ -58,15 +58,15 @@ def interpolation(
     between both ends (`barrier`, Entezari et al. 2022), their mean (`barrier_mean`, Frankle et al.
     2020) or the higher of them (`barrier_max`), of the train loss where no other quantity is named.
     `alpha_min` is where the train loss is lowest; `slope_a` and `slope_b` are dL/dα at α = 0 and 1.
-    Errors over the data are paired, of the same samples at all α: by the bootstrap (Efron 1979),
-    because a largest and a lowest value are no smooth functions of the data; the shift of the
-    resamples' mean is added to their deviation, so that two errors cover in 90 % or more.
+    Errors over the data are paired: the same samples at all α. They come from the bootstrap (Efron
+    1979), because a maximum is no smooth function of the data. The shift of the resamples' mean is
+    added to their deviation, so that two errors cover the truth in 90 % of cases or more.
 
-    Renumbering hidden units moves a network's weights but not its function, so the line to the
-    renumbering of B nearest to A is measured as well, `…_aligned` (Ainsworth et al. 2023): the
-    nearest of several local optima, which another `rng` may change. In transformers heads,
-    queries against keys, values against outputs and the residual stream are aligned too (Theus et
-    al. 2025, arXiv 2506.22712). Where that raises the barrier, the line as it is stands for both.
+    Renumbering hidden units moves a network's weights but not its function. So the line to the
+    renumbering of B nearest to A is measured as well, `…_aligned` (Ainsworth et al. 2023). It is
+    the best of several local optima; another `rng` may give another. In transformers heads, queries
+    against keys, values against outputs and the residual stream are aligned too (Theus et al. 2025,
+    arXiv 2506.22712). If alignment raises the barrier, the unaligned line is used for both.
     Batch norm is recalibrated at every α on the training samples, the ends included (Jordan et
     al. 2023).
     """

@@ -66,11 +66,11 @@ def intrinsic_dim(
     """Intrinsic dimension: how many random directions training needs for 90 % of an accuracy.
 
     The network is trained from θ₀ in random affine subspaces θ₀ + P z (Li, Farkhoor, Liu &
-    Yosinski 2018, arXiv 1804.08838). Accuracies at d = 8, 32, 128, … until the threshold is passed,
-    and at bisections, are made monotone in d; d90 is where they reach `share` × baseline, with a
-    95 % t interval over the subspaces (`lsa.maths.crossing`). The local baseline is the validation
-    accuracy of the checkpoint, which enters by this and by its start alone: checkpoints of one
-    start have the same accuracies at every d.
+    Yosinski 2018, arXiv 1804.08838), for d = 8, 32, 128, … until the accuracy passes the threshold,
+    and at bisections. The accuracies are made monotone in d. d90 is the d at which they reach
+    `share` × baseline, with a 95 % t interval over the subspaces (`lsa.maths.crossing`). The local
+    baseline is the checkpoint's validation accuracy. Beside it only the checkpoint's initial
+    weights matter: checkpoints that started alike have the same accuracies at every d.
 
     Training is Adam at a rate that rises and falls (`lsa.landscape.subspace_training`). The
     accuracy after the last epoch counts, as it does for the checkpoint. Li et al. train for 100

@@ -86,26 +86,24 @@ def lanczos(
 ) -> Result:
     """Hessian eigenvalues at both ends by Lanczos, the density, and the Gauss–Newton split.
 
-    Ends: full reorthogonalisation and thick restart (Wu & Simon 2000), run until the residual
-    ‖Hv − λv‖ is within `tol` at both ends; the lower end takes most of the products. The condition
-    number is |λ_max/λ_min|, as the literature on optimizer comparisons prints it; H is indefinite,
-    so it is a ratio of the two ends and not a conditioning of anything. It is left out where λ_min
-    is not told from zero: where |λ_min| is within its residual or rounding. With a probability of
-    95 % no eigenvalue lies above `lambda_max_limit` (`lsa.maths.spectra.detection.excluded`): an
-    eigenvector that the search missed would have had to be all but orthogonal to its random start.
-    The standard error of an
-    eigenvalue over the data is the spread of the per-sample curvatures vᵀ∇²ℓᵢv over √N (first-order
-    perturbation theory). A subset of the data biases λ_max up and λ_min down (Jensen's inequality),
-    by about b/N: so the mean λ_max of two random halves of the samples exceeds λ_max by as much as
-    that exceeds the λ_max of infinitely many samples. `lambda_max_bias` is this difference.
+    Ends: Lanczos with full reorthogonalisation and thick restart (Wu & Simon 2000), until the
+    residual ‖Hv − λv‖ is within `tol` at both ends; the lower end takes most of the products. The
+    condition number is |λ_max/λ_min|, as papers that compare optimizers print it. H is indefinite,
+    so it is only a ratio of the two ends. It is left out where |λ_min| is within its residual or
+    rounding. With a probability of 95 % no eigenvalue lies above `lambda_max_limit`
+    (`lsa.maths.spectra.detection.excluded`). The standard error of an eigenvalue over the data is
+    the spread of the per-sample curvatures vᵀ∇²ℓᵢv over √N (first-order perturbation theory). A
+    subset of the data biases λ_max up and λ_min down (Jensen's inequality), by about b/N. So the
+    mean λ_max of two random halves of the samples exceeds λ_max by as much as that exceeds the
+    λ_max of infinitely many samples. `lambda_max_bias` is this difference.
 
-    Density: stochastic Lanczos quadrature (Ghorbani, Krishnan & Xiao 2019), which also gives the
-    trace, ‖H‖_F², the effective rank (tr H)²/‖H‖_F², the number of outliers above the bulk (the
-    rule is that of `Quadrature.outliers`) and the shares of eigenvalues below zero and at zero
-    (`sign_masses`: an eigenvalue nearer to zero than the steps resolve counts as zero), each with a
-    standard error over the probes; trace and norm are exact on the eigenvectors from above, and
-    their error is Hutchinson's bound. Ghorbani et al. take 10 probes of 90 steps; half as many
-    probes and 40 steps, enough for ten outliers, are a quarter of the products.
+    Density: stochastic Lanczos quadrature (Ghorbani, Krishnan & Xiao 2019). It also gives the
+    trace, ‖H‖_F², the effective rank (tr H)²/‖H‖_F², the number of outliers above the bulk
+    (`Quadrature.outliers`), and the shares of eigenvalues below zero and at zero (`sign_masses`; an
+    eigenvalue nearer to zero than the steps resolve counts as zero). Standard errors are over the
+    probes. Trace and norm are exact on the eigenvectors from above, with Hutchinson's bound as
+    their error. Ghorbani et al. take 10 probes of 90 steps. 5 probes of 40 steps, enough for ten
+    outliers, take a quarter of the products.
 
     Split: H = G + R, with G the positive semidefinite Gauss–Newton part (Schraudolph 2002) and R
     the rest, from which all negative curvature comes: λ_min(H) ≥ λ_min(R).

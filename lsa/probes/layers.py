@@ -137,11 +137,11 @@ def layers(
     block H_bb of H = ∇²L. `block_lambda_max` is the largest λ_max(H_bb), `block_share` its ratio to
     λ_max(H): at most 1 by interlacing, and 1 if the sharpest direction lies within one block.
 
-    Where one layer makes queries, keys and values of attention, each is a block of its own, named
-    `….query` and so on; that their rows are known takes `depth` 0 and heads that are recognised.
+    If one layer makes queries, keys and values of attention, each is a block, named `….query` and
+    so on. This needs `depth` 0 and heads that are recognised.
 
     The ends come from Lanczos on each block, to a residual of `tol`, which changes an eigenvalue by
-    its square; an end below 1 % of the block's largest |λ| is known only to `tol` times that.
+    its square. An end below 1 % of the block's largest |λ| is known only to `tol` times that.
 
     Traces: for random signs v, v_bᵀ(Hv)_b has the mean tr H_bb (Hutchinson's estimator, which
     PyHessian uses for whole networks, Yao et al. 2020), so one product serves all blocks. The part

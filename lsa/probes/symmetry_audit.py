@@ -91,18 +91,18 @@ def symmetry_audit(
 ) -> Result:
     """Which flatness measures move, and how far, when weights change but the function does not.
 
-    Three changes that leave every output as it is, made wherever the network has the symmetry:
-    rescaled_layers multiplies what makes a hidden layer's units by `factor` and divides what takes
-    them by it, for the next such layer the other way round; rescaled_units does so with a random
-    factor for every unit, between 1/`factor` and `factor`; permuted renumbers the units at random.
-    Units are scaled where their activation is positively homogeneous, as ReLU is (Dinh et al. 2017,
-    arXiv 1703.04933), which is tried on the samples; behind normalisation with fixed statistics its
-    scale and shift take the part of the incoming weights. `function_change_…` is the largest change
-    of an output, or of a sample's loss, over the largest: rounding.
+    Three changes keep every output as it is. rescaled_layers multiplies the incoming weights of a
+    hidden layer by `factor` and divides its outgoing weights by it; every second layer is changed
+    the other way round. rescaled_units takes a random factor between 1/`factor` and `factor` for
+    each unit. permuted renumbers the units at random. Units are rescaled if their activation is
+    positively homogeneous, as ReLU is (Dinh et al. 2017, arXiv 1703.04933); this is tried on the
+    samples. With normalisation by fixed statistics, its scale and shift stand for the incoming
+    weights. `function_change_…` is the largest change of an output, or of a sample's loss, over the
+    largest: rounding.
 
-    In a transformer what is rescaled are queries against keys and values against the output layer,
-    of every attention or, with random factors, every head; what is renumbered are heads, units and
-    the residual stream. rotated turns coordinates within each head at random.
+    In a transformer, queries are rescaled against keys and values against the output layer, in each
+    attention, or with random factors in each head. Heads, units and the residual stream are
+    renumbered. rotated turns coordinates within each head at random.
 
     Each number is measured at the checkpoint (its plain name) and after each change; with the
     change's name behind it, it is the factor between: 1 did not move. Random vectors are the same

@@ -1,8 +1,8 @@
 """The report of a project: one page rebuilt from the tracking store alone.
 
-It shows every headline number per optimizer with its error, the findings that the seeds establish
-and those that they do not, the curves of all checkpoints in one figure per probe, whether numbers
-that must agree do, and where everything came from.
+It shows the headline numbers of each optimizer with their errors, and the findings, established or
+not. Then come one figure per probe with the curves of all checkpoints, checks of numbers that must
+agree, and the origin of every measurement.
 """
 
 from __future__ import annotations

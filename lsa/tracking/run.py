@@ -1,8 +1,11 @@
 """A run in MLflow while it is open: what it logs, from its spool entry into the store.
 
-MLflow facts that shape this file: `mlflow run` creates the run and logs `-P` values as typed before
-any of our code runs; parameters cannot be changed afterwards; `inf` is stored as 1.8e308; and a
-metric logged with a `model_id` stands on that checkpoint's page as well as on the run's.
+MLflow facts that shape this file:
+
+- `mlflow run` creates the run and logs `-P` values as typed, before any of our code runs.
+- Parameters cannot be changed afterwards.
+- `inf` is stored as 1.8e308.
+- A metric logged with a `model_id` is on that checkpoint's page as well as on the run's.
 """
 
 from __future__ import annotations

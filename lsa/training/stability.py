@@ -1,14 +1,14 @@
 """The curvature that an optimizer can bear: its preconditioner P, and where its steps diverge.
 
-An optimizer that divides by P moves as if the Hessian were P⁻¹H, and what decides on a quadratic
-whether it converges is the largest eigenvalue of P⁻¹(H + λI), with λ the L2 penalty that is coupled
-to the gradient. `lsa.training.preconditioners` has the source, and the rule of each class.
+An optimizer that divides by P moves as if the Hessian were P⁻¹H. Whether it converges on a
+quadratic depends on the largest eigenvalue of P⁻¹(H + λI), with λ the L2 penalty that is added to
+the gradient. `lsa.training.preconditioners` has the source and the rule of each class.
 
-Where all parameters step by one threshold T, as with one group, P is as the rules say and its
-eigenvalues are in units of 1/η. Where they do not (several groups with rates of their own, Muon
-with AdamW), each part of P is multiplied by its own T, and the common threshold is 1. That is
-exact: on a convex quadratic with P at rest, all parts together first have a growing mode, one that
-changes its sign in every step, where an eigenvalue of that P⁻¹(H + λI) passes 1.
+If all parameters have the same threshold T, as with one group, P is that of the rules, and
+eigenvalues are in units of 1/η. Otherwise (groups with rates of their own, Muon with AdamW) each
+part of P is multiplied by its own T, and the common threshold is 1. That is exact for a convex
+quadratic with P at rest: the first mode to grow, one that changes its sign in every step, appears
+where an eigenvalue of this P⁻¹(H + λI) passes 1.
 """
 
 from __future__ import annotations

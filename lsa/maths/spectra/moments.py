@@ -38,10 +38,11 @@ def product_moments(
 ) -> ProductMoments:
     """tr AB, the Frobenius norms and the alignment of A and B, from products with shared vectors.
 
-    Exact on a subspace Q, which should hold the top eigenvectors of both; on the rest, for random
-    signs v with Q projected out, (Av)·(Bv), |Av|² and |Bv|² have the wanted means (Hutchinson's
-    estimator of tr AB, tr A² and tr B²; tr AP⊥B = tr P⊥BAP⊥ leaves no cross terms). One vector
-    costs one product with each operator. Standard errors are the jackknife's over the probes.
+    The parts on a subspace Q, which should hold the top eigenvectors of both, are exact. For the
+    rest, vectors v of random signs with Q projected out are multiplied: (Av)·(Bv), |Av|² and |Bv|²
+    have the wanted means (Hutchinson's estimator of tr AB, tr A² and tr B²). There are no cross
+    terms, since tr AP⊥B = tr P⊥BAP⊥. A vector costs one product with each operator. Standard errors
+    are the jackknife's over the probes.
 
     Args:
         a: v `(d,)` ↦ A v `(d,)`.

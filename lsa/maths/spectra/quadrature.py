@@ -90,9 +90,9 @@ class Quadrature:
     def effective_rank(self) -> Estimate:
         """(tr A)² / ‖A‖_F²: how many equal eigenvalues have this trace and this norm.
 
-        To first order in its two parts t and f the ratio r is the mean of vᵀBv over the probes,
-        B = (2r/t)A − (r/f)A², so that its standard error is Hutchinson's for B, as that of the
-        trace is for A. nan for the zero operator.
+        To first order in t = tr A and f = ‖A‖_F², the ratio r is the mean of vᵀBv over the probes
+        with B = (2r/t)A − (r/f)A². So its standard error is Hutchinson's for B, as that of the
+        trace is Hutchinson's for A. The zero operator has nan.
         """
         trace, norm, n = self.trace.value, self.frobenius_squared.value, len(self.nodes)
         if not norm > 0:
@@ -157,16 +157,18 @@ class Quadrature:
     def outliers(self) -> Outliers:
         """Number of eigenvalues above the bulk, and where the bulk ends, averaged over the probes.
 
-        In each probe the bulk starts below the last gap θₖ − θₖ₊₁, counted from the top, that is
-        wider than the next five Ritz values together *and* than 30 % of the distance from θₖ₊₁ to
-        the median of the spectrum, while the k values above hold the mass of k single eigenvalues
-        (within five standard deviations of χ²). The first condition alone passes gaps at the edge
-        of a bulk of independent eigenvalues, the second alone any gap near the median. Needs some
-        four steps per outlier, so only the upper half of the Ritz values is asked, unless the
-        Krylov space ended early and they are all eigenvalues that the probe contains. Tuned here at
-        40 and 90 steps: none in 75 semicircle and Marchenko–Pastur bulks, one in 2 of 25
-        half-normal bulks; ten planted outliers counted as ten in 23 of 25, as eleven in 2. A heavy
-        tail counts as well where it leaves single eigenvalues.
+        In each probe the bulk starts below the last gap θₖ − θₖ₊₁, counted from the top, that meets
+        three conditions. It is wider than the next five Ritz values together. It is wider than 30 %
+        of the distance from θₖ₊₁ to the median of the spectrum. And the k values above it hold the
+        mass of k single eigenvalues, within five standard deviations of χ². The first condition
+        alone passes gaps at the edge of a bulk of independent eigenvalues, the second alone any gap
+        near the median.
+
+        An outlier needs some four steps, so only the upper half of the Ritz values can count,
+        unless the Krylov space ended early. Tuned here at 40 and 90 steps: no outlier in 75
+        semicircle and Marchenko–Pastur bulks, one in 2 of 25 half-normal bulks; ten planted
+        outliers were counted as ten in 23 of 25 cases, as eleven in 2. Single eigenvalues of a
+        heavy tail count as well.
         """
         order = self.nodes.flatten().argsort()
         below = self.weights.flatten()[order].cumsum(0) / len(self.nodes)
