@@ -32,9 +32,9 @@ SECTIONS = {
 }
 TOP = """# What faults cost
 
-Every row was produced by real processes: `python -m tests.faults` injects the fault, checks the
-store afterwards, and fails if a measured result is missing or stored twice. "Times" counts how
-often the fault was injected.
+This page lists faults that lsa was tried with, and what each cost. Every row was produced by real
+processes: `python -m tests.faults` injects the fault, checks the store afterwards, and fails if a
+measured result is missing or stored twice. "Times" is how often the fault was injected.
 """
 
 

@@ -243,7 +243,7 @@ def rows(folder: Path) -> list[Row]:
     said = "one line: the value, the rule, what to do; exit code 2"
     return [
         Row("malformed project", "one wrong value in each field", refused, "nothing", said),
-        Row("misread project", "what YAML reads as something else", misread, "nothing", said),
+        Row("misread project", "values that YAML reads as another type", misread, "nothing", said),
         Row(
             "malformed option",
             "wrong values for each option of each probe",

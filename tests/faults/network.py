@@ -54,7 +54,7 @@ def at_one_request(folder: Path, wanted: int) -> Row:
         f"a proxy; in each step another request, in every third a burst of {BURST}: {faults}",
         wanted,
         "nothing: one finished run of each step, one checkpoint of each training, none left open",
-        f"nothing of {wanted - kept} steps; of {kept} one line and exit code 75, and `lsa sync` "
+        f"{wanted - kept} steps: nothing; {kept} steps: one line and exit code 75, and `lsa sync` "
         "delivers them",
     )
 
@@ -86,8 +86,10 @@ def at_every(folder: Path, wanted: tuple[tuple[int, str], ...]) -> Row:
         f"a proxy between the server and studies of 4 steps, n from 5 to 40: {faults}",
         number,
         "nothing: one finished run of each step, one checkpoint of each training, none left open",
-        f"nothing of {number - late} studies; of {late} one line and exit code 75: `lsa sync`, "
-        "then the study again",
+        f"{number - late} studies: nothing; {late} studies: one line and exit code 75, then `lsa "
+        "sync` and the study again"
+        if late
+        else "nothing",
     )
 
 
