@@ -181,7 +181,9 @@ def test_the_error_of_a_barrier_is_paired(pair: Pair) -> None:
 @pytest.mark.parametrize(
     ("height", "tilt"), [(1.0, 0.0), (0.05, 0.1), (0.05, 0.2), (0.3, 1.0)], ids=str
 )
-def test_two_errors_of_a_barrier_cover_it_in_90_percent(height: float, tilt: float, n: int) -> None:
+def test_two_errors_of_a_barrier_cover_it_in_90_percent(
+    height: float, tilt: float, n: int, record_property
+) -> None:
     """Losses hᵢ·4α(1−α) + tᵢα + offset, hᵢ lognormal: steep tails, tops inside and at an end."""
     alphas = _grid(41)
     bump = 4 * alphas * (1 - alphas)
@@ -197,6 +199,9 @@ def test_two_errors_of_a_barrier_cover_it_in_90_percent(height: float, tilt: flo
             metric = _bootstrapped(getattr(heights, definition), "loss")
             off = abs(metric.value - getattr(truth, definition).item())
             inside[name] += off <= 2 * metric.errors["data"] + 1e-12
+    for name, count in inside.items():
+        label = f"{name}, height {height:g}, tilt {tilt:g}, {n} samples"
+        record_property("coverage", [label, "data", "90 %", count / 100, 100])
     # One deviation of 100 draws at 90 %; 200 resamples of 50 samples leave some to chance.
     assert min(inside.values()) >= 90 - 3, inside
 

@@ -256,7 +256,9 @@ def test_zeros_among_eigenvalues_of_both_signs_are_neither() -> None:
 
 
 @pytest.mark.parametrize("k", [0, 5, 10])
-def test_the_errors_of_three_probes_cover_and_known_eigenvectors_shrink_them(k: int) -> None:
+def test_the_errors_of_three_probes_cover_and_known_eigenvectors_shrink_them(
+    k: int, record_property
+) -> None:
     spectrum = planted(300)
     Q = torch.linalg.qr(normal(300, 300, seed=3)).Q
     A = (Q * spectrum) @ Q.T
@@ -273,6 +275,9 @@ def test_the_errors_of_three_probes_cover_and_known_eigenvectors_shrink_them(k: 
         errors.append(q.trace.error)
     # ±2 cover 95 % of normal sums; here few eigenvalues dominate, and 88 to 99 % were seen. The
     # spread of three probes would cover 82 % (Student's t with 2 degrees of freedom).
+    for number, power in (("trace", 1), ("frobenius_squared", 2)):
+        label = f"{number}, 3 vectors, {k} known eigenvectors"
+        record_property("coverage", [label, "probes", "95 %", sum(inside[power]) / 100, 100])
     assert min(sum(inside[1]), sum(inside[2])) > 83
     rest = float(spectrum[k:].square().sum())
     assert sum(errors) / 100 == pytest.approx(math.sqrt(2 * rest / 3), rel=0.15)
@@ -286,7 +291,9 @@ def test_diagonal_operator_has_no_probe_error() -> None:
 
 
 @pytest.mark.parametrize("kind", ["hessian-like", "semicircle", "low rank"])
-def test_two_errors_of_the_effective_rank_cover_it_in_90_percent(kind: str) -> None:
+def test_two_errors_of_the_effective_rank_cover_it_in_90_percent(
+    kind: str, record_property
+) -> None:
     spectrum = {
         "hessian-like": planted(200),
         "semicircle": semicircle(200) + 0.5,
@@ -300,7 +307,30 @@ def test_two_errors_of_the_effective_rank_cover_it_in_90_percent(kind: str) -> N
             lambda v: A @ v, 200, rng=generator(seed), probes=5, steps=15, **F64
         ).effective_rank
         inside += abs(rank.value - truth) <= 2 * rank.error
+    record_property("coverage", [f"effective_rank, {kind}", "probes", "90 %", inside / 100, 100])
     assert inside >= 90 - 3  # one deviation of 100 draws at 90 %
+
+
+def test_two_errors_of_what_the_density_says_cover_it(record_property) -> None:
+    """With ten random vectors; the error of `bulk_edge` is the spread over them alone."""
+    spectrum = planted(300)
+    A = rotated(spectrum)
+    truth = {
+        "trace": float(spectrum.sum()),
+        "n_outliers": 10,
+        "negative_share": float((spectrum < 0).double().mean()),
+        "bulk_edge": float(spectrum[10:].max()),
+    }
+    inside = dict.fromkeys(truth, 0)
+    for seed in range(100):
+        q = spectral_density(lambda v: A @ v, 300, rng=generator(seed), steps=40, **F64)
+        found = q.outliers()
+        told = (q.trace, found.count, q.signs.negative, found.edge)
+        for name, estimate in zip(truth, told, strict=True):
+            inside[name] += abs(estimate.value - truth[name]) <= 2 * estimate.error + 1e-12
+    for name, count in inside.items():
+        record_property("coverage", [f"lanczos: {name}", "probes", "95 %", count / 100, 100])
+    assert all(count >= 90 - 3 for name, count in inside.items() if name != "bulk_edge")
 
 
 # --- outliers -----------------------------------------------------------------------------------
