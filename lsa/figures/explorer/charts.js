@@ -1,5 +1,5 @@
 // The charts, drawn by Plotly.
-const MANY = 200;  // checkpoints from which points are drawn by WebGL, without intervals
+const MANY = 200;  // checkpoints from which all is drawn by WebGL, without intervals
 const DASHES = ["solid", "dash", "dot", "dashdot", "longdash", "longdashdot"];
 const WAYS = {  // stroke, and colour on light and on dark ground
   "straight line": ["solid", "#6b6b6b", "#b5b5b5"],
@@ -39,20 +39,20 @@ function intervals(points, name) {
   return { type: "data", array: off(2), arrayminus: off(1), symmetric: false, thickness: 1, width: 0,
     visible: $("errors-shown").checked };
 }
-function pointsTrace(points, fast, more) {
+function pointsTrace(points, type, more) {
   const { x, y } = state.axes;
   return {
-    type: fast ? "scattergl" : "scatter", mode: "markers", x: points.map(i => x.at[i]), y: points.map(i => y.at[i]),
+    type, mode: "markers", x: points.map(i => x.at[i]), y: points.map(i => y.at[i]),
     customdata: points, hoverinfo: "text", meta: "points",
     hovertext: points.map(i => safe(`${label(i)}\n${words(x.name)}: ${text(i, x.name)}\n${words(y.name)}: ${text(i, y.name)}`).replaceAll("\n", "<br>")),
-    ...(fast ? {} : { error_x: intervals(points, x.name), error_y: intervals(points, y.name) }), ...more,
+    ...(type === "scattergl" ? {} : { error_x: intervals(points, x.name), error_y: intervals(points, y.name) }), ...more,
   };
 }
 function middle(edge, axis) {
   const { at, log } = state.axes[axis], [a, b] = [at[edge.a], at[edge.b]];
   return log ? Math.sqrt(a * b) : (a + b) / 2;
 }
-function edgeTraces(visible) {
+function edgeTraces(visible, type) {
   const there = new Set(visible), { x, y } = state.axes;
   const drawn = data.edges.map((edge, k) => k).filter(k => $("edges-shown").checked && there.has(data.edges[k].a) && there.has(data.edges[k].b));
   const path = k => data.edges[k].ways.some(way => way.way === "minimum-energy path");
@@ -61,9 +61,9 @@ function edgeTraces(visible) {
     const ends = ks.map(k => [data.edges[k].a, data.edges[k].b]);
     const said = way === "straight line" ? "line measured between" : "path searched between";
     return [
-      { type: "scatter", mode: "lines", line: look, hoverinfo: "skip", showlegend: false, opacity: .6,
+      { type, mode: "lines", line: look, hoverinfo: "skip", showlegend: false, opacity: .6,
         x: joined(ends, i => x.at[i]), y: joined(ends, i => y.at[i]) },
-      { type: "scatter", mode: "markers", name: said, showlegend: ks.length > 0, meta: "edges", customdata: ks, hoverinfo: "text",
+      { type, mode: "markers", name: said, showlegend: ks.length > 0, meta: "edges", customdata: ks, hoverinfo: "text",
         marker: { symbol: way === "straight line" ? "diamond-open" : "diamond", size: 9, color: look.color },
         x: ks.map(k => middle(data.edges[k], "x")), y: ks.map(k => middle(data.edges[k], "y")),
         hovertext: ks.map(k => safe(edgeSaid(k)).replaceAll("\n", "<br>")) },
@@ -78,17 +78,17 @@ function whole(axis, points) {  // a range that stays while epochs are played
   return { range: [low - room, high + room] };
 }
 function drawMap() {
-  const visible = drawable(reached()), { x, y } = state.axes, fast = visible.length > MANY && webgl;
+  const visible = drawable(reached()), { x, y } = state.axes, type = visible.length > MANY && webgl ? "scattergl" : "scatter";
   const moving = $("all-shown").checked || state.epoch < epochs.at(-1);
   const everything = moving ? drawable([...data.points.keys()]) : [];
   const trails = optimizer => moving ? trainings.filter(points => data.points[points[0]].optimizer === optimizer)
     .map(points => drawable(points.filter(i => data.points[i].epoch <= state.epoch))) : [];
-  const traces = data.optimizers.map(name => ({ type: "scatter", mode: "lines", hoverinfo: "skip", showlegend: false, opacity: .5,
+  const traces = data.optimizers.map(name => ({ type, mode: "lines", hoverinfo: "skip", showlegend: false, opacity: .5,
     line: { color: colour(name), width: 1.5 }, x: joined(trails(name), i => x.at[i]), y: joined(trails(name), i => y.at[i]) }));
-  traces.push(...edgeTraces(visible));
+  traces.push(...edgeTraces(visible, type));
   for (const name of data.optimizers) {
     const own = visible.filter(i => data.points[i].optimizer === name);
-    traces.push(pointsTrace(own, fast, { name: safe(name), marker: { color: colour(name), symbol: symbol(name), size: 11, line: { color: style("--page"), width: 1 } } }));
+    traces.push(pointsTrace(own, type, { name: safe(name), marker: { color: colour(name), symbol: symbol(name), size: 11, line: { color: style("--page"), width: 1 } } }));
   }
   const axis = name => ({ type: state.axes[name].log ? "log" : "linear", ...(everything.length ? whole(name, everything) : { autorange: true }) });
   const view = [x.name, y.name, moving, x.log, y.log].join(" ");
