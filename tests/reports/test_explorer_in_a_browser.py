@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+from copy import deepcopy
 
 import pytest
 
@@ -26,6 +28,7 @@ PLACE = """(map, [kind, k]) => {
     const { x, y } = map.data.find(trace => trace.meta === kind && trace.x.length);
     return [box.x + size.l + xaxis.d2p(x[k]), box.y + size.t + yaxis.d2p(y[k])];
 }"""
+SLOW = re.compile("GL Driver Message.*Performance|willReadFrequently")  # WebGL without a card
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore"),
@@ -47,12 +50,13 @@ def open_page(browser, tmp_path):
     said: list[str] = []
     contexts = []
 
-    def opened(html: str, **options) -> Page:
+    def opened(html: str, script: str = "", **options) -> Page:
         file = tmp_path / "page.html"
         file.write_text(html, encoding="utf-8")
         contexts.append(browser.new_context(**options))
         page = contexts[-1].new_page()
-        page.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
+        page.add_init_script(script)
+        page.on("console", lambda m: SLOW.search(m.text) or said.append(f"{m.type}: {m.text}"))
         page.on("pageerror", lambda error: said.append(str(error)))
         page.on("request", lambda request: said.append(request.url))
         page.goto(file.as_uri())
@@ -172,3 +176,91 @@ def test_axe_finds_nothing(html, open_page, scheme):
     assert [
         (v["id"], [node["html"] for node in v["nodes"]]) for v in found.response["violations"]
     ] == []
+
+
+# --- many checkpoints, drawn by WebGL -------------------------------------------------------------
+
+MANY = 60  # copies of the checkpoints
+NO_WEBGL = """HTMLCanvasElement.prototype.getContext = (get => function (kind, ...more) {
+    return kind.includes('webgl') ? null : get.call(this, kind, ...more);
+})(HTMLCanvasElement.prototype.getContext);"""
+KINDS = "[...new Set(document.getElementById('map').data.map(trace => trace.type))]"
+
+
+@pytest.fixture(scope="module")
+def many(content):
+    """The page of some thousand checkpoints, each copy with other numbers."""
+    made = deepcopy(content)
+    for copy in range(1, MANY):
+        for point in deepcopy(content["points"]):
+            point["seed"] += 100 * copy
+            point["run"] += f"-{copy}"
+            for values in point["numbers"].values():
+                values[:3] = [v and v * (1 + copy / MANY) for v in values[:3]]
+            made["points"].append(point)
+    return explorer.explorer.page(made)
+
+
+@pytest.mark.parametrize("script, kind", [("", "scattergl"), (NO_WEBGL, "scatter")])
+def test_a_thousand_checkpoints_by_pointer_and_by_keyboard(many, content, open_page, script, kind):
+    page = open_page(many, script)
+    page.check("#all-shown")
+    assert len(page.evaluate(EPOCHS)) == MANY * len(content["points"]) > 1000
+    assert page.evaluate(KINDS) == [kind]
+    plot = page.locator("#map")
+    plot.scroll_into_view_if_needed()
+    before = chips(page, "selected")
+    page.mouse.click(*plot.evaluate(PLACE, ["points", 7]))
+    page.wait_for_function(
+        f"document.querySelectorAll('#selected button').length !== {len(before)}"
+    )
+    page.focus("#map")
+    told = page.inner_text("#status")
+    page.keyboard.press("ArrowRight")
+    assert page.inner_text("#status") != told and page.locator("#rings .aimed").count() == 1
+    page.mouse.click(*plot.evaluate(PLACE, ["edges", 0]))
+    page.wait_for_selector("#edge:not([hidden])")
+
+
+# --- surfaces -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def with_surface(content):
+    """The page of a bowl 1 + x² + 2y² through the first checkpoint."""
+    x = [-1.0, -0.5, 0.0, 0.5, 1.0]
+    loss = [[1 + a * a + 2 * b * b for a in x] for b in x]
+    marks = {"name": [HOSTILE], "x": [0.0], "y": [0.0], "loss": [1.0]}
+    found = {"point": 0, "plane": "random", "labels": ["x, first", "y, second"], "x": x, "y": x}
+    surfaces = [{**found, "grid": {"loss": loss}, "marks": marks}]
+    return explorer.explorer.page({**content, "surfaces": surfaces})
+
+
+@pytest.mark.parametrize("kind", ["contour", "surface"])
+@pytest.mark.parametrize("width", [1600, 390])
+def test_a_surface_is_seen_turned_and_read(with_surface, open_page, kind, width):
+    page = open_page(with_surface, viewport={"width": width, "height": 900})
+    assert page.locator("#surface-shown").is_hidden()
+    page.select_option("#surface-as", kind)
+    page.locator("#surface-show").press("Enter")
+    page.wait_for_function("document.getElementById('surface').data")
+    assert page.evaluate("document.getElementById('surface').data.map(t => t.type)") == [
+        kind, "scatter3d" if kind == "surface" else "scatter",
+    ]  # fmt: skip
+    assert page.inner_text("#status").endswith("loss 1 to 4.")
+    page.locator("#surface-values summary").press("Enter")
+    page.locator("#surface-values tbody tr").first.wait_for()
+    rows = page.locator("#surface-values tbody tr").all_inner_texts()
+    assert len(rows) == 25 and rows[5].split() == ["-0.5", "-1", "2.5"]
+    if kind == "surface":
+        eye = "document.getElementById('surface')._fullLayout.scene._scene.getCamera().eye"
+        before = page.evaluate(eye)
+        page.locator("#surface").press("ArrowLeft")
+        page.wait_for_function(f"Math.abs({eye}.x - {before['x']}) > .1")
+        after = page.evaluate(eye)
+        far = [sum(v * v for v in at.values()) for at in (before, after)]
+        assert far[0] == pytest.approx(far[1]) and after["z"] == pytest.approx(before["z"])
+        heights = "document.getElementById('surface')._fullLayout.scene.zaxis.title.text"
+        assert page.evaluate(heights) == "loss"
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert Axe().run(page).response["violations"] == []

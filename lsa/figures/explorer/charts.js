@@ -145,7 +145,9 @@ function drawSurface(found, kind) {
   Object.assign(marks, { mode: "lines+markers", x: found.marks.x, y: found.marks.y, text: found.marks.name.map(safe), hoverinfo: "text", showlegend: false,
     line: { color: "#D55E00", width: 2 }, marker: { color: "#D55E00", size: kind === "surface" ? 4 : 9 } });
   const [x, y] = found.labels;
-  const scene = { xaxis: { title: { text: safe(x) } }, yaxis: { title: { text: safe(y) } }, zaxis: { title: { text: height } } };
+  const axis = said => ({ title: { text: safe(said.split(",")[0]) } });  // in full below the relief, where there is room
+  const scene = { xaxis: axis(x), yaxis: axis(y), zaxis: axis(height) };
   Plotly.purge("surface");
   Plotly.newPlot("surface", [own, marks], layout(x, y, { scene, dragmode: kind === "surface" ? "turntable" : false }), OPTIONS);
+  return [low, high];
 }

@@ -65,10 +65,28 @@ function openEdge(k, move = true) {
 
 // --- surface ---
 function showSurface() {
+  const found = data.surfaces[$("surface-of").value], relief = $("surface-as").value === "surface";
+  $("surface-shown").hidden = false;
+  $("surface-keys").textContent = relief ? `${found.labels.join("; ")}. Drag the relief to turn it, or use the arrow keys.` : "";
+  const [low, high] = drawSurface(found, $("surface-as").value), name = `Loss surface of ${label(found.point)}`;
+  $("surface").setAttribute("aria-label", name);
+  $("surface-values").remake();
+  say(`${name}: ${$("surface-as").selectedOptions[0].text}, loss ${written(low)} to ${written(high)}.`);
+}
+const TURNS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] };
+function turn(event) {  // the eye goes round the relief, or up and down
+  const scene = $("surface")._fullLayout?.scene, [round, up] = TURNS[event.key] ?? [0, 0];
+  if (!scene || !(round || up)) return;
+  event.preventDefault();
+  const { x, y, z } = scene._scene.getCamera().eye, far = Math.hypot(x, y, z);
+  const angle = Math.atan2(y, x) + .15 * round, height = Math.max(-.1, Math.min(1.5, Math.asin(z / far) + .1 * up));
+  const eye = { x: far * Math.cos(height) * Math.cos(angle), y: far * Math.cos(height) * Math.sin(angle), z: far * Math.sin(height) };
+  Plotly.relayout("surface", { "scene.camera.eye": eye });
+}
+function listSurface(table) {
   const found = data.surfaces[$("surface-of").value];
-  $("surface").hidden = false;
-  drawSurface(found, $("surface-as").value);
-  say(`Loss surface of ${label(found.point)}: ${$("surface-as").selectedOptions[0].text}.`);
+  fill(table, [found.labels[1], found.labels[0], "loss"], found.y.flatMap((y, j) =>
+    found.x.map((x, i) => [written(y), written(x), written(found.grid.loss[j][i])])));
 }
 
 // --- long tables ---

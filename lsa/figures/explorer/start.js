@@ -94,10 +94,11 @@ function listen() {
   });
   $("curve").addEventListener("change", drawCurves);
   $("surface-show").addEventListener("click", showSurface);
+  $("surface").addEventListener("keydown", turn);
   $("epoch").addEventListener("input", () => { play(false); setEpoch(Number($("epoch").value)); });
   $("play").addEventListener("click", () => play(!state.timer));
   for (const form of document.forms) form.addEventListener("submit", event => event.preventDefault());
-  dark.addEventListener("change", () => { drawMap(); drawCurves(); if (state.edge >= 0) openEdge(state.edge, false); });
+  dark.addEventListener("change", () => { drawMap(); drawCurves(); if (state.edge >= 0) openEdge(state.edge, false); if (!$("surface-shown").hidden) showSurface(); });
 }
 async function start() {
   const library = unpacked("library");
@@ -113,6 +114,7 @@ async function start() {
   whenOpened("list", listPoints);
   whenOpened("edge-list", listAllEdges);
   whenOpened("curve-values", table => values(table, curveLines(), data.curves[$("curve").value]?.x ?? "x"));
+  whenOpened("surface-values", listSurface);
   whenOpened("edge-values", table => values(table, edgeLines(state.edge), "share of the way"));
   const script = document.createElement("script");
   script.textContent = await library;
