@@ -7,6 +7,7 @@ import zlib
 from pathlib import Path
 
 import pytest
+from browsing import browser, open_file, violations  # noqa: F401 (the fixtures)
 from pages import DOCS
 
 import lsa
@@ -44,3 +45,20 @@ def test_every_public_name_can_be_looked_up(site):
 def test_the_search_knows_the_words_of_the_field(site):
     index = (site / "searchindex.js").read_text()
     assert all(f'"{word}":' in index for word in ("hessian", "lanczos", "barrier", "slurm"))
+
+
+@pytest.mark.parametrize("width", [1600, 390])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_and_no_page_scrolls_sideways(site, open_file, scheme, width):  # noqa: F811
+    for name in ("index", "gallery", "start", "probes/lanczos", "benchmarks", "api/probes"):
+        viewport = {"width": width, "height": 900}
+        page = open_file(site / f"{name}.html", color_scheme=scheme, viewport=viewport)
+        assert violations(page) == [], name
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, name
+
+
+def test_the_search_works_from_files_alone(site, open_file):  # noqa: F811
+    page = open_file(site / "index.html")
+    page.locator("input[name=q]").first.fill("barrier")
+    page.keyboard.press("Enter")
+    page.locator("#search-results li a", has_text="auto_neb").first.wait_for()

@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-import re
-import shutil
 from copy import deepcopy
 
 import pytest
-
-pytest.importorskip("playwright.sync_api", reason="the extra `browser` is not installed")
-
 import synthetic
-from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Page, sync_playwright
+from browsing import MARKS, browser, open_file, violations  # noqa: F401 (the fixtures)
 
 from lsa.reports import explorer
 
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
-)
 HOSTILE = "</script><img src=x onerror=alert(1)>"
 EPOCHS = """document.getElementById('map').data.filter(trace => trace.meta === 'points')
     .flatMap(trace => trace.customdata).map(i => data.points[i].epoch)"""
@@ -28,46 +19,24 @@ PLACE = """(map, [kind, k]) => {
     const { x, y } = map.data.find(trace => trace.meta === kind && trace.x.length);
     return [box.x + size.l + xaxis.d2p(x[k]), box.y + size.t + yaxis.d2p(y[k])];
 }"""
-SLOW = re.compile("GL Driver Message.*Performance|willReadFrequently")  # WebGL without a card
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore"),
-    pytest.mark.skipif(not CHROMIUM, reason="there is no chromium"),
-]
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield started
-        started.close()
+pytestmark = MARKS
 
 
 @pytest.fixture
-def open_page(browser, tmp_path):
-    """Opens HTML; afterwards nothing may have gone wrong or been asked for."""
-    said: list[str] = []
-    contexts = []
+def open_page(open_file, tmp_path):  # noqa: F811
+    """Opens a page of the explorer, which then asks for no file either."""
+    asked: list[str] = []
 
-    def opened(html: str, script: str = "", **options) -> Page:
+    def opened(html: str, script: str = "", **options):
         file = tmp_path / "page.html"
         file.write_text(html, encoding="utf-8")
-        contexts.append(browser.new_context(**options))
-        page = contexts[-1].new_page()
-        page.add_init_script(script)
-        page.on("console", lambda m: SLOW.search(m.text) or said.append(f"{m.type}: {m.text}"))
-        page.on("pageerror", lambda error: said.append(str(error)))
-        page.on("request", lambda request: said.append(request.url))
-        page.goto(file.as_uri())
-        said.remove(file.as_uri())
+        page = open_file(file, script, **options)
+        page.on("request", lambda request: asked.append(request.url))
         page.wait_for_selector("html[data-ready=yes]", timeout=120_000)
         return page
 
     yield opened
-    for context in contexts:
-        context.close()
-    assert said == []
+    assert asked == []
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +55,7 @@ def html(content):
     return explorer.explorer.page(content)
 
 
-def chips(page: Page, name: str) -> list[str]:
+def chips(page, name: str) -> list[str]:
     return page.locator(f"#{name} button").all_inner_texts()
 
 
@@ -172,10 +141,7 @@ def test_axe_finds_nothing(html, open_page, scheme):
     page.evaluate("openEdge(0)")
     page.evaluate("document.querySelectorAll('details').forEach(fold => { fold.open = true; })")
     page.locator("#list tbody tr").first.wait_for()
-    found = Axe().run(page)
-    assert [
-        (v["id"], [node["html"] for node in v["nodes"]]) for v in found.response["violations"]
-    ] == []
+    assert violations(page) == []
 
 
 # --- many checkpoints, drawn by WebGL -------------------------------------------------------------
@@ -218,6 +184,8 @@ def test_a_thousand_checkpoints_by_pointer_and_by_keyboard(many, content, open_p
     told = page.inner_text("#status")
     page.keyboard.press("ArrowRight")
     assert page.inner_text("#status") != told and page.locator("#rings .aimed").count() == 1
+    page.mouse.move(*plot.evaluate(PLACE, ["edges", 0]))
+    page.locator("#map .hovertext", has_text=" – ").wait_for()
     page.mouse.click(*plot.evaluate(PLACE, ["edges", 0]))
     page.wait_for_selector("#edge:not([hidden])")
 
@@ -263,4 +231,4 @@ def test_a_surface_is_seen_turned_and_read(with_surface, open_page, kind, width)
         heights = "document.getElementById('surface')._fullLayout.scene.zaxis.title.text"
         assert page.evaluate(heights) == "loss"
     assert page.evaluate("document.documentElement.scrollWidth") <= width
-    assert Axe().run(page).response["violations"] == []
+    assert violations(page) == []

@@ -85,7 +85,7 @@ function turn(event) {  // the eye goes round the relief, or up and down
 }
 function listSurface(table) {
   const found = data.surfaces[$("surface-of").value];
-  fill(table, [found.labels[1], found.labels[0], "loss"], found.y.flatMap((y, j) =>
+  if (found) fill(table, [found.labels[1], found.labels[0], "loss"], found.y.flatMap((y, j) =>
     found.x.map((x, i) => [written(y), written(x), written(found.grid.loss[j][i])])));
 }
 
