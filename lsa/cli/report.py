@@ -37,21 +37,25 @@ def compare(
     if json:
         print_json(storable(found.document(setting, measured) | {"seeds_needed": needed}))
         return
+    told = [*found.findings(measured), *found.pair_findings(measured)]
+    if not told:
+        trained = {m.subject for m in measured if m.step == "train"}
+        lacking = ", ".join(other for other in setting.optimizers if other not in trained)
+        print(
+            f"nothing to compare yet: project {setting.name} lacks trainings of "
+            f"{lacking or 'a second optimizer'}; run lsa study {name or project or setting.name}"
+        )
+        return
     metric = ""
-    for finding in found.findings(measured):
-        if finding.metric != metric:
-            metric = finding.metric
+    for one in told:
+        if one.metric != metric:
+            metric = one.metric
             print(metric)
-        print(f"    {finding.sentence}")
-    for pair in found.pair_findings(measured):
-        if pair.metric != metric:
-            metric = pair.metric
-            print(metric)
-        print(f"    {pair.sentence}")
+        print(f"    {one.sentence}")
     print(
-        f"Paired by seed; exact sign-flip p, Holm-adjusted over {pairs} pair(s). With fewer than "
-        f"{needed} seeds nothing can be established; the project has "
-        f"{len(setting.seeds)}."
+        f"Paired by seed; exact sign-flip p, Holm-adjusted over {pairs} "
+        f"pair{'s' * (pairs > 1)}. With fewer than {needed} seeds nothing can be established; "
+        f"the project has {len(setting.seeds)}."
     )
 
 

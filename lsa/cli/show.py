@@ -208,13 +208,15 @@ def probes(json: JSON = False) -> None:
 
 
 def print_result(result: probe.Result, prefix: str) -> None:
-    """One line per number with its standard errors, then what the reader must know."""
+    """One line per number with its unit and errors, then what the reader must know."""
     for name, metric in result.metrics.items():
-        print(f"{f'{prefix}/{name}':36} {written(metric.value, metric.errors)}")
+        print(f"{f'{prefix}/{name}':36} {written(metric.value, metric.errors, metric.unit)}")
     if not result.converged:
         print("not converged")
     for note in result.notes:
         print(f"note: {note}")
+    if any(metric.errors for metric in result.metrics.values()):
+        print(ERRORS)
 
 
 def print_json(document: Any) -> None:

@@ -22,7 +22,7 @@ def html(result: Result) -> str:
     if not result.converged:
         notes.insert(0, "not converged")
     if notes:
-        sections.append(Section("", headings=("notes",), rows=[(note,) for note in notes]))
+        sections.append(Section("", points=tuple(notes)))
     return as_fragment([*sections, *_figures(name, result)])
 
 
@@ -48,5 +48,6 @@ def _figures(name: str, result: Result) -> list[Section]:
         from lsa.figures import draw
 
         drawn = draw.figures(name, result, name)
-        return [Section("", file, figure=draw.png(figure)) for file, figure in drawn.items()]
+        named = {file.removesuffix(".png").replace("_", " "): one for file, one in drawn.items()}
+        return [Section("", words, figure=draw.png(one)) for words, one in named.items()]
     return []

@@ -60,6 +60,13 @@ def test_what_every_seed_shows_is_established_and_chance_is_not(seven_seeds, cap
     assert one["established"] and one["effect"] == pytest.approx(2) and one["doubt"] == ""
 
 
+def test_a_single_optimizer_is_told_what_lacks(trained, capsys):
+    assert app.run(["compare", "tiny"]) == 0
+    assert capsys.readouterr().out == (
+        "nothing to compare yet: project tiny lacks trainings of adamw; run lsa study tiny\n"
+    )
+
+
 def twice() -> list[Measurement]:
     """sgd's λ_max is twice adamw's at every seed, their train losses are equal."""
     return [
