@@ -42,7 +42,7 @@ def bring_up(setting: Project, study: str = "") -> None:
     compared = summary.compared(setting, everything)
     text = f"{compared}\n\n{_markdown(table.headings, table.cells)}\n\n{summary.ERRORS}"
     for experiment in dict.fromkeys(m.done.experiment for m in trainings):
-        descriptions.of_project(experiment, study, text)
+        descriptions.of_project(experiment, study, text, table.names)
 
 
 def _numbers(everything: Sequence[Measurement], training: Measurement) -> dict[str, float]:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from urllib.parse import quote
 
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
+from lsa.tracking import views
 from lsa.tracking.headlines import unless_deleted
 from lsa.tracking.registered import registered_name
 from lsa.tracking.runs import Done
 from lsa.tracking.store import client
 
-TRAININGS = "workflowType=machine_learning&searchFilter=" + quote("tags.`lsa.step` = 'train'")
+TRAININGS = "workflowType=machine_learning&searchFilter=" + quote(views.TRAININGS)
+PICTURES = f"{TRAININGS}&compareRunsMode=CHART&viewStateShareKey={views.KEY}"
 
 
 def links(experiment: str, study: str) -> str:
@@ -19,20 +22,25 @@ def links(experiment: str, study: str) -> str:
     root = f"#/experiments/{experiment}"
     made = f"{root}/runs/{study}/artifacts"
     report = f"[Report]({made}/report.html) · [Explorer]({made}/explorer.html) · " if study else ""
-    return f"{report}[All trainings, to compare]({root}/runs?{TRAININGS})"
+    pictures = f"[Trainings in pictures]({root}/runs?{PICTURES})"
+    return f"{report}{pictures} · [All trainings, to compare]({root}/runs?{TRAININGS})"
 
 
-def of_project(experiment: str, study: str, text: str) -> None:
-    """Set the description of an experiment, and of the run that holds its report.
+def of_project(experiment: str, study: str, text: str, numbers: Sequence[str]) -> None:
+    """Set the description of an experiment, and of the run that holds its report; offer a view.
 
     Args:
         experiment: Its id.
         study: Id of the run with the report; "" for none.
         text: Markdown.
+        numbers: Names of metrics of the trainings, which the view has as columns and pictures.
     """
     description = f"{text}\n\n{links(experiment, study)}"
-    if client().get_experiment(experiment).tags.get(MLFLOW_RUN_NOTE) != description:
-        client().set_experiment_tag(experiment, MLFLOW_RUN_NOTE, description)
+    known = client().get_experiment(experiment)
+    view = views.saved(numbers, known.creation_time or 0)
+    for tag, value in ((MLFLOW_RUN_NOTE, description), (views.TAG, view)):
+        if known.tags.get(tag) != value:
+            client().set_experiment_tag(experiment, tag, value)
     if study:
         client().set_tag(study, MLFLOW_RUN_NOTE, description)
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
+import json
+import zlib
+from urllib.parse import unquote
 
 import mlflow
 
 import lsa
 from lsa import project
 from lsa.studies import measure, overview
-from lsa.tracking import headlines, runs
+from lsa.tracking import headlines, runs, views
 
 BARRIER, ERROR = "auto_neb/barrier", "auto_neb/barrier_se_data"
 
@@ -55,5 +59,14 @@ def test_what_an_older_version_left_out_follows_and_a_deleted_training_stops_nob
     experiment = client.get_run(trained.run_id).info.experiment_id
     note = client.get_experiment(experiment).tags["mlflow.note.content"]
     assert "2 optimizers" in note and "All trainings" in note
+    view = json.loads(client.get_experiment(experiment).tags[views.TAG])
+    packed = view["state"].removeprefix("deflate;")
+    state = json.loads(zlib.decompress(base64.b64decode(packed)))
+    assert f"viewStateShareKey={views.KEY}" in note and state["searchFilter"] in unquote(note)
+    (drawn,) = [chart for chart in state["compareRunCharts"] if chart["type"] == "PARALLEL"]
+    metrics = client.get_run(trained.run_id).data.metrics
+    assert {"lanczos/lambda_max", "final/val_accuracy"} <= {*drawn["selectedMetrics"]} <= {*metrics}
+    overview.bring_up(setting)
+    assert json.loads(client.get_experiment(experiment).tags[views.TAG]) == view
     client.delete_run(trained.run_id)
     headlines.put(trained.run_id, logged(barrier=1.0))
