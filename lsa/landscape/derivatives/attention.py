@@ -1,6 +1,6 @@
 """Attention differentiated twice with no T × T matrix in memory.
 
-Queries are taken in blocks. What is kept is q, k, v, the output and the logarithm of each row's
+Heads and queries are taken in blocks that a core's cache holds. What is kept is q, k, v, the output and the logarithm of each row's
 sum; the weights P of a block are computed from them whenever they are needed, as fused kernels do
 (Dao et al. 2022, arXiv 2205.14135, App. B), here for the derivative of the gradient too. In one
 block, with S = s q kᵀ the scores and o' the cotangent of the output:
@@ -12,7 +12,7 @@ For cotangents a, b, c of dq, dk, dv let M = s (a kᵀ + q bᵀ), R = ∑ⱼ P �
 ⟨a, dq⟩ + ⟨b, dk⟩ + ⟨c, dv⟩ = ⟨o', Q v + P c⟩, from which all else follows:
 
     o':  Q v + P c
-    S:   G = P ∘ (E − ∑ⱼ P ∘ E),    E = P' ∘ (M − R) − D ∘ M + o' cᵀ
+    S:   G = P ∘ (E − ∑ⱼ P ∘ E),    E = (P' − D) ∘ (M − R) + o' cᵀ
     q:   s (G k + dS b),    k:  s (Gᵀ q + dSᵀ a),    v:  Qᵀ o'
 """
 
@@ -29,7 +29,8 @@ from torch.autograd import Function
 
 from lsa.landscape.derivatives.again import again
 
-BLOCK, BLOCK_ON_CARD = 1 << 20, 1 << 24  # weights that are held at once
+BLOCK, BLOCK_ON_CARD = 1 << 17, 1 << 24  # weights that are held at once, of several heads
+ROWS, ROWS_ON_CARD = 32, 1024  # queries at once; the fewer, the less is computed above a diagonal
 
 
 def attention(
@@ -41,30 +42,55 @@ def attention(
 
 
 class _Block(NamedTuple):
-    """Some queries, and the keys that they see."""
+    """Some queries of some heads, and the keys that they see."""
 
-    rows: slice
-    keys: slice
+    rows: tuple[slice, slice]
+    keys: tuple[slice, slice]
     weights: Tensor  # P, or S where the rows' sums are not known
+    spare: list[Tensor]  # tables as large, to be written to
+
+
+def _flat(t: Tensor) -> Tensor:
+    """`(b, T, h)`, b the product of all dimensions before."""
+    return t.reshape(-1, *t.shape[-2:]).contiguous()
 
 
 def _blocks(
-    ctx: Any, q: Tensor, k: Tensor, mask: Tensor | None, sums: Tensor | None
+    q: Tensor, k: Tensor, mask: Tensor | None, causal: bool, sums: Tensor | None, spare: int
 ) -> Iterator[_Block]:
-    t, n = q.shape[-2], k.shape[-2]
-    block = BLOCK_ON_CARD if q.is_cuda else BLOCK
-    size = max(16, block // max(1, n * q[..., 0, 0].numel()))
-    for start in range(0, t, size):
-        rows = slice(start, min(t, start + size))
-        keys = slice(0, min(n, rows.stop) if ctx.causal else n)
-        S = (q[..., rows, :] * ctx.scale) @ k[..., keys, :].mT
-        if ctx.causal:
-            below = torch.ones(S.shape[-2:], dtype=torch.bool, device=S.device).tril(start)
-            S.masked_fill_(~below, -math.inf)
-        if mask is not None:
-            part = mask.expand(*mask.shape[:-2], t, n)[..., rows, keys]
-            S = S.masked_fill_(~part, -math.inf) if part.dtype == torch.bool else S.add_(part)
-        yield _Block(rows, keys, S if sums is None else S.sub_(sums[..., rows, :]).exp_())
+    """The blocks of q `(b, T, h)`, scaled, and k `(b, n, h)`, one by one in the same memory."""
+    (heads, t, _), n = q.shape, k.shape[1]
+    block, rows = (BLOCK_ON_CARD, ROWS_ON_CARD) if q.is_cuda else (BLOCK, ROWS)
+    step = min(t, rows)
+    memory = q.new_empty(1 + spare, min(heads * step * n, max(block, step * n)))
+    later = torch.ones(step, step, dtype=torch.bool, device=q.device).triu(1)
+    for start in range(0, t, step):
+        stop = min(t, start + step)
+        seen = min(n, stop) if causal else n
+        size = max(1, block // ((stop - start) * seen))
+        for first in range(0, heads, size):
+            some = slice(first, min(heads, first + size))
+            shape = some.stop - first, stop - start, seen
+            S, *others = (row[: math.prod(shape)].view(shape) for row in memory)
+            torch.bmm(q[some, start:stop], k[some, :seen].mT, out=S)
+            if causal and seen > start:
+                S[..., start:].masked_fill_(later[: stop - start, : seen - start], -math.inf)
+            if mask is not None:
+                part = mask[some if len(mask) > 1 else slice(1), start:stop, :seen]
+                S = S.masked_fill_(~part, -math.inf) if part.dtype == torch.bool else S.add_(part)
+            if sums is not None:
+                S.sub_(sums[some, start:stop]).exp_()
+            yield _Block((some, slice(start, stop)), (some, slice(seen)), S, others)
+
+
+def _masks(mask: Tensor | None, q: Tensor, k: Tensor) -> Tensor | None:
+    """The mask for flat heads, `(b, T, n)`, or `(1, T, n)` for one that all share."""
+    if mask is None:
+        return None
+    shape = q.shape[-2], k.shape[-2]
+    if mask.shape[:-2].numel() > 1:
+        return mask.expand(*q.shape[:-2], *shape).reshape(-1, *shape)
+    return mask.reshape(1, *mask.shape[-2:]).expand(1, *shape)
 
 
 class _Attention(Function):
@@ -73,13 +99,16 @@ class _Attention(Function):
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float
     ) -> Tensor:
         ctx.causal, ctx.scale = causal, scale
-        out = q.new_empty(*q.shape[:-1], v.shape[-1])
-        sums = q.new_empty(*q.shape[:-1], 1)
-        for rows, keys, S in _blocks(ctx, q, k, mask, None):
-            sums[..., rows, :] = total = S.logsumexp(-1, keepdim=True)
-            out[..., rows, :] = S.sub_(total).exp_() @ v[..., keys, :]
+        q_, k_, v_, masks = _flat(q) * scale, _flat(k), _flat(v), _masks(mask, q, k)
+        out = q.new_empty(*q_.shape[:2], v.shape[-1])
+        sums = q.new_empty(*q_.shape[:2], 1)
+        for rows, keys, S, _ in _blocks(q_, k_, masks, causal, None, 0):
+            most = S.amax(-1, keepdim=True)
+            total = S.sub_(most).exp_().sum(-1, keepdim=True)
+            out[rows] = torch.bmm(S, v_[keys]).div_(total)
+            sums[rows] = total.log_().add_(most)
         ctx.save_for_backward(q, k, v, mask, sums)
-        return out
+        return out.view(*q.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple:
@@ -102,44 +131,48 @@ class _Gradient(Function):
     ) -> tuple:
         ctx.causal, ctx.scale = causal, scale
         ctx.save_for_backward(g, q, k, v, mask, sums)
-        dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-        for rows, keys, P in _blocks(ctx, q, k, mask, sums):
-            o = g[..., rows, :]
-            dv[..., keys, :] += P.mT @ o
-            dS = _centred(o @ v[..., keys, :].mT, P).mul_(scale)
-            dq[..., rows, :] = dS @ k[..., keys, :]
-            dk[..., keys, :] += dS.mT @ q[..., rows, :]
-        return dq, dk, dv
+        o, q_, k_, v_ = _flat(g), _flat(q) * scale, _flat(k), _flat(v)
+        dq, dk, dv = torch.empty_like(q_), torch.zeros_like(k_), torch.zeros_like(v_)
+        masks = _masks(mask, q, k)
+        for rows, keys, P, (dS, spare) in _blocks(q_, k_, masks, causal, sums, 2):
+            dv[keys].baddbmm_(P.mT, o[rows])
+            torch.bmm(o[rows], v_[keys].mT, out=dS)
+            _centred(dS, P, spare)
+            dq[rows] = torch.bmm(dS, k_[keys]).mul_(scale)
+            dk[keys].baddbmm_(dS.mT, q_[rows])
+        return tuple(d.view_as(t) for d, t in ((dq, q), (dk, k), (dv, v)))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple:
         g, q, k, v, mask, sums = ctx.saved_tensors
-        a, b, c = gradients
         if torch.is_grad_enabled():
             math_only = torch.ops.aten._scaled_dot_product_attention_math
             plain = partial(math_only, attn_mask=mask, is_causal=ctx.causal, scale=ctx.scale)
-            found = again(lambda *t: plain(*t)[0], (q, k, v), g, (a, b, c))
+            found = again(lambda *t: plain(*t)[0], (q, k, v), g, gradients)
             return *found, None, None, None, None
-        s = ctx.scale
-        to_g, to_q, to_k, to_v = (torch.zeros_like(t) for t in (g, q, k, v))
-        for rows, keys, P in _blocks(ctx, q, k, mask, sums):
-            o, a_, q_ = g[..., rows, :], a[..., rows, :], q[..., rows, :]
-            b_, k_, v_, c_ = (t[..., keys, :] for t in (b, k, v, c))
-            M = torch.cat([a_, q_], -1) @ torch.cat([k_, b_], -1).mT.mul(s)
-            R = (P * M).sum(-1, keepdim=True)
-            dP = o @ v_.mT
-            D = (P * dP).sum(-1, keepdim=True)
-            Q = (M - R).mul_(P)
-            to_g[..., rows, :] = Q @ v_ + P @ c_
-            to_v[..., keys, :] += Q.mT @ o
-            dS = (dP - D).mul_(P).mul_(s)
-            E = dP.mul_(M - R).sub_(M.mul_(D)).add_(o @ c_.mT)
-            G = _centred(E, P).mul_(s)
-            to_q[..., rows, :] = G @ k_ + dS @ b_
-            to_k[..., keys, :] += G.mT @ q_ + dS.mT @ a_
-        return to_g, to_q, to_k, to_v, None, None, None, None
+        o, q_, k_, v_ = _flat(g), _flat(q) * ctx.scale, _flat(k), _flat(v)
+        a, b, c = (_flat(t) for t in gradients)
+        a = a * ctx.scale  # as q; what is for q is scaled at its end
+        aq, kb = torch.cat([a, q_], -1), torch.cat([k_, b], -1)
+        to_g, to_q = torch.empty_like(o), torch.empty_like(q_)
+        to_k, to_v = torch.zeros_like(k_), torch.zeros_like(v_)
+        masks = _masks(mask, q, k)
+        for rows, keys, P, (M, dP, spare) in _blocks(q_, k_, masks, ctx.causal, sums, 3):
+            torch.bmm(aq[rows], kb[keys].mT, out=M)
+            M.sub_(torch.mul(P, M, out=spare).sum(-1, keepdim=True))
+            torch.bmm(o[rows], v_[keys].mT, out=dP)
+            dP.sub_(torch.mul(P, dP, out=spare).sum(-1, keepdim=True))
+            E = torch.mul(dP, M, out=spare).baddbmm_(o[rows], c[keys].mT)
+            Q, dS = M.mul_(P), dP.mul_(P)
+            to_g[rows] = torch.bmm(Q, v_[keys]).baddbmm_(P, c[keys])
+            to_v[keys].baddbmm_(Q.mT, o[rows])
+            G = _centred(E, P, Q)
+            to_q[rows] = torch.bmm(G, k_[keys]).baddbmm_(dS, b[keys]).mul_(ctx.scale)
+            to_k[keys].baddbmm_(G.mT, q_[rows]).baddbmm_(dS.mT, a[rows])
+        found = ((to_g, g), (to_q, q), (to_k, k), (to_v, v))
+        return *(d.view(t.shape) for d, t in found), None, None, None, None
 
 
-def _centred(t: Tensor, P: Tensor) -> Tensor:
+def _centred(t: Tensor, P: Tensor, spare: Tensor) -> Tensor:
     """P ∘ (t − ∑ⱼ P ∘ t), in the place of t."""
-    return t.sub_((P * t).sum(-1, keepdim=True)).mul_(P)
+    return t.sub_(torch.mul(P, t, out=spare).sum(-1, keepdim=True)).mul_(P)

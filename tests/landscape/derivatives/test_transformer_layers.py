@@ -65,6 +65,7 @@ CASES: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...]]] = {
 def small_blocks(monkeypatch):
     """Several blocks each."""
     monkeypatch.setattr(attention, "BLOCK", 1)
+    monkeypatch.setattr(attention, "ROWS", 2)
     monkeypatch.setattr(cross_entropy, "ROWS", 10)
 
 
