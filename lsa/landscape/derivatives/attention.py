@@ -135,11 +135,11 @@ class _Gradient(Function):
         dq, dk, dv = torch.empty_like(q_), torch.zeros_like(k_), torch.zeros_like(v_)
         masks = _masks(mask, q, k)
         for rows, keys, P, (dS, spare) in _blocks(q_, k_, masks, causal, sums, 2):
-            dv[keys].baddbmm_(P.mT, o[rows])
+            dv[keys].add_(torch.bmm(P.mT, o[rows]))
             torch.bmm(o[rows], v_[keys].mT, out=dS)
             _centred(dS, P, spare)
             dq[rows] = torch.bmm(dS, k_[keys]).mul_(scale)
-            dk[keys].baddbmm_(dS.mT, q_[rows])
+            dk[keys].add_(torch.bmm(dS.mT, q_[rows]))
         return tuple(d.view_as(t) for d, t in ((dq, q), (dk, k), (dv, v)))
 
     @staticmethod
@@ -165,10 +165,10 @@ class _Gradient(Function):
             E = torch.mul(dP, M, out=spare).baddbmm_(o[rows], c[keys].mT)
             Q, dS = M.mul_(P), dP.mul_(P)
             to_g[rows] = torch.bmm(Q, v_[keys]).baddbmm_(P, c[keys])
-            to_v[keys].baddbmm_(Q.mT, o[rows])
+            to_v[keys].add_(torch.bmm(Q.mT, o[rows]))
             G = _centred(E, P, Q)
             to_q[rows] = torch.bmm(G, k_[keys]).baddbmm_(dS, b[keys]).mul_(ctx.scale)
-            to_k[keys].baddbmm_(G.mT, q_[rows]).baddbmm_(dS.mT, a[rows])
+            to_k[keys].add_(torch.bmm(G.mT, q_[rows]).baddbmm_(dS.mT, a[rows]))
         found = ((to_g, g), (to_q, q), (to_k, k), (to_v, v))
         return *(d.view(t.shape) for d, t in found), None, None, None, None
 
