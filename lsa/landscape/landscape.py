@@ -231,8 +231,12 @@ class Landscape(Problem):
             theta: θ `(d,)`.
             exact: Raise what torch or lsa raises, in place of differences.
         """
-        product = self._total(products.hessian(self._parts(), theta, self.graph_memory))
-        product = self._bound(product, theta)
+        given = self._parts(), theta, self.graph_memory
+        if self._gathers(theta):
+            product = products.hessian_by_parts(*given, self.network)
+        else:
+            product = products.hessian(*given)
+        product = self._bound(self._total(product), theta)
         if exact or self.products == "exact":
             return product
         return HessianProduct(

@@ -129,6 +129,7 @@ class Network:
         self._differentiates = False  # a pass takes gradients itself, by its inputs say
         self._by_parameters = False  # or by its parameters
         self._values: list[Tensor] = []  # that are in the network now
+        self._parted = False  # see `parted`
         self._total: Tensor | None = None  # see `gathering`
         self._writes: bool | None = None  # into its inputs; None: not seen yet
         self.written: str | None = None  # a buffer that a pass has written to
@@ -242,13 +243,22 @@ class Network:
                 self._restore_buffers()
 
     @contextmanager
+    def parted(self) -> Iterator[None]:
+        """Within the block a pass has leaves of its own for parameters, no views of θ: `values`."""
+        self._parted = True
+        try:
+            yield
+        finally:
+            self._parted = False
+
+    @contextmanager
     def gathering(self, total: Tensor) -> Iterator[Callable[[Tensor], None]]:
         """Within the block: value ↦ nothing, its gradient by θ is added to the total `(d,)`.
 
         No other vector as long is made: parameters are leaves of their own, and parts of the total
         are their gradients. Not for parameters that are in half precision.
         """
-        self._total = total
+        self._total, self._parted = total, True
 
         def backward(value: Tensor) -> None:
             if value.requires_grad:
@@ -257,7 +267,7 @@ class Network:
         try:
             yield backward
         finally:
-            self._total = None
+            self._total, self._parted = None, False
 
     @property
     def can_gather(self) -> bool:
@@ -267,11 +277,12 @@ class Network:
     def _views(self, theta: Tensor) -> list[Tensor]:
         """Tensors in place of the parameters: views of θ, or leaves that gather gradients."""
         views = list(self.unflatten(theta).values())
-        if self._total is None:
+        if not self._parted:
             return [self._leaf(v) for v in views]
         leaves = [v.detach().requires_grad_() for v in views]
-        for leaf, part in zip(leaves, self._total.split(self.sizes), strict=True):
-            leaf.grad = part.view_as(leaf)
+        if self._total is not None:
+            for leaf, part in zip(leaves, self._total.split(self.sizes), strict=True):
+                leaf.grad = part.view_as(leaf)
         return leaves
 
     def _put(self, values: list[Tensor] | None) -> None:

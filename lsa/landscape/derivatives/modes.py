@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -34,6 +34,44 @@ def double_backward(loss: Function, theta: Tensor) -> Matvec:
     with SecondOrder(values=False):
         value = loss(t)
     return partial(pull_back, differentiable(gradient(value, t, create_graph=True)), t)
+
+
+def double_backward_by_parts(
+    loss: Function, theta: Tensor, leaves: Callable[[], Sequence[Tensor]]
+) -> Callable[[Tensor, Tensor], None]:
+    """The same as (v, total) ↦ nothing, with Hv `(d,)` added up in the total where it arises.
+
+    Nothing else as long as θ is made.
+
+    Args:
+        loss: Of θ.
+        theta: θ `(d,)`.
+        leaves: What stood for the parts of θ in the last pass.
+
+    Raises:
+        InputError: An operation has no second derivative.
+    """
+    with SecondOrder(values=False):
+        value = loss(theta)
+    parts = leaves()
+    gradients: Sequence[Tensor] = ()
+    if value.requires_grad:
+        gradients = grad(value, parts, create_graph=True, materialize_grads=True)
+    sizes = [p.numel() for p in parts]
+    curved = [(i, differentiable(g)) for i, g in enumerate(gradients) if g.requires_grad]
+
+    def add(v: Tensor, total: Tensor) -> None:
+        along = v.split(sizes)
+        for part, own in zip(parts, total.split(sizes), strict=True):
+            part.grad = own.view_as(part)
+        cotangents = [along[i].view_as(parts[i]) for i, _ in curved]
+        if curved:
+            given = [g for _, g in curved]
+            torch.autograd.backward(given, cotangents, retain_graph=True, inputs=list(parts))
+        for part in parts:
+            part.grad = None
+
+    return add
 
 
 def gradient(

@@ -8,6 +8,7 @@ What is kept changes no number. On a GPU a product is recorded and replayed.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
@@ -27,11 +28,13 @@ from lsa.landscape.derivatives.modes import (
     Matvec,
     differentiable,
     double_backward,
+    double_backward_by_parts,
     pull_back,
 )
 from lsa.landscape.derivatives.parts import Part
 from lsa.landscape.derivatives.precision import full_float32
 from lsa.landscape.derivatives.replay import replayed
+from lsa.landscape.network import Network
 from lsa.runtime.errors import InputError
 
 Graph = TypeVar("Graph")
@@ -67,6 +70,48 @@ def hessian(parts: Iterable[Part], theta: Tensor, memory: int) -> Matvec:
         return total.T.reshape(v.shape).to(v.dtype)
 
     return _recorded(product, parts, theta)
+
+
+def hessian_by_parts(parts: Iterable[Part], theta: Tensor, memory: int, network: Network) -> Matvec:
+    """The same where each part of θ can be a leaf of its own; its batches are read every time.
+
+    One batch is added up where it arises, in the precision of θ; several are summed in float64.
+    """
+    add = _kept(
+        lambda part: _by_parts(part, theta, network),
+        memory,
+        lambda build: _weighed(build, budget.room(theta.device)),
+    )
+
+    @full_float32()
+    @torch.enable_grad()
+    def product(v: Tensor) -> Tensor:
+        columns = v.to(theta.dtype).reshape(len(v), -1).unbind(1)
+        rows = iter(enumerate(parts))
+        first, second = next(rows), next(rows, None)
+        several = [] if second is None else [second]
+        dtype = torch.float64 if several else theta.dtype
+        totals = [torch.zeros_like(theta, dtype=dtype, requires_grad=False) for _ in columns]
+        own = torch.zeros_like(theta, requires_grad=False) if several else None
+        for k, part in itertools.chain([first], several, rows):
+            multiply = add(k, part)
+            for total, column in zip(totals, columns, strict=True):
+                if own is None:
+                    multiply(column, total)
+                    total.mul_(part.weight)
+                    continue
+                multiply(column, own)
+                total.add_(own, alpha=part.weight)
+                own.zero_()
+        total = totals[0] if v.ndim == 1 else torch.stack(totals, 1).reshape(v.shape)
+        return total.to(v.dtype)
+
+    return product
+
+
+def _by_parts(part: Part, theta: Tensor, network: Network) -> Callable[[Tensor, Tensor], None]:
+    with network.parted():
+        return double_backward_by_parts(part.loss, theta.detach(), lambda: network.values)
 
 
 @torch.enable_grad()

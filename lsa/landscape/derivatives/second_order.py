@@ -107,10 +107,12 @@ class SecondOrder(TorchFunctionMode):
 
 
 def _is_view_of_leaf(w: Tensor) -> bool:
-    """Whether a weight is a view of a flat θ.
+    """Whether a weight is a view of a flat θ, or a leaf itself.
 
     Views pass the gradient on unchanged, so that no second derivative contains its value.
     """
+    if w.is_leaf:
+        return w.requires_grad
     node = w.grad_fn
     while node is not None and node.name() in VIEWS:
         ((node, _),) = node.next_functions
