@@ -1,9 +1,9 @@
 """Attention differentiated twice with no T × T matrix in memory.
 
-Heads and queries are taken in blocks that a core's cache holds. What is kept is q, k, v, the output and the logarithm of each row's
-sum; the weights P of a block are computed from them whenever they are needed, as fused kernels do
-(Dao et al. 2022, arXiv 2205.14135, App. B), here for the derivative of the gradient too. In one
-block, with S = s q kᵀ the scores and o' the cotangent of the output:
+Heads and queries are taken in blocks that a core's cache holds. What is kept is q, k, v, the output
+and the logarithm of each row's sum; the weights P of a block are computed from them whenever they
+are needed, as fused kernels do (Dao et al. 2022, arXiv 2205.14135, App. B), here for the derivative
+of the gradient too. In one block, with S = s q kᵀ and o' the cotangent of the output:
 
     P = softmax S,    P' = o' vᵀ,    dS = P ∘ (P' − D),    D = ∑ⱼ P ∘ P',
     dq = s dS k,    dk = s dSᵀ q,    dv = Pᵀ o'.

@@ -17,6 +17,7 @@ from lsa.runtime.errors import InputError
 
 Function = Callable[[Tensor], Tensor]
 Matvec = Callable[[Tensor], Tensor]
+AddProduct = Callable[[Tensor, Tensor, bool], None]
 # In the names of the nodes by which PyTorch marks what cannot be differentiated again.
 MARKS = ("autograd::Error", "NotImplemented")
 
@@ -38,10 +39,11 @@ def double_backward(loss: Function, theta: Tensor) -> Matvec:
 
 def double_backward_by_parts(
     loss: Function, theta: Tensor, leaves: Callable[[], Sequence[Tensor]]
-) -> Callable[[Tensor, Tensor], None]:
-    """The same as (v, total) ↦ nothing, with Hv `(d,)` added up in the total where it arises.
+) -> AddProduct:
+    """The same as (v, total, retain) ↦ nothing: Hv `(d,)` is added to the total where it arises.
 
-    Nothing else as long as θ is made.
+    Nothing else as long as θ is made. Where the graph need not be retained for another product, it
+    is freed on the way, as fast as the derivatives by its activations take memory.
 
     Args:
         loss: Of θ.
@@ -60,14 +62,14 @@ def double_backward_by_parts(
     sizes = [p.numel() for p in parts]
     curved = [(i, differentiable(g)) for i, g in enumerate(gradients) if g.requires_grad]
 
-    def add(v: Tensor, total: Tensor) -> None:
+    def add(v: Tensor, total: Tensor, retain: bool) -> None:
         along = v.split(sizes)
         for part, own in zip(parts, total.split(sizes), strict=True):
             part.grad = own.view_as(part)
         cotangents = [along[i].view_as(parts[i]) for i, _ in curved]
         if curved:
             given = [g for _, g in curved]
-            torch.autograd.backward(given, cotangents, retain_graph=True, inputs=list(parts))
+            torch.autograd.backward(given, cotangents, retain_graph=retain, inputs=list(parts))
         for part in parts:
             part.grad = None
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from lsa.landscape.derivatives import budget, sample_gradients
 from lsa.landscape.derivatives.jacobians import Jacobian, Traced, in_rows, jacobian, layered
 from lsa.landscape.derivatives.layer_gradients import SampleGradients, size
 from lsa.landscape.derivatives.modes import (
+    AddProduct,
     Function,
     Matvec,
     differentiable,
@@ -52,7 +53,7 @@ def hessian(parts: Iterable[Part], theta: Tensor, memory: int) -> Matvec:
         InputError: From the first product, where the graph of a pass would not fit in the memory
             that is free.
     """
-    multiply = _kept(
+    multiply = _Kept(
         lambda part: double_backward(part.loss, theta),
         memory,
         lambda build: _weighed(build, budget.room(theta.device)),
@@ -77,7 +78,7 @@ def hessian_by_parts(parts: Iterable[Part], theta: Tensor, memory: int, network:
 
     One batch is added up where it arises, in the precision of θ; several are summed in float64.
     """
-    add = _kept(
+    add = _Kept(
         lambda part: _by_parts(part, theta, network),
         memory,
         lambda build: _weighed(build, budget.room(theta.device)),
@@ -94,22 +95,22 @@ def hessian_by_parts(parts: Iterable[Part], theta: Tensor, memory: int, network:
         totals = [torch.zeros_like(theta, dtype=dtype, requires_grad=False) for _ in columns]
         own = torch.zeros_like(theta, requires_grad=False) if several else None
         for k, part in itertools.chain([first], several, rows):
-            multiply = add(k, part)
+            multiply, last = add(k, part), None if add.holds(k) else totals[-1]
             for total, column in zip(totals, columns, strict=True):
+                multiply(column, total if own is None else own, total is not last)
                 if own is None:
-                    multiply(column, total)
                     total.mul_(part.weight)
-                    continue
-                multiply(column, own)
-                total.add_(own, alpha=part.weight)
-                own.zero_()
+                else:
+                    total.add_(own, alpha=part.weight)
+                    own.zero_()
+            del multiply  # before the next graph is made
         total = totals[0] if v.ndim == 1 else torch.stack(totals, 1).reshape(v.shape)
         return total.to(v.dtype)
 
     return product
 
 
-def _by_parts(part: Part, theta: Tensor, network: Network) -> Callable[[Tensor, Tensor], None]:
+def _by_parts(part: Part, theta: Tensor, network: Network) -> AddProduct:
     with network.parted():
         return double_backward_by_parts(part.loss, theta.detach(), lambda: network.values)
 
@@ -134,7 +135,7 @@ def gauss_newton(parts: Iterable[Part], theta: Tensor, memory: int) -> Matvec:
         outputs = part.outputs
         return Traced(part, theta) if outputs is None else Jacobian(outputs, theta)
 
-    linearised = _kept(build, memory, _weighed)
+    linearised = _Kept(build, memory, _weighed)
 
     def curved(k: int, part: Part, v: Tensor) -> Tensor:
         J = linearised(k, part)
@@ -165,9 +166,9 @@ def second_moment(
     gradients: Callable[[int, Part], SampleGradients | Jacobian]
     if by_layers:
         build = layered if samples * theta.nbytes > memory else in_rows
-        gradients = _kept(lambda part: build(part.losses, theta), memory, _held)
+        gradients = _Kept(lambda part: build(part.losses, theta), memory, _held)
     else:
-        gradients = _kept(lambda part: jacobian(part.losses, theta), memory, _weighed)
+        gradients = _Kept(lambda part: jacobian(part.losses, theta), memory, _weighed)
 
     @full_float32()
     @torch.enable_grad()
@@ -241,32 +242,37 @@ def check_unknown(error: BaseException) -> None:
         raise error
 
 
-def _kept(
-    build: Callable[[Part], Graph],
-    memory: int,
-    weighed: Callable[[Callable[[], Graph]], tuple[Graph, int]],
-) -> Callable[[int, Part], Graph]:
+class _Kept(Generic[Graph]):
     """`build` of part k, remembered while the bytes that all hold, as `weighed` says, fit.
 
     The first is weighed in any case, so that one that would not fit is refused.
     """
-    kept: dict[int, Graph] = {}
-    left, known = memory, False
 
-    def graph(k: int, part: Part) -> Graph:
-        nonlocal left, known
-        if k in kept:
-            return kept[k]
-        if left <= 0 and known:
-            return build(part)
-        made, size = weighed(lambda: build(part))
-        known = True
-        left -= size
-        if left >= 0:
-            kept[k] = made
+    def __init__(
+        self,
+        build: Callable[[Part], Graph],
+        memory: int,
+        weighed: Callable[[Callable[[], Graph]], tuple[Graph, int]],
+    ) -> None:
+        self._build, self._left, self._weighed = build, memory, weighed
+        self._graphs: dict[int, Graph] = {}
+        self._known = False
+
+    def __call__(self, k: int, part: Part) -> Graph:
+        if k in self._graphs:
+            return self._graphs[k]
+        if self._left <= 0 and self._known:
+            return self._build(part)
+        made, size = self._weighed(lambda: self._build(part))
+        self._known = True
+        self._left -= size
+        if self._left >= 0:
+            self._graphs[k] = made
         return made
 
-    return graph
+    def holds(self, k: int) -> bool:
+        """Whether that of part k is remembered."""
+        return k in self._graphs
 
 
 def _weighed(build: Callable[[], Graph], most: float = math.inf) -> tuple[Graph, int]:
@@ -300,7 +306,9 @@ def _weighed(build: Callable[[], Graph], most: float = math.inf) -> tuple[Graph,
         if "saved tensor hooks" not in str(error):
             raise
         return build(), UNWEIGHED  # the network calls torch.func itself
-    return made, size(held)
+    found = size(held)
+    held.clear()  # the graph's nodes hold the hook, and it this list
+    return made, found
 
 
 def _held(build: Callable[[], SampleGradients]) -> tuple[SampleGradients, int]:

@@ -12,8 +12,11 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.func import hessian, jacrev
 from torch.nn.utils.parametrize import register_parametrization
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from lsa.landscape import Landscape, flatten
+from benchmarks import gpt
+from lsa.landscape import Landscape, flatten, objectives
 from lsa.runtime.errors import InputError
 
 N = 11
@@ -112,6 +115,59 @@ def test_graphs_are_kept_while_they_fit(name, memory, builds):
     for _ in range(3):
         product(torch.ones(at.dimension).double())
     assert len(passes) == builds
+
+
+@pytest.mark.parametrize("size", [4, N])
+@pytest.mark.parametrize("memory", [0, 20_000, 1 << 30])
+def test_products_over_batches_are_those_of_the_dense_hessian(size, memory):
+    whole = landscape()
+    theta = flatten(whole.model)
+    batches = list(zip(whole.x.split(size), whole.y.split(size), strict=True))
+    at = Landscape(whole.model, batches, loss=F.cross_entropy, memory=memory)
+    wanted, product = dense(whole, theta, "hessian"), at.hessian(theta)
+    V = torch.randn(len(theta), 3, generator=torch.Generator().manual_seed(1)).double()
+    for _ in range(2):
+        torch.testing.assert_close(product(V), wanted @ V)
+        torch.testing.assert_close(product(V[:, 0]), wanted @ V[:, 0])
+
+
+class Allocated(TorchDispatchMode):
+    """The most bytes that tensors made within the block hold at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.most = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        for t in tree_leaves(made):
+            storage = t.untyped_storage() if isinstance(t, Tensor) else None
+            if storage is not None and storage._cdata not in self._known:
+                self._known.add(storage._cdata)
+                self.now += storage.nbytes()
+                weakref.finalize(storage, self._freed, storage._cdata, storage.nbytes())
+        self.most = max(self.most, self.now)
+        return made
+
+    def _freed(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.now -= size
+
+
+def test_a_product_with_nothing_kept_holds_at_most_twice_what_a_gradient_does():
+    model = gpt.build(gpt.Shape(4, 32, 2, 64, 64)).eval()
+    ids = gpt.text(8, 65, 64)
+    at = Landscape(
+        model, [(ids[:, :-1], ids[:, 1:])], objective=objectives.per_token(shift=False), memory=0
+    )
+    product, v = at.hessian(at.theta), torch.ones(at.dimension)
+    with Allocated() as gradient:
+        at.gradient(at.theta)
+    for _ in range(2):
+        with Allocated() as own:
+            product(v)
+        assert own.most < 2 * gradient.most
 
 
 def test_sample_curvatures_of_the_gauss_newton_part_equal_the_dense_ones():
