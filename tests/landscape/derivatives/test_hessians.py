@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 import lsa
@@ -128,6 +129,45 @@ def test_in_bfloat16_the_error_is_told(monkeypatch):
         return
     value, error = (result.metrics[n].value for n in ("lambda_max", "lambda_max_residual"))
     assert abs(value - top) <= error < 0.5 * value
+
+
+class TF32(torch.autograd.Function):
+    """A linear layer whose factors have TF32's 10 bits of mantissa, forward and backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, w, b)
+        return F.linear(TF32.rounded(x), TF32.rounded(w), b)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Any) -> tuple:
+        x, w, b = (t if t is None else TF32.rounded(t) for t in ctx.saved_tensors)
+        g = TF32.rounded(gradients[0])
+        rows = g.flatten(0, -2)
+        return g @ w, rows.T @ x.flatten(0, -2), None if b is None else rows.sum(0)
+
+    @staticmethod
+    def rounded(t: Tensor) -> Tensor:
+        return ((t.contiguous().view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
+
+
+def test_in_tf32_the_error_is_told(monkeypatch):
+    model, ids = made(60)
+    exact, at = truth(model, ids)
+    top = ends(exact, at)[1]
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            monkeypatch.setattr(
+                module, "forward", lambda x, m=module: TF32.apply(x, m.weight, m.bias)
+            )
+    found = landscape(model, ids, products="gradients", copy=False)
+    nothing_fits(monkeypatch)
+    result = lsa.lanczos(
+        landscape=found, theta=found.theta, density_probes=0, split="no", k=1, k_min=0, tol=0.05
+    )
+    value, error = (result.metrics[n].value for n in ("lambda_max", "lambda_max_residual"))
+    assert 0 < abs(value - top) <= error < 0.1 * value
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # of views of θ; torch's own
