@@ -205,14 +205,14 @@ class Differences:
 
     def _pair(self, v: Tensor, length: float, step: float) -> _Pair:
         """The difference of f at θ ± step · v/|v|, |v| = length, and the size of its even part."""
-        here, alpha = self.here, step / length
+        here, sigma, alpha = self.here, self.sigma, step / length  # before a total is held
         total = self._value(None, self._theta.add(v, alpha=alpha))
         high = sketched(total)
         total = self._value(total, self._theta.sub(v, alpha=alpha), -1.0)
         apart = sketched(total)
         low = high - apart
         even = self._long(high.add_(low).sub_(here, alpha=2))
-        rest = math.sqrt(max(0.0, even**2 - 6 * self.sigma**2)) / (2 * step)
+        rest = math.sqrt(max(0.0, even**2 - 6 * sigma**2)) / (2 * step)
         sketch = apart.div_(2 * step)
         value = total.div_(2 * step).to(v.dtype)
         return _Pair(value, sketch, self._long(sketch), rest)
