@@ -52,7 +52,7 @@ class Task(NamedTuple):
     title: str
     network: str
     samples: int
-    rows: Callable[..., Rows]  # (model, x, y, rivals)
+    rows: Callable[..., Rows]  # (model, x, y, rivals); of watch the networks' names
     options: Mapping[str, Any] = {}  # of the network
     trained: int = 0  # images that it is trained on, where those are more
 
@@ -103,7 +103,7 @@ TASKS = {
         "A training that is watched",
         "simple_cnn",
         512,
-        lambda _model, x, y, _: watch.rows(x, y),
+        lambda _model, x, y, names: watch.rows(x, y, names),
     ),
     "line": Task(
         f"{line.POINTS} points on a line",
@@ -136,7 +136,11 @@ def main() -> None:
     parser.add_argument("--only", help=f"comma-separated, of {', '.join((*TASKS, LANGUAGE))}")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, …")
     parser.add_argument("--rivals", default=",".join(PACKAGES), help="comma-separated; '' for none")
-    parser.add_argument("--networks", help=f"of {LANGUAGE}, comma-separated, of 0.8M, 10.7M, 124M")
+    parser.add_argument(
+        "--networks",
+        help=f"comma-separated: of {LANGUAGE} among 0.8M, 10.7M, 124M; of watch among "
+        f"{', '.join(watch.STEPS)}",
+    )
     parser.add_argument(
         "--seconds", type=float, help=f"for all of {LANGUAGE}; what is left is left out"
     )
@@ -154,7 +158,7 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     rivals = _listed(chosen.rivals, PACKAGES, parser)
     missing = [PACKAGES[name] for name in rivals if not _installed(name)]
-    if missing and chosen.only != LANGUAGE:  # there, what fails is a row
+    if missing and chosen.only not in (LANGUAGE, "watch"):  # there, what fails is a row
         parser.error(
             f"not installed: {', '.join(missing)}; pip install 'loss-landscape-analysis[bench]'"
         )
@@ -171,7 +175,8 @@ def main() -> None:
         model = setting.network(task.network, x[:2048], y[:2048], **task.options)
         x, y = x[:n], y[:n]
         with full_float32():  # PyTorch's default on a GPU would fail the accuracy asked for
-            found[name] = task.rows(model, x, y, rivals)
+            given = _networks(chosen) if name == "watch" else rivals
+            found[name] = task.rows(model, x, y, given)
         d = sum(p.numel() for p in model.parameters())
         title = f"{task.title}: {task.network}, {d:,} parameters, {len(x):,} images"
         print(f"## {title}\n\n{summary.table(found[name])}\n", flush=True)
@@ -181,15 +186,17 @@ def main() -> None:
         "# Benchmarks",
         _machine(chosen.device),
         f"`{' '.join(['python -m benchmarks', *_shown(sys.argv[1:])])}`",
-        summary.table(headlines),
+        *([summary.table(headlines)] if headlines else []),
         *(f"## {rows[0]['']}\n\n{summary.table(rows[1:])}" for rows in found.values()),
     ]
-    print(parts[3])
+    if headlines:
+        print(parts[3])
     if chosen.out:
         chosen.out = _page(chosen.out)
-        figure = chosen.out.with_suffix(".png")
-        summary.draw(headlines, figure)
-        parts.insert(4, f"![Ratios]({figure.name})")
+        if headlines:
+            figure = chosen.out.with_suffix(".png")
+            summary.draw(headlines, figure)
+            parts.insert(4, f"![Ratios]({figure.name})")
         chosen.out.write_text("\n\n".join(parts) + "\n")
 
 
@@ -198,7 +205,7 @@ def _language(chosen: argparse.Namespace, rivals: Sequence[str]) -> dict[str, Ro
     card = chosen.device != "cpu"
     options = language.Options(
         chosen.device,
-        (chosen.networks or "").split(",") if chosen.networks else (),
+        _networks(chosen),
         rivals,
         chosen.seconds or math.inf,
         chosen.limit or (25.0 if card else math.inf),
@@ -222,6 +229,11 @@ def _language(chosen: argparse.Namespace, rivals: Sequence[str]) -> dict[str, Ro
     for title, *rows in found.values():
         print(f"## {title['']}\n\n{summary.table(rows)}\n", flush=True)
     return dict(found)
+
+
+def _networks(chosen: argparse.Namespace) -> Sequence[str]:
+    """The networks that were asked for; none is all."""
+    return chosen.networks.split(",") if chosen.networks else ()
 
 
 def _page(out: Path) -> Path:

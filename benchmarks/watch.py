@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,21 +18,31 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import lsa
+from benchmarks import summary
 from benchmarks.gpt import GPT, SHAPES
 from lsa.training import models
 
 BATCH = 128
 SEQUENCES, CONTEXT = 8, 128  # of the GPT
-ROUNDS, WARM = 7, 1
+ROUNDS = {"mlp": 15, "simple_cnn": 5, "resnet20": 3, "gpt": 3}
 STEPS = {"mlp": 40, "simple_cnn": 4, "resnet20": 2, "gpt": 1}  # of a round
 BINS = 64
 
 Step = Callable[[], None]
 
 
-def rows(x: Tensor, y: Tensor, names: tuple[str, ...] = (*STEPS,)) -> list[dict[str, Any]]:
-    """Per network and way of watching: time of a step over that of the bare training."""
-    found = [row for name in names for row in _of_network(name, x, y)]
+def rows(x: Tensor, y: Tensor, names: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Per network and way of watching: time of a step over that of the bare training.
+
+    Args:
+        x: Images.
+        y: Their classes.
+        names: Of networks, of `STEPS`; default all.
+    """
+    found = []
+    for name in names or STEPS:
+        found += (own := _of_network(name, x, y))
+        print(summary.table(own), flush=True)
     return [*found, {**dict.fromkeys(found[0], ""), "network": "any", "watched": cockpit()}]
 
 
@@ -48,10 +58,12 @@ def cockpit() -> str:
 def _of_network(name: str, x: Tensor, y: Tensor) -> list[dict[str, Any]]:
     alone = {"budget": None, "track": False}
     kinds = ("update", "noise", "sharpness", "batch_sharpness")
+    samples = {"measure": ["noise_of_samples"], "every": 1, "norms": 10**9}
     ways: dict[str, Callable[..., Any]] = {
         "bare": lambda model, optimizer, probe: None,
         "norms, every step": lambda m, o, _: lsa.watch(m, o, **alone),
         "histograms of gradients, every step": lambda model, *_: histograms(model),
+        "noise_of_samples": lambda m, o, _: lsa.watch(m, o, **samples, **alone),
     }
     for kind in kinds:
         ways[kind] = lambda m, o, p, kind=kind: lsa.watch(
@@ -59,14 +71,13 @@ def _of_network(name: str, x: Tensor, y: Tensor) -> list[dict[str, Any]]:
         )
     trainings = {way: _training(name, x, y, attach) for way, attach in ways.items()}
     took: dict[str, list[float]] = {way: [] for way in ways}
-    for round_ in range(ROUNDS + WARM):
+    for round_ in range(ROUNDS[name] + 1):  # the first warms up
         for way, step in trainings.items():
-            seldom = way in kinds or way.startswith("histograms")
-            number = 1 if seldom else STEPS[name]
+            number = STEPS[name] if way in ("bare", "norms, every step") else 1
             began = _seconds(x.device)
             for _ in range(number):
                 step()
-            if round_ >= WARM:
+            if round_:
                 took[way].append((_seconds(x.device) - began) / number)
     bare = statistics.median(took["bare"])
     found = []

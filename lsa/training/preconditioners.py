@@ -28,6 +28,7 @@ class Preconditioner:
 
     diagonal: Tensor  # of P, (n,)
     inverse_root: Callable[[Tensor], Tensor]  # v ↦ P^(−½)v, both (n,)
+    diagonal_alone: bool = False  # whether P is its diagonal
 
 
 @dataclass(frozen=True)

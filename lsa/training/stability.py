@@ -146,7 +146,7 @@ class OptimizerState:
         values = [rule.penalty if rule else 0.0 for rule in self._read[0]] or [0.0]
         if len(set(values)) == 1:
             return float(values[0])
-        sizes = torch.tensor([p.numel() for p in self.parameters])
+        sizes = torch.tensor([_local(p).numel() for p in self.parameters])
         each = torch.tensor(values, dtype=torch.float64).repeat_interleave(sizes)
         return each.to(self.parameters[0].device)
 
@@ -154,12 +154,15 @@ class OptimizerState:
     def identity(self) -> bool:
         """Whether P is 1 and λ one number, so that P⁻¹(H + λI) is H + λI."""
         ones = all(
-            rule and isinstance(rule.P, Tensor) and (rule.P == 1).all() for rule in self._read[0]
+            rule and isinstance(rule.P, Tensor) and (_local(rule.P) == 1).all()
+            for rule in self._read[0]
         )
         return self.common and ones and isinstance(self.penalty, float) and not self.reason
 
     def preconditioner(self, theta: Tensor) -> Preconditioner | None:
         """P of the last step, an operator on `(d,)` on θ's device; None if there is a `reason`.
+
+        Of parameters that processes share (DTensors), it is that of this process's part.
 
         Raises:
             InputError: A P that is not positive or not finite.
@@ -177,10 +180,11 @@ class OptimizerState:
                 operators.append((part, P, share**-0.5))
                 diagonal = P.diagonal
             elif P is None:
-                pieces.append(theta.new_full((p.numel(),), math.inf, dtype=torch.float64))
+                still = theta.new_full((_local(p).numel(),), math.inf, dtype=torch.float64)
+                pieces.append(still)
                 continue
             else:
-                diagonal = P.reshape(-1).double()
+                diagonal = _local(P).reshape(-1).double()
             if not (torch.isfinite(diagonal) & (diagonal > 0)).all():
                 raise InputError(
                     f"the second moment of {self.name} is not positive and finite everywhere, so "
@@ -197,7 +201,7 @@ class OptimizerState:
                 w[part] = (root * P.inverse_root(piece)).to(w)
             return w
 
-        return Preconditioner(P_diagonal, inverse_root)
+        return Preconditioner(P_diagonal, inverse_root, not operators)
 
     def update(self, theta: Tensor, gradient: Tensor) -> Tensor:
         """The change of θ in the optimizer's next step with a gradient, `(d,)`.
@@ -230,6 +234,11 @@ class OptimizerState:
             optimizers.switch(twin, training=False)
         after = torch.cat([p.detach().reshape(-1) for p in own]).to(theta.device)
         return (after - theta.double()).to(theta.dtype)
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """What this process holds of a tensor."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor  # pyright: ignore
 
 
 def read(

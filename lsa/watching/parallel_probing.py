@@ -9,12 +9,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from lsa.landscape import objectives
 from lsa.landscape.parallel import ParallelLandscape
 from lsa.landscape.terms import Objective
 from lsa.landscape.weighing import Loss
 from lsa.runtime.errors import InputError
+from lsa.training import stability
 from lsa.watching import probing, spectrum
 from lsa.watching.along import measured_along
 from lsa.watching.probe_set import parts_of
@@ -22,13 +24,19 @@ from lsa.watching.probing import Tried
 from lsa.watching.undisturbed import undisturbed
 from lsa.watching.weights import Weights
 
-KINDS = ("update", "noise", "sharpness")
+KINDS = ("update", "noise", "sharpness", "lambda_max")
+# Optimizers that divide each number of the gradient by one of its own, so that each process
+# knows its part of P.
+ELEMENTWISE = (
+    torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.NAdam, torch.optim.RAdam,
+    torch.optim.Adamax, torch.optim.RMSprop, torch.optim.Adagrad, torch.optim.Adadelta,
+)  # fmt: skip
 
 
 class ParallelProbing:
     """Like `Probing`, of `ParallelLandscape`: every process measures, with the same batches.
 
-    Products are differences of gradients. Of the top eigenvalues λ_max(H) alone is measured.
+    Products are differences of gradients.
 
     Args:
         model: After `fully_shard`.
@@ -37,6 +45,7 @@ class ParallelProbing:
         loss: For pairs.
         objective: In place of it.
         kinds: Which of `KINDS`.
+        optimizers: Of the training.
 
     Raises:
         InputError: Weights that `ParallelLandscape` refuses, or an unknown kind.
@@ -50,6 +59,7 @@ class ParallelProbing:
         loss: Loss | None,
         objective: Objective | None,
         kinds: Sequence[str],
+        optimizers: Sequence[Optimizer],
     ) -> None:
         for kind in kinds:
             if kind not in KINDS:
@@ -65,7 +75,7 @@ class ParallelProbing:
         self._model, self._kinds = model, tuple(kinds)
         given = F.cross_entropy if loss is None else loss
         self._objective = objective or objectives.supervised(given)
-        self._spectrum = spectrum.Spectrum()
+        self._spectrum, self._optimizers = spectrum.Spectrum(), optimizers
         self._landscapes: list[ParallelLandscape] = []  # on the batches, and on equal parts
 
     @property
@@ -118,11 +128,13 @@ class ParallelProbing:
             def losses(at: Tensor) -> Tensor:
                 return torch.tensor([whole.loss(at)], dtype=torch.float64)
 
+            point = spectrum.Point(
+                whole.hessian(theta), lambda: whole.gradient(theta), update, space
+            )
             work: dict[str, Callable[[], Mapping[str, float]]] = {
                 "noise": lambda: parts.noise_scale(theta).numbers(),
-                "sharpness": lambda: self._spectrum.of_hessian(
-                    whole.hessian(theta), update, lambda: whole.gradient(theta), space
-                ),
+                "lambda_max": lambda: self._spectrum.lambda_max(point),
+                "sharpness": lambda: self._spectrum.sharpness(point, theta, self._state()),
             }
             if square > 0:
                 work["update"] = lambda: measured_along(losses, None, start, update).numbers(square)
@@ -133,3 +145,15 @@ class ParallelProbing:
                 if kind in work and (noise or kind != "noise"):
                     found |= tried(kind, work[kind]) or {}
         return found
+
+    def _state(self) -> stability.OptimizerState | None:
+        """Of the optimizer that moves all weights."""
+        if len(self._optimizers) > 1:
+            return None
+        (optimizer,) = self._optimizers
+        if not isinstance(optimizer, ELEMENTWISE):
+            raise InputError(
+                f"the preconditioner of {type(optimizer).__name__} is not known from shards of "
+                "its state; measure 'lambda_max'"
+            )
+        return stability.read(optimizer, [p for p in self._model.parameters() if p.requires_grad])

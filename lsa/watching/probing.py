@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lsa.landscape import Landscape
+from lsa.training import stability
 from lsa.watching import spectrum
 from lsa.watching.along import along
 from lsa.watching.noise import Noise
@@ -16,10 +18,11 @@ from lsa.watching.probe_set import ProbeSet
 from lsa.watching.undisturbed import undisturbed
 
 USUAL = ("update", "noise")
-KINDS = (*USUAL, "noise_of_blocks", "sharpness", "batch_sharpness")
+KINDS = (*USUAL, "noise_of_blocks", "sharpness", "lambda_max", "batch_sharpness")
 
 PASSES = {  # forward passes over the probe set that a first measurement is worth, at most
-    "update": 11, "noise": 6, "noise_of_blocks": 6, "sharpness": 180, "batch_sharpness": 9,
+    "update": 11, "noise": 6, "noise_of_blocks": 6, "sharpness": 90, "lambda_max": 90,
+    "batch_sharpness": 9,
 }  # fmt: skip
 
 Tried = Callable[[str, Callable[[], Mapping[str, float]]], Mapping[str, float] | None]
@@ -80,11 +83,13 @@ class Probing:
             start = torch.cat([p.reshape(-1).to(theta.dtype) for p in before])
             update = theta - start
             square = float(update.double() @ update.double())
+            point = spectrum.Point(
+                landscape.hessian(theta), lambda: landscape.gradient(theta), update
+            )
             work: dict[str, Callable[[], Mapping[str, float]]] = {
                 "noise": lambda: self._noise.measure(landscape, probe_set.parts(), theta),
-                "sharpness": lambda: self._spectrum.measure(
-                    landscape, theta, update, self._optimizer
-                ),
+                "lambda_max": lambda: self._spectrum.lambda_max(point),
+                "sharpness": lambda: self._spectrum.sharpness(point, theta, self._state(landscape)),
                 "batch_sharpness": lambda: spectrum.batch_sharpness(probe_set.given(), theta),
             }
             work["noise_of_blocks"] = work["noise"]
@@ -97,3 +102,9 @@ class Probing:
                 if kind in work and (noise or kind != "noise"):
                     found |= tried(kind, work[kind]) or {}
         return found
+
+    def _state(self, landscape: Landscape) -> stability.OptimizerState | None:
+        """Of the optimizer that moves all of θ."""
+        if self._optimizer is None:
+            return None
+        return stability.read(self._optimizer, landscape.own_parameters)

@@ -8,7 +8,6 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
 from lsa.landscape import Landscape
 from lsa.maths.spaces import HERE, Space
@@ -22,10 +21,31 @@ FIRST, LATER = 30, 7  # products at most, of the first search and of those that 
 Matvec = Callable[[Tensor], Tensor]
 
 
+class Point:
+    """The operators at one θ, and what was found of their spectra.
+
+    Args:
+        hessian: v ↦ H v.
+        gradient: ∇L, computed where it is needed.
+        update: The step that led to θ: unstable steps are along the top eigenvector.
+        space: Where vectors live.
+    """
+
+    def __init__(
+        self,
+        hessian: Matvec,
+        gradient: Callable[[], Tensor],
+        update: Tensor,
+        space: Space = HERE,
+    ) -> None:
+        self.hessian, self.gradient, self.update, self.space = hessian, gradient, update, space
+        self.found: dict[str, Top] = {}
+
+
 class Spectrum:
     """λ_max(H), and λ_max(P⁻¹(H + λI)) over the threshold of the optimizer.
 
-    A search goes on from the vectors of the last one (`lsa.maths.spectra.carried`), which takes 3
+    A search goes on from the vectors of the last one (`lsa.maths.spectra.carried`), which takes 4
     products where little has changed and 7 at most; what they leave open is in the residual. It
     holds up to 16 vectors like θ.
     """
@@ -34,69 +54,56 @@ class Spectrum:
         self._vectors: dict[str, Tensor] = {}
         self._rng = torch.Generator().manual_seed(0)
 
-    def measure(
-        self, landscape: Landscape, theta: Tensor, update: Tensor, optimizer: Optimizer | None
+    def lambda_max(self, point: Point) -> Mapping[str, float]:
+        """λ_max(H) with its residual."""
+        raw = self._top("raw", point.hessian, point)
+        return {"lambda_max": raw.value, "lambda_max_residual": raw.residual}
+
+    def sharpness(
+        self, point: Point, theta: Tensor, state: stability.OptimizerState | None
     ) -> Mapping[str, float]:
-        """Eigenvalues with their residuals, and the share of the threshold.
+        """λ_max(P⁻¹(H + λI)) with its residual, and as a share of the threshold.
+
+        λ_max(H) where P is not known, and as well where P is 1.
 
         Args:
-            landscape: L.
-            theta: Where.
-            update: The step that led there: unstable steps are along the top eigenvector.
-            optimizer: The one that moves all of θ; None where there are several.
+            point: Where.
+            theta: θ.
+            state: The optimizer that moves all of θ; None where there are several.
         """
-        hessian = landscape.hessian(theta)
-        raw = self._top("raw", hessian, update, lambda: landscape.gradient(theta))
-        found = _named(raw)
-        if optimizer is None:
-            return found
-        state = stability.read(optimizer, landscape.own_parameters)
-        P, penalty = state.preconditioner(theta), state.penalty
-        if P is None:
-            return found
+        P = None if state is None else state.preconditioner(theta)
+        if state is None or P is None:
+            return self.lambda_max(point)
+        found: dict[str, float] = {}
         if state.identity:
-            felt = replace(raw, value=raw.value + float(penalty))
+            found |= self.lambda_max(point)
+            raw = point.found["raw"]
+            felt = replace(raw, value=raw.value + float(state.penalty))
         else:
-            felt = self._top(
-                "felt", _felt(hessian, P, penalty), update, lambda: landscape.gradient(theta)
-            )
+            felt = self._top("felt", _felt(point.hessian, P, state.penalty), point)
         found |= {"sharpness": felt.value, "sharpness_residual": felt.residual}
         threshold = state.threshold
         if threshold is not None:
             found |= {"threshold": threshold[0], "threshold_ratio": felt.value / threshold[0]}
         return found
 
-    def of_hessian(
-        self, hessian: Matvec, update: Tensor, gradient: Callable[[], Tensor], space: Space
-    ) -> Mapping[str, float]:
-        """λ_max(H) alone, of vectors that processes may share."""
-        return _named(self._top("raw", hessian, update, gradient, space))
-
-    def _top(
-        self,
-        name: str,
-        matvec: Matvec,
-        update: Tensor,
-        gradient: Callable[[], Tensor],
-        space: Space = HERE,
-    ) -> Top:
+    def _top(self, name: str, matvec: Matvec, point: Point) -> Top:
         """The top of an operator, from that of the last measurement or from the gradient."""
-        carried = self._vectors.get(name)
+        if name in point.found:
+            return point.found[name]
+        carried, update, space = self._vectors.get(name), point.update, point.space
         limit = LATER
         if carried is None:
             limit = FIRST
-            carried = torch.stack([gradient(), *(space.normal(update, self._rng) for _ in "12")])
+            drawn = [space.normal(update, self._rng) for _ in "12"]
+            carried = torch.stack([point.gradient(), *drawn])
         fresh = space.normal(update, self._rng)
         length = float(space.length(update))
         if length > 0:
             fresh += update * (float(space.length(fresh)) / length)
         found = top(matvec, carried, fresh, tol=TOL, max_products=limit, space=space)
-        self._vectors[name] = found.vectors
+        self._vectors[name], point.found[name] = found.vectors, found
         return found
-
-
-def _named(raw: Top) -> dict[str, float]:
-    return {"lambda_max": raw.value, "lambda_max_residual": raw.residual}
 
 
 def batch_sharpness(landscapes: list[Landscape], theta: Tensor) -> Mapping[str, float]:
@@ -119,10 +126,25 @@ def batch_sharpness(landscapes: list[Landscape], theta: Tensor) -> Mapping[str, 
 
 
 def _felt(hessian: Matvec, P: Preconditioner, penalty: float | Tensor) -> Matvec:
-    """v ↦ P^(−½)(H + λI)P^(−½)v."""
+    """v ↦ P^(−½)(H + λI)P^(−½)v.
 
-    def product(v: Tensor) -> Tensor:
+    In the precision of v where P is its diagonal: what that rounds is far below the residual.
+    """
+    if P.diagonal_alone:
+        root: dict[torch.dtype, Tensor] = {}
+
+        def product(v: Tensor) -> Tensor:
+            if v.dtype not in root:
+                root[v.dtype] = P.diagonal.rsqrt().to(v.dtype)
+            w = root[v.dtype] * v
+            Hw = hessian(w)
+            plain = isinstance(penalty, float) and not penalty
+            return root[v.dtype] * (Hw if plain else Hw + penalty * w)
+
+        return product
+
+    def turned(v: Tensor) -> Tensor:
         w = P.inverse_root(v.double())
         return P.inverse_root(hessian(w.to(v.dtype)) + penalty * w).to(v.dtype)
 
-    return product
+    return turned

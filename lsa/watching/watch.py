@@ -72,8 +72,8 @@ def watch(
         objective: `(model, batch) → lsa.Terms`, one of `lsa.objectives` or of one's own, in place
             of `loss`.
         measure: What is measured on the batches: `update` and `noise` by default, `sharpness`,
-            `batch_sharpness`, `noise_of_blocks` on request. `noise_of_samples` is the noise of the
-            training's own batches, from its own passes, and needs no `batches`.
+            `lambda_max`, `batch_sharpness`, `noise_of_blocks` on request. `noise_of_samples` is the
+            noise of the training's own batches, from its own passes, and needs no `batches`.
         every: Steps between these measurements.
         norms: Steps between measurements of norms and angles.
         budget: Share of the training's time that the watch may take; it measures less often where
@@ -128,7 +128,8 @@ def _inside(
     if batches is not None:
         probed = [kind for kind in kinds if kind != SAMPLES]
         if weights.sharded:
-            probes = ParallelProbing(model, weights, batches, kinds=probed, **objective)
+            given = {"kinds": probed, "optimizers": optimizers, **objective}
+            probes = ParallelProbing(model, weights, batches, **given)
         else:
             probe_set = ProbeSet(model, weights, batches, **objective)
             probes = probing.Probing(probe_set, optimizers, probed)

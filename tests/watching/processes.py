@@ -63,7 +63,7 @@ def work(rank: int, kind: str, watched: bool, folder: str, port: int) -> None:
     x, y = data()
     optimizer = torch.optim.AdamW(base.parameters(), lr=1e-2)
     options: dict[str, Any] = {"budget": None, "track": False, "strict": True, "every": 2}
-    options |= {"batches": batches(), "measure": ("update", "noise", "sharpness")}
+    options |= {"batches": batches(), "measure": ("update", "noise", "sharpness", "lambda_max")}
     torch.manual_seed(5 + rank)
     random.seed(rank)
     np.random.seed(rank)

@@ -49,7 +49,7 @@ def test_the_numbers_are_those_of_a_cpu():
         y = (x @ torch.randn(5, 3, dtype=torch.float64)).argmax(1)
         model, x, y = model.to(device), x.to(device), y.to(device)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-        kinds = ["update", "noise", "sharpness"]
+        kinds = ["update", "noise", "sharpness", "lambda_max"]
         options = {"every": 3, "budget": None, "track": False, "strict": True}
         with lsa.watch(model, optimizer, batches=(x, y), measure=kinds, **options) as watch:
             for _ in range(6):

@@ -197,7 +197,9 @@ def test_noise_scale_of_the_probe_set_is_unbiased():
 def test_sharpness_against_the_dense_hessian(name: str):
     model, x, y = setting()
     optimizer = MAKERS[name](model.parameters())
-    watch = watched(model, optimizer, batches=(x, y), measure=["sharpness"], every=3, strict=True)
+    watch = watched(
+        model, optimizer, batches=(x, y), measure=["sharpness", "lambda_max"], every=3, strict=True
+    )
     exact, checked = Exact(model, x, y), 0
     converged: list[str] = []
 
@@ -258,7 +260,7 @@ def test_an_objective_gives_the_same_numbers():
         twin = copy.deepcopy(model)
         optimizer = torch.optim.SGD(twin.parameters(), lr=0.1)
         batches = [(x[:32], y[:32]), (x[32:], y[32:])]
-        kinds = ["update", "noise", "sharpness", "batch_sharpness"]
+        kinds = ["update", "noise", "sharpness", "lambda_max", "batch_sharpness"]
         with watched(twin, optimizer, batches=batches, measure=kinds, every=1, **options) as watch:
             train(twin, optimizer, x, y, 2)
         rows.append(watch.rows[-1])

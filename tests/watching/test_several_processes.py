@@ -85,7 +85,7 @@ def compare_with_one_process(rows: list[dict[str, float]]) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     x, y = processes.data()
     options = {"budget": None, "track": False, "strict": True, "every": 2}
-    kinds = ("update", "noise", "sharpness")
+    kinds = ("update", "noise", "sharpness", "lambda_max")
     options |= {"batches": processes.batches(), "objective": lsa.objectives.supervised()}
     with lsa.watch(model, optimizer, measure=kinds, **options) as watch:
         for step in range(processes.STEPS):
@@ -96,12 +96,19 @@ def compare_with_one_process(rows: list[dict[str, float]]) -> None:
             optimizer.step()
     names = ("probe_loss", "directional_sharpness", "gain", "gain_first_order", "lambda_max")
     names += ("gain_second_order", "noise_trace", "gradient_squared", "noise_trace_se_data")
+    names += ("threshold",)
     compared = 0
     for one, two in zip(watch.rows, rows, strict=True):
         for name in names:
             if name in one:
                 assert two[name] == pytest.approx(one[name], rel=1e-3, abs=1e-6), name
                 compared += 1
+        if "sharpness" in one:  # both searches end where they may
+            apart = one["sharpness_residual"] + two["sharpness_residual"]
+            assert abs(two["sharpness"] - one["sharpness"]) <= apart
+            assert two["sharpness"] == pytest.approx(one["sharpness"], rel=2e-2)
+            ratio = two["sharpness"] / two["threshold"]
+            assert two["threshold_ratio"] == pytest.approx(ratio)
         if "critical_factor" in one:
             assert two["critical_factor"] == pytest.approx(one["critical_factor"], rel=5e-3)
     assert compared == 2 * len(names)
@@ -116,7 +123,7 @@ def compiled(watched: bool) -> tuple[dict[str, Any], int]:
     optimizer = torch.optim.AdamW(base.parameters(), lr=1e-2)
     seed()
     seen, batches = [], stream(loader)
-    kinds = ("update", "noise", "sharpness")
+    kinds = ("update", "noise", "sharpness", "lambda_max")
     options = {"every": 2, "budget": None, "track": False, "strict": True, "measure": kinds}
     watch: Any = contextlib.nullcontext()
     if watched:
