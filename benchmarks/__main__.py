@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import datetime
-import importlib.util
 import json
 import math
-import platform
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
-
-import psutil
-import torch
 
 from benchmarks import (
     density,
@@ -34,14 +27,10 @@ from benchmarks import (
     training,
     watch,
 )
+from benchmarks.machine import PACKAGES, described, installed
 from lsa.landscape.derivatives.precision import full_float32
 from lsa.runtime import heap
 
-PACKAGES = {
-    "curvlinops": "curvlinops-for-pytorch",
-    "eigenthings": "hessian-eigenthings",
-    "pyhessian": "PyHessian",
-}
 Rows = Sequence[Mapping[str, Any]]
 NARROW = {"width": 8}  # where thousands of gradients are needed
 
@@ -157,7 +146,7 @@ def main() -> None:
     heap.keep()  # for all contestants alike
     warnings.filterwarnings("ignore")
     rivals = _listed(chosen.rivals, PACKAGES, parser)
-    missing = [PACKAGES[name] for name in rivals if not _installed(name)]
+    missing = [PACKAGES[name] for name in rivals if not installed(name)]
     if missing and chosen.only not in (LANGUAGE, "watch"):  # there, what fails is a row
         parser.error(
             f"not installed: {', '.join(missing)}; pip install 'loss-landscape-analysis[bench]'"
@@ -184,7 +173,7 @@ def main() -> None:
     headlines = summary.headlines({name: rows[1:] for name, rows in found.items()})
     parts = [
         "# Benchmarks",
-        _machine(chosen.device),
+        described(chosen.device),
         f"`{' '.join(['python -m benchmarks', *_shown(sys.argv[1:])])}`",
         *([summary.table(headlines)] if headlines else []),
         *(f"## {rows[0]['']}\n\n{summary.table(rows[1:])}" for rows in found.values()),
@@ -221,7 +210,7 @@ def _language(chosen: argparse.Namespace, rivals: Sequence[str]) -> dict[str, Ro
                 stream.write(line + "\n")
 
     found: dict[str, list[Mapping[str, Any]]] = {}
-    write({"machine": _machine(chosen.device)})
+    write({"machine": described(chosen.device)})
     with full_float32():
         for key, row in language.tables(options):
             found.setdefault(key, [{"": language.TITLES[key]}]).append(row)
@@ -255,37 +244,6 @@ def _listed(text: str, known: Mapping[str, Any], parser: argparse.ArgumentParser
 def _shown(arguments: Sequence[str]) -> list[str]:
     """The command as it can be repeated elsewhere: with no folder of this machine."""
     return ["FOLDER" if a.startswith("/") and not a.endswith(".md") else a for a in arguments]
-
-
-def _installed(name: str) -> bool:
-    module = "hessian_eigenthings" if name == "eigenthings" else name
-    return importlib.util.find_spec(module) is not None
-
-
-def _machine(device: str) -> str:
-    packages = ["torch", *(p for n, p in PACKAGES.items() if _installed(n))]
-    versions = ", ".join(f"{p} {_version(p)}" for p in packages)
-    memory = psutil.virtual_memory().total / 1e9
-    card = f"{torch.cuda.get_device_name(device)}; " if device.startswith("cuda") else ""
-    return (
-        f"{datetime.date.today()}, {card}{_processor()}, {torch.get_num_threads()} threads, "
-        f"{memory:.0f} GB; {versions}."
-    )
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:  # its files alone
-        return "?"
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

@@ -13,7 +13,18 @@ import torch
 from processes import forked
 from torch import nn
 
-from benchmarks import density, eigenvalues, gpt, language, language_eigenvalues, paths, summary
+from benchmarks import (
+    __main__,
+    density,
+    eigenvalues,
+    gpt,
+    language,
+    language_eigenvalues,
+    paths,
+    summary,
+    watch,
+    watch_oracles,
+)
 from benchmarks.within import within
 from lsa.maths.spectra.quadrature import Quadrature
 
@@ -138,3 +149,29 @@ def test_products_of_language_models_are_measured_against_a_gradient(monkeypatch
     grown = list(language.growth([case], "cpu", math.inf))
     assert {row["grows"] for row in grown} == {"context", "sequences"}
     assert [row["size"] for row in grown[::4]] == [3, 6, 12, 24, 1, 2, 4, 8]
+
+
+def test_the_benchmark_of_watching_ends(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(watch, "ROUNDS", {"mlp": 1})
+    monkeypatch.setattr(__main__.heap, "keep", lambda: None)
+    page = tmp_path / "watch.md"
+    options = ["--only", "watch", "--networks", "mlp", "--rivals", "", "--out", str(page)]
+    monkeypatch.setattr(sys, "argv", ["benchmarks", *options])
+    __main__.main()
+    text = page.read_text()
+    for way in ("bare", "norms, every step", "update", "noise_of_samples", "sharpness", "cockpit"):
+        assert f"| {way}" in text
+    assert "| mlp | sharpness |" in capsys.readouterr().out
+
+
+def test_the_numbers_of_a_watch_are_compared_with_oracles(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(watch_oracles, "STEPS", 3)
+    errors: watch_oracles.Errors = {}
+    inside: dict[str, list[bool]] = {}
+    watch_oracles.of_training(watch_oracles.networks()["cnn"], "adamw", errors, inside)
+    rows = watch_oracles.rows(errors, inside)
+    assert [row["comparisons"] for row in rows] == [3, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1]
+    assert {row["within its residual"] for row in rows} == {"", "1 of 1"}
+    assert abs(errors["lambda_max"][0]) < 0.01 and abs(errors["directional_sharpness"][0]) < 0.05

@@ -65,6 +65,10 @@ def _panel(
             mark = "." if len(steps) <= FEW else None
             style = {"color": "black", "linestyle": "--"} if name == "threshold" else {}
             panel.plot(steps, values, label=text, marker=mark, linewidth=1, **style)
+            low, high = column(f"{name}_low"), column(f"{name}_high")
+            if len(low[0]):  # a 95 % interval
+                shown = [max(v, 0.1 * min(values)) for v in low[1]]  # the axis has no 0
+                panel.fill_between(low[0], shown, high[1], alpha=0.2, linewidth=0)
     if logarithmic:
         make_logarithmic(panel, y=True)
     panel.set_ylabel(label)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import lsa
+from lsa.figures.watch import draw
 from lsa.watching import live
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's and SQLAlchemy's own
@@ -83,3 +84,14 @@ def test_the_figure_has_a_panel_for_each_group_that_was_measured():
     watch = train(21, track=False)
     labels = [panel.get_ylabel() for panel in watch.figure().axes]
     assert labels[:4] == ["loss", "sharpness (loss)", "critical factor", "norm"]
+
+
+def test_the_figure_shows_the_interval_of_the_noise_scale():
+    numbers = {"noise_scale": [50.0, 60.0], "noise_scale_low": [0.0, 40.0]}
+    numbers["noise_scale_high"] = [90.0, 80.0]
+    for known, bands in ((numbers, 1), ({"noise_scale": [50.0, 60.0]}, 0)):
+        figure = draw(lambda name, k=known: ([8, 9], k[name]) if name in k else ([], []), "")
+        (panel,) = figure.axes
+        assert len(panel.collections) == bands
+        low, high = panel.get_ylim()
+        assert 1 < low < 50 and 60 < high < 1000
