@@ -316,9 +316,9 @@ def main() -> None:
             "Errors are relative: curvatures and gains near zero have large ones. The eigenvalues "
             "are of ten measurements in a row, with seven products each at most after the first; "
             "where these do not suffice, the residual that is stated with them says so.",
-            f"## Noise\n\nThe MLP at one θ, {SAMPLES} samples. Batches of {BATCH} and probe sets of "
-            f"{PROBE} are drawn with replacement; the truth is one backward pass for each sample. "
-            "Intervals are of the noise scale; of `gradient_squared` on probe sets.",
+            f"## Noise\n\nThe MLP at one θ, {SAMPLES} samples. Batches of {BATCH} and probe sets "
+            f"of {PROBE} are drawn with replacement; the truth is a backward pass for each sample."
+            " Intervals are of the noise scale; of `gradient_squared` on probe sets.",
             table(noise),
         ]
     )
