@@ -54,8 +54,7 @@ def at_one_request(folder: Path, wanted: int) -> Row:
         f"a proxy; in each step another request, in every third a burst of {BURST}: {faults}",
         wanted,
         "nothing: one finished run of each step, one checkpoint of each training, none left open",
-        f"{wanted - kept} steps: nothing; {kept} steps: one line and exit code 75, and `lsa sync` "
-        "delivers them",
+        seen(wanted - kept, kept, "steps", "`lsa sync` delivers them"),
     )
 
 
@@ -86,10 +85,7 @@ def at_every(folder: Path, wanted: tuple[tuple[int, str], ...]) -> Row:
         f"a proxy between the server and studies of 4 steps, n from 5 to 40: {faults}",
         number,
         "nothing: one finished run of each step, one checkpoint of each training, none left open",
-        f"{number - late} studies: nothing; {late} studies: one line and exit code 75, then `lsa "
-        "sync` and the study again"
-        if late
-        else "nothing",
+        seen(number - late, late, "studies", "`lsa sync` and the study again complete them"),
     )
 
 
@@ -183,5 +179,13 @@ def check(uri: str, wanted: dict[str, int], trainings: int) -> None:
 
 
 def told(faults: Counter[str]) -> str:
-    """How often each fault was injected."""
-    return ", ".join(f"{fault} {count}" for fault, count in faults.items() if fault != "none")
+    """How often each fault was injected, in words."""
+    words = {"drop": "dropped", "lose": "answer lost", "cut": "cut off", "delay": "late"}
+    return ", ".join(f"{words.get(name, name)} {faults[name]}" for name in FAULTS if faults[name])
+
+
+def seen(well: int, kept: int, what: str, remedy: str) -> str:
+    """What the user sees: nothing, or one line about each result that is kept for later."""
+    if not kept:
+        return "nothing"
+    return f"{well} {what}: nothing; {kept} {what}: one line and exit code 75, and {remedy}"
