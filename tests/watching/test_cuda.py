@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from watching import trainings
-from watching.test_bit_identity import everything, norms_alone, unwatched
+from watching.test_bit_identity import everything, norms_alone, single_samples, unwatched
 
 import lsa
 
@@ -32,7 +32,7 @@ def deterministic(monkeypatch: pytest.MonkeyPatch):
     torch.use_deterministic_algorithms(False)
 
 
-@pytest.mark.parametrize("attach", [norms_alone, everything])
+@pytest.mark.parametrize("attach", [norms_alone, single_samples, everything])
 @pytest.mark.parametrize("case", trainings.CASES)
 def test_measurements_change_nothing(case: str, attach: trainings.Attach):
     bare = trainings.CASES[case](unwatched)
