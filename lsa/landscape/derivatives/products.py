@@ -74,7 +74,7 @@ def hessian(parts: Iterable[Part], theta: Tensor, memory: int) -> Matvec:
 
 
 def hessian_by_parts(parts: Iterable[Part], theta: Tensor, memory: int, network: Network) -> Matvec:
-    """The same where each part of θ can be a leaf of its own; its batches are read every time.
+    """Hessian products where each part of θ is a leaf; the batches are read for every product.
 
     One batch is added up where it arises, in the precision of θ; several are summed in float64.
     """

@@ -6,8 +6,8 @@ is good enough (Davidson 1975). A full basis is restarted from its best vectors.
 
 Another eigenvalue may overtake the top one between two measurements. The old top eigenvector still
 is an eigenvector then, so its residual stays small and does not show it. Therefore the searcher
-makes one step of a power iteration in each measurement, mixed with a new random vector, and the
-residual stated counts how far each of the other Ritz values may still rise above the top.
+makes one step of a power iteration in each measurement, mixed with a new random vector. The stated
+residual counts how far each of the other Ritz values may still rise above the top.
 """
 
 from __future__ import annotations
