@@ -18,32 +18,31 @@ def compare(
 ) -> None:
     """Compare a project's optimizers over its seeds; say which differences are established.
 
-    Keys of --json: project, seeds, seeds_needed, findings [{metric, a, b, scale, seeds, effect,
-    low, high, p, p_adjusted, established, at_equal_loss, verdict, doubt, sentence}], pairs
-    [{metric, subject, seeds, mean, low, high, side, beyond, p_adjusted, established, verdict,
-    doubt}]. A number that JSON does not have is the text nan, inf or -inf.
+    Keys of --json: project, optimizers and seeds (that were trained), seeds_needed, findings
+    [{metric, a, b, scale, seeds, effect, low, high, p, p_adjusted, established, at_equal_loss,
+    verdict, doubt, sentence}], pairs [{metric, subject, seeds, mean, low, high, side, beyond,
+    p_adjusted, established, verdict, doubt, sentence}]. A number that JSON does not have is the
+    text nan, inf or -inf.
     """
     from lsa import project as projects
     from lsa.reports import findings as found
     from lsa.reports import measurements
-    from lsa.reports.statistics.comparison import seeds_needed
+    from lsa.reports.extent import counted, extent
     from lsa.runtime.documents import storable
 
     setting = projects.load(name or project or projects.DEFAULT)
     measured = measurements.measured(setting)
-    n = len(setting.optimizers)
-    pairs = n * (n - 1) // 2
-    needed = seeds_needed(pairs)
+    known = extent(measured)
     if json:
-        print_json(storable(found.document(setting, measured) | {"seeds_needed": needed}))
+        print_json(storable(found.document(setting, measured)))
         return
+    again = f"run lsa study {name or project or setting.name}"
+    absent = ", ".join(other for other in setting.optimizers if other not in known.trained)
     told = [*found.findings(measured), *found.pair_findings(measured)]
     if not told:
-        trained = {m.subject for m in measured if m.step == "train"}
-        lacking = ", ".join(other for other in setting.optimizers if other not in trained)
+        lacking = absent or "a second optimizer"
         print(
-            f"nothing to compare yet: project {setting.name} lacks trainings of "
-            f"{lacking or 'a second optimizer'}; run lsa study {name or project or setting.name}"
+            f"nothing to compare yet: project {setting.name} lacks trainings of {lacking}; {again}"
         )
         return
     metric = ""
@@ -53,10 +52,11 @@ def compare(
             print(metric)
         print(f"    {one.sentence}")
     print(
-        f"Paired by seed; exact sign-flip p, Holm-adjusted over {pairs} "
-        f"pair{'s' * (pairs > 1)}. With fewer than {needed} seeds nothing can be established; "
-        f"the project has {len(setting.seeds)}."
+        "Paired by seed; exact sign-flip p, Holm-adjusted over "
+        f"{counted(known.pairs, 'pair')}. {known.limit}"
     )
+    if absent:
+        print(f"Not trained so far, and not compared: {absent}; {again}")
 
 
 def report(

@@ -21,6 +21,7 @@ from lsa.reports.artifacts import (
     artifacts,
     read_trajectories,
 )
+from lsa.reports.extent import compared, extent
 from lsa.reports.measurements import Measurement, between, newest, nothing_measured
 from lsa.reports.numbers import written
 from lsa.reports.records import notes
@@ -84,9 +85,9 @@ def content(setting: Project) -> dict[str, Any]:
     at = {(p.training.subject, p.training.seed): i for i, p in enumerate(points) if p.last}
     return {
         "title": f"{setting.name}: explorer",
-        "about": summary.compared(setting, everything),
+        "about": compared(setting, everything),
         "errors": summary.ERRORS,
-        "optimizers": list(setting.optimizers),
+        "optimizers": extent(everything).optimizers,
         "leading": [name for name in LEADING if any(name in p.numbers for p in points)],
         "columns": list(_columns(everything, points)),
         "points": [_point(p) for p in points],

@@ -10,6 +10,7 @@ from lsa import probe
 from lsa.project import Project
 from lsa.reports import doubts
 from lsa.reports.artifacts import Trajectory, read_trajectories
+from lsa.reports.extent import extent
 from lsa.reports.measurements import Measurement, check_alike, step_of, values
 from lsa.reports.statistics.comparison import FEWEST, Comparison, Scale, compare
 from lsa.reports.statistics.levels import Level, levels
@@ -107,9 +108,12 @@ class Finding:
 
 def document(setting: Project, measurements: Sequence[Measurement]) -> dict[str, Any]:
     """All comparisons of a project, for JSON."""
+    known = extent(measurements)
     return {
         "project": setting.name,
-        "seeds": list(setting.seeds),
+        "optimizers": known.optimizers,
+        "seeds": list(known.seeds),
+        "seeds_needed": known.least,
         "findings": [finding.content for finding in findings(measurements)],
         "pairs": [finding.content for finding in pair_findings(measurements)],
     }

@@ -18,6 +18,7 @@ from typing import Literal
 from lsa.project import Named, Project
 from lsa.reports import doubts
 from lsa.reports.artifacts import Trajectory
+from lsa.reports.extent import extent
 from lsa.reports.findings import match
 from lsa.reports.measurements import Measurement, step_of, values
 from lsa.reports.statistics.comparison import FEWEST, Comparison, Scale, compare
@@ -80,7 +81,8 @@ def insights(
         trajectories: Of the project.
         accuracy_by_epoch: Optimizer → seed → (epoch, validation accuracy).
     """
-    of: dict[str, Kind] = {name: kind(rule) for name, rule in setting.optimizers.items()}
+    trained = extent(measurements).optimizers
+    of: dict[str, Kind] = {name: kind(setting.optimizers[name]) for name in trained}
     accuracy = values(measurements, "final/val_accuracy")
     return [
         adaptive_rates_win(of, accuracy),

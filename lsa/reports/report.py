@@ -17,11 +17,11 @@ from lsa.project import FOLLOWED, Project
 from lsa.reports import doubts, links, summary
 from lsa.reports.artifacts import read_trajectories
 from lsa.reports.checks import Check, checks
+from lsa.reports.extent import Extent, compared, extent
 from lsa.reports.findings import Finding, PairFinding, findings, pair_findings
 from lsa.reports.insights import Insight, insights
 from lsa.reports.measurements import Measurement, histories, measured
 from lsa.reports.pictures import Picture, pictures
-from lsa.reports.statistics.comparison import seeds_needed
 from lsa.reports.tables import Table, leading, tables
 from lsa.runtime.documents import storable
 from lsa.tracking import recording, store
@@ -50,13 +50,14 @@ def report(setting: Project) -> Report:
     drawn, agreed = list(pictures(everything, trajectories)), checks(everything)
     runs = [_run(m) for m in everything]
     points = summary.established(claims, results, pairs)
-    open_question = summary.nearest(setting, results)
+    known = extent(everything)
+    open_question = summary.nearest(known, results)
     sections = [
         *_start(setting, everything, points, open_question, drawn),
         *_figures(drawn[1:]),
         *_numbers(headline),
         *_notes(everything),
-        *_pairs(setting, claims, results, pairs),
+        *_pairs(known, claims, results, pairs),
         _check_section(agreed),
         _provenance(runs),
     ]
@@ -100,14 +101,16 @@ def _start(
     """The first screen: what was compared, what is established, one table, one picture."""
     shown = tuple(points[: summary.SHOWN])
     more = len(points) - len(shown)
-    if not points:
+    if points:
+        said = "Established" + (f", with {more} more under Pairs:" if more else ":")
+    elif extent(everything).pairs:
         said = f"No difference between the optimizers is established. {open_question}"
     else:
-        said = "Established" + (f", with {more} more under Pairs:" if more else ":")
-    yield Section("In short", f"{summary.compared(setting, everything)}\n{said}", points=shown)
+        said = open_question
+    yield Section("In short", f"{compared(setting, everything)}\n{said}", points=shown)
     table = leading(everything)
     rows: list[tuple[Cell, ...]] = [tuple(cells) for cells in table.cells]
-    text = summary.ERRORS if len(points) == 0 else f"{open_question}\n{summary.ERRORS}"
+    text = f"{open_question}\n{summary.ERRORS}" if points and open_question else summary.ERRORS
     text += "\nEvery checkpoint, and what lies between two: the explorer beside this page, which "
     text += f"lsa explore {setting.name} writes as well."
     yield Section("", headings=tuple(table.headings), rows=rows)
@@ -145,20 +148,17 @@ def _notes(everything: Sequence[Measurement]) -> Iterator[Section]:
 
 
 def _pairs(
-    setting: Project,
+    known: Extent,
     claims: Sequence[Insight],
     results: Sequence[Finding],
     pairs: Sequence[PairFinding],
 ) -> Iterator[Section]:
-    n = len(setting.optimizers)
-    family = max(1, n * (n - 1) // 2)
     text = (
         "Optimizers are paired by training seed: geometric mean of the ratio, or mean difference, "
         "with its 95 % t interval and exact sign-flip p, adjusted by Holm over the pairs of a "
-        f"number. Each number is a family of its own. With fewer than {seeds_needed(family)} seeds "
-        f"no pair can be established; the project has {len(setting.seeds)}."
+        f"number. Each number is a family of its own. {known.limit}"
     )
-    yield Section("Pairs", text)
+    yield Section("Pairs", text if known.pairs else known.limit)
     text = (
         "Claims of the literature, each established only if it holds for every pair that it speaks "
         "of, by that pair's own test."

@@ -1,4 +1,4 @@
-"""The first screen of a report: what was compared, and what the seeds establish."""
+"""The first screen of a report: what the seeds establish, and what more of them would."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from lsa import probe
 from lsa.figures import words
 from lsa.probe import Same
-from lsa.project import Project
+from lsa.reports.extent import Extent
 from lsa.reports.findings import Finding, PairFinding
 from lsa.reports.insights import Insight
-from lsa.reports.measurements import Measurement
-from lsa.reports.statistics.comparison import listed, seeds_needed
+from lsa.reports.statistics.comparison import listed
 from lsa.reports.statistics.forecast import MOST, POWER, Forecast, forecast, standardised
 
 SHOWN = 5  # findings on the first screen
@@ -21,27 +20,6 @@ ERRORS = (
     "is one seed, two standard errors over the samples, probe vectors or subspaces, which tell "
     "nothing of another seed. A residual, where it is not negligible, bounds the error of a search."
 )
-
-
-def compared(setting: Project, measurements: Sequence[Measurement]) -> str:
-    """The optimizers, the training, the seeds and the samples, in a few lines."""
-    seeds = sorted({m.seed for m in measurements if m.step == "train"}) or list(setting.seeds)
-    rules = ", ".join(rule(setting, name) for name in setting.optimizers)
-    sizes = {m.done.params.get("n_samples", "") for m in measurements if m.step != "train"} - {""}
-    samples = f"; the landscape on {', '.join(sorted(sizes))} training samples" if sizes else ""
-    count = "1 training seed" if len(seeds) == 1 else f"{len(seeds)} training seeds"
-    return (
-        f"{len(setting.optimizers)} optimizers: {rules}. Each trained {setting.model.name} on "
-        f"{setting.dataset.name} for {setting.train.epochs} epochs, on {count} ({listed(seeds)})"
-        f"{samples}."
-    )
-
-
-def rule(setting: Project, name: str) -> str:
-    """An optimizer with its class and options."""
-    rule_of = setting.optimizers[name]
-    options = [f"{k}={v}" for k, v in rule_of.options.items() if k != "checkpoints"]
-    return f"{name} ({' '.join([rule_of.name, *options])})"
 
 
 def established(
@@ -111,22 +89,23 @@ def _barriers(pairs: Sequence[PairFinding]) -> Iterator[str]:
         yield f"There is a {words.quantity(metric)} between {heights}{doubt and f'; {doubt}'}."
 
 
-def nearest(setting: Project, findings: Sequence[Finding]) -> str:
-    """A sentence on the seeds that would settle the finding nearest to being established."""
-    n = len(setting.optimizers)
-    pairs = max(1, n * (n - 1) // 2)
-    least, seeds = seeds_needed(pairs), len(setting.seeds)
-    start = (
-        f"With {pairs} pair{'s' * (pairs > 1)} of optimizers no difference can be established "
-        f"with fewer than {least} seeds; there {'is' if seeds == 1 else 'are'} {seeds}."
-    )
+def nearest(known: Extent, findings: Sequence[Finding]) -> str:
+    """A sentence on the seeds that would settle the finding nearest to being established.
+
+    Args:
+        known: What of the project was trained.
+        findings: From `findings`.
+    """
+    limit = "" if known.shared >= known.least else known.limit
     outlooks = [(finding, outlook) for finding in _open(findings) if (outlook := _outlook(finding))]
     if not outlooks:
-        few = seeds < 3
-        return start + few * " From three seeds on, the report forecasts how many are enough."
+        few = known.pairs > 0 and known.shared < 3
+        forecast_later = " From three seeds on, the report forecasts how many are enough."
+        return limit + few * forecast_later
     finding, outlook = min(outlooks, key=lambda pair: pair[1].seeds or MOST + 1)
     if not outlook.seeds:
-        return f"{start} As measured so far, no difference would need fewer than {MOST} seeds."
+        far = f"As measured so far, none of the others would be with fewer than {MOST} seeds."
+        return f"{limit} {far}".strip()
     more = outlook.seeds - len(finding.comparison.seeds)
     return (
         f"Nearest: {sentence(finding)} If the difference and its spread are as measured, "

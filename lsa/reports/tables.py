@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from lsa import probe
 from lsa.figures import words
 from lsa.reports import doubts
+from lsa.reports.extent import extent
 from lsa.reports.measurements import Measurement, step_of
 from lsa.reports.numbers import written
+from lsa.reports.statistics.comparison import listed
 
 TRAINING = ("final/val_accuracy", "final/train_loss")
 LEADING = (
@@ -69,10 +71,12 @@ def _table(measurements: Sequence[Measurement], step: str, names: list[str]) -> 
     subjects: dict[str, list[Measurement]] = {}
     for m in runs:
         subjects.setdefault(m.subject, []).append(m)
-    cells = [
-        [subject, str(len(own)), *(cell(own, name) for name in names)]
-        for subject, own in subjects.items()
-    ]
+    planned = len(extent(measurements).seeds)
+    cells = []
+    for subject, own in subjects.items():
+        count = f"{len(own)} of {planned}" if len(own) < planned else str(len(own))
+        seeds = [m.seed for m in own]
+        cells.append([subject, count, *(cell(own, name, seeds) for name in names)])
     pair = step != "train" and probe.find(step).pair
     training = step == "train"
     short = [name.rpartition("/")[2] for name in names]
@@ -85,11 +89,22 @@ def _table(measurements: Sequence[Measurement], step: str, names: list[str]) -> 
     return Table(title, text, headings, cells, names, doubts.others(runs))
 
 
-def cell(runs: Sequence[Measurement], name: str) -> str:
-    """A number of one subject over its seeds, and that it has not converged where it has not."""
-    text = written([m.numbers for m in runs], name)
-    doubt = "" if text == "–" else doubts.unconverged(runs, name_subjects=False)
-    return f"{text}\n{doubt}" if doubt else text
+def cell(runs: Sequence[Measurement], name: str, seeds: Collection[int] = ()) -> str:
+    """A number of one subject over its seeds, and what limits it.
+
+    Args:
+        runs: Of the subject.
+        name: Full name of the number.
+        seeds: Where it is measured on some of these alone, the cell says on which.
+    """
+    having = [m for m in runs if name in m.numbers]
+    if not having:
+        return "–"
+    lines = [written([m.numbers for m in having], name)]
+    if len(having) < len(seeds):
+        lines.append(f"{len(having)} of {len(seeds)} seeds ({listed([m.seed for m in having])})")
+    doubt = doubts.unconverged(having, name_subjects=False)
+    return "\n".join([*lines, doubt] if doubt else lines)
 
 
 def leading(measurements: Sequence[Measurement]) -> Table:
@@ -106,9 +121,9 @@ def leading(measurements: Sequence[Measurement]) -> Table:
         for metric in headline(measurements)
         if step_of(metric) not in known and metric in present
     ]
-    cells, names = [], names[:MOST]
+    cells, names, seeds = [], names[:MOST], extent(measurements).seeds
     for subject in subjects:
-        row = [cell(worst(measurements, name, subject), name) for name in names]
+        row = [cell(worst(measurements, name, subject), name, seeds) for name in names]
         cells.append([subject, *row])
     headings = ["optimizer", *(f"{title(name)}\n{name}" for name in names)]
     return Table("", "", headings, cells, names, [])

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from lsa import probe
 from lsa.project import Project
-from lsa.reports import summary
+from lsa.reports import extent, summary
 from lsa.reports.measurements import Measurement, newest
 from lsa.reports.tables import leading, members, worst
 from lsa.tracking import descriptions, headlines
@@ -36,11 +36,11 @@ def bring_up(setting: Project, study: str = "") -> None:
         descriptions.of_training(training.done, study, text)
     for optimizer in dict.fromkeys(m.subject for m in trainings):
         rows = [row for row in table.cells if row[0] == optimizer]
-        about = f"Checkpoints of {summary.rule(setting, optimizer)}, a version for each training."
+        about = f"Checkpoints of {extent.rule(setting, optimizer)}, a version for each training."
         text = f"{about}\n\n{_markdown(table.headings, rows)}\n\n{summary.ERRORS}"
         descriptions.of_model(setting.name, optimizer, text)
-    compared = summary.compared(setting, everything)
-    text = f"{compared}\n\n{_markdown(table.headings, table.cells)}\n\n{summary.ERRORS}"
+    about = extent.compared(setting, everything)
+    text = f"{about}\n\n{_markdown(table.headings, table.cells)}\n\n{summary.ERRORS}"
     for experiment in dict.fromkeys(m.done.experiment for m in trainings):
         descriptions.of_project(experiment, study, text, table.names)
 
@@ -67,10 +67,10 @@ def _numbers(everything: Sequence[Measurement], training: Measurement) -> dict[s
 
 def _one(setting: Project, training: Measurement) -> str:
     """A training in two sentences."""
-    what = f"{setting.model.name} on {setting.dataset.name}"
+    rule, long = extent.rule(setting, training.subject), extent.epochs(training)
     return (
-        f"{what}, trained by {summary.rule(setting, training.subject)} for {setting.train.epochs} "
-        f"epochs from seed {training.seed}. Its numbers are those of its last checkpoint; of pairs "
+        f"{extent.setting_of(setting)}, trained by {rule}{long and f' {long}'} from seed "
+        f"{training.seed}. Its numbers are those of its last checkpoint; of pairs "
         "the largest over the other optimizers."
     )
 

@@ -52,10 +52,11 @@ def test_what_every_seed_shows_is_established_and_chance_is_not(seven_seeds, cap
     assert accuracy.scale == "difference" and not accuracy.established
     assert app.run(["compare", "tiny"]) == 0
     out = capsys.readouterr().out
-    assert "sgd/adamw = 2" in out and "the project has 7" in out
+    assert "sgd/adamw = 2" in out and "fewer than 6 seeds; there are 7." in out
     assert app.run(["compare", "tiny", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["seeds_needed"] == 6 and told["seeds"] == list(range(7)) and told["pairs"] == []
+    assert told["optimizers"] == ["sgd", "adamw"]
     (one,) = [one for one in told["findings"] if one["metric"] == "lanczos/lambda_max"]
     assert one["established"] and one["effect"] == pytest.approx(2) and one["doubt"] == ""
 

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from lsa.project import Named, Project
 from lsa.reports import doubts, summary
+from lsa.reports.extent import Extent, compared, extent
 from lsa.reports.findings import Finding
 from lsa.reports.measurements import Measurement
 from lsa.reports.statistics.comparison import compare
-from lsa.reports.tables import cell, leading
+from lsa.reports.tables import cell, leading, tables
 from lsa.tracking.runs import Done
 
+SETTING = Project(
+    name="p",
+    dataset=Named(name="image_folder", root="/data/birds/", train_limit=600),
+    model=Named(name="mlp"),
+    optimizers={
+        "sgd": Named(name="SGD", lr=0.1),
+        "adamw": Named(name="AdamW", lr=0.01),
+        "theirs": Named(name="elsewhere", checkpoints=["a", "b", "c"]),
+    },
+    seeds=[0, 1, 2],
+)
 SUBSET = "measured on 512 of 1437 training samples"
 
 
@@ -39,6 +51,40 @@ def test_a_number_that_has_not_converged_says_so_and_which_samples_it_is_of():
     assert doubts.of("lanczos", runs, ["adamw"]) == ""
     assert doubts.shared(runs) == [SUBSET]
     assert doubts.others(runs) == [("sgd, seed 1", "500 products were not enough")]
+
+
+def training(subject: str, seed: int, **params: str) -> Measurement:
+    numbers = {"final/val_accuracy": 0.9, "final/train_loss": 0.1}
+    return Measurement("train", subject, seed, Done("", numbers, params, {}))
+
+
+def test_a_project_of_which_a_part_is_trained_is_told_as_that_part():
+    one = [training("sgd", 0, epochs="1")]
+    assert compared(SETTING, one) == (
+        "1 of the project's 3 optimizers: sgd (SGD lr=0.1). Not trained so far: adamw, theirs. "
+        "Each trained mlp on 600 images of birds (image_folder) for 1 epoch, on 1 of the project's "
+        "3 training seeds (seed 0)."
+    )
+    assert summary.nearest(extent(one), []) == "One optimizer is trained; a comparison needs two."
+    assert extent([*one, training("adamw", 1)]).limit.endswith(
+        "fewer than 6 seeds; they share none."
+    )
+
+
+def test_trainings_by_other_code_have_no_epochs_and_an_optimizer_its_own_seeds():
+    runs = [training("sgd", seed, epochs="30") for seed in (0, 1, 2)] + [training("theirs", 0)]
+    told = compared(SETTING, runs)
+    assert "theirs (trained by other code)" in told
+    assert "for 30 epochs or in other code, on 3 training seeds (seeds 0–2; theirs: seed 0)" in told
+
+
+def test_a_number_of_fewer_seeds_than_were_trained_says_of_which():
+    trained = [training("sgd", seed) for seed in (0, 1, 2)]
+    measured = [*trained, lanczos("sgd", 1, 4.0)]
+    ((*_, shown),) = leading(measured).cells
+    assert shown == "4 ± 0.2; residual 0.05\n1 of 3 seeds (seed 1)"
+    rows = {table.title: table.cells[0][1] for table in tables(measured)}
+    assert rows == {"training": "3", "lanczos": "1 of 3"}
 
 
 def test_of_pairs_an_optimizer_shows_its_worst():
@@ -78,6 +124,6 @@ def test_findings_are_told_from_the_larger_side_once_for_each_number():
     ],
 )
 def test_what_is_not_established_says_how_many_seeds_would_settle_it(seeds, said):
-    setting: Any = SimpleNamespace(optimizers={"a": 0, "b": 0}, seeds=list(range(seeds)))
+    known = Extent({"a": tuple(range(seeds)), "b": tuple(range(seeds))})
     noisy = finding("lanczos/lambda_max", {"a": [2.0, 2.2, 1.9, 2.1][:seeds], "b": [1.0] * seeds})
-    assert said in summary.nearest(setting, [noisy])
+    assert said in summary.nearest(known, [noisy])
