@@ -17,7 +17,7 @@ from lsa.project import FOLLOWED, Project
 from lsa.reports import doubts, links, summary
 from lsa.reports.artifacts import read_trajectories
 from lsa.reports.checks import Check, checks
-from lsa.reports.extent import Extent, compared, extent
+from lsa.reports.extent import Extent, compared, counted, extent
 from lsa.reports.findings import Finding, PairFinding, findings, pair_findings
 from lsa.reports.insights import Insight, insights
 from lsa.reports.measurements import Measurement, histories, measured
@@ -120,7 +120,7 @@ def _start(
 
 
 def _numbers(headline: Sequence[Table]) -> Iterator[Section]:
-    yield Section("All numbers", summary.ERRORS)
+    yield Section("All numbers", "± is half the width of a 95 % interval, as said at the top.")
     for table in headline:
         rows: list[tuple[Cell, ...]] = [tuple(cells) for cells in table.cells]
         first = len(table.headings) - len(table.names)
@@ -168,7 +168,9 @@ def _pairs(
         (claim.name, "\n".join((claim.claim, *claim.evidence)), claim.verdict) for claim in claims
     ]
     headings = ("claim", "evidence", "verdict")
-    yield from _split(headings, rows, [claim.established for claim in claims], "claims")
+    unasked = sum(bool(claim.missing) for claim in claims)
+    why = f", {unasked} of them for want of measurements" if unasked else ""
+    yield from _split(headings, rows, [claim.established for claim in claims], "claims", why)
     text = (
         "Curvature falls and rises with the train loss, so it is compared at the last epoch and at "
         "equal train loss: along the trajectories, at the largest final loss among the optimizers "
@@ -210,7 +212,11 @@ def _with(statement: str, doubt: str) -> str:
 
 
 def _split(
-    headings: tuple[str, ...], rows: Sequence[tuple[str, ...]], shown: Sequence[bool], what: str
+    headings: tuple[str, ...],
+    rows: Sequence[tuple[str, ...]],
+    shown: Sequence[bool],
+    what: str,
+    why: str = "",
 ) -> Iterator[Section]:
     """A table of those that are to be seen at once, and one of the others, folded."""
     at_once = [row for row, seen in zip(rows, shown, strict=True) if seen]
@@ -222,7 +228,7 @@ def _split(
             "",
             headings=headings,
             rows=_named(others),
-            folded=f"{len(others)} of {len(rows)} {what} not established",
+            folded=f"{len(others)} of {len(rows)} {what} not established{why}",
         )
 
 
@@ -249,7 +255,8 @@ def _check_section(agreed: Sequence[Check]) -> Section:
         (check.subject, str(check.seed), check.text, "holds" if check.holds else "DOES NOT HOLD")
         for check in sorted(agreed, key=lambda check: check.holds)
     ]
-    text = f"{len(agreed)} agreements checked, {broken} do not hold."
+    held = {0: "all hold", 1: "1 does not hold"}.get(broken, f"{broken} do not hold")
+    text = f"{counted(len(agreed), 'agreement')} checked{agreed and f': {held}' or ''}."
     headings = ("optimizer", "seed", "check", "verdict") if rows else ()
     return Section("Cross-checks", text, headings, rows)
 

@@ -107,10 +107,10 @@ def nearest(known: Extent, findings: Sequence[Finding]) -> str:
         far = f"As measured so far, none of the others would be with fewer than {MOST} seeds."
         return f"{limit} {far}".strip()
     more = outlook.seeds - len(finding.comparison.seeds)
+    likely = "more than 99" if outlook.power > 0.99 else f"{100 * outlook.power:.0f}"
     return (
         f"Nearest: {sentence(finding)} If the difference and its spread are as measured, "
-        f"{outlook.seeds} seeds ({more} more) establish it with a probability of "
-        f"{100 * outlook.power:.0f} %."
+        f"{outlook.seeds} seeds ({more} more) establish it with a probability of {likely} %."
     )
 
 

@@ -91,16 +91,18 @@ def bar(title: str) -> Iterator[Report]:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
-        TextColumn("{task.completed}/{task.total} {task.fields[text]}"),
+        TextColumn("{task.fields[count]}"),
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(title, total=None, text="")
+        task = progress.add_task(title, total=None, count="starting")
 
         def draw(done: int, total: int, text: str = "") -> None:
             so_far, most = entire.so_far(done, total)
-            progress.update(task, completed=so_far, total=most, text=text)
+            count = f"{so_far}/{most} {text}"
+            progress.update(task, completed=so_far, total=most, count=count)
 
         yield draw
         done = int(progress.tasks[task].completed)
-        progress.update(task, total=done)  # the search has ended before its bound
+        # The search has ended before its bound.
+        progress.update(task, total=done, count=f"{done}/{done}")
