@@ -31,7 +31,8 @@ test-full: .venv/installed-models
 FLOORS := .venv-floors
 FLOORS_TESTS := $(addprefix tests/, cli/test_app.py figures/test_draw.py \
 	landscape/derivatives/test_second_order.py maths/spectra/test_eigenpairs.py probe \
-	probes/test_contract.py project reports/test_tables.py reports/test_records.py \
+	probes/test_contract.py project reports/test_explorer.py reports/test_records.py \
+	reports/test_tables.py \
 	runtime/test_provenance.py studies/test_steps.py studies/engines/test_local.py \
 	tracking/test_checkpoint.py tracking/test_store.py training/test_optimizers.py \
 	training/test_data.py training/test_foreign.py watching/test_norms.py \

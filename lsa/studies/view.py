@@ -112,22 +112,25 @@ class Screen(Lines):
         return sum(took) / len(took) if took else self._expected.get(step, 0.0)
 
     def _table(self) -> Any:
+        from rich.console import Group
         from rich.progress_bar import ProgressBar
         from rich.table import Table
+        from rich.text import Text
 
-        table = Table.grid(padding=(0, 2))
-        for _ in range(3):
-            table.add_column(no_wrap=True, overflow="ellipsis")
         done = sum(handle.finished for handle in self._handles)
         total = max(self._total, len(self._handles), 1)
-        left = f"about {duration(self.seconds_left())} left"
-        table.add_row(f"{done}/{total} steps", ProgressBar(total, done, width=20), left)
+        left = f"about {duration(self.seconds_left())} left" if self._handles else ""
+        head, steps = Table.grid(padding=(0, 2)), Table.grid(padding=(0, 2))
+        head.add_row(f"{done}/{total} steps", ProgressBar(total, done, width=20), left)
+        for flexible in (False, True, False):  # on a narrow terminal the news are cut first
+            steps.add_column(no_wrap=not flexible)
         now = time.monotonic()
         for handle in self._handles:
             if handle.state == "running":
-                spent = duration(now - self._began.get(id(handle), now))
-                table.add_row(handle.call.label, self._news.get(handle.call.label, ""), spent)
-        return table
+                label, spent = handle.call.label, now - self._began.get(id(handle), now)
+                news = Text(self._news.get(label, ""), no_wrap=True, overflow="ellipsis")
+                steps.add_row(label, news, duration(spent))
+        return Group(head, steps)
 
 
 def duration(seconds: float) -> str:

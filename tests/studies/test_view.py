@@ -66,6 +66,19 @@ def test_a_terminal_sees_what_runs_and_how_far_it_is():
     assert "lanczos sgd" not in out.getvalue()
 
 
+def test_on_a_narrow_terminal_names_and_times_stay_whole():
+    screen = view.Screen({"auto_neb": 500.0}, total=3, workers=1)
+    screen.refresh([Step("auto_neb sgd_momentum – adamw seed 0", "auto_neb", state="running")])
+    long = "cycle 1: max energy 0.01741, gradient across 0.44"
+    screen.progress("auto_neb sgd_momentum – adamw seed 0", 300, 340, long)
+    out = io.StringIO()
+    Console(file=out, width=70).print(screen._table())
+    head, row = out.getvalue().rstrip().split("\n")
+    assert head.rstrip().endswith("about 8.3 min left")
+    assert row.startswith("auto_neb sgd_momentum – adamw seed 0  cycle 1") and "…" in row
+    assert row.rstrip().endswith("0 s")
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [
