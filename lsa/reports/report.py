@@ -255,8 +255,8 @@ def _check_section(agreed: Sequence[Check]) -> Section:
         (check.subject, str(check.seed), check.text, "holds" if check.holds else "DOES NOT HOLD")
         for check in sorted(agreed, key=lambda check: check.holds)
     ]
-    held = {0: "all hold", 1: "1 does not hold"}.get(broken, f"{broken} do not hold")
-    text = f"{counted(len(agreed), 'agreement')} checked{agreed and f': {held}' or ''}."
+    held = {0: ": all hold", 1: ": 1 does not hold"}.get(broken, f": {broken} do not hold")
+    text = f"{counted(len(agreed), 'agreement')} checked{held if agreed else ''}."
     headings = ("optimizer", "seed", "check", "verdict") if rows else ()
     return Section("Cross-checks", text, headings, rows)
 

@@ -61,7 +61,7 @@ class Screen(Lines):
         from rich.live import Live
 
         self._console = Console(stderr=True)
-        super().__init__(lambda line: self._console.print(line, highlight=False), total)
+        super().__init__(self._print, total)
         self._expected = dict(expected)  # seconds of a step, by its kind
         self._took: dict[str, list[float]] = {}
         self._workers = workers
@@ -70,6 +70,9 @@ class Screen(Lines):
         self._wholes: dict[str, Whole] = {}
         self._handles: Sequence[Any] = ()
         self._live = Live(get_renderable=self._table, console=self._console, transient=True)
+
+    def _print(self, line: str) -> None:
+        self._console.print(line, highlight=False, soft_wrap=True)  # a run's ID stays in one piece
 
     def __enter__(self) -> Screen:
         self._live.start()
