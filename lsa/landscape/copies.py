@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+from collections.abc import Iterator
 
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
@@ -43,7 +45,7 @@ def prepared(model: nn.Module) -> nn.Module:
     for name, module in model.named_modules():
         if not isinstance(module, nn.Embedding | nn.EmbeddingBag):
             continue
-        module.sparse = False
+        module.sparse = module.scale_grad_by_freq = False  # the latter is none of L
         if isinstance(module, nn.Embedding):
             module.padding_idx = None  # which leaves a row out of the gradient, and not out of L
         if module.max_norm is not None:
@@ -55,3 +57,32 @@ def prepared(model: nn.Module) -> nn.Module:
                 )
             module.max_norm = None
     return model
+
+
+@contextlib.contextmanager
+def whole_gradients(model: nn.Module) -> Iterator[None]:
+    """A block in which a network's embeddings give dense gradients of L, and nothing is copied.
+
+    A row of padding still has none, as it has in training.
+
+    Raises:
+        InputError: An embedding has a `max_norm`.
+    """
+    options = ("sparse", "scale_grad_by_freq")
+    kept = []
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.Embedding | nn.EmbeddingBag):
+            continue
+        if module.max_norm is not None:
+            raise InputError(
+                f"embedding {name!r} has max_norm={module.max_norm:g}, by which a forward pass "
+                "changes weights; leave out batches="
+            )
+        kept += [(module, option, getattr(module, option)) for option in options]
+    try:
+        for module, option, _ in kept:
+            setattr(module, option, False)
+        yield
+    finally:
+        for module, option, value in kept:
+            setattr(module, option, value)

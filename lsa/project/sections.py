@@ -68,8 +68,11 @@ class Watching(Section):
     every: Positive = 100  # steps between measurements on the probe set
     samples: Positive = 256  # of the training split, in the probe set
     measure: list[
-        Literal["update", "noise", "noise_of_blocks", "sharpness", "lambda_max", "batch_sharpness"]
-    ] = ["update", "noise"]
+        Literal[
+            "update", "noise", "noise_of_blocks", "noise_of_samples", "sharpness", "lambda_max",
+            "batch_sharpness",
+        ]
+    ] = ["update", "noise"]  # fmt: skip
     norms: Positive = 1
     budget: Annotated[float, Field(gt=0, le=1)] | None = 0.02
 

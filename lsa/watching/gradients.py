@@ -68,6 +68,7 @@ class Gradients:
 
     def _passed(self) -> None:
         """A backward pass has ended."""
+        self.noise.passed()
         self._marks = self._now()
         wanted = self._changed or self.noise.several() or self._sampling()
         self._square = self._total() if wanted else None

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-Gradients = dict[int, Tensor]  # id of a parameter → its gradient
+T = TypeVar("T")
 
 
 class Watcher(Protocol):
@@ -24,6 +24,14 @@ class Watcher(Protocol):
 
     def ends(self) -> None:
         """The last optimizer has stepped."""
+
+
+def uncompiled(call: Callable[..., T]) -> Callable[..., T]:
+    """The same function, which `torch.compile` leaves alone where it compiles what calls it.
+
+    A compiled step calls the hooks of its optimizer, and would compile the measurements with it.
+    """
+    return torch.compiler.disable(call)  # pyright: ignore[reportReturnType]
 
 
 class OnModule:
@@ -58,19 +66,22 @@ def attach(optimizers: Sequence[Optimizer], watcher: Watcher) -> list[Any]:
     time, so the closure is wrapped to tell.
     """
     first, last = optimizers[0], optimizers[-1]
+    has_gradients = uncompiled(watcher.has_gradients)  # what calls it may be compiled
 
+    @uncompiled
     def before(optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
         if optimizer is first:
             watcher.begins()
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
         if not callable(closure):
-            watcher.has_gradients(optimizer, None)
+            has_gradients(optimizer, None)
             return None
-        told = _telling(closure, lambda loss: watcher.has_gradients(optimizer, loss))
+        told = _telling(closure, lambda loss: has_gradients(optimizer, loss))
         if "closure" in kwargs:
             return args, {**kwargs, "closure": told}
         return (args[0], told, *args[2:]), kwargs
 
+    @uncompiled
     def after(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         watcher.ends()
 
@@ -102,7 +113,9 @@ class Backward:
     def __init__(self, parameters: Sequence[torch.nn.Parameter], tell: Callable[[], None]) -> None:
         self._tell, self._waiting = tell, False
         ends = {id(p): p for p in (parameters[0], parameters[-1]) if p.is_leaf}
-        self.handles = [p.register_post_accumulate_grad_hook(self._seen) for p in ends.values()]
+        seen, self._ended = uncompiled(self._seen), uncompiled(self._at_end)
+        self._again = uncompiled(lambda: self._queue(self._ended))
+        self.handles = [p.register_post_accumulate_grad_hook(seen) for p in ends.values()]
 
     def reset(self) -> None:
         """Wait for a backward pass again: one that raised never came to its end."""
@@ -111,12 +124,12 @@ class Backward:
     def _seen(self, _: Tensor) -> None:
         if not self._waiting:
             self._waiting = True
-            self._queue(lambda: self._queue(self._ended))
+            self._queue(self._again)
 
     @staticmethod
     def _queue(call: Callable[[], None]) -> None:
         torch.autograd.Variable._execution_engine.queue_callback(call)  # pyright: ignore
 
-    def _ended(self) -> None:
+    def _at_end(self) -> None:
         self._waiting = False
         self._tell()

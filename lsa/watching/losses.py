@@ -60,9 +60,14 @@ class Losses:
         if torch.is_grad_enabled() and isinstance(value, Tensor):
             self.add(value)
 
-    def mean(self) -> Tensor | None:
-        """The mean of those since the last call, in float64; None where there was none."""
+    def mean(self, dropped: int = 0) -> Tensor | None:
+        """The mean of those since the last call, in float64; None where there was none.
+
+        Args:
+            dropped: How many of the first are of passes that no step has used.
+        """
         found, self._found = self._found, []
+        found = found[dropped:] if dropped < len(found) else found
         return torch.stack(found).double().mean() if found else None
 
     def forget(self) -> None:

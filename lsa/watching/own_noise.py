@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves
 
 from lsa.maths.ratios import fieller
 from lsa.maths.sums import square
-from lsa.watching.hooks import OnModule
+from lsa.watching.hooks import OnModule, uncompiled
 from lsa.watching.sample_noise import SampleNoise
 from lsa.watching.undisturbed import measuring
 from lsa.watching.weights import Weights
@@ -51,6 +51,10 @@ class OwnNoise:
         self._processes = torch.distributed.get_world_size(model.process_group) if wrapped else 1
         self._nodes: list[Any] = []  # torch keeps a hook as long as its node lives
         self._squares: list[list[Tensor]] = [[] for _ in weights.parameters]
+        self._marks: list[tuple[int, int]] = []  # of the gradients at the end of the last pass
+        self._fired: set[int] = set()  # parameters whose gradient has come in the pass at hand
+        self._ended = 0  # passes of the step at hand
+        self.dropped = 0  # those of them whose gradients the training has thrown away
         self._sizes: list[int | None] = []  # samples of each call of the network
         self._told: list[int | None] = []  # samples of each pass, as the trainer tells them
         self._seen: dict[str, deque[tuple[float, float]]] = {}  # by block; "" is the whole
@@ -81,9 +85,10 @@ class OwnNoise:
             def hook(gradients: tuple[Tensor | None, ...]) -> None:
                 g = gradients[0]
                 if g is not None and due():
+                    self._see_whether_kept(i)
                     self._squares[i].append(square(g.detach().to_dense().reshape(-1)))
 
-            return hook
+            return uncompiled(hook)
 
         handles = [self._model.register_forward_pre_hook(OnModule(begins), with_kwargs=True)]
         for i, p in enumerate(self._weights.parameters):
@@ -96,6 +101,24 @@ class OwnNoise:
             handles += self._samples.attach(sampling)
         return handles
 
+    def _see_whether_kept(self, i: int) -> None:
+        """Forget what a parameter was given before, where something else is added to now.
+
+        A step that a training leaves out, as a GradScaler does, has passes that no step adds up.
+        """
+        if i in self._fired:
+            return
+        self._fired.add(i)
+        known = self._squares[i] and self._marks
+        if known and _mark(self._weights.parameters[i]) != self._marks[i]:
+            self._squares[i], self.dropped = [], self._ended
+
+    def passed(self) -> None:
+        """A backward pass has ended."""
+        self._marks = [_mark(p) for p in self._weights.parameters]
+        self._fired.clear()
+        self._ended += 1
+
     def tell(self, batch: Any) -> None:
         """The batch of a pass, where calls of the network do not say when one begins."""
         self._told.append(_samples(batch))
@@ -103,7 +126,7 @@ class OwnNoise:
     @property
     def _passed(self) -> list[int | None]:
         """Samples of each pass, so far."""
-        return self._told or self._sizes
+        return (self._told or self._sizes)[self.dropped :]
 
     def several(self) -> bool:
         """Whether this step has several gradients, so far."""
@@ -166,9 +189,16 @@ class OwnNoise:
     def forget(self) -> None:
         """Let the gradients of a step go."""
         self._squares, self._each = [[] for _ in self._squares], None
-        self._sizes, self._told = [], []
+        self._sizes, self._told, self._marks = [], [], []
+        self._ended = self.dropped = 0
+        self._fired.clear()
         if self._samples is not None:
             self._samples.forget()
+
+
+def _mark(p: nn.Parameter) -> tuple[int, int]:
+    """What tells whether something else than a backward pass has written into its gradient."""
+    return (0, 0) if p.grad is None else (id(p.grad), p.grad._version)
 
 
 Values = TypeVar("Values", float, Tensor)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -13,6 +14,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from lsa.landscape import Landscape
 from lsa.landscape.batches import moved
+from lsa.landscape.copies import whole_gradients
 from lsa.landscape.network import Network, unwrapped
 from lsa.landscape.terms import Objective
 from lsa.landscape.weighing import Loss
@@ -59,9 +61,15 @@ class ProbeSet:
         self._parts: list[Landscape] = []
         self._given: list[Landscape] = []
 
-    def buffers(self) -> Iterator[Tensor]:
-        """The network's buffers."""
-        return self._model.buffers()
+    @contextlib.contextmanager
+    def undisturbed(self) -> Iterator[None]:
+        """A block of computations after which network and random states are as before.
+
+        Raises:
+            InputError: A forward pass changes weights.
+        """
+        with undisturbed([*self._model.buffers()]), whole_gradients(self._model):
+            yield
 
     def ready(self) -> None:
         """Make the landscapes, where the model is now; once."""

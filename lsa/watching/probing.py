@@ -15,7 +15,6 @@ from lsa.watching import spectrum
 from lsa.watching.along import along
 from lsa.watching.noise import Noise
 from lsa.watching.probe_set import ProbeSet
-from lsa.watching.undisturbed import undisturbed
 
 USUAL = ("update", "noise")
 KINDS = (*USUAL, "noise_of_blocks", "sharpness", "lambda_max", "batch_sharpness")
@@ -55,13 +54,13 @@ class Probing:
 
     def ready(self) -> None:
         """Prepare the probe set and make a first pass, which takes longer than later ones."""
-        with undisturbed([*self._probe_set.buffers()]):
+        with self._probe_set.undisturbed():
             self._probe_set.ready()
         self.try_one()
 
     def try_one(self) -> None:
         """Make one forward pass."""
-        with undisturbed([*self._probe_set.buffers()]):
+        with self._probe_set.undisturbed():
             landscape = self._probe_set.landscape()
             landscape.losses(landscape.theta)
 
@@ -76,7 +75,7 @@ class Probing:
             noise: Whether the whole gradient's noise is measured here: it may be known otherwise.
         """
         probe_set = self._probe_set
-        with undisturbed([*probe_set.buffers()]):
+        with probe_set.undisturbed():
             probe_set.ready()
             landscape = probe_set.landscape()
             theta = landscape.theta

@@ -55,7 +55,7 @@ class SampleNoise:
 
         if self._compiled:
             return []  # hooks inside of a compiled network would make it another
-        own = [m for m in self._model.modules() if self._has(m) and form_of(m)]
+        own = [m for m in self._model.modules() if self._has(m) and form_of(m) and _is_plain(m)]
         return [m.register_forward_hook(OnModule(called)) for m in own]
 
     def _has(self, module: nn.Module) -> bool:
@@ -134,6 +134,11 @@ class SampleNoise:
     def forget(self) -> None:
         """Let a pass go."""
         self._calls = []
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Whether its weights are kept, not computed: to read them may change it (spectral norm)."""
+    return not any(hasattr(type(module), name) for name in ("weight", "bias"))
 
 
 class _Call:

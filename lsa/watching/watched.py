@@ -70,7 +70,7 @@ class Watch:
         self._optimizers, self._losses = list(optimizers), losses
         self._plan, self._budget, self._parts = plan, budget, Parts(budget, strict=strict)
         self._history, self._outputs, self._alarm = History(), outputs, alarm
-        self._next_norms = step + 1
+        self._at = self._next_norms = step + 1  # the step at hand; the next one with norms
         self._probing = self._trying = False  # after the step at hand; a trial alone
         self._sampling = False  # single samples in the step at hand
         self._handles: list[Any] = []
@@ -110,7 +110,8 @@ class Watch:
 
     def begins(self) -> None:
         """The first optimizer is about to step."""
-        step = self.step + 1
+        step = self._at = self.step + 1
+        self._next_norms = max(self._next_norms, step)  # a measurement may have been interrupted
         due = self._probes is not None and step % self._plan.every == 0
         self._probing = due and self._parts.are_on("norms", "probes")
         if self._probing:
@@ -152,6 +153,7 @@ class Watch:
         self._losses.forget()
         if row and self._weights.leads:
             self._run("logging", lambda: self._record(row), whole=False)
+        self._at = self.step + 1
 
     def loss(self, value: Any) -> None:
         """Tell the training's loss, where no hook sees it: a plain function in a plain loop."""
@@ -192,7 +194,7 @@ class Watch:
         blocks = self._outputs.blocks_are_due(self.step)
         products = self._norms.after(self.step, self._gradients.given(), each=blocks)
         row: Row = {"learning_rate": float(self._optimizers[0].param_groups[0]["lr"])}
-        loss = self._losses.mean()
+        loss = self._losses.mean(self._gradients.noise.dropped)
         if loss is not None:
             row["loss"] = loss.item()
         row |= norms_.numbers(products.sum(1).tolist())
@@ -232,7 +234,7 @@ class Watch:
         self._outputs.put(self.step, row)
 
     def _run(self, part: str, work: Callable[[], T], *, whole: bool = True) -> T | None:
-        return self._parts.run(part, self.step, work, whole=whole)
+        return self._parts.run(part, self._at, work, whole=whole)
 
     @property
     def history(self) -> Any:

@@ -143,6 +143,7 @@ CASES = {
     "RNN": (lambda: Recurrent(nn.RNN), sequences),
     "embedding": (Embedded, lambda: IDS),
     "sparse embedding": (lambda: Embedded(sparse=True), lambda: IDS),
+    "embedding weighed by frequency": (lambda: Embedded(scale_grad_by_freq=True), lambda: IDS),
     "activation checkpointing": (Checkpointed, x),
     "mixture of experts": (Experts, x),
     "in-place on the input": (WritesItsInput, x),

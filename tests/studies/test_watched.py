@@ -11,7 +11,7 @@ import pytest
 from lsa import project
 from lsa.studies import train
 from lsa.training import train as training
-from lsa.watching.probing import KINDS
+from lsa.watching.watch import KINDS
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's and SQLAlchemy's own
 WATCH = {"every": 3, "samples": 64, "budget": None, "measure": list(KINDS)}

@@ -161,3 +161,96 @@ def test_nothing_is_left_of_a_watch_that_is_closed():
     for module in (*model.modules(), loss):
         assert not module._forward_hooks and not module._forward_pre_hooks
     assert not any(p._post_accumulate_grad_hooks for p in model.parameters())  # pyright: ignore
+
+
+@pytest.mark.parametrize("zeros", [False, True])
+def test_passes_that_no_step_uses_are_not_counted(zeros: bool):
+    """As a GradScaler leaves a step out: noise and loss are those of the passes of the step."""
+    rows = []
+    for left_out in (False, True):
+        model, x, y = setting()
+        loss = nn.CrossEntropyLoss()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        with watched(model, optimizer, loss=loss) as watch:
+            for try_ in range(2 if left_out else 1):
+                optimizer.zero_grad(set_to_none=not zeros)
+                scale = 1e3 if left_out and try_ == 0 else 1.0
+                for part in (slice(0, 12), slice(12, 24)):
+                    (loss(model(scale * x[part]), y[part]) / 2).backward()
+            optimizer.step()
+        rows.append({k: v for k, v in watch.rows[0].items() if k != "overhead"})
+    assert rows[0]["noise_trace"] > 0 and rows[0] == rows[1]
+
+
+def test_a_compiled_step_has_the_numbers_of_a_plain_one():
+    rows = []
+    for compiles in (False, True):
+        model, x, y = setting()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+        torch._dynamo.reset()
+        make = torch.compile(optimizer.step, backend="aot_eager") if compiles else optimizer.step
+        with watched(model, optimizer, batches=(x, y), measure=KINDS) as watch:
+            for _ in range(3):
+                optimizer.zero_grad()
+                F.cross_entropy(model(x), y).backward()
+                make()
+        # A search that rounds otherwise leaves another residual.
+        out = ("overhead", "lambda_max_residual", "sharpness_residual")
+        rows.append([{k: v for k, v in row.items() if k not in out} for row in watch.rows])
+    for plain, compiled in zip(*rows, strict=True):
+        assert "lambda_max" in plain and compiled == pytest.approx(plain, rel=1e-3, abs=1e-6)
+
+
+@pytest.mark.parametrize("where", ["measurement", "step"])
+def test_a_training_that_is_interrupted_and_goes_on_is_measured(
+    where: str, monkeypatch: pytest.MonkeyPatch
+):
+    """As by the stop button of a notebook, whose cell is then run again."""
+    model, x, y = setting()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def interrupted(*_args, **_options):
+        raise KeyboardInterrupt
+
+    with watched(model, optimizer, batches=(x, y)) as watch:
+        step(model, optimizer, x, y)
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            if where == "measurement":
+                patched.setattr(watch._norms, "after", interrupted)
+                step(model, optimizer, x, y)
+            optimizer.step(interrupted)
+        norms = [step(model, optimizer, x, y) for _ in range(2)]
+    rows = watch.rows[-2:]
+    assert [row["gradient_norm"] for row in rows] == pytest.approx(norms, rel=1e-5)
+    for row, norm in zip(rows, norms, strict=True):
+        assert row["update_norm"] == pytest.approx(0.1 * norm, rel=1e-4)
+        assert "directional_sharpness" in row
+
+
+@pytest.mark.parametrize("options", [{"sparse": True}, {"scale_grad_by_freq": True}])
+def test_curvature_of_embeddings_is_that_of_the_loss(options: dict):
+    tops = []
+    for chosen in ({}, options):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Embedding(9, 4, **chosen), nn.Flatten(), nn.Linear(12, 3))
+        x, y = torch.randint(9, (24, 3)), torch.arange(24) % 3
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+        with watched(model, optimizer, batches=(x, y), measure=["lambda_max"]) as watch:
+            for _ in range(3):  # a search goes on
+                optimizer.zero_grad()
+                F.cross_entropy(model(x), y).backward()
+                optimizer.step()
+        tops.append(watch.rows[-1]["lambda_max"])
+    assert tops[0] == pytest.approx(tops[1], rel=1e-3)
+
+
+def test_weights_that_a_forward_pass_changes_are_not_measured_on(
+    caplog: pytest.LogCaptureFixture,
+):
+    model = nn.Sequential(nn.Embedding(9, 4, max_norm=1.0), nn.Flatten(), nn.Linear(12, 3))
+    x, y = torch.randint(9, (24, 3)), torch.arange(24) % 3
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with watched(model, optimizer, batches=(x, y), strict=False) as watch:
+        step(model, optimizer, x, y)
+    assert "gradient_norm" in watch.rows[0] and "probe_loss" not in watch.rows[0]
+    assert "probes is off from step 1 on: embedding '0' has max_norm=1" in caplog.text

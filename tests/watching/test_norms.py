@@ -181,6 +181,16 @@ def test_a_failure_is_said_once_and_switched_off(caplog: pytest.LogCaptureFixtur
     assert [r.message for r in caplog.records] == [
         "watch: norms is off from step 1 on: division by zero"
     ]
+    caplog.clear()  # what fails before the step, at its beginning or in its backward pass
+    for name in ("_norms.before", "_gradients._passed"):
+        with lsa.watch(model, optimizer, budget=None, track=False) as watch:
+            part, method = name.split(".")
+            setattr(getattr(watch, part), method, lambda *_, **__: 1 / 0)
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+    assert {r.message for r in caplog.records} == {
+        "watch: norms is off from step 1 on: division by zero"
+    }
     strict = lsa.watch(model, optimizer, budget=None, track=False, strict=True)
     strict._norms.after = lambda *_, **__: 1 / 0  # pyright: ignore
     with pytest.raises(ZeroDivisionError), strict:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
+import math
 import pickle
 import random
 from collections.abc import Callable
@@ -89,6 +90,7 @@ def plain(
     schedule: bool = False,
     scaled: bool = False,
     average: bool = False,
+    compiles: bool = False,
     wrap: Callable[[nn.Module], nn.Module] = lambda m: m,
     loss: Any = F.cross_entropy,
     zeros: bool = False,
@@ -101,6 +103,9 @@ def plain(
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 5)
     scaler = torch.amp.GradScaler(DEVICE, init_scale=2.0**14, enabled=scaled)
     ema = torch.optim.swa_utils.AveragedModel(base) if average else None
+    if compiles:
+        torch._dynamo.reset()
+    make_step = torch.compile(optimizer.step, backend="aot_eager") if compiles else None
     seed()
     seen, batches = [], stream(loader)
     with attach(model, optimizer, loader=loader, scaler=scaler if scaled else None):
@@ -120,8 +125,11 @@ def plain(
             if clip:
                 scaler.unscale_(optimizer)
                 nn.utils.clip_grad_norm_(base.parameters(), clip)
-            scaler.step(optimizer)
-            scaler.update()
+            if make_step is not None:
+                make_step()
+            else:
+                scaler.step(optimizer)
+                scaler.update()
             if schedule:
                 scheduler.step()
             if ema is not None:
@@ -215,6 +223,136 @@ def twice(attach: Attach) -> dict[str, Any]:
     return fingerprint(seen, model, optimizer)
 
 
+def skipped(attach: Attach) -> dict[str, Any]:
+    """Steps that are left out: by a GradScaler, which finds an infinity, and by the loop."""
+    model, loader = network(), data()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    scaler = torch.amp.GradScaler(DEVICE, init_scale=2.0**10)
+    seed()
+    seen, batches = [], stream(loader)
+    with attach(model, optimizer, loader=loader, scaler=scaler):
+        for step in range(STEPS):
+            x, y = next(batches)
+            optimizer.zero_grad()
+            value = F.cross_entropy(model(x), y) * (math.inf if step == 2 else 1.0)
+            scaler.scale(value).backward()
+            seen += [x.sum(), value]
+            if step != 4:
+                scaler.step(optimizer)
+                scaler.update()
+    return fingerprint(seen, model, optimizer, scaler)
+
+
+def with_hooks(attach: Attach) -> dict[str, Any]:
+    """The training's own hooks on gradients, which draw random numbers."""
+    model, loader = network(), data()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    seed()
+    seen, batches = [], stream(loader)
+    for p in model.parameters():
+        p.register_hook(lambda g: g + 1e-3 * torch.randn_like(g))
+        p.register_post_accumulate_grad_hook(lambda p: seen.append(p.grad.norm()))  # pyright: ignore
+    with attach(model, optimizer, loader=loader):
+        for _ in range(STEPS):
+            x, y = next(batches)
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+    return fingerprint(seen, model, optimizer)
+
+
+def two_models(attach: Attach) -> dict[str, Any]:
+    """A network that learns from another, which is trained and watched as well."""
+    models, loader = [network(), network(nn.BatchNorm2d(4), nn.Dropout(0.2))], data()
+    optimizers = [torch.optim.AdamW(m.parameters(), lr=1e-2) for m in models]
+    seed()
+    seen, batches = [], stream(loader)
+    with contextlib.ExitStack() as stack:
+        for model, optimizer in zip(models, optimizers, strict=True):
+            stack.enter_context(attach(model, optimizer, loader=loader))
+        for _ in range(STEPS):
+            x, y = next(batches)
+            for optimizer in optimizers:
+                optimizer.zero_grad()
+            outputs = models[0](x)
+            value = F.cross_entropy(outputs, y) + F.mse_loss(models[1](x), outputs.detach())
+            value.backward()
+            seen += [x.sum(), value]
+            for optimizer in optimizers:
+                optimizer.step()
+    return fingerprint(seen, models[0], models[1], *optimizers)
+
+
+def computed_weights(attach: Attach) -> dict[str, Any]:
+    """Weights that each look at them computes anew, and moves a state with it."""
+    model, loader = network(), data()
+    nn.utils.parametrizations.spectral_norm(model[3])  # pyright: ignore
+    nn.utils.parametrizations.weight_norm(model[5])  # pyright: ignore
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    seed()
+    seen, batches = [], stream(loader)
+    with attach(model, optimizer, loader=loader):
+        for _ in range(STEPS):
+            x, y = next(batches)
+            optimizer.zero_grad()
+            value = F.cross_entropy(model(x), y)
+            value.backward()
+            seen += [x.sum(), value]
+            optimizer.step()
+    return fingerprint(seen, model, optimizer)
+
+
+def lookups(attach: Attach, **options: Any) -> dict[str, Any]:
+    """An embedding whose gradient is sparse, or weighed by how often a row is read."""
+    torch.manual_seed(0)
+    table = nn.Embedding(20, 6, **options)
+    model = nn.Sequential(table, nn.Flatten(), nn.Linear(24, 3)).to(DEVICE)
+    ids, y = torch.randint(20, (96, 4)), torch.randint(3, (96,))
+    pairs = torch.utils.data.TensorDataset(ids, y)
+    loader = torch.utils.data.DataLoader(pairs, batch_size=16)
+    optimizers = [
+        (torch.optim.SparseAdam if table.sparse else torch.optim.Adam)(table.parameters(), lr=1e-2),
+        torch.optim.Adam(model[2].parameters(), lr=1e-2),
+    ]
+    seed()
+    seen, batches = [], stream(loader)
+    with attach(model, optimizers, loader=loader):
+        for _ in range(STEPS):
+            x, targets = next(batches)
+            for optimizer in optimizers:
+                optimizer.zero_grad()
+            value = F.cross_entropy(model(x), targets)
+            value.backward()
+            seen += [value, *(p.grad.to_dense() for p in model.parameters() if p.grad is not None)]
+            for optimizer in optimizers:
+                optimizer.step()
+    seen += [table.sparse, table.scale_grad_by_freq]
+    for p in model.parameters():
+        p.grad = None
+    return fingerprint(seen, model, *optimizers)
+
+
+def muon(attach: Attach) -> dict[str, Any]:
+    """Muon for matrices, AdamW for all else."""
+    model, loader = network(), data()
+    matrices = [p for p in model.parameters() if p.ndim == 2]
+    others = [p for p in model.parameters() if p.ndim != 2]
+    optimizers = [torch.optim.Muon(matrices, lr=1e-2), torch.optim.AdamW(others, lr=1e-2)]
+    seed()
+    seen, batches = [], stream(loader)
+    with attach(model, optimizers, loader=loader):
+        for _ in range(STEPS):
+            x, y = next(batches)
+            for optimizer in optimizers:
+                optimizer.zero_grad()
+            value = F.cross_entropy(model(x), y)
+            value.backward()
+            seen += [x.sum(), value]
+            for optimizer in optimizers:
+                optimizer.step()
+    return fingerprint(seen, model, *optimizers)
+
+
 def evaluated(_step: int, model: nn.Module, _: Any) -> torch.Tensor:
     """An evaluation between two steps."""
     model.eval()
@@ -285,6 +423,10 @@ OPTIMIZERS = {
     "asgd": optimizer("ASGD"),
     "rprop": optimizer("Rprop"),
     "no rate": optimizer("AdamW", lr=0.0),
+    "sgd, fused, maximising": optimizer("SGD", fused=True, maximize=True),
+    "rate in a tensor": lambda a: plain(
+        a, make=lambda p: torch.optim.AdamW(p, lr=torch.tensor(1e-2))
+    ),
 }
 
 CASES: dict[str, Callable[[Attach], dict[str, Any]]] = {
@@ -318,5 +460,16 @@ CASES: dict[str, Callable[[Attach], dict[str, Any]]] = {
     "copied": lambda a: plain(a, nn.BatchNorm2d(4), between=copied),
     "resumed": lambda a: plain(a, between=resumed),
     "no number": lambda a: plain(a, between=no_number),
+    "skipped steps": skipped,
+    "own hooks": with_hooks,
+    "two models": two_models,
+    "computed weights": computed_weights,
+    "sparse": lambda a: lookups(a, sparse=True),
+    "by frequency": lambda a: lookups(a, scale_grad_by_freq=True),
+    "muon": muon,
+    "compiled step": lambda a: plain(a, nn.BatchNorm2d(4), compiles=True),
+    "compiled step, sgd": lambda a: plain(
+        a, compiles=True, make=lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9)
+    ),
     **OPTIMIZERS,
 }
