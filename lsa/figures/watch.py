@@ -49,8 +49,12 @@ def draw(column: Column, title: str, alarms: Sequence[int] = ()) -> Figure:
     figure.suptitle(title)
     for panel, (label, logarithmic, lines) in zip(panels, groups, strict=False):
         _panel(panel, column, label, logarithmic, lines)
-        for step in alarms:
-            panel.axvline(step, color="tab:red", linewidth=0.8, linestyle=":")
+        for i, step in enumerate(alarms):
+            name = None if i else "alarm"
+            panel.axvline(step, color="tab:red", linewidth=0.8, linestyle=":", label=name)
+        # Above the panel, where no line is.
+        place = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 3}
+        panel.legend(frameon=False, fontsize=8, **place)
     for panel in [*panels][len(groups) :]:
         panel.set_axis_off()
     return figure
@@ -73,4 +77,3 @@ def _panel(
         make_logarithmic(panel, y=True)
     panel.set_ylabel(label)
     panel.set_xlabel("step")
-    panel.legend(frameon=False, fontsize=8)

@@ -24,7 +24,9 @@ class Line:
     def __init__(self) -> None:
         from rich.console import Console
         from rich.live import Live
+        from rich.text import Text
 
+        self._text = Text
         self._live = Live(console=Console(stderr=True), auto_refresh=False, transient=False)
         self._live.start()
         self._known: dict[str, float] = {}
@@ -41,7 +43,8 @@ class Line:
         if time.monotonic() < self._next:
             return
         self._next = time.monotonic() + PAUSE
-        self._live.update(text(step, self._known), refresh=True)
+        line = self._text(text(step, self._known), no_wrap=True, overflow="ellipsis")
+        self._live.update(line, refresh=True)
 
     def close(self) -> None:
         """Leave the line as it is."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from pathlib import Path
 
 import mlflow
@@ -78,6 +80,24 @@ def test_the_line():
     assert live.text(70, row) == (
         "step 70  loss 0.5123  critical × 2.3  sharpness/threshold 0.50  watch 1.1%"
     )
+
+
+def test_a_narrow_terminal_has_one_line_too(monkeypatch: pytest.MonkeyPatch):
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setenv("COLUMNS", "40")
+    line = live.Line()
+    line.show(70, {"loss": 0.51234, "critical_factor": 2.34, "threshold_ratio": 0.5})
+    line.close()
+    assert stream.getvalue().strip() == "step 70  loss 0.5123  critical × 2.3  s…"
+
+
+def test_the_figure_names_its_alarms_once():
+    figure = draw(lambda name: ([8, 9], [1.0, 2.0]), "", [8, 9])
+    for panel in figure.axes:
+        legend = panel.get_legend()
+        assert legend is not None
+        assert [text.get_text() for text in legend.get_texts()].count("alarm") == 1
 
 
 def test_the_figure_has_a_panel_for_each_group_that_was_measured():
