@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 try:
     from lightning.pytorch import Callback  # pyright: ignore[reportMissingImports]
 except ImportError:
@@ -35,6 +37,8 @@ class LightningCallback(Watching, Callback):  # pyright: ignore[reportGeneralTyp
             trainer.optimizers,
             scaler=getattr(trainer.precision_plugin, "scaler", None),
             step=trainer.global_step,
+            # Told below: a closure returns the last pass's part of an accumulated step.
+            sees_loss=not pl_module.automatic_optimization,
             **({} if run is None else {"track": run}),
         )
 
@@ -44,6 +48,15 @@ class LightningCallback(Watching, Callback):  # pyright: ignore[reportGeneralTyp
         """Tell the batch: its samples are those of the noise."""
         if self.watch is not None:
             self.watch.batch(batch)
+
+    def on_before_backward(self, trainer: Any, pl_module: Any, loss: Any) -> None:
+        """Tell the loss of a pass, which is scaled and weighed for the step's sum by now."""
+        if self.watch is not None and pl_module.automatic_optimization:
+            own = loss.detach() * trainer.accumulate_grad_batches
+            scaler = getattr(trainer.precision_plugin, "scaler", None)
+            if scaler is not None:  # whose scale a GPU need not tell here
+                own = own / scaler.scale(torch.ones_like(own))
+            self.watch.loss(own)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Close the watch."""

@@ -16,12 +16,13 @@ class Losses:
     """Losses of the passes of one step; their mean is the step's.
 
     Args:
-        model: Whose outputs may have a `.loss`, which is the step's; None: they are not looked at.
+        model: Whose outputs may have a `.loss`, which is the step's.
         loss: That may be a module.
+        seen: Whether outputs of the model and what closures return are looked at.
     """
 
-    def __init__(self, model: nn.Module | None, loss: Any = None) -> None:
-        self._model, self._loss = model, loss
+    def __init__(self, model: nn.Module, loss: Any = None, *, seen: bool = True) -> None:
+        self._model, self._loss, self._looks = model, loss, seen
         self._found: list[Tensor] = []
 
     def attach(self, run: Callable[[Callable[[], None]], Any]) -> list[Any]:
@@ -40,14 +41,19 @@ class Losses:
             return OnModule(told)
 
         handles = []
-        if self._model is not None:
+        if self._looks:
             handles.append(self._model.register_forward_hook(hook(self._seen)))
         if isinstance(self._loss, nn.Module):
             handles.append(self._loss.register_forward_hook(hook(self._own)))
         return handles
 
+    def returned(self, value: Any) -> None:
+        """What a closure has returned."""
+        if self._looks:
+            self.add(value)
+
     def add(self, loss: Any) -> None:
-        """A loss, as a closure returns it or as the loop tells it; anything else is ignored."""
+        """A loss, as the loop tells it; anything else is ignored."""
         if isinstance(loss, int | float):
             loss = torch.tensor(float(loss))
         if isinstance(loss, Tensor) and loss.numel() == 1:

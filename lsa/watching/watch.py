@@ -79,7 +79,8 @@ def watch(
         budget: Share of the training's time that the watch may take; it measures less often where
             it would take more. None: no limit.
         scaler: The `GradScaler`, if there is one: the gradient's norm before clipping needs it.
-        sees_loss: Whether outputs with a `.loss` tell the training's own loss.
+        sees_loss: Whether outputs with a `.loss`, and what closures return, tell the training's own
+            loss.
         step: Number of the last step that was made before, of a training that goes on.
         track: Log to MLflow: metrics `watch/…` at step = optimizer step, in the active run, which
             is not ended; a run is made where there is none. They are sent in the background. A run
@@ -102,7 +103,7 @@ def watch(
     return Watch(
         functools.partial(_inside, model, optimizers, scaler, **given),
         optimizers,
-        losses=Losses(model if sees_loss else None, loss),
+        losses=Losses(model, loss, seen=sees_loss),
         outputs=Outputs(sink, track=track, live=live, log_every=log_every, every=every),
         plan=Plan(norms, every, samples=SAMPLES in kinds),
         budget=Budget(budget),

@@ -127,7 +127,7 @@ class Watch:
 
     def has_gradients(self, optimizer: Optimizer, loss: Any) -> None:
         """An optimizer has its gradients."""
-        self._losses.add(loss)
+        self._losses.returned(loss)
         if self._norms_are_due():
             take = self._gradients.take
             # What one optimizer was given may be gone when the next one steps.

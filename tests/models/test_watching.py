@@ -123,6 +123,28 @@ def test_lightning_tells_the_noise_of_accumulated_passes_and_of_samples(workplac
     assert [row["step"] for row in callback.watch.rows if "noise_trace" in row] == [1, 2, 3, 4]
 
 
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("passes", [1, 2])
+def test_lightning_tells_the_loss_of_all_passes(workplace: Path, passes: int, scaled: bool):
+    lightning = pytest.importorskip("lightning")
+    losses = []
+
+    class Seen(lightning.Callback):
+        def on_train_batch_end(self, trainer, module, outputs, batch, index) -> None:
+            losses.append(float(outputs["loss"]) * passes)  # it is that part of the step's
+
+    callback = lsa.watching.LightningCallback(budget=None, track=False, strict=True)
+    options: dict[str, Any] = {"accumulate_grad_batches": passes}
+    if scaled:
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8)
+        half = lightning.pytorch.plugins.MixedPrecision("16-mixed", "cpu", scaler)
+        options |= {"plugins": [half], "gradient_clip_val": None}
+    fitted(workplace, callback, Seen(), **options)
+    means = torch.tensor(losses).view(-1, passes).mean(1).tolist()
+    assert len(means) == 8 // passes
+    assert [row["loss"] for row in callback.watch.rows] == pytest.approx(means, rel=1e-5)
+
+
 def test_samples_of_hugging_faces_gpt_2(workplace: Path, caplog: pytest.LogCaptureFixture):
     """Its linear layers are turned, its head is tied, and its positions are all samples'."""
     callback = lsa.watching.HuggingFaceCallback(
