@@ -119,6 +119,10 @@ def written(value: float, errors: Mapping[str, Any], unit: str = "") -> str:
 
 
 def checkpoints(
+    name: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Argument(help="those of one project", show_default="all", metavar="PROJECT"),
+    ] = None,
     project: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(help="those of one project", show_default="all"),
@@ -134,6 +138,7 @@ def checkpoints(
     """
     from lsa.reports import records
 
+    project = name or project
     listed = records.checkpoints(project)
     if json:
         print_json(listed)
@@ -181,12 +186,15 @@ def _row(checkpoint: Mapping[str, Any], names: Sequence[str]) -> list[str]:
 
 def _fitting(lines: Sequence[Sequence[str]]) -> int:
     """Number of columns of a table that fit the terminal; all without a terminal."""
-    if not sys.stdout.isatty():
-        return len(lines[0])
+    room = shutil.get_terminal_size().columns
+    fit = sum(end <= room for end in itertools.accumulate(_widths(lines)))
+    return max(fit, 4) if sys.stdout.isatty() else len(lines[0])
+
+
+def _widths(lines: Sequence[Sequence[str]]) -> list[int]:
+    """What each column of a table takes on the terminal, with the space between."""
     columns = zip(*lines, strict=True)
-    widths = [3 + max(len(part) for cell in c for part in cell.split("\n")) for c in columns]
-    fit = sum(end <= shutil.get_terminal_size().columns for end in itertools.accumulate(widths))
-    return max(fit, 4)
+    return [3 + max(len(part) for cell in c for part in cell.split("\n")) for c in columns]
 
 
 def probes(json: JSON = False) -> None:
@@ -232,16 +240,32 @@ def _cell(text: str) -> Any:
 
 
 def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:
-    """A table that fits the terminal by breaking cells, but never the first: it is for copying."""
+    """A table; one wider than the terminal continues below, with its first column again."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
     # A pipe or a file has no width, so that lines stay whole there.
     console = Console(width=None if sys.stdout.isatty() else 1000)
-    table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD)
-    for heading in headings:
-        table.add_column(heading, overflow="fold", no_wrap=not table.columns)
-    for row in rows:
-        table.add_row(*map(_cell, row))
-    console.print(table)
+    for k, part in enumerate(_parts(_widths([headings, *rows]), console.width)):
+        shown = None if k else title or None
+        table = Table(title=shown, title_justify="left", box=box.SIMPLE_HEAD)
+        for i in part:
+            # Names are for copying: they are never broken.
+            table.add_column(_cell(headings[i]), overflow="fold", no_wrap=i == 0)
+        for row in rows:
+            table.add_row(*(_cell(row[i]) for i in part))
+        console.print(table)
+
+
+def _parts(widths: Sequence[int], room: int) -> list[list[int]]:
+    """Columns of each part of a table: the first, and as many others as there is room for."""
+    parts: list[list[int]] = [[0]]
+    used = widths[0]
+    for i, width in enumerate(widths[1:], 1):
+        if len(parts[-1]) > 1 and used + width > room:
+            parts.append([0])
+            used = widths[0]
+        parts[-1].append(i)
+        used += width
+    return parts

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import re
 
 import mlflow
 import pytest
 
 from lsa import probe
-from lsa.cli import app
+from lsa.cli import app, show
 from lsa.reports import records
 from lsa.runtime.errors import InputError
 from lsa.tracking import recording, registered, runs, store
@@ -136,9 +137,24 @@ def test_checkpoints_are_listed_with_their_numbers(measured, capsys, monkeypatch
         assert app.run(["checkpoints"]) == 0
     text = capsys.readouterr().out
     assert "models:/tiny.sgd/1 " in text and "also shows lanczos/lambda_max" in text
+    assert printed(capsys, "checkpoints", "tiny") == [shown]
     assert printed(capsys, "checkpoints", "--project", "other") == []
     assert app.run(["checkpoints", "--project", "other"]) == 0
     assert "lsa train" in capsys.readouterr().out
+
+
+def test_a_table_wider_than_the_terminal_continues_below(capsys, monkeypatch):
+    with monkeypatch.context() as narrow:
+        narrow.setenv("COLUMNS", "60")
+        narrow.setattr("sys.stdout.isatty", lambda: True)
+        cells = ["sgd_momentum", "4.722 ± 1.9", "-0.02315 ± 0.019", "204 ± 170"]
+        headings = ["optimizer", "lambda_max", "lambda_min", "condition_number"]
+        show.print_table(headings, [cells], "lanczos")
+    text = re.sub(r"\x1b\[\d*m", "", capsys.readouterr().out)
+    lines = [line.split() for line in text.splitlines()]
+    assert lines.count(["optimizer", "lambda_max", "lambda_min"]) == 1
+    assert lines.count(["optimizer", "condition_number"]) == 1
+    assert sum(line[:1] == ["sgd_momentum"] for line in lines) == 2
 
 
 def test_a_longer_list_costs_no_more_requests(trained, monkeypatch):
