@@ -74,13 +74,14 @@ def as_html(title: str, sections: Sequence[Section]) -> str:
     What comes before the second heading of level 2 is the page's start; the contents follow it.
     """
     parts, contents = [], _contents(sections)
-    tops = 0
+    tops, above = 0, ""
     for i, section in enumerate(sections):
+        above = section.title or above
         tops += section.level == 2 and bool(section.title)
         if tops == 2 and contents:
             parts.append(contents)
             contents = ""
-        parts.append(_html_section(section, f"s{i}"))
+        parts.append(_html_section(section, f"s{i}", above))
     head = (
         f"<!doctype html><html lang='en'><head><meta charset='utf-8'>"
         f"<meta name='viewport' content='width=device-width, initial-scale=1'>"
@@ -118,7 +119,8 @@ def as_fragment(sections: Sequence[Section]) -> str:
     return "\n".join(_html_section(section, "") for section in sections)
 
 
-def _html_section(section: Section, name: str) -> str:
+def _html_section(section: Section, name: str, above: str = "") -> str:
+    """A section; a table without a title of its own is named by the heading above it."""
     title, text = html.escape(section.title), html.escape(section.text)
     anchor = f" id='{name}'" if name and title else ""
     parts = [f"<h{section.level}{anchor}>{title}</h{section.level}>"] if title else []
@@ -126,9 +128,10 @@ def _html_section(section: Section, name: str) -> str:
         parts.append(f"<details><summary>{html.escape(section.folded)}</summary>")
     if section.figure:
         data = base64.b64encode(section.figure).decode()
-        image = f"<img alt='{title or text}' src='data:image/png;base64,{data}'>"
+        said = title or text.partition(". ")[0]  # the rest is read as the caption
+        image = f"<img alt='{said}' src='data:image/png;base64,{data}'>"
         if int.from_bytes(section.figure[16:20], "big") > BROAD:  # the width of a PNG
-            image = f"<div class='wide broad' {_region(title or text)}>{image}</div>"
+            image = f"<div class='wide broad' {_region(said)}>{image}</div>"
         parts.append(f"<figure>{image}<figcaption>{text}</figcaption></figure>")
     else:
         parts += [f"<p>{line}</p>" for line in text.split("\n") if line]
@@ -138,9 +141,9 @@ def _html_section(section: Section, name: str) -> str:
         head = "".join(f"<th scope='col'>{_lines(cell, small=True)}</th>" for cell in
                        section.headings)  # fmt: skip
         body = "".join(f"<tr>{_html_row(row)}</tr>" for row in section.rows)
-        label = title or html.escape(section.folded) or f"table {name.removeprefix('s')}"
+        label = title or html.escape(section.folded) or html.escape(f"Table: {above}")
         parts.append(
-            f"<div class='wide' {_region(label)}><table>"
+            f"<div class='wide' {_region(label)}><table aria-label='{label}'>"
             f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
         )
     return "".join(parts) + ("</details>" if section.folded else "")

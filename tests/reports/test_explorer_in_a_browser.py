@@ -144,6 +144,33 @@ def test_axe_finds_nothing(html, open_page, scheme):
     assert violations(page) == []
 
 
+def test_a_screen_reader_has_a_name_for_everything_that_it_comes_to(html, open_page):
+    page = open_page(html)
+    page.evaluate("openEdge(0)")
+    page.evaluate("document.querySelectorAll('details').forEach(fold => { fold.open = true; })")
+    page.locator("#list tbody tr").first.wait_for()
+    session = page.context.new_cdp_session(page)
+    session.send("Accessibility.enable")
+    nodes = session.send("Accessibility.getFullAXTree")["nodes"]
+    told = [
+        (node["role"]["value"], node.get("name", {}).get("value", ""))
+        for node in nodes
+        if not node["ignored"]
+    ]
+    kinds = {"button", "checkbox", "combobox", "slider", "link", "image", "table", "region"}
+    assert {role for role, _ in told} >= kinds
+    assert [role for role, name in told if role in kinds and not name] == []
+    assert "graphics-symbol" not in {role for role, _ in told}
+    acting = [name for role, name in told if role in ("button", "checkbox")]
+    assert len(acting) == len(set(acting))
+    levels = [
+        next(p["value"]["value"] for p in node["properties"] if p["name"] == "level")
+        for node in nodes
+        if not node["ignored"] and node["role"]["value"] == "heading"
+    ]
+    assert levels[0] == 1 and set(levels[1:]) == {2}
+
+
 # --- many checkpoints, drawn by WebGL -------------------------------------------------------------
 
 MANY = 60  # copies of the checkpoints

@@ -72,6 +72,9 @@ function edgeTraces(visible, type) {
 }
 function edgeName(k) { return `${label(data.edges[k].a)} – ${label(data.edges[k].b)}`; }
 function edgeSaid(k) { return [edgeName(k), ...data.edges[k].numbers.map(([name, said]) => `${name}: ${said}`)].join("\n"); }
+function unread(id) {  // its name and the table beside it say what a chart shows; its shapes have no names
+  for (const inner of [...$(id).children, $("js-plotly-tester")]) inner?.setAttribute("aria-hidden", "true");
+}
 function whole(axis, points) {  // a range that stays while epochs are played
   const { at, log } = state.axes[axis], values = points.map(i => log ? Math.log10(at[i]) : at[i]);
   const low = values.reduce((a, b) => Math.min(a, b)), high = values.reduce((a, b) => Math.max(a, b)), room = .06 * (high - low || 1);
@@ -93,6 +96,7 @@ function drawMap() {
   const axis = name => ({ type: state.axes[name].log ? "log" : "linear", ...(everything.length ? whole(name, everything) : { autorange: true }) });
   const view = [x.name, y.name, moving, x.log, y.log].join(" ");
   Plotly.react("map", traces, layout(words(x.name), words(y.name), { uirevision: view, xaxis: axis("x"), yaxis: axis("y") }), OPTIONS);
+  unread("map");
   $("map").setAttribute("aria-label", `${visible.length} of ${data.points.length} checkpoints: ${words(y.name)} against ${words(x.name)}`);
   markChosen();
   return visible;
@@ -133,6 +137,7 @@ function drawLines(id, lines, x, y) {  // [{ x, y, error, name, look }]
     { type: "scatter", mode: line.x.length > 12 ? "lines" : "lines+markers", x: line.x, y: line.y, name: safe(line.name),
       line: line.look, marker: { symbol: line.symbol ?? "circle", size: 7 }, hoverlabel: { namelength: -1 } }]);
   Plotly.react(id, traces, layout(x, y, { yaxis, showlegend: true, dragmode: false }), OPTIONS);
+  unread(id);
 }
 function drawSurface(found, kind) {
   const z = found.grid.loss, flat = z.flat().filter(v => v !== null), low = flat.reduce((a, b) => Math.min(a, b)), high = flat.reduce((a, b) => Math.max(a, b));
@@ -149,5 +154,6 @@ function drawSurface(found, kind) {
   const scene = { xaxis: axis(x), yaxis: axis(y), zaxis: axis(height) };
   Plotly.purge("surface");
   Plotly.newPlot("surface", [own, marks], layout(x, y, { scene, dragmode: kind === "surface" ? "turntable" : false }), OPTIONS);
+  unread("surface");
   return [low, high];
 }

@@ -1,7 +1,7 @@
 // What is selected, in numbers, curves, ways and surfaces.
 function details() {
   const chosen = state.selected;
-  items($("selected"), chosen.length ? chosen.map(i => button(`${label(i)} ✕`, () => select(i, false))) : ["none: select a checkpoint in the picture or in the table below"]);
+  items($("selected"), chosen.length ? chosen.map(i => button(`${label(i)} ✕`, () => select(i, false), `${label(i)}: leave out`)) : ["none: select a checkpoint in the picture or in the table below"]);
   const heads = ["number", ...chosen.map(label)];
   const rows = wanted => wanted.filter(name => chosen.some(i => data.points[i].numbers[name]))
     .map(name => [words(name), ...chosen.map(i => data.points[i].numbers[name]?.[3] ?? "–")]);
@@ -27,6 +27,8 @@ function curveLines() {
 function drawCurves() {
   const curve = data.curves[$("curve").value];
   if (curve) drawLines("curves", curveLines(), curve.x, curve.y);
+  const of = curveLines().map(line => line.name).join("; ");
+  $("curves").setAttribute("aria-label", curve ? `${curve.title} of ${of || "none"}; the values stand in the table` : "no curve");
   $("curve-values").remake();
 }
 function values(table, lines, x) {
@@ -103,11 +105,11 @@ function listPoints(table) {
     table.querySelectorAll("input").forEach((made, i) => { made.checked = state.selected.includes(i); });
     return;
   }
-  const link = p => { const made = document.createElement("a"); made.href = p.link; made.textContent = p.run.slice(0, 8); return made; };
+  const link = p => { const made = document.createElement("a"); made.href = p.link; made.textContent = p.run.slice(0, 8); made.setAttribute("aria-label", `run ${p.run.slice(0, 8)} in MLflow`); return made; };
   fill(table, ["checkpoint", "select", ...data.leading.map(words), "run"], data.points.map((p, i) =>
     [label(i), box(i), ...data.leading.map(name => text(i, name)), link(p)]));
 }
 function listAllEdges(table) {
   fill(table, ["between", "profile", "numbers"], data.edges.map((edge, k) =>
-    [edgeName(k), button("Show", () => openEdge(k)), edge.numbers.map(([name, said]) => `${name}: ${said}`).join("; ")]));
+    [edgeName(k), button("Show", () => openEdge(k), `Show ${edgeName(k)}`), edge.numbers.map(([name, said]) => `${name}: ${said}`).join("; ")]));
 }

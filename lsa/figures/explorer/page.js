@@ -72,10 +72,11 @@ function items(list, texts) {
     return item;
   }));
 }
-function button(said, act) {
+function button(said, act, name = said) {  // the name is what a screen reader says
   const made = document.createElement("button");
   made.type = "button";
   made.textContent = said;
+  if (name !== said) made.setAttribute("aria-label", name);
   made.addEventListener("click", act);
   return made;
 }
