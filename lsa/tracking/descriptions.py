@@ -13,8 +13,10 @@ from lsa.tracking.registered import registered_name
 from lsa.tracking.runs import Done
 from lsa.tracking.store import client
 
-TRAININGS = "workflowType=machine_learning&searchFilter=" + quote(views.TRAININGS)
-PICTURES = f"{TRAININGS}&compareRunsMode=CHART&viewStateShareKey={views.KEY}"
+PAGE = "workflowType=machine_learning"
+TRAININGS = f"{PAGE}&searchFilter={quote(views.TRAININGS)}"
+# Without a filter of its own: beside one the UI does not open the view.
+PICTURES = f"{PAGE}&compareRunsMode=CHART&viewStateShareKey={views.KEY}"
 
 
 def links(experiment: str, study: str) -> str:
@@ -22,8 +24,8 @@ def links(experiment: str, study: str) -> str:
     root = f"#/experiments/{experiment}"
     made = f"{root}/runs/{study}/artifacts"
     report = f"[Report]({made}/report.html) · [Explorer]({made}/explorer.html) · " if study else ""
-    pictures = f"[Trainings in pictures]({root}/runs?{PICTURES})"
-    return f"{report}{pictures} · [All trainings, to compare]({root}/runs?{TRAININGS})"
+    pictures = f"[Trainings in pictures]({root}/runs?{PICTURES}) · " if views.offered() else ""
+    return f"{report}{pictures}[All trainings, to compare]({root}/runs?{TRAININGS})"
 
 
 def of_project(experiment: str, study: str, text: str, numbers: Sequence[str]) -> None:
@@ -37,8 +39,10 @@ def of_project(experiment: str, study: str, text: str, numbers: Sequence[str]) -
     """
     description = f"{text}\n\n{links(experiment, study)}"
     known = client().get_experiment(experiment)
-    view = views.saved(numbers, known.creation_time or 0)
-    for tag, value in ((MLFLOW_RUN_NOTE, description), (views.TAG, view)):
+    wanted = {MLFLOW_RUN_NOTE: description}
+    if views.offered():
+        wanted[views.TAG] = views.saved(numbers, known.creation_time or 0)
+    for tag, value in wanted.items():
         if known.tags.get(tag) != value:
             client().set_experiment_tag(experiment, tag, value)
     if study:

@@ -1,16 +1,20 @@
 """The view of a project's trainings that MLflow's Runs page offers under *Views*.
 
-MLflow keeps a saved view as a tag of the experiment; its UI since 3.17 lists it by name, older ones
-open it by its link. There is no public call for it: what a UI does not know, it leaves out.
+MLflow keeps a saved view as a tag of the experiment, and its UI since 3.17 lists it by name. There
+is no public call for it. Older UIs keep views in another way, and end with an error where they
+open this one: with an older MLflow there is no view.
 """
 
 from __future__ import annotations
 
 import base64
 import json
+import re
 import zlib
 from collections.abc import Sequence
 from typing import Any
+
+import mlflow
 
 NAME = "Landscape"
 KEY = "lsa"
@@ -19,6 +23,15 @@ TRAININGS = "tags.`lsa.step` = 'train'"
 # Across in every scatter plot; each other number has one in which it is up.
 ACROSS = "lanczos/lambda_max"
 COORDINATES = 4  # beside the optimizer: as many as can be read
+
+
+SINCE = (3, 17)  # of MLflow
+
+
+def offered() -> bool:
+    """Whether the UI of the installed MLflow can open the view."""
+    major, minor, *_ = re.findall(r"\d+", mlflow.__version__)
+    return (int(major), int(minor)) >= SINCE
 
 
 def saved(numbers: Sequence[str], created: int) -> str:
