@@ -8,7 +8,10 @@ import mlflow
 import pytest
 from mlflow.exceptions import MlflowException
 
-from lsa.tracking import store
+from lsa import project
+from lsa.project import Recipe
+from lsa.studies import train
+from lsa.tracking import spool, store
 
 GONE = (
     "API request to http://host failed with exception Max retries: [Errno 111] Connection refused"
@@ -53,6 +56,25 @@ class Plug:
             self._before = count
         else:
             self._after = count
+
+
+def trained_without(plug: Plug, said: str = "") -> Recipe:
+    """Train the tiny project's sgd while the store is away; it is there again.
+
+    Args:
+        plug: Of the store.
+        said: A pattern that the error matches.
+
+    Returns:
+        What was trained; the training waits in the spool.
+    """
+    recipe = project.load("tiny").recipe("sgd")
+    store.client()
+    plug.pull()
+    with pytest.raises(spool.NotLogged, match=said):
+        train.train(recipe)
+    plug.put()
+    return recipe
 
 
 class Plugged:

@@ -139,7 +139,7 @@ def auto_neb(
     metrics = {
         **_heights(dense, held_out, path, linear),
         **of_curve,
-        **(_bound(landscape, path) if collapse else {}),
+        **(_bound(landscape, search) if collapse else {}),
         **_slope(landscape, path, batch_size),
         **_extent(search.pivots, line),
         **_counts(landscape, dense, search.grad_evals + curve_steps),
@@ -149,7 +149,7 @@ def auto_neb(
         notes.append(f"steps take the batches in their order, not {batch_size} samples at random")
     curves = _curves(path, linear, held_out)
     bar.say("done")
-    return Result(metrics, curves, _arrays(path), search.converged, tuple(notes))
+    return Result(metrics, curves, _arrays(path, search), search.converged, tuple(notes))
 
 
 class _Path(NamedTuple):
@@ -278,12 +278,12 @@ def _held_out(held_out: SampledPoints, path: _Path) -> dict[str, Metric]:
     return metrics
 
 
-def _bound(landscape: Landscape, path: _Path) -> dict[str, Metric]:
-    log_classes = math.log(landscape.outputs(path.points[0], landscape.x[:1]).shape[1])
-    bound = max(log_classes, path.energies[0].item(), path.energies[-1].item())
+def _bound(landscape: Landscape, search: MinimumEnergyPath) -> dict[str, Metric]:
+    log_classes = math.log(landscape.outputs(search.pivots[0], landscape.x[:1]).shape[1])
+    bound = max(log_classes, search.energies[0].item(), search.energies[-1].item())
     return {
         "log_classes": Metric(log_classes, "loss"),
-        "bound_margin": Metric(bound - path.energies.max().item(), "loss"),
+        "bound_margin": Metric(bound - search.max_energy, "loss"),
     }
 
 
@@ -343,12 +343,13 @@ def _curves(path: _Path, line_energies: Tensor, held_out: SampledPoints) -> dict
     return curves
 
 
-def _arrays(path: _Path) -> dict[str, np.ndarray]:
+def _arrays(path: _Path, search: MinimumEnergyPath) -> dict[str, np.ndarray]:
     nodes = path.points[:: path.stride].float().cpu().numpy()
     return {
         **{f"node_{i:02}": node for i, node in enumerate(nodes)},
         "alphas": path.alphas.cpu().numpy(),
         "energies": path.energies.cpu().numpy(),
+        "cycle_max": np.array([cycle.max_energy for cycle in search.cycles]),
     }
 
 

@@ -20,7 +20,7 @@ from lsa.training import stability
 from lsa.watching import probing, spectrum
 from lsa.watching.along import measured_along
 from lsa.watching.probe_set import parts_of
-from lsa.watching.probing import Tried
+from lsa.watching.probing import Tried, numbers
 from lsa.watching.undisturbed import undisturbed
 from lsa.watching.weights import Weights
 
@@ -138,13 +138,9 @@ class ParallelProbing:
             }
             if square > 0:
                 work["update"] = lambda: measured_along(losses, None, start, update).numbers(square)
-            found: dict[str, float] = {}
             if not math.isfinite(square):  # the training has diverged
-                return found
-            for kind in self._kinds:
-                if kind in work and (noise or kind != "noise"):
-                    found |= tried(kind, work[kind]) or {}
-        return found
+                return {}
+            return numbers(self._kinds, work, tried, noise=noise)
 
     def _state(self) -> stability.OptimizerState | None:
         """Of the optimizer that moves all weights."""

@@ -28,6 +28,28 @@ Tried = Callable[[str, Callable[[], Mapping[str, float]]], Mapping[str, float] |
 """`(name, work) → numbers`, or None where the work has failed, now or before."""
 
 
+def numbers(
+    kinds: Sequence[str],
+    work: Mapping[str, Callable[[], Mapping[str, float]]],
+    tried: Tried,
+    *,
+    noise: bool,
+) -> dict[str, float]:
+    """Numbers of the kinds that have work, one kind after the other.
+
+    Args:
+        kinds: Of `KINDS`, in their order.
+        work: Kind ↦ what measures it.
+        tried: Runs the work of each kind.
+        noise: Whether the whole gradient's noise is one of them.
+    """
+    found: dict[str, float] = {}
+    for kind in kinds:
+        if kind in work and (noise or kind != "noise"):
+            found |= tried(kind, work[kind]) or {}
+    return found
+
+
 class Probing:
     """Measurements on a probe set, one after the other at the same weights.
 
@@ -94,13 +116,9 @@ class Probing:
             work["noise_of_blocks"] = work["noise"]
             if square > 0:
                 work["update"] = lambda: along(landscape, start, update).numbers(square)
-            found: dict[str, float] = {}
             if not math.isfinite(square):  # the training has diverged
-                return found
-            for kind in self._kinds:
-                if kind in work and (noise or kind != "noise"):
-                    found |= tried(kind, work[kind]) or {}
-        return found
+                return {}
+            return numbers(self._kinds, work, tried, noise=noise)
 
     def _state(self, landscape: Landscape) -> stability.OptimizerState | None:
         """Of the optimizer that moves all of θ."""

@@ -177,6 +177,8 @@ def test_the_dense_maximum_is_what_is_reported(pair: Pair, quick: Result) -> Non
     torch.testing.assert_close(
         torch.from_numpy(quick.arrays["energies"]), direct, atol=1e-6, rtol=0
     )
+    heights = quick.arrays["cycle_max"]
+    assert len(heights) == 2 and heights.min() >= quick.arrays["energies"].max()
     assert value(quick, "path_loss") == pytest.approx(direct.max().item(), abs=1e-6)
     assert value(quick, "path_loss") >= direct[::3].max().item() - 1e-9
     assert value(quick, "n_pivots") == len(nodes(quick)) == (len(points) - 1) // 3 + 1

@@ -14,6 +14,7 @@ import mlflow
 import pytest
 import torch
 from servers import environment
+from theirs import NAME, study
 from torch import nn
 
 import lsa
@@ -28,47 +29,13 @@ pytestmark = [
 ROOT = Path(__file__).parents[2]
 LSA = [sys.executable, "-m", "lsa"]
 MLFLOW = [str(Path(sys.executable).with_name("mlflow")), "run", str(ROOT), "--env-manager", "local"]
-NAME = "loop_of_theirs"
-PARTS = """
-import torch
-from torch import nn
-
-def waves(n=60):
-    x = torch.linspace(-1, 1, n)[:, None]
-    return (x, torch.sin(3 * x)), (x[::3], torch.sin(3 * x[::3]))
-
-def line(width=8):
-    return nn.Sequential(nn.Linear(1, width), nn.Tanh(), nn.Linear(width, 1))
-"""
-STUDY = f"""
-dataset: {{name: "{NAME}:waves"}}
-model: {{name: "{NAME}:line"}}
-loss: {{name: MSELoss}}
-train: {{epochs: 1, batch_size: 20}}
-optimizers:
-  sgd: {{name: SGD, lr: 0.05}}
-  theirs: {{checkpoints: [CHECKPOINTS]}}
-seeds: [0, 1]
-landscape: {{samples: all}}
-probes: {{lanczos: {{k: 1, density_probes: 0}}}}
-pairs: {{interpolation: {{points: 5}}}}
-"""
 
 
-@pytest.fixture
-def theirs(workplace: Path, monkeypatch) -> Any:
-    """A module of theirs, importable here and in the processes that start here."""
-    (workplace / f"{NAME}.py").write_text(PARTS)
-    monkeypatch.syspath_prepend(str(workplace))
-    yield __import__(NAME)
-    sys.modules.pop(NAME, None)
-
-
-def trained(theirs: Any, seed: int) -> nn.Module:
+def trained(parts: Any, seed: int) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = theirs.line()
-    (x, y), _ = theirs.waves()
+        model = parts.line()
+    (x, y), _ = parts.waves()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
     for _ in range(30):
         optimizer.zero_grad()
@@ -78,11 +45,11 @@ def trained(theirs: Any, seed: int) -> nn.Module:
 
 
 @pytest.fixture
-def adopted(theirs: Any, workplace: Path) -> Callable[[int], tuple[nn.Module, str]]:
+def adopted(parts: Any, workplace: Path) -> Callable[[int], tuple[nn.Module, str]]:
     """Trains by their loop, saves, adopts by the shell: the network, and its run."""
 
     def adopt(seed: int) -> tuple[nn.Module, str]:
-        model = trained(theirs, seed)
+        model = trained(parts, seed)
         torch.save(model.state_dict(), workplace / f"{seed}.pt")
         options = {
             "factory": f"{NAME}:line", "data": f"{NAME}:waves", "loss": "MSELoss",
@@ -107,8 +74,8 @@ def done(command: list[str], folder: Path) -> str:
     return ran.stdout + ran.stderr
 
 
-def landscape(theirs: Any, model: nn.Module) -> lsa.Landscape:
-    return lsa.Landscape(model, *theirs.waves()[0], nn.MSELoss())
+def landscape(parts: Any, model: nn.Module) -> lsa.Landscape:
+    return lsa.Landscape(model, *parts.waves()[0], nn.MSELoss())
 
 
 def tracked(probe: str) -> list[Mapping[str, float]]:
@@ -131,30 +98,30 @@ def same(found: Mapping[str, float], result: lsa.Result, probe: str, *but: str) 
         assert found[f"{probe}/{name}"] == pytest.approx(metric.value, rel=2e-3, abs=1e-5), name
 
 
-def test_mlflow_run_measures_an_adopted_run(theirs, adopted, workplace):
+def test_mlflow_run_measures_an_adopted_run(parts, adopted, workplace):
     model, run = adopted(0)
     words = {"checkpoint": run, "trust": NAME, "k": "2", "density_probes": "0"}
     chosen = [word for name, value in words.items() for word in ("-P", f"{name}={value}")]
     said = done([*MLFLOW, "-e", "lanczos", *chosen], workplace)
     (found,) = tracked("lanczos")
-    same(found, lsa.lanczos(landscape(theirs, model), k=2, density_probes=0), "lanczos")
+    same(found, lsa.lanczos(landscape(parts, model), k=2, density_probes=0), "lanczos")
     assert re.search(rf"lanczos/lambda_max +{found['lanczos/lambda_max']:.6g} ± ", said)
 
 
-def test_layers_of_an_adopted_run_by_a_command(theirs, adopted, workplace):
+def test_layers_of_an_adopted_run_by_a_command(parts, adopted, workplace):
     model, run = adopted(0)
     said = done([*LSA, "layers", "--checkpoint", run, "--trust", NAME], workplace)
     (found,) = tracked("layers")
-    same(found, lsa.layers(landscape(theirs, model)), "layers", "trace")
+    same(found, lsa.layers(landscape(parts, model)), "layers", "trace")
     assert "blocks from 1 on: 0, 2" in said
 
 
-def test_two_adopted_runs_are_joined_by_a_command(theirs, adopted, workplace):
+def test_two_adopted_runs_are_joined_by_a_command(parts, adopted, workplace):
     (model, a), (other, b) = adopted(0), adopted(1)
     pair = ["--checkpoint", a, "--checkpoint-b", b, "--points", "9", "--trust", NAME]
     done([*LSA, "interpolation", *pair], workplace)
     (found,) = tracked("interpolation")
-    train, validation = (lsa.Landscape(model, *split, nn.MSELoss()) for split in theirs.waves())
+    train, validation = (lsa.Landscape(model, *split, nn.MSELoss()) for split in parts.waves())
     ends = flatten(model), flatten(other)
     same(found, lsa.interpolation(train, validation, *ends, points=9), "interpolation")
     shares = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the nine points from −0.5 to 1.5
@@ -164,14 +131,14 @@ def test_two_adopted_runs_are_joined_by_a_command(theirs, adopted, workplace):
     assert found["interpolation/barrier"] == pytest.approx(barrier, rel=1e-3, abs=1e-6)
 
 
-def test_a_study_of_adopted_runs_by_a_command(theirs, adopted, workplace):
+def test_a_study_of_adopted_runs_by_a_command(parts, adopted, workplace):
     (model, a), (other, b) = adopted(0), adopted(1)
     file = workplace / "projects" / "tiny.yaml"
-    file.write_text(STUDY.replace("CHECKPOINTS", f"{a}, {b}"))
+    file.write_text(study(a, b, seeds=[0, 1]))
     done([*LSA, "study", "tiny", "--workers", "1"], workplace)
     found = sorted(m["lanczos/lambda_max"] for m in tracked("lanczos"))
     assert len(found) == 4 and len(tracked("train")) == 4  # theirs twice, and sgd of two seeds
     for network in (model, other):
-        expected = lsa.lanczos(landscape(theirs, network), k=1, density_probes=0)["lambda_max"]
+        expected = lsa.lanczos(landscape(parts, network), k=1, density_probes=0)["lambda_max"]
         assert any(f == pytest.approx(expected.value, rel=1e-4) for f in found)
     assert len(tracked("interpolation")) >= 2

@@ -11,6 +11,7 @@ import pytest
 import torch
 from dense import largest
 from safetensors.torch import save_file
+from theirs import NAME, PARTS, study
 from token_model import SOURCE, printed
 from torch import nn
 
@@ -29,41 +30,7 @@ pytestmark = [
     pytest.mark.usefixtures("global_rng_untouched"),
 ]
 
-PARTS = """
-import torch
-from torch import nn
-
-def waves(n=60):
-    x = torch.linspace(-1, 1, n)[:, None]
-    return (x, torch.sin(3 * x)), (x[::3], torch.sin(3 * x[::3]))
-
-def line(width=8, act="tanh"):
-    between = nn.Tanh() if act == "tanh" else nn.ReLU()
-    return nn.Sequential(nn.Linear(1, width), between, nn.Linear(width, 1))
-"""
-NAME = "work_of_theirs"
 NAMED = {"factory": f"{NAME}:line", "data": f"{NAME}:waves", "loss": "MSELoss", "project": "tiny"}
-STUDY = f"""
-dataset: {{name: "{NAME}:waves"}}
-model: {{name: "{NAME}:line"}}
-loss: {{name: MSELoss}}
-train: {{epochs: 1, batch_size: 20}}
-optimizers:
-  sgd: {{name: SGD, lr: 0.05}}
-  theirs: {{checkpoints: [CHECKPOINT]}}
-seeds: [3]
-landscape: {{samples: all}}
-probes: {{lanczos: {{k: 1, density_probes: 0}}}}
-pairs: {{interpolation: {{points: 5}}}}
-"""
-
-
-@pytest.fixture
-def parts(workplace, monkeypatch) -> Any:
-    (workplace / f"{NAME}.py").write_text(PARTS)
-    monkeypatch.syspath_prepend(str(workplace))
-    yield __import__(NAME)
-    sys.modules.pop(NAME, None)
 
 
 def trained(parts: Any, make: Any = torch.optim.AdamW, **options: Any) -> tuple[nn.Module, Any]:
@@ -209,7 +176,7 @@ def test_a_study_measures_trainings_of_other_code_beside_its_own(parts, workplac
     model, _ = trained(parts, lr=0.01)
     step = lsa.register(model, **NAMED, seed=3)
     file = workplace / "projects" / "tiny.yaml"
-    file.write_text(STUDY.replace("CHECKPOINT", step.run_id))
+    file.write_text(study(step.run_id, seeds=[3]))
     setting = project.load("tiny")
     states = {one.planned.label: one.state for one in plan.outlook(setting, device="cpu")}
     assert states["train theirs seed 3"] == "reused" and states["train sgd seed 3"] == "new"
@@ -224,10 +191,10 @@ def test_a_study_measures_trainings_of_other_code_beside_its_own(parts, workplac
         lsa.step("train", optimizer="theirs", project="tiny", lr=0.1)
     with pytest.raises(InputError, match=r"tiny.theirs was trained elsewhere; choose"):
         train_step.train(setting.recipe("theirs"))
-    file.write_text(STUDY.replace("[CHECKPOINT]", f"[{step.run_id}, {step.run_id}]"))
+    file.write_text(study(step.run_id, step.run_id, seeds=[3]))
     with pytest.raises(InputError, match=r"one run ID or address for each of the seeds \[3\]"):
         project.load("tiny")
-    file.write_text(STUDY.replace("CHECKPOINT", step.run_id).replace("[3]", "[4]"))
+    file.write_text(study(step.run_id, seeds=[4]))
     with pytest.raises(InputError, match=r"registered as tiny.theirs seed 3; register it as"):
         plan.outlook(project.load("tiny"), device="cpu")
 

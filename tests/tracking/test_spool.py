@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from conftest import furnish
-from plug import Plug, runs
+from plug import Plug, runs, trained_without
 
 import lsa
 from lsa import project
@@ -165,12 +165,7 @@ def test_damaged_entries_are_set_aside_and_the_others_delivered(
 
 
 def test_a_damaged_entry_does_not_keep_its_step_from_being_measured(workplace, plug, caplog):
-    recipe = project.load("tiny").recipe("sgd")
-    store.client()
-    plug.pull()
-    with pytest.raises(spool.NotLogged):
-        train.train(recipe)
-    plug.put()
+    recipe = trained_without(plug)
     (path,) = spool.entries()
     cut("weights.safetensors", 1)(path)
     assert not train.train(recipe, reuse=True).reused

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import mlflow
 import pytest
 from mlflow.exceptions import MlflowException
-from plug import runs
+from plug import runs, trained_without
 
 import lsa
 from lsa import project, step, study
@@ -110,12 +110,7 @@ def numbers_of(run_id: str) -> dict[str, float]:
 
 
 def test_a_result_kept_for_one_store_outlives_the_same_step_for_another(workplace, new_store, plug):
-    recipe = project.load("tiny").recipe("sgd")
-    store.client()
-    plug.pull()
-    with pytest.raises(spool.NotLogged):
-        train.train(recipe)
-    plug.put()
+    recipe = trained_without(plug)
     (kept,), here = spool.entries(), store.addresses()
     shutil.copy(new_store, "other.db")
     store.use(*[f"sqlite:///{workplace}/other.db"] * 2)
@@ -131,11 +126,7 @@ def test_a_result_kept_for_one_store_outlives_the_same_step_for_another(workplac
 def test_what_waits_for_another_registry_is_not_registered_in_this_one(workplace, plug):
     own, other = store.addresses()[0], f"sqlite:///{workplace}/models.db"
     store.use(own, other)
-    store.client()
-    plug.pull()
-    with pytest.raises(spool.NotLogged):
-        train.train(project.load("tiny").recipe("sgd"))
-    plug.put()
+    trained_without(plug)
     store.use(own, own)
     ((_, end),) = sync.sync()
     assert end == f"stays: it is for the registry {other}; set MLFLOW_REGISTRY_URI"
@@ -201,12 +192,7 @@ def test_a_training_while_the_store_is_away_keeps_its_checkpoints(workplace, plu
     file = workplace / "projects" / "tiny.yaml"
     budget = "train: {epochs: 5, batch_size: 50, checkpoint_every: 2}"
     file.write_text(file.read_text().replace("train: {epochs: 2, batch_size: 50}", budget))
-    recipe = project.load("tiny").recipe("sgd")
-    store.client()
-    plug.pull()
-    with pytest.raises(spool.NotLogged, match="sgd·train·s0 is measured, not logged"):
-        train.train(recipe)
-    plug.put()
+    recipe = trained_without(plug, "sgd·train·s0 is measured, not logged")
     done = train.train(recipe)  # delivered, not trained again
     assert done.reused and done.checkpoint == "models:/tiny.sgd/1"
     key = mlflow.MlflowClient().get_run(done.run_id).data.tags["lsa.key"]
@@ -221,11 +207,7 @@ def test_a_training_while_the_store_is_away_keeps_its_checkpoints(workplace, plu
 @pytest.mark.parametrize("answered", [False, True])
 def test_a_delivery_cut_short_at_every_call_ends_as_one_run(workplace, plug, answered):
     """Whether the store did what it was asked last, or not: neither is known to who asked."""
-    recipe = project.load("tiny").recipe("sgd")
-    store.client()
-    plug.pull()
-    with pytest.raises(spool.NotLogged):
-        train.train(recipe)
+    trained_without(plug)
     attempts = 0
     while spool.entries():
         attempts += 1

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
 
 import lsa
+from benchmarks.watch_oracles import crossing
 from lsa.watching import budget
 from lsa.watching.along import along
 from lsa.watching.spectrum import TOL
@@ -107,7 +108,7 @@ def test_along_the_update(name: str):
         assert row["gain_first_order_se_data"] == pytest.approx(error, rel=0.02)
         assert row["gain_second_order"] == pytest.approx(-slope - curvature / 2, rel=0.02, abs=3e-4)
         if slope < 0:
-            factor = first_crossing(lambda s, start=start, u=u: float(exact.loss(start + s * u)))
+            factor = crossing(lambda s, start=start, u=u: float(exact.loss(start + s * u)))
             assert row.get("critical_factor", math.nan) == pytest.approx(
                 factor, rel=0.03, nan_ok=True
             )
@@ -115,20 +116,6 @@ def test_along_the_update(name: str):
         else:
             assert "critical_factor" not in row
     assert crossings >= 6
-
-
-def first_crossing(loss) -> float:
-    """By scan, then bisection."""
-    at0 = loss(0.0)
-    grid = np.geomspace(0.02, 64, 400)
-    above = next((i for i, s in enumerate(grid) if loss(s) > at0), None)
-    if above is None:
-        return math.nan
-    low, high = grid[above - 1] if above else 0.0, grid[above]
-    for _ in range(40):
-        middle = (low + high) / 2
-        low, high = (low, middle) if loss(middle) > at0 else (middle, high)
-    return high
 
 
 @pytest.mark.parametrize("length", [1.0, 1e-2, 1e-3, 1e-4, 1e-5])

@@ -53,11 +53,7 @@ def hessian(parts: Iterable[Part], theta: Tensor, memory: int) -> Matvec:
         InputError: From the first product, where the graph of a pass would not fit in the memory
             that is free.
     """
-    multiply = _Kept(
-        lambda part: double_backward(part.loss, theta),
-        memory,
-        lambda build: _weighed(build, budget.room(theta.device)),
-    )
+    multiply = _graphs(lambda part: double_backward(part.loss, theta), theta, memory)
 
     @full_float32()
     @torch.enable_grad()
@@ -78,11 +74,7 @@ def hessian_by_parts(parts: Iterable[Part], theta: Tensor, memory: int, network:
 
     One batch is added up where it arises, in the precision of θ; several are summed in float64.
     """
-    add = _Kept(
-        lambda part: _by_parts(part, theta, network),
-        memory,
-        lambda build: _weighed(build, budget.room(theta.device)),
-    )
+    add = _graphs(lambda part: _by_parts(part, theta, network), theta, memory)
 
     @full_float32()
     @torch.enable_grad()
@@ -273,6 +265,11 @@ class _Kept(Generic[Graph]):
     def holds(self, k: int) -> bool:
         """Whether that of part k is remembered."""
         return k in self._graphs
+
+
+def _graphs(build: Callable[[Part], Graph], theta: Tensor, memory: int) -> _Kept[Graph]:
+    """Graphs of parts, of which each must fit in the memory that is free where θ lies."""
+    return _Kept(build, memory, lambda made: _weighed(made, budget.room(theta.device)))
 
 
 def _weighed(build: Callable[[], Graph], most: float = math.inf) -> tuple[Graph, int]:
