@@ -18,7 +18,7 @@ from benchmarks.eigenvalues import K, Pairs
 from benchmarks.timing import peak
 from benchmarks.within import TimeUp, failed, within
 from lsa.landscape import Landscape, objectives
-from lsa.maths.spaces import HERE
+from lsa.maths.spaces import LOCAL
 from lsa.maths.spectra import eigenpairs
 
 TOLERANCES = (1e-2, 1e-3)
@@ -177,5 +177,5 @@ def _residual(judge: Callable[[Tensor], Tensor], values: Tensor, vectors: Tensor
     found = []
     for value, v in zip(values.tolist(), vectors.float().T, strict=True):
         rest = judge(v.contiguous()) - value * v
-        found.append(float(HERE.length(rest)) / (abs(value) * float(HERE.length(v))))
+        found.append(float(LOCAL.length(rest)) / (abs(value) * float(LOCAL.length(v))))
     return max(found)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from lsa.studies.load import load
     from lsa.studies.measure import measure
     from lsa.studies.study import step, study
-    from lsa.studies.trajectory import follow
+    from lsa.studies.trajectory import measure_trajectory
     from lsa.tracking.checkpoint import Checkpoint
     from lsa.training.preconditioners import Rule, preconditioner
     from lsa.watching.watch import watch
@@ -39,7 +39,7 @@ _HOMES = {
     "adopt": "lsa.studies.adoption",
     "Terms": "lsa.landscape.terms",
     "configure": "lsa.landscape.derivatives.budget",
-    "follow": "lsa.studies.trajectory",
+    "measure_trajectory": "lsa.studies.trajectory",
     "load": "lsa.studies.load",
     "measure": "lsa.studies.measure",
     "preconditioner": "lsa.training.preconditioners",
@@ -62,9 +62,9 @@ __all__ = [
     "Terms",
     "adopt",
     "configure",
-    "follow",
     "load",
     "measure",
+    "measure_trajectory",
     "objectives",
     "preconditioner",
     "register",

@@ -82,7 +82,7 @@ def new_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from lsa.tracking import store
 
     path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    store.make_whole(path)
+    store.create(path)
     return path
 
 

@@ -63,8 +63,8 @@ def _looked(what: str, look: Callable[[], Checked]) -> Checked:
         return look()
     except Exception as error:  # whatever it is: that is what the doctor was called for
         refused = failures.explained(error)
-        finding = refused or plain(f"{type(error).__name__}: {first_line(error)}")
-        return Checked(what, "failure", finding, "correct that and look again")
+        found = refused or plain(f"{type(error).__name__}: {first_line(error)}")
+        return Checked(what, "failure", found, "correct that and look again")
 
 
 def _versions() -> Checked:
@@ -117,8 +117,8 @@ def _device() -> Checked:
 def _disk() -> Checked:
     """Space where lsa writes, and whether it may."""
     texts, worst = [], float("inf")
-    places = {"here": Path.cwd(), "for temporary files": Path(tempfile.gettempdir())}
-    for name, folder in places.items():
+    folders = {"here": Path.cwd(), "for temporary files": Path(tempfile.gettempdir())}
+    for name, folder in folders.items():
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(b"0")
         free = shutil.disk_usage(folder).free
@@ -191,7 +191,7 @@ def _artifacts() -> Checked:
 
 def _late() -> Checked:
     """Doubles that a server made after its client had stopped waiting for an answer."""
-    made = [double.what for double in late.found()]
+    made = [double.what for double in late.doubles()]
     if not made:
         return Checked("late", "ok", "the server made nothing after its client had stopped waiting")
     names = ", ".join(made[:5]) + (", …" if len(made) > 5 else "")

@@ -66,7 +66,7 @@ def _measure(declared: probe.Probe, given: dict[str, Any]) -> None:
         return
     step, call = declared.name, measure.measure
     if all_epochs:
-        step, call = projects.FOLLOWED + step, trajectory.follow
+        step, call = projects.TRAJECTORY + step, trajectory.measure_trajectory
     done = call(declared.name, *sources, rng_seed=given.get("rng_seed", 0), **options)
     if ranks.rank():
         return
@@ -118,7 +118,7 @@ def _selectors(declared: probe.Probe) -> list[inspect.Parameter]:
             _parameter(f"seed{suffix}", int, f"training seed{which}", "the project's first"),
             _parameter(f"checkpoint{suffix}", str, text, None),
         ]
-    if declared.followable:
+    if declared.per_checkpoint:
         text = "final: that checkpoint; all: every one that its training kept, as one run"
         selectors.append(_parameter("epochs", Literal["final", "all"], text, "final"))
     return [

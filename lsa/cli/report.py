@@ -25,7 +25,7 @@ def compare(
     text nan, inf or -inf.
     """
     from lsa import project as projects
-    from lsa.reports import findings as found
+    from lsa.reports import findings as findings
     from lsa.reports import measurements
     from lsa.reports.extent import counted, extent
     from lsa.runtime.documents import storable
@@ -34,11 +34,11 @@ def compare(
     measured = measurements.measured(setting)
     known = extent(measured)
     if json:
-        print_json(storable(found.document(setting, measured)))
+        print_json(storable(findings.document(setting, measured)))
         return
     again = f"run lsa study {name or project or setting.name}"
     absent = ", ".join(other for other in setting.optimizers if other not in known.trained)
-    told = [*found.findings(measured), *found.pair_findings(measured)]
+    told = [*findings.findings(measured), *findings.pair_findings(measured)]
     if not told:
         lacking = absent or "a second optimizer"
         print(
@@ -46,11 +46,11 @@ def compare(
         )
         return
     metric = ""
-    for one in told:
-        if one.metric != metric:
-            metric = one.metric
+    for finding in told:
+        if finding.metric != metric:
+            metric = finding.metric
             print(metric)
-        print(f"    {one.sentence}")
+        print(f"    {finding.sentence}")
     print(
         "Paired by seed; exact sign-flip p, Holm-adjusted over "
         f"{counted(known.pairs, 'pair')}. {known.limit}"

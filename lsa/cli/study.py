@@ -82,7 +82,7 @@ def study(
     forecast = plan.forecast(setting, outlook, device=device, workers=max(1, shared))
     if engine == "ray" and not dry_run:
         engine_maker, beside = _ray(full_setting.name, address, forecast.peaks, device, workers)
-    _print_forecast(outlook, forecast, beside, here=engine_maker is None)
+    _print_forecast(outlook, forecast, beside, local=engine_maker is None)
     if dry_run:
         return
     failed = None
@@ -117,13 +117,13 @@ def _ray(
     def demand(kind: str) -> ray_tasks.Demand:
         return ray_tasks.demand(kind, offered, peaks, device, workers)
 
-    def place(run_id: str) -> ray_tasks.RayTasks:
+    def ray_engine(run_id: str) -> ray_tasks.RayTasks:
         return ray_tasks.RayTasks(demand, project, run_id)
 
-    return place, workers or max(1, int(offered.cpus))
+    return ray_engine, workers or max(1, int(offered.cpus))
 
 
-def _print_forecast(outlook: Any, forecast: Any, workers: int, *, here: bool) -> None:
+def _print_forecast(outlook: Any, forecast: Any, workers: int, *, local: bool) -> None:
     """The plan in two lines: steps, time and memory."""
     from lsa.landscape.derivatives import budget
     from lsa.studies.view import duration
@@ -140,7 +140,7 @@ def _print_forecast(outlook: Any, forecast: Any, workers: int, *, here: bool) ->
         line += f"; without {', '.join(forecast.unknown)}, which declare no work"
     print(line, flush=True)
     free = budget.free_memory()
-    if here and workers * forecast.memory > free:
+    if local and workers * forecast.memory > free:
         print(f"note: only {free / 1e9:.1f} GB of memory are free; take fewer workers", flush=True)
 
 

@@ -106,9 +106,9 @@ def _heat_maps(result: Result, title: str, stack: Stack) -> Figure:
     rows, columns = stack.index.shape
     figure.set_size_inches(max(14, 6 + 0.62 * 3 * columns), max(4.5, 3.2 + 0.42 * rows))
     share = metrics["block_share"]
-    whole = f"whole {written(metrics['lambda_max'])}; sharpest block {written(share)} of it"
+    summary = f"whole {written(metrics['lambda_max'])}; sharpest block {written(share)} of it"
     tables = [
-        ("lambda_max_of_block", f"λ_max (loss)\n{whole}"),
+        ("lambda_max_of_block", f"λ_max (loss)\n{summary}"),
         ("trace_of_block", f"trace (loss)\nsum {written(metrics['trace'], 'probes')}"),
         ("noise_share_of_block", "share of the gradient noise"),
     ]

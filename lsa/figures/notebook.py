@@ -48,6 +48,9 @@ def _figures(name: str, result: Result) -> list[Section]:
         from lsa.figures import draw
 
         drawn = draw.figures(name, result, name)
-        named = {file.removesuffix(".png").replace("_", " "): one for file, one in drawn.items()}
-        return [Section("", words, figure=draw.png(one)) for words, one in named.items()]
+        titles = [file.removesuffix(".png").replace("_", " ") for file in drawn]
+        return [
+            Section("", title, figure=draw.png(figure))
+            for title, figure in zip(titles, drawn.values(), strict=True)
+        ]
     return []

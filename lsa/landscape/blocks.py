@@ -12,7 +12,7 @@ from torch import Tensor
 from lsa.landscape.head_rows import UnknownError, heads_of
 from lsa.landscape.landscape import Landscape
 from lsa.landscape.recognition import recorded
-from lsa.maths.alignment.symmetries import Heads, Place
+from lsa.maths.alignment.symmetries import Heads, TensorAxis
 from lsa.maths.differences import Derivative
 from lsa.runtime.errors import InputError
 
@@ -76,8 +76,8 @@ def parted(landscape: Landscape, theta: Tensor, named: Mapping[str, list[str]]) 
             result[block] = Slice(list(names))
             continue
         for kind in KINDS:
-            places: dict[str, Place] = {p.name: p for p in getattr(owner, kind)}
-            entries = _entries({name: shapes[name] for name in names}, places)
+            axes: dict[str, TensorAxis] = {p.name: p for p in getattr(owner, kind)}
+            entries = _entries({name: shapes[name] for name in names}, axes)
             result[f"{block}.{kind}"] = Slice(list(names), entries)
     return result
 
@@ -97,20 +97,20 @@ def _heads(landscape: Landscape, theta: Tensor) -> list[Heads]:
     return heads
 
 
-def _shared(heads: Heads) -> tuple[Place, ...]:
+def _shared(heads: Heads) -> tuple[TensorAxis, ...]:
     """Places of queries whose tensor makes keys and values too."""
-    others = [{p.name for p in places} for places in (heads.key, heads.value)]
+    others = [{p.name for p in axes} for axes in (heads.key, heads.value)]
     return tuple(p for p in heads.query if all(p.name in names for names in others))
 
 
-def _entries(shapes: Mapping[str, tuple[int, ...]], places: Mapping[str, Place]) -> Tensor:
+def _entries(shapes: Mapping[str, tuple[int, ...]], axes: Mapping[str, TensorAxis]) -> Tensor:
     """Positions of these places in parameters one behind the other, in order."""
     start, entries = 0, []
     for name, shape in shapes.items():
         n = torch.Size(shape).numel()
-        if name in places:
+        if name in axes:
             at = torch.arange(n).view(shape)
-            entries.append(start + places[name].rows(at).flatten())
+            entries.append(start + axes[name].rows(at).flatten())
         start += n
     return torch.cat(entries).sort().values
 

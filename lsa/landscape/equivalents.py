@@ -129,7 +129,7 @@ def _turn_of(move: Move, still: Move) -> Move:
 
 def _is_homogeneous(landscape: Landscape, theta: Tensor, space: Space) -> bool:
     """Whether units may be scaled where they are made, and unscaled where they are read."""
-    if space.norms or not any(p.reads for p in space.places):
+    if space.norms or not any(p.reads for p in space.axes):
         return False
     before = landscape.losses(theta) if landscape.has_samples else None
     for trial in (TRIAL, 1 / TRIAL):
@@ -148,8 +148,8 @@ def _is_homogeneous(landscape: Landscape, theta: Tensor, space: Space) -> bool:
 
 def _rescaled(landscape: Landscape, theta: Tensor, space: Space, sizes: Tensor) -> Tensor:
     tensors = dict(landscape.unflatten(theta))
-    for place in space.places:
-        rows = place.rows(tensors[place.name])
-        factor = (1 / sizes if place.reads else sizes).to(rows).unsqueeze(1)
-        tensors[place.name] = place.replaced(tensors[place.name], rows * factor)
+    for axis in space.axes:
+        rows = axis.rows(tensors[axis.name])
+        factor = (1 / sizes if axis.reads else sizes).to(rows).unsqueeze(1)
+        tensors[axis.name] = axis.replaced(tensors[axis.name], rows * factor)
     return torch.cat([t.reshape(-1) for t in tensors.values()])

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lsa.landscape.dataflow import Attended, Axis, Dataflow
-from lsa.maths.alignment.symmetries import Heads, Place
+from lsa.maths.alignment.symmetries import Heads, TensorAxis
 
 
 class UnknownError(Exception):
@@ -51,23 +51,23 @@ def heads_of(flow: Dataflow, attention: Attended) -> Heads:
     columns = _columns(attention.result, given)
     indices = rows[0][members], rows[1][first], rows[2][first]
     query, key, value = (
-        _places(flow, axis, index) for axis, index in zip(axes, indices, strict=True)
+        _axes(flow, axis, index) for axis, index in zip(axes, indices, strict=True)
     )
     return Heads(
         f"heads of {out_axis[0]}",
         query,
         key,
         value,
-        (Place(*out_axis, columns[members]),),
+        (TensorAxis(*out_axis, columns[members]),),
         _pairs(flow.made[axes[0]], q, rows[0][0]) if plain else torch.empty(0, 2).long(),
         mixes_scores=plain,
     )
 
 
-def _places(flow: Dataflow, axis: Axis, index: Tensor) -> tuple[Place, ...]:
+def _axes(flow: Dataflow, axis: Axis, index: Tensor) -> tuple[TensorAxis, ...]:
     bias = flow.biases.get(axis)
-    own = Place(axis[0], axis[1], index)
-    return (own, Place(bias, 0, index)) if bias else (own,)
+    own = TensorAxis(axis[0], axis[1], index)
+    return (own, TensorAxis(bias, 0, index)) if bias else (own,)
 
 
 def _groups(rows: Tensor) -> list[list[int]]:

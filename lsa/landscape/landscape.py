@@ -206,14 +206,16 @@ class Landscape(Problem):
 
     def slopes(self, theta: Tensor, u: Tensor) -> Tensor:
         """Per-sample slopes ∇ℓᵢ(θ)·u, shape `(N,)`; their variance is uᵀCu."""
-        return self.per_sample_along(theta, u)[2]
+        return self.per_sample_and_slopes(theta, u)[2]
 
     @full_float32()
-    def per_sample_along(self, theta: Tensor, u: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+    def per_sample_and_slopes(
+        self, theta: Tensor, u: Tensor
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
         """Results of `per_sample` and of `slopes` along u from one pass, `(N,)` each."""
         by_layers = self._known_by_layers(theta)
         with self.network.at(_leaf(theta)):
-            losses, wrong, slopes = values.per_sample_along(
+            losses, wrong, slopes = values.per_sample_and_slopes(
                 self._parts(), theta, u, by_layers=by_layers
             )
         gathered = self.data.gathered
@@ -333,7 +335,7 @@ class Landscape(Problem):
         slopes = Differences(
             lambda t: self.slopes(t, u.to(theta.dtype)), theta, name="the curvature of each sample"
         )
-        result = slopes.along(u).value
+        result = slopes.derivative(u).value
         self.remarks["curvatures"] = (
             "curvatures of samples are by differences of slopes, as an operation of the network "
             f"has no second derivative; two steps differed by {slopes.error:.1e} of them"

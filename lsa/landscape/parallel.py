@@ -32,7 +32,7 @@ from lsa.landscape.derivatives.precision import full_float32
 from lsa.landscape.noise_scale import NoiseScale
 from lsa.landscape.terms import Objective, Terms
 from lsa.maths.differences import Differences
-from lsa.maths.spaces import HERE, Space
+from lsa.maths.spaces import LOCAL, Space
 from lsa.maths.spectra import eigenpairs
 from lsa.maths.spectra.eigenpairs import Extremes
 from lsa.maths.spectra.quadrature import Quadrature, spectral_density
@@ -73,7 +73,7 @@ class ParallelLandscape:
         self._sharded = _sharded(self._parameters)
         if not self._sharded and not isinstance(model, DistributedDataParallel):
             raise InputError("the network is neither after fully_shard nor in DDP; wrap it")
-        self.space = Space(_sum, self._rank, self._size) if self._sharded else HERE
+        self.space = Space(_sum, self._rank, self._size) if self._sharded else LOCAL
         self.remarks: dict[str, str] = {}  # how products were computed, and their error
         self.theta = torch.cat([_local(p).detach().flatten() for p in self._parameters])
         self._weights = self._counted()

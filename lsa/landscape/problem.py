@@ -76,7 +76,7 @@ class Problem:
             model = prepared(model).to(where).eval()
             for name, parameter in model.named_parameters():
                 parameter.requires_grad_(name in names)
-        self.views = {place: shared.kept(model, place) for place in views}
+        self.views = {attribute: shared.kept(model, attribute) for attribute in views}
         compiled = not copy and getattr(wrapper, "_orig_mod", None) is model
         self.network = Network(
             model, names, keeps_mode=not copy, wrapper=wrapper if compiled else None

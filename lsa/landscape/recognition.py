@@ -22,9 +22,9 @@ from lsa.maths.alignment.symmetries import (
     FREEDOMS,
     Heads,
     Norm,
-    Place,
     Space,
     Symmetries,
+    TensorAxis,
     transformed,
 )
 from lsa.runtime.errors import InputError, first_line
@@ -89,9 +89,9 @@ def recognised(flow: Dataflow) -> Symmetries:
             heads.append(heads_of(flow, attention))
         except UnknownError as error:
             left_out.append(f"heads are left as they are: {error}")
-    inside = {(p.name, p.dim) for h in heads for p in h.places}
+    inside = {(p.name, p.dim) for h in heads for p in h.axes}
     spaces = [_space(flow, axes) for axes in classes(flow.joined)]
-    apart = [s for s in spaces if s and not inside & {(p.name, p.dim) for p in s.places}]
+    apart = [s for s in spaces if s and not inside & {(p.name, p.dim) for p in s.axes}]
     return Symmetries(tuple(apart), tuple(heads), tuple(dict.fromkeys(left_out)))
 
 
@@ -109,8 +109,8 @@ def _space(flow: Dataflow, axes: list[Axis]) -> Space | None:
         return None
     norms = [norm for norm in flow.norms if (norm.weight, 0) in sizes]
     gains = {norm.weight for norm in norms}
-    places = [
-        Place(
+    members = [
+        TensorAxis(
             name,
             dim,
             None if size == n else torch.arange(n) + part * n,
@@ -124,20 +124,20 @@ def _space(flow: Dataflow, axes: list[Axis]) -> Space | None:
         Norm(
             norm.weight,
             norm.bias,
-            tuple(Place(name, dim) for name, dim in dict.fromkeys(norm.readers)),
+            tuple(TensorAxis(name, dim) for name, dim in dict.fromkeys(norm.readers)),
             norm.alone and all(flow.uses[name] == 1 for name, _ in norm.readers),
         )
         for norm in {norm.weight: norm for norm in norms}.values()
     )
     twice = Counter(norm.weight for norm in norms)
     folding = tuple(replace(f, folds=f.folds and twice[f.weight] == 1) for f in folding)
-    magnitudes = tuple(Place(name, 0) for name in gains)
+    magnitudes = tuple(TensorAxis(name, 0) for name in gains)
     made = [name for name in flow.shapes for axis in sizes if axis[0] == name and axis in flow.made]
     first = next(name for name in flow.shapes if any(axis[0] == name for axis in sizes))
     name = f"stream of {first}" if norms else f"units of {made[0] if made else first}"
     rotates = all(norm.folds for norm in folding)
     freedom = "orthogonal" if rotates else "signed"
-    return Space(name, n, tuple(places), magnitudes, folding, freedom)
+    return Space(name, n, tuple(members), magnitudes, folding, freedom)
 
 
 # --- trial ----------------------------------------------------------------------------------------
@@ -159,7 +159,7 @@ def _tried(landscape: Landscape, theta: Tensor, known: Symmetries, rounding: flo
 
     kept, left_out = [], list(known.left_out)
     for part in known.parts.values():
-        names = {p.name for p in part.places} | {n.weight for n in getattr(part, "norms", ())}
+        names = {p.name for p in part.axes} | {n.weight for n in getattr(part, "norms", ())}
         if missing := sorted(names - tensors.keys()):
             left_out.append(f"{part.name} are left as they are: {missing[0]} is frozen")
         elif chosen := next(filter(keeps, _attempts(part)), None):

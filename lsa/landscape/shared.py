@@ -47,9 +47,9 @@ def views_of_parameters(model: nn.Module) -> list[str]:
     return views
 
 
-def kept(model: nn.Module, place: str) -> list[Any]:
+def kept(model: nn.Module, attribute: str) -> list[Any]:
     """The tensors in an attribute of a network, `module.path.name`."""
-    path, _, name = place.rpartition(".")
+    path, _, name = attribute.rpartition(".")
     return tree_leaves(getattr(model.get_submodule(path), name, None))
 
 

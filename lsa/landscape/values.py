@@ -105,7 +105,7 @@ def add_gradient(
     return loss, total
 
 
-def per_sample_along(
+def per_sample_and_slopes(
     parts: Iterable[Part], theta: Tensor, u: Tensor, *, by_layers: bool
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """Losses, mistakes and slopes ∇ℓᵢ(θ)·u of each sample, from one pass.
@@ -164,7 +164,7 @@ def _curved(part: Part, theta: Tensor, u: Tensor) -> Tensor:
         return jacobians.traced_curvatures(part, theta, u)
     with torch.no_grad():
         outputs = part.outputs(theta)
-    moved = modes.along(part.outputs, theta.detach(), u)
+    moved = modes.directional_derivative(part.outputs, theta.detach(), u)
     losses_of = part.losses_of
     return jacobians.second_derivatives(
         lambda alpha: losses_of(outputs + alpha * moved), part.samples, theta

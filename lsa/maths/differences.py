@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from lsa.maths.sketch import sketched
-from lsa.maths.spaces import HERE, Space
+from lsa.maths.spaces import LOCAL, Space
 from lsa.runtime.errors import InputError
 
 Function = Callable[[Tensor], Tensor]
@@ -87,7 +87,7 @@ class Differences:
         theta: Tensor,
         *,
         name: str,
-        space: Space = HERE,
+        space: Space = LOCAL,
         values: Space | None = None,
         add: Add | None = None,
     ) -> None:
@@ -95,14 +95,14 @@ class Differences:
         self._space, self._values = space, values or space
         self._add = add or self._added
         self._step: _Step | None = None
-        self._here: Tensor | None = None  # the sketch of f(θ)
+        self._at_theta: Tensor | None = None  # the sketch of f(θ)
         self._sigma: float | None = None
         self._largest = 0.0  # length of a derivative along a unit vector, seen so far
         self.evaluations = 0
         self.noise = 0.0  # the largest error told of a derivative along a unit vector
         self.error = 0.0  # the largest told, over the largest derivative seen
 
-    def along(self, v: Tensor) -> Derivative:
+    def derivative(self, v: Tensor) -> Derivative:
         """The derivative along v, from two values of the function where a step is known.
 
         Args:
@@ -131,7 +131,7 @@ class Differences:
             v: Direction `(d,)` of any length, or this process's part of it.
 
         Returns:
-            As `along`.
+            As `derivative`.
 
         Raises:
             InputError: Two steps differ by more than a tenth at any size.
@@ -171,15 +171,15 @@ class Differences:
         """Rounding error of a value: how far it changes when θ changes in its last digit."""
         if self._sigma is None:
             moved = sketched(self._value(None, self._nudged()))
-            self._sigma = max(self._long(moved - self.here), 1e-300)
+            self._sigma = max(self._long(moved - self.at_theta), 1e-300)
         return self._sigma
 
     @property
-    def here(self) -> Tensor:
+    def at_theta(self) -> Tensor:
         """The sketch of f(θ)."""
-        if self._here is None:
-            self._here = sketched(self._value(None, self._theta))
-        return self._here
+        if self._at_theta is None:
+            self._at_theta = sketched(self._value(None, self._theta))
+        return self._at_theta
 
     def _nudged(self) -> Tensor:
         """θ with every number changed in its last place, up or down by chance."""
@@ -205,13 +205,13 @@ class Differences:
 
     def _pair(self, v: Tensor, length: float, step: float) -> _Pair:
         """The difference of f at θ ± step · v/|v|, |v| = length, and the size of its even part."""
-        here, sigma, alpha = self.here, self.sigma, step / length  # before a total is held
+        at_theta, sigma, alpha = self.at_theta, self.sigma, step / length  # before a total is held
         total = self._value(None, self._theta.add(v, alpha=alpha))
         high = sketched(total)
         total = self._value(total, self._theta.sub(v, alpha=alpha), -1.0)
         apart = sketched(total)
         low = high - apart
-        even = self._long(high.add_(low).sub_(here, alpha=2))
+        even = self._long(high.add_(low).sub_(at_theta, alpha=2))
         rest = math.sqrt(max(0.0, even**2 - 6 * sigma**2)) / (2 * step)
         sketch = apart.div_(2 * step)
         value = total.div_(2 * step).to(v.dtype)

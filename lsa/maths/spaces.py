@@ -71,5 +71,5 @@ class Space:
         return torch.Generator(rng.device).manual_seed(seed + self.part)
 
 
-HERE = Space()
+LOCAL = Space()
 """The space of vectors that this process holds alone."""

@@ -98,7 +98,7 @@ class Probe:
                 f"({', '.join(self.inputs)}); give options by name"
             )
         given = {**dict(zip(self.inputs, inputs, strict=False)), **given}
-        rng_seed = arguments.whole("rng_seed", given.pop("rng_seed", 0))
+        rng_seed = arguments.whole_number("rng_seed", given.pop("rng_seed", 0))
         rng = torch.Generator().manual_seed(rng_seed)
         usual = {"rng": rng, "report": lambda *_: None}
         usual |= {"others": {}, "trajectory": dict, "memory": {}, **self.optional}
@@ -190,7 +190,7 @@ class Probe:
         return 3 if "others" in self.inputs else 1 + self.pair
 
     @property
-    def followable(self) -> bool:
+    def per_checkpoint(self) -> bool:
         """Whether a training can be followed by it: it takes one checkpoint, trains nothing."""
         return not self.pair and "theta_init" not in self.inputs
 

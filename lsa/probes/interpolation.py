@@ -155,7 +155,7 @@ def _line(
         theta = torch.lerp(a, b, alpha)  # bitwise a and b at 0 and 1
         train = landscape.recalibrated(theta)
         if alpha in (0, 1):
-            losses, wrong, directional = train.per_sample_along(theta, b - a)
+            losses, wrong, directional = train.per_sample_and_slopes(theta, b - a)
             slopes.append(_slope(train.influences(directional).double()))
         else:
             losses, wrong = train.per_sample(theta)

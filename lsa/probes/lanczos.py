@@ -312,12 +312,12 @@ def _split(
 
     top, u = extreme(gauss_newton, 1, 0, "Gauss–Newton part")
     bottom, v = extreme(lambda v: hessian(v) - gauss_newton(v), 0, 1, "remainder")
-    along_u = landscape.influences(landscape.gauss_newton_curvatures(theta, u))
+    of_u = landscape.influences(landscape.gauss_newton_curvatures(theta, u))
     rest = landscape.curvatures(theta, v) - landscape.gauss_newton_curvatures(theta, v)
-    along_v = landscape.influences(rest)
+    of_v = landscape.influences(rest)
     return {
-        "gauss_newton_lambda_max": Metric(top, "loss", standard_error(along_u)),
-        "remainder_lambda_min": Metric(bottom, "loss", standard_error(along_v)),
+        "gauss_newton_lambda_max": Metric(top, "loss", standard_error(of_u)),
+        "remainder_lambda_min": Metric(bottom, "loss", standard_error(of_v)),
     }
 
 

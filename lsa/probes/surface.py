@@ -26,7 +26,7 @@ from lsa.runtime.errors import InputError
 
 PRODUCTS = 28  # of one Lanczos run to both ends, for the estimate of the cost
 MARGIN = 1.5  # side of the grid over the larger span of the points that a plane was laid through
-HERE = "checkpoint"  # name of the mark at θ
+CHECKPOINT = "checkpoint"  # name of the mark at θ
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def surface(
     base = landscape.influences(at(theta).losses(theta)).double()
     measured = grid(view.plane, view.xs, view.ys, at, base, memory, report)
     marks = {name: point(at(t), t, base) for name, t in view.marks.items()}
-    metrics = _metrics(at(theta), theta, view, measured, marks[HERE])
+    metrics = _metrics(at(theta), theta, view, measured, marks[CHECKPOINT])
     curves = {} if view.far else _curves(plane, view, measured)
     return Result(
         metrics,
@@ -170,7 +170,7 @@ def _random(
         axis,
         axis,
         ("x, first random direction (filter norms)", "y, second random direction (filter norms)"),
-        {HERE: theta},
+        {CHECKPOINT: theta},
         {**lengths, "cosine": Metric(cosine)},
     )
 
@@ -205,14 +205,14 @@ def _hessian(
         axis,
         axis,
         ("x, eigenvector of λ_max (length in θ)", "y, eigenvector of λ_min (length in θ)"),
-        {HERE: theta},
+        {CHECKPOINT: theta},
         {"lambda_max": Metric(lambda_max, "loss"), "lambda_min": Metric(lambda_min, "loss")},
         notes=tuple(extremes.shortfall("eigenvectors")),
     )
 
 
 def _checkpoints(theta: Tensor, others: Mapping[str, Tensor], points: int, extent: float) -> View:
-    marks = {HERE: theta, **others}
+    marks = {CHECKPOINT: theta, **others}
     plane = through(*marks.values())
     coordinates = torch.tensor(
         [plane.coordinates(t)[:2] for t in marks.values()], dtype=torch.float64
@@ -230,7 +230,7 @@ def _checkpoints(theta: Tensor, others: Mapping[str, Tensor], points: int, exten
 
 def _trajectory(theta: Tensor, kept: Mapping[int, Tensor], points: int, extent: float) -> View:
     marks = {f"epoch {e}": t for e, t in kept.items() if not torch.equal(t, theta)}
-    marks[HERE] = theta
+    marks[CHECKPOINT] = theta
     path = list(marks.values())
     plane, shares = principal(path)
     coordinates = torch.tensor([plane.coordinates(t) for t in path], dtype=torch.float64)

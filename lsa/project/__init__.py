@@ -2,9 +2,9 @@
 
 from lsa.project.project import (
     DEFAULT,
-    FOLLOWED,
+    TRAJECTORY,
     Project,
-    check_followable,
+    check_per_checkpoint,
     folders,
     load,
     resolve,
@@ -25,14 +25,14 @@ from lsa.project.sections import (
 __all__ = [
     "DEFAULT",
     "ELSEWHERE",
-    "FOLLOWED",
+    "TRAJECTORY",
     "Augment",
     "Named",
     "Project",
     "Recipe",
     "Split",
     "Train",
-    "check_followable",
+    "check_per_checkpoint",
     "first_rule",
     "folders",
     "load",

@@ -29,7 +29,7 @@ from lsa.runtime import arguments, documents
 from lsa.runtime.errors import InputError
 
 DEFAULT = "digits"
-FOLLOWED = "trajectory."  # + name of a probe: the step that runs it along a training
+TRAJECTORY = "trajectory."  # + name of a probe: the step that runs it along a training
 
 
 def _distinct(seeds: list[int]) -> list[int]:
@@ -189,18 +189,18 @@ def _check_probes(project: Project, path: Path) -> None:
             project.options(declared)
     for name in project.trajectory:
         declared = probe.find(name)
-        check_followable(declared, f"{path}: trajectory", project.train)
+        check_per_checkpoint(declared, f"{path}: trajectory", project.train)
         project.options(declared, trajectory=True)
 
 
-def check_followable(declared: probe.Probe, where: str, budget: Train | None = None) -> None:
+def check_per_checkpoint(declared: probe.Probe, where: str, budget: Train | None = None) -> None:
     """Refuse a probe that cannot follow a training.
 
     Raises:
         InputError: It takes two checkpoints, or trains by itself from the initial weights; or the
             budget keeps no checkpoints on the way.
     """
-    if not declared.followable:
+    if not declared.per_checkpoint:
         reason = "takes two checkpoints" if declared.pair else "trains from the initial weights"
         raise InputError(
             f"{where}: probe {declared.name} {reason}, so it cannot follow one training; choose "

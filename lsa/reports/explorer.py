@@ -104,7 +104,7 @@ def _points(
     setting: Project, everything: Sequence[Measurement], trainings: Sequence[Measurement]
 ) -> Iterator[Point]:
     """The checkpoints of every training, by epoch."""
-    kept = registered.numbers_along(setting.name)
+    kept = registered.numbers_by_epoch(setting.name)
     trajectories: dict[tuple[str, int], list[Trajectory]] = {}
     for trajectory in read_trajectories(everything):
         trajectories.setdefault((trajectory.subject, trajectory.seed), []).append(trajectory)
@@ -115,7 +115,7 @@ def _points(
     for training in trainings:
         key = training.subject, training.seed
         own, series = of[key], trajectories.get(key, [])
-        followed = {m.step.partition(".")[2]: m for m in own if m.step.startswith("trajectory.")}
+        measured_on = {m.step.partition(".")[2]: m for m in own if m.step.startswith("trajectory.")}
         on_the_way = kept.get(training.done.tags.get("lsa.key", ""), {})
         epochs = {*on_the_way, *(int(e) for t in series for e in t.epochs)}
         last = whole_number(training.done.params.get("epochs", "")) or max(epochs, default=0)
@@ -129,7 +129,7 @@ def _points(
                         point.add(m.numbers, [name], doubts.unconverged([m], name_subjects=False))
             point.add(on_the_way.get(epoch, {}), _names(on_the_way.get(epoch, {})))
             for trajectory in series:
-                _followed(point, trajectory, followed[trajectory.probe])
+                _add_trajectory(point, trajectory, measured_on[trajectory.probe])
             yield point
 
 
@@ -143,7 +143,7 @@ def _measured(point: Point, own: Sequence[Measurement]) -> None:
             point.doubts.extend([f"{m.step}: {doubt}"] * bool(doubt) + said)
 
 
-def _followed(point: Point, trajectory: Trajectory, run: Measurement) -> None:
+def _add_trajectory(point: Point, trajectory: Trajectory, run: Measurement) -> None:
     """The numbers of a probe along the training, at this epoch."""
     if point.epoch not in trajectory.epochs:
         return

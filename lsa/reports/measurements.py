@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lsa import probe, project
-from lsa.project import FOLLOWED, Project
+from lsa.project import TRAJECTORY, Project
 from lsa.runtime.errors import InputError
 from lsa.tracking import runs, store
 from lsa.tracking.metric_histories import metric_histories
@@ -51,10 +51,10 @@ def measured(setting: Project) -> list[Measurement]:
     Raises:
         InputError: There is none.
     """
-    newest_ones = newest(setting)
-    if not newest_ones:
+    known = newest(setting)
+    if not known:
         raise nothing_measured(setting)
-    return newest_ones
+    return known
 
 
 def nothing_measured(setting: Project) -> InputError:
@@ -91,11 +91,11 @@ def newest(setting: Project, done: Sequence[Done] | None = None) -> list[Measure
             latest.setdefault((subject, measurement.seed, step), measurement)
     order = {name: i for i, name in enumerate(setting.optimizers)}
 
-    def place(key: tuple[str, int, str]) -> tuple[Any, ...]:
+    def position(key: tuple[str, int, str]) -> tuple[Any, ...]:
         subject, seed, step = key
         return [order[name] for name in subject.split(" – ")], step, seed
 
-    return [latest[key] for key in sorted(latest, key=place)]
+    return [latest[key] for key in sorted(latest, key=position)]
 
 
 def between(
@@ -148,7 +148,7 @@ def _as_given(setting: Project, run: Done) -> bool:
 
 def _options(setting: Project, step: str) -> Mapping[str, object] | None:
     """The project's options for a probe; None of one that it does not list, which may have any."""
-    name = step.removeprefix(FOLLOWED)
+    name = step.removeprefix(TRAJECTORY)
     sections = [setting.trajectory] if name != step else [setting.probes, setting.pairs]
     if not any(name in section for section in sections):
         return None

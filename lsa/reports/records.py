@@ -54,13 +54,13 @@ def find(
     if not reference and not optimizer:
         raise InputError("no run is named; give a run ID or its beginning, or optimizer=…")
     if reference and not optimizer and not reference.startswith(("models:/", "runs:/")):
-        named = runs.whole(reference)
+        named = runs.by_prefix(reference)
     else:
         address, _ = registered.locate(reference, name, optimizer, seed)
         named = runs.read(registered.training(address))
     if step is None:
         return named
-    command = probe.find(step.removeprefix(project.FOLLOWED)).name
+    command = probe.find(step.removeprefix(project.TRAJECTORY)).name
     run = runs.newest_on(named.run_id, step)
     if run is None:
         raise InputError(
@@ -153,7 +153,7 @@ def _checkpoints(done: Done, step: str) -> list[dict[str, str]]:
 
 def _parameters(params: Mapping[str, str], step: str) -> dict[str, Any]:
     """Name → value and default, which is None where there is none."""
-    name = step.removeprefix(project.FOLLOWED)
+    name = step.removeprefix(project.TRAJECTORY)
     declared = outline.read(name) if name in probe.modules() else None
     return {key: _parameter(declared, key, text) for key, text in params.items()}
 
@@ -207,7 +207,7 @@ def _declaration(declared: Probe) -> dict[str, Any]:
         "summary": declared.summary,
         "checkpoints": 1 + declared.pair,
         "most_checkpoints": declared.most,
-        "along_training": declared.followable,
+        "along_training": declared.per_checkpoint,
         "headline": list(declared.headline),
         "options": {
             option.name: {

@@ -13,7 +13,7 @@ from typing import Any
 
 from lsa.figures import words
 from lsa.figures.page import Cell, Link, Section, as_html, as_markdown
-from lsa.project import FOLLOWED, Project
+from lsa.project import TRAJECTORY, Project
 from lsa.reports import doubts, links, summary
 from lsa.reports.artifacts import read_trajectories
 from lsa.reports.checks import Check, checks
@@ -138,13 +138,13 @@ def _folded_notes(title: str, notes: Sequence[tuple[str, str]]) -> Section:
 
 def _notes(everything: Sequence[Measurement]) -> Iterator[Section]:
     """Notes on the trajectories, whose numbers stand in figures alone."""
-    for step in dict.fromkeys(m.step for m in everything if m.step.startswith(FOLLOWED)):
+    for step in dict.fromkeys(m.step for m in everything if m.step.startswith(TRAJECTORY)):
         runs = [m for m in everything if m.step == step]
         rows = [("all", text) for text in doubts.shared(runs)] + doubts.others(runs)
         failed = doubts.unconverged(runs)
         rows = [("", failed)] * bool(failed) + rows
         if rows:
-            yield _folded_notes(f"Notes on {step.removeprefix(FOLLOWED)} during training", rows)
+            yield _folded_notes(f"Notes on {step.removeprefix(TRAJECTORY)} during training", rows)
 
 
 def _pairs(

@@ -25,7 +25,7 @@ def optional_text(name: str, value: Any) -> str | None:
     return None if value is None else text(name, value)
 
 
-def whole(name: str, value: Any, *, least: int = 0) -> int:
+def whole_number(name: str, value: Any, *, least: int = 0) -> int:
     """A whole number of at most 63 bits, also one of NumPy's.
 
     Raises:

@@ -41,7 +41,7 @@ def word(name: str, words: Collection[str]) -> str | None:
     return text or None
 
 
-def whole(name: str, least: int) -> int | None:
+def whole_number(name: str, least: int) -> int | None:
     """A whole number, `2e9` as well; None where the variable is not set.
 
     Raises:

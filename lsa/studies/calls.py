@@ -10,7 +10,7 @@ from typing import Any
 
 from lsa import probe
 from lsa.probe import Result
-from lsa.project import FOLLOWED, Project, trusted_by
+from lsa.project import TRAJECTORY, Project, trusted_by
 from lsa.studies import adoption, load, measure, progress, train, trajectory
 from lsa.tracking import registry, store
 from lsa.tracking.checkpoint import Checkpoint
@@ -43,7 +43,7 @@ class Call:
             checkpoints: Runs of the trainings that a probe measured, where the project's names do
                 not lead to them: a training with options of its own.
         """
-        name = self.step.removeprefix(FOLLOWED)
+        name = self.step.removeprefix(TRAJECTORY)
         words = ["lsa", name]
         if not checkpoints:
             words += ["--project", self.setting.reference]
@@ -91,10 +91,10 @@ def _perform(call: Call, addresses: Sequence[str]) -> Result:
     samples = call.setting.landscape.samples
     uri = store.uri()
     sources = [_checkpoint(uri, address, device, trusted, samples) for address in addresses]
-    if call.step.startswith(FOLLOWED):
+    if call.step.startswith(TRAJECTORY):
         (final,) = sources
-        return trajectory.follow(
-            call.step.removeprefix(FOLLOWED), final, reuse=True, **call.options
+        return trajectory.measure_trajectory(
+            call.step.removeprefix(TRAJECTORY), final, reuse=True, **call.options
         )
     return measure.measure(call.step, *sources, reuse=True, **call.options)
 

@@ -70,7 +70,7 @@ class Handle:
         return self.result.run_id
 
     @property
-    def found_in(self) -> str:
+    def stored_in(self) -> str:
         """ID of the run that holds the result; empty while there is none."""
         return self._result.run_id if self._result else ""
 

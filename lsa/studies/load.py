@@ -61,7 +61,7 @@ def load(
     """
     named = (("reference", reference), ("project", project), ("optimizer", optimizer))
     reference, project, optimizer = (arguments.optional_text(*given) for given in named)
-    seed = None if seed is None else arguments.whole("seed", seed)
+    seed = None if seed is None else arguments.whole_number("seed", seed)
     trust, device_name = arguments.names("trust", trust), device_of(device)
     address, trusted = registered.locate(reference, project, optimizer, seed)
     address = ranks.agreed(address)
@@ -74,6 +74,6 @@ def on_subset(source: Checkpoint, samples: int | str | None) -> Checkpoint:
     if samples is None:
         return source
     if samples != "all":
-        samples = arguments.whole("samples", samples, least=1)
+        samples = arguments.whole_number("samples", samples, least=1)
     split = project.Split(samples=samples)  # pyright: ignore[reportArgumentType]
     return dataclasses.replace(source, recipe=source.recipe.model_copy(update={"landscape": split}))

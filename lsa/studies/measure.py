@@ -49,7 +49,7 @@ def measure(
     """
     declared = find(name)
     check_sources(declared, sources)
-    rng_seed = arguments.whole("rng_seed", rng_seed)
+    rng_seed = arguments.whole_number("rng_seed", rng_seed)
     resolved = project.resolve(declared, options, "options")
     recipe = sources[0].recipe
     models = [source.model_id for source in sources]

@@ -32,7 +32,8 @@ def bring_up(setting: Project, study: str = "") -> None:
         headlines.bring_up(training.done, _numbers(everything, training))
         own = leading([m for m in everything if m.seed == training.seed])
         rows = [row for row in own.cells if row[0] == training.subject]
-        text = f"{_one(setting, training)}\n\n{_markdown(own.headings, rows)}\n\n{summary.ERRORS}"
+        described = _of_training(setting, training)
+        text = f"{described}\n\n{_markdown(own.headings, rows)}\n\n{summary.ERRORS}"
         descriptions.of_training(training.done, study, text)
     for optimizer in dict.fromkeys(m.subject for m in trainings):
         rows = [row for row in table.cells if row[0] == optimizer]
@@ -65,7 +66,7 @@ def _numbers(everything: Sequence[Measurement], training: Measurement) -> dict[s
     return headline_numbers
 
 
-def _one(setting: Project, training: Measurement) -> str:
+def _of_training(setting: Project, training: Measurement) -> str:
     """A training in two sentences."""
     rule, long = extent.rule(setting, training.subject), extent.epochs(training)
     return (

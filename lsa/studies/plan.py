@@ -8,7 +8,7 @@ from itertools import combinations
 from typing import Any, Literal
 
 from lsa import probe, project
-from lsa.project import FOLLOWED, Project, trusted_by
+from lsa.project import TRAJECTORY, Project, trusted_by
 from lsa.project.factories import nearest
 from lsa.reports import explorer, measurements
 from lsa.reports import report as reports
@@ -56,7 +56,7 @@ def planned(setting: Project) -> Iterator[Planned]:
         for name in setting.probes:
             yield Planned(name, (optimizer,), seed)
         for name in setting.trajectory:
-            yield Planned(FOLLOWED + name, (optimizer,), seed)
+            yield Planned(TRAJECTORY + name, (optimizer,), seed)
     for seed in setting.seeds:
         for pair in combinations(setting.optimizers, 2):
             for name in setting.pairs:
@@ -69,7 +69,7 @@ def only(setting: Project, names: Collection[str]) -> Project:
     Raises:
         InputError: A name that is no probe of the project.
     """
-    known = [*setting.probes, *(FOLLOWED + name for name in setting.trajectory), *setting.pairs]
+    known = [*setting.probes, *(TRAJECTORY + name for name in setting.trajectory), *setting.pairs]
     for name in names:
         if name not in known:
             raise InputError(
@@ -78,7 +78,7 @@ def only(setting: Project, names: Collection[str]) -> Project:
             )
     chosen = {
         section: {k: v for k, v in getattr(setting, section).items() if prefix + k in names}
-        for section, prefix in (("probes", ""), ("trajectory", FOLLOWED), ("pairs", ""))
+        for section, prefix in (("probes", ""), ("trajectory", TRAJECTORY), ("pairs", ""))
     }
     return setting.model_copy(update=chosen)
 
@@ -181,15 +181,15 @@ def _probe(
     kept: tuple[Mapping[str, str], Mapping[str, Mapping[int, str]]],
 ) -> tuple[str, dict[str, Any]]:
     """Key and options of a probe on its input models, or along the training of the one."""
-    name = step.step.removeprefix(FOLLOWED)
+    name = step.step.removeprefix(TRAJECTORY)
     declared, samples = probe.find(name), setting.landscape.samples
     options = setting.options(declared, trajectory=name != step.step)
     if name == step.step:
         return steps.probe_key(declared, options, inputs, samples), options
     (final,) = inputs
     keys, epochs = kept
-    followed = {**epochs.get(keys.get(final, ""), {}), setting.train.epochs: final} if final else {}
-    ids = [model_id for _, model_id in sorted(followed.items())]
+    by_epoch = {**epochs.get(keys.get(final, ""), {}), setting.train.epochs: final} if final else {}
+    ids = [model_id for _, model_id in sorted(by_epoch.items())]
     return steps.probe_key(declared, options, ids, samples, trajectory=True), options
 
 
@@ -266,7 +266,7 @@ def forecast(
 
 def _probing(setting: Project, kind: str, rates: cost.Rates) -> cost.Cost | None:
     """Cost of a probe on one checkpoint, or on all that a training keeps."""
-    name = kind.removeprefix(FOLLOWED)
+    name = kind.removeprefix(TRAJECTORY)
     declared = probe.find(name)
     estimate = cost.probing(declared, setting.options(declared, trajectory=name != kind), rates)
     if estimate is None or name == kind:

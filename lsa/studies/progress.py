@@ -31,7 +31,7 @@ def titled(title: str) -> Iterator[None]:
         _title = before
 
 
-class Whole:
+class Combined:
     """One count of work that is reported in parts, each from its own beginning.
 
     What a part may take at most, such as the products of a search, is known, and not what it
@@ -71,7 +71,7 @@ def _to_stderr(line: str) -> None:
 @contextlib.contextmanager
 def bar(title: str) -> Iterator[Report]:
     """A `report(done, total, text)` that draws a bar on stderr; a line a minute if no terminal."""
-    sink, title, entire = _sink, _title or title, Whole()
+    sink, title, entire = _sink, _title or title, Combined()
     if sink is not None:
         yield lambda done, total, text="": sink(title, done, total, text)
         return

@@ -9,7 +9,7 @@ from typing import Any
 
 from lsa import probe, project
 from lsa.figures import notebook
-from lsa.project import FOLLOWED, Project
+from lsa.project import TRAJECTORY, Project
 from lsa.runtime import arguments, failures
 from lsa.runtime.errors import Diverged, InputError, first_line, plain
 from lsa.studies import calls
@@ -84,10 +84,10 @@ class Study:
         return Call(TRAIN, self.setting, (recipe.optimizer,), (recipe.seed,), rest, self._device)
 
     def _probe(self, name: str, inputs: tuple[Handle, ...], options: dict[str, Any]) -> Call:
-        declared = probe.find(name.removeprefix(FOLLOWED))
+        declared = probe.find(name.removeprefix(TRAJECTORY))
         trajectory = name != declared.name
         if trajectory:
-            project.check_followable(declared, f"step {name}", self.setting.train)
+            project.check_per_checkpoint(declared, f"step {name}", self.setting.train)
         least, most = 1 + declared.pair, 1 if trajectory else declared.most
         if not least <= len(inputs) <= most or any(i.call.step != TRAIN for i in inputs):
             wanted = most if least == most else f"{least} to {most}"
@@ -101,7 +101,7 @@ class Study:
         return Call(name, self.setting, optimizers, seeds, resolved, self._device)
 
     def _repr_html_(self) -> str:
-        rows = [(h.call.label, h.state, h.error or h.found_in) for h in self.handles]
+        rows = [(h.call.label, h.state, h.error or h.stored_in) for h in self.handles]
         return notebook.table(f"study of {self.setting.name}", ("step", "state", "run"), rows)
 
     # --- running ----------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import numpy as np
 
 from lsa.figures.trajectory import LIMITS, SHARPNESS
 from lsa.probe import Curve, Metric, Probe, Result
-from lsa.project import FOLLOWED, Recipe
+from lsa.project import TRAJECTORY, Recipe
 from lsa.runtime.documents import json_number
 from lsa.tracking import registered
 from lsa.training import stability
@@ -102,7 +102,7 @@ def result(stored: Mapping[str, Any], run_id: str) -> Result:
         curves,
         converged=all(stored["converged"]),
         notes=tuple(stored["notes"]),
-        probe=FOLLOWED + stored["probe"],
+        probe=TRAJECTORY + stored["probe"],
         run_id=run_id,
     )
 

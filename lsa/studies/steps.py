@@ -56,7 +56,7 @@ def probe_key(
         trajectory: Whether the step runs the probe at each checkpoint of a training.
     """
     content = {"options": options, "inputs": list(models), "samples": samples, "seed": seed}
-    name = project.FOLLOWED + declared.name if trajectory else declared.name
+    name = project.TRAJECTORY + declared.name if trajectory else declared.name
     return step_key(name, declared.function.__module__, content)
 
 

@@ -71,7 +71,7 @@ def study(
         Failed: At the end of the block: steps have failed; the first is named.
         NotLogged: At the end of the block: the store did not take what was measured.
     """
-    workers = arguments.whole("workers", workers, least=1)
+    workers = arguments.whole_number("workers", workers, least=1)
     name = arguments.text("name", name)
     setting = setting if isinstance(setting, Project) else project.load(setting)
     tags = {"lsa.step": kind, "project": setting.name}

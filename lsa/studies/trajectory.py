@@ -20,13 +20,13 @@ from lsa.tracking import recording, registered, registry, results, runs, setting
 from lsa.tracking.checkpoint import Checkpoint
 from lsa.tracking.numbers import flat
 
-STEP = project.FOLLOWED  # + name of the probe: the step's name
+STEP = project.TRAJECTORY  # + name of the probe: the step's name
 ARTIFACT = "trajectory.json"
 
 
 @settings.restored()
 @modes.usual()
-def follow(
+def measure_trajectory(
     name: str, final: Checkpoint, *, rng_seed: int = 0, reuse: bool = False, **options: Any
 ) -> Result:
     """Run a probe on every checkpoint that a training kept, as one tracked step.
@@ -47,9 +47,9 @@ def follow(
             checkpoint alone.
     """
     declared = find(name)
-    project.check_followable(declared, "a trajectory")
+    project.check_per_checkpoint(declared, "a trajectory")
     measure.check_sources(declared, [final])
-    rng_seed = arguments.whole("rng_seed", rng_seed)
+    rng_seed = arguments.whole_number("rng_seed", rng_seed)
     resolved = project.resolve(declared, options, "options")
     kept = models(registered.key(final.model_id), final.epoch, final.model_id)
     if len(kept) < 2:
@@ -65,7 +65,7 @@ def follow(
         return steps.helped(key, lambda: _compute(declared, final, kept, rng_seed, resolved))
     return steps.once(
         key,
-        lambda: _follow(declared, final, kept, rng_seed, key, resolved),
+        lambda: _measure(declared, final, kept, rng_seed, key, resolved),
         reuse=reuse,
         read=_read,
     )
@@ -114,7 +114,7 @@ def models(key: str, epoch: int, final: str) -> list[tuple[int, str]]:
     return sorted({**dict(on_the_way), epoch: final}.items())
 
 
-def _follow(
+def _measure(
     declared: Probe,
     final: Checkpoint,
     kept: Sequence[tuple[int, str]],

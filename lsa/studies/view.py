@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-from lsa.studies.progress import Minute, Whole
+from lsa.studies.progress import Combined, Minute
 
 
 class View(Protocol):
@@ -67,7 +67,7 @@ class Screen(Lines):
         self._workers = workers
         self._began: dict[int, float] = {}  # running handle → when it was started
         self._news: dict[str, str] = {}  # label → how far it is
-        self._wholes: dict[str, Whole] = {}
+        self._combined: dict[str, Combined] = {}
         self._handles: Sequence[Any] = ()
         self._live = Live(get_renderable=self._table, console=self._console, transient=True)
 
@@ -83,7 +83,7 @@ class Screen(Lines):
 
     def progress(self, title: str, done: int, total: int, text: str) -> None:
         """Keep the progress of a step for the next drawing."""
-        so_far, most = self._wholes.setdefault(title, Whole()).so_far(done, total)
+        so_far, most = self._combined.setdefault(title, Combined()).so_far(done, total)
         self._news[title] = f"{text} {so_far}/{most}" if most else text
 
     def refresh(self, handles: Sequence[Any]) -> None:

@@ -281,9 +281,9 @@ def read(folder: Path, **fields: Any) -> Checkpoint:
             raise InputError("its content is not what was written")
         recipe = Recipe.model_validate(config.recipe)
     except pydantic.ValidationError as error:
-        raise _not_whole(folder, f"{CONFIG}: {first_rule(error)}") from None
+        raise _damaged(folder, f"{CONFIG}: {first_rule(error)}") from None
     except InputError as error:
-        raise _not_whole(folder, error) from None
+        raise _damaged(folder, error) from None
     return Checkpoint(
         recipe=recipe,
         epoch=config.epoch,
@@ -301,5 +301,5 @@ def recorded(folder: Path) -> str:
     return str(stored.get("sha256", "")) if isinstance(stored, dict) else ""
 
 
-def _not_whole(folder: Path, reason: object) -> InputError:
+def _damaged(folder: Path, reason: object) -> InputError:
     return InputError(f"{folder.name} is no whole lsa checkpoint ({reason}); register it again")

@@ -29,7 +29,7 @@ class Late:
     remove: Callable[[], object]
 
 
-def found() -> Iterator[Late]:
+def doubles() -> Iterator[Late]:
     """Doubles in the store of steps that are finished."""
     yield from _versions()
     yield from _runs()
@@ -42,7 +42,7 @@ def remove() -> Iterator[tuple[str, str]]:
     Yields:
         What it was, and `removed` or why it stays.
     """
-    for double in store.ask(lambda: list(found()), []):
+    for double in store.ask(lambda: list(doubles()), []):
         try:
             double.remove()
             yield double.what, f"{REMOVED}; it was there twice, since the server had answered late"

@@ -16,7 +16,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 from lsa import project as projects
 from lsa.runtime.documents import whole_number
 from lsa.runtime.errors import InputError, first_line
-from lsa.tracking.runs import deleted_trainings, is_deleted, logged_models, whole
+from lsa.tracking.runs import by_prefix, deleted_trainings, is_deleted, logged_models
 from lsa.tracking.store import away, client, explained, insist, quoted, where
 
 FLAVOR = "lsa"
@@ -53,7 +53,7 @@ def kept(project: str) -> tuple[dict[str, str], dict[str, dict[int, str]]]:
     return keys, epochs
 
 
-def numbers_along(project: str) -> dict[str, dict[int, dict[str, float]]]:
+def numbers_by_epoch(project: str) -> dict[str, dict[int, dict[str, float]]]:
     """Key of a training → epoch → the numbers logged on the checkpoint that it kept there."""
     numbers_by_epoch: dict[str, dict[int, dict[str, float]]] = {}
     for model in _sealed(f"tags.project = '{quoted(project)}' and tags.`lsa.key` != ''"):
@@ -104,7 +104,7 @@ def resolve(reference: str) -> str:
             )
         return f"models:/{newest.name}/{newest.version}"
     try:
-        run = whole(reference)
+        run = by_prefix(reference)
     except InputError as error:
         raise InputError(f"no checkpoint {reference!r}: {error}") from None
     if run.run_id != reference:

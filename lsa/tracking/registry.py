@@ -288,7 +288,7 @@ def fetch(address: str, *, device: str = "cpu", trusted: Sequence[str] = ()) -> 
     try:
         with tempfile.TemporaryDirectory() as scratch:
             got = store.insist(lambda: download_artifacts(address, dst_path=scratch))
-            _check_whole(Path(got), known)
+            _check_complete(Path(got), known)
             return checkpoints.read(
                 Path(got),
                 device=device,
@@ -302,7 +302,7 @@ def fetch(address: str, *, device: str = "cpu", trusted: Sequence[str] = ()) -> 
         raise missing(address, error) from None
 
 
-def _check_whole(folder: Path, info: Model) -> None:
+def _check_complete(folder: Path, info: Model) -> None:
     """Compare downloaded files with what the store's database knows of them.
 
     Raises:

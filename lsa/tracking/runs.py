@@ -83,7 +83,7 @@ def not_finite(tags: Mapping[str, str]) -> dict[str, float]:
     }
 
 
-def whole(prefix: str) -> Done:
+def by_prefix(prefix: str) -> Done:
     """The run whose ID starts with this text, in any state.
 
     Raises:

@@ -157,7 +157,7 @@ def _store(server: Server) -> str:
     path = address.file_of(uri)
     if path and not path.exists():
         # The server keeps the files, also those of the experiment that is there from the start.
-        store.make_whole(path, "mlflow-artifacts:/")
+        store.create(path, "mlflow-artifacts:/")
     return uri
 
 

@@ -132,7 +132,7 @@ def _prepare(uri: str) -> None:
         with locks.claim(address.canonical(uri), "tables"):
             file = address.file_of(uri)
             if file and "?" not in uri and not file.exists():
-                make_whole(file)
+                create(file)
             with _no_stray_folder(uri):
                 mlflow.MlflowClient(uri).search_experiments(max_results=1)
 
@@ -150,7 +150,7 @@ def _no_stray_folder(uri: str) -> Iterator[None]:
                 folder.rmdir()
 
 
-def make_whole(path: Path, artifacts: str | None = None) -> None:
+def create(path: Path, artifacts: str | None = None) -> None:
     """Make a SQLite store. Its file appears only when it is complete.
 
     MLflow cannot open one whose making was cut short, nor finish it.

@@ -73,8 +73,8 @@ def _charts(numbers: Sequence[str]) -> list[dict[str, Any]]:
     parallel = {"selectedParams": ["optimizer"], "selectedMetrics": [*numbers[:COORDINATES]]}
     charts.append({"type": "PARALLEL", **parallel, "showAllRuns": True})
     charts += [{"type": "BAR", "metricKey": name} for name in numbers if name == ACROSS]
-    whole = {"metricSectionId": KEY, "runsCountToCompare": 100, "isGenerated": False}
-    return [{"uuid": f"{KEY}-{i}", "deleted": False, **whole, **c} for i, c in enumerate(charts)]
+    section = {"metricSectionId": KEY, "runsCountToCompare": 100, "isGenerated": False}
+    return [{"uuid": f"{KEY}-{i}", "deleted": False, **section, **c} for i, c in enumerate(charts)]
 
 
 def _axis(name: str) -> dict[str, str]:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 CONFIG = "data/weights/model_weights_config.json"
-WHOLE = ("data/weights/model.pt", "serialized_state_dict.pt")  # of older versions of torch
+WEIGHT_FILES = ("data/weights/model.pt", "serialized_state_dict.pt")  # of older versions of torch
 TYPES = {  # numbers of torch's types in the list
     1: torch.uint8, 2: torch.int8, 3: torch.int16, 4: torch.int32, 5: torch.int64,
     6: torch.float16, 7: torch.float32, 8: torch.float64, 10: torch.complex64,
@@ -49,7 +49,7 @@ def _weights(archive: zipfile.ZipFile, limit: int) -> dict[str, Tensor]:
             raise ValueError(f"{name} claims to be larger than the file")
         return archive.read(listed[name])
 
-    for name in WHOLE:
+    for name in WEIGHT_FILES:
         if name in listed:
             return dict(_unpickled(content(name)))
     folder, files = CONFIG.rpartition("/")[0], {}

@@ -185,7 +185,7 @@ def decode(
         InputError: An image that cannot be decoded, or that is not as large as the first one.
     """
 
-    def one(i: int) -> tuple[np.ndarray, int]:
+    def decode(i: int) -> tuple[np.ndarray, int]:
         try:
             image, label = read(i)
             with image:
@@ -199,7 +199,7 @@ def decode(
 
     arrays: list[np.ndarray] = []
     labels: list[int] = []
-    for array, label in _in_threads(one, n):
+    for array, label in _in_threads(decode, n):
         arrays.append(array)
         labels.append(label)
         if array.shape[:2] != arrays[0].shape[:2]:

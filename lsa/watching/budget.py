@@ -32,12 +32,12 @@ class Budget:
         self._inside = False
 
     @contextlib.contextmanager
-    def timed(self, part: str, *, whole: bool = True) -> Iterator[None]:
+    def timed(self, part: str, *, ends: bool = True) -> Iterator[None]:
         """Count a block's time as that of a part.
 
         Args:
             part: Name of the part.
-            whole: Whether a measurement ends with the block; its blocks tell what the next costs.
+            ends: Whether a measurement ends with the block; its blocks tell what the next costs.
         """
         if self._inside:  # counted by the block around
             yield
@@ -51,7 +51,7 @@ class Budget:
             took, self._inside = time.perf_counter() - began, False
             self.spent += took
             self._begun[part] = self._begun.get(part, 0.0) + took
-            if whole:
+            if ends:
                 took, before = self._begun.pop(part), self._costs.get(part)
                 self._costs[part] = took if before is None else 0.5 * (before + took)
 

@@ -29,11 +29,11 @@ class History:
 
     def rows(self) -> list[dict[str, float]]:
         """One mapping a step, with `step` first."""
-        found: dict[int, dict[str, float]] = {}
+        by_step: dict[int, dict[str, float]] = {}
         for name in self._steps:
             for step, value in zip(*self.column(name), strict=True):
-                found.setdefault(step, {"step": step})[name] = value
-        return [found[step] for step in sorted(found)]
+                by_step.setdefault(step, {"step": step})[name] = value
+        return [by_step[step] for step in sorted(by_step)]
 
     def frame(self) -> Any:
         """A pandas DataFrame, one row a step, nan where a number was not measured."""

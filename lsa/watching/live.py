@@ -53,5 +53,5 @@ class Line:
 
 def text(step: int, row: Mapping[str, float]) -> str:
     """The line."""
-    found = [form.format(row[name]) for name, form in SHOWN.items() if name in row]
-    return "  ".join([f"step {step}", *found])
+    parts = [form.format(row[name]) for name, form in SHOWN.items() if name in row]
+    return "  ".join([f"step {step}", *parts])

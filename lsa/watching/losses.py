@@ -23,7 +23,7 @@ class Losses:
 
     def __init__(self, model: nn.Module, loss: Any = None, *, seen: bool = True) -> None:
         self._model, self._loss, self._looks = model, loss, seen
-        self._found: list[Tensor] = []
+        self._told: list[Tensor] = []
 
     def attach(self, run: Callable[[Callable[[], None]], Any]) -> list[Any]:
         """Hooks on a model whose outputs have a `.loss`, and on a loss that is a module.
@@ -57,7 +57,7 @@ class Losses:
         if isinstance(loss, int | float):
             loss = torch.tensor(float(loss))
         if isinstance(loss, Tensor) and loss.numel() == 1:
-            self._found.append(loss.detach().reshape(()))
+            self._told.append(loss.detach().reshape(()))
 
     def _seen(self, output: Any) -> None:
         self._own(output.get("loss") if isinstance(output, dict) else getattr(output, "loss", None))
@@ -72,10 +72,10 @@ class Losses:
         Args:
             dropped: How many of the first are of passes that no step has used.
         """
-        found, self._found = self._found, []
-        found = found[dropped:] if dropped < len(found) else found
-        return torch.stack(found).double().mean() if found else None
+        told, self._told = self._told, []
+        told = told[dropped:] if dropped < len(told) else told
+        return torch.stack(told).double().mean() if told else None
 
     def forget(self) -> None:
         """Let go of those of a step that is not measured."""
-        self._found = []
+        self._told = []

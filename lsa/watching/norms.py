@@ -63,20 +63,20 @@ class Norms:
         pairs = [(gradients, gradients), (back, back), (now, now), (gradients, back)]
         if last is not None:
             pairs.append((back, last))
-        found = self._weights.inner(pairs, each=each)
-        width = found.shape[1]
+        products = self._weights.inner(pairs, each=each)
+        width = products.shape[1]
         if last is None:
-            found = torch.cat([found, found.new_full((2, width), math.nan)])
+            products = torch.cat([products, products.new_full((2, width), math.nan)])
         else:
             square = self._last_square
             if square is not None and width == 1:
                 square = square.sum()[None]
             if square is None or len(square) != width:
                 square = self._weights.inner([(last, last)], each=each)[0]
-            found = torch.cat([found, square[None]])
+            products = torch.cat([products, square[None]])
         self._start = None
-        self._remember(step, back, found[1])
-        return found
+        self._remember(step, back, products[1])
+        return products
 
     def _remember(self, step: int, back: list[Tensor], square: Tensor | None = None) -> None:
         if self._last is not None:
@@ -86,17 +86,17 @@ class Norms:
 
 def numbers(products: list[float]) -> Mapping[str, float]:
     """Norms, their ratio and angles (in degrees), from the six products that `after` gives."""
-    gradient, update, weight, along, turn, last = products
-    found: dict[str, float] = dict(
+    gradient, update, weight, descent, turn, last = products
+    known: dict[str, float] = dict(
         zip(NAMES[:3], map(_root, (gradient, update, weight)), strict=True)
     )
     if weight > 0:
-        found["update_ratio"] = _root(update / weight)
+        known["update_ratio"] = _root(update / weight)
     if gradient * update > 0:
-        found["update_angle"] = _degrees(along / math.sqrt(gradient * update))
+        known["update_angle"] = _degrees(descent / math.sqrt(gradient * update))
     if update * last > 0:
-        found["turn_angle"] = _degrees(turn / math.sqrt(update * last))
-    return found
+        known["turn_angle"] = _degrees(turn / math.sqrt(update * last))
+    return known
 
 
 def _root(square: float) -> float:

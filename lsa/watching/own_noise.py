@@ -140,11 +140,11 @@ class OwnNoise:
         if self._samples is not None and not self.several() and self._passed and self._passed[0]:
             self._each = self._samples.squares(self._passed[0])
 
-    def numbers(self, whole: Tensor | None, scale: float) -> Mapping[str, float]:
+    def numbers(self, total: Tensor | None, scale: float) -> Mapping[str, float]:
         """Noise of the step at hand, and over those measured; nothing where it is not known.
 
         Args:
-            whole: |ḡ|² before clipping, of a loss that is scaled, `(parameters,)`; or their sum,
+            total: |ḡ|² before clipping, of a loss that is scaled, `(parameters,)`; or their sum,
                 `(1,)`, where neither blocks nor samples are asked for.
             scale: Of the loss, by a GradScaler.
         """
@@ -152,15 +152,15 @@ class OwnNoise:
         n, sampled = passes * self._processes, self._each
         # One forward pass for each backward pass, all of equally many samples: else gradients of
         # different losses, or of unequal weights, are added up.
-        known = whole is not None and passes == len(sizes) and len({*sizes}) == 1 and sizes[0]
+        known = total is not None and passes == len(sizes) and len({*sizes}) == 1 and sizes[0]
         try:
-            if not known or whole is None or not whole.isfinite().all():
+            if not known or total is None or not total.isfinite().all():
                 return {}
-            whole, b = whole.cpu() / scale**2, int(sizes[0] or 0)
+            total, b = total.cpu() / scale**2, int(sizes[0] or 0)
             if n > 1:
                 sums = [sum((float(s) for s in of), 0.0) for of in squares]
                 each = torch.tensor(sums, dtype=torch.float64) * passes / scale**2
-                each = each if len(whole) > 1 else each.sum()[None]
+                each = each if len(total) > 1 else each.sum()[None]
             elif sampled is not None and b > 1:
                 each = sampled * b / scale**2
                 n, b = b, 1
@@ -168,13 +168,13 @@ class OwnNoise:
                 return {}
         finally:
             self.forget()
-        return self._taken(*estimates(each, whole, n, b), n * b)
+        return self._taken(*estimates(each, total, n, b), n * b)
 
     def _taken(self, signal: Tensor, trace: Tensor, samples: int) -> Mapping[str, float]:
         """Numbers of the whole and of blocks, from those of parameters, nan where not known."""
         told = (signal + trace).isfinite()
         values = torch.stack([trace, signal]).where(told, 0.0)
-        found: dict[str, float] = {}
+        known: dict[str, float] = {}
         blocks = self._weights.by_block(values) if self.blocks and len(told) > 1 else {}
         for block, (t, s) in {"": values.sum(1), **blocks}.items():
             if not (t or s):  # nothing of it is known
@@ -183,8 +183,8 @@ class OwnNoise:
             seen.append((float(t), float(s)))
             numbers = {"noise_trace": float(t), "gradient_squared": float(s)}
             numbers |= averaged(seen, samples)
-            found |= {f"{name}/{block}" if block else name: v for name, v in numbers.items()}
-        return found
+            known |= {f"{name}/{block}" if block else name: v for name, v in numbers.items()}
+        return known
 
     def forget(self) -> None:
         """Let the gradients of a step go."""
@@ -204,16 +204,16 @@ def _mark(p: nn.Parameter) -> tuple[int, int]:
 Values = TypeVar("Values", float, Tensor)
 
 
-def estimates(each: Values, whole: Values, n: int, b: int) -> tuple[Values, Values]:
+def estimates(each: Values, total: Values, n: int, b: int) -> tuple[Values, Values]:
     """|G|² and tr C, unbiased.
 
     Args:
         each: Mean of |a|² over some of n gradients.
-        whole: |ḡ|² of the mean of all n.
+        total: |ḡ|² of the mean of all n.
         n: 2 or more.
         b: Samples of each.
     """
-    return (n * whole - each) / (n - 1), b * n * (each - whole) / (n - 1)
+    return (n * total - each) / (n - 1), b * n * (each - total) / (n - 1)
 
 
 def _samples(batch: Any) -> int | None:

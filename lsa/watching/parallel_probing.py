@@ -18,9 +18,9 @@ from lsa.landscape.weighing import Loss
 from lsa.runtime.errors import InputError
 from lsa.training import stability
 from lsa.watching import probing, spectrum
-from lsa.watching.along import measured_along
 from lsa.watching.probe_set import parts_of
 from lsa.watching.probing import Tried, numbers
+from lsa.watching.profile import profile_of
 from lsa.watching.undisturbed import undisturbed
 from lsa.watching.weights import Weights
 
@@ -92,11 +92,11 @@ class ParallelProbing:
                         ParallelLandscape(self._model, batches, self._objective)
                     )
 
-    def try_one(self) -> None:
+    def try_pass(self) -> None:
         """Make one forward pass."""
         with undisturbed([*self._model.buffers()]):
-            whole = self._now()[0]
-            whole.loss(whole.theta)
+            landscape = self._now()[0]
+            landscape.loss(landscape.theta)
 
     def _now(self) -> list[ParallelLandscape]:
         """The landscapes, whose θ is where the network is now."""
@@ -119,17 +119,17 @@ class ParallelProbing:
         """
         self.ready()
         with undisturbed([*self._model.buffers()]):
-            whole, parts = self._now()
-            theta, space = whole.theta, whole.space
+            landscape, parts = self._now()
+            theta, space = landscape.theta, landscape.space
             start = torch.cat([p.reshape(-1).to(theta.dtype) for p in before])
             update = theta - start
             square = float(space.length(update)) ** 2
 
             def losses(at: Tensor) -> Tensor:
-                return torch.tensor([whole.loss(at)], dtype=torch.float64)
+                return torch.tensor([landscape.loss(at)], dtype=torch.float64)
 
             point = spectrum.Point(
-                whole.hessian(theta), lambda: whole.gradient(theta), update, space
+                landscape.hessian(theta), lambda: landscape.gradient(theta), update, space
             )
             work: dict[str, Callable[[], Mapping[str, float]]] = {
                 "noise": lambda: parts.noise_scale(theta).numbers(),
@@ -137,7 +137,7 @@ class ParallelProbing:
                 "sharpness": lambda: self._spectrum.sharpness(point, theta, self._state()),
             }
             if square > 0:
-                work["update"] = lambda: measured_along(losses, None, start, update).numbers(square)
+                work["update"] = lambda: profile_of(losses, None, start, update).numbers(square)
             if not math.isfinite(square):  # the training has diverged
                 return {}
             return numbers(self._kinds, work, tried, noise=noise)

@@ -29,19 +29,19 @@ class Parts:
         """Whether none of these has failed."""
         return self._off.isdisjoint(parts)
 
-    def run(self, part: str, step: int, work: Callable[[], T], *, whole: bool = True) -> T | None:
+    def run(self, part: str, step: int, work: Callable[[], T], *, ends: bool = True) -> T | None:
         """Do the work; None where the part is off.
 
         Args:
             part: Its name.
             step: Of the training, for the line that is said.
             work: To do.
-            whole: Whether a measurement ends with it; see `Budget.timed`.
+            ends: Whether a measurement ends with it; see `Budget.timed`.
         """
         if part in self._off:
             return None
         try:
-            with self._budget.timed(part, whole=whole):
+            with self._budget.timed(part, ends=ends):
                 return work()
         except Exception as error:
             if self._strict:

@@ -53,11 +53,11 @@ class ProbeSet:
     ) -> None:
         self._model = unwrapped(model)
         self._names = set(weights.names)
-        self.places = weights.places()
+        self.spans = weights.spans()
         self._batches = batches
         self._loss: Loss = F.cross_entropy if loss is None else loss
         self._objective = objective
-        self._whole: Landscape | None = None
+        self._landscape: Landscape | None = None
         self._parts: list[Landscape] = []
         self._given: list[Landscape] = []
 
@@ -73,7 +73,7 @@ class ProbeSet:
 
     def ready(self) -> None:
         """Make the landscapes, where the model is now; once."""
-        if self._whole is not None:
+        if self._landscape is not None:
             return
         device = next(self._model.parameters()).device
         given = [moved(batch, device) for batch in self._batches]
@@ -82,20 +82,20 @@ class ProbeSet:
         chosen = {"copy": False, "parameters": lambda name, _: name in self._names}
         if pairs:
             x, y = (torch.cat(tensors) for tensors in zip(*given, strict=True))
-            whole = Landscape(self._model, x, y, self._loss, **chosen)
-            self._given = [whole.with_data(*batch) for batch in given]
-            self._parts = [whole.with_data(*part) for part in parts]
+            landscape = Landscape(self._model, x, y, self._loss, **chosen)
+            self._given = [landscape.with_data(*batch) for batch in given]
+            self._parts = [landscape.with_data(*part) for part in parts]
         else:
             options = {"loss": self._loss, "objective": self._objective, **chosen}
-            whole = Landscape(self._model, given, device=device, **options)
-            self._given = [whole.with_data([batch]) for batch in given]
-            self._parts = [whole.with_data([part]) for part in parts]
-        self._whole = whole
+            landscape = Landscape(self._model, given, device=device, **options)
+            self._given = [landscape.with_data([batch]) for batch in given]
+            self._parts = [landscape.with_data([part]) for part in parts]
+        self._landscape = landscape
 
     def landscape(self) -> Landscape:
         """L on all batches, of the network as it is now."""
-        assert self._whole is not None
-        return self._now(self._whole)
+        assert self._landscape is not None
+        return self._now(self._landscape)
 
     def parts(self) -> list[Landscape]:
         """L on each of some parts of equal size; fewer than three where there are none."""
@@ -103,7 +103,7 @@ class ProbeSet:
 
     def given(self) -> list[Landscape]:
         """L on each of the batches as they were given."""
-        return [self._now(one) for one in self._given]
+        return [self._now(batch) for batch in self._given]
 
     def _now(self, landscape: Landscape) -> Landscape:
         """A landscape with the buffers that the network has now, which are put back after use."""
@@ -123,10 +123,10 @@ def read(batches: Iterable[Any]) -> list[Any]:
     if isinstance(batches, tuple) and all(isinstance(t, Tensor) for t in batches):
         return [batches]
     with undisturbed([], batches):
-        found = [*itertools.islice(batches, MOST)]
-    if not found:
+        taken = [*itertools.islice(batches, MOST)]
+    if not taken:
         raise InputError("batches= gives no batch; give a list of at least one")
-    return found
+    return taken
 
 
 def _is_pair(batch: Any) -> bool:

@@ -12,9 +12,9 @@ from torch.optim import Optimizer
 from lsa.landscape import Landscape
 from lsa.training import stability
 from lsa.watching import spectrum
-from lsa.watching.along import along
 from lsa.watching.noise import Noise
 from lsa.watching.probe_set import ProbeSet
+from lsa.watching.profile import profile
 
 USUAL = ("update", "noise")
 KINDS = (*USUAL, "noise_of_blocks", "sharpness", "lambda_max", "batch_sharpness")
@@ -43,11 +43,11 @@ def numbers(
         tried: Runs the work of each kind.
         noise: Whether the whole gradient's noise is one of them.
     """
-    found: dict[str, float] = {}
+    measured: dict[str, float] = {}
     for kind in kinds:
         if kind in work and (noise or kind != "noise"):
-            found |= tried(kind, work[kind]) or {}
-    return found
+            measured |= tried(kind, work[kind]) or {}
+    return measured
 
 
 class Probing:
@@ -67,7 +67,7 @@ class Probing:
         self._spectrum = spectrum.Spectrum()
         blocks = "noise_of_blocks" in kinds
         self._kinds = tuple(k for k in self._kinds if not (blocks and k == "noise"))
-        self._noise = Noise(probe_set.places if blocks else {})
+        self._noise = Noise(probe_set.spans if blocks else {})
 
     @property
     def passes(self) -> int:
@@ -78,9 +78,9 @@ class Probing:
         """Prepare the probe set and make a first pass, which takes longer than later ones."""
         with self._probe_set.undisturbed():
             self._probe_set.ready()
-        self.try_one()
+        self.try_pass()
 
-    def try_one(self) -> None:
+    def try_pass(self) -> None:
         """Make one forward pass."""
         with self._probe_set.undisturbed():
             landscape = self._probe_set.landscape()
@@ -115,7 +115,7 @@ class Probing:
             }
             work["noise_of_blocks"] = work["noise"]
             if square > 0:
-                work["update"] = lambda: along(landscape, start, update).numbers(square)
+                work["update"] = lambda: profile(landscape, start, update).numbers(square)
             if not math.isfinite(square):  # the training has diverged
                 return {}
             return numbers(self._kinds, work, tried, noise=noise)

@@ -25,7 +25,7 @@ LONGEST = 64.0  # critical factor that is looked for
 
 
 @dataclass(frozen=True)
-class Along:
+class Profile:
     """Figures of one step; the errors are standard errors over the samples of the probe set."""
 
     loss: float  # L(θ₀)
@@ -45,7 +45,7 @@ class Along:
         """
         expected = self.slope + 0.5 * self.curvature
         error = math.hypot(self.slope_error, 0.5 * self.curvature_error)
-        found = {
+        known = {
             "probe_loss": self.loss,
             "directional_sharpness": self.curvature / update_squared,
             "directional_sharpness_se_data": self.curvature_error / update_squared,
@@ -56,11 +56,11 @@ class Along:
             "critical_factor": self.factor,
         }
         if abs(expected) > 2 * error:  # else the quotient is noise
-            found["gain_ratio"] = self.change / expected
-        return {name: value for name, value in found.items() if math.isfinite(value)}
+            known["gain_ratio"] = self.change / expected
+        return {name: value for name, value in known.items() if math.isfinite(value)}
 
 
-def along(landscape: Landscape, start: Tensor, update: Tensor) -> Along:
+def profile(landscape: Landscape, start: Tensor, update: Tensor) -> Profile:
     """Slope, curvature and critical factor along an update.
 
     Args:
@@ -69,15 +69,15 @@ def along(landscape: Landscape, start: Tensor, update: Tensor) -> Along:
         update: u `(d,)`, not zero.
     """
     with landscape.network.at(start):  # once, rather than for each pass
-        return measured_along(landscape.losses, landscape.influences, start, update)
+        return profile_of(landscape.losses, landscape.influences, start, update)
 
 
-def measured_along(
+def profile_of(
     losses_at: Callable[[Tensor], Tensor],
     influences: Callable[[Tensor], Tensor] | None,
     start: Tensor,
     update: Tensor,
-) -> Along:
+) -> Profile:
     """The same of losses that are a function of θ.
 
     Args:
@@ -117,7 +117,7 @@ def measured_along(
     known = [(0.0, slope.mean().item()), (1.0, change)]
     known.append((step, (up - at0).mean().item() / step))
     factor = _crossing(rise, sorted(known)) if known[0][1] < 0 else math.nan
-    return Along(
+    return Profile(
         loss=at0.mean().item(),
         slope=slope.mean().item(),
         slope_error=_error(influences, slope),

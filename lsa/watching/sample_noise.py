@@ -83,11 +83,11 @@ class SampleNoise:
         if self._left is None:
             self._left = broken | self._wrong(uses)
             self._say()
-        found = torch.full((len(self._index),), torch.nan, dtype=torch.float64)
+        known = torch.full((len(self._index),), torch.nan, dtype=torch.float64)
         for i, of in uses.items():
             if i not in self._left | broken:
-                found[i] = squares(of)
-        return found
+                known[i] = squares(of)
+        return known
 
     def _refuse(self) -> None:
         """Say why single samples are not known, if they are not."""
@@ -101,20 +101,20 @@ class SampleNoise:
 
     def _wrong(self, uses: dict[int, list[Use]]) -> set[int]:
         """Parameters of which the sum over the samples is not the gradient."""
-        found = set()
+        wrong = set()
         for i, p in enumerate(self._weights.parameters):
             if p.grad is None:
                 continue
             wanted = p.grad.detach().to_dense().float()
             if i not in uses:
-                found.add(i)
+                wrong.add(i)
                 continue
             total = sum(use.total().float() for use in uses[i])
             assert isinstance(total, Tensor)
             scale = max(float(wanted.norm()), 0.01 * math.sqrt(float(squares(uses[i]))))
             if float((total.view(wanted.shape) - wanted).norm()) > AGREEMENT * scale:
-                found.add(i)
-        return found
+                wrong.add(i)
+        return wrong
 
     def _say(self) -> None:
         assert self._left is not None

@@ -55,8 +55,8 @@ class Lookups(NamedTuple):
 
     def total(self) -> Tensor:
         """∑ cᵢ."""
-        found = self.delta.new_zeros(self.entries, self.delta.shape[2])
-        return found.index_add_(0, self.ids.flatten(), self.delta.flatten(0, 1))
+        sums = self.delta.new_zeros(self.entries, self.delta.shape[2])
+        return sums.index_add_(0, self.ids.flatten(), self.delta.flatten(0, 1))
 
 
 class Convolved(NamedTuple):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lsa.landscape import Landscape
-from lsa.maths.spaces import HERE, Space
+from lsa.maths.spaces import LOCAL, Space
 from lsa.maths.spectra.carried import Top, top
 from lsa.training import stability
 from lsa.training.preconditioners import Preconditioner
@@ -36,10 +36,10 @@ class Point:
         hessian: Matvec,
         gradient: Callable[[], Tensor],
         update: Tensor,
-        space: Space = HERE,
+        space: Space = LOCAL,
     ) -> None:
         self.hessian, self.gradient, self.update, self.space = hessian, gradient, update, space
-        self.found: dict[str, Top] = {}
+        self.tops: dict[str, Top] = {}
 
 
 class Spectrum:
@@ -74,23 +74,23 @@ class Spectrum:
         P = None if state is None else state.preconditioner(theta)
         if state is None or P is None:
             return self.lambda_max(point)
-        found: dict[str, float] = {}
+        measured: dict[str, float] = {}
         if state.identity:
-            found |= self.lambda_max(point)
-            raw = point.found["raw"]
+            measured |= self.lambda_max(point)
+            raw = point.tops["raw"]
             felt = replace(raw, value=raw.value + float(state.penalty))
         else:
             felt = self._top("felt", _felt(point.hessian, P, state.penalty), point)
-        found |= {"sharpness": felt.value, "sharpness_residual": felt.residual}
+        measured |= {"sharpness": felt.value, "sharpness_residual": felt.residual}
         threshold = state.threshold
         if threshold is not None:
-            found |= {"threshold": threshold[0], "threshold_ratio": felt.value / threshold[0]}
-        return found
+            measured |= {"threshold": threshold[0], "threshold_ratio": felt.value / threshold[0]}
+        return measured
 
     def _top(self, name: str, matvec: Matvec, point: Point) -> Top:
         """The top of an operator, from that of the last measurement or from the gradient."""
-        if name in point.found:
-            return point.found[name]
+        if name in point.tops:
+            return point.tops[name]
         carried, update, space = self._vectors.get(name), point.update, point.space
         limit = LATER
         if carried is None:
@@ -101,9 +101,9 @@ class Spectrum:
         length = float(space.length(update))
         if length > 0:
             fresh += update * (float(space.length(fresh)) / length)
-        found = top(matvec, carried, fresh, tol=TOL, max_products=limit, space=space)
-        self._vectors[name], point.found[name] = found.vectors, found
-        return found
+        result = top(matvec, carried, fresh, tol=TOL, max_products=limit, space=space)
+        self._vectors[name], point.tops[name] = result.vectors, result
+        return result
 
 
 def batch_sharpness(landscapes: list[Landscape], theta: Tensor) -> Mapping[str, float]:
@@ -119,10 +119,10 @@ def batch_sharpness(landscapes: list[Landscape], theta: Tensor) -> Mapping[str, 
     if not values:
         return {}
     each = torch.stack(values)
-    found = {"batch_sharpness": each.mean().item()}
+    measured = {"batch_sharpness": each.mean().item()}
     if len(each) > 1:
-        found["batch_sharpness_se_data"] = each.std().item() / math.sqrt(len(each))
-    return found
+        measured["batch_sharpness_se_data"] = each.std().item() / math.sqrt(len(each))
+    return measured
 
 
 def _felt(hessian: Matvec, P: Preconditioner, penalty: float | Tensor) -> Matvec:

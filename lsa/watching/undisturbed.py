@@ -61,5 +61,5 @@ def _generators(source: Any) -> Iterator[torch.Generator]:
     """The generators that a DataLoader draws from, each once."""
     holders = [source, getattr(source, "sampler", None), getattr(source, "batch_sampler", None)]
     holders.append(getattr(holders[2], "sampler", None))
-    found = [getattr(holder, "generator", None) for holder in holders]
-    yield from {id(g): g for g in found if isinstance(g, torch.Generator)}.values()
+    generators = [getattr(holder, "generator", None) for holder in holders]
+    yield from {id(g): g for g in generators if isinstance(g, torch.Generator)}.values()

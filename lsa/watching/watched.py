@@ -81,11 +81,11 @@ class Watch:
         if self._sees:
             self._handles = [
                 *hooks.attach(self._optimizers, self),
-                *losses.attach(lambda work: self._run("loss", work, whole=False)),
+                *losses.attach(lambda work: self._run("loss", work, ends=False)),
             ]
             self._plan_samples()
         if self._weights.leads:
-            self._run("logging", outputs.open, whole=False)
+            self._run("logging", outputs.open, ends=False)
             atexit.register(self.close)
 
     @property
@@ -102,7 +102,7 @@ class Watch:
         if self._sees:
             self._inner = self._gradients.attach(
                 self._norms_are_due,
-                lambda part, work: self._run(part, work, whole=False),
+                lambda part, work: self._run(part, work, ends=False),
                 self._samples_are_due if self._plan.samples else None,
             )
 
@@ -122,8 +122,8 @@ class Watch:
             self._next_norms = min(self._next_norms, step)
         if self._probing or step in (self._next_norms - 1, self._next_norms):
             if self._weights.have_changed(self._optimizers):
-                self._run("norms", self._look_inside, whole=False)
-            self._run("norms", lambda: self._norms.before(step), whole=False)
+                self._run("norms", self._look_inside, ends=False)
+            self._run("norms", lambda: self._norms.before(step), ends=False)
 
     def has_gradients(self, optimizer: Optimizer, loss: Any) -> None:
         """An optimizer has its gradients."""
@@ -132,7 +132,7 @@ class Watch:
             take = self._gradients.take
             # What one optimizer was given may be gone when the next one steps.
             kept = loss is not None or len(self._optimizers) > 1
-            self._run("norms", lambda: take(optimizer, kept=kept), whole=False)
+            self._run("norms", lambda: take(optimizer, kept=kept), ends=False)
 
     def ends(self) -> None:
         """The last optimizer has stepped."""
@@ -141,7 +141,7 @@ class Watch:
         row: Row = {}
         if self._probing or self.step == self._next_norms:
             self._weights.wait()
-        before = self._run("norms", self._start, whole=False) if self._probing else None
+        before = self._run("norms", self._start, ends=False) if self._probing else None
         if self.step == self._next_norms:
             row |= self._run("norms", self._measure_norms) or {}
             self._next_norms += self._weights.agreed(self._interval())
@@ -152,7 +152,7 @@ class Watch:
             row |= self._run("probes", lambda: self._measure_probes(before)) or {}
         self._losses.forget()
         if row and self._weights.leads:
-            self._run("logging", lambda: self._record(row), whole=False)
+            self._run("logging", lambda: self._record(row), ends=False)
         self._at = self.step + 1
 
     def loss(self, value: Any) -> None:
@@ -165,7 +165,7 @@ class Watch:
         The callback of Lightning does: `training_step` calls the module's parts, or all of it.
         """
         if self._norms_are_due():
-            self._run("norms", lambda: self._gradients.noise.tell(batch), whole=False)
+            self._run("norms", lambda: self._gradients.noise.tell(batch), ends=False)
 
     def _norms_are_due(self) -> bool:
         return self.step + 1 == self._next_norms and self._parts.are_on("norms")
@@ -218,8 +218,8 @@ class Watch:
         """See what a pass over the probe set takes."""
         probes = self._probes
         assert probes is not None
-        self._run("probes", probes.ready, whole=False)
-        self._run("trial of probes", probes.try_one)
+        self._run("probes", probes.ready, ends=False)
+        self._run("trial of probes", probes.try_pass)
         if self._parts.are_on("trial of probes"):
             self._budget.expect("probes", probes.passes)
 
@@ -233,8 +233,8 @@ class Watch:
         self._history.add(self.step, row)
         self._outputs.put(self.step, row)
 
-    def _run(self, part: str, work: Callable[[], T], *, whole: bool = True) -> T | None:
-        return self._parts.run(part, self._at, work, whole=whole)
+    def _run(self, part: str, work: Callable[[], T], *, ends: bool = True) -> T | None:
+        return self._parts.run(part, self._at, work, ends=ends)
 
     @property
     def history(self) -> Any:

@@ -118,21 +118,21 @@ class Weights:
             )
             for a, b in pairs
         ]
-        found = torch.stack(rows)
+        products = torch.stack(rows)
         for group, columns in self._groups:
-            part = found[:, columns]
+            part = products[:, columns]
             dist.all_reduce(part, group=group)
-            found[:, columns] = part
-        return found
+            products[:, columns] = part
+        return products
 
-    def places(self) -> dict[str, list[tuple[int, int]]]:
+    def spans(self) -> dict[str, list[tuple[int, int]]]:
         """Block → where its parameters are in θ, all parameters one after the other."""
-        found: dict[str, list[tuple[int, int]]] = {block: [] for block in self.blocks}
+        spans: dict[str, list[tuple[int, int]]] = {block: [] for block in self.blocks}
         start = 0
         for i, p in enumerate(self.parameters):
-            found[self.blocks[int(self._of[i])]].append((start, start + p.numel()))
+            spans[self.blocks[int(self._of[i])]].append((start, start + p.numel()))
             start += p.numel()
-        return found
+        return spans
 
     def by_block(self, values: Tensor) -> Mapping[str, Tensor]:
         """Sums `(pairs,)` over the parameters of each block, of values `(pairs, parameters)`."""
@@ -172,12 +172,12 @@ def _sums(pairs: Sequence[tuple[Sequence[Tensor | None], Sequence[Tensor | None]
             flat[key] = torch.cat([_flat(tensors[i]) for i in known])  # pyright: ignore
         return flat[key]
 
-    found = []
+    sums = []
     for a, b in pairs:
         known = tuple(i for i, x in enumerate(a) if x is not None and b[i] is not None)
-        found.append(inner(joined(a, known), joined(b, known)) if known else None)
-    zero = next((f for f in found if f is not None), torch.zeros((), dtype=torch.float64))
-    return torch.stack([torch.zeros_like(zero) if f is None else f for f in found])[:, None]
+        sums.append(inner(joined(a, known), joined(b, known)) if known else None)
+    zero = next((f for f in sums if f is not None), torch.zeros((), dtype=torch.float64))
+    return torch.stack([torch.zeros_like(zero) if f is None else f for f in sums])[:, None]
 
 
 def _flat(tensor: Tensor) -> Tensor:
@@ -188,7 +188,7 @@ def _shard_groups(
     model: nn.Module, parameters: Sequence[nn.Parameter]
 ) -> list[tuple[dist.ProcessGroup, list[int]]]:
     """Groups of processes over which sums must be added, each with the parameters concerned."""
-    found: dict[int, tuple[dist.ProcessGroup, list[int]]] = {}
+    by_group: dict[int, tuple[dist.ProcessGroup, list[int]]] = {}
     for i, p in enumerate(parameters):
         mesh = getattr(p, "device_mesh", None)
         if mesh is None:
@@ -196,10 +196,10 @@ def _shard_groups(
         for dimension, placement in enumerate(p.placements):  # pyright: ignore
             if placement.is_shard():
                 group = mesh.get_group(dimension)
-                found.setdefault(id(group), (group, []))[1].append(i)
+                by_group.setdefault(id(group), (group, []))[1].append(i)
     flat = next(
         (m for m in model.modules() if type(m).__name__ == "FullyShardedDataParallel"), None
     )
     if flat is not None:  # the first generation: every rank holds a piece of every parameter
         return [(flat.process_group, list(range(len(parameters))))]  # pyright: ignore
-    return list(found.values())
+    return list(by_group.values())

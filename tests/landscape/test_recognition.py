@@ -16,9 +16,9 @@ from lsa.landscape.recognition import symmetries
 from lsa.maths.alignment.random_moves import random_moves
 from lsa.maths.alignment.symmetries import (
     Heads,
-    Place,
     Space,
     Symmetries,
+    TensorAxis,
     gains,
     transformed,
     with_gains,
@@ -168,9 +168,9 @@ def test_symmetries_can_be_declared_and_are_tried() -> None:
     at = landscape(model)
     with pytest.raises(InputError, match="no symmetry of this network was recognised"):
         symmetries(at, at.theta)
-    places = (Place("first.weight", 1), Place("second.weight", 1))
-    right = Space("units", 8, places, freedom="signed")
-    wrong = Space("half", 8, places[:1])
+    axes = (TensorAxis("first.weight", 1), TensorAxis("second.weight", 1))
+    right = Space("units", 8, axes, freedom="signed")
+    wrong = Space("half", 8, axes[:1])
     model.symmetries = Symmetries((right, wrong))  # pyright: ignore
     at = landscape(model)
     known = symmetries(at, at.theta)

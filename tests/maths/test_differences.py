@@ -78,10 +78,10 @@ def test_a_product_takes_two_values_once_the_step_is_known():
     net = Net(nn.GELU)
     differences = Differences(net.gradient, net.theta, name="Hv")
     v = directions(net)[-1]
-    differences.along(v)
+    differences.derivative(v)
     before = differences.evaluations
     for _ in range(3):
-        v = differences.along(v).value
+        v = differences.derivative(v).value
     assert differences.evaluations == before + 6
 
 
@@ -94,7 +94,7 @@ def test_each_direction_has_its_own_step():
     for i, expected in ((0, 1e-4), (1, 1e-2)):
         differences = Differences(function, torch.tensor([0.3, 0.4]), name="f'")
         v = torch.eye(2)[i]
-        value, error = differences.along(v)
+        value, error = differences.derivative(v)
         true = abs(value[i].item() - math.cos(30.0 if i == 0 else 0.4))
         assert differences._step and expected / 10 < differences._step.size < expected * 10
         assert true < 1e-3 and true < 3 * error + 1e-7
@@ -118,7 +118,7 @@ def test_the_rounding_is_that_of_low_precision_inside_of_the_function():
 
     differences = Differences(rounded, net.theta, name="Hv")
     for v in directions(net)[4:]:
-        value, error = differences.along(v)
+        value, error = differences.derivative(v)
         exact = net.product(v)
         assert (value.double() - exact).norm() < 0.1 * exact.norm()
         assert (value.double() - exact).norm() < 4 * error
@@ -130,12 +130,12 @@ def test_kinks_at_theta_are_refused():
 
     differences = Differences(kinked, torch.zeros(50), name="the product")
     with pytest.raises(InputError, match="as they are at kinks"):
-        differences.along(torch.ones(50) * torch.arange(50))
+        differences.derivative(torch.ones(50) * torch.arange(50))
 
 
 def test_a_direction_of_no_length_has_no_derivative():
     differences = Differences(lambda theta: theta**2, torch.ones(3), name="f'")
-    assert not differences.along(torch.zeros(3)).value.any()
+    assert not differences.derivative(torch.zeros(3)).value.any()
     assert differences.measured(torch.zeros(3)).error == 0
 
 
@@ -154,7 +154,7 @@ def test_one_value_is_held_while_another_is_computed():
 
     differences = Differences(torch.sin, theta, name="the derivative", add=add)
     for _ in range(3):
-        value, error = differences.along(v)
+        value, error = differences.derivative(v)
         true = (value.double() - theta.double().cos() * v).norm()
         assert true <= 2 * error and error < 1e-3 * v.norm()
         del value

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lsa.maths.spaces import HERE, Space
+from lsa.maths.spaces import LOCAL, Space
 from lsa.maths.spectra import eigenpairs
 from lsa.maths.spectra.krylov import gram_error, orthogonalise, orthonormal
 
@@ -23,14 +23,14 @@ def steep() -> torch.Tensor:
 def test_lengths_and_products_are_those_of_float64(steep):
     exact = steep.double()
     length = exact.norm()
-    assert float(HERE.length(steep)) == pytest.approx(float(length), rel=1e-7)
+    assert float(LOCAL.length(steep)) == pytest.approx(float(length), rel=1e-7)
     other = steep.flip(0) + steep
     size = float(length * other.double().norm())
-    assert abs(HERE.dot(steep, other) - float(exact @ other.double())) < 3e-7 * size
+    assert abs(LOCAL.dot(steep, other) - float(exact @ other.double())) < 3e-7 * size
 
 
 def test_what_is_orthogonalised_is_orthogonal(steep):
-    rows = torch.stack([steep / HERE.length(steep).float(), torch.zeros(D)])
+    rows = torch.stack([steep / LOCAL.length(steep).float(), torch.zeros(D)])
     rows[1, ::2] = (2 / D) ** 0.5
     rows[1], _ = orthogonalise(rows[1], rows[:1])
     rows[1] /= float(rows[1].double().norm())
@@ -45,7 +45,7 @@ def test_an_orthonormal_basis_is_one_where_a_decomposition_in_float32_is_not(ste
     assert len(rows) == 3
     assert gram_error(rows) < 1e-6
     rest, _ = orthogonalise(V[1], rows[:2])
-    assert HERE.length(rest) < 1e-6 * HERE.length(V[1])
+    assert LOCAL.length(rest) < 1e-6 * LOCAL.length(V[1])
 
 
 def test_a_row_that_depends_on_others_is_left_out_of_a_basis():
@@ -60,7 +60,7 @@ def test_the_rayleigh_quotient_of_a_steep_vector_is_below_the_largest_eigenvalue
     u = (steep.double() / steep.double().norm()).float()
 
     def matvec(v: torch.Tensor) -> torch.Tensor:
-        return 66.0 * u * HERE.dot(u, v) + v
+        return 66.0 * u * LOCAL.dot(u, v) + v
 
     near = steep + 0.01 * torch.randn(D, generator=torch.Generator().manual_seed(1)) / D**0.5
     start = eigenpairs.start_vector(near, torch.Generator().manual_seed(2), near)

@@ -114,9 +114,9 @@ def test_an_ambiguous_beginning_lists_what_it_may_be(workplace):
         ids.add(store.client().create_run(experiment).info.run_id)
     first = next(c for c in "0123456789abcdef" if sum(one[0] == c for one in ids) == 2)
     with pytest.raises(InputError, match="give more of its ID"):
-        runs.whole(first)
+        runs.by_prefix(first)
     for one in ids:
-        assert runs.whole(one).run_id == one
+        assert runs.by_prefix(one).run_id == one
 
 
 def test_checkpoints_are_listed_with_their_numbers(measured, capsys, monkeypatch):

@@ -10,7 +10,7 @@ from lsa.studies import progress
 
 
 def test_a_position_never_goes_back_and_the_end_is_where_it_says():
-    whole = progress.Whole()
+    whole = progress.Combined()
     search = [whole.so_far(i, 500) for i in range(1, 18)]  # ends before its bound
     density = [whole.so_far(i, 5) for i in range(1, 6)]
     assert search[-1] == (17, 500) and density == [(17 + i, 22) for i in range(1, 6)]
@@ -21,7 +21,7 @@ def test_a_position_never_goes_back_and_the_end_is_where_it_says():
 
 
 def test_a_total_that_becomes_known_better_is_no_new_part():
-    whole = progress.Whole()
+    whole = progress.Combined()
     assert [whole.so_far(2, 8), whole.so_far(4, 6), whole.so_far(6, 6)] == [(2, 8), (4, 6), (6, 6)]
 
 

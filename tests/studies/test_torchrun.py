@@ -68,7 +68,7 @@ def test_a_probe_along_a_training_is_shared_too(workplace):
     kept = file.read_text().replace("batch_size: 50}", "batch_size: 50, checkpoint_every: 1}")
     file.write_text(kept)
     final = lsa.load(lsa.step("train", project="tiny", optimizer="sgd").run_id)
-    alone = lsa.follow("lanczos", final, k=1, density_probes=0, split="no")
+    alone = lsa.measure_trajectory("lanczos", final, k=1, density_probes=0, split="no")
     options = ["--k", "1", "--density-probes", "0", "--split", "no", "--epochs", "all"]
     done = torchrun("lanczos", *OF_SGD, *options)
     assert done.returncode == 0, done.stderr

@@ -42,7 +42,7 @@ def final(setting) -> lsa.Checkpoint:
 
 
 def test_a_probe_follows_a_training(final):
-    done = lsa.follow("lanczos", final, reuse=True, **OPTIONS)
+    done = lsa.measure_trajectory("lanczos", final, reuse=True, **OPTIONS)
     client = mlflow.MlflowClient()
     found = client.get_run(done.run_id)
     assert found.info.run_name == "sgd·lanczos along·s0"
@@ -77,9 +77,9 @@ def test_a_probe_follows_a_training(final):
     assert content["val_accuracy"][-1] == whole["final/val_accuracy"]
     assert content["train_loss"][0] > content["train_loss"][-1]
     assert sum("subset" in note for note in content["notes"]) == 1  # said once for all epochs
-    again = lsa.follow("lanczos", final, reuse=True, **OPTIONS)
+    again = lsa.measure_trajectory("lanczos", final, reuse=True, **OPTIONS)
     assert again.reused and again.run_id == done.run_id
-    assert not lsa.follow("lanczos", final, reuse=True, **OPTIONS | {"k": 2}).reused
+    assert not lsa.measure_trajectory("lanczos", final, reuse=True, **OPTIONS | {"k": 2}).reused
 
 
 def test_a_surface_along_a_training_goes_on_where_it_was_interrupted(final, workplace, monkeypatch):
@@ -94,9 +94,9 @@ def test_a_surface_along_a_training_goes_on_where_it_was_interrupted(final, work
     for module in (surface, grid):
         monkeypatch.setattr(module, "point", counted)
     with pytest.raises(KeyboardInterrupt):
-        lsa.follow("surface", final, points=5)
+        lsa.measure_trajectory("surface", final, points=5)
     limit = 10**6
-    done = lsa.follow("surface", final, points=5)
+    done = lsa.measure_trajectory("surface", final, points=5)
     assert done.run_id  # each point of the three epochs once, but the first checkpoint twice
     assert len(measured) == 3 * (25 + 1) + 1
     assert not list((workplace / partial.SCRATCH).iterdir())
@@ -104,7 +104,7 @@ def test_a_surface_along_a_training_goes_on_where_it_was_interrupted(final, work
 
 def test_noise_is_followed_too_and_adam_has_no_threshold(setting):
     final = lsa.load(train.train(setting.recipe("adamw")).checkpoint)
-    done = lsa.follow("sgd_noise", final, k=1, probes=2)
+    done = lsa.measure_trajectory("sgd_noise", final, k=1, probes=2)
     assert "during training (sgd_noise)" in report.report(setting).html  # reads what is stored
     content = runs.artifact(done.run_id, "trajectory.json")
     assert np.all(np.array(content["metrics"]["noise_ratio"]["value"]) > 0)
@@ -119,7 +119,7 @@ def test_preconditioned_sharpness_stands_beside_the_threshold_of_its_epoch(setti
     )
     recipe = setting.recipe("adamw").model_copy(update={"train": budget})
     final = lsa.load(train.train(recipe).checkpoint)
-    done = lsa.follow("preconditioned", final, k=1)
+    done = lsa.measure_trajectory("preconditioned", final, k=1)
     content = runs.artifact(done.run_id, "trajectory.json")
     assert content["epochs"] == [0, 2, 3] and content["threshold"] is None
     rate = schedules.schedule("cosine", epochs=3, steps_per_epoch=4, warmup_epochs=1)
@@ -153,7 +153,7 @@ def test_a_number_that_is_not_finite_at_first_does_not_hide_the_last(final):
 
     calls = []
     try:
-        done = lsa.follow("inverse", final)
+        done = lsa.measure_trajectory("inverse", final)
     finally:
         del PROBES["inverse"]
     assert done["a"].value == 2
@@ -163,14 +163,14 @@ def test_a_number_that_is_not_finite_at_first_does_not_hide_the_last(final):
 
 def test_what_cannot_be_followed_is_refused_in_one_line(workplace, final):
     with pytest.raises(InputError, match="takes two checkpoints"):
-        lsa.follow("interpolation", final)
+        lsa.measure_trajectory("interpolation", final)
     with pytest.raises(InputError, match="trains from the initial weights"):
-        lsa.follow("intrinsic_dim", final)
+        lsa.measure_trajectory("intrinsic_dim", final)
     file = workplace / "projects" / "tiny.yaml"
     file.write_text(file.read_text().replace("checkpoint_every: 2", "checkpoint_every: 0"))
     alone = lsa.load(train.train(project.load("tiny").recipe("sgd")).checkpoint)
     with pytest.raises(InputError, match=r"set train\.checkpoint_every") as caught:
-        lsa.follow("lanczos", alone, **OPTIONS)
+        lsa.measure_trajectory("lanczos", alone, **OPTIONS)
     assert "\n" not in str(caught.value)
 
 

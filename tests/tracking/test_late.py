@@ -41,16 +41,16 @@ def model_again(done) -> str:
 
 @pytest.mark.parametrize("again", [version_again, run_again, model_again])
 def test_what_is_there_twice_is_told_and_removed(again, trained, capsys):
-    assert not list(late.found())
+    assert not list(late.doubles())
     before = told(capsys, "checkpoints")
     double = again(trained)
-    assert [one.what for one in late.found()] == [double]
+    assert [one.what for one in late.doubles()] == [double]
     assert told(capsys, "checkpoints") == before
     assert f"1 made twice, after a client had stopped waiting: {double};" in told(capsys, "doctor")
     assert told(capsys, "sync") == (
         f"{double}: removed; it was there twice, since the server had answered late\n"
     )
-    assert not list(late.found())
+    assert not list(late.doubles())
     assert told(capsys, "sync").startswith("nothing waits in")
     assert registered.find("tiny", "sgd", 0) == trained.checkpoint
     (model,) = [m for m in runs.models_of(trained.run_id) if m.tags["epoch"] == "2"]
@@ -76,7 +76,7 @@ def test_what_somebody_has_chosen_or_named_stays(trained):
     experiment = store.client().get_run(trained.run_id).info.experiment_id
     begun = store.client().create_run(experiment, tags={run.TOKEN: "of its own"}).info.run_id
     store.client().create_logged_model(experiment, "new", begun, model_type="lsa.checkpoint")
-    assert not list(late.found())
+    assert not list(late.doubles())
 
 
 # Method, end of the path → what is double when it is carried out late.

@@ -17,7 +17,7 @@ from torch.nn.utils import parameters_to_vector
 import lsa
 from benchmarks.watch_oracles import crossing
 from lsa.watching import budget
-from lsa.watching.along import along
+from lsa.watching.profile import profile
 from lsa.watching.spectrum import TOL
 
 
@@ -128,7 +128,7 @@ def test_short_updates_are_measured_far_enough_or_left_out(length: float):
     u *= length / u.norm()
     H = exact.hessian(start.double())
     truth = float(u.double() @ H @ u.double())
-    found = along(landscape, start, u)
+    found = profile(landscape, start, u)
     if length >= 1e-2:
         assert found.curvature == pytest.approx(truth, rel=0.03)
     elif math.isfinite(found.curvature):
@@ -145,7 +145,7 @@ def test_any_length_of_the_update_is_measured():
     start = landscape.theta
     u = torch.randn(len(start), generator=torch.Generator().manual_seed(1))
     for length in np.geomspace(1e-6, 1, 60):
-        found = along(landscape, start, float(length) * u / u.norm())
+        found = profile(landscape, start, float(length) * u / u.norm())
         assert math.isfinite(found.slope) and math.isfinite(found.change)
 
 

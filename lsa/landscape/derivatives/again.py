@@ -18,7 +18,17 @@ def again(
     g: Tensor,
     cotangents: Sequence[Tensor | None],
 ) -> list[Tensor | None]:
-    """What g and each input of a function get from cotangents of its gradient by the inputs."""
+    """Derivatives of ⟨cotangents, ∂(g·f)/∂inputs⟩ by g and by each input, with a graph.
+
+    Args:
+        function: f, of the inputs.
+        inputs: Tensors of any shapes, as f takes them.
+        g: Cotangent of f, of its shape.
+        cotangents: For each input one of its shape, or None.
+
+    Returns:
+        For g and then each input a tensor of its shape; None where it needs no derivative.
+    """
     chosen = [i for i, t in enumerate(inputs) if t.requires_grad and cotangents[i] is not None]
     with torch.enable_grad():
         values = function(*inputs)
@@ -27,7 +37,7 @@ def again(
         asked = [i for i, t in enumerate(by) if t.requires_grad]
         pairs = [(f, c) for f, c in zip(first, (cotangents[i] for i in chosen), strict=True)]
         pairs = [(f, c) for f, c in pairs if f.requires_grad]
-        found: list[Tensor | None] = [None] * len(by)
+        derivatives: list[Tensor | None] = [None] * len(by)
         if pairs and asked:
             derived = grad(
                 [f for f, _ in pairs],
@@ -37,5 +47,5 @@ def again(
                 materialize_grads=True,
             )
             for i, t in zip(asked, derived, strict=True):
-                found[i] = t
-    return found
+                derivatives[i] = t
+    return derivatives

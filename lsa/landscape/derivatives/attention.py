@@ -36,7 +36,16 @@ ROWS, ROWS_ON_CARD = 32, 1024  # queries at once; the fewer, the less is compute
 def attention(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float | None
 ) -> Tensor:
-    """softmax(s q kᵀ + mask) v for `(…, T, h)`; the mask is boolean or added, and constant."""
+    """Attention softmax(s q kᵀ + mask) v, `(…, T, h)`.
+
+    Args:
+        q: Queries `(…, T, m)`.
+        k: Keys `(…, T', m)`.
+        v: Values `(…, T', h)`.
+        mask: `(T, T')` or as torch broadcasts it: boolean, or added to the scores; a constant.
+        causal: Whether a query sees only the keys up to its own position.
+        scale: s; None: 1/√m.
+    """
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     return _Attention.apply(q, k, v, mask, causal, scale)
 
@@ -112,8 +121,8 @@ class _Attention(Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple:
-        found = _Gradient.apply(*gradients, *ctx.saved_tensors, ctx.causal, ctx.scale)
-        return *found, None, None, None
+        gradients_ = _Gradient.apply(*gradients, *ctx.saved_tensors, ctx.causal, ctx.scale)
+        return *gradients_, None, None, None
 
 
 class _Gradient(Function):
@@ -148,8 +157,8 @@ class _Gradient(Function):
         if torch.is_grad_enabled():
             math_only = torch.ops.aten._scaled_dot_product_attention_math
             plain = partial(math_only, attn_mask=mask, is_causal=ctx.causal, scale=ctx.scale)
-            found = again(lambda *t: plain(*t)[0], (q, k, v), g, gradients)
-            return *found, None, None, None, None
+            gradients_ = again(lambda *t: plain(*t)[0], (q, k, v), g, gradients)
+            return *gradients_, None, None, None, None
         o, q_, k_, v_ = _flat(g), _flat(q) * ctx.scale, _flat(k), _flat(v)
         a, b, c = (_flat(t) for t in gradients)
         a = a * ctx.scale  # as q; what is for q is scaled at its end
@@ -169,8 +178,8 @@ class _Gradient(Function):
             G = _centred(E, P, Q)
             to_q[rows] = torch.bmm(G, k_[keys]).baddbmm_(dS, b[keys]).mul_(ctx.scale)
             to_k[keys].add_(torch.bmm(G.mT, q_[rows]).baddbmm_(dS.mT, a[rows]))
-        found = ((to_g, g), (to_q, q), (to_k, k), (to_v, v))
-        return *(d.view(t.shape) for d, t in found), None, None, None, None
+        gradients_ = ((to_g, g), (to_q, q), (to_k, k), (to_v, v))
+        return *(d.view(t.shape) for d, t in gradients_), None, None, None, None
 
 
 def _centred(t: Tensor, P: Tensor, spare: Tensor) -> Tensor:

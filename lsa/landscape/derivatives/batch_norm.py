@@ -55,10 +55,14 @@ def tracks_statistics(model: nn.Module) -> bool:
 
 @torch.no_grad()
 def recalibrate(model: nn.Module, x: Tensor) -> None:
-    """Estimate the running statistics anew from inputs `(N, …)`; the model is in `eval()` mode.
+    """Estimate the running statistics anew.
 
     One pass in training mode of these layers alone, cumulative averages over the batches
     (Izmailov et al. 2018, arXiv 1803.05407, §3.2).
+
+    Args:
+        model: In `eval()` mode; its running statistics are overwritten.
+        x: Inputs `(N, …)`.
     """
     with cumulating(model):
         # Batches as even as can be: the average over them is unweighted.

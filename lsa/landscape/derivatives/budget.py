@@ -89,8 +89,8 @@ def from_environment() -> None:
     """
     global _environment
     _environment = Settings(
-        variables.whole(variables.CHUNK, 1),
-        variables.whole(variables.GRAPH_MEMORY, 0),
+        variables.whole_number(variables.CHUNK, 1),
+        variables.whole_number(variables.GRAPH_MEMORY, 0),
         variables.word(variables.LAYOUT, LAYOUTS),
         not variables.off(variables.CONSISTENCY),
     )
@@ -104,6 +104,10 @@ def cache_size(model: nn.Module, x: Tensor) -> int:
     as well, and 512 images of 8×8 pixels 1.7 times faster than 64. A network that convolves nothing
     keeps little of an image: an epoch of an mlp on them takes 1.3 times as long with parts of 32 as
     with batches of 128.
+
+    Args:
+        model: Of which only the shapes of the parameters count.
+        x: Inputs `(N, …)`, of which only the shape counts.
     """
     if not convolves(model):
         return MOST
@@ -120,8 +124,15 @@ def image_layout(
 ) -> torch.memory_format | None:
     """Memory layout for a network's inputs: one of `LAYOUTS` for images that it convolves.
 
-    Default is the process's setting, else `channels_last`: with contiguous images an epoch of
-    simple_cnn takes a Xeon 1.3 times as long, most of it in max pooling. None: as they are.
+    Args:
+        model: The network.
+        x: Inputs `(N, …)`.
+        layout: Name of a layout. Default is the process's setting, else `channels_last`: with
+            contiguous images an epoch of simple_cnn takes a Xeon 1.3 times as long, most of it in
+            max pooling.
+
+    Returns:
+        The layout; None for inputs that are left as they are.
     """
     if x.ndim != 4 or not convolves(model):
         return None
@@ -129,7 +140,7 @@ def image_layout(
 
 
 def laid_out(x: Tensor, layout: torch.memory_format | None) -> Tensor:
-    """Inputs in a memory layout, copied only if they are in another."""
+    """Inputs `(N, …)` in a memory layout, copied only if they are in another; None: any."""
     return x if layout is None else x.contiguous(memory_format=layout)
 
 

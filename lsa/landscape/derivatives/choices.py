@@ -29,7 +29,18 @@ def max_pool2d(
     ceil_mode: bool = False,
     return_indices: bool = False,
 ) -> Any:
-    """Max pooling of images `(n, c, h, w)`; anything else goes to torch's `func`."""
+    """Max pooling of images; whatever else it is called with goes to torch's own function.
+
+    Args:
+        func: Torch's own.
+        input: Images `(n, c, h, w)`.
+        kernel_size: As of `torch.nn.functional.max_pool2d`, and so are those that follow.
+        stride: Default: that of the kernel.
+        padding: In pixels.
+        dilation: Between pixels of a window.
+        ceil_mode: Whether windows may end beyond the image.
+        return_indices: Whether positions are asked for, which torch gives.
+    """
     if input.ndim != 4 or return_indices:
         return func(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
     kernel = each_dimension(kernel_size, 2)
@@ -84,7 +95,7 @@ def _pixels(images: Tensor) -> Tensor:
 
 
 def relu(func: Callable, input: Tensor, inplace: bool = False) -> Tensor:
-    """max(x, 0); in place it goes to torch's `func`."""
+    """max(x, 0) of a tensor of any shape; in place it goes to torch's own function, `func`."""
     return func(input, inplace=True) if inplace else _Rectifier.apply(input)
 
 

@@ -25,6 +25,13 @@ def convolution_geometry(
 ) -> tuple:
     """Stride, padding, dilation and groups of a call of one of `DIMENSIONS`.
 
+    Args:
+        func: `torch.conv1d`, `torch.conv2d` or `torch.conv3d`.
+        stride: A number, or one for each dimension of the images; so are the next two.
+        padding: In pixels.
+        dilation: Between entries of the kernel.
+        groups: Of channels.
+
     Returns:
         What `aten.convolution` takes after input, weight and bias.
     """
@@ -40,7 +47,7 @@ def convolution_geometry(
 
 
 def each_dimension(value: Any, n: int) -> list[int]:
-    """A number for each of n dimensions, as torch's layers take one for all of them."""
+    """A list of n numbers, from n of them or from one for all dimensions, as torch takes it."""
     values = [value] if isinstance(value, int) else list(value)
     return values * n if len(values) == 1 else values
 
@@ -81,8 +88,8 @@ class _Convolution(Function):
         (g,) = gradients
         x, w = (t.detach() if ctx.wanted.only_g else t for t in ctx.saved_tensors)
         valued = ctx.wanted.valued
-        found = _Transposed.apply(g, x, w, ctx.geometry, ctx.needs_input_grad[:3], valued)
-        return *found, None, None
+        derivatives = _Transposed.apply(g, x, w, ctx.geometry, ctx.needs_input_grad[:3], valued)
+        return *derivatives, None, None
 
 
 class _Transposed(Function):

@@ -20,14 +20,24 @@ ROWS, ROWS_ON_CARD = 1 << 22, 1 << 25  # logits that are computed at once
 
 
 def cross_entropy(z: Tensor, y: Tensor, ignored: int) -> Tensor:
-    """−log softmax(z)_y `(n,)` of logits `(n, C)` and labels `(n,)`; 0 for those ignored."""
+    """Cross entropy −log softmax(z)_y, `(n,)`.
+
+    Args:
+        z: Logits `(n, C)`.
+        y: Labels `(n,)`, of `torch.int64`.
+        ignored: Label whose loss is 0.
+    """
     return _CrossEntropy.apply(z, y, ignored)
 
 
 def of_hidden(h: Tensor, w: Tensor, y: Tensor, ignored: int = -100) -> Tensor:
-    """Cross entropy `(n,)` of logits h Wᵀ in blocks of rows: h `(n, width)`, W `(C, width)`.
+    """Cross entropy `(n,)` of the logits h Wᵀ, which are made some rows at a time.
 
-    Differentiable twice.
+    Args:
+        h: What the head reads, `(n, width)`.
+        w: W `(C, width)`.
+        y: Labels `(n,)`, of `torch.int64`.
+        ignored: Label whose loss is 0; the default is torch's.
     """
     return _OfHidden.apply(h, w, y, ignored)
 
@@ -95,8 +105,8 @@ class _Gradient(Function):
         (u,) = gradients
         given, z, labels, sums = ctx.saved_tensors
         if torch.is_grad_enabled():
-            found = again(lambda z: _losses(z, labels, ctx.ignored)[0], (z,), given, (u,))
-            return *found, None, None, None
+            derivatives = again(lambda z: _losses(z, labels, ctx.ignored)[0], (z,), given, (u,))
+            return *derivatives, None, None, None
         g, y = _weighed(given, labels, ctx.ignored)
         to_g, to_z = torch.empty_like(given), torch.empty_like(z)
         for rows in _chunks(len(z), z.shape[1], z):

@@ -1,8 +1,4 @@
-"""Curvatures uᵀ∇²ℓᵢ(θ)u of independent samples.
-
-Both functions take `losses`, θ `(d,)` ↦ ℓᵢ(θ) `(n,)`, with θ and u `(d,)` and the number n of
-samples, and return `(n,)`.
-"""
+"""Curvatures uᵀ∇²ℓᵢ(θ)u of independent samples."""
 
 from __future__ import annotations
 
@@ -30,12 +26,24 @@ Losses = Callable[[Tensor], Tensor]
 
 @torch.enable_grad()
 def by_layers(losses: Losses, theta: Tensor, u: Tensor, n: int) -> Tensor:
-    """By a step along u of each sample's own, where `sample_gradients` has them.
+    """Curvatures by a step along u of each sample's own, where `sample_gradients` has them.
 
     A layer is linear in its parameters, so at θ + αᵢu it is what it is at θ, and αᵢ times what it
     is at u. The loss of a sample then depends on its own αᵢ alone, and two reverse passes give all
     d²ℓᵢ/dαᵢ². Neither computes the gradient of a weight: six operations of a layer's kind, where
     a gradient makes three.
+
+    Args:
+        losses: θ `(d,)` ↦ ℓᵢ(θ) `(n,)`.
+        theta: θ.
+        u: Direction `(d,)`.
+        n: Number of samples.
+
+    Returns:
+        uᵀ∇²ℓᵢ(θ)u, `(n,)`.
+
+    Raises:
+        InputError: An operation has no second derivative.
     """
     alpha = theta.new_zeros(n).requires_grad_()
     at = theta.detach().clone()
@@ -46,7 +54,17 @@ def by_layers(losses: Losses, theta: Tensor, u: Tensor, n: int) -> Tensor:
 
 
 def by_one_step(losses: Losses, theta: Tensor, u: Tensor, n: int) -> Tensor:
-    """By one step along u that all samples share; for any network."""
+    """Curvatures `(n,)` by one step along u that all samples share; for any network.
+
+    Args:
+        losses: θ `(d,)` ↦ ℓᵢ(θ) `(n,)`.
+        theta: θ.
+        u: Direction `(d,)`.
+        n: Number of samples.
+
+    Raises:
+        InputError: An operation has no third derivative.
+    """
     at, direction = theta.detach(), u.to(theta.dtype)
     return second_derivatives(lambda alpha: losses(at + alpha * direction), n, at)
 
@@ -73,8 +91,8 @@ class _Moved(TorchFunctionMode):
             return func(*args, **kwargs)
         if func in DIMENSIONS or func is F.linear:
             forward = functools.partial(func, *args, **kwargs)
-            operation, v = _operation(func, given), self._along(w)
-            c = None if b is None else self._along(b)
+            operation, v = _operation(func, given), self._direction(w)
+            c = None if b is None else self._direction(b)
             return _Layer.apply(given["input"], self._alpha, forward, operation, w, v, c)
         either = b if w is None else w
         given.update(weight=torch.ones_like(either), bias=torch.zeros_like(either))
@@ -83,19 +101,19 @@ class _Moved(TorchFunctionMode):
             y = y * self._each(w, func, y)
         return y if b is None else y + self._each(b, func, y)
 
-    def _along(self, parameter: Tensor) -> Tensor:
+    def _direction(self, parameter: Tensor) -> Tensor:
         """What of u stands where the parameter stands in θ; zeros for one that is fixed."""
         if parameter._base is not self._theta:
             return torch.zeros_like(parameter)
-        place = parameter.size(), parameter.stride(), parameter.storage_offset()
-        return self._u.as_strided(*place)
+        geometry = parameter.size(), parameter.stride(), parameter.storage_offset()
+        return self._u.as_strided(*geometry)
 
     def _each(self, p: Tensor, norm: Callable, y: Tensor) -> Tensor:
         """A norm's parameter at θ + αᵢu for each sample, in the dimensions of its outputs y."""
         shape = list(p.shape) if norm is F.layer_norm else [len(p), *[1] * (y.ndim - 2)]
         shape = [1] * (y.ndim - len(shape)) + shape
         alpha = self._alpha.view(-1, *[1] * (y.ndim - 1))
-        return p.view(shape) + alpha * self._along(p).view(shape)
+        return p.view(shape) + alpha * self._direction(p).view(shape)
 
 
 @functools.cache

@@ -18,7 +18,15 @@ aten = torch.ops.aten
 
 
 def group_norm(x: Tensor, w: Tensor, b: Tensor, groups: int, eps: float) -> Tensor:
-    """Group norm of images x `(N, C, …)` with a scale and a shift per channel `(C,)`."""
+    """Group norm of images (Wu & He 2018, arXiv 1803.08494, eq. 1 to 6).
+
+    Args:
+        x: Images `(N, C, …)`.
+        w: Scale of each channel `(C,)`.
+        b: Shift of each channel `(C,)`.
+        groups: Of channels that share mean and variance.
+        eps: Added to the variance.
+    """
     return _GroupNorm.apply(x, w, b, groups, eps)
 
 
@@ -134,5 +142,5 @@ def _combined(shift: Tensor, *terms: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def channels(values: Tensor, like: Tensor) -> Tensor:
-    """One value per channel, `(C,)` or `(N, C)`, to be broadcast over images `(N, C, …)`."""
+    """Values of channels, `(C,)` or `(N, C)`, shaped for broadcasting over images `(N, C, …)`."""
     return values.view(*values.shape, *[1] * (like.ndim - 2))

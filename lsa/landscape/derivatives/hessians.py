@@ -53,8 +53,8 @@ class HessianProduct:
                 self._tried = True
                 return product
         if v.ndim == 1:
-            return self._along(v)
-        columns = [self._along(column) for column in v.reshape(len(v), -1).unbind(1)]
+            return self._column(v)
+        columns = [self._column(column) for column in v.reshape(len(v), -1).unbind(1)]
         return torch.stack(columns, 1).reshape(v.shape)
 
     def measured(self, v: Tensor) -> Derivative:
@@ -70,8 +70,8 @@ class HessianProduct:
                 self._exact = None
         return self._noted(self._made().measured(v), v)
 
-    def _along(self, v: Tensor) -> Tensor:
-        return self._noted(self._made().along(v), v).value
+    def _column(self, v: Tensor) -> Tensor:
+        return self._noted(self._made().derivative(v), v).value
 
     def _made(self) -> Differences:
         self._differences = self._differences or self._make()

@@ -16,7 +16,15 @@ from lsa.runtime.errors import InputError
 
 
 def layered(losses: Function, theta: Tensor) -> SampleGradients:
-    """A part's per-sample gradients, where `sample_gradients` has them."""
+    """Per-sample gradients at θ in the layers' own form.
+
+    Args:
+        losses: θ `(d,)` ↦ ℓᵢ(θ) `(n,)`, of independent samples.
+        theta: θ.
+
+    Raises:
+        ValueError: `sample_gradients` does not know a layer: a caller asks it first.
+    """
     gradients = sample_gradients.of(losses, theta)
     if gradients is None:
         raise ValueError("these gradients are not known by layers")
@@ -24,7 +32,7 @@ def layered(losses: Function, theta: Tensor) -> SampleGradients:
 
 
 def in_rows(losses: Function, theta: Tensor) -> SampleGradients:
-    """Those of `layered`, held as one row a sample: a product then only reads them."""
+    """The gradients of `layered`, held as one row a sample: a product then only reads them."""
     return layered(losses, theta).in_rows()
 
 
@@ -35,6 +43,14 @@ def second_derivatives(losses: Function, n: int, like: Tensor) -> Tensor:
 
     Three reverse passes: two in α of ∑ wᵢℓᵢ, one in w. Forward mode applied twice would be the
     shorter way, but is silently wrong for layer norm (seen in torch 2.14).
+
+    Args:
+        losses: α `()` ↦ ℓᵢ(α) `(n,)`.
+        n: Number of losses.
+        like: A tensor of the precision and device of α.
+
+    Raises:
+        InputError: An operation cannot be differentiated as often.
     """
     alpha = like.new_zeros(()).requires_grad_()
     w = like.new_ones(n).requires_grad_()
@@ -44,7 +60,12 @@ def second_derivatives(losses: Function, n: int, like: Tensor) -> Tensor:
 
 
 def jacobian(losses: Function, theta: Tensor) -> SampleGradients | Jacobian:
-    """The Jacobian of losses as a graph; as rows where a gradient has no derivative."""
+    """The Jacobian of losses as a graph; as rows where a gradient has no derivative.
+
+    Args:
+        losses: θ `(d,)` ↦ ℓᵢ(θ) `(n,)`.
+        theta: θ.
+    """
     try:
         return Jacobian(losses, theta)
     except torch.OutOfMemoryError:
@@ -121,17 +142,23 @@ class Traced:
 @full_float32()
 @torch.enable_grad()
 def traced_curvatures(part: Part, theta: Tensor, u: Tensor) -> Tensor:
-    """Per-sample (Jᵢu)ᵀ∇²ℓᵢ(Jᵢu) `(n,)` where losses are known only as functions of θ."""
+    """Per-sample (Jᵢu)ᵀ∇²ℓᵢ(Jᵢu) `(n,)` where losses are known only as functions of θ.
+
+    Args:
+        part: Samples whose losses and outputs can be traced.
+        theta: θ `(d,)`.
+        u: Direction `(d,)`.
+    """
     steps = Traced(part, theta).push(u)
     _, losses, outputs = part.traced(theta.detach().requires_grad_())
     w = losses.new_ones(len(losses)).requires_grad_()
 
-    def slope_along(value: Tensor) -> Tensor:
+    def slope_of(value: Tensor) -> Tensor:
         slopes = grad(value, outputs, create_graph=True, materialize_grads=True)
         return sum(((s * m).sum() for s, m in zip(slopes, steps, strict=True)), value.new_zeros(()))
 
-    slope = slope_along(w @ losses)
+    slope = slope_of(w @ losses)
     if not slope.requires_grad:
         return torch.zeros_like(losses)
-    second = slope_along(slope)
+    second = slope_of(slope)
     return pull_back(second, w, torch.ones_like(second))

@@ -32,14 +32,14 @@ class SampleGradients:
         """Slopes gᵢ·v, `(n,)`."""
         slopes = v.new_zeros(self.n)
         for layer in self.layers:
-            slopes += layer.push(v[layer.place])
+            slopes += layer.push(v[layer.span])
         return slopes
 
     def pull(self, c: Tensor) -> Tensor:
         """∑ cᵢ gᵢ, `(d,)`."""
         total = c.new_zeros(self.d)
         for layer in self.layers:
-            total[layer.place] += layer.pull(c)
+            total[layer.span] += layer.pull(c)
         return total
 
     def normal(self, v: Tensor) -> Tensor:
@@ -51,20 +51,20 @@ class SampleGradients:
         rows = self.layers[0].held[0].new_zeros(self.n, self.d)
         for layer in self.layers:
             each = layer.rows()
-            rows[:, layer.place].unflatten(1, each.shape[1:]).add_(each)
+            rows[:, layer.span].unflatten(1, each.shape[1:]).add_(each)
         return rows
 
     def grams(self) -> dict[tuple[int, int], Tensor] | None:
-        """Products gᵢ·gⱼ `(n, n)` of the part of each parameter, by its place (start, stop) in θ.
+        """Products gᵢ·gⱼ `(n, n)` of the part of each parameter, by its (start, stop) in θ.
 
         None where some layer has more than one position of a sample, or meets a parameter again:
         the products then take longer than gradients do.
         """
-        places = [(layer.place.start, layer.place.stop) for layer in self.layers]
+        spans = [(layer.span.start, layer.span.stop) for layer in self.layers]
         known = [layer.gram() for layer in self.layers]
-        if len(set(places)) < len(places) or any(gram is None for gram in known):
+        if len(set(spans)) < len(spans) or any(gram is None for gram in known):
             return None
-        return {place: gram for place, gram in zip(places, known, strict=True) if gram is not None}
+        return {span: gram for span, gram in zip(spans, known, strict=True) if gram is not None}
 
     def in_rows(self) -> SampleGradients:
         """The same, held as `rows`."""
@@ -97,7 +97,7 @@ def size(tensors: Iterable[Tensor]) -> int:
 class Rows:
     """The gradients of a parameter of p numbers, themselves."""
 
-    place: slice  # of the parameter in θ
+    span: slice  # of the parameter in θ
     values: Tensor  # (n, p)
 
     @property
@@ -139,7 +139,7 @@ def _few(numbers: int, each: int) -> int:
 class Factors:
     """The gradients of the weights of y = W(a), as a and δ."""
 
-    place: slice  # of the weights in θ
+    span: slice  # of the weights in θ
     operation: Linear | Convolution
     a: Tensor  # (n, …)
     delta: Tensor  # (n, …), like y
@@ -175,12 +175,12 @@ class Factors:
     def smaller(self) -> Layer:
         """The gradients themselves where they are fewer numbers than a and δ."""
         fewer = self._of_rows < self._of_factors
-        return Rows(self.place, self.rows().flatten(1)) if fewer else self
+        return Rows(self.span, self.rows().flatten(1)) if fewer else self
 
     @property
     def _of_rows(self) -> int:
         """Numbers of all rows."""
-        return len(self.a) * (self.place.stop - self.place.start)
+        return len(self.a) * (self.span.stop - self.span.start)
 
     @property
     def _of_factors(self) -> int:
@@ -198,19 +198,19 @@ class Linear:
     shape: torch.Size  # of W
 
     def outputs(self, a: Tensor, w: Tensor) -> Tensor:
-        """y for flat weights `(p,)`."""
+        """Outputs y for inputs a `(n, …)` and flat weights w `(p,)`."""
         return F.linear(a, w.view(self.shape))
 
     def inputs(self, delta: Tensor, a: Tensor, w: Tensor) -> Tensor:
-        """Gradient of δ·y by the inputs, like a."""
+        """Gradient of δ·y by the inputs, of the shape of a; δ of that of y, w `(p,)`."""
         return delta @ w.view(self.shape)
 
     def gradient(self, a: Tensor, delta: Tensor) -> Tensor:
-        """Gradient of δ·y by the weights, `(p,)`."""
+        """Gradient of δ·y by the weights `(p,)`, summed over the samples."""
         return (delta.flatten(0, -2).T @ a.flatten(0, -2)).flatten()
 
     def gradients(self, a: Tensor, delta: Tensor) -> Tensor:
-        """That of each sample, in the shape of W."""
+        """Gradients by the weights of each sample, `(n, *W.shape)`."""
         a, delta = (t.reshape(len(t), -1, t.shape[-1]) for t in (a, delta))
         return delta.mT @ a
 
@@ -223,20 +223,20 @@ class Convolution:
     geometry: tuple  # as `aten.convolution` takes it; the last is the number of groups
 
     def outputs(self, a: Tensor, w: Tensor) -> Tensor:
-        """y for flat weights `(p,)`."""
+        """Outputs y for inputs a `(n, …)` and flat weights w `(p,)`."""
         return aten.convolution(a, w.view(self.shape), None, *self.geometry)
 
     def inputs(self, delta: Tensor, a: Tensor, w: Tensor) -> Tensor:
-        """Gradient of δ·y by the inputs, like a."""
+        """Gradient of δ·y by the inputs, of the shape of a; δ of that of y, w `(p,)`."""
         w, only = w.view(self.shape), [True, False, False]
         return aten.convolution_backward(delta, a, w, None, *self.geometry, only)[0]
 
     def gradient(self, a: Tensor, delta: Tensor) -> Tensor:
-        """Gradient of δ·y by the weights, `(p,)`."""
+        """Gradient of δ·y by the weights `(p,)`, summed over the samples."""
         return self._gradient(a, delta, self.shape, self.geometry).flatten()
 
     def gradients(self, a: Tensor, delta: Tensor) -> Tensor:
-        """That of each sample, in the shape of W; its order in memory may be another."""
+        """Gradients by the weights of each sample, `(n, *W.shape)`, in any order in memory."""
         n, kernel = len(a), self.shape[2:]
         *geometry, groups = self.geometry
         stride, padding, dilation = geometry[:3]

@@ -24,7 +24,7 @@ def linear(x: Tensor, w: Tensor, b: Tensor | None, wanted: Wanted) -> Tensor:
         x: Inputs `(…, in)`.
         w: Weights `(out, in)`.
         b: Bias `(out,)`, or none.
-        wanted: Of its gradient.
+        wanted: Which derivatives of its gradient will be asked for.
     """
     return _Linear.apply(x, w, b, wanted)
 
@@ -40,8 +40,8 @@ class _Linear(Function):
     def backward(ctx: Any, *gradients: Any) -> tuple:
         (g,) = gradients
         x, w = (t.detach() if ctx.wanted.only_g else t for t in ctx.saved_tensors)
-        found = _Gradient.apply(g, x, w, ctx.needs_input_grad[:3], ctx.wanted.valued)
-        return *found, None
+        derivatives = _Gradient.apply(g, x, w, ctx.needs_input_grad[:3], ctx.wanted.valued)
+        return *derivatives, None
 
 
 class _Gradient(Function):
@@ -81,7 +81,13 @@ class _Gradient(Function):
 
 
 def embedding(w: Tensor, ids: Tensor, wanted: Wanted) -> Tensor:
-    """Rows of W `(words, width)` by their numbers; `wanted` as for `linear`."""
+    """Rows of W by their numbers, `(…, width)`.
+
+    Args:
+        w: W `(words, width)`.
+        ids: Numbers `(…)` of rows.
+        wanted: Which derivatives of its gradient will be asked for.
+    """
     return _Embedding.apply(w, ids, wanted)
 
 

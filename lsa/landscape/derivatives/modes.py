@@ -23,10 +23,14 @@ MARKS = ("autograd::Error", "NotImplemented")
 
 
 def double_backward(loss: Function, theta: Tensor) -> Matvec:
-    """By a reverse pass through a reverse pass, whose graph serves every v (Pearlmutter 1994).
+    """v ↦ H v, `(d,)`, by a reverse pass through a reverse pass (Pearlmutter 1994).
 
-    With layers of our own (`second_order`): of a convolution eight of its kind, six
-    from the second product on.
+    One graph serves every v. With layers of our own (`second_order`) a convolution takes eight of
+    its kind, six from the second product on.
+
+    Args:
+        loss: L, θ `(d,)` ↦ `()`.
+        theta: θ.
 
     Raises:
         InputError: An operation has no second derivative.
@@ -63,10 +67,10 @@ def double_backward_by_parts(
     curved = [(i, differentiable(g)) for i, g in enumerate(gradients) if g.requires_grad]
 
     def add(v: Tensor, total: Tensor, retain: bool) -> None:
-        along = v.split(sizes)
+        v_parts = v.split(sizes)
         for part, own in zip(parts, total.split(sizes), strict=True):
             part.grad = own.view_as(part)
-        cotangents = [along[i].view_as(parts[i]) for i, _ in curved]
+        cotangents = [v_parts[i].view_as(parts[i]) for i, _ in curved]
         if curved:
             given = [g for _, g in curved]
             torch.autograd.backward(given, cotangents, retain_graph=retain, inputs=list(parts))
@@ -79,15 +83,31 @@ def double_backward_by_parts(
 def gradient(
     value: Tensor, at: Tensor, *, create_graph: bool = False, retain_graph: bool | None = None
 ) -> Tensor:
-    """∂value/∂at; zero where the value does not depend on `at` (parameters that are not used)."""
+    """∂value/∂at, of the shape of `at`; zero where the value does not depend on it.
+
+    Args:
+        value: A scalar `()` with a graph.
+        at: A tensor that needs a gradient, such as θ.
+        create_graph: Whether the gradient will be differentiated.
+        retain_graph: Whether the graph is used again; default: where it is differentiated.
+    """
     if not value.requires_grad:
         return torch.zeros_like(at)
     options: Any = {"create_graph": create_graph, "retain_graph": retain_graph}
     return grad(value, at, materialize_grads=True, **options)[0]
 
 
-def along(function: Function, theta: Tensor, v: Tensor) -> Tensor:
-    """Derivative of the function at θ along v, by forward mode."""
+def directional_derivative(function: Function, theta: Tensor, v: Tensor) -> Tensor:
+    """Derivative of a function at θ along v, of the shape of its value, by forward mode.
+
+    Args:
+        function: Of θ `(d,)`.
+        theta: θ.
+        v: Direction `(d,)`.
+
+    Raises:
+        RuntimeError: An operation has no derivative by forward mode.
+    """
     with warnings.catch_warnings():  # of PyTorch's own, at its first call
         warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
         value, slope, *_ = jvp(function, (theta,), (v,))
@@ -96,18 +116,29 @@ def along(function: Function, theta: Tensor, v: Tensor) -> Tensor:
 
 
 def pull_back(g: Tensor, at: Tensor, cotangent: Tensor) -> Tensor:
-    """∂(g·cotangent)/∂at; zero where g does not depend on `at` (a loss linear in its argument)."""
+    """∂(g·cotangent)/∂at, of the shape of `at`; zero where g does not depend on it.
+
+    The graph is retained.
+
+    Args:
+        g: A tensor with a graph, such as a gradient.
+        at: A tensor that needs a gradient.
+        cotangent: Of the shape of g.
+    """
     if not g.requires_grad:
         return torch.zeros_like(at)
     return grad(g, at, cotangent, retain_graph=True, materialize_grads=True)[0]
 
 
 def differentiable(g: Tensor) -> Tensor:
-    """g, refused where PyTorch marks a part of its graph as not to be differentiated again.
+    """g itself, of any shape, if PyTorch marks no part of its graph as differentiable no more.
 
     PyTorch says so only when it gets there, and `autograd.grad` does not: what
     `once_differentiable` returns is tied to no input, so its part of the derivative would be left
     out in silence.
+
+    Raises:
+        InputError: It marks one; names it.
     """
     seen, waiting = set(), [g.grad_fn]
     while waiting:

@@ -70,9 +70,19 @@ def hessian(parts: Iterable[Part], theta: Tensor, memory: int) -> Matvec:
 
 
 def hessian_by_parts(parts: Iterable[Part], theta: Tensor, memory: int, network: Network) -> Matvec:
-    """Hessian products where each part of θ is a leaf; the batches are read for every product.
+    """v ↦ H v, `(d,)` or `(d, b)`, where each part of θ is a leaf; batches are read every time.
 
     One batch is added up where it arises, in the precision of θ; several are summed in float64.
+
+    Args:
+        parts: Of the split.
+        theta: θ `(d,)`.
+        memory: Bytes that may be kept.
+        network: Whose parameters the parts of θ are.
+
+    Raises:
+        InputError: From the first product, where an operation has no second derivative, or the
+            graph of a pass would not fit in the memory that is free.
     """
     add = _graphs(lambda part: _by_parts(part, theta, network), theta, memory)
 
@@ -109,19 +119,25 @@ def _by_parts(part: Part, theta: Tensor, network: Network) -> AddProduct:
 
 @torch.enable_grad()
 def saved(function: Function, theta: Tensor) -> int:
-    """Bytes that a pass through the function saves for its gradient, θ itself left out."""
+    """Bytes that a pass through a function of θ `(d,)` saves for its gradient, θ left out."""
     t = theta.detach().requires_grad_()
     return max(1, _weighed(lambda: function(t))[1] - t.nbytes)
 
 
 @torch.enable_grad()
 def graph_size(part: Part, theta: Tensor) -> int:
-    """Bytes that `hessian` keeps of a part."""
+    """Bytes that `hessian` keeps of a part at θ `(d,)`."""
     return _weighed(lambda: double_backward(part.loss, theta))[1]
 
 
 def gauss_newton(parts: Iterable[Part], theta: Tensor, memory: int) -> Matvec:
-    """v ↦ G v with G = ∑ₖ wₖ Jₖᵀ ∇²Lₖ Jₖ, J and ∇² by the outputs; v is `(d,)`."""
+    """v ↦ G v, `(d,)`, with G = ∑ₖ wₖ Jₖᵀ ∇²Lₖ Jₖ (Schraudolph 2002), ∇² by the outputs.
+
+    Args:
+        parts: Of the split.
+        theta: θ `(d,)`.
+        memory: Bytes that may be kept.
+    """
 
     def build(part: Part) -> Jacobian | Traced:
         outputs = part.outputs
@@ -204,7 +220,12 @@ def _recorded(product: Matvec, parts: Iterable[Part], theta: Tensor) -> Matvec:
 def sample_rows(part: Part, theta: Tensor, size: int, *, by_layers: bool) -> Iterator[Tensor]:
     """Per-sample gradients of a part in blocks of at most `size` rows `(n, d)`.
 
-    By layers; else by `vmap` over samples that can be parted; else one by one.
+    Args:
+        part: Some samples.
+        theta: θ `(d,)`.
+        size: Most rows of a block.
+        by_layers: Take them from the layers, which must be known; else by `vmap` over samples that
+            can be parted, or one by one.
     """
     if by_layers:
         yield from (block.rows() for block in layered(part.losses, theta).split(size))
@@ -227,7 +248,12 @@ UNKNOWN = (RuntimeError, NotImplementedError, TypeError, InputError)
 
 
 def check_unknown(error: BaseException) -> None:
-    """Raise an error that is of memory, or of an input."""
+    """Raise an error that says more than that a derivative is lacking.
+
+    Raises:
+        OutOfMemoryError: The error, if it is one.
+        InputError: The error, if it is of something else than a second derivative.
+    """
     if isinstance(error, torch.OutOfMemoryError):
         raise error
     if isinstance(error, InputError) and "second derivative" not in str(error):
@@ -303,9 +329,9 @@ def _weighed(build: Callable[[], Graph], most: float = math.inf) -> tuple[Graph,
         if "saved tensor hooks" not in str(error):
             raise
         return build(), UNWEIGHED  # the network calls torch.func itself
-    found = size(held)
+    bytes_of_graph = size(held)
     held.clear()  # the graph's nodes hold the hook, and it this list
-    return made, found
+    return made, bytes_of_graph
 
 
 def _held(build: Callable[[], SampleGradients]) -> tuple[SampleGradients, int]:

@@ -23,6 +23,10 @@ def replayed(function: Function, device: torch.device) -> Function:
     It must be a fixed function of its arguments: what Python decides within it is decided once. One
     that asks the GPU for a number cannot be recorded, and runs as it is. All calls run on one
     stream of their own, because a recording must find there what earlier calls have built.
+
+    Args:
+        function: Of tensors of any shapes.
+        device: Where it computes; on a CPU the function itself is returned.
     """
     return _Replayed(function, device) if device.type == "cuda" else function
 

@@ -17,7 +17,16 @@ from lsa.landscape.derivatives.again import again
 
 
 def row_norm(x: Tensor, w: Tensor, b: Tensor | None, eps: float, *, centred: bool) -> Tensor:
-    """w x̂ + b for x `(…, D)`, w and b `(D,)`, each row of x̂ with mean square 1."""
+    """w x̂ + b, each row of x̂ with mean square 1: layer norm (Ba et al. 2016, arXiv 1607.06450).
+
+    Args:
+        x: Rows `(…, D)`.
+        w: Scale `(D,)`.
+        b: Shift `(D,)`, or none.
+        eps: Added to the mean square.
+        centred: Whether the mean is taken from each row; else it is the root-mean-square norm
+            (Zhang & Sennrich 2019, arXiv 1910.07467).
+    """
     return _RowNorm.apply(x, w, b, eps, centred)
 
 
@@ -76,8 +85,9 @@ class _Gradient(Function):
         centred = mean is not None
         if torch.is_grad_enabled():
             b = torch.zeros_like(w).requires_grad_()
-            found = again(partial(_plain, eps=ctx.eps, centred=centred), (x, w, b), g, (u, z, c))
-            return *found[:3], None, None, None
+            plain = partial(_plain, eps=ctx.eps, centred=centred)
+            derivatives = again(plain, (x, w, b), g, (u, z, c))
+            return *derivatives[:3], None, None, None
         normed = (x - mean).mul_(r) if centred else x * r
         t = g * w
         dg = torch.zeros_like(g) if c is None else c.expand_as(g)
@@ -88,8 +98,8 @@ class _Gradient(Function):
             dg = torch.addcmul(dg, P, w)
             dw = (g * P).flatten(0, -2).sum(0)
             turn = (t * P).mean(-1, keepdim=True).mul_(r)
-            along, by = ((a * normed).mean(-1, keepdim=True).mul_(r) for a in (t, u))
-            inner = (u * along).addcmul_(t, by).neg_()
+            of_t, of_u = ((a * normed).mean(-1, keepdim=True).mul_(r) for a in (t, u))
+            inner = (u * of_t).addcmul_(t, of_u).neg_()
             dx = -turn * normed
         if z is not None:
             dg = torch.addcmul(dg, normed, z)
@@ -108,7 +118,7 @@ def _plain(x: Tensor, w: Tensor, b: Tensor, eps: float, centred: bool) -> Tensor
 
 def _projected(t: Tensor, normed: Tensor, r: Tensor, centred: bool) -> Tensor:
     """P(t)."""
-    found = torch.addcmul(t, normed, (t * normed).mean(-1, keepdim=True), value=-1)
+    projection = torch.addcmul(t, normed, (t * normed).mean(-1, keepdim=True), value=-1)
     if centred:
-        found.sub_(t.mean(-1, keepdim=True))
-    return found.mul_(r)
+        projection.sub_(t.mean(-1, keepdim=True))
+    return projection.mul_(r)

@@ -37,8 +37,14 @@ AGREEMENT = 1e-3  # relative, between gradients that differ by rounding alone
 def of(losses: Losses, theta: Tensor) -> SampleGradients | None:
     """The gradients at θ of losses of independent samples, one pass forward and one back.
 
-    None where a parameter enters otherwise than as weight or bias of a layer of `LAYERS`, or where
-    a layer's inputs do not have the samples along their first dimension.
+    Args:
+        losses: θ `(d,)` ↦ ℓᵢ(θ) `(n,)`.
+        theta: θ.
+
+    Returns:
+        The gradients `(n, d)` in the layers' own form. None where a parameter enters otherwise
+        than as weight or bias of a layer of `LAYERS`, or where a layer's inputs do not have the
+        samples along their first dimension.
     """
     at = theta.detach().clone()
     with torch.enable_grad(), _Recording(at) as recording:
@@ -51,16 +57,16 @@ def of(losses: Losses, theta: Tensor) -> SampleGradients | None:
     if any(c.outputs != n or len(c.a) != n or c.a._version != c.version for c in calls):
         return None
     layers = [
-        layer(place, call.delta)
+        layer(span, call.delta)
         for call in calls
         if call.delta is not None
-        for place, layer in call.parameters
+        for span, layer in call.parameters
     ]
     return SampleGradients(n, len(theta), layers) if layers else None
 
 
 def one_by_one(losses: Losses, theta: Tensor) -> SampleGradients:
-    """The gradients at θ of any losses `(n,)`, by n backward passes through one graph."""
+    """The gradients `(n, d)` at θ `(d,)` of any losses, by n backward passes through one graph."""
     (rows,) = rows_one_by_one(losses, theta, 1 << 62)
     return SampleGradients(len(rows), len(theta), [Rows(slice(0, len(theta)), rows)])
 
@@ -75,7 +81,7 @@ def rows_one_by_one(losses: Losses, theta: Tensor, size: int) -> Iterator[Tensor
 
 
 def are_exact(losses: Losses, theta: Tensor) -> bool:
-    """Whether `of` gives the gradients of these losses: an unequal sum of them is autograd's.
+    """Whether `of` gives the gradients of losses at θ `(d,)`: an unequal sum is autograd's.
 
     A dimension that by chance is as long as there are samples could be taken for theirs, and a
     network that checks how its operations are called (checkpointing does) may refuse.
@@ -96,7 +102,9 @@ def are_exact(losses: Losses, theta: Tensor) -> bool:
 
 # --- what a pass records -------------------------------------------------------------------------
 
-Parameter = tuple[Tensor, Callable[[slice, Tensor], Layer]]  # it, and (its place, δ) ↦ its layer
+Parameter = tuple[
+    Tensor, Callable[[slice, Tensor], Layer]
+]  # it, and (its span in θ, δ) ↦ its layer
 
 
 @dataclass
@@ -143,10 +151,10 @@ class _Recording(TorchFunctionMode):
         )
         if self.refused:
             return out
-        places = [
+        spans = [
             (slice(p.storage_offset(), p.storage_offset() + p.numel()), layer) for p, layer in own
         ]
-        self.calls.append(call := _Call(a.detach(), a._version, len(out), places))
+        self.calls.append(call := _Call(a.detach(), a._version, len(out), spans))
         return _Tap.apply(out, self.token, call.keep)
 
     def _of_theta(self, t: Tensor | None) -> bool:
@@ -267,10 +275,10 @@ def _normed_by_layer(
 
 
 def _product(weight: Tensor, a: Tensor, operation: Linear | Convolution) -> Parameter:
-    def layer(place: slice, delta: Tensor) -> Layer:
+    def layer(span: slice, delta: Tensor) -> Layer:
         # Under autocast a layer computes in half precision; its gradients are added up in full.
         return Factors(
-            place, operation, a.detach().to(weight.dtype), delta.to(weight.dtype)
+            span, operation, a.detach().to(weight.dtype), delta.to(weight.dtype)
         ).smaller()
 
     return weight, layer
@@ -280,7 +288,7 @@ def _few(parameter: Tensor | None, rows: Callable[[Tensor], Tensor]) -> list[Par
     """A parameter with so few numbers that its gradients are kept themselves."""
     if parameter is None:
         return []
-    return [(parameter, lambda place, delta: Rows(place, rows(delta).to(parameter.dtype)))]
+    return [(parameter, lambda span, delta: Rows(span, rows(delta).to(parameter.dtype)))]
 
 
 LAYERS: dict[Callable, Callable[..., tuple[Tensor, list[Parameter]]]] = {

@@ -1,7 +1,7 @@
 """Slopes ∇ℓᵢ(θ)·u of independent samples, with their losses and outputs, from one pass.
 
-Both take `both`, θ `(d,)` ↦ losses `(n,)` and outputs `(n, …)`, and return losses, outputs and
-slopes `(n,)`.
+Each function takes `both`, θ `(d,)` ↦ losses `(n,)` and outputs `(n, …)`, with θ and u `(d,)`, and
+returns losses, outputs and slopes `(n,)`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Both = Callable[[Tensor], tuple[Tensor, Any]]
 
 
 def by_layers(both: Both, theta: Tensor, u: Tensor) -> tuple[Tensor, Any, Tensor]:
-    """By the gradients of each layer, where `lsa.landscape.derivatives.sample_gradients` has them.
+    """Slopes by the gradients of each layer, which `sample_gradients` must know.
 
     A backward pass without weight gradients, and then one operation a layer: less than the two
     that forward mode makes of every operation (simple_cnn: 2.5 forward passes
@@ -51,7 +51,11 @@ def by_any_way(both: Both, theta: Tensor, u: Tensor) -> tuple[Tensor, Any, Tenso
 
 
 def by_forward_mode(both: Both, theta: Tensor, u: Tensor) -> tuple[Tensor, Any, Tensor]:
-    """By the derivative of every operation along u."""
+    """Slopes by the derivative of every operation along u.
+
+    Raises:
+        RuntimeError: An operation has none.
+    """
     pushed: Any = jvp(both, (theta.detach(),), (u,), has_aux=True)
     losses, slopes, outputs = pushed
     # Forward mode makes float64 of a Python number times a tensor without dimensions.

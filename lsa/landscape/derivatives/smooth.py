@@ -17,12 +17,12 @@ AT_ONCE, AT_ONCE_ON_CARD = 1 << 15, 1 << 24  # numbers
 
 
 def gelu(x: Tensor) -> Tensor:
-    """x Φ(x)."""
+    """GELU x Φ(x) of a tensor of any shape (Hendrycks & Gimpel 2016, arXiv 1606.08415)."""
     return _Smooth.apply(x, "gelu")
 
 
 def silu(x: Tensor) -> Tensor:
-    """x σ(x)."""
+    """SiLU x σ(x) of a tensor of any shape (Elfwing et al. 2017, arXiv 1702.03118)."""
     return _Smooth.apply(x, "silu")
 
 
@@ -43,13 +43,13 @@ def _bend(x: Tensor, kind: str) -> Tensor:
 
 def _bent(x: Tensor, u: Tensor, g: Tensor, kind: str) -> Tensor:
     """f''(x) u g, some numbers at a time: what lies between stays in a cache."""
-    found = torch.empty_like(x, memory_format=torch.contiguous_format)
+    result = torch.empty_like(x, memory_format=torch.contiguous_format)
     rows = (
-        t.reshape(-1).split(AT_ONCE_ON_CARD if x.is_cuda else AT_ONCE) for t in (x, u, g, found)
+        t.reshape(-1).split(AT_ONCE_ON_CARD if x.is_cuda else AT_ONCE) for t in (x, u, g, result)
     )
     for x_, u_, g_, out in zip(*rows, strict=True):
         torch.mul(_bend(x_, kind).mul_(u_), g_, out=out)
-    return found
+    return result
 
 
 class _Smooth(Function):

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from lsa.maths.alignment.symmetries import HeadMove, Heads, Place, unmoved
+from lsa.maths.alignment.symmetries import HeadMove, Heads, TensorAxis, unmoved
 
 CONDITION = 1e8  # of the queries or keys of a head, beyond which it is not balanced
 
@@ -34,7 +34,7 @@ def balance(heads: Heads, tensors: Mapping[str, Tensor]) -> HeadMove | None:
     move = unmoved(heads)
     assert isinstance(move, HeadMove)
     query, key, value, out = (
-        coordinates(places, tensors) for places in (heads.query, heads.key, heads.value, heads.out)
+        coordinates(axes, tensors) for axes in (heads.query, heads.key, heads.value, heads.out)
     )
     for g in range(len(key)):
         moments = [_moment(t[g]) for t in (query, key, value, out)]
@@ -49,7 +49,7 @@ def balance(heads: Heads, tensors: Mapping[str, Tensor]) -> HeadMove | None:
     return move
 
 
-def coordinates(places: Iterable[Place], tensors: Mapping[str, Tensor]) -> Tensor:
+def coordinates(axes: Iterable[TensorAxis], tensors: Mapping[str, Tensor]) -> Tensor:
     """Entries of the weights by group, head and coordinate.
 
     Returns:
@@ -57,9 +57,9 @@ def coordinates(places: Iterable[Place], tensors: Mapping[str, Tensor]) -> Tenso
         over the other axis of all weights and biases.
     """
     parts = []
-    for place in places:
-        assert place.index is not None
-        parts.append(place.rows(tensors[place.name]).reshape(*place.index.shape, -1))
+    for axis in axes:
+        assert axis.index is not None
+        parts.append(axis.rows(tensors[axis.name]).reshape(*axis.index.shape, -1))
     return torch.cat(parts, -1)
 
 

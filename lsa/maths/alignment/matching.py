@@ -23,9 +23,9 @@ from lsa.maths.alignment.symmetries import (
     HeadMove,
     Heads,
     Move,
-    Place,
     Space,
     Symmetries,
+    TensorAxis,
     Tensors,
     apply,
     gains,
@@ -159,7 +159,7 @@ class _Problem:
         self.parts = symmetries.parts
         self.a, self.b = {n: a[n] for n in symmetries.names}, {n: b[n] for n in symmetries.names}
         self.touched = {
-            name: list(dict.fromkeys(p.name for p in _places(part)))
+            name: list(dict.fromkeys(p.name for p in _axes(part)))
             for name, part in self.parts.items()
         }
         self.least_gain = 1e-12 * sum((a[n].norm() * b[n].norm()).item() for n in self.a)
@@ -240,8 +240,8 @@ class _Problem:
         if isinstance(part, Heads):
             return nearest_heads(part, self.head_correlations(part, set(counted), others))
         signed, unsigned = torch.zeros(2, part.size, part.size, dtype=torch.float64)
-        for places, total in ((part.places, signed), (part.magnitudes, unsigned)):
-            for p in places:
+        for axes, total in ((part.axes, signed), (part.magnitudes, unsigned)):
+            for p in axes:
                 if p.name in counted:
                     total += p.rows(self.a[p.name]) @ p.rows(others[p.name]).T
         return nearest(part.freedom, signed, unsigned)
@@ -250,8 +250,8 @@ class _Problem:
         groups, r, m, n = heads.shape
         zero = torch.zeros(groups, groups, r, r, 1, 1, dtype=torch.float64)
 
-        def each(places: tuple[Place, ...], pattern: str, start: Tensor) -> Tensor:
-            chosen = [p for p in places if p.name in counted]
+        def each(axes: tuple[TensorAxis, ...], pattern: str, start: Tensor) -> Tensor:
+            chosen = [p for p in axes if p.name in counted]
             if not chosen:
                 return start
             x, y = coordinates(chosen, self.a), coordinates(chosen, b)
@@ -266,8 +266,8 @@ class _Problem:
         )
 
 
-def _places(part: Space | Heads) -> tuple[Place, ...]:
-    return part.places if isinstance(part, Heads) else (*part.places, *part.magnitudes)
+def _axes(part: Space | Heads) -> tuple[TensorAxis, ...]:
+    return part.axes if isinstance(part, Heads) else (*part.axes, *part.magnitudes)
 
 
 def _shuffled(names: list[str], rng: torch.Generator) -> list[str]:

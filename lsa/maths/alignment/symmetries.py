@@ -23,10 +23,10 @@ Tensors = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
-class Place:
-    """Positions of coordinates in a tensor: in order on axis `dim`, or at an index on it.
+class TensorAxis:
+    """An axis of a tensor on which coordinates lie: all of it, in order, or at an index.
 
-    The positions have any shape; coordinates are numbered through it, the last index fastest.
+    The index has any shape; coordinates are numbered through it, the last index fastest.
     """
 
     name: str
@@ -58,7 +58,7 @@ class Norm:
 
     weight: str
     bias: str | None
-    readers: tuple[Place, ...]  # axis of the stream in each
+    readers: tuple[TensorAxis, ...]  # axis of the stream in each
     folds: bool = True  # nothing else reads it, and no reader is tied to another use
 
 
@@ -72,8 +72,8 @@ class Space:
 
     name: str
     size: int
-    places: tuple[Place, ...]
-    magnitudes: tuple[Place, ...] = ()  # gains of norms, which take no sign
+    axes: tuple[TensorAxis, ...]
+    magnitudes: tuple[TensorAxis, ...] = ()  # gains of norms, which take no sign
     norms: tuple[Norm, ...] = ()
     freedom: str = "permutation"
 
@@ -83,10 +83,10 @@ class Heads:
     """Heads of one attention, G groups of r query heads that share keys and values."""
 
     name: str
-    query: tuple[Place, ...]  # index (G, r, m): weight, and bias where there is one
-    key: tuple[Place, ...]  # (G, m)
-    value: tuple[Place, ...]  # (G, n)
-    out: tuple[Place, ...]  # (G, r, n): columns of the output layer
+    query: tuple[TensorAxis, ...]  # index (G, r, m): weight, and bias where there is one
+    key: tuple[TensorAxis, ...]  # (G, m)
+    value: tuple[TensorAxis, ...]  # (G, n)
+    out: tuple[TensorAxis, ...]  # (G, r, n): columns of the output layer
     pairs: Tensor = field(default_factory=lambda: torch.empty(0, 2, dtype=torch.int64))
     """Coordinates `(p, 2)` of a head that are turned together by the position (RoPE)."""
     mixes_scores: bool = True  # coordinates of queries and keys may be mixed
@@ -107,8 +107,8 @@ class Heads:
         return free.nonzero().flatten()
 
     @property
-    def places(self) -> tuple[Place, ...]:
-        """Places of queries, keys, values and outputs."""
+    def axes(self) -> tuple[TensorAxis, ...]:
+        """Axes of queries, keys, values and outputs."""
         return (*self.query, *self.key, *self.value, *self.out)
 
 
@@ -148,9 +148,9 @@ class Symmetries:
     @property
     def names(self) -> list[str]:
         """Tensors that change."""
-        places = [p for part in self.parts.values() for p in part.places]
+        axes = [p for part in self.parts.values() for p in part.axes]
         gains = [p for space in self.spaces for p in space.magnitudes]
-        return list(dict.fromkeys(p.name for p in (*places, *gains)))
+        return list(dict.fromkeys(p.name for p in (*axes, *gains)))
 
 
 def unmoved(part: Space | Heads, dtype: torch.dtype = torch.float64) -> Move:
@@ -191,14 +191,14 @@ def apply(
             _move_heads(part, move, moved)
             continue
         assert not isinstance(move, HeadMove)
-        for place in part.places:
-            if place.name in moved:
-                tensor = moved[place.name]
-                moved[place.name] = place.replaced(tensor, _turned(place.rows(tensor), move))
-        for place in part.magnitudes:
-            if isinstance(move, Order) and place.name in moved:
-                tensor = moved[place.name]
-                moved[place.name] = place.replaced(tensor, place.rows(tensor)[move.order])
+        for axis in part.axes:
+            if axis.name in moved:
+                tensor = moved[axis.name]
+                moved[axis.name] = axis.replaced(tensor, _turned(axis.rows(tensor), move))
+        for axis in part.magnitudes:
+            if isinstance(move, Order) and axis.name in moved:
+                tensor = moved[axis.name]
+                moved[axis.name] = axis.replaced(tensor, axis.rows(tensor)[move.order])
     return moved
 
 
@@ -217,17 +217,17 @@ def _move_heads(heads: Heads, move: HeadMove, tensors: Tensors) -> None:
         (heads.value, (groups, n), move.ov),
         (heads.out, (groups, r, n), torch.linalg.inv(move.ov).mT.unsqueeze(1)),
     )
-    for places, shape, matrix in kinds:
-        for place in places:
-            if place.name not in tensors:
+    for axes, shape, matrix in kinds:
+        for axis in axes:
+            if axis.name not in tensors:
                 continue
-            tensor = tensors[place.name]
-            rows = place.rows(tensor)
+            tensor = tensors[axis.name]
+            rows = axis.rows(tensor)
             old = rows.reshape(*shape, -1)[at]
             if len(shape) == 3:
                 old = old[torch.arange(groups).unsqueeze(1), inner]
             new = matrix.to(rows) @ old
-            tensors[place.name] = place.replaced(tensor, new.reshape(rows.shape))
+            tensors[axis.name] = axis.replaced(tensor, new.reshape(rows.shape))
 
 
 def gains(symmetries: Symmetries, tensors: Mapping[str, Tensor]) -> Tensors:

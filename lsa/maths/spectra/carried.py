@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lsa.maths.spaces import HERE, Space
+from lsa.maths.spaces import LOCAL, Space
 from lsa.maths.sums import square
 
 FULL = 8  # vectors of a basis, each kept with its product
@@ -47,7 +47,7 @@ def top(
     *,
     tol: float,
     max_products: int,
-    space: Space = HERE,
+    space: Space = LOCAL,
 ) -> Top:
     """λ_max of a symmetric operator, from vectors that were near the top before.
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lsa.maths.spaces import HERE, Space
+from lsa.maths.spaces import LOCAL, Space
 from lsa.maths.spectra.detection import excluded
 from lsa.maths.spectra.krylov import Krylov, Matvec
 from lsa.maths.spectra.measured import Measured
@@ -108,7 +108,7 @@ def lanczos(
     basis: int | None = None,
     max_products: int = 1000,
     random: float = 0.0,
-    space: Space = HERE,
+    space: Space = LOCAL,
     report: Report | None = None,
 ) -> Extremes:
     """Eigenpairs A y = θ y at both ends of the spectrum, each to ‖A y − θ y‖ ≤ tol · |θ|.
@@ -184,7 +184,7 @@ def top(
     *,
     rng: torch.Generator,
     near: Tensor | None = None,
-    space: Space = HERE,
+    space: Space = LOCAL,
     **options: Any,
 ) -> Extremes:
     """The k largest eigenpairs, from the start vector of `start_vector(like, rng, near)`.
@@ -206,7 +206,7 @@ def top(
 
 
 def start_vector(
-    like: Tensor, rng: torch.Generator, near: Tensor | None = None, space: Space = HERE
+    like: Tensor, rng: torch.Generator, near: Tensor | None = None, space: Space = LOCAL
 ) -> Tensor:
     """Start vector `(d,)` for `lanczos`: random, or a direction plus a random vector as long.
 

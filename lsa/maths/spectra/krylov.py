@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lsa.maths.spaces import HERE, Space
+from lsa.maths.spaces import LOCAL, Space
 from lsa.runtime.errors import InputError, NotFinite
 
 COLUMNS = 1 << 16  # of the basis that are copied at once
@@ -27,7 +27,7 @@ Matvec = Callable[[Tensor], Tensor]
 """v `(d,)` ↦ A v `(d,)`, A symmetric."""
 
 
-def orthogonalise(w: Tensor, V: Tensor, space: Space = HERE) -> tuple[Tensor, Tensor]:
+def orthogonalise(w: Tensor, V: Tensor, space: Space = LOCAL) -> tuple[Tensor, Tensor]:
     """w − VᵀVw for orthonormal rows V, and the coefficients Vw.
 
     Classical Gram–Schmidt, done twice, which is enough (Giraud, Langou & Rozložník 2005).
@@ -46,7 +46,7 @@ def orthogonalise(w: Tensor, V: Tensor, space: Space = HERE) -> tuple[Tensor, Te
     return torch.addmv(w, V.T, second.to(w), alpha=-1), first + second
 
 
-def orthonormal(V: Tensor, space: Space = HERE) -> Tensor:
+def orthonormal(V: Tensor, space: Space = LOCAL) -> Tensor:
     """Orthonormal rows `(r, d)` that span the rows of V `(k, d)`, r ≤ k.
 
     Gram–Schmidt with sums in float64: a QR decomposition in float32 of ten million rows, of which
@@ -101,7 +101,7 @@ def negligible(rest: float, scale: float, dtype: torch.dtype) -> bool:
     return rest <= 10 * torch.finfo(dtype).eps * scale
 
 
-def gram_error(V: Tensor, space: Space = HERE) -> float:
+def gram_error(V: Tensor, space: Space = LOCAL) -> float:
     """max |V Vᵀ − I|: how far the rows of V `(r, d)` are from orthonormal."""
     gram = torch.zeros(len(V), len(V), dtype=torch.float64, device=V.device)
     for part in V.split(COLUMNS, dim=1):  # in pieces: all of V in float64 may not fit
@@ -140,7 +140,7 @@ class Krylov:
         space: Of the vectors; where processes share them, each has a part of every row.
     """
 
-    def __init__(self, start: Tensor, basis: int, space: Space = HERE) -> None:
+    def __init__(self, start: Tensor, basis: int, space: Space = LOCAL) -> None:
         columns = start.detach().reshape(len(start), -1)
         self.space, self.block = space, columns.shape[1]
         self.d = space.dimension(columns)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lsa.maths.spaces import HERE
+from lsa.maths.spaces import LOCAL
 from lsa.maths.spectra.krylov import gram_error
 from lsa.runtime.errors import InputError
 
@@ -27,5 +27,5 @@ def subspace_overlap(U: Tensor, V: Tensor) -> float:
     for matrix in (U, V):
         if not gram_error(matrix.T) < 1e-3:
             raise InputError("the columns are not orthonormal; take the Q of a QR decomposition")
-    products = torch.stack([HERE.dots(U.T, v) for v in V.to(U).unbind(1)])
+    products = torch.stack([LOCAL.dots(U.T, v) for v in V.to(U).unbind(1)])
     return float(products.square().sum()) / min(U.shape[1], V.shape[1])

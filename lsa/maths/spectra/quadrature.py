@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lsa.maths.spaces import HERE, Space
+from lsa.maths.spaces import LOCAL, Space
 from lsa.maths.spectra.krylov import Matvec
 from lsa.maths.spectra.rules import gauss_rule, sign_masses, tridiagonalise
 from lsa.maths.spectra.trace import Estimate, mean
@@ -192,7 +192,7 @@ def spectral_density(
     known: tuple[Tensor, Tensor] | None = None,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
-    space: Space = HERE,
+    space: Space = LOCAL,
     report: Report | None = None,
 ) -> Quadrature:
     """Stochastic Lanczos quadrature of the spectrum of A: `probes` rules of `steps` nodes.

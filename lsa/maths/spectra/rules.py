@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lsa.maths.spaces import HERE, Space
+from lsa.maths.spaces import LOCAL, Space
 from lsa.maths.spectra.krylov import Matvec, apply, negligible, orthogonalise, to_host
 
 
 def tridiagonalise(
-    matvec: Matvec, start: Tensor, steps: int, space: Space = HERE
+    matvec: Matvec, start: Tensor, steps: int, space: Space = LOCAL
 ) -> tuple[Tensor, Tensor]:
     """Lanczos coefficients α, β of T = tridiag(β, α, β) = Vᵀ A V, V spanning the Krylov space.
 

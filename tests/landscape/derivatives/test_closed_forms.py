@@ -97,7 +97,7 @@ def test_one_pass_gives_losses_errors_and_slopes(mlp, monkeypatch, known):
     assert landscape._known_by_layers(theta)
     monkeypatch.setattr(landscape, "_known_by_layers", lambda theta: known)
     u = torch.randn(len(theta), generator=torch.Generator().manual_seed(3)).to(theta)
-    losses, wrong, slopes = landscape.per_sample_along(theta, u)
+    losses, wrong, slopes = landscape.per_sample_and_slopes(theta, u)
     expected, expected_wrong = landscape.per_sample(theta)
     torch.testing.assert_close(losses, expected)
     assert torch.equal(wrong, expected_wrong)
