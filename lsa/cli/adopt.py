@@ -21,43 +21,47 @@ def adopt(
         ),
     ],
     *,
-    factory: Annotated[str, typer.Option(help=f"makes the network without weights: {PART}")],
-    data: Annotated[str, typer.Option(help=f"makes both splits of the data: {PART}")],
-    project: Annotated[str, typer.Option(help="under which the checkpoint is filed")],
-    loss: Annotated[str, typer.Option(help="cross_entropy, a loss of torch.nn, or as above")] = (
-        "cross_entropy"
-    ),
+    factory: Annotated[str, typer.Option(help=f"function that makes the network: {PART}")],
+    data: Annotated[str, typer.Option(help=f"function that makes both splits of the data: {PART}")],
+    project: Annotated[str, typer.Option(help="project that the checkpoint belongs to")],
+    loss: Annotated[
+        str, typer.Option(help="cross_entropy, a loss of torch.nn, or package:name")
+    ] = ("cross_entropy"),
     objective: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="instead of a loss, on batches: hf, per_token, or as above"),
+        typer.Option(help="objective on batches instead of a loss: hf, per_token, or package:name"),
     ] = None,
     rule: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(help="optimizer whose state the file holds: AdamW, {name: SGD, lr: 0.1}, …"),
     ] = None,
-    name: Annotated[str, typer.Option(help="what the project calls this training")] = "theirs",
-    seed: Annotated[int, typer.Option(help="of the training")] = 0,
+    name: Annotated[str, typer.Option(help="name of this training in the project")] = "theirs",
+    seed: Annotated[int, typer.Option(help="seed of the training")] = 0,
     epoch: Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option(help="after which the weights were taken", show_default="the file's, else 0"),
+        typer.Option(
+            help="epoch after which the weights were saved", show_default="the file's, else 0"
+        ),
     ] = None,
     batch_size: Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option(help="samples per step of the training, for preconditioned"),
+        typer.Option(help="samples per step of the training; the probe preconditioned needs it"),
     ] = None,
     samples: Annotated[
-        str, typer.Option(help="on which the landscape is measured, or all")
+        str, typer.Option(help="samples that the landscape is measured on: a number, or all")
     ] = "2048",
     prefix: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="before the network's names in the file", show_default="found"),
+        typer.Option(
+            help="text before each parameter's name in the file", show_default="recognised"
+        ),
     ] = None,
     device: DEVICE = "auto",
 ) -> None:
-    """Register a checkpoint of other code, so that every probe and study measures it.
+    """Register a checkpoint of other code, so that every probe and study can measure it.
 
-    Reading the file runs none of its code. The factory and the data are yours: naming their package
-    here is trusting it, and `--trust` says so where the checkpoint is measured.
+    Reading the file runs none of its code. Your own package makes the network and the data: who
+    names it here trusts it. Who measures the checkpoint later trusts it by `--trust`.
     """
     from lsa.studies import adoption
 

@@ -193,11 +193,14 @@ def _stub() -> None:
 
 
 def train(
-    optimizer: Annotated[str, typer.Option(help="optimizer, as the project names it")],
+    optimizer: Annotated[str, typer.Option(help="name of an optimizer in the project")],
     project: PROJECT = None,
     seed: Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option(help="of initial weights and batch order", show_default="the project's first"),
+        typer.Option(
+            help="seed of the initial weights and of the order of batches",
+            show_default="the project's first",
+        ),
     ] = None,
     epochs: Annotated[
         Optional[int],  # noqa: UP045

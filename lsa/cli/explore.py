@@ -15,14 +15,14 @@ from lsa.runtime.errors import InputError
 def explore(
     name: NAME = None,
     project: PROJECT = None,
-    out: Annotated[str, typer.Option(help="folder to write into")] = ".",
-    open: Annotated[bool, typer.Option("--open", help="show it in the browser as well")] = False,
+    out: Annotated[str, typer.Option(help="folder for the page")] = ".",
+    open: Annotated[bool, typer.Option("--open", help="open the page in the browser")] = False,
 ) -> None:
     """Write a page to explore a project's checkpoints: one file that works without a network.
 
-    Checkpoints by any two numbers, the loss between them, spectra and curves of those selected, the
-    loss surface, and trainings played epoch by epoch. By pointer, touch, keyboard and screen
-    reader.
+    It shows checkpoints by any two numbers, the loss between them, spectra and curves of those
+    selected, the loss surface, and trainings epoch by epoch. Pointer, touch, keyboard and screen
+    reader all work.
     """
     from lsa import project as projects
     from lsa.reports import explorer

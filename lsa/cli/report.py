@@ -62,7 +62,7 @@ def compare(
 def report(
     name: NAME = None,
     project: PROJECT = None,
-    out: Annotated[str, typer.Option(help="folder to write into, beside MLflow")] = ".",
+    out: Annotated[str, typer.Option(help="folder for the page; MLflow keeps a copy")] = ".",
 ) -> None:
     """Write a project's report as HTML, Markdown and JSON, and its explorer, from the store."""
     import json

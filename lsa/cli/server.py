@@ -11,38 +11,49 @@ TEXT = Optional[str]  # noqa: UP045 (typer reads it on every Python)
 
 def server(
     *,
-    folder: Annotated[str, typer.Option(help="of database, files and logins")] = "mlflow-server",
+    folder: Annotated[
+        str, typer.Option(help="folder for database, files and logins")
+    ] = "mlflow-server",
     store: Annotated[
         TEXT,
         typer.Option(
-            help="postgresql://user@host/name, its password in PGPASSWORD; or the whole address in "
-            "MLFLOW_BACKEND_STORE_URI",
+            help="database: postgresql://user@host/name, with the password in PGPASSWORD; or set "
+            "MLFLOW_BACKEND_STORE_URI to an address with it",
             show_default="SQLite in the folder",
         ),
     ] = None,
     artifacts: Annotated[
-        TEXT, typer.Option(help="s3://bucket/… for the files", show_default="in the folder")
+        TEXT,
+        typer.Option(
+            help="where files lie: s3://bucket/… or a folder", show_default="in the folder"
+        ),
     ] = None,
-    host: Annotated[str, typer.Option(help="network interface; 0.0.0.0 is all")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535)] = 5000,
+    host: Annotated[
+        str, typer.Option(help="network interface to listen on; 0.0.0.0 is all")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="port to listen on", min=1, max=65535)] = 5000,
     allowed_hosts: Annotated[
         TEXT,
         typer.Option(
-            help="names by which clients call it, comma-separated",
+            help="names by which clients call this server, comma-separated",
             show_default="this machine's own",
         ),
     ] = None,
     origins: Annotated[
         TEXT,
         typer.Option(
-            help="of other web pages that may call it: https://…", show_default="this machine's own"
+            help="addresses of other web pages that may call it: https://…",
+            show_default="this machine's own",
         ),
     ] = None,
     auth: Annotated[
         bool,
-        typer.Option("--auth", help="ask for a login; first one from MLFLOW_AUTH_ADMIN_PASSWORD"),
+        typer.Option(
+            "--auth",
+            help="ask for a login; MLFLOW_AUTH_ADMIN_PASSWORD is that of the first user, admin",
+        ),
     ] = False,
-    workers: Annotated[int, typer.Option(help="server processes", min=1)] = 2,
+    workers: Annotated[int, typer.Option(help="number of server processes", min=1)] = 2,
 ) -> None:
     """Start MLflow's tracking server, for several people or machines."""
     from pathlib import Path

@@ -43,7 +43,9 @@ HEADER = {"project", "optimizer", "seed", "checkpoint", "checkpoint_b"}  # stand
 def show(
     run: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Argument(help="run ID (a prefix is enough), or models:/name/version: its training"),
+        typer.Argument(
+            help="run ID or its beginning; or models:/name/version for the training of a checkpoint"
+        ),
     ] = None,
     project: Annotated[
         Optional[str],  # noqa: UP045
@@ -51,7 +53,7 @@ def show(
     ] = None,
     optimizer: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="optimizer of the newest checkpoint, instead of a run"),
+        typer.Option(help="show the newest checkpoint of this optimizer, instead of a run"),
     ] = None,
     seed: Annotated[
         Optional[int],  # noqa: UP045
@@ -59,7 +61,7 @@ def show(
     ] = None,
     step: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="instead of the training: the newest run of this probe on it"),
+        typer.Option(help="show the newest run of this probe on it, instead of the training"),
     ] = None,
     json: JSON = False,
 ) -> None:
@@ -125,7 +127,7 @@ def checkpoints(
     ] = None,
     project: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="those of one project", show_default="all"),
+        typer.Option(help="list the checkpoints of this project alone", show_default="all"),
     ] = None,
     json: JSON = False,
 ) -> None:

@@ -17,7 +17,9 @@ PROJECT = Annotated[
 ]
 NAME = Annotated[
     Optional[str],  # noqa: UP045
-    typer.Argument(help="project", show_default="digits", metavar="PROJECT"),
+    typer.Argument(
+        help="a name in projects/ or a YAML file", show_default="digits", metavar="PROJECT"
+    ),
 ]
 DEVICE = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")]
 
@@ -30,7 +32,7 @@ def study(
     workers: Annotated[
         Optional[int],  # noqa: UP045
         typer.Option(
-            help="steps that run side by side",
+            help="number of steps that run side by side",
             show_default="1; with ray one per CPU of the cluster",
         ),
     ] = None,
@@ -42,7 +44,7 @@ def study(
         bool,
         typer.Option(
             "--keep-going/--stop",
-            help="after a failed step, go on with those that do not need it, or stop",
+            help="after a failed step: go on with the steps that do not need it, or stop",
         ),
     ] = True,
     engine: Annotated[
@@ -51,7 +53,7 @@ def study(
     address: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(
-            help="of a Ray cluster (head:6379, auto)", show_default="a Ray of its own here"
+            help="address of a Ray cluster (head:6379, auto)", show_default="a Ray of its own here"
         ),
     ] = None,
     dry_run: Annotated[
@@ -68,7 +70,7 @@ def study(
     from lsa.tracking import runs, spool
 
     if address and engine != "ray":
-        raise InputError(f"address={address} is of a Ray cluster; give engine=ray with it")
+        raise InputError(f"address={address} names a Ray cluster; add engine=ray")
     full_setting = projects.load(name or project or projects.DEFAULT)
     setting = full_setting if only is None else plan.only(full_setting, only.split(","))
     runs.end_stale("project", setting.name)
@@ -202,14 +204,18 @@ def mode_graph(
     project: PROJECT = None,
     optimizers: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="of these alone: sgd,adamw", show_default="all of the project"),
+        typer.Option(
+            help="optimizers, comma-separated: sgd,adamw", show_default="all of the project"
+        ),
     ] = None,
     seeds: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="training seeds: 0,1,2", show_default="the project's"),
+        typer.Option(help="training seeds, comma-separated: 0,1,2", show_default="the project's"),
     ] = None,
     device: DEVICE = "auto",
-    workers: Annotated[int, typer.Option(help="processes that run steps side by side")] = 1,
+    workers: Annotated[
+        int, typer.Option(help="number of processes that run steps side by side")
+    ] = 1,
 ) -> None:
     """Barriers between all checkpoints of a project: line, aligned, curve, path, and their tree.
 

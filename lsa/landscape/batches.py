@@ -107,7 +107,7 @@ class Batches:
         if index >= len(self.counts):
             raise InputError(self._other(f"more than {len(self.counts)} batches"))
         if mark != self.counts[index].fingerprint:
-            raise InputError(self._other(f"batch {index} has other content or another place"))
+            raise InputError(self._other(f"batch {index} has other content or comes later"))
         return self.counts[index]
 
     @staticmethod

@@ -27,7 +27,7 @@ def heads_of(flow: Dataflow, attention: Attended) -> Heads:
     """
     q, k, v = attention.query, attention.key, attention.value
     if any(t.ndim != 4 for t in (q, k, v)) or q.shape[2] < 2:
-        raise UnknownError("attention is not over (batch, heads, places, width)")
+        raise UnknownError("attention is not of shape (batch, heads, positions, width)")
     axes = [axis for t in (q, k, v) if (axis := flow.single(t))]
     if len(axes) < 3 or len(attention.readers) != 1:
         raise UnknownError("more than one layer makes or reads one part of attention")
@@ -113,7 +113,7 @@ def _columns(result: Tensor, given: Tensor) -> Tensor:
     (derivative,) = torch.autograd.grad((first * codes).sum(), result, retain_graph=True)
     columns = derivative[0, :, 0].round().long() - 1
     if not torch.equal(columns.flatten().sort().values.cpu(), torch.arange(columns.numel())):
-        raise UnknownError("what heads give is changed on its way to the output layer")
+        raise UnknownError("outputs of heads are changed before the output layer")
     return columns.cpu()
 
 

@@ -62,7 +62,7 @@ def selected(model: nn.Module, selection: Selection | None) -> list[str]:
         unmatched = [p for p in patterns if not fnmatch.filter(named, p)]
         if unmatched or not patterns:
             raise InputError(
-                f"no parameter is named {', '.join(unmatched) or 'at all'}; "
+                f"no parameter is named {', '.join(unmatched) or 'by the empty selection'}; "
                 f"choose from {', '.join(named)}"
             )
         chosen = [n for n in named if any(fnmatch.fnmatchcase(n, p) for p in patterns)]

@@ -281,7 +281,7 @@ class Problem:
         unknown = sorted(set(names) - set(self.network.names))
         if unknown or not names:
             raise InputError(
-                f"no parameter is named {', '.join(unknown) or 'at all'}; "
+                f"no parameter is named {', '.join(unknown) or 'by the empty selection'}; "
                 f"choose from {', '.join(self.network.names)}"
             )
         return self.changed(network=self._at(theta, names))

@@ -77,7 +77,7 @@ def recorded(landscape: Landscape, theta: Tensor) -> Dataflow:
         with landscape.network.at(theta), torch.enable_grad(), flow:
             part.both(theta)
     except Exception as error:
-        raise InputError(f"the forward pass cannot be followed ({first_line(error)})") from error
+        raise InputError(f"the forward pass cannot be recorded ({first_line(error)})") from error
     return flow
 
 

@@ -23,7 +23,7 @@ def check_distinct(model: nn.Module) -> None:
             continue
         if (other := known.setdefault((p.device, p.data_ptr()), name)) != name:
             raise InputError(
-                f"parameters {other!r} and {name!r} are two that share one memory; make them one: "
+                f"parameters {other!r} and {name!r} are two tensors in one memory; make them one: "
                 f"the same nn.Parameter in both places"
             )
 

@@ -191,7 +191,7 @@ class Probe:
 
     @property
     def per_checkpoint(self) -> bool:
-        """Whether a training can be followed by it: it takes one checkpoint, trains nothing."""
+        """Whether it measures checkpoints one by one, so that a training has a trajectory of it."""
         return not self.pair and "theta_init" not in self.inputs
 
     @property

@@ -194,7 +194,7 @@ def _check_probes(project: Project, path: Path) -> None:
 
 
 def check_per_checkpoint(declared: probe.Probe, where: str, budget: Train | None = None) -> None:
-    """Refuse a probe that cannot follow a training.
+    """Refuse a probe that cannot measure the checkpoints of one training one by one.
 
     Raises:
         InputError: It takes two checkpoints, or trains by itself from the initial weights; or the
@@ -203,8 +203,8 @@ def check_per_checkpoint(declared: probe.Probe, where: str, budget: Train | None
     if not declared.per_checkpoint:
         reason = "takes two checkpoints" if declared.pair else "trains from the initial weights"
         raise InputError(
-            f"{where}: probe {declared.name} {reason}, so it cannot follow one training; choose "
-            "another, such as lanczos"
+            f"{where}: probe {declared.name} {reason}, so it has no "
+            "trajectory of one training; choose another, such as lanczos"
         )
     if budget is not None and not budget.checkpoint_every:
         raise InputError(

@@ -92,7 +92,7 @@ class SampleNoise:
     def _refuse(self) -> None:
         """Say why single samples are not known, if they are not."""
         if self._compiled:
-            raise InputError("single samples are not seen inside of a compiled network")
+            raise InputError("a compiled network hides single samples; measure 'noise' on batches=")
         if any(isinstance(m, _BatchNorm) and m.training for m in self._model.modules()):
             raise InputError(
                 "batch norm in training mode mixes the samples, so that none has a gradient of "
@@ -119,7 +119,9 @@ class SampleNoise:
     def _say(self) -> None:
         assert self._left is not None
         if len(self._left) == len(self._index):
-            raise InputError("no layer of this network tells the gradients of single samples")
+            raise InputError(
+                "no layer tells gradients of single samples; measure 'noise' on batches="
+            )
         if self._left:
             sizes = [p.numel() for p in self._weights.parameters]
             names = [self._weights.names[i] for i in sorted(self._left)]

@@ -155,7 +155,7 @@ def hooked() -> nn.Module:
     [
         (lambda: HoldsAView(data=False), "'turned' is a view of a parameter"),
         (lambda: HoldsAView(data=True), "'turned' is a view of a parameter"),
-        (TwoOfOne, "'a.weight' and 'b.weight' are two that share one memory"),
+        (TwoOfOne, "'a.weight' and 'b.weight' are two tensors in one memory"),
         (lambda: nn.Sequential(Limited(4, 5), nn.Linear(5, 3)), "writes into its parameter"),
         (
             lambda: nn.Sequential(LimitedWithoutGradients(4, 5), nn.Linear(5, 3)),
