@@ -21,7 +21,7 @@ import sqlalchemy
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from lsa.runtime.errors import InputError
-from lsa.tracking import address, attached, store
+from lsa.tracking import address, attached
 
 STORE = "MLFLOW_BACKEND_STORE_URI"  # MLflow's own variable, for an address with a password
 PASSWORD = "MLFLOW_AUTH_ADMIN_PASSWORD"  # the same, of the first user
@@ -64,7 +64,7 @@ def serve(server: Server) -> NoReturn:
     _check_port(server)
     if urlsplit(server.store).password:
         raise InputError(
-            f"store={store.shown(server.store)}: a password on the command line is seen by "
+            f"store={address.shown(server.store)}: a password on the command line is seen by "
             f"everyone on the machine; set {STORE} instead, or leave it out and set PGPASSWORD"
         )
     if server.auth:
@@ -153,9 +153,11 @@ def _store(server: Server) -> str:
             sqlalchemy.create_engine(uri).connect().close()
     except (DBAPIError, ArgumentError) as error:
         why = " ".join(str(getattr(error, "orig", None) or "not an address").split())
-        raise InputError(f"cannot reach the store {store.shown(uri)}: {why}") from None
+        raise InputError(f"cannot reach the store {address.shown(uri)}: {why}") from None
     path = address.file_of(uri)
     if path and not path.exists():
+        from lsa.tracking import store  # imports MLflow, which this process does not need otherwise
+
         # The server keeps the files, also those of the experiment that is there from the start.
         store.create(path, "mlflow-artifacts:/")
     return uri
