@@ -23,9 +23,18 @@ def _case(what: str, verdict: str, *tests: str) -> Case:
     return Case(what, verdict, tests)
 
 
-LIBRARIES, OWN, FORMS, TASKS, FURTHER, WRONG = (
+LIBRARIES, OWN, FORMS, TASKS, LOSSES, MORE_OBJECTIVES, REFUSALS, WRONG = (
     f"tests/models/test_{name}.py::test_"
-    for name in ("libraries", "own", "forms", "tasks", "further_tasks", "wrong_numbers")
+    for name in (
+        "libraries",
+        "own",
+        "forms",
+        "tasks",
+        "further_losses",
+        "further_objectives",
+        "refused_losses",
+        "wrong_numbers",
+    )
 )
 WEIGHING = "tests/landscape/test_weighing.py::test_"
 OBJECTIVES = "tests/landscape/test_objectives.py::test_"
@@ -107,7 +116,7 @@ CASES = (
         ("detection, a dictionary of losses", "boxes"), ("graph batches", "graphs"),
         ("MAML, a gradient by the parameters inside", "inner_step"),
     )),
-    *(_case(what, RIGHT, f"{FURTHER}a_loss_of_tensors_is_right[{name}") for what, name in (
+    *(_case(what, RIGHT, f"{LOSSES}a_loss_of_tensors_is_right[{name}") for what, name in (
         ("knowledge distillation", "knowledge"), ("PPO", "policy gradient, clipped"),
         ("GRPO, a mean over sequences", "policy gradient, sequences"),
         ("quantile regression", "quantile"), ("BYOL", "two views"), ("triplets", "triplets"),
@@ -116,20 +125,20 @@ CASES = (
         ("a conditional random field; masks among the targets", "a conditional"),
         ("Gaussian NLL", "mean and variance"),
     )),
-    *(_case(what, RIGHT, f"{FURTHER}an_objective_is_right[{name}]") for what, name in (
+    *(_case(what, RIGHT, f"{MORE_OBJECTIVES}an_objective_is_right[{name}]") for what, name in (
         ("packed texts with position ids", "packed"),
         ("graphs as objects, pooled by index_add", "graph_objects"),
         ("masked language model, words hidden by draws", "masked_words"),
         ("WGAN-GP, by draws", "penalised_critic"), ("score matching", "scores"),
     )),
     _case("contrastive with a queue", RIGHT,
-          FURTHER + "a_loss_of_tensors_is_right[contrastive",
-          FURTHER + "a_queue_that_a_pass_writes_is_put_back_and_said"),
+          LOSSES + "a_loss_of_tensors_is_right[contrastive",
+          LOSSES + "a_queue_that_a_pass_writes_is_put_back_and_said"),
     _case("losses coupled over the batch (VICReg, Cox, hardest pairs, DAPO, mixup of targets); "
           "detached weights, VQ-VAE, hard Gumbel, one step from an equilibrium", REFUSED,
-          FURTHER + "what_is_no_landscape_is_refused_in_one_line"),
+          REFUSALS + "what_is_no_landscape_is_refused_in_one_line"),
     _case("random numbers by draws in a layer that mixes samples", NOTED,
-          FURTHER + "with_draws_samples_that_a_layer_mixes_are_told_from_random_numbers"),
+          MORE_OBJECTIVES + "with_draws_samples_that_a_layer_mixes_are_told_from_random_numbers"),
     _case("diffusion loss, by draws of time and noise", RIGHT,
           TASKS + "a_diffusion_loss_by_fixed_draws_of_time_and_noise"),
     _case("dice over the batch, a perceptual loss by a trained network, a detached target",
