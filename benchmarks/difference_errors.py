@@ -104,7 +104,7 @@ def cases() -> Iterator[Case]:
             ]
             differences = Differences(at.gradient, theta, name="Hv")
             found: list[Any] = []
-            for measure in (differences.along, differences.measured):
+            for measure in (differences.derivative, differences.measured):
                 try:
                     value, error = measure(u)
                     found.append((off(value), error / float(exact.norm())))

@@ -59,7 +59,7 @@ def test_the_stated_error_bounds_the_true_one(activation):
         for v in directions(net):
             exact = net.product(v)
             for measure, found in (
-                (differences.along, plain),
+                (differences.derivative, plain),
                 (differences.measured, richardson),
             ):
                 value, error = measure(v)
