@@ -25,8 +25,7 @@ def compare(
     text nan, inf or -inf.
     """
     from lsa import project as projects
-    from lsa.reports import findings as findings
-    from lsa.reports import measurements
+    from lsa.reports import findings, measurements
     from lsa.reports.extent import counted, extent
     from lsa.runtime.documents import storable
 

@@ -91,8 +91,8 @@ def rescaled(
     """
     tensors = {name: value.clone() for name, value in landscape.unflatten(theta).items()}
     for group, change in changes.items():
-        for name, places in change.items():
-            for axis, positions, sign in places:
+        for name, axes in change.items():
+            for axis, positions, sign in axes:
                 scale = torch.ones(tensors[name].shape[axis], dtype=theta.dtype)
                 scale[positions] = (factors[group] ** sign).unsqueeze(1).to(theta.dtype)
                 shape = [1] * tensors[name].ndim

@@ -68,7 +68,7 @@ def run(
     content = spool.Content(
         name, experiment, shown(uri()), registry=shown(store.registry()), tags=tags_of_all
     )
-    _place(content, given)
+    _address_entry(content, given)
     key = content.tags.get("lsa.key")
     # A database that takes nothing still tells what it has.
     told = not is_served(uri())
@@ -118,7 +118,7 @@ def _check_there(run_id: str) -> None:
         )
 
 
-def _place(content: spool.Content, given: str | None) -> None:
+def _address_entry(content: spool.Content, given: str | None) -> None:
     """Give an entry its run, or the experiment, parent and tags of the run to be made."""
     if given:
         content.run_id = given

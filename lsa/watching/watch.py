@@ -161,11 +161,12 @@ def _check(budget: float | None, **intervals: int) -> None:
 
 def _optimizers(given: Any) -> list[Optimizer]:
     """The optimizers inside of what was given."""
-    found = [hooks.inner_optimizer(o) for o in (given if isinstance(given, Sequence) else [given])]
-    for one in found:
-        if not isinstance(one, Optimizer):
+    listed = given if isinstance(given, Sequence) else [given]
+    optimizers = [hooks.inner_optimizer(optimizer) for optimizer in listed]
+    for optimizer in optimizers:
+        if not isinstance(optimizer, Optimizer):
             raise InputError(
-                f"optimizer is a {type(one).__name__}, not a torch.optim.Optimizer; give the "
+                f"optimizer is a {type(optimizer).__name__}, not a torch.optim.Optimizer; give the "
                 "optimizer that trains the model"
             )
-    return found
+    return optimizers

@@ -273,13 +273,13 @@ class _Walk:
         groups = self.groups()
         axes: dict[str, list[Axis]] = defaultdict(list)
         for (tensor, dim), units in self.axes.items():
-            places: dict[int, list[int]] = defaultdict(list)
+            positions_of: dict[int, list[int]] = defaultdict(list)
             for position, unit in enumerate(units or ()):
-                places[self.find(unit)].append(position)
+                positions_of[self.find(unit)].append(position)
             positions = {
-                name: torch.tensor([places[u] for u in members])
+                name: torch.tensor([positions_of[u] for u in members])
                 for name, members in groups.items()
-                if members[0] in places
+                if members[0] in positions_of
             }
             if positions:
                 axes[tensor].append(Axis(dim, positions))
@@ -291,7 +291,7 @@ class _Walk:
 
     def groups(self) -> dict[str, list[int]]:
         """Name → units that occur equally often at exactly the same places."""
-        places: dict[int, list[tuple[int, int]]] = defaultdict(list)
+        positions_of: dict[int, list[tuple[int, int]]] = defaultdict(list)
         names: dict[int, str] = {}
         for (tensor, _), units in self.axes.items():
             for unit in units or ():
@@ -299,11 +299,11 @@ class _Walk:
         everywhere = [s.units for s in self.signals.values() if s is not None]
         for axis, units in enumerate([*everywhere, *self.axes.values()]):
             for unit, count in Counter(map(self.find, units or ())).items():
-                places[unit].append((axis, count))
+                positions_of[unit].append((axis, count))
         alike: dict[tuple[tuple[int, int], ...], list[int]] = defaultdict(list)
         for unit in sorted(names):
             if unit != 0:
-                alike[tuple(places[unit])].append(unit)
+                alike[tuple(positions_of[unit])].append(unit)
         groups: dict[str, list[int]] = {}
         for members in alike.values():
             if len(members) > 1:
