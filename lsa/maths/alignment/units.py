@@ -291,7 +291,7 @@ class _Walk:
 
     def groups(self) -> dict[str, list[int]]:
         """Name → units that occur equally often at exactly the same places."""
-        positions_of: dict[int, list[tuple[int, int]]] = defaultdict(list)
+        axes_of: dict[int, list[tuple[int, int]]] = defaultdict(list)
         names: dict[int, str] = {}
         for (tensor, _), units in self.axes.items():
             for unit in units or ():
@@ -299,11 +299,11 @@ class _Walk:
         everywhere = [s.units for s in self.signals.values() if s is not None]
         for axis, units in enumerate([*everywhere, *self.axes.values()]):
             for unit, count in Counter(map(self.find, units or ())).items():
-                positions_of[unit].append((axis, count))
+                axes_of[unit].append((axis, count))
         alike: dict[tuple[tuple[int, int], ...], list[int]] = defaultdict(list)
         for unit in sorted(names):
             if unit != 0:
-                alike[tuple(positions_of[unit])].append(unit)
+                alike[tuple(axes_of[unit])].append(unit)
         groups: dict[str, list[int]] = {}
         for members in alike.values():
             if len(members) > 1:
