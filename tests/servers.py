@@ -8,7 +8,6 @@ import http.client
 import os
 import shutil
 import socket
-import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -22,7 +21,7 @@ import pytest
 from processes import forked, started
 
 LSA = [sys.executable, "-m", "lsa"]
-STARTING = 180.0  # seconds that a server may take on a busy machine
+STARTING = 300.0  # seconds that a server may take on a busy machine
 # A server that is gone is given up after a second or two, and not after the usual minute.
 IMPATIENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1"}
 DROPPED = (
@@ -51,21 +50,10 @@ def free_port() -> int:
 
 
 class Served:
-    """MLflow's server through `lsa server`, which can be killed and started again.
+    """MLflow's server through `lsa server`, which can be killed and started again."""
 
-    Args:
-        folder: For its log; what it keeps is in the folder `server` there.
-        options: Of the command.
-        new_store: An empty database to start on, which saves the time of making one.
-        more: Variables of its environment.
-    """
-
-    def __init__(
-        self, folder: Path, *options: str, new_store: Path | None = None, **more: str
-    ) -> None:
+    def __init__(self, folder: Path, *options: str, **more: str) -> None:
         self.folder, self.port = folder, free_port()
-        if new_store:
-            _of_server(new_store, folder / "server")
         self.uri = f"http://127.0.0.1:{self.port}"
         self.log = folder / "server.log"
         self._command = [*LSA, "server", "--folder", str(folder / "server")]
@@ -75,7 +63,10 @@ class Served:
         self.process: subprocess.Popen | None = None
 
     def __enter__(self) -> Served:
-        self.start()
+        with contextlib.ExitStack() as cleaning:  # also where it does not start
+            cleaning.callback(self._stack.close)
+            self.start()
+            cleaning.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -114,14 +105,6 @@ class Served:
             with contextlib.suppress(psutil.NoSuchProcess):
                 one.kill()
         self.process.wait()
-
-
-def _of_server(new_store: Path, folder: Path) -> None:
-    """Copy an empty database; the server keeps the files of its first experiment too."""
-    folder.mkdir()
-    shutil.copy(new_store, folder / "mlflow.db")
-    with contextlib.closing(sqlite3.connect(folder / "mlflow.db")) as database, database:
-        database.execute("update experiments set artifact_location = 'mlflow-artifacts:/0'")
 
 
 def asked(

@@ -98,11 +98,10 @@ class Attacked:
 
 
 @pytest.fixture(scope="module")
-def attacked(tmp_path_factory, new_store) -> Iterator[Attacked]:
+def attacked(tmp_path_factory) -> Iterator[Attacked]:
     pytest.importorskip("flask_wtf", reason="flask-wtf is not installed (mlflow[auth])")
     folder = tmp_path_factory.mktemp("host")
-    login = {"MLFLOW_AUTH_ADMIN_PASSWORD": PASSWORD}
-    with Served(folder, "--auth", new_store=new_store, **login) as served:
+    with Served(folder, "--auth", MLFLOW_AUTH_ADMIN_PASSWORD=PASSWORD) as served:
         made = Attacked(served.port, folder)
         for name in ("ann", "bob"):
             made.made("users/create", "admin", username=name, password=PASSWORD)

@@ -96,7 +96,7 @@ def test_a_layer_keeps_whatever_is_smaller():
     model = nn.Sequential(wide, nn.Flatten(), narrow)
     found = sample_gradients.of(losses(model, torch.randn(image())), flatten(model))
     assert found is not None
-    convolution, linear = sorted(found.layers, key=lambda layer: layer.place.start)
+    convolution, linear = sorted(found.layers, key=lambda layer: layer.span.start)
     assert convolution.held[0].shape == (N, 4 * 3 * 9)  # for 6·5·(3 + 4) numbers
     assert [t.shape for t in linear.held] == [(N, 120), (N, 3)]  # for 360
 
