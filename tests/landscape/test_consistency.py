@@ -323,10 +323,10 @@ def test_it_is_asked_once_at_a_checkpoint_and_costs_little(monkeypatch):
     monkeypatch.setattr(
         Landscape, "loss_and_gradient", lambda self, t: (asked.append(len(self.x)), own(self, t))[1]
     )
-    began = time.perf_counter()
+    began = time.process_time()
     assert consistency.notes(landscape, theta) == ()
     assert asked == [2, 2]  # two gradients of two samples
-    assert time.perf_counter() - began < 20
+    assert time.process_time() - began < 20
     assert consistency.notes(landscape, theta.clone()) == () and len(asked) == 2
     consistency.notes(landscape, theta + 1)
     assert len(asked) == 4

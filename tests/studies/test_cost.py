@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 
 import pytest
 import torch
@@ -83,10 +82,25 @@ def test_costs_are_work_times_rates():
     assert cost.probing(silent, {}, rates) is None
 
 
-def test_a_rate_is_a_median_so_that_neither_a_slow_nor_a_fast_spell_decides():
+class Clock:
+    """Seconds that pass when they are told to."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+def test_a_rate_is_a_median_so_that_neither_a_slow_nor_a_fast_spell_decides(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(cost, "time", clock)
     seconds = iter([0.3, 0.0, 0.02, 0.04, 0.06, 0.2])  # the first is a call that warms up
-    (found,) = cost._seconds([lambda: time.sleep(next(seconds))])
-    assert 0.04 <= found < 0.06
+    (found,) = cost._seconds([lambda: clock.sleep(next(seconds))])
+    assert found == pytest.approx(0.04)
 
 
 def test_a_forecast_prices_what_would_run_and_nothing_else(workplace):
