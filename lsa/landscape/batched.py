@@ -40,6 +40,10 @@ class Batched:
         batches: The data.
         objective: `(model, batch) → Terms`.
         draws: Fixed draws of the network's random numbers to average over; 0: none are made.
+
+    Raises:
+        InputError: From the first pass: terms that do not fit together, weights that depend on θ
+            or on chance, or a loss that reaches parameters outside θ.
     """
 
     def __init__(self, batches: Batches, objective: Objective, draws: int = 0) -> None:
@@ -135,7 +139,7 @@ class Batched:
         scale = n / total
 
         def terms(theta: Tensor) -> tuple[Terms, Tensor, Tensor]:
-            """Terms, and sums and weights `(units,)`."""
+            """Terms, and sums and weights `(units,)`, checked against those of the first pass."""
             with network.at(theta):
                 made = self._terms(network, batch)
             sums, weights = unit_sums(made), unit_weights(made)
@@ -221,9 +225,13 @@ class Batched:
     # --- other data ------------------------------------------------------------------------------
 
     def subset(self, indices: Tensor, network: Network) -> Batched:
-        """The data of some units only, by their indices `(n,)`.
+        """The data of some units only.
 
         A batch is computed in full if it contains one of them.
+
+        Args:
+            indices: Numbers `(n,)` of the units.
+            network: That counts the units of each batch, where it is not done.
         """
         self.count(network)
         other = copy.copy(self)

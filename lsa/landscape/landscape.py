@@ -88,7 +88,12 @@ class Landscape(Problem):
     # --- values ----------------------------------------------------------------------------------
 
     def outputs(self, theta: Tensor, x: Any) -> Any:
-        """Network outputs f(θ, x)."""
+        """The network's outputs f(θ, x), in the form in which it returns them.
+
+        Args:
+            theta: θ `(d,)`.
+            x: Inputs `(n, …)`, or what else the network takes.
+        """
         return self.network.outputs(theta, x)
 
     def _parts(self) -> Iterable[Part]:
@@ -205,14 +210,14 @@ class Landscape(Problem):
                     yield self.data.gathered(rows, n)
 
     def slopes(self, theta: Tensor, u: Tensor) -> Tensor:
-        """Per-sample slopes ∇ℓᵢ(θ)·u, shape `(N,)`; their variance is uᵀCu."""
+        """Per-sample slopes ∇ℓᵢ(θ)·u `(N,)` along u `(d,)`; their variance is uᵀCu."""
         return self.per_sample_and_slopes(theta, u)[2]
 
     @full_float32()
     def per_sample_and_slopes(
         self, theta: Tensor, u: Tensor
     ) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Results of `per_sample` and of `slopes` along u from one pass, `(N,)` each."""
+        """Results of `per_sample` and of `slopes` along u `(d,)` from one pass, `(N,)` each."""
         by_layers = self._known_by_layers(theta)
         with self.network.at(_leaf(theta)):
             losses, wrong, slopes = values.per_sample_and_slopes(
@@ -282,7 +287,11 @@ class Landscape(Problem):
         """v ↦ C(θ)v with C = 1/N ∑ᵢ (gᵢ−g)(gᵢ−g)ᵀ over per-sample gradients gᵢ with mean g.
 
         Per-sample slopes gᵢ·v, then their pull-back; no `(N, d)` storage. Uncentred it is the
-        second moment 1/N ∑ gᵢgᵢᵀ, the "empirical Fisher".
+        second moment 1/N ∑ gᵢgᵢᵀ, the "empirical Fisher" (Kunstner et al. 2019, arXiv 1905.12558).
+
+        Args:
+            theta: θ `(d,)`.
+            centred: Whether the mean gradient is taken from each.
         """
         return self.covariance_and_mean(theta)[0] if centred else self._moments(theta)[0]
 
@@ -323,7 +332,15 @@ class Landscape(Problem):
         """Per-sample curvatures uᵀ∇²ℓᵢ(θ)u, shape `(N,)`.
 
         Their mean is uᵀHu; their spread gives its standard error over the data. They take about as
-        long as two gradients where all parameters are those of layers that are known.
+        long as two gradients where all parameters are those of layers that are known. Where an
+        operation has no second derivative they are differences of slopes, and `remarks` says so.
+
+        Args:
+            theta: θ `(d,)`.
+            u: Direction `(d,)`.
+
+        Raises:
+            InputError: Nor can they be had by differences.
         """
         for by_layers in dict.fromkeys((self._known_by_layers(theta), False)):
             try:
@@ -344,7 +361,7 @@ class Landscape(Problem):
 
     @full_float32()
     def gauss_newton_curvatures(self, theta: Tensor, u: Tensor) -> Tensor:
-        """Per-sample (Jᵢu)ᵀ∇²ℓᵢ(Jᵢu), shape `(N,)`: the part of the curvature that G has."""
+        """Per-sample (Jᵢu)ᵀ∇²ℓᵢ(Jᵢu) `(N,)` along u `(d,)`: the part of the curvature that G has."""
         with self.network.at(_leaf(theta)):
             return self.data.gathered(values.gauss_newton_curvatures(self._parts(), theta, u))
 

@@ -87,6 +87,9 @@ class Network:
         names: Of the parameters in θ, in order.
         keeps_mode: Put the training flags back after every use, for a network that is not a copy.
         wrapper: What the network is called through, `torch.compile`'s; default: itself.
+
+    Raises:
+        InputError: When it is used: the network cannot be called as a function of θ; says why.
     """
 
     def __init__(

@@ -37,6 +37,9 @@ class Problem:
     """A network with some parameters in θ, and a data set with an objective.
 
     Its arguments are those of `Landscape`.
+
+    Raises:
+        InputError: Network, data, loss or an option from which no landscape can be made; says why.
     """
 
     @torch.inference_mode(False)  # in which no tensor has derivatives

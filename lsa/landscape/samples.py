@@ -28,7 +28,11 @@ from lsa.runtime.errors import InputError
 
 @dataclass
 class Samples:
-    """Inputs `(N, …)`, targets `(N, …)` and a loss, computed `chunk` samples at a time."""
+    """Inputs `(N, …)`, targets `(N, …)` and a loss, computed `chunk` samples at a time.
+
+    Raises:
+        InputError: As many inputs as targets are not given, or no target counts.
+    """
 
     x: Tensor
     y: Tensor
