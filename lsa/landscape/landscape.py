@@ -361,7 +361,7 @@ class Landscape(Problem):
 
     @full_float32()
     def gauss_newton_curvatures(self, theta: Tensor, u: Tensor) -> Tensor:
-        """Per-sample (Jᵢu)ᵀ∇²ℓᵢ(Jᵢu) `(N,)` along u `(d,)`: the part of the curvature that G has."""
+        """Per-sample (Jᵢu)ᵀ∇²ℓᵢ(Jᵢu) `(N,)` along u `(d,)`, the curvature that G has."""
         with self.network.at(_leaf(theta)):
             return self.data.gathered(values.gauss_newton_curvatures(self._parts(), theta, u))
 

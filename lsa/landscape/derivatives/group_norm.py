@@ -18,7 +18,7 @@ aten = torch.ops.aten
 
 
 def group_norm(x: Tensor, w: Tensor, b: Tensor, groups: int, eps: float) -> Tensor:
-    """Group norm of images (Wu & He 2018, arXiv 1803.08494, eq. 1 to 6).
+    """Group norm of images (Wu & He 2018, arXiv 1803.08494).
 
     Args:
         x: Images `(N, C, …)`.
