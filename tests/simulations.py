@@ -1,12 +1,14 @@
 """Print how often errors and intervals hold, by the simulations that test it; fail where not.
 
-`python -m tests.simulations` runs the tests that record a coverage.
+`python -m tests.simulations [words]` runs the tests that record a coverage; with words, those whose
+name has one of them.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ TESTS = (
     "maths/spectra/test_quadrature.py::test_two_errors_of_what_the_density_says_cover_it",
     "maths/spectra/test_moments.py::test_intervals_cover_the_truth",
     "maths/spectra/test_detection.py::test_it_holds_as_often_as_it_says",
+    "maths/test_ratios.py::test_the_interval_of_a_noise_scale_covers_it",
     "maths/test_crossing.py::test_interval_covers_the_truth",
     "watching/test_own_noise.py::test_estimates_are_unbiased_and_the_interval_covers",
     "reports/statistics/test_comparison.py::test_the_interval_covers_the_true_ratio",
@@ -43,10 +46,14 @@ class Recorded:
             self.rows += [value for name, value in report.user_properties if name == "coverage"]
 
 
-def main() -> int:
+def main(words: Sequence[str]) -> int:
     """Run the simulations and print a table of Markdown."""
-    files = sorted({test.split("::")[0] for test in TESTS})
-    names = " or ".join(sorted({test.split("::")[1] for test in TESTS}))
+    tests = [test for test in TESTS if not words or any(word in test for word in words)]
+    if not tests:
+        print(f"no simulation has {' or '.join(words)} in its name; known: {', '.join(TESTS)}")
+        return 1
+    files = sorted({test.split("::")[0] for test in tests})
+    names = " or ".join(sorted({test.split("::")[1] for test in tests}))
     recorded = Recorded()
     options = ["-q", "--no-header", "-p", "no:cacheprovider", "-k", names]
     if importlib.util.find_spec("xdist"):
@@ -62,4 +69,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json as jsons
+import math
 import shutil
 import sys
 from collections.abc import Collection, Mapping, Sequence
@@ -16,6 +17,7 @@ import typer
 
 from lsa import probe
 from lsa.probe import outline
+from lsa.probe.result import with_ends
 from lsa.runtime.errors import printable
 
 JSON = Annotated[bool, typer.Option("--json", help="print one JSON document and nothing else")]
@@ -35,7 +37,8 @@ AGAIN = {
     "perturbation/curvature_fit": "lanczos/lambda_max",
 }
 ERRORS = (
-    "± is half a 95 % interval: two standard errors over the samples, probe vectors or subspaces."
+    "± is half a 95 % interval: two standard errors over the samples, probe vectors or subspaces; "
+    "(a … b) is an interval that is not symmetric."
 )
 HEADER = {"project", "optimizer", "seed", "checkpoint", "checkpoint_b"}  # stands above
 
@@ -97,8 +100,10 @@ def show(
         default = parameter["default"]
         if name not in HEADER and parameter["value"] != default:
             _line("parameter", f"{name}={parameter['value']}" + _otherwise(default))
-    for name, metric in record["metrics"].items():
-        value = written(float(metric["value"]), metric["standard_errors"], metric["unit"])
+    numbers = {name: float(metric["value"]) for name, metric in record["metrics"].items()}
+    for name, ends in with_ends(numbers):
+        metric = record["metrics"][name]
+        value = written(numbers[name], metric["standard_errors"], metric["unit"], ends)
         _line("metric", f"{name:36} {value}")
     for note in record["notes"]:
         _line("note", note)
@@ -114,10 +119,22 @@ def _otherwise(default: Any) -> str:
     return "" if default is None else f"  (default {default})"
 
 
-def written(value: float, errors: Mapping[str, Any], unit: str = "") -> str:
-    """A number ± two of the standard errors that it has, by their source, and its unit."""
+def written(
+    value: float,
+    errors: Mapping[str, Any],
+    unit: str = "",
+    ends: tuple[float, float] | None = None,
+) -> str:
+    """A number, its interval or ± two of the standard errors that it has, and its unit."""
+    if ends:
+        return f"{value:.6g} {interval(*ends)}{unit and ' '}{unit}"
     known = "".join(f" ± {2 * float(error):.2g} ({source})" for source, error in errors.items())
     return f"{value:.6g}{known}{unit and ' '}{unit}"
+
+
+def interval(low: float, high: float) -> str:
+    """The ends of an interval, which may have no upper one."""
+    return f"({low:.4g} … {'∞' if math.isinf(high) else f'{high:.4g}'})"
 
 
 def checkpoints(
@@ -178,11 +195,18 @@ def _columns(present: Collection[str]) -> list[str]:
 
 def _row(checkpoint: Mapping[str, Any], names: Sequence[str]) -> list[str]:
     cells = [checkpoint["address"], str(checkpoint["seed"]), str(checkpoint["epoch"])]
+    metrics = checkpoint["metrics"]
     for name in names:
-        number = checkpoint["metrics"].get(name)
+        number, low, high = (metrics.get(name + end) for end in ("", "_low", "_high"))
         errors = number["standard_errors"].values() if number else ()
         value = f"{float(number['value']):.4g}" if number else "–"
-        cells.append(value + "".join(f" ± {2 * float(error):.2g}" for error in errors))
+        if low and number:
+            ends = float(low["value"]), float(high["value"]) if high else math.inf
+            cells.append(f"{value} {interval(*ends)}")
+        elif low:
+            cells.append(f"> {float(low['value']):.4g}")
+        else:
+            cells.append(value + "".join(f" ± {2 * float(error):.2g}" for error in errors))
     return cells
 
 
@@ -219,8 +243,10 @@ def probes(json: JSON = False) -> None:
 
 def print_result(result: probe.Result, prefix: str) -> None:
     """One line per number with its unit and errors, then what the reader must know."""
-    for name, metric in result.metrics.items():
-        print(f"{f'{prefix}/{name}':36} {written(metric.value, metric.errors, metric.unit)}")
+    for name, ends in with_ends({name: m.value for name, m in result.metrics.items()}):
+        metric = result.metrics[name]
+        text = written(metric.value, metric.errors, metric.unit, ends)
+        print(f"{f'{prefix}/{name}':36} {text}")
     if not result.converged:
         print("not converged")
     for note in result.notes:

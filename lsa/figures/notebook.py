@@ -10,13 +10,17 @@ from collections.abc import Iterable, Mapping
 
 from lsa.figures.page import Cell, Section, as_fragment
 from lsa.probe import Metric, Result
+from lsa.probe.result import beside, with_ends
 
 
 def html(result: Result) -> str:
     """A fragment of HTML; every text is escaped."""
     name = result.probe or "result"
     headings = ("metric", "value", "standard error", "unit")
-    rows: list[tuple[Cell, ...]] = [_row(key, metric) for key, metric in result.metrics.items()]
+    numbers = {key: metric.value for key, metric in result.metrics.items()}
+    rows: list[tuple[Cell, ...]] = [
+        _row(key, result.metrics[key], ends) for key, ends in with_ends(numbers)
+    ]
     sections = [Section(name, headings=headings, rows=rows, level=4)]
     notes = list(result.notes)
     if not result.converged:
@@ -37,8 +41,8 @@ def table(title: str, headings: tuple[str, ...], rows: Iterable[tuple[Cell, ...]
     return as_fragment([Section(title, headings=headings, rows=list(rows), level=4)])
 
 
-def _row(name: str, metric: Metric) -> tuple[str, ...]:
-    errors = ", ".join(f"{error:.2g} ({source})" for source, error in metric.errors.items())
+def _row(name: str, metric: Metric, ends: tuple[float, float] | None) -> tuple[str, ...]:
+    errors = beside(metric, ends).removeprefix("standard error ")
     return name, f"{metric.value:.6g}", errors, metric.unit
 
 

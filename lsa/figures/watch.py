@@ -70,9 +70,11 @@ def _panel(
             style = {"color": "black", "linestyle": "--"} if name == "threshold" else {}
             panel.plot(steps, values, label=text, marker=mark, linewidth=1, **style)
             low, high = column(f"{name}_low"), column(f"{name}_high")
-            if len(low[0]):  # a 95 % interval
+            if len(low[0]):  # a 95 % interval; where it has no upper end, it leaves the panel
                 shown = [max(v, 0.1 * min(values)) for v in low[1]]  # the axis has no 0
-                panel.fill_between(low[0], shown, high[1], alpha=0.2, linewidth=0)
+                known, top = dict(zip(*high, strict=True)), 10 * max(*values, *high[1])
+                upper = [known.get(step, top) for step in low[0]]
+                panel.fill_between(low[0], shown, upper, alpha=0.2, linewidth=0)
     if logarithmic:
         make_logarithmic(panel, y=True)
     panel.set_ylabel(label)

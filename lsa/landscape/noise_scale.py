@@ -7,13 +7,16 @@ Gram matrix gᵢ·gⱼ therefore gives
     |G|² = mean of gᵢ·gⱼ over i ≠ j,    tr C = b (mean of |gᵢ|² − |G|²),
 
 both unbiased. These are the estimators of McCandlish et al. 2018 (App. A.1), with all pairs used.
+Their quotient has a 95 % interval that is not symmetric. It has no upper end where |G|² is not told
+from zero.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,6 +25,7 @@ from lsa.landscape.derivatives import sample_gradients
 from lsa.landscape.derivatives.precision import full_float32
 from lsa.landscape.landscape import Landscape
 from lsa.landscape.samples import Samples
+from lsa.maths.ratios import Quotient, quotient
 from lsa.maths.spectra.trace import Estimate
 from lsa.runtime.errors import InputError
 
@@ -32,25 +36,40 @@ BLOCK = 1024  # elements whose products are added in the gradients' own precisio
 
 @dataclass(frozen=True)
 class NoiseScale:
-    """Noise and signal of the gradient; errors are those of the draw, by the jackknife."""
+    """Noise and signal of the gradient; errors are those of the draw, by the jackknife.
+
+    Quotients are nan where |G|² is not told from zero: then only ends of their intervals are known.
+    """
 
     trace: Estimate  # tr C of the per-sample gradients (loss²)
     gradient_squared: Estimate  # |G|² (loss²); below 0 where the noise hides it
-    scale: Estimate  # tr C/|G|² (samples); nan where |G|² is not told from zero
-    diversity: Estimate  # ∑|gᵢ|²/|∑gᵢ|² over the split (Yin et al. 2018), at least 1/N; nan alike
+    scale: Quotient  # tr C/|G|² (samples)
+    diversity: Quotient  # ∑|gᵢ|²/|∑gᵢ|² over the split (Yin et al. 2018), from 1/N to 1
     samples: int  # drawn
 
     def numbers(self) -> dict[str, float]:
-        """Name → value, with the standard errors of the draw; what is not told is left out."""
-        named = {
-            "noise_trace": self.trace,
-            "gradient_squared": self.gradient_squared,
-            "noise_scale": self.scale,
-            "gradient_diversity": self.diversity,
-        }
-        values = {name: estimate.value for name, estimate in named.items()}
-        values |= {f"{name}_se_data": estimate.error for name, estimate in named.items()}
+        """Name → value, with standard errors or the ends of a 95 % interval; no unknown one."""
+        values: dict[str, float] = {}
+        for name in ("trace", "gradient_squared"):
+            estimate, name = getattr(self, name), name.replace("trace", "noise_trace")
+            values |= {name: estimate.value, f"{name}_se_data": estimate.error}
+        for name, found in (("noise_scale", self.scale), ("gradient_diversity", self.diversity)):
+            values |= found.named(name)
         return {name: value for name, value in values.items() if math.isfinite(value)}
+
+
+class Spread(NamedTuple):
+    """Of the covariance of some gradients: bounds of its largest eigenvalue and of its norm."""
+
+    largest: float  # ≥ λ_max
+    squares: float  # ≥ the sum of the squared eigenvalues, ‖·‖_F²
+
+    def least(self, n: int) -> Callable[[float], float]:
+        """|G|² ↦ the variance of its estimate from n gradients, were they normal.
+
+        For a G along the top eigenvector; the second part is that of a sum over pairs.
+        """
+        return lambda size: 4 * self.largest * max(0.0, size) / n + 2 * self.squares / n**2
 
 
 def draw(n: int, rng: torch.Generator, *, parts: int = PARTS, size: int | None = None) -> Tensor:
@@ -123,13 +142,39 @@ def of_gram(gram: Tensor, size: int, n: int) -> NoiseScale:
         size: Samples of each batch.
         n: Samples of the split.
     """
+    return of_sums(gram.sum(1), gram.diagonal(), size, n, spread(gram))
+
+
+def spread(gram: Tensor) -> Spread:
+    """Of the covariance of normal gradients, from their products `(m, m)`; never below zero."""
     m = len(gram)
-    rows, diagonal = gram.sum(1), gram.diagonal()
+    centred = gram - gram.mean(0) - gram.mean(1, keepdim=True) + gram.mean()
+    own = centred.diagonal()
+    pairs = m * (m - 1)
+    mean = (centred.square().sum() - own.square().sum()) / pairs
+    # E[(cᵢ·cⱼ)²] of normal gradients less their mean, of covariance A (Isserlis).
+    trace = own.sum() / (m - 1)
+    squares = (mean - (trace / m) ** 2) / ((1 - 1 / m) ** 2 + 1 / m**2)
+    found = max(0.0, float(squares))
+    return Spread(math.sqrt(found), found)
+
+
+def of_sums(rows: Tensor, diagonal: Tensor, size: int, n: int, spread: Spread) -> NoiseScale:
+    """Noise scale from the gradients of m batches: gᵢ·∑gⱼ `(m,)` and |gᵢ|² `(m,)`, in float64.
+
+    Args:
+        rows: Products with the sum.
+        diagonal: Squares.
+        size: Samples of each batch.
+        n: Samples of the split.
+        spread: Of the covariance of these gradients.
+    """
+    m = len(rows)
     total, own = rows.sum(), diagonal.sum()
     # Of all batches, then with each batch left out.
     totals = torch.cat([total[None], total - 2 * rows + diagonal])
     squares = torch.cat([own[None], own - diagonal])
-    count = torch.full((m + 1,), m - 1.0, dtype=torch.float64)
+    count = torch.full((m + 1,), m - 1.0, dtype=torch.float64, device=rows.device)
     count[0] = m
     signal = (totals - squares) / (count * (count - 1))
     trace = size * (squares / count - signal)
@@ -139,16 +184,21 @@ def of_gram(gram: Tensor, size: int, n: int) -> NoiseScale:
         spread = torch.tensor(left_out, dtype=torch.float64).var(correction=0).item()
         return Estimate(value, math.sqrt((m - 1) * spread), m)
 
-    def ratio(over: Tensor, under: Tensor) -> Estimate:
-        """nan where the 95 % interval of the denominator is not above 0."""
-        told = estimate(under).interval()[0] > 0
-        return estimate(over / under if told else torch.full_like(under, math.nan))
-
+    over, under = (m * values[0] - (m - 1) * values[1:] for values in (trace, signal))
+    scale = quotient(over, under, least=spread.least(m))
     return NoiseScale(
         trace=estimate(trace),
         gradient_squared=estimate(signal),
-        scale=ratio(trace, signal),
-        # Of the n samples: mean |gᵢ|² = tr C + |G|², and |mean gᵢ|² = |G|² + tr C/n.
-        diversity=ratio(trace + signal, n * signal + trace),
+        scale=scale,
+        diversity=diversity(scale, n),
         samples=m * size,
     )
+
+
+def diversity(scale: Quotient, n: int) -> Quotient:
+    """∑|gᵢ|²/|∑gᵢ|² of n samples, from their noise scale.
+
+    Mean |gᵢ|² = tr C + |G|², and |mean gᵢ|² = |G|² + tr C/n.
+    """
+    low, high = (1.0 if math.isinf(s) else (s + 1) / (s + n) for s in (scale.low, scale.high))
+    return Quotient((scale.value + 1) / (scale.value + n), low, high)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from os import PathLike
@@ -39,6 +40,23 @@ def standard_error(values: Any, source: str = "data") -> dict[str, float]:
     """
     n = len(values)
     return {source: (values.double().std() / n**0.5).item()} if n > 1 else {}
+
+
+def with_ends(values: Mapping[str, float]) -> Iterator[tuple[str, tuple[float, float] | None]]:
+    """Names to print, each with the ends of its 95 % interval where it has one.
+
+    Numbers `x_low` and `x_high` are the ends of x, and stand beside it; without `x_high` it has no
+    upper end.
+    """
+    intervals = {
+        name: (values[f"{name}_low"], values.get(f"{name}_high", math.inf))
+        for name in values
+        if f"{name}_low" in values
+    }
+    beside = {f"{name}_{end}" for name in intervals for end in ("low", "high")}
+    for name in values:
+        if name not in beside:
+            yield name, intervals.get(name)
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,9 +206,11 @@ class Result:
 
     def __str__(self) -> str:
         """The probe, whether it converged, its metrics with standard errors, and its notes."""
+        numbers = {name: metric.value for name, metric in self.metrics.items()}
         rows = [
-            (name, f"{m.value:.6g} {m.unit}".rstrip(), _errors(m))
-            for name, m in self.metrics.items()
+            (name, f"{m.value:.6g} {m.unit}".rstrip(), beside(m, ends))
+            for name, ends in with_ends(numbers)
+            if (m := self.metrics[name])
         ]
         wide, long = (max((len(row[i]) for row in rows), default=0) for i in (0, 1))
         return "\n".join(
@@ -205,7 +225,11 @@ class Result:
         return _render(self)
 
 
-def _errors(metric: Metric) -> str:
+def beside(metric: Metric, ends: tuple[float, float] | None) -> str:
+    """A number's standard errors in words, or the ends of its interval."""
+    if ends:
+        high = f"to {ends[1]:.4g}" if math.isfinite(ends[1]) else "upwards"
+        return f"95 % interval {ends[0]:.4g} {high}"
     if not metric.errors:
         return ""
     each = ", ".join(f"{error:.2g} ({source})" for source, error in metric.errors.items())

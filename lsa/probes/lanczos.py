@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from lsa.landscape import Landscape
 from lsa.landscape.derivatives import budget
+from lsa.maths.ratios import quotient
 from lsa.maths.spectra import eigenpairs
 from lsa.maths.spectra.quadrature import Quadrature, spectral_density
 from lsa.probe import AtMost, Curve, Metric, Report, Result, Sizes, Work, probe, standard_error
@@ -235,7 +237,7 @@ def _ends(
             "lambda_min_residual": Metric(lower.residuals[0].item(), "loss"),
         }
         if extremes.told_from_zero(smallest=True):
-            metrics["condition_number"] = _ratio(lambda_max, lambda_min, top, bottom)
+            metrics |= _condition(lambda_max, lambda_min, top, bottom)
     eigenvalues = Curve(
         x=np.concatenate([np.arange(1.0, k + 1), np.arange(-k_min, 0.0)]),
         y=values.cpu().numpy(),
@@ -247,10 +249,21 @@ def _ends(
     return metrics, {"eigenvalue": eigenvalues}, arrays
 
 
-def _ratio(lambda_max: float, lambda_min: float, top: Tensor, bottom: Tensor) -> Metric:
-    """|λ_max/λ_min|, its error from the per-sample curvatures along both eigenvectors."""
-    ratio = lambda_max / lambda_min
-    return Metric(abs(ratio), "", standard_error((top - ratio * bottom) / lambda_min))
+def _condition(
+    lambda_max: float, lambda_min: float, top: Tensor, bottom: Tensor
+) -> dict[str, Metric]:
+    """|λ_max/λ_min|, its interval from the per-sample curvatures along both eigenvectors."""
+    values = {"condition_number": abs(lambda_max / lambda_min)}
+    if len(top) > 2:
+        signs = math.copysign(1, lambda_max), math.copysign(1, lambda_min)
+        over, under = (
+            sign * (value + each - each.mean())
+            for sign, value, each in zip(
+                signs, (lambda_max, lambda_min), (top, bottom), strict=True
+            )
+        )
+        values = quotient(over, under).named("condition_number") | values
+    return {name: Metric(value) for name, value in values.items()}
 
 
 def _bias(
@@ -333,8 +346,10 @@ def _moments(rule: Quadrature) -> dict[str, Metric]:
         "negative_share": (signs.negative, ""),
         "zero_share": (signs.zero, ""),
     }
+    # Other random vectors say little of the bulk's end, which is read off by a rule about gaps.
+    known = {name for name, (e, _) in estimates.items() if e.samples > 1} - {"bulk_edge"}
     return {
-        name: Metric(e.value, unit, {"probes": e.error} if e.samples > 1 else {})
+        name: Metric(e.value, unit, {"probes": e.error} if name in known else {})
         for name, (e, unit) in estimates.items()
         if np.isfinite(e.value)
     }

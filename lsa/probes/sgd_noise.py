@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lsa.landscape import Landscape
+from lsa.landscape import Landscape, noise_scale
 from lsa.maths.spectra.eigenpairs import Eigenpairs, Extremes, top
 from lsa.maths.spectra.krylov import Matvec, orthonormal
 from lsa.maths.spectra.moments import ProductMoments, product_moments
@@ -27,6 +27,8 @@ TOLD = 2.0  # standard errors from which a denominator is told from zero
 OF_C = (  # numbers that C has none of where it is zero
     "noise_ratio",
     "noise_scale",
+    "noise_scale_low",
+    "noise_scale_high",
     "norm_c",
     "alignment",
     "anisotropy_gain",
@@ -42,8 +44,8 @@ def _work(at: Sizes, *, k: int, probes: int, **_: Any) -> Work:
     return Work(
         gradients=17.0 * at.samples,  # with slopes, in their place
         products=(search + moments) * at.samples,
-        covariance=(search + FIRST + moments) * at.samples,  # whole, and two halves
-        curvatures=1.0 * at.samples,
+        covariance=(search + FIRST + moments + 1) * at.samples,  # whole, two halves
+        curvatures=3.0 * at.samples,
         vectors=4 * search,
         spread=SPREAD,
     )
@@ -89,9 +91,13 @@ def sgd_noise(
     alignment = tr(HC)/(‖H‖_F ‖C‖_F) is 1 where C ∝ H, as at a well-specified optimum;
     anisotropy_gain = tr(HC) / (tr H tr C/d) compares the curvature that the noise meets with that
     of isotropic noise of equal size (Zhu et al. 2019). noise_scale = tr C/|G|² (McCandlish et al.
-    2018) is a number of samples, with |G|² unbiased, and depends on no batch size. A ratio is left
-    out where its denominator is not told from zero: |G|² and tr H within two standard errors, λ_H
-    within its residual or rounding, C where the gradients of all samples are alike.
+    2018) is a number of samples, with |G|² unbiased, and depends on no batch size. Its 95 %
+    interval, `noise_scale_low` to `noise_scale_high`, is not symmetric (Fieller 1954, corrected for
+    skewness), and has only a lower end where |G|² is not told from zero.
+
+    A ratio is left out where its denominator is not told from zero: |G|² by that interval, tr H
+    within two standard errors, λ_H within its residual or rounding, C where the gradients of all
+    samples are alike.
     """
     _check(landscape, k, probes)
     notes: list[str] = []
@@ -111,7 +117,7 @@ def sgd_noise(
         moments = product_moments(hessian, covariance, basis, rng=rng, probes=probes, report=report)
     held_out = _held_out(landscape, theta, rng, search)
     converged = not notes
-    traces, alike = _traces(landscape, theta, notes)
+    traces, alike = _traces(landscape, theta, C.largest, notes)
     metrics = _tops(landscape, theta, H, C) | traces
     metrics["n_samples"] = Metric(landscape.n_samples)
     if moments:
@@ -209,13 +215,35 @@ def _tops(landscape: Landscape, theta: Tensor, H: Extremes, C: Extremes) -> dict
         "lambda_h": Metric(h, "loss", standard_error(curvatures)),
         "lambda_c": Metric(c, "loss²", standard_error(squares_c)),
         "noise_on_top_curvature": Metric(
-            squares_h.mean().item(), "loss²", standard_error(squares_h)
+            squares_h.mean().item(),
+            "loss²",
+            standard_error(squares_h + _turning(landscape, theta, H.largest)),
         ),
     }
     if H.told_from_zero():
         influence = squares_c / h - c / h**2 * curvatures
         metrics["noise_ratio"] = Metric(c / h, "loss", standard_error(influence))
     return metrics
+
+
+def _turning(landscape: Landscape, theta: Tensor, H: Eigenpairs) -> Tensor:
+    """What each sample adds to vᵀCv `(N,)` by turning the top eigenvector v of H, to first order.
+
+    v moves by (λ₁ − H)⁺Hᵢv, so vᵀCv by 2wᵀHᵢv with w = (λ₁ − H)⁺Cv. Outside of the known
+    eigenvectors H counts as zero there. Without it two standard errors hold the number in 88 %.
+    """
+    v, values = H.vectors[:, 0], H.values.to(H.vectors)
+    across = landscape.covariance(theta)(v)
+    across = across - v * (v @ across)
+    others = H.vectors[:, 1:]
+    parts = others.T @ across
+    gaps = (values[0] - values[1:]).clamp(min=1e-6 * float(values[0].abs()))
+    w = others @ (parts / gaps - parts / values[0]) + across / values[0]
+    if not (values[0] > 0 and 0 < float(w.norm()) < math.inf):
+        return v.new_zeros((), dtype=torch.float64)
+    w = w * (length := 1 / w.norm())
+    plus, minus = (landscape.curvatures(theta, v + sign * w) for sign in (1, -1))
+    return landscape.influences(plus - minus).double() / (2 * length)
 
 
 def _squares(landscape: Landscape, theta: Tensor, u: Tensor) -> Tensor:
@@ -225,9 +253,9 @@ def _squares(landscape: Landscape, theta: Tensor, u: Tensor) -> Tensor:
 
 
 def _traces(
-    landscape: Landscape, theta: Tensor, notes: list[str]
+    landscape: Landscape, theta: Tensor, C: Eigenpairs, notes: list[str]
 ) -> tuple[dict[str, Metric], bool]:
-    """tr C exactly, |G|² without the bias that the noise of g adds to |g|², and their ratio.
+    """tr C exactly, |G|² without the bias that the noise of g adds to |g|², and their quotient.
 
     And whether tr C is no more than rounding.
     """
@@ -240,26 +268,30 @@ def _traces(
     square, slope = torch.cat(squares), torch.cat(slopes)
     n, size = len(square), float(g @ g)
     trace = square.mean().item()
-    unbiased = trace * n / (n - 1)
-    signal, spread = size - unbiased / n, standard_error(2 * slope)
-    metrics = {
-        "trace_c": Metric(trace, "loss²", standard_error(square)),
-        "gradient_squared": Metric(signal, "loss²", spread),
-    }
     # Products with C subtract g gᵀ, so they know C only to the rounding of |g|².
     alike = trace <= 10 * torch.finfo(theta.dtype).eps * (trace + size)
-    high = max(0.0, signal) + TOLD * spread["data"]
-    if signal > TOLD * spread["data"]:
-        influence = square / signal - 2 * trace / signal**2 * slope
-        metrics["noise_scale"] = Metric(unbiased / signal, "samples", standard_error(influence))
-    elif not alike and high > 0:
-        notes.append(
-            "the mean gradient is not told from zero, so there is no noise scale: it is above "
-            f"about {unbiased / high:.2g} samples"
-        )
-    else:
-        notes.append("the mean gradient is not told from zero, so there is no noise scale")
-    return metrics, alike
+    products = n * (slope + size), square + 2 * slope + size  # gᵢ·∑gⱼ and |gᵢ|²
+    noise = noise_scale.of_sums(*products, 1, n, _spread(C, trace))
+    signal = noise.gradient_squared.value
+    metrics = {
+        "trace_c": Metric(trace, "loss²", standard_error(square)),
+        "gradient_squared": Metric(signal, "loss²", standard_error(2 * slope)),
+    }
+    scale = {k: Metric(v, "samples") for k, v in noise.scale.named("noise_scale").items()}
+    if not noise.scale.bounded:
+        text = "the mean gradient is not told from zero, so there is no noise scale"
+        low = noise.scale.low
+        known = not alike and 0 < low < math.inf
+        notes.append(text + (f": it is above {low:.2g} samples" if known else ""))
+        scale = scale if known else {}
+    return metrics | scale, alike
+
+
+def _spread(C: Eigenpairs, trace: float) -> noise_scale.Spread:
+    """Bounds for the covariance, of which the top eigenvalues and the trace are known."""
+    top = C.values.double()
+    rest = max(0.0, trace - float(top.sum()))
+    return noise_scale.Spread(float(top[0]), float(top.square().sum()) + float(top[-1]) * rest)
 
 
 def _alignment(

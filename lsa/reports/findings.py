@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -119,6 +119,11 @@ def document(setting: Project, measurements: Sequence[Measurement]) -> dict[str,
     }
 
 
+def _open(metric: str, numbers: Mapping[str, float]) -> bool:
+    """Whether only the lower end of a number is known: the others are then those that are small."""
+    return metric not in numbers and f"{metric}_low" in numbers
+
+
 def findings(
     measurements: Sequence[Measurement], trajectories: Sequence[Trajectory] | None = None
 ) -> list[Finding]:
@@ -140,7 +145,7 @@ def findings(
         step = step_of(metric)
         check_alike(step, [m.done for m in measurements if m.step == step])
         of = values(measurements, metric)
-        if len(of) < 2:
+        if len(of) < 2 or any(_open(metric, m.numbers) for m in measurements):
             continue
         pairs = compare(of, scale=scale_of(metric, of))
         matching = None

@@ -18,6 +18,11 @@ def written(runs: Sequence[Mapping[str, float]], name: str) -> str:
     its search, and stands where it is a hundredth of ± or more.
     """
     values = [run[name] for run in runs if name in run]
+    open_ends = [run[f"{name}_low"] for run in runs if name not in run and f"{name}_low" in run]
+    if open_ends:  # a mean over the others would be of those alone that are small
+        lows = [*open_ends, *(run[f"{name}_low"] for run in runs if name in run)]
+        of = f" ({len(open_ends)} of {len(lows)} without an upper end)" if len(lows) > 1 else ""
+        return f"> {min(lows):.4g}{of}"
     if not values:
         return "–"
     if len(values) > 1:
@@ -27,8 +32,9 @@ def written(runs: Sequence[Mapping[str, float]], name: str) -> str:
         mean, _, high = interval(np.array(values))
         return f"{mean:.4g} ± {_rounded(high - mean)}{_residual(runs, name, high - mean)}"
     low, high = (runs[0].get(f"{name}_{end}") for end in ("low", "high"))
-    if low is not None and high is not None:
-        return f"{values[0]:.4g} ({low:.4g} … {high:.4g})"
+    if low is not None:
+        end = "∞" if high is None or np.isinf(high) else f"{high:.4g}"
+        return f"{values[0]:.4g} ({low:.4g} … {end})"
     start = f"{name}_se_"
     errors = {k.removeprefix(start): e for k, e in runs[0].items() if k.startswith(start)}
     named = len(errors) > 1

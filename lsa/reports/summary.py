@@ -18,7 +18,8 @@ SHOWN = 5  # findings on the first screen
 ERRORS = (
     "± is half the width of a 95 % interval: over the training seeds, by Student's t; where there "
     "is one seed, two standard errors over the samples, probe vectors or subspaces, which tell "
-    "nothing of another seed. A residual, where it is not negligible, bounds the error of a search."
+    "nothing of another seed. (a … b) is a 95 % interval that is not symmetric, > a one without an "
+    "upper end. A residual, where it is not negligible, bounds the error of a search."
 )
 
 

@@ -61,7 +61,8 @@ def tables(measurements: Sequence[Measurement]) -> list[Table]:
     groups: dict[str, list[str]] = {}
     for name in [*headline(measurements), *headline(measurements, pairs=True)]:
         step = step_of(name)
-        if any(m.step == step and name in m.numbers for m in measurements):
+        known = {name, f"{name}_low"}  # of some only the lower end is known
+        if any(m.step == step and known & m.numbers.keys() for m in measurements):
             groups.setdefault(step, []).append(name)
     return [_table(measurements, step, names) for step, names in groups.items()]
 

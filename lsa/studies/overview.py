@@ -61,7 +61,8 @@ def _numbers(everything: Sequence[Measurement], training: Measurement) -> dict[s
             if not largest or (declared.pair and not re.search("loss|barrier", short)):
                 continue
             numbers = largest[0].numbers
-            errors = {k: v for k, v in numbers.items() if k.startswith(f"{name}_se_")}
+            ends = (f"{name}_low", f"{name}_high")
+            errors = {k: v for k, v in numbers.items() if k.startswith(f"{name}_se_") or k in ends}
             headline_numbers |= {name: numbers[name], **errors}
     return headline_numbers
 

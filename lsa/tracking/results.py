@@ -43,7 +43,8 @@ def log(opened: Run, probe: Probe, result: Result, sources: Sequence[Checkpoint]
         sources: The checkpoints that it measured.
     """
     name = probe.name
-    headline = {k: m for k, m in result.metrics.items() if k in probe.headline}
+    shown = {name + end for name in probe.headline for end in ("", "_low", "_high")}
+    headline = {k: m for k, m in result.metrics.items() if k in shown}
     converged = {f"{name}/converged": float(result.converged)}
     opened.metrics(flat(name, headline) | converged, on=None if probe.pair else sources[0])
     opened.metrics(flat(name, {k: m for k, m in result.metrics.items() if k not in headline}))

@@ -12,7 +12,6 @@ SHOWN = {  # name → how the line writes it
     "update_ratio": "|u|/|θ| {:.2g}",
     "critical_factor": "critical × {:.2g}",
     "threshold_ratio": "sharpness/threshold {:.2f}",
-    "noise_scale": "noise scale {:.3g}",
     "overhead": "watch {:.1%}",
 }
 PAUSE = 0.25  # seconds between two writings
@@ -39,6 +38,8 @@ class Line:
 
     def show(self, step: int, row: Mapping[str, float]) -> None:
         """Write the numbers of a step."""
+        if "noise_scale_low" in row:  # a number and an upper end of earlier steps are none of these
+            self._known.pop("noise_scale_high", None)
         self._known.update(row)
         if time.monotonic() < self._next:
             return
@@ -54,4 +55,8 @@ class Line:
 def text(step: int, row: Mapping[str, float]) -> str:
     """The line."""
     parts = [form.format(row[name]) for name, form in SHOWN.items() if name in row]
+    low, high = row.get("noise_scale_low"), row.get("noise_scale_high")
+    if low is not None:
+        ends = f"> {low:.2g}" if high is None else f"{low:.2g} … {high:.2g}"
+        parts.append(f"noise scale {ends}")
     return "  ".join([f"step {step}", *parts])

@@ -10,7 +10,13 @@ from torch import Tensor
 from lsa.landscape import Landscape, noise_scale
 
 AGREEMENT = 1e-3  # relative, of |∇L|² from the products of samples with that of autograd
-SHOWN = ("noise_scale", "noise_trace", "gradient_squared")  # of each block
+SHOWN = (  # of each block
+    "noise_scale",
+    "noise_scale_low",
+    "noise_scale_high",
+    "noise_trace",
+    "gradient_squared",
+)
 
 Span = tuple[int, int]  # start and end of a parameter in θ
 

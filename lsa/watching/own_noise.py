@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_leaves
 
-from lsa.maths.ratios import fieller
+from lsa.landscape.noise_scale import diversity
+from lsa.maths.ratios import quotient
 from lsa.maths.sums import square
 from lsa.watching.hooks import OnModule, uncompiled
 from lsa.watching.sample_noise import SampleNoise
@@ -223,9 +224,9 @@ def _samples(batch: Any) -> int | None:
 
 
 def averaged(seen: deque[tuple[float, float]], samples: int) -> Mapping[str, float]:
-    """The scale tr C/|G|² of means over steps with its 95 % interval, and the diversity.
+    """The scale tr C/|G|² of means over steps and the diversity, with their 95 % intervals.
 
-    Nothing as long as the noise may hide the gradient.
+    As long as the noise may hide the gradient, only the ends that are known.
 
     Args:
         seen: (tr C, |G|²) of each step.
@@ -233,14 +234,6 @@ def averaged(seen: deque[tuple[float, float]], samples: int) -> Mapping[str, flo
     """
     if len(seen) < LEAST:
         return {}
-    pairs = torch.tensor(list(seen), dtype=torch.float64)
-    interval = fieller(pairs[:, 0], pairs[:, 1])
-    if interval is None:
-        return {}
-    trace, signal = pairs.mean(0).tolist()
-    return {
-        "noise_scale": trace / signal,
-        "noise_scale_low": max(0.0, interval[0]),
-        "noise_scale_high": interval[1],
-        "gradient_diversity": (trace + signal) / (samples * signal + trace),
-    }
+    trace, signal = torch.tensor(list(seen), dtype=torch.float64).T
+    scale = quotient(trace, signal)
+    return scale.named("noise_scale") | diversity(scale, samples).named("gradient_diversity")

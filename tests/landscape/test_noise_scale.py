@@ -13,7 +13,6 @@ from lsa.probe import find
 from lsa.runtime.errors import InputError
 
 F64 = torch.float64
-NAMES = ("trace", "gradient_squared", "scale", "diversity")
 
 pytestmark = pytest.mark.usefixtures("global_rng_untouched")
 
@@ -132,7 +131,7 @@ def test_errors_are_the_jackknifes():
         return of_gram(rows @ rows.T, b, n)
 
     left_out = [values(torch.cat([g[:i], g[i + 1 :]])) for i in range(m)]
-    for name in NAMES:
+    for name in ("trace", "gradient_squared"):
         each = torch.tensor([getattr(one, name).value for one in left_out], dtype=F64)
         expected = ((m - 1) * each.var(correction=0)).sqrt().item()
         assert getattr(values(g), name).error == pytest.approx(expected, rel=1e-9), name
@@ -143,6 +142,8 @@ def test_where_noise_hides_the_gradient_there_is_no_scale():
     found = of_gram(g @ g.T, 1, 50)
     assert found.gradient_squared.value < 0
     assert math.isnan(found.scale.value) and math.isnan(found.diversity.value)
+    assert found.scale.high == math.inf and found.diversity.high == 1
+    assert {"noise_scale", "noise_scale_high", "gradient_diversity"}.isdisjoint(found.numbers())
 
 
 @pytest.mark.parametrize("signal", [0.0, 0.3, 1.0, 3.0])
@@ -163,7 +164,7 @@ def test_a_scale_that_is_printed_is_never_far_above_the_truth(signal):
     else:
         assert (told < 3 * truth).all()
     if signal == 3:
-        assert len(told) == 400
+        assert len(told) >= 0.95 * 400
         assert told.mean().item() == pytest.approx(truth, rel=0.1)
 
 

@@ -1,4 +1,4 @@
-"""How often a number lies within two standard errors of the population's, over many data sets.
+"""How often two standard errors, or an interval, hold the population's number, over data sets.
 
 A population of 20,000 samples, of which each data set has 200; the network and θ stay. Errors over
 random vectors are added to those over the data. `python -m tests.simulations` prints the shares.
@@ -63,7 +63,14 @@ def test_two_standard_errors_cover_the_populations_number(name, record_property)
         drawn = torch.randperm(POPULATION, generator=generator(seed))[:SAMPLES]
         found = measured(name, everything.subset(drawn), seed)
         for number, value in truth.items():
-            if number not in found:  # a ratio that is left out claims nothing
+            if f"{number}_high" in truth:  # its interval, which may have no upper end
+                low = found.get(f"{number}_low", Metric(math.inf)).value
+                high = found.get(f"{number}_high", Metric(math.inf)).value
+                inside.setdefault(number, []).append(low <= value.value <= high)
+                sources.setdefault(number, set()).add("data")
+            elif number.endswith(("_low", "_high")):
+                continue
+            elif number not in found:  # a ratio that is left out claims nothing
                 inside.setdefault(number, []).append(True)
                 absent[number] = absent.get(number, 0) + 1
             elif "data" in (errors := found[number].errors):  # others are of these samples alone

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import combinations
 from typing import Any
 
@@ -223,12 +224,21 @@ def test_a_noise_scale_is_printed_only_where_the_gradient_is_told_from_zero():
     for seed in range(40):
         notes = measure(*planted(60, seed, mean=1.0), k=1, probes=0).notes
         bounds += [
-            float(note.split("above about ")[1].split()[0])
+            float(note.split("it is above ")[1].split()[0])
             for note in notes
             if "not told from zero" in note
         ]
     assert len(bounds) > 35
-    assert sum(bound > 109 for bound in bounds) <= 0.2 * len(bounds)  # tr C/|G|²
+    assert sum(bound > 109 for bound in bounds) <= 0.025 * len(bounds)  # tr C/|G|²
+
+
+def test_the_noise_scale_has_an_interval_in_place_of_a_standard_error():
+    found = measure(*planted(200, 0, mean=4.0), k=1, probes=0)
+    scale, low, high = (found[f"noise_scale{end}"] for end in ("", "_low", "_high"))
+    assert not scale.errors and 0 < low.value < scale.value < high.value < 4 * scale.value
+    assert high.value - scale.value > scale.value - low.value
+    printed = [line for line in str(found).splitlines() if line.startswith("noise_scale")]
+    assert len(printed) == 1 and re.search(r" samples +95 % interval \S+ to \S+$", printed[0])
 
 
 def test_no_curvature_leaves_out_the_ratios_to_it():

@@ -213,7 +213,7 @@ def test_a_probe_of_ones_own_declares_what_the_report_checks(monkeypatch):
 
 def test_numbers_are_written_with_their_errors():
     one = {"a": 1.0, "a_se_data": 0.1, "b": 7.0, "b_low": 5.0, "b_high": float("inf")}
-    assert written([one], "a") == "1 ± 0.2" and written([one], "b") == "7 (5 … inf)"
+    assert written([one], "a") == "1 ± 0.2" and written([one], "b") == "7 (5 … ∞)"
     assert written([one], "c") == "–"
     assert written([{"a": 1.0}, {"a": 3.0}], "a") == "2 ± 13"  # t of one degree of freedom: 12.7
 

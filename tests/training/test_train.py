@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import pytest
 import torch
@@ -58,8 +59,8 @@ def test_every_epoch_is_measured_and_training_learns(split, optimizer):
         "train/learning_rate", "train/seconds", "val/loss", "val/accuracy",
         *(f"train/{name}{end}" for name in NOISE[:2] for end in ("", "_se_data")),
     }  # fmt: skip
-    # The ratios only where their denominators are told from zero.
-    ratios = {f"train/{name}{end}" for name in NOISE[2:] for end in ("", "_se_data")}
+    # The quotients only where their denominators are told from zero; else ends of intervals.
+    ratios = {f"train/{name}{end}" for name in NOISE[2:] for end in ("", "_low", "_high")}
     assert always == set(epochs[0].metrics) - ratios
     assert epochs[-1].metrics["val/loss"] < epochs[0].metrics["val/loss"]
     assert epochs[-1].metrics["val/accuracy"] > 0.2  # chance is 0.1, and these are 20 steps
@@ -123,7 +124,8 @@ def test_measuring_the_noise_changes_no_bit_of_the_training(split):
             assert torch.equal(weight, b.state["model"][name]), name
         own = {k: v for k, v in a.metrics.items() if k in b.metrics and k != "train/seconds"}
         assert own == {k: v for k, v in b.metrics.items() if k != "train/seconds"}
-        assert {k.removesuffix("_se_data") for k in a.metrics.keys() - b.metrics.keys()} <= {
+        added = a.metrics.keys() - b.metrics.keys()
+        assert {re.sub("_(se_data|low|high)$", "", k) for k in added} <= {
             f"train/{name}" for name in NOISE
         }
 
