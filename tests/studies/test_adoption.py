@@ -308,7 +308,8 @@ def batches():
 """
 
 
-@pytest.mark.cross
+@pytest.mark.models
+@pytest.mark.full
 def test_a_folder_of_hugging_face_is_adopted_with_its_tied_weights(workplace: Path, monkeypatch):
     pytest.importorskip("transformers")
     (workplace / "text_of_theirs.py").write_text(TEXT)
