@@ -53,8 +53,8 @@ class NoiseScale:
         for name in ("trace", "gradient_squared"):
             estimate, name = getattr(self, name), name.replace("trace", "noise_trace")
             values |= {name: estimate.value, f"{name}_se_data": estimate.error}
-        for name, found in (("noise_scale", self.scale), ("gradient_diversity", self.diversity)):
-            values |= found.named(name)
+        for name, ratio in (("noise_scale", self.scale), ("gradient_diversity", self.diversity)):
+            values |= ratio.named(name)
         return {name: value for name, value in values.items() if math.isfinite(value)}
 
 
@@ -155,8 +155,8 @@ def spread(gram: Tensor) -> Spread:
     # E[(cᵢ·cⱼ)²] of normal gradients less their mean, of covariance A (Isserlis).
     trace = own.sum() / (m - 1)
     squares = (mean - (trace / m) ** 2) / ((1 - 1 / m) ** 2 + 1 / m**2)
-    found = max(0.0, float(squares))
-    return Spread(math.sqrt(found), found)
+    bound = max(0.0, float(squares))
+    return Spread(math.sqrt(bound), bound)
 
 
 def of_sums(rows: Tensor, diagonal: Tensor, size: int, n: int, spread: Spread) -> NoiseScale:

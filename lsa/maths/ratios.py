@@ -57,14 +57,14 @@ def quotient(
     unit = float(over.std()) or abs(top) or 1.0, float(under.std()) or abs(bottom) or 1.0
     test = _Test(over / unit[0], under / unit[1], least, unit)
     edge = float(stdtrit(len(over) - 1, 0.5 + level / 2))
-    found = math.atan2(top / unit[0], bottom / unit[1]) if bottom > 0 < top else math.pi / 2
+    estimate = math.atan2(top / unit[0], bottom / unit[1]) if bottom > 0 < top else math.pi / 2
 
     def ratio(angle: float) -> float:
         return math.tan(angle) * unit[0] / unit[1] if angle < math.pi / 2 else math.inf
 
     told = test.at(math.pi / 2) < -edge
-    low = _crossing(lambda a: test.at(a, careful=True) - edge, 0.0, found)
-    high = _crossing(lambda a: test.at(a) + edge, found, math.pi / 2) if told else math.pi / 2
+    low = _crossing(lambda a: test.at(a, careful=True) - edge, 0.0, estimate)
+    high = _crossing(lambda a: test.at(a) + edge, estimate, math.pi / 2) if told else math.pi / 2
     return Quotient(top / bottom if told else math.nan, ratio(low), ratio(high))
 
 
