@@ -53,7 +53,8 @@ class OwnNoise:
         self._nodes: list[Any] = []  # torch keeps a hook as long as its node lives
         self._squares: list[list[Tensor]] = [[] for _ in weights.parameters]
         self._marks: list[tuple[int, int]] = []  # of the gradients at the end of the last pass
-        self._fired: set[int] = set()  # parameters whose gradient has come in the pass at hand
+        self._passing = False  # a pass has given its first gradient
+        self._mixed = False  # something else has written into gradients that are kept
         self._ended = 0  # passes of the step at hand
         self.dropped = 0  # those of them whose gradients the training has thrown away
         self._sizes: list[int | None] = []  # samples of each call of the network
@@ -86,7 +87,7 @@ class OwnNoise:
             def hook(gradients: tuple[Tensor | None, ...]) -> None:
                 g = gradients[0]
                 if g is not None and due():
-                    self._see_whether_kept(i)
+                    self._see_whether_kept()
                     self._squares[i].append(square(g.detach().to_dense().reshape(-1)))
 
             return uncompiled(hook)
@@ -102,22 +103,24 @@ class OwnNoise:
             handles += self._samples.attach(sampling)
         return handles
 
-    def _see_whether_kept(self, i: int) -> None:
-        """Forget what a parameter was given before, where something else is added to now.
+    def _see_whether_kept(self) -> None:
+        """Forget the passes before, where a pass begins and they have been thrown away.
 
         A step that a training leaves out, as a GradScaler does, has passes that no step adds up.
         """
-        if i in self._fired:
+        if self._passing:  # gradients may lie in one memory, and all are written into by one
             return
-        self._fired.add(i)
-        known = self._squares[i] and self._marks
-        if known and _mark(self._weights.parameters[i]) != self._marks[i]:
-            self._squares[i], self.dropped = [], self._ended
+        self._passing = True
+        parameters = self._weights.parameters
+        if not self._marks or self._marks == [_mark(p) for p in parameters]:
+            return
+        self._mixed = any(p.grad is not None and bool(p.grad.to_dense().any()) for p in parameters)
+        self._squares, self.dropped = [[] for _ in self._squares], self._ended
 
     def passed(self) -> None:
         """A backward pass has ended."""
         self._marks = [_mark(p) for p in self._weights.parameters]
-        self._fired.clear()
+        self._passing = False
         self._ended += 1
 
     def tell(self, batch: Any) -> None:
@@ -155,7 +158,7 @@ class OwnNoise:
         # different losses, or of unequal weights, are added up.
         known = total is not None and passes == len(sizes) and len({*sizes}) == 1 and sizes[0]
         try:
-            if not known or total is None or not total.isfinite().all():
+            if not known or self._mixed or total is None or not total.isfinite().all():
                 return {}
             total, b = total.cpu() / scale**2, int(sizes[0] or 0)
             if n > 1:
@@ -192,7 +195,7 @@ class OwnNoise:
         self._squares, self._each = [[] for _ in self._squares], None
         self._sizes, self._told, self._marks = [], [], []
         self._ended = self.dropped = 0
-        self._fired.clear()
+        self._passing = self._mixed = False
         if self._samples is not None:
             self._samples.forget()
 

@@ -182,6 +182,36 @@ def test_passes_that_no_step_uses_are_not_counted(zeros: bool):
     assert rows[0]["noise_trace"] > 0 and rows[0] == rows[1]
 
 
+@pytest.mark.parametrize("way", ["plain", "one memory", "clipped in between"])
+def test_gradients_in_one_memory_are_added_up_all_the_same(way: str):
+    """As DistributedDataParallel's may be: a pass writes into all where it writes into one."""
+    model, x, y = setting()
+    parameters = [*model.parameters()]
+    optimizer = torch.optim.SGD(parameters, lr=0.1)
+    memory = torch.zeros(sum(p.numel() for p in parameters))
+    passes = []
+    with watched(model, optimizer) as watch:
+        optimizer.zero_grad()
+        if way == "one memory":
+            parts = memory.split([p.numel() for p in parameters])
+            for p, part in zip(parameters, parts, strict=True):
+                p.grad = part.view_as(p)
+        for part in (slice(0, 12), slice(12, 24)):
+            loss = F.cross_entropy(model(x[part]), y[part])
+            of_pass = torch.autograd.grad(loss, parameters, retain_graph=True)
+            passes.append(torch.cat([g.flatten() for g in of_pass]))
+            (loss / 2).backward()
+            if way == "clipped in between":
+                nn.utils.clip_grad_norm_(parameters, 0.01)
+        optimizer.step()
+    if way == "clipped in between":  # what is added up is no mean of draws
+        assert "noise_trace" not in watch.rows[0]
+    else:
+        a = torch.stack(passes).double()
+        exact = 12 * (a - a.mean(0)).square().sum()
+        assert watch.rows[0]["noise_trace"] == pytest.approx(float(exact), rel=1e-4)
+
+
 def test_a_compiled_step_has_the_numbers_of_a_plain_one():
     rows = []
     for compiles in (False, True):
