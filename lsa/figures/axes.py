@@ -96,7 +96,7 @@ class _Between(LogLocator):
 
 
 class Decades(LogFormatterSciNotation):
-    """Powers of ten in plain text: 10⁻³, 2×10⁴."""
+    """Numbers in plain text, large and small ones by powers of ten: 0.2, 30, 10⁻³, 2×10⁴."""
 
     POWER = re.compile(r"10\^\{(.*?)\}")
     RAISED = str.maketrans("-−0123456789", "⁻⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -104,6 +104,8 @@ class Decades(LogFormatterSciNotation):
     def __call__(self, x: float, pos: int | None = None) -> str:
         """The label of a tick; empty where it has none."""
         formula = super().__call__(x, pos)
+        if formula and 0.0099 < x < 999:
+            return f"{x:.3g}"
         text = formula.replace(r"$\mathdefault{", "").removesuffix("}$").replace(r"\times", "×")
         return self.POWER.sub(lambda match: "10" + match[1].translate(self.RAISED), text)
 

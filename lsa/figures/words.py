@@ -9,7 +9,7 @@ QUANTITIES = {
     "lambda_min": "lowest curvature λ_min",
     "condition_number": "|λ_max/λ_min|",
     "trace": "trace of the Hessian",
-    "n_outliers": "eigenvalues above the bulk",
+    "n_outliers": "number of eigenvalues above the bulk",
     "lambda_h": "largest curvature λ_H",
     "lambda_c": "largest gradient noise λ_C",
     "noise_ratio": "noise over curvature λ_C/λ_H",
