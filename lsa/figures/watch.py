@@ -53,8 +53,8 @@ def draw(column: Column, title: str, alarms: Sequence[int] = ()) -> Figure:
             name = None if i else "alarm"
             panel.axvline(step, color="tab:red", linewidth=0.8, linestyle=":", label=name)
         # Above the panel, where no line is.
-        place = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 3}
-        panel.legend(frameon=False, fontsize=8, **place)
+        position = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 3}
+        panel.legend(frameon=False, fontsize=8, **position)
     for panel in [*panels][len(groups) :]:
         panel.set_axis_off()
     return figure
