@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lsa.maths.sums import square
+
 BLOCK = 1 << 14  # numbers that are added up in the vectors' own precision
 
 
@@ -46,7 +48,7 @@ class Space:
 
     def length(self, w: Tensor) -> Tensor:
         """|w| of a vector `(d,)`, a float64 scalar `()` on its device."""
-        return self.total(torch.linalg.vector_norm(w, dtype=torch.float64).square()).sqrt()
+        return self.total(square(w)).sqrt()
 
     def dimension(self, w: Tensor) -> int:
         """Number of coordinates, over all processes, of a vector whose part here is w `(d,)`."""

@@ -4,7 +4,7 @@ from lsa.probe.checks import AtMost, Same
 from lsa.probe.declaration import INPUTS, PROBES, Option, Probe, probe
 from lsa.probe.registry import find, modules
 from lsa.probe.result import Curve, Metric, Result, standard_error
-from lsa.probe.work import Sizes, Work
+from lsa.probe.work import Sizes, Work, lanczos_rows
 from lsa.runtime.progress import Report
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "Sizes",
     "Work",
     "find",
+    "lanczos_rows",
     "modules",
     "probe",
     "standard_error",

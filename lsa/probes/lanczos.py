@@ -14,7 +14,18 @@ from lsa.landscape.derivatives import budget
 from lsa.maths.ratios import quotient
 from lsa.maths.spectra import eigenpairs
 from lsa.maths.spectra.quadrature import Quadrature, spectral_density
-from lsa.probe import AtMost, Curve, Metric, Report, Result, Sizes, Work, probe, standard_error
+from lsa.probe import (
+    AtMost,
+    Curve,
+    Metric,
+    Report,
+    Result,
+    Sizes,
+    Work,
+    lanczos_rows,
+    probe,
+    standard_error,
+)
 from lsa.runtime.errors import InputError
 
 GRID = 211  # points of the density, from −1.05 to 1.05 of the largest |λ|
@@ -37,11 +48,14 @@ def _work(
     **_: Any,
 ) -> Work:
     """Products until both ends converge vary; these are typical of trained networks."""
-    products = (PRODUCTS if k_min else UPPER) + density_probes * density_steps
-    products += HALVES if bias == "yes" else 0
+    products = (ends := PRODUCTS if k_min else UPPER) + density_probes * density_steps
+    rows = lanczos_rows(ends) + density_probes * lanczos_rows(density_steps)
+    if bias == "yes":
+        products, rows = products + HALVES, rows + 2 * lanczos_rows(HALVES / 2)
     gauss_newton = 0
     if split == "yes":  # it has two ends of its own, that of G and that of H − G
         products, gauss_newton = products + PRODUCTS, UPPER + PRODUCTS
+        rows += lanczos_rows(UPPER) + lanczos_rows(PRODUCTS)
     vectors = 2 * (PRODUCTS + k + k_min) + (density_steps if density_probes else 0)
     n = at.samples
     return Work(
@@ -49,6 +63,7 @@ def _work(
         products=products * n,
         gauss_newton=gauss_newton * n,
         curvatures=(1.0 + (k_min > 0) + (split == "yes")) * n,
+        rows=rows,
         vectors=vectors,
     )
 

@@ -13,7 +13,18 @@ from lsa.landscape import Landscape, flatten
 from lsa.landscape.blocks import Slice, SlicedProduct, blocks, owners, parted
 from lsa.maths.spectra import eigenpairs
 from lsa.maths.spectra.trace import rademacher
-from lsa.probe import Curve, Metric, Report, Result, Same, Sizes, Work, probe, standard_error
+from lsa.probe import (
+    Curve,
+    Metric,
+    Report,
+    Result,
+    Same,
+    Sizes,
+    Work,
+    lanczos_rows,
+    probe,
+    standard_error,
+)
 from lsa.runtime.errors import InputError
 
 # For the cost: products of a Lanczos run to both ends of a block and to the upper one, those of the
@@ -90,11 +101,13 @@ def _work(at: Sizes, *, depth: int, lower: str, k: int, probes: int, **_: Any) -
     nothing.
     """
     n = max(1, len(blocks(at.parameters, depth)))
-    products = n * (BOTH if lower == "yes" else UPPER) * PART + PAIR * k + probes
+    each = BOTH if lower == "yes" else UPPER
+    products = n * each * PART + PAIR * k + probes
     return Work(
         gradients=3.0 * at.samples,
         products=products * at.samples,
         curvatures=(n / 2 + 1) * at.samples,
+        rows=lanczos_rows(each) + lanczos_rows(PAIR * k),  # all blocks together are as long as θ
         vectors=2 * (BOTH + k),
         spread=SPREAD,
     )

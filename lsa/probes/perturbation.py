@@ -10,7 +10,18 @@ from torch import Tensor
 
 from lsa.landscape import Landscape
 from lsa.maths.spectra import eigenpairs
-from lsa.probe import Curve, Metric, Report, Result, Same, Sizes, Work, probe, standard_error
+from lsa.probe import (
+    Curve,
+    Metric,
+    Report,
+    Result,
+    Same,
+    Sizes,
+    Work,
+    lanczos_rows,
+    probe,
+    standard_error,
+)
 from lsa.runtime.errors import InputError
 
 NEAR = 0.05  # of the reach: the step whose finite curvature is reported
@@ -36,6 +47,7 @@ def _work(at: Sizes, *, points: int, **_: Any) -> Work:
         gradients=20.0 * at.samples,
         products=PRODUCTS * at.samples,
         curvatures=3.0 * at.samples,
+        rows=lanczos_rows(PRODUCTS),
         vectors=2 * PRODUCTS,
     )
 

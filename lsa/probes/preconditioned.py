@@ -13,7 +13,18 @@ from torch.optim import Optimizer
 
 from lsa.landscape import Landscape
 from lsa.maths.spectra import eigenpairs
-from lsa.probe import Curve, Metric, Report, Result, Same, Sizes, Work, probe, standard_error
+from lsa.probe import (
+    Curve,
+    Metric,
+    Report,
+    Result,
+    Same,
+    Sizes,
+    Work,
+    lanczos_rows,
+    probe,
+    standard_error,
+)
 from lsa.runtime.errors import InputError
 from lsa.training import stability
 from lsa.training.preconditioners import Preconditioner
@@ -28,11 +39,12 @@ def _work(at: Sizes, **_: Any) -> Work:
 
     For SGD P⁻¹H is H.
     """
-    products = (1 if at.optimizer == "SGD" else 2) * PRODUCTS + 1
+    runs = 1 if at.optimizer == "SGD" else 2
     return Work(
         gradients=2.0 * at.samples,
-        products=products * at.samples,
+        products=(runs * PRODUCTS + 1.0) * at.samples,
         curvatures=3.0 * at.samples,
+        rows=runs * lanczos_rows(PRODUCTS),
         vectors=2 * PRODUCTS,
     )
 

@@ -15,7 +15,18 @@ from lsa.maths.spectra.eigenpairs import Eigenpairs, Extremes, top
 from lsa.maths.spectra.krylov import Matvec, orthonormal
 from lsa.maths.spectra.moments import ProductMoments, product_moments
 from lsa.maths.spectra.overlap import subspace_overlap
-from lsa.probe import Curve, Metric, Report, Result, Same, Sizes, Work, probe, standard_error
+from lsa.probe import (
+    Curve,
+    Metric,
+    Report,
+    Result,
+    Same,
+    Sizes,
+    Work,
+    lanczos_rows,
+    probe,
+    standard_error,
+)
 from lsa.runtime.errors import InputError
 
 BRACKET = 0.1  # width of the bracket of λ_C, relative, above which a note says so
@@ -46,6 +57,7 @@ def _work(at: Sizes, *, k: int, probes: int, **_: Any) -> Work:
         products=(search + moments) * at.samples,
         covariance=(search + FIRST + moments + 1) * at.samples,  # whole, two halves
         curvatures=3.0 * at.samples,
+        rows=2 * lanczos_rows(search) + 2 * lanczos_rows(FIRST),
         vectors=4 * search,
         spread=SPREAD,
     )

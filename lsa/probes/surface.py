@@ -21,7 +21,17 @@ from lsa.maths.planes import (
     window,
 )
 from lsa.maths.spectra import eigenpairs
-from lsa.probe import Curve, Metric, Report, Result, Sizes, Work, probe, standard_error
+from lsa.probe import (
+    Curve,
+    Metric,
+    Report,
+    Result,
+    Sizes,
+    Work,
+    lanczos_rows,
+    probe,
+    standard_error,
+)
 from lsa.runtime.errors import InputError
 
 PRODUCTS = 28  # of one Lanczos run to both ends, for the estimate of the cost
@@ -50,6 +60,7 @@ def _work(at: Sizes, *, points: int, plane: str, **_: Any) -> Work:
         losses=float(points**2 * at.samples),
         gradients=4.0 * at.samples,
         products=float(products),
+        rows=lanczos_rows(PRODUCTS) if products else 0.0,
         vectors=2 * PRODUCTS if products else 6,
     )
 

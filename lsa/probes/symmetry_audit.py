@@ -22,12 +22,13 @@ from lsa.maths.alignment.permutations import (
 from lsa.maths.planes import filter_normalised
 from lsa.maths.spectra import eigenpairs
 from lsa.maths.spectra.trace import rademacher
-from lsa.probe import Metric, Report, Result, Sizes, Work, probe, standard_error
+from lsa.probe import Metric, Report, Result, Sizes, Work, lanczos_rows, probe, standard_error
 from lsa.runtime.errors import InputError
 
 MOVED = 0.01  # relative change of a number that counts as one
 PRODUCTS = 8  # of one Lanczos run to the upper end, for the estimate of the cost
 DOUBLE = 2.5  # what float64 costs here, in that of float32 (2.6 on a CPU)
+TRIED = 90  # rows of a basis that trying and changing one part of a transformer costs; as seen
 EPS = 1e-8  # that torch's Adam adds to the root of its second moment
 UNITS = {"weight_norm": "", "preconditioned_lambda_max": "1/η"}  # the others are in the loss's
 
@@ -63,13 +64,18 @@ class Search(NamedTuple):
 
 
 def _work(at: Sizes, *, probes: int, **_: Any) -> Work:
-    """Three Lanczos runs, two random means and some gradients on each of four networks."""
-    each = 4 * DOUBLE * at.samples
+    """Three Lanczos runs, two random means and some gradients on each of four networks.
+
+    Of a transformer on five: its heads are rotated, too.
+    """
+    networks = 5 if at.symmetric else 4
+    each = networks * DOUBLE * at.samples
     return Work(
         losses=4 * each,
         gradients=8 * each,
         products=3 * PRODUCTS * each,
         curvatures=(3 + 2 * probes) * each,
+        rows=3 * networks * DOUBLE * lanczos_rows(PRODUCTS) + TRIED * at.symmetric,
         vectors=3 * PRODUCTS + 2 * probes,
         width=8,
     )

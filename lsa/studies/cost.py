@@ -11,11 +11,17 @@ from typing import Any
 import psutil
 import torch
 from torch import Tensor
+from torch.func import vmap
 
-from lsa.landscape import Landscape, flatten
+from lsa.landscape import Landscape, consistency, flatten
+from lsa.landscape.blocks import blocks
 from lsa.landscape.derivatives import budget
+from lsa.landscape.samples import Samples
+from lsa.maths.alignment.permutations import permutation_spec
+from lsa.maths.spectra.krylov import orthogonalise
 from lsa.probe import Probe, Sizes
 from lsa.project import Project, Recipe
+from lsa.runtime.errors import InputError
 from lsa.tracking.checkpoint import load_data
 from lsa.training.recipes import held_out, landscape_of, network
 
@@ -23,6 +29,10 @@ SAMPLES = 256  # on which the rates are measured
 STEP = 2.0  # seconds of a step beside its arithmetic: checkpoint, logging, figure
 ROUNDS = 5  # of measuring at most
 LONG = 4.0  # seconds of them after which one more is not worth it
+ROW = 1 << 22  # numbers of a vector on which the rate of a row is measured
+# The check before a probe, in float64 on a few samples: gradients beside a product, what float64
+# costs, and vectors that it holds. As seen for transformers of 0.8 and 10.7 million parameters.
+CHECKED, DOUBLE, CHECK_VECTORS = 6, 2.5, 6
 BYTES = 4  # of a number, as all is measured in float32
 OPERATORS = 2  # whose graphs a probe may keep at once: H and G, or H and C
 SPARE = 1.5  # times what the first of them may hold: the second finds half as much free
@@ -43,6 +53,8 @@ class Rates:
     graphs: float = 0.0  # bytes per sample that a product keeps for the next
     spare: int = 0  # bytes that one operator's graphs may hold
     chunk: int = 0  # samples in a pass
+    row: float = 0.0  # seconds to make a vector orthogonal to one of a basis
+    check: float = 0.0  # seconds of the check before a probe
 
 
 @dataclass(frozen=True)
@@ -88,6 +100,7 @@ def measured(
     validation: int,
     workers: int = 1,
     optimizer: str = "",
+    clock: Callable[[], float] = time.perf_counter,
 ) -> Rates:
     """Measure the rates on a part of a landscape, with the current number of threads.
 
@@ -98,23 +111,26 @@ def measured(
         validation: Samples of the held-out split.
         workers: Processes that will share cores and memory.
         optimizer: That trained the checkpoint.
+        clock: Of the seconds; `time.process_time` leaves out what others take on the machine.
     """
-    samples, spare = landscape.n_samples, budget.settings().memory
-    if spare is None:
-        spare = budget.graph_memory(theta.device) // workers
+    samples, spare = landscape.n_samples, landscape.graph_memory
+    if landscape.memory is None:
+        spare //= workers
     names = tuple(landscape.unflatten(theta))
-    sizes = Sizes(len(theta), samples, training, validation, names, optimizer)
+    symmetric = _symmetric(landscape, names)
+    sizes = Sizes(len(theta), samples, training, validation, names, optimizer, symmetric)
     n = min(SAMPLES, samples)
     graphs = landscape.graph_size(theta)
     # As many of the graphs must fit here as will fit there, since a kept one makes a product cheap.
     part = landscape.subset(torch.arange(n)).with_memory(int(spare * n / samples))
     v = torch.randn(len(theta), generator=torch.Generator().manual_seed(0)).to(theta)
+    rows = torch.stack([v[:ROW]] * 4) / len(theta) ** 0.5
     operators = part.hessian(theta), part.gauss_newton(theta), part.covariance(theta, centred=False)
     firsts: list[Callable[[], Any]] = [
         lambda: part.loss(theta),
         lambda: part.gradient(theta)[0].item(),
     ]
-    for first in firsts:
+    for first in (lambda: vmap(torch.sin)(v[:1]), *firsts):  # with what torch loads at first
         first()
     resident = psutil.Process().memory_info().rss
     seconds = _seconds(
@@ -122,9 +138,13 @@ def measured(
             *firsts,
             *(lambda matvec=matvec: matvec(v)[0].item() for matvec in operators),
             lambda: part.curvatures(theta, v)[0].item(),
-        ]
+            lambda: orthogonalise(v[:ROW], rows)[1][0].item(),
+        ],
+        clock,
     )
-    loss, gradient, product, gauss_newton, covariance, curvature = (s / n for s in seconds)
+    loss, gradient, product, gauss_newton, covariance, curvature = (s / n for s in seconds[:-1])
+    few = min(samples, consistency.DERIVED)
+    derived = CHECKED * gradient + (product if landscape.products != "gradients" else 0.0)
     return Rates(
         loss,
         gradient,
@@ -136,11 +156,31 @@ def measured(
         sizes,
         graphs,
         spare,
-        min(landscape.chunk, samples),
+        _pass(landscape),
+        seconds[-1] / len(rows) * len(theta) / rows.shape[1],
+        DOUBLE * few * derived,
     )
 
 
-def _seconds(works: Sequence[Callable[[], Any]]) -> list[float]:
+def _symmetric(landscape: Landscape, names: Sequence[str]) -> float:
+    """Parts of a transformer whose symmetries are tried, about: a third of its layers."""
+    try:
+        permutation_spec(landscape.model)
+    except InputError:
+        return len(blocks(names, 0)) / 3
+    return 0.0
+
+
+def _pass(landscape: Landscape) -> int:
+    """Samples in a pass; of batches in the largest."""
+    if isinstance(landscape.data, Samples):
+        return min(landscape.chunk, landscape.n_samples)
+    return max(count.units for count in landscape.data.batches.counts)
+
+
+def _seconds(
+    works: Sequence[Callable[[], Any]], clock: Callable[[], float] = time.perf_counter
+) -> list[float]:
     """Median seconds of each task over several rounds, after one round that warms up.
 
     In turn, so that a spell in which the machine is slow does not fall on one of them alone. The
@@ -150,13 +190,13 @@ def _seconds(works: Sequence[Callable[[], Any]]) -> list[float]:
     for work in works:
         work()
     seconds: list[list[float]] = [[] for _ in works]
-    begun = time.perf_counter()
+    begun = clock()
     for _ in range(ROUNDS):
         for work, taken in zip(works, seconds, strict=True):
-            before = time.perf_counter()
+            before = clock()
             work()
-            taken.append(time.perf_counter() - before)
-        if time.perf_counter() - begun > LONG:
+            taken.append(clock() - before)
+        if clock() - begun > LONG:
             break
     return [median(taken) for taken in seconds]
 
@@ -187,10 +227,13 @@ def probing(declared: Probe, options: Mapping[str, Any], measured: Rates) -> Cos
         + work.gauss_newton * measured.gauss_newton
         + work.covariance * measured.covariance
         + work.curvatures * measured.curvature
+        + work.rows * measured.row
     )
-    memory = measured.memory + work.vectors * measured.sizes.dimension * work.width
+    vectors = work.vectors * measured.sizes.dimension * work.width
     if work.products or work.gauss_newton or work.covariance:
         graphs = measured.graphs * work.width / BYTES
         kept = min(OPERATORS * graphs * measured.sizes.samples, SPARE * measured.spare)
-        memory += int(kept + graphs * measured.chunk)  # and that of a pass in the making
-    return Cost(STEP + seconds, memory, work.spread)
+        vectors += int(kept + graphs * measured.chunk)  # and that of a pass in the making
+    check = int(CHECK_VECTORS * measured.sizes.dimension + measured.graphs / BYTES) * 8
+    memory = measured.memory + max(vectors, check)
+    return Cost(STEP + measured.check + seconds, memory, work.spread)

@@ -52,19 +52,19 @@ def test_the_work_of_a_line_is_what_it_evaluates(workplace, monkeypatch):
 
 
 def test_costs_are_work_times_rates():
-    rates = cost.Rates(1.0, 3.0, 10.0, 5.0, 2.0, 6.0, memory=500, sizes=AT)
+    rates = cost.Rates(1.0, 3.0, 10.0, 5.0, 2.0, 6.0, memory=500, sizes=AT, row=3.0, check=7.0)
     declared = probe.Probe(
         "p",
         lambda: None,
         (),
         {},
         (),
-        lambda at, k: Work(1, 2, k * at.samples, 4, 8, 9, 7, 4, (1, k)),
+        lambda at, k: Work(1, 2, k * at.samples, 4, 8, 9, 70, 4, (1, k), rows=5),
     )
     found = cost.probing(declared, {"k": 2}, rates)
     assert (
-        found.seconds == cost.STEP + 1 + 6 + 2000 + 20 + 16 + 54
-        and found.memory == 500 + 7 * 1000 * 4
+        found.seconds == cost.STEP + 1 + 6 + 2000 + 20 + 16 + 54 + 15 + 7
+        and found.memory == 500 + 70 * 1000 * 4
     )
     assert found.spread == (1, 2)
     for spare, kept in ((10**6, 2 * 50 * 100), (4000, 6000)):  # the second finds half as much

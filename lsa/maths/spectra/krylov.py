@@ -167,7 +167,7 @@ class Krylov:
         grows = n < self.d and not negligible(float(c[n]), self.scale, w.dtype)
         if grows:
             self.T[n, j] = c[n]
-            self._append(w / float(c[n]))
+            self._append(w.div_(float(c[n])))
         if self._single:
             self.chain.append((float(c[j]), float(c[n]) if grows else 0.0))
             self._single = grows
