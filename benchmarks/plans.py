@@ -152,6 +152,7 @@ def _plans(options: argparse.Namespace) -> dict[str, Any]:
     for name in names:
         declared = probe.find(name)
         said = cost.probing(declared, _options(declared, options), rates)
+        assert said
         found[name] = {
             "seconds": said.seconds - cost.STEP,
             "spread": said.spread,

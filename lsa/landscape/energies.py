@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from lsa.landscape.batched import Batched
 from lsa.landscape.landscape import Landscape
 from lsa.maths.paths.neb import EnergyFunction
-from lsa.maths.paths.polyline import refine
+from lsa.maths.paths.polyline import Points
 
 
 class Sampled(NamedTuple):
@@ -43,13 +43,13 @@ class SampledPoints:
             self.known[key] = Sampled(losses.double(), None if wrong is None else wrong.double())
         return self.known[key]
 
-    def energies(self, points: Tensor) -> Tensor:
-        """Mean loss at points `(M, d)`, shape `(M,)`."""
+    def energies(self, points: Iterable[Tensor]) -> Tensor:
+        """Mean loss at M points `(d,)`, shape `(M,)`."""
         return torch.stack([self.at(point).losses.mean() for point in points])
 
     def height(self, pivots: Tensor, between: int) -> float:
         """Largest mean loss at the pivots `(P, d)` and at `between` points inside each segment."""
-        return self.energies(refine(pivots, between)).max().item()
+        return self.energies(Points(pivots, between)).max().item()
 
 
 def mini_batches(training: Landscape, batch_size: int, rng: torch.Generator) -> EnergyFunction:

@@ -18,6 +18,7 @@ from lsa.maths.paths import autoneb
 from lsa.maths.paths.autoneb import Cycle, MinimumEnergyPath
 from lsa.maths.paths.curves import TrainedCurve, train_curve
 from lsa.maths.paths.polyline import (
+    Points,
     head_collapse_path,
     length_ratio,
     refine,
@@ -28,6 +29,9 @@ from lsa.probe import AtMost, Curve, Metric, Report, Result, Sizes, Work, probe
 from lsa.runtime.errors import InputError
 
 GRID = np.linspace(0, 1, 61)  # fractions of a path's length, the same for all pairs
+# For the cost, as seen: vectors like θ that a band holds per pivot, and rows of a basis that take
+# as long as the algebra of a pivot's step, and as a point that is made and told from others.
+BAND, PIVOT, POINT = 14, 20, 8
 
 
 def _work(
@@ -47,7 +51,8 @@ def _work(
     return Work(
         losses=dense * ((cycles + 4) * at.samples + at.validation),
         gradients=float((curve_steps + cycles * steps * (pivots + most) / 2) * batch_size),
-        vectors=4 * most + dense,
+        vectors=BAND * most,
+        rows=float(PIVOT * cycles * steps * (pivots + most) / 2 + POINT * (cycles + 4) * dense),
     )
 
 
@@ -133,8 +138,8 @@ def auto_neb(
         baselines=collapse,
         report=bar.after(curve_steps),
     )
-    path = _Path(refine(search.pivots, between), search.alphas, search.energies, between + 1)
-    linear = dense.energies(refine(line, between))
+    path = _Path(Points(search.pivots, between), search.alphas, search.energies)
+    linear = dense.energies(Points(line, between))
     held_out = SampledPoints(landscape, validation, bar.say)
     metrics = {
         **_heights(dense, held_out, path, linear),
@@ -155,10 +160,9 @@ def auto_neb(
 class _Path(NamedTuple):
     """The path found, by its dense points."""
 
-    points: Tensor  # (M, d), every `stride`-th one a pivot
+    points: Points  # M of them
     alphas: Tensor  # (M,) fractions of its length
     energies: Tensor  # (M,) on the landscape
-    stride: int
 
     @property
     def top(self) -> int:
@@ -227,7 +231,7 @@ def _start(
 ) -> tuple[Tensor | None, dict[str, Metric], list[str]]:
     """The path to relax, with the curve's barrier: the curve's, or none where it is not lower."""
     points = curve.at(torch.linspace(0, 1, len(line)))
-    barrier = _above_ends(dense, refine(points, between), "curve_barrier")
+    barrier = _above_ends(dense, Points(points, between), "curve_barrier")
     if dense.height(points, between) < dense.height(line, between):
         return points, barrier, []
     note = f"the line was relaxed: the trained curve is higher ({curve.stop_reason})"
@@ -259,9 +263,9 @@ def _heights(
     return metrics | _held_out(held_out, path)
 
 
-def _above_ends(dense: SampledPoints, points: Tensor, name: str) -> dict[str, Metric]:
+def _above_ends(dense: SampledPoints, points: Points, name: str) -> dict[str, Metric]:
     """Rise of the highest point above the higher end, paired by sample."""
-    top = dense.at(points[dense.energies(points).argmax()])
+    top = dense.at(points[int(dense.energies(points).argmax())])
     higher = max((dense.at(points[end]) for end in (0, -1)), key=lambda s: s.losses.mean())
     return {name: _mean(top.losses - higher.losses, "loss")}
 
@@ -289,10 +293,10 @@ def _bound(landscape: Landscape, search: MinimumEnergyPath) -> dict[str, Metric]
 
 def _slope(landscape: Landscape, path: _Path, batch_size: int) -> dict[str, Metric]:
     """The gradient at the highest point, across the path, and its cosine with the path."""
-    around = slice(max(path.top - 1, 0), path.top + 2)
-    near = path.points[around].double()
+    around = range(max(path.top - 1, 0), min(path.top + 2, len(path.points)))
+    near = torch.stack([path.points[i] for i in around]).double()
     if len(near) == 3:
-        tau = tangents(near, path.energies[around])[0]
+        tau = tangents(near, path.energies[list(around)])[0]
     else:  # an endpoint
         tau = F.normalize(near[1] - near[0], dim=0)
     gradient = gradient_by_batches(landscape, path.points[path.top], batch_size)
@@ -322,7 +326,7 @@ def _counts(landscape: Landscape, dense: SampledPoints, gradients: int) -> dict[
 
 def _curves(path: _Path, line_energies: Tensor, held_out: SampledPoints) -> dict[str, Curve]:
     """Profiles at common fractions; the held-out split is evaluated at pivots and the maximum."""
-    rows = sorted({*range(0, len(path.points), path.stride), path.top})
+    rows = sorted({*range(0, len(path.points), path.points.between + 1), path.top})
     tested = [held_out.at(path.points[row]) for row in rows]
     alphas = path.alphas.cpu().numpy()
 
@@ -344,7 +348,7 @@ def _curves(path: _Path, line_energies: Tensor, held_out: SampledPoints) -> dict
 
 
 def _arrays(path: _Path, search: MinimumEnergyPath) -> dict[str, np.ndarray]:
-    nodes = path.points[:: path.stride].float().cpu().numpy()
+    nodes = path.points.pivots.float().cpu().numpy()
     return {
         **{f"node_{i:02}": node for i, node in enumerate(nodes)},
         "alphas": path.alphas.cpu().numpy(),

@@ -29,6 +29,7 @@ SAMPLES = 256  # on which the rates are measured
 STEP = 2.0  # seconds of a step beside its arithmetic: checkpoint, logging, figure
 ROUNDS = 5  # of measuring at most
 LONG = 4.0  # seconds of them after which one more is not worth it
+PATIENCE = 40.0  # seconds of the round that warms up, after which it stands for all
 ROW = 1 << 22  # numbers of a vector on which the rate of a row is measured
 # The check before a probe, in float64 on a few samples: gradients beside a product, what float64
 # costs, and vectors that it holds. As seen for transformers of 0.8 and 10.7 million parameters.
@@ -158,7 +159,7 @@ def measured(
         spare,
         _pass(landscape),
         seconds[-1] / len(rows) * len(theta) / rows.shape[1],
-        DOUBLE * few * derived,
+        DOUBLE * few * derived if budget.settings().check else 0.0,
     )
 
 
@@ -181,16 +182,21 @@ def _pass(landscape: Landscape) -> int:
 def _seconds(
     works: Sequence[Callable[[], Any]], clock: Callable[[], float] = time.perf_counter
 ) -> list[float]:
-    """Median seconds of each task over several rounds, after one round that warms up.
+    """Median seconds of each task over several rounds, after one that warms up, if that is short.
 
     In turn, so that a spell in which the machine is slow does not fall on one of them alone. The
     probe will meet such spells as well: with the least of the rounds, what was said was on average
     a tenth below what it took.
     """
-    for work in works:
-        work()
     seconds: list[list[float]] = [[] for _ in works]
     begun = clock()
+    for work, taken in zip(works, seconds, strict=True):
+        before = clock()
+        work()
+        taken.append(clock() - before)
+    if clock() - begun > PATIENCE:
+        return [taken[0] for taken in seconds]
+    seconds, begun = [[] for _ in works], clock()
     for _ in range(ROUNDS):
         for work, taken in zip(works, seconds, strict=True):
             before = clock()
@@ -235,5 +241,5 @@ def probing(declared: Probe, options: Mapping[str, Any], measured: Rates) -> Cos
         kept = min(OPERATORS * graphs * measured.sizes.samples, SPARE * measured.spare)
         vectors += int(kept + graphs * measured.chunk)  # and that of a pass in the making
     check = int(CHECK_VECTORS * measured.sizes.dimension + measured.graphs / BYTES) * 8
-    memory = measured.memory + max(vectors, check)
+    memory = measured.memory + max(vectors, check if measured.check else 0)
     return Cost(STEP + measured.check + seconds, memory, work.spread)

@@ -7,6 +7,7 @@ energy; the searches that do are in `lsa.maths.paths.neb` and `curves`.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -88,10 +89,31 @@ def refine(pivots: Tensor, between: int) -> Tensor:
     Returns:
         `((P−1)(between+1)+1, d)`; every (between+1)-th row is a pivot, bitwise.
     """
-    f = torch.arange(1, between + 1, dtype=torch.float64, device=pivots.device) / (between + 1)
-    inner = torch.lerp(pivots[:-1, None], pivots[1:, None], f[:, None].to(pivots.dtype))
-    rows = torch.cat([pivots[:-1, None], inner], dim=1)
-    return torch.cat([rows.flatten(0, 1), pivots[-1:]])
+    return torch.stack(list(Points(pivots, between)))
+
+
+@dataclass(frozen=True)
+class Points:
+    """The points that `refine` gives, each made when it is asked for: all may not fit in memory."""
+
+    pivots: Tensor  # (P, d)
+    between: int
+
+    def __len__(self) -> int:
+        return (len(self.pivots) - 1) * (self.between + 1) + 1
+
+    def __getitem__(self, i: int) -> Tensor:
+        """Point number i `(d,)`; negative ones count from the end."""
+        if not -len(self) <= i < len(self):
+            raise IndexError(f"point {i} of {len(self)}")
+        segment, j = divmod(i % len(self), self.between + 1)
+        if not j:
+            return self.pivots[segment]
+        share = torch.tensor(j / (self.between + 1)).to(self.pivots)
+        return torch.lerp(self.pivots[segment], self.pivots[segment + 1], share)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (self[i] for i in range(len(self)))
 
 
 # --- tangents -------------------------------------------------------------------------------------
