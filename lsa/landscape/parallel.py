@@ -23,6 +23,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from lsa.landscape import noise_scale
@@ -70,7 +71,7 @@ class ParallelLandscape:
         self._model, self._batches, self._objective = model, batches, objective
         self._rank, self._size = dist.get_rank(), dist.get_world_size()
         self._parameters = [p for p in model.parameters() if p.requires_grad]
-        self._sharded = _sharded(self._parameters)
+        self._sharded = _sharded(model, self._parameters)
         if not self._sharded and not isinstance(model, DistributedDataParallel):
             raise InputError("the network is neither after fully_shard nor in DDP; wrap it")
         self.space = Space(_sum, self._rank, self._size) if self._sharded else LOCAL
@@ -262,15 +263,22 @@ def _gradient_of(p: Tensor) -> Tensor:
     return torch.zeros_like(_local(p)) if p.grad is None else _local(p.grad)
 
 
-def _sharded(parameters: list[nn.Parameter]) -> bool:
-    """Whether parameters are split over all processes; refuses what is split otherwise."""
+def _sharded(model: nn.Module, parameters: list[nn.Parameter]) -> bool:
+    """Whether `fully_shard` has split parameters over all processes; refuses what else splits them.
+
+    Tensor parallelism may split every parameter along one dimension, too; but then all processes
+    compute the same batch.
+    """
     placed = [getattr(p, "placements", None) for p in parameters]
     if not parameters:
         raise InputError("the network has no trainable parameter; set requires_grad")
     if all(placement is None for placement in placed):
         return False
-    for placement in placed:
-        if placement is None or len(placement) != 1 or not placement[0].is_shard():
+    sharding = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    known = {id(p) for module in sharding for p in module.parameters()}
+    for p, placement in zip(parameters, placed, strict=True):
+        split = placement is not None and len(placement) == 1 and placement[0].is_shard()
+        if not split or id(p) not in known:
             raise InputError(
                 "a parameter is not split along one dimension over all processes; FSDP2 and DDP "
                 "are supported, tensor parallelism and hybrid sharding are not"

@@ -134,6 +134,31 @@ def test_two_processes_measure_what_one_does(kind):
     assert torch.equal(first["largest"], second["largest"])
 
 
+def tensor_parallel() -> str:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor.parallel import (
+        ColwiseParallel,
+        RowwiseParallel,
+        parallelize_module,
+    )
+
+    model = nn.Sequential(nn.Linear(4, 6, bias=False), nn.Tanh(), nn.Linear(6, 2, bias=False))
+    ways = {"0": ColwiseParallel(), "2": RowwiseParallel()}
+    parallelize_module(model, init_device_mesh("cpu", (2,)), ways)
+    try:
+        ParallelLandscape(model, [torch.ones(3, 4)], objectives.supervised())
+    except InputError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.full
+@pytest.mark.filterwarnings("ignore")
+def test_tensor_parallelism_is_refused_where_it_splits_every_parameter():
+    """Its processes compute the same batch; taken for FSDP2's they would give a wrong loss."""
+    assert all("tensor parallelism" in line for line in on_two_ranks(tensor_parallel))
+
+
 def test_without_processes_it_is_refused():
     model, ids = made()
     with pytest.raises(InputError, match="there is no process group"):
