@@ -21,7 +21,7 @@ from lsa.training.stability import OptimizerState
 
 def _work(at: Sizes, **_: Any) -> Work:
     """The gradient, and that of each sample."""
-    return Work(gradients=3.0 * at.samples, vectors=4)
+    return Work(gradients=3.0 * at.samples, vectors=24)  # in float64; with the optimizer's state
 
 
 @probe(

@@ -32,6 +32,7 @@ GRID = 211  # points of the density, from −1.05 to 1.05 of the largest |λ|
 PRODUCTS = 38  # of one Lanczos run to both ends, for the estimate of the cost
 UPPER = 13  # of one to the upper end alone
 MOST = 100  # vectors that the search holds, or twice the least where that is more
+HELD = 10  # vectors beside a basis, for the estimate of the cost
 HALVES = 10  # of one each on both halves of the samples, together
 FEWEST = 4  # samples that have halves with an eigenvalue of their own
 
@@ -56,7 +57,7 @@ def _work(
     if split == "yes":  # it has two ends of its own, that of G and that of H − G
         products, gauss_newton = products + PRODUCTS, UPPER + PRODUCTS
         rows += lanczos_rows(UPPER) + lanczos_rows(PRODUCTS)
-    vectors = 2 * (PRODUCTS + k + k_min) + (density_steps if density_probes else 0)
+    vectors = ends + k + k_min + HELD + (density_steps if density_probes else 0)
     n = at.samples
     return Work(
         gradients=4.0 * n,
