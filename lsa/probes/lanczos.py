@@ -57,7 +57,7 @@ def _work(
     if split == "yes":  # it has two ends of its own, that of G and that of H − G
         products, gauss_newton = products + PRODUCTS, UPPER + PRODUCTS
         rows += lanczos_rows(UPPER) + lanczos_rows(PRODUCTS)
-    vectors = ends + k + k_min + HELD + (density_steps if density_probes else 0)
+    basis = max(ends, density_steps if density_probes else 0)  # one after the other
     n = at.samples
     return Work(
         gradients=4.0 * n,
@@ -65,7 +65,7 @@ def _work(
         gauss_newton=gauss_newton * n,
         curvatures=(1.0 + (k_min > 0) + (split == "yes")) * n,
         rows=rows,
-        vectors=vectors,
+        vectors=basis + k + k_min + HELD,
     )
 
 
