@@ -5,6 +5,7 @@ Where blocks repeat, as those of a transformer, by depth and kind of layer in pl
 
 from __future__ import annotations
 
+import textwrap
 from collections import Counter
 from typing import Any, NamedTuple
 
@@ -119,7 +120,8 @@ def _heat_maps(result: Result, title: str, stack: Stack) -> Figure:
         if curve := result.curves.get(key):
             _heat(panel, np.asarray(curve.y), stack)
             others = [f"{names[i]} {curve.y[i]:.2g}" for i in stack.others]
-            panel.set_xlabel("outside: " + ", ".join(others) if others else "", size=8)
+            text = "outside: " + ", ".join(others) if others else ""
+            panel.set_xlabel(textwrap.fill(text, 15 * columns), size=8)
     panels[0].set_ylabel("depth")
     return figure
 
