@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_leaves
 from lsa.landscape.noise_scale import diversity
 from lsa.maths.ratios import quotient
 from lsa.maths.sums import square
+from lsa.watching.draws import Draws
 from lsa.watching.hooks import OnModule, uncompiled
 from lsa.watching.sample_noise import SampleNoise
 from lsa.watching.undisturbed import measuring
@@ -61,6 +62,7 @@ class OwnNoise:
         self._told: list[int | None] = []  # samples of each pass, as the trainer tells them
         self._seen: dict[str, deque[tuple[float, float]]] = {}  # by block; "" is the whole
         self._samples: SampleNoise | None = None
+        self._draws = Draws()
         self._each: Tensor | None = None  # squares of single samples, by parameter
 
     @property
@@ -162,7 +164,11 @@ class OwnNoise:
                 return {}
             total, b = total.cpu() / scale**2, int(sizes[0] or 0)
             if n > 1:
-                sums = [sum((float(s) for s in of), 0.0) for of in squares]
+                passed = [[float(s) for s in of] for of in squares]
+                whole = [of for of in passed if len(of) == passes]  # with a gradient in every pass
+                if not self._draws.alike([sum(of) for of in zip(*whole, strict=True)]):
+                    return {}
+                sums = [sum(of) for of in passed]
                 each = torch.tensor(sums, dtype=torch.float64) * passes / scale**2
                 each = each if len(total) > 1 else each.sum()[None]
             elif sampled is not None and b > 1:

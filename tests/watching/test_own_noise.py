@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import lsa
+from lsa.watching.draws import Draws
 from lsa.watching.own_noise import averaged, estimates
 
 N = 512
@@ -134,3 +135,27 @@ def test_estimates_are_unbiased_and_the_interval_covers(scale, least, record_pro
     row = [label, "steps", "95 %", inside / 400, 400]
     record_property("coverage", row)
     assert inside / 400 > 0.92
+
+
+def test_passes_of_two_losses_are_no_draws_of_one(caplog):
+    """The discriminator of a GAN: real and generated samples, two backward passes, one step."""
+    model, x, y = setting()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    options = {"budget": None, "track": False, "strict": True}
+    with lsa.watch(model, optimizer, every=1, norms=1, **options) as watch:
+        for _ in range(40):
+            optimizer.zero_grad()
+            F.cross_entropy(model(x[:32]), y[:32]).backward()
+            F.cross_entropy(model(3 * x[32:64]), y[32:64]).backward()
+            optimizer.step()
+    assert "noise_trace" not in watch.rows[-1] and "noise_scale" not in watch.rows[-1]
+    assert caplog.text.count("no draws of one loss") == 1
+
+
+def test_equal_draws_are_never_said_to_differ():
+    rng = np.random.default_rng(0)
+    for passes in (2, 4):
+        for _ in range(50):
+            draws = Draws()
+            lengths = 1 + rng.chisquare(3, size=(300, passes))
+            assert all(draws.alike(row.tolist()) for row in lengths)
