@@ -103,6 +103,11 @@ class Probe:
         usual = {"rng": rng, "report": lambda *_: None}
         usual |= {"others": {}, "trajectory": dict, "memory": {}, **self.optional}
         given = {**usual, **given}
+        if hasattr(given.get("landscape"), "landscape"):
+            raise InputError(
+                f"probe {self.name} takes a landscape, and this is a checkpoint; give its "
+                f".landscape and .theta, or write lsa.measure({self.name!r}, checkpoint)"
+            )
         if "theta" not in given and "landscape" in given:
             given["theta"] = given["landscape"].theta
         for name, value in given.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from importlib.metadata import EntryPoint
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Annotated, Literal
 
 import pytest
@@ -181,3 +181,10 @@ def test_an_input_with_a_default_may_be_missing():
     assert PROBES["lenient"].optional == {"optimizer": None}
     assert PROBES["lenient"](theta=1).notes == ("optimizer None",)
     assert PROBES["lenient"](1, "of their own").notes == ("optimizer of their own",)
+
+
+def test_a_checkpoint_in_place_of_its_landscape_is_refused_in_one_line():
+    checkpoint = SimpleNamespace(landscape=None, theta=None)
+    with pytest.raises(InputError, match=r"give its \.landscape") as refused:
+        registry.find("lanczos")(checkpoint)
+    assert "\n" not in str(refused.value)
