@@ -3,11 +3,11 @@
 from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from lsa.landscape import Landscape
 from lsa.probe import Metric, Result, probe
-from lsa.runtime.errors import InputError
 
 
 @probe(headline=("loss_rise",))
@@ -16,14 +16,12 @@ def bump(
     theta: Tensor,
     rng: torch.Generator,
     *,
-    radius: Annotated[float, "length of the step"] = 0.1,
+    radius: Annotated[float, "length of the step", Field(gt=0)] = 0.1,
 ) -> Result:
     """Loss rise after a random step of fixed length.
 
     The rise is paired by sample, so its standard error is that of the differences.
     """
-    if not radius > 0:
-        raise InputError(f"radius={radius:g} must be above 0; choose a length such as 0.1")
     step = torch.randn(len(theta), generator=rng).to(theta)
     there = theta + radius * step / step.norm()
     rises = (landscape.losses(there) - landscape.losses(theta)).double()

@@ -51,6 +51,7 @@ class Option:
     type: Any  # int, float, str or Literal[…]
     default: int | float | str
     help: str
+    rules: tuple[Any, ...] = field(default=(), compare=False)  # pydantic's, as `Field(ge=1)`
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ class Probe:
                     f"probe {self.name} has no option {name!r}; known: {', '.join(self.options)}"
                 )
             said = f"probe {self.name}: {name}"
-            options[name] = converted(option.type, value, said, option.default)
+            options[name] = converted(option.type, value, said, option.default, option.rules)
         with modes.usual(torch.get_default_dtype()):
             result, doubts = self._measured(given, options)
         return replace(result, probe=self.name, notes=(*result.notes, *doubts))
@@ -306,4 +307,5 @@ def _option(name: str, parameter: inspect.Parameter, hint: Any) -> Option:
             f"probe {name!r}: option {parameter.name!r} is a {kind}; use int, float, str or "
             "Literal[…] (for yes/no, a Literal)"
         )
-    return Option(parameter.name, kind, parameter.default, hint.__metadata__[0])
+    words, *rules = hint.__metadata__
+    return Option(parameter.name, kind, parameter.default, words, tuple(rules))

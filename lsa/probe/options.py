@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, get_args
 
 import pydantic
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from lsa.runtime.errors import InputError
 
@@ -23,22 +23,37 @@ NUMBERS: dict[Any, Any] = {
 }
 
 
-def converted(kind: Any, value: Any, name: str, default: Any) -> Any:
-    """A value of an option, as the type that the option declares.
+def _odd(points: int) -> int:
+    if points % 2 == 0:
+        raise ValueError(f"odd, such as {points + 1}")
+    return points
+
+
+# The rule of a grid that has a point in its middle.
+ODD = AfterValidator(_odd)
+
+
+def converted(kind: Any, value: Any, name: str, default: Any, rules: tuple[Any, ...] = ()) -> Any:
+    """A value of an option, as the type and within the rules that the option declares.
 
     Args:
         kind: That type.
         value: What was given.
         name: What messages call the option.
         default: Of the option, for the message.
+        rules: Those of pydantic that a value keeps, as `Field(ge=1)`.
 
     Raises:
-        InputError: A value of another type, `True` for a number, or a number that is not finite.
+        InputError: A value of another type, `True` for a number, a number that is not finite, or
+            one that breaks a rule.
     """
     if isinstance(value, bool) and "yes" in get_args(kind):
         value = "yes" if value else "no"  # YAML reads the bare words as booleans
+    kind = NUMBERS.get(kind, kind)
+    for rule in rules:
+        kind = Annotated[kind, rule]
     try:
-        return pydantic.TypeAdapter(NUMBERS.get(kind, kind)).validate_python(value)
+        return pydantic.TypeAdapter(kind).validate_python(value)
     except pydantic.ValidationError as error:
         raise InputError(
             f"{name}={value!r} must be {broken_rule(error)}; the default is {default!r}"

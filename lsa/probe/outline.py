@@ -29,7 +29,7 @@ def read(name: str) -> Probe:
     """The declaration, from the text where that tells all of it, else by importing the module.
 
     What was read from the text cannot be called, and holds what the command line shows: nothing of
-    the cost or of the report.
+    the cost, of the report or of the rules of options.
 
     Raises:
         InputError: There is no such probe.
@@ -79,7 +79,7 @@ def _declaration(definition: ast.FunctionDef) -> Probe:
 
 def _option(argument: ast.arg, default: ast.expr | None) -> Option:
     match argument.annotation, default:
-        case ast.Subscript(slice=ast.Tuple(elts=[kind, text])), ast.expr():
+        case ast.Subscript(slice=ast.Tuple(elts=[kind, text, *_])), ast.expr():
             value, words = ast.literal_eval(default), ast.literal_eval(text)
             return Option(argument.arg, _type(kind), value, words)
     raise ValueError(f"{argument.arg} is no Annotated[type, help] = default")

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
 from lsa.landscape import Landscape
@@ -86,14 +87,14 @@ def auto_neb(
     *,
     start: Annotated[Literal["curve", "line"], "path to relax: trained curve or line"] = "curve",
     method: Annotated[Literal["neb", "string"], "elastic band or string method"] = "neb",
-    curve_steps: Annotated[int, "steps that train the curve, one gradient each"] = 400,
-    pivots: Annotated[int, "pivots at the start, without the endpoints"] = 5,
-    cycles: Annotated[int, "relaxations; pivots are added before all but the first"] = 4,
-    steps: Annotated[int, "steps of a relaxation, one gradient per pivot each"] = 40,
-    lr: Annotated[float, "step size; in the last half of the cycles a tenth of it"] = 0.01,
-    batch_size: Annotated[int, "training samples per step, the same for all pivots"] = 128,
-    between: Annotated[int, "points judged inside every segment of a path"] = 4,
-    tol: Annotated[float, "gradient across the path that ends a relaxation"] = 1e-3,
+    curve_steps: Annotated[int, "steps that train the curve, one gradient each", Field(ge=0)] = 400,
+    pivots: Annotated[int, "pivots at the start, without the endpoints", Field(ge=1)] = 5,
+    cycles: Annotated[int, "relaxations; each but the first adds pivots", Field(ge=0)] = 4,
+    steps: Annotated[int, "steps of a relaxation, one gradient per pivot each", Field(ge=0)] = 40,
+    lr: Annotated[float, "step size; in the last half of cycles a tenth", Field(gt=0)] = 0.01,
+    batch_size: Annotated[int, "training samples per step, for all pivots", Field(ge=2)] = 128,
+    between: Annotated[int, "points judged inside every segment of a path", Field(ge=1)] = 4,
+    tol: Annotated[float, "gradient across the path that ends a relaxation", Field(ge=0)] = 1e-3,
 ) -> Result:
     """Minimum-energy path between two checkpoints by AutoNEB, and the barrier on it.
 
@@ -110,8 +111,7 @@ def auto_neb(
     Momentum 0.9, threshold 0.1 and two more pivots per cycle are Draxler's, batch_size and the 61
     points of the curves Garipov's; the other defaults were tuned here, on small networks.
     """
-    _check(landscape, theta, theta_b, lr, tol)
-    _check_counts(pivots, between, batch_size, curve_steps, cycles, steps)
+    _check(landscape, theta, theta_b)
     curve_steps = curve_steps if start == "curve" else 0
     bar = _Progress(report, curve_steps + cycles * steps)
     dense = SampledPoints(landscape, landscape, bar.say)
@@ -170,7 +170,7 @@ class _Path(NamedTuple):
         return int(self.energies.argmax())
 
 
-def _check(landscape: Landscape, a: Tensor, b: Tensor, lr: float, tol: float) -> None:
+def _check(landscape: Landscape, a: Tensor, b: Tensor) -> None:
     d = landscape.dimension
     if not a.shape == b.shape == (d,):
         raise InputError(
@@ -179,22 +179,6 @@ def _check(landscape: Landscape, a: Tensor, b: Tensor, lr: float, tol: float) ->
         )
     if torch.equal(a, b):
         raise InputError("both checkpoints are the same point; a path needs two different ones")
-    if not 0 < lr < math.inf or not tol >= 0:
-        raise InputError(f"lr={lr:g}, tol={tol:g}; need a finite lr > 0 and tol ≥ 0")
-
-
-def _check_counts(
-    pivots: int, between: int, batch_size: int, curve_steps: int, cycles: int, steps: int
-) -> None:
-    _at_least(1, pivots=pivots, between=between)
-    _at_least(2, batch_size=batch_size)
-    _at_least(0, curve_steps=curve_steps, cycles=cycles, steps=steps)
-
-
-def _at_least(least: int, **options: int) -> None:
-    for name, value in options.items():
-        if value < least:
-            raise InputError(f"{name}={value} is too small; choose {name} ≥ {least}")
 
 
 class _Progress:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from pydantic import AfterValidator, Field
 from torch import Tensor
 
 from lsa.landscape import Landscape, aligning
@@ -37,6 +38,15 @@ def _work(at: Sizes, *, points: int, align: str, **_: Any) -> Work:
     )
 
 
+def _both_ends(points: int) -> int:
+    if (points - 1) % 4:
+        raise ValueError(
+            "4m + 1, so that alpha=0 and 1 are on the grid on [-0.5, 1.5]; the nearest is "
+            f"{4 * max(1, round((points - 1) / 4)) + 1}"
+        )
+    return points
+
+
 @probe(
     headline=("barrier", "alpha_min", "barrier_aligned"),
     work=_work,
@@ -50,7 +60,12 @@ def interpolation(
     rng: torch.Generator,
     report: Report,
     *,
-    points: Annotated[int, "points on [-0.5, 1.5]; 4m + 1, so that both ends are among them"] = 61,
+    points: Annotated[
+        int,
+        "points on [-0.5, 1.5]; 4m + 1, so that both ends are among them",
+        Field(ge=5),
+        AfterValidator(_both_ends),
+    ] = 61,
     align: Annotated[
         Literal["none", "weights"], "also after matching the hidden units of B to those of A"
     ] = "weights",
@@ -123,14 +138,8 @@ def _check(landscape: Landscape, theta: Tensor, theta_b: Tensor) -> None:
 
 
 def _grid(points: int) -> Tensor:
-    """α on [−0.5, 1.5], float64, with −0.5, 0, 1 and 1.5 exact."""
-    m, rest = divmod(points - 1, 4)
-    if rest or m < 1:
-        nearest = 4 * max(1, round((points - 1) / 4)) + 1
-        raise InputError(
-            f"points={points} leaves alpha=0 or 1 off the grid on [-0.5, 1.5]; choose 4m + 1 "
-            f"points, the nearest is {nearest}"
-        )
+    """α on [−0.5, 1.5], float64, with −0.5, 0, 1 and 1.5 exact; `points` is 4m + 1."""
+    m = (points - 1) // 4
     return torch.arange(-m, 3 * m + 1, dtype=torch.float64) / (2 * m)
 
 

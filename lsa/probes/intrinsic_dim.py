@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from lsa.landscape import Landscape
@@ -52,15 +53,21 @@ def intrinsic_dim(
     rng: torch.Generator,
     report: Report,
     *,
-    d: Annotated[int, "train at this dimension only; 0: search for d90"] = 0,
-    share: Annotated[float, "of the baseline accuracy that must be reached"] = 0.9,
-    baseline: Annotated[float, "global baseline accuracy; 0: the checkpoint's own (local)"] = 0.0,
-    subspaces: Annotated[int, "random subspaces per dimension"] = 3,
-    epochs: Annotated[int, "of each training"] = 10,
-    batch_size: Annotated[int, "of each training"] = 64,
-    lr: Annotated[float, "Adam's highest rate in the whole space; × √(D/d) in a subspace"] = 0.005,
-    largest: Annotated[int, "dimension at which the search gives up"] = 10_000,
-    tolerance: Annotated[float, "bisect until the bracket is narrower than this times d"] = 0.2,
+    d: Annotated[int, "train at this dimension only; 0: search for d90", Field(ge=0)] = 0,
+    share: Annotated[float, "of the baseline accuracy to be reached", Field(gt=0, le=1)] = 0.9,
+    baseline: Annotated[
+        float, "global baseline accuracy; 0: the checkpoint's own (local)", Field(ge=0, le=1)
+    ] = 0.0,
+    subspaces: Annotated[int, "random subspaces per dimension", Field(ge=1)] = 3,
+    epochs: Annotated[int, "of each training", Field(ge=1)] = 10,
+    batch_size: Annotated[int, "of each training", Field(ge=1)] = 64,
+    lr: Annotated[
+        float, "Adam's highest rate in the whole space; × √(D/d) in a subspace", Field(gt=0)
+    ] = 0.005,
+    largest: Annotated[int, "dimension at which the search gives up", Field(ge=1)] = 10_000,
+    tolerance: Annotated[
+        float, "bisect until the bracket is narrower than this times d", Field(ge=0)
+    ] = 0.2,
     kind: Annotated[Literal["fastfood", "sparse", "dense"], "random projection"] = "fastfood",
 ) -> Result:
     """Intrinsic dimension: how many random directions training needs for 90 % of an accuracy.
@@ -80,7 +87,6 @@ def intrinsic_dim(
     """
     D = training.dimension
     _check_threshold(D, d, share, baseline)
-    _check_training(largest, subspaces, epochs, batch_size, lr, tolerance)
     local = _local_baseline(validation, theta)
     reference = baseline or local.value
     threshold = share * reference
@@ -176,17 +182,6 @@ def _check_threshold(D: int, d: int, share: float, baseline: float) -> None:
         raise InputError(
             f"baseline={baseline:g} is no accuracy; give one in (0, 1], or 0 for local"
         )
-
-
-def _check_training(
-    largest: int, subspaces: int, epochs: int, batch_size: int, lr: float, tolerance: float
-) -> None:
-    counts = {"subspaces": subspaces, "epochs": epochs, "batch_size": batch_size}
-    for name, value in (counts | {"largest": largest}).items():
-        if value < 1:
-            raise InputError(f"{name}={value} must be at least 1")
-    if not (lr > 0 and tolerance >= 0):
-        raise InputError(f"lr={lr:g} must be above 0 and tolerance={tolerance:g} not below 0")
 
 
 def _grid(largest: int) -> list[int]:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from lsa.landscape import Landscape
@@ -93,12 +94,16 @@ def lanczos(
     rng: torch.Generator,
     report: Report,
     *,
-    k: Annotated[int, "eigenvalues wanted at the upper end"] = 3,
-    k_min: Annotated[int, "eigenvalues wanted at the lower end; 0 leaves it out"] = 1,
-    tol: Annotated[float, "residual allowed, relative to the eigenvalue"] = 1e-3,
-    max_products: Annotated[int, "Hessian products after which to stop unconverged"] = 500,
-    density_probes: Annotated[int, "random probes of the density; 0 leaves it out"] = 5,
-    density_steps: Annotated[int, "Lanczos steps per probe of the density"] = 40,
+    k: Annotated[int, "eigenvalues wanted at the upper end", Field(ge=1)] = 3,
+    k_min: Annotated[int, "eigenvalues wanted at the lower end; 0 leaves it out", Field(ge=0)] = 1,
+    tol: Annotated[float, "residual allowed, relative to the eigenvalue", Field(gt=0)] = 1e-3,
+    max_products: Annotated[
+        int, "Hessian products after which to stop unconverged", Field(ge=1)
+    ] = 500,
+    density_probes: Annotated[
+        int, "random probes of the density; 0 leaves it out", Field(ge=0)
+    ] = 5,
+    density_steps: Annotated[int, "Lanczos steps per probe of the density", Field(ge=1)] = 40,
     split: Annotated[Literal["yes", "no"], "ends of the Gauss–Newton part and the rest"] = "yes",
     bias: Annotated[Literal["yes", "no"], "λ_max's bias, from halves of the samples"] = "yes",
 ) -> Result:
@@ -126,7 +131,7 @@ def lanczos(
     Split: H = G + R, with G the positive semidefinite Gauss–Newton part (Schraudolph 2002) and R
     the rest, from which all negative curvature comes: λ_min(H) ≥ λ_min(R).
     """
-    _check(landscape, k, k_min, density_probes, density_steps)
+    _check(landscape, k, k_min)
     hessian = landscape.hessian(theta)
     extremes = eigenpairs.lanczos(
         hessian,
@@ -197,16 +202,11 @@ def _without_condition_number(metrics: dict[str, Metric]) -> list[str]:
     ]
 
 
-def _check(landscape: Landscape, k: int, k_min: int, probes: int, steps: int) -> None:
-    if k < 1 or k_min < 0 or k + k_min > landscape.dimension:
+def _check(landscape: Landscape, k: int, k_min: int) -> None:
+    if k + k_min > landscape.dimension:
         raise InputError(
-            f"k={k}, k_min={k_min} must be at least 1 and 0, and together at most the "
-            f"landscape's dimension d={landscape.dimension}; choose fewer"
-        )
-    if probes < 0 or steps < 1:
-        raise InputError(
-            f"density_probes={probes}, density_steps={steps}: choose 0 or more probes of 1 or more "
-            "steps"
+            f"k={k} and k_min={k_min} are together more than the landscape's dimension "
+            f"d={landscape.dimension}; choose fewer"
         )
 
 

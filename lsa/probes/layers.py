@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from lsa.landscape import Landscape, flatten
@@ -132,16 +133,16 @@ def layers(
     rng: torch.Generator,
     report: Report,
     *,
-    depth: Annotated[int, "parts of a module's name that make a block; 0: every layer is one"] = 0,
+    depth: Annotated[int, "parts of a name that make a block; 0: each layer", Field(ge=0)] = 0,
     fused: Annotated[
         Literal["apart", "whole"],
         "queries, keys and values of one fused layer as blocks of their own, or as one",
     ] = "apart",
     lower: Annotated[Literal["yes", "no"], "the lower end of every block as well"] = "yes",
-    tol: Annotated[float, "residual allowed, relative to the eigenvalue"] = 1e-2,
-    max_products: Annotated[int, "products per block after which to stop unconverged"] = 300,
-    probes: Annotated[int, "random vectors for the traces, shared by all blocks"] = 20,
-    k: Annotated[int, "top eigenvectors of the whole, whose part of the traces is exact"] = 8,
+    tol: Annotated[float, "residual allowed, relative to the eigenvalue", Field(gt=0)] = 1e-2,
+    max_products: Annotated[int, "products that end a block's search", Field(ge=1)] = 300,
+    probes: Annotated[int, "random vectors for the traces, shared by all blocks", Field(ge=2)] = 20,
+    k: Annotated[int, "eigenvectors of H whose part of the traces is exact", Field(ge=1)] = 8,
 ) -> Result:
     """Curvature and gradient noise per layer: λ_max, λ_min, trace and share of tr C of each block.
 
@@ -166,7 +167,7 @@ def layers(
     (first-order perturbation theory) and of per-sample squared gradients; of traces, over the
     random vectors.
     """
-    _check(depth, probes, k, landscape.dimension)
+    _check(k, landscape.dimension)
     of_layers = blocks(landscape.unflatten(theta), depth)
     named = {name: Slice(members) for name, members in of_layers.items()}
     if fused == "apart":
@@ -253,13 +254,8 @@ def _noise(index: np.ndarray, squares: Tensor) -> dict[str, Curve]:
     return curves
 
 
-def _check(depth: int, probes: int, k: int, dimension: int) -> None:
-    if depth < 0 or probes < 2:
-        raise InputError(
-            f"depth={depth}, probes={probes}: choose a depth of 0 (every layer) or more, and 2 "
-            "random vectors or more, which a standard error needs"
-        )
-    if not 1 <= k <= dimension:
+def _check(k: int, dimension: int) -> None:
+    if k > dimension:
         raise InputError(f"k={k}: choose 1 to d={dimension} eigenvectors of the whole")
 
 

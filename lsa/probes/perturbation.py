@@ -6,6 +6,7 @@ from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from lsa.landscape import Landscape
@@ -22,6 +23,7 @@ from lsa.probe import (
     probe,
     standard_error,
 )
+from lsa.probe.options import ODD
 from lsa.runtime.errors import InputError
 
 NEAR = 0.05  # of the reach: the step whose finite curvature is reported
@@ -69,11 +71,17 @@ def perturbation(
     rng: torch.Generator,
     report: Report,
     *,
-    points: Annotated[int, "points of the grid, odd so that 0 is one"] = 41,
-    rise: Annotated[float, "loss rise that the quadratic model has at the grid's ends"] = 1.0,
-    step: Annotated[float, "length in θ of the step at which checkpoints are compared"] = 0.1,
-    tol: Annotated[float, "residual allowed of the eigenvectors, relative"] = 1e-2,
-    max_products: Annotated[int, "Hessian products after which to stop unconverged"] = 500,
+    points: Annotated[int, "points of the grid, odd so that 0 is one", Field(ge=5), ODD] = 41,
+    rise: Annotated[
+        float, "loss rise that the quadratic model has at the grid's ends", Field(gt=0)
+    ] = 1.0,
+    step: Annotated[
+        float, "length in θ of the step at which checkpoints are compared", Field(gt=0)
+    ] = 0.1,
+    tol: Annotated[float, "residual allowed of the eigenvectors, relative", Field(gt=0)] = 1e-2,
+    max_products: Annotated[
+        int, "Hessian products after which to stop unconverged", Field(ge=1)
+    ] = 500,
 ) -> Result:
     """Loss along ± the top Hessian eigenvector, that of λ_min, and a random direction.
 
@@ -92,11 +100,6 @@ def perturbation(
     length for all; its default was chosen here. The random direction is the control:
     its curvature is tr H/d on average. A residual of `tol` changes an eigenvalue by its square.
     """
-    if points < 5 or points % 2 == 0 or not (rise > 0 and step > 0):
-        raise InputError(
-            f"points={points}, rise={rise:g}, step={step:g}: choose an odd number of points from "
-            "5, rise > 0 and step > 0"
-        )
     hessian, gradient = landscape.hessian(theta), landscape.gradient(theta)
     ends = eigenpairs.lanczos(
         hessian,

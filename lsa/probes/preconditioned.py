@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -65,10 +66,14 @@ def preconditioned(
     rng: torch.Generator,
     report: Report,
     *,
-    k: Annotated[int, "top eigenvalues of H and of P⁻¹H to find"] = 3,
-    tol: Annotated[float, "residual allowed, relative to the eigenvalue"] = 1e-3,
-    max_products: Annotated[int, "products per operator after which to stop unconverged"] = 500,
-    batch_size: Annotated[int, "samples per training step; 0 takes the checkpoint's"] = 0,
+    k: Annotated[int, "top eigenvalues of H and of P⁻¹H to find", Field(ge=1)] = 3,
+    tol: Annotated[float, "residual allowed, relative to the eigenvalue", Field(gt=0)] = 1e-3,
+    max_products: Annotated[
+        int, "products per operator after which to stop unconverged", Field(ge=1)
+    ] = 500,
+    batch_size: Annotated[
+        int, "samples per training step; 0 takes the checkpoint's", Field(ge=0)
+    ] = 0,
 ) -> Result:
     """Sharpness as the optimizer feels it: λ_max(P⁻¹H) against its own stability threshold.
 
@@ -93,7 +98,7 @@ def preconditioned(
     Standard errors over the data are first-order: P, u and the eigenvector stand still. That of
     batch_sharpness is the spread over the mini-batches. A subset of the data biases λ_max up.
     """
-    if not 1 <= k <= landscape.dimension:
+    if k > landscape.dimension:
         raise InputError(f"k={k}: choose 1 to d={landscape.dimension} eigenvalues")
     if not isinstance(optimizer, OptimizerState):
         optimizer = stability.read(optimizer, landscape.own_parameters)

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from lsa.landscape import Landscape, noise_scale
@@ -83,10 +84,10 @@ def sgd_noise(
     rng: torch.Generator,
     report: Report,
     *,
-    k: Annotated[int, "top eigenvectors of each operator to find and compare"] = 5,
-    tol: Annotated[float, "residual allowed, relative to the eigenvalue"] = 1e-3,
-    max_products: Annotated[int, "products per operator after which to stop unconverged"] = 500,
-    probes: Annotated[int, "random vectors for tr(HC) and the alignment; 0 leaves them out"] = 10,
+    k: Annotated[int, "top eigenvectors of each operator to find and compare", Field(ge=1)] = 5,
+    tol: Annotated[float, "residual allowed, relative to the eigenvalue", Field(gt=0)] = 1e-3,
+    max_products: Annotated[int, "products per operator that end the search", Field(ge=1)] = 500,
+    probes: Annotated[int, "random vectors for tr(HC) and the alignment; or 0", Field(ge=0)] = 10,
 ) -> Result:
     """Gradient noise against curvature: λ_C/λ_H, tr(HC), alignment and the noise scale.
 
@@ -163,7 +164,7 @@ def _check(landscape: Landscape, k: int, probes: int) -> None:
             "Terms.samples, or take a probe of the loss alone: lanczos, sharpness, …"
         )
     n = landscape.n_samples
-    if not 1 <= k <= landscape.dimension or probes < 0 or probes == 1 or n < 4:
+    if k > landscape.dimension or probes == 1 or n < 4:
         raise InputError(
             f"k={k}, probes={probes}, {n} samples: choose 1 ≤ k ≤ d={landscape.dimension}, "
             "2 probes or more (or 0) and 4 samples or more"

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from lsa.landscape import Landscape, sam
@@ -49,15 +50,25 @@ def sharpness(
     rng: torch.Generator,
     report: Report,
     *,
-    rho: Annotated[float, "radius of the ball, in the unit of θ"] = 0.05,
-    adaptive_rho: Annotated[float, "radius of the adaptive ball, relative to |θ|"] = 0.5,
-    sigma: Annotated[float, "standard deviation of random noise on every weight"] = 0.01,
-    adaptive_sigma: Annotated[float, "the same, relative to the weight"] = 0.1,
-    probes: Annotated[int, "random directions of the average case, each taken both ways"] = 20,
-    starts: Annotated[int, "ascents to the worst case: one from SAM's step, the rest random"] = 8,
-    tol: Annotated[float, "rise that the ball may still offer to first order, relative"] = 1e-3,
-    max_gradients: Annotated[int, "gradients per ascent after which to stop unconverged"] = 100,
-    m: Annotated[int, "samples per batch of m-sharpness; 0 leaves it out"] = 0,
+    rho: Annotated[float, "radius of the ball, in the unit of θ", Field(gt=0)] = 0.05,
+    adaptive_rho: Annotated[
+        float, "radius of the adaptive ball, relative to |θ|", Field(gt=0)
+    ] = 0.5,
+    sigma: Annotated[float, "standard deviation of noise on every weight", Field(gt=0)] = 0.01,
+    adaptive_sigma: Annotated[float, "the same, relative to the weight", Field(gt=0)] = 0.1,
+    probes: Annotated[
+        int, "random directions of the average case, each taken both ways", Field(ge=2)
+    ] = 20,
+    starts: Annotated[
+        int, "ascents to the worst case: one from SAM's step, the rest random", Field(ge=1)
+    ] = 8,
+    tol: Annotated[
+        float, "rise that the ball may still offer to first order, relative", Field(gt=0)
+    ] = 1e-3,
+    max_gradients: Annotated[
+        int, "gradients per ascent after which to stop unconverged", Field(ge=1)
+    ] = 100,
+    m: Annotated[int, "samples per batch of m-sharpness; 0 leaves it out", Field(ge=0)] = 0,
 ) -> Result:
     """Loss rise near the checkpoint: SAM's step, the worst case, the average; plain and adaptive.
 
@@ -81,7 +92,10 @@ def sharpness(
     Standard errors over the data are first-order: of a fixed worst perturbation, but of SAM's step
     with how it turns with the gradient.
     """
-    _check(landscape, rho, adaptive_rho, sigma, adaptive_sigma, probes, starts, m)
+    if m > landscape.n_samples:
+        raise InputError(
+            f"m={m}: choose a batch of 1 to {landscape.n_samples} samples, or 0 for no m-sharpness"
+        )
     ascents = Ascents(starts, tol, max_gradients, report)
     balls = (
         Ball("", torch.ones_like(theta), rho, sigma),
@@ -109,32 +123,6 @@ def sharpness(
         "sigmas": np.array([ball.sigma for ball in balls]),
     }
     return Result(metrics, curves, arrays, converged, tuple(notes))
-
-
-def _check(
-    landscape: Landscape,
-    rho: float,
-    adaptive_rho: float,
-    sigma: float,
-    adaptive_sigma: float,
-    probes: int,
-    starts: int,
-    m: int,
-) -> None:
-    if not all(0 < size < float("inf") for size in (rho, adaptive_rho, sigma, adaptive_sigma)):
-        raise InputError(
-            f"rho={rho:g}, adaptive_rho={adaptive_rho:g}, sigma={sigma:g}, "
-            f"adaptive_sigma={adaptive_sigma:g}: choose all of them positive and finite"
-        )
-    if probes < 2 or starts < 1:
-        raise InputError(
-            f"probes={probes}, starts={starts}: choose 2 random directions or more, which a "
-            "standard error needs, and 1 start or more"
-        )
-    if not 0 <= m <= landscape.n_samples:
-        raise InputError(
-            f"m={m}: choose a batch of 1 to {landscape.n_samples} samples, or 0 for no m-sharpness"
-        )
 
 
 def _highest(

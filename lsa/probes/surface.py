@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from lsa.landscape import Landscape
@@ -32,6 +33,7 @@ from lsa.probe import (
     probe,
     standard_error,
 )
+from lsa.probe.options import ODD
 from lsa.runtime.errors import InputError
 
 PRODUCTS = 28  # of one Lanczos run to both ends, for the estimate of the cost
@@ -80,10 +82,14 @@ def surface(
         "filter-normalised random directions; top and bottom eigenvector; through three "
         "checkpoints; principal components of the training",
     ] = "random",
-    points: Annotated[int, "points of the grid per axis, odd so that the checkpoint is one"] = 25,
-    extent: Annotated[float, "half-width of the grid in the plane's own scale"] = 1.0,
-    tol: Annotated[float, "residual allowed of the eigenvectors, relative"] = 1e-2,
-    max_products: Annotated[int, "Hessian products after which to stop unconverged"] = 500,
+    points: Annotated[
+        int, "points of the grid per axis, odd so that the checkpoint is one", Field(ge=5), ODD
+    ] = 25,
+    extent: Annotated[float, "half-width of the grid in the plane's own scale", Field(gt=0)] = 1.0,
+    tol: Annotated[float, "residual allowed of the eigenvectors, relative", Field(gt=0)] = 1e-2,
+    max_products: Annotated[
+        int, "Hessian products after which to stop unconverged", Field(ge=1)
+    ] = 500,
 ) -> Result:
     """Loss and accuracy on a plane: random, Hessian, through three checkpoints or of the training.
 
@@ -113,7 +119,7 @@ def surface(
     directions of d show little: a random plane's curvature averages all eigenvalues, and so shows
     neither the sharp nor the negative ones.
     """
-    _check(plane, points, extent, len(others), len(theta))
+    _check(plane, len(others), len(theta))
     if plane == "random":
         view = _random(landscape, theta, rng, points, extent)
     elif plane == "hessian":
@@ -138,12 +144,7 @@ def surface(
     )
 
 
-def _check(plane: str, points: int, extent: float, others: int, dimension: int) -> None:
-    if points < 5 or points % 2 == 0 or not 0 < extent < float("inf"):
-        raise InputError(
-            f"points={points}, extent={extent:g}: choose an odd number of points from 5 and a "
-            "finite extent > 0"
-        )
+def _check(plane: str, others: int, dimension: int) -> None:
     if plane == "checkpoints" and others != 2:
         raise InputError(
             f"plane=checkpoints goes through three checkpoints, and {1 + others} given; name two "

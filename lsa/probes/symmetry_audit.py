@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Annotated, Any, NamedTuple
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from lsa.landscape import Landscape, flatten, sam
@@ -88,12 +89,20 @@ def symmetry_audit(
     rng: torch.Generator,
     report: Report,
     *,
-    factor: Annotated[float, "by which layers are scaled; a power of two rounds nothing"] = 4.0,
-    rho: Annotated[float, "radius of SAM's step, in the unit of θ"] = 0.05,
-    adaptive_rho: Annotated[float, "radius of the adaptive step, relative to |θ|"] = 0.5,
-    probes: Annotated[int, "random vectors for the trace and the filter-normalised curvature"] = 10,
-    tol: Annotated[float, "residual allowed, relative to the eigenvalue"] = 1e-3,
-    max_products: Annotated[int, "products per eigenvalue after which to stop unconverged"] = 500,
+    factor: Annotated[
+        float, "by which layers are scaled; a power of two rounds nothing", Field(gt=1)
+    ] = 4.0,
+    rho: Annotated[float, "radius of SAM's step, in the unit of θ", Field(gt=0)] = 0.05,
+    adaptive_rho: Annotated[
+        float, "radius of the adaptive step, relative to |θ|", Field(gt=0)
+    ] = 0.5,
+    probes: Annotated[
+        int, "random vectors for the trace and the filter-normalised curvature", Field(ge=2)
+    ] = 10,
+    tol: Annotated[float, "residual allowed, relative to the eigenvalue", Field(gt=0)] = 1e-3,
+    max_products: Annotated[
+        int, "products per eigenvalue after which to stop unconverged", Field(ge=1)
+    ] = 500,
 ) -> Result:
     """Which flatness measures move, and how far, when weights change but the function does not.
 
@@ -124,7 +133,6 @@ def symmetry_audit(
     All in float64, so that what moves is no rounding. Standard errors of a factor are first-order
     and paired: the same samples and random vectors stand on both sides of it.
     """
-    _check(factor, rho, adaptive_rho, probes)
     double = landscape.double()
     original = Variant(double, theta.double(), lambda v: v)
     notes: list[str] = []
@@ -160,18 +168,6 @@ def _function_change(original: Variant, variant: Variant) -> float:
         return function_change(original.landscape, original.theta, variant.landscape, variant.theta)
     before, after = (landscape.losses(theta) for landscape, theta, _ in (original, variant))
     return ((before - after).abs().max() / before.abs().max()).item()
-
-
-def _check(factor: float, rho: float, adaptive_rho: float, probes: int) -> None:
-    if not 1 < factor < float("inf"):
-        raise InputError(
-            f"factor={factor:g} scales nothing; choose a finite one above 1, such as 4"
-        )
-    if not (0 < rho < float("inf") and 0 < adaptive_rho < float("inf")) or probes < 2:
-        raise InputError(
-            f"rho={rho:g}, adaptive_rho={adaptive_rho:g}, probes={probes}: choose positive, finite "
-            "radii and 2 random vectors or more, which a standard error needs"
-        )
 
 
 # --- the changes ---------------------------------------------------------------------------------

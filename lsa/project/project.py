@@ -153,7 +153,7 @@ def resolve(declared: probe.Probe, given: Options, where: str) -> dict[str, Any]
     for option in declared.options.values():
         value = given.get(option.name, option.default)
         said = f"{where}: {declared.name}'s {option.name}"
-        resolved[option.name] = converted(option.type, value, said, option.default)
+        resolved[option.name] = converted(option.type, value, said, option.default, option.rules)
     return resolved
 
 

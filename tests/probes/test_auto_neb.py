@@ -425,25 +425,6 @@ def test_the_figure_shows_path_line_and_maximum(quick: Result) -> None:
     assert len(path.get_xdata()) == value(quick, "n_pivots")
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"pivots": 0}, "pivots=0"),
-        ({"between": 0}, "between=0"),
-        ({"batch_size": 1}, "batch_size=1"),
-        ({"steps": -1}, "steps=-1"),
-        ({"cycles": -1}, "cycles=-1"),
-        ({"curve_steps": -1}, "curve_steps=-1"),
-        ({"lr": 0.0}, "lr=0"),
-        ({"lr": math.nan}, "lr=nan"),
-        ({"tol": -1.0}, "tol=-1"),
-    ],
-)
-def test_bad_options_are_refused(pair: Pair, options: dict, message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        pair.search(**options)
-
-
 def test_bad_checkpoints_are_refused(pair: Pair) -> None:
     with pytest.raises(InputError, match="same point"):
         pair.search(pair.a, pair.a.clone())

@@ -447,15 +447,6 @@ def test_a_task_without_classes_has_no_misclassification() -> None:
 # --- the declaration ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("points", [0, 4, 6, 60, 62, -3])
-def test_points_that_miss_an_end_are_refused(pair: Pair, points: int) -> None:
-    with pytest.raises(InputError, match=f"points={points} leaves") as caught:
-        measure(pair.landscape, pair.a, pair.b, points=points)
-    nearest = int(str(caught.value).rsplit(" ", 1)[1])
-    assert nearest % 4 == 1 and nearest >= 5 and (points < 5 or abs(nearest - points) <= 2)
-    assert "\n" not in str(caught.value)
-
-
 def test_ends_that_make_no_line_are_refused(pair: Pair) -> None:
     for b, message in (
         (pair.a.clone(), "the same point"),

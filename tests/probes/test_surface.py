@@ -279,9 +279,6 @@ def test_another_plane_takes_nothing_from_the_memory():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"points": 6}, "odd number of points"),
-        ({"points": 3}, "odd number of points"),
-        ({"extent": 0.0}, "extent > 0"),
         ({"extent": math.inf}, "extent=inf must be a finite number"),
         ({"plane": "checkpoints"}, "three checkpoints, and 1 given; name two more"),
         ({"plane": "random", "others": {"b": torch.ones(6).double()}}, "of one checkpoint"),
