@@ -107,6 +107,10 @@ class Result:
             raise KeyError(f"no metric {name!r}; {hint}known: {', '.join(self.metrics)}")
         return self.metrics[name]
 
+    def __contains__(self, name: object) -> bool:
+        """Whether there is a metric of that name."""
+        return name in self.metrics
+
     def __eq__(self, other: object) -> bool:
         import numpy as np
 

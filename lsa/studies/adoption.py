@@ -20,7 +20,7 @@ from lsa.landscape.batches import Batches
 from lsa.probe import Metric, Result
 from lsa.project import Recipe
 from lsa.runtime import provenance
-from lsa.runtime.errors import InputError
+from lsa.runtime.errors import InputError, first_line
 from lsa.studies import load, steps
 from lsa.tracking import (
     foreign_models,
@@ -219,6 +219,7 @@ def _registered(source: Checkpoint) -> Result:
     key = steps.step_key("register", "lsa.studies.adoption", content)
 
     def log() -> Result:
+        metrics = _evaluated(source)  # cannot be: nothing is tracked then
         title = steps.title("register", recipe)
         tags = steps.step_tags("train", recipe) | {"lsa.key": key, "lsa.origin": projects.ELSEWHERE}
         with recording.run(
@@ -230,7 +231,6 @@ def _registered(source: Checkpoint) -> Result:
         ) as opened:
             opened.params(projects.train_params(recipe))
             opened.json(recipe.model_dump(), "recipe.json")
-            metrics = _evaluated(source)
             registry.keep(opened, source, flat(results.FINAL, metrics), key, final=True)
         address = opened.tag("lsa.checkpoint")
         return Result(metrics, probe=results.TRAIN, run_id=opened.id, checkpoint=address)
@@ -280,8 +280,21 @@ def evaluated(optimizer: Optimizer | None) -> Iterator[None]:
 
 
 def _evaluated(source: Checkpoint) -> dict[str, Metric]:
-    """Loss of a checkpoint on both whole splits, and accuracy where it has one."""
-    return training.final_metrics(source.validation, source.training)
+    """Loss of a checkpoint on both whole splits, and accuracy where it has one.
+
+    Raises:
+        InputError: The network does not take its data, for one is of another precision.
+    """
+    try:
+        return training.final_metrics(source.validation, source.training)
+    except RuntimeError as error:
+        if "dtype" not in str(error):
+            raise
+        kinds = ", ".join(sorted({str(w.dtype) for w in source.weights.values()}))
+        raise InputError(
+            f"the weights are {kinds}, and the network does not take its data with them "
+            f"({first_line(error)}); give weights and data of one precision"
+        ) from error
 
 
 def _check_same(source: Checkpoint, theirs: nn.Module) -> None:

@@ -34,6 +34,7 @@ RESULT = Result(
 
 def test_a_metric_is_looked_up_by_its_name_and_a_near_one_is_offered():
     assert RESULT["a"].value == 1.5
+    assert "a" in RESULT and "aa" not in RESULT
     with pytest.raises(KeyError, match="no metric 'aa'; did you mean 'a'"):
         RESULT["aa"]
 

@@ -163,6 +163,14 @@ class Averaging(torch.optim.SGD):
         self.param_groups[0]["train_mode"] = mode
 
 
+def test_weights_of_another_precision_than_the_data_are_refused(parts, workplace: Path):
+    model, _ = trained(parts, lr=0.01)
+    torch.save(model.half().state_dict(), workplace / "half.pt")
+    with pytest.raises(InputError, match=r"the weights are torch\.float16") as caught:
+        lsa.adopt(str(workplace / "half.pt"), **NAMED)
+    assert "\n" not in str(caught.value)
+
+
 def test_weights_are_registered_where_they_are_evaluated(parts):
     model, optimizer = trained(parts, Averaging)
     before = flatten(model)
