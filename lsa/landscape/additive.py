@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from lsa.landscape.batched import Batched
 from lsa.landscape.network import HALF
@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from lsa.landscape.landscape import Landscape
 
 ROUNDING = {torch.float64: 1e-8, torch.float32: 1e-3}  # of sums, relative; else 5e-2
+CUT = (
+    "the loss of a batch is not the sum over its parts, as with class weights, ignored labels or "
+    "samples that a batch couples: L is the mean over these batches and depends on how they are cut"
+)
 MIXED = (
     "the loss of a sample depends on the others of its batch, as with batch statistics: L depends "
     "on how the data are cut into batches, and errors over the data take samples for independent"
@@ -45,6 +49,8 @@ def notes(landscape: Landscape, theta: Tensor, drawn: bool) -> tuple[str, ...]:
         _check_gradients(landscape, theta)
     if not drawn and _mixed(landscape, data, theta):
         remarks = (*remarks, MIXED)
+    if not drawn and not landscape.has_samples and _cut_matters(landscape, data, theta):
+        remarks = (*remarks, CUT)
     return remarks
 
 
@@ -110,6 +116,46 @@ def _mixed(landscape: Landscape, data: Batched, theta: Tensor) -> bool:
     if apart.shape != together.shape or not bool(together.isfinite().all()):
         return False
     return float((apart - together).abs().max()) > digits * float(together.abs().max())
+
+
+def _cut_matters(landscape: Landscape, data: Batched, theta: Tensor) -> bool:
+    """Whether the first batch, or half of it beside half of the last, is no sum over its halves.
+
+    In sorted data the samples of one batch weigh alike, those of the first and the last do not.
+    """
+    first = last = None
+    for batch in data.batches:
+        first, last = batch.content if first is None else first, batch.content
+    sizes = [_length(content) for content in (first, last)]
+    if min(sizes) < 2:
+        return False
+    n = sizes[0] // 2
+    try:
+        head, tail = rows(first, slice(0, n), sizes[0]), rows(last, slice(-n, None), sizes[1])
+        both = tree_map(lambda a, b: torch.cat([a, b]) if isinstance(a, Tensor) else a, head, tail)
+        checked = (first, sizes[0]), (both, _length(both))
+        sums = [[_terms(landscape, data, theta, c, m, at) for at in _halves(m)] for c, m in checked]
+    except (RuntimeError, ValueError, IndexError, InputError):
+        return False
+
+    def apart(full: Terms, *parts: Terms) -> bool:
+        own, added = float(full.total), sum(float(t.total) for t in parts)
+        digits = ROUNDING.get(full.total.dtype, 5e-2)
+        return abs(own - added) > digits * max(abs(own), abs(added))
+
+    return any(apart(*terms) for terms in sums)
+
+
+def _halves(n: int) -> tuple[slice, slice, slice]:
+    return slice(0, n), slice(0, n // 2), slice(n // 2, n)
+
+
+def _length(content: Any) -> int:
+    """Number of samples of a batch whose tensors all have them first; else 0."""
+    tensors = [t for t in tree_leaves(content) if isinstance(t, Tensor)]
+    plain = all(t.layout == torch.strided and not t.is_nested and t.ndim for t in tensors)
+    lengths = {len(t) for t in tensors} if plain else set()
+    return lengths.pop() if len(lengths) == 1 else 0
 
 
 @torch.no_grad()

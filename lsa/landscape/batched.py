@@ -66,7 +66,7 @@ class Batched:
         return self._counted
 
     def _count(self, network: Network, theta: Tensor) -> _Counted:
-        counts, weights, separate = [], [], set()
+        counts, weights, separate, finite = [], [], set(), []
         for batch in self.batches:
             if not counts:
                 self._check_reach(network, theta, batch)
@@ -80,8 +80,17 @@ class Batched:
                     "for all or for none"
                 )
             w = unit_weights(terms)
+            if not len(w):
+                raise InputError(f"batch {batch.index} has no samples; leave it out")
+            finite.append(bool(terms.total.isfinite()))
             weights.extend(w.tolist())  # small tensors between large ones would scatter memory
             counts.append(Count(len(w), float(w.sum()), batch.mark))
+        # That of a sample is named by the probes.
+        if separate == {False} and any(finite) and not all(finite):
+            raise InputError(
+                f"the loss of batch {finite.index(False)} is not finite, as a mean over no labels "
+                "is not; mend it or leave it out"
+            )
         all_weights = torch.tensor(weights, dtype=torch.float64)
         total = float(all_weights.sum())
         if not total > 0:

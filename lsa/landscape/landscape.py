@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lsa.landscape import values
 from lsa.landscape.batched import Batched
-from lsa.landscape.derivatives import products, sample_gradients
+from lsa.landscape.derivatives import jacobians, products, sample_gradients
 from lsa.landscape.derivatives.hessians import HessianProduct
 from lsa.landscape.derivatives.modes import Matvec
 from lsa.landscape.derivatives.parts import Part
@@ -279,7 +279,14 @@ class Landscape(Problem):
             return products.graph_size(part, theta) / part.samples
 
     def gauss_newton(self, theta: Tensor) -> Matvec:
-        """v ↦ G(θ)v with G = 1/N ∑ᵢ Jᵢᵀ ∇²ℓᵢ Jᵢ, the positive part of H (Schraudolph 2002)."""
+        """v ↦ G(θ)v with G = 1/N ∑ᵢ Jᵢᵀ ∇²ℓᵢ Jᵢ, the positive part of H (Schraudolph 2002).
+
+        Raises:
+            InputError: An objective's outputs are not what its loss is computed from.
+        """
+        if isinstance(self.data, Batched):
+            with self.network.at(_leaf(theta)):
+                jacobians.check_outputs(next(iter(self._parts())), theta)
         product = products.gauss_newton(self._parts(), theta, self.graph_memory)
         return self._bound(self._total(product), theta)
 

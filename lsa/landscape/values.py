@@ -164,11 +164,21 @@ def _curved(part: Part, theta: Tensor, u: Tensor) -> Tensor:
         return jacobians.traced_curvatures(part, theta, u)
     with torch.no_grad():
         outputs = part.outputs(theta)
-    moved = modes.directional_derivative(part.outputs, theta.detach(), u)
+    moved = _moved(part.outputs, theta, u)
     losses_of = part.losses_of
     return jacobians.second_derivatives(
         lambda alpha: losses_of(outputs + alpha * moved), part.samples, theta
     )
+
+
+def _moved(outputs: modes.Function, theta: Tensor, u: Tensor) -> Tensor:
+    """Derivative of the outputs along u; by a graph where an operation has no forward mode."""
+    try:
+        return modes.directional_derivative(outputs, theta.detach(), u)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, TypeError):
+        return jacobians.Jacobian(outputs, theta).push(u)
 
 
 def evaluation(losses: Tensor, wrong: Tensor | None) -> Evaluation:

@@ -419,3 +419,121 @@ def test_what_a_loader_leaves_out_or_repeats_is_noted():
     repeated = DataLoader(data, batch_size=8, sampler=RandomSampler(data, replacement=True))
     assert "draws samples with replacement" in notes(lsa.Landscape(mlp(), repeated))
     assert notes(lsa.Landscape(mlp(), loader(batch_size=7, shuffle=True))) == ""
+
+
+def test_a_loss_of_batches_that_is_no_sum_over_their_parts_is_noted():
+    """Labels are sorted: within the first batch all weigh alike."""
+
+    def per_batch(loss: Any) -> str:
+        def objective(model: nn.Module, batch: Any) -> lsa.Terms:
+            return lsa.Terms(len(batch[1]) * loss(model(batch[0]), batch[1]), len(batch[1]))
+
+        return notes(lsa.Landscape(mlp(), loader(Y.sort().values), objective=objective))
+
+    weights = torch.tensor([1.0, 5.0, 20.0])
+    assert "depends on how they are cut" in per_batch(
+        lambda o, y: F.cross_entropy(o, y, weights.to(o))
+    )
+    assert "depends on how they are cut" not in per_batch(F.cross_entropy)
+
+
+@pytest.mark.parametrize("kind", ["no sample", "no label"])
+def test_a_batch_that_has_no_loss_is_named(kind):
+    def objective(model: nn.Module, batch: Any) -> lsa.Terms:
+        mean = F.cross_entropy(model(batch[0]), batch[1], ignore_index=2)
+        return lsa.Terms(len(batch[1]) * mean, len(batch[1]))
+
+    if kind == "no label":
+        landscape = lsa.Landscape(mlp(), loader(Y.sort().values), objective=objective)
+        line = "the loss of batch 2 is not finite"
+    else:
+        landscape = lsa.Landscape(mlp(), [(X[:12], Y[:12]), (X[:0], Y[:0]), (X[12:], Y[12:])])
+        line = "batch 1 has no samples; leave it out"
+    with pytest.raises(InputError, match=line):
+        notes(landscape)
+
+
+@pytest.mark.parametrize("given", ["a part", "another tensor", "one made from another", "all"])
+def test_outputs_that_the_loss_is_not_computed_from_have_no_gauss_newton_part(given):
+    """The loss is of classes and of two numbers, each by outputs of its own."""
+
+    def whole(outputs: Tensor, y: Tensor) -> Tensor:
+        numbers = outputs[:, 3:].square().sum(1)
+        return F.cross_entropy(outputs[:, :3], y, reduction="none") + numbers / 2
+
+    def objective(model: nn.Module, batch: Any) -> lsa.Terms:
+        outputs = model(batch[0])
+        classes, numbers = outputs[:, :3], outputs[:, 3:]
+        twice = (2 * classes).tanh()
+        each = F.cross_entropy(classes, batch[1], reduction="none") + numbers.square().sum(1) / 2
+        if given == "one made from another":
+            each = each + twice.square().sum(1)
+        named = {
+            "a part": classes,
+            "another tensor": 2 * classes,
+            "one made from another": (classes, numbers, twice),
+            "all": {"classes": classes, "numbers": numbers},
+        }[given]
+        return lsa.Terms(each.sum(), len(each), each, outputs=named)
+
+    model = mlp(5)
+    landscape = lsa.Landscape(model, loader(), objective=objective)
+    if given != "all":
+        with pytest.raises(InputError, match=r"gradient through Terms\.outputs is .* off"):
+            landscape.gauss_newton(landscape.theta)
+        result = lsa.lanczos(landscape, k=1, k_min=0, density_probes=0)
+        assert "gauss_newton_lambda_max" not in result
+        assert any("the Gauss–Newton split is left out" in note for note in result.notes)
+        return
+    fine = copy.deepcopy(model).double()
+    derivatives: Any = torch.autograd.functional
+    named = {n: p.detach() for n, p in fine.named_parameters()}
+
+    def outputs_at(flat: Tensor) -> Tensor:
+        split = flat.split([p.numel() for p in named.values()])
+        parts = {n: t.view_as(p) for (n, p), t in zip(named.items(), split, strict=True)}
+        return functional_call(fine, parts, X.double()).reshape(-1)
+
+    at = torch.cat([p.reshape(-1) for p in named.values()])
+    J = derivatives.jacobian(outputs_at, at)
+    B = derivatives.hessian(lambda o: whole(o.view(24, 5), Y).mean(), outputs_at(at))
+    v = torch.linspace(-1, 1, len(at))
+    torch.testing.assert_close(
+        landscape.gauss_newton(landscape.theta)(v).double(),
+        J.T @ (B @ (J @ v.double())),
+        rtol=1e-4,
+        atol=1e-6,
+    )
+
+
+class Centres(nn.Module):
+    """Radial functions around centres, by distances that have no forward mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.centres = nn.Parameter(torch.randn(6, 4, generator=rng(7)))  # on no sample
+        self.out = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(torch.exp(-torch.cdist(x, self.centres.to(x)).square() / 4))
+
+
+def test_an_operation_without_forward_mode_has_curvatures_of_samples():
+    model = seeded(Centres)
+    landscape = lsa.Landscape(model, X, Y)
+    fine = copy.deepcopy(model).double()
+
+    def distances(p: dict[str, Tensor]) -> Tensor:
+        squares = (X.double()[:, None] - p["centres"]).square().sum(2)
+        return torch.exp(-squares / 4) @ p["out.weight"].T + p["out.bias"]
+
+    g, H = dense(fine, lambda p: F.cross_entropy(distances(p), Y))
+    theta, v = landscape.theta, torch.linspace(-1, 1, landscape.dimension)
+    torch.testing.assert_close(landscape.gradient(theta).double(), g, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(
+        landscape.hessian(theta)(v).double(), H @ v.double(), rtol=1e-4, atol=1e-6
+    )
+    curved = landscape.gauss_newton_curvatures(theta, v)
+    torch.testing.assert_close(
+        curved.mean(), v @ landscape.gauss_newton(theta)(v), rtol=1e-4, atol=1e-6
+    )

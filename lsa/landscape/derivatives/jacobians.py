@@ -14,6 +14,8 @@ from lsa.landscape.derivatives.precision import full_float32
 from lsa.landscape.derivatives.second_order import SecondOrder
 from lsa.runtime.errors import InputError
 
+AGREEMENT = 1e-3  # of a gradient and its way through the outputs, relative; rounding is far below
+
 
 def layered(losses: Function, theta: Tensor) -> SampleGradients:
     """Per-sample gradients at θ in the layers' own form.
@@ -137,6 +139,39 @@ class Traced:
         return grad(self._outputs, self._theta, curved, retain_graph=True, materialize_grads=True)[
             0
         ]
+
+
+@full_float32()
+@torch.enable_grad()
+def check_outputs(part: Part, theta: Tensor) -> None:
+    """Check that the loss depends on θ through its outputs alone, and through each once.
+
+    The gradient by θ must be the one by the outputs, pulled back. Random weights of the samples
+    keep it from zero where the gradient of their mean is.
+
+    Args:
+        part: Samples whose losses and outputs can be traced.
+        theta: θ `(d,)`.
+
+    Raises:
+        InputError: It is not, so there is no Gauss–Newton part by these outputs.
+    """
+    t = theta.detach().requires_grad_()
+    _, losses, outputs = part.traced(t)
+    if not losses.requires_grad:
+        return
+    w = torch.randn(len(losses), generator=torch.Generator().manual_seed(0)).to(losses)
+    value = w @ losses
+    g = grad(value, outputs, retain_graph=True, materialize_grads=True)
+    through = grad(outputs, t, g, retain_graph=True, materialize_grads=True)[0]
+    whole = grad(value, t, materialize_grads=True)[0]
+    size = max(float(whole.norm()), float(through.norm()))
+    off = float((whole - through).norm()) / size if size else 0.0
+    if off > AGREEMENT:
+        raise InputError(
+            f"the gradient through Terms.outputs is {off:.1%} off that of the loss; outputs are "
+            "all tensors that the loss is computed from, none of them made from another"
+        )
 
 
 @full_float32()
