@@ -34,7 +34,7 @@ PRODUCTS = 38  # of one Lanczos run to both ends, for the estimate of the cost
 UPPER = 13  # of one to the upper end alone
 MOST = 100  # vectors that the search holds, or twice the least where that is more
 HELD = 10  # vectors beside a basis, for the estimate of the cost
-HALVES = 10  # of one each on both halves of the samples, together
+HALVES = 16  # of one each on both halves of the samples, together
 FEWEST = 4  # samples that have halves with an eigenvalue of their own
 
 
@@ -148,7 +148,7 @@ def lanczos(
     metrics, curves, arrays = _ends(landscape, theta, extremes)
     notes = extremes.shortfall("Hessian")
     if bias == "yes" and landscape.n_samples >= FEWEST:
-        metrics["lambda_max_bias"] = _bias(landscape, theta, extremes.largest, rng, tol, report)
+        metrics["lambda_max_bias"] = _bias(landscape, theta, extremes, rng, tol, report, notes)
     lacking: list[str] = []
     if split == "yes":
         try:
@@ -285,26 +285,28 @@ def _condition(
 def _bias(
     landscape: Landscape,
     theta: Tensor,
-    pairs: eigenpairs.Eigenpairs,
+    extremes: eigenpairs.Extremes,
     rng: torch.Generator,
     tol: float,
     report: Report,
+    notes: list[str],
 ) -> Metric:
     """Mean λ_max of two random halves of the samples, less that of all."""
+    pairs = extremes.largest
     halves = torch.randperm(landscape.n_samples, generator=rng).to(landscape.device)
-    tops = [
-        eigenpairs.top(
+    tops = []
+    for half in halves.tensor_split(2):
+        ends = eigenpairs.top(
             landscape.subset(half).hessian(theta),
             1,
             theta,
             rng=rng,
             near=pairs.vectors[:, 0],
             tol=tol,
-            confirm=0,  # one pair from a start that is half random
             report=report,
-        ).largest.values[0]
-        for half in halves.tensor_split(2)
-    ]
+        )
+        notes.extend(ends.shortfall("half of the samples"))
+        tops.append(ends.largest.values[0])
     return Metric((torch.stack(tops).mean() - pairs.values[0]).item(), "loss")
 
 
@@ -331,7 +333,6 @@ def _split(
             largest=largest,
             smallest=smallest,
             tol=tol,
-            confirm=0,  # one pair from a random start
             max_products=max_products,
             report=report,
         )

@@ -30,7 +30,7 @@ from lsa.runtime.errors import InputError
 
 # For the cost: products of a Lanczos run to both ends of a block and to the upper one, those of the
 # whole per pair, what a block's product costs of one with H, and how much less or more it may be.
-BOTH, UPPER, PAIR, PART = 13, 8, 5, 0.25
+BOTH, UPPER, PAIR, PART = 15, 13, 5, 0.25
 SPREAD = (0.7, 1.2)
 
 
@@ -85,9 +85,9 @@ class Search(NamedTuple):
             rng=self.rng,
             largest=largest,
             smallest=smallest,
-            confirm=eigenpairs.CONFIRM if largest + smallest > 1 else 0,  # one pair needs none
             tol=self.tol,
             max_products=self.max_products,
+            random=1.0,
             report=lambda done, total, text: self.report(done, total, f"{name}: {text}"),
         )
         top = extremes.largest.vectors[:, 0]
@@ -186,7 +186,6 @@ def layers(
     notes.append("blocks from 1 on: " + ", ".join(named))
     if near_zero:
         notes.append("not told from zero by its residual: λ_min of " + ", ".join(near_zero))
-
     of = owners(landscape, theta, named)
     metrics = _ends(network, parts) | {"n_samples": Metric(landscape.n_samples)}
     index = np.arange(1.0, len(named) + 1)
@@ -203,6 +202,7 @@ def layers(
     arrays = {
         "blocks.names": np.array(list(named)),
         "blocks.lambda_max": curves["lambda_max_of_block"].y,
+        "blocks.lambda_max_limit": np.array([part.ends.limit for part in parts]),
         "blocks.trace": curves["trace_of_block"].y,
         "blocks.sizes": of.bincount(minlength=len(named)).cpu().numpy(),
     }

@@ -27,7 +27,7 @@ from lsa.probe import Metric, Report, Result, Sizes, Work, lanczos_rows, probe, 
 from lsa.runtime.errors import InputError
 
 MOVED = 0.01  # relative change of a number that counts as one
-PRODUCTS = 8  # of one Lanczos run to the upper end, for the estimate of the cost
+PRODUCTS = 11  # of one Lanczos run to the upper end, for the estimate of the cost
 DOUBLE = 2.5  # what float64 costs here, in that of float32 (2.6 on a CPU)
 TRIED = 90  # rows of a basis that trying and changing one part of a transformer costs; as seen
 EPS = 1e-8  # that torch's Adam adds to the root of its second moment
@@ -293,7 +293,6 @@ def _top(variant: Variant, scale: Tensor, search: Search) -> Measured:
         carry(search.start),
         largest=1,
         smallest=0,
-        confirm=0,  # one pair from a random start needs none
         **search.options,
     )
     search.notes.extend(extremes.shortfall("an eigenvalue"))

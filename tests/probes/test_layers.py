@@ -13,8 +13,9 @@ from torch.func import hessian, vmap
 from lsa.figures.layers import draw, stacked
 from lsa.landscape import Landscape, flatten
 from lsa.landscape.blocks import blocks
+from lsa.maths.spectra import eigenpairs
 from lsa.probe import Curve, Metric, Result, Sizes, find
-from lsa.probes.layers import layers
+from lsa.probes.layers import Search, layers
 from lsa.runtime.errors import InputError
 from lsa.training import models
 
@@ -299,3 +300,50 @@ def test_blocks_that_repeat_are_seen_by_their_names(names, depths):
     if stack:
         placed = stack.index[stack.index >= 0]
         assert sorted([*placed, *stack.others]) == list(range(len(names)))
+
+
+def test_a_blocks_second_eigenvalue_is_not_taken_for_its_largest(monkeypatch) -> None:
+    """Random starts whose search without confirmation ended on 0.0987."""
+    outer = torch.tensor([0.1574, 0.0987, 0.0460, 0.0308, 0.0268, 0.0245, -0.0228])
+    spectrum = torch.cat([outer.double(), torch.linspace(1, -1, 761).double() ** 3 / 50])
+
+    class Scale(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = nn.Parameter(torch.ones(768, dtype=torch.float64))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.w * x
+
+    def loss(outputs: Tensor, y: Tensor) -> Tensor:
+        return (spectrum * outputs.square()).sum(1).mean() / 2
+
+    landscape = Landscape(Scale(), torch.ones(4, 768).double(), torch.zeros(4), loss)
+    theta = torch.ones(768, dtype=torch.float64)
+    for seed in (597, 793, 995):
+        start = torch.randn(768, generator=generator(seed), dtype=torch.float64)
+        monkeypatch.setattr(eigenpairs, "start_vector", lambda *_, start=start: start)
+        search = Search(generator(1), 0.05, 300, lambda *_: None)
+        block = search.block(landscape, theta, "w", (1, 0))
+        assert block.ends.converged and block.top == pytest.approx(0.1574, rel=0.01)
+    found = measure(landscape, theta, tol=0.05, lower="no", probes=2)
+    limits = found.arrays["blocks.lambda_max_limit"]
+    assert (limits >= found.arrays["blocks.lambda_max"]).all() and np.isfinite(limits).all()
+
+
+@pytest.mark.parametrize("name", ["layers", "lanczos", "symmetry_audit"])
+def test_no_probe_leaves_out_the_search_for_missed_eigenvalues(name, net, monkeypatch):
+    """Also not of a single pair, as of a block's upper end, of a half or of a rescaled network."""
+    asked, search = [], eigenpairs.lanczos
+
+    def recorded(*given: Any, **options: Any) -> Any:
+        asked.append((found := search(*given, **options)).products)
+        least = options.get("confirm", eigenpairs.CONFIRM)
+        assert least >= eigenpairs.CONFIRM, options
+        return found
+
+    monkeypatch.setattr(eigenpairs, "lanczos", recorded)
+    landscape, theta = net
+    options = {"layers": {"lower": "no"}, "lanczos": {"density_probes": 0}}.get(name, {})
+    find(name)(landscape=landscape, theta=theta, rng_seed=0, **options)
+    assert len(asked) > 3

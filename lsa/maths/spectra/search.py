@@ -64,6 +64,21 @@ class Search:
                 self.krylov.put_first(int(left.argmax()))
             self._step()
 
+    def go_on(self, products: int) -> None:
+        """Multiply so many times more the waiting row that the residuals left lie along.
+
+        A search that has ended early, on an inner eigenvalue, has most of the missed eigenvector in
+        this row. Random directions are made orthogonal to it, and would not see it.
+        """
+        for _ in range(products):
+            if self.over:
+                return
+            self.krylov.make_room(self.ritz, self.wanted)
+            if self.krylov.done == self.krylov.count:
+                return
+            self.krylov.put_first(int(self.ritz.waiting.norm(dim=1).argmax()))
+            self._step()
+
     def ask_random_direction(self, products: int) -> bool:
         """Multiply a chain of so many products from a random direction.
 

@@ -75,6 +75,38 @@ def test_too_few_products_say_so() -> None:
     assert (result.largest.residuals[~result.largest.converged] > 0).all()
 
 
+def like_a_layer_norm() -> Tensor:
+    """Two eigenvalues above the rest, as one layer of a pretrained encoder has them."""
+    outer = torch.tensor([0.1574, 0.0987, 0.0460, 0.0308, 0.0268, 0.0245, -0.0228])
+    return torch.cat([outer.double(), torch.linspace(1, -1, 761).double() ** 3 / 50])
+
+
+@pytest.mark.parametrize("seed", [27, 45, 102, 201, 226, 364])
+def test_a_loose_tolerance_does_not_end_the_search_on_the_second_eigenvalue(seed: int) -> None:
+    """Random starts of which the search without confirmation ends on the second."""
+    spectrum = like_a_layer_norm()
+    options = {"smallest": 0, "tol": 0.05}
+    found = []
+    for confirm in (0, CONFIRM):
+        rng = generator(seed)
+        start = torch.randn(768, generator=rng, dtype=torch.float64)
+        found.append(lanczos(Counting(spectrum), start, rng=rng, confirm=confirm, **options))
+    hasty, careful = found
+    assert hasty.converged and hasty.largest.values.tolist() == pytest.approx([0.0987], rel=0.01)
+    assert careful.converged
+    assert careful.largest.values.tolist() == pytest.approx([0.1574], rel=0.01)
+
+
+def test_at_a_loose_tolerance_confirmation_takes_two_products_more() -> None:
+    spectrum = like_a_layer_norm()
+    for tol, more in ((0.01, CONFIRM + 2), (1e-3, CONFIRM)):
+        products = [
+            lanczos(Counting(spectrum), normal(768), rng=generator(), tol=tol, **options).products
+            for options in ({"smallest": 0, "confirm": 0}, {"smallest": 0})
+        ]
+        assert products[1] - products[0] == more
+
+
 # --- multiple eigenvalues -------------------------------------------------------------------------
 
 
