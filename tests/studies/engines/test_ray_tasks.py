@@ -53,7 +53,7 @@ def test_a_step_takes_a_part_of_a_gpu(monkeypatch):
     ("options", "line"),
     [
         (["--engine", "ray"], "pip install 'loss-landscape-analysis[ray]'"),
-        (["--address", "auto"], "give engine=ray with it"),
+        (["--address", "auto"], "add engine=ray"),
         (["--engine", "ray", "--workers", "0"], "workers=0 must be at least 1"),
     ],
 )
