@@ -120,7 +120,9 @@ def test_restricted_to_some_parameters_it_has_their_blocks_of_gradient_and_hessi
     assert torch.equal(flatten(landscape.model), theta)
 
 
-@pytest.mark.parametrize(("names", "message"), [(["0.wait"], "named 0.wait;"), ([], "empty selection")])
+@pytest.mark.parametrize(
+    ("names", "message"), [(["0.wait"], "named 0.wait;"), ([], "empty selection")]
+)
 def test_a_restriction_to_nothing_is_refused(mlp, names, message):
     with pytest.raises(InputError, match=message):
         mlp[0].restricted(mlp[1], names)

@@ -469,8 +469,7 @@ def test_a_budget_that_is_too_small_is_said(net):
     assert [note[:5] for note in found.notes[:2]] == ["H: no", "P⁻¹H:"]
 
 
-@pytest.mark.parametrize("k", [0, 93])
-def test_refusals(net, k):
+def test_more_eigenvalues_than_there_are_is_refused(net):
     landscape, theta = net
-    with pytest.raises(InputError, match=f"k={k}: choose 1 to d=92"):
-        measure(landscape, theta, stepped(landscape, theta, "SGD")[0], k=k)
+    with pytest.raises(InputError, match="k=93: choose 1 to d=92"):
+        measure(landscape, theta, stepped(landscape, theta, "SGD")[0], k=93)
