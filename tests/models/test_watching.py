@@ -20,17 +20,28 @@ pytestmark = [
 ]
 
 
+DROPOUTS = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
+
+
 def logged(run_id: str, name: str) -> list[int]:
     return sorted(m.step for m in mlflow.MlflowClient().get_metric_history(run_id, name))
 
 
-def finetuned(folder: Path, *callbacks: Any, **options: Any) -> nn.Module:
+def language_model(**options: Any) -> nn.Module:
+    transformers = pytest.importorskip("transformers")
+    transformers.set_seed(0)
+    sizes = {"vocab_size": 50, "n_positions": 16, "n_embd": 8, "n_layer": 2, "n_head": 2}
+    return transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes, **options))
+
+
+def texts() -> torch.Tensor:
+    return torch.randint(50, (64, 12), generator=torch.Generator().manual_seed(1))
+
+
+def finetuned(folder: Path, *callbacks: Any, dropout: float = 0.1, **options: Any) -> nn.Module:
     transformers = pytest.importorskip("transformers")
     pytest.importorskip("accelerate")
-    transformers.set_seed(0)
-    config = transformers.GPT2Config(vocab_size=50, n_positions=16, n_embd=8, n_layer=2, n_head=2)
-    model = transformers.GPT2LMHeadModel(config)
-    rows = torch.randint(50, (64, 12), generator=torch.Generator().manual_seed(1))
+    model, rows = language_model(**dict.fromkeys(DROPOUTS, dropout)), texts()
     data = [{"input_ids": row, "labels": row} for row in rows]
     arguments = transformers.TrainingArguments(
         output_dir=str(folder), max_steps=6, per_device_train_batch_size=4, report_to=[],
@@ -67,13 +78,65 @@ def test_hugging_face(workplace: Path, accumulate: int):
     assert (frame.gradient_norm_unclipped >= frame.gradient_norm - 1e-6).any()
 
 
+def alike(theirs: lsa.watching.Watch, own: lsa.watching.Watch) -> None:
+    """The same numbers at the same steps."""
+    assert len(theirs.rows) == len(own.rows)
+    for a, b in zip(theirs.rows, own.rows, strict=True):
+        assert a.keys() == b.keys()
+        names = a.keys() - {"overhead", "sharpness_residual"}  # a time, and a rounding error
+        assert {k: a[k] for k in names} == pytest.approx({k: b[k] for k in names}, rel=1e-5)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_hugging_faces_training_and_its_numbers_are_those_of_a_loop_by_hand(
+    workplace: Path, accumulate: int
+):
+    ids = torch.randint(50, (16, 12), generator=torch.Generator().manual_seed(2))
+    given: dict[str, Any] = {
+        "batches": [{"input_ids": part, "labels": part} for part in ids.split(4)],
+        "measure": ["update", "noise", "sharpness"],
+        "every": 3, "budget": None, "track": False, "strict": True,
+    }  # fmt: skip
+    callback = lsa.watching.HuggingFaceCallback(**given)
+    theirs = finetuned(workplace, callback, dropout=0.0, gradient_accumulation_steps=accumulate)
+
+    own = language_model(**dict.fromkeys(DROPOUTS, 0.0)).train()
+    optimizer = torch.optim.AdamW(own.parameters(), lr=1e-2, weight_decay=0.0, fused=True)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / 6)
+    order = torch.randperm(64, generator=torch.Generator().manual_seed(42))  # the Trainer's seed
+    passes = iter(texts()[order].split(4))
+    with lsa.watch(own, optimizer, objective=lsa.objectives.hf(), **given) as watch:
+        for _ in range(6):
+            step = [next(passes) for _ in range(accumulate)]
+            labels = sum(batch.numel() for batch in step)  # the first of a row is counted as well
+            for batch in step:
+                logits = own(input_ids=batch).logits.flatten(0, 1)
+                targets = F.pad(batch, (0, 1), value=-100)[:, 1:].flatten()
+                value = F.cross_entropy(logits, targets, reduction="sum") / labels
+                value.backward()
+                if accumulate == 1:
+                    watch.loss(value)
+            nn.utils.clip_grad_norm_(own.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+    for a, b in zip(theirs.parameters(), own.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert callback.watch is not None
+    alike(callback.watch, watch)
+
+
+def perceptron() -> nn.Module:
+    return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
+
+
 def fitted(folder: Path, *callbacks: Any, **options: Any) -> Any:
     lightning = pytest.importorskip("lightning")
 
     class Module(lightning.LightningModule):
         def __init__(self) -> None:
             super().__init__()
-            self.net = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
+            self.net = perceptron()
 
         def training_step(self, batch: Any, index: int) -> torch.Tensor:
             x, y = batch
@@ -115,6 +178,55 @@ def test_lightning(workplace: Path):
     assert (frame.gradient_norm <= 0.5 + 1e-5).all()
     before = frame.gradient_norm_unclipped.dropna()
     assert (before > 0.5).any()
+
+
+def test_lightnings_training_and_its_numbers_are_those_of_a_loop_by_hand(workplace: Path):
+    """With accumulation and clipping."""
+    lightning = pytest.importorskip("lightning")
+    batches: list[Any] = []
+
+    class Seen(lightning.Callback):
+        def on_train_batch_start(self, trainer, module, batch, index) -> None:
+            batches.append(batch)
+
+    probes = [(x, torch.arange(8) % 3) for x in torch.linspace(-1, 1, 128).view(4, 8, 4)]
+    given: dict[str, Any] = {
+        "batches": probes, "measure": ["update", "noise", "sharpness"], "every": 2,
+        "budget": None, "track": False, "strict": True,
+    }  # fmt: skip
+    callback = lsa.watching.LightningCallback(**given)
+    theirs, _ = fitted(workplace, callback, Seen(), accumulate_grad_batches=2)
+
+    lightning.seed_everything(0, verbose=False)
+
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = perceptron()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.net(x)
+
+        def training_step(self, batch: Any, index: int) -> torch.Tensor:
+            return F.cross_entropy(self.net(batch[0]), batch[1])
+
+    own = Own()
+    optimizer = torch.optim.Adam(own.parameters(), lr=1e-2)
+    objective = lsa.objectives.lightning()
+    with lsa.watch(own, optimizer, objective=objective, **given) as watch:
+        for first, second in zip(batches[::2], batches[1::2], strict=True):
+            optimizer.zero_grad()
+            for x, y in (first, second):
+                value = F.cross_entropy(own(x), y)
+                watch.loss(value)
+                (value / 2).backward()
+            nn.utils.clip_grad_norm_(own.parameters(), 0.5)
+            optimizer.step()
+    assert len(watch.rows) == 4
+    for (name, a), b in zip(own.state_dict().items(), theirs.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+    assert callback.watch is not None
+    alike(callback.watch, watch)
 
 
 def test_lightning_tells_the_noise_of_accumulated_passes_and_of_samples(workplace: Path):
