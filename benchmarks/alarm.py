@@ -324,8 +324,10 @@ def judge(folder: Path) -> None:
     """Print what each rule is worth, at the level that was best on the trainings it was made on."""
     made, others = (read(folder / name) for name in ("made", "judged"))
     for name, trainings in (("made on", made), ("judged on", others)):
-        spikes = sum(spike(one["losses"]) is not None for one in trainings)
-        print(f"{name}: {spikes} trainings that spike, {len(trainings) - spikes} calm ones")
+        spikes = [one["setting"]["course"] for one in trainings if spike(one["losses"]) is not None]
+        by = ", ".join(f"{spikes.count(course)} {course}" for course in sorted({*spikes}))
+        calm = len(trainings) - len(spikes)
+        print(f"{name}: {len(spikes)} trainings that spike ({by}), {calm} calm ones")
     rows = []
     for name, rule in RULES.items():
         level = max(LEVELS, key=lambda level: count(made, rule, level).score)
