@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from lsa.landscape.terms import Objective
@@ -13,7 +14,8 @@ class Watching:
     """A callback that watches from the beginning of a training to its end.
 
     Args:
-        objective: Of the trainer: what `batches` are measured by, unless another is given.
+        objective: Makes that of the trainer: what `batches` are measured by, unless another is
+            given. It is made when the training begins: trainers send callbacks to processes.
         options: Of `lsa.watch`.
 
     Attributes:
@@ -22,13 +24,17 @@ class Watching:
 
     watch: Watch | None = None
 
-    def __init__(self, objective: Objective, options: dict[str, Any]) -> None:
-        own = "batches" in options and not {"loss", "objective"} & options.keys()
-        self._options = {**options, "objective": objective} if own else options
+    def __init__(self, objective: Callable[[], Objective], options: dict[str, Any]) -> None:
+        self._objective, self._options = objective, options
 
     def _begin(self, model: Any, optimizers: Any, **known: Any) -> None:
         """Watch, with what the trainer is known to do and what the user has asked for."""
-        self.watch = watch(model, optimizers, **(known | self._options))
+        if self.watch is not None:  # of a training that was interrupted
+            self.watch.close()
+        options = known | self._options
+        if "batches" in options and not {"loss", "objective"} & options.keys():
+            options["objective"] = self._objective()
+        self.watch = watch(model, optimizers, **options)
 
     def _end(self, status: str = "FINISHED") -> None:
         """Close the watch."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
@@ -32,6 +33,21 @@ def uncompiled(call: Callable[..., T]) -> Callable[..., T]:
     A compiled step calls the hooks of its optimizer, and would compile the measurements with it.
     """
     return torch.compiler.disable(call)  # pyright: ignore[reportReturnType]
+
+
+def weakly(method: Callable[..., None]) -> Callable[..., None]:
+    """The same method, which does nothing and keeps nothing once its object is gone.
+
+    For hooks on parameters and nodes: Python does not see what these hold, and would keep a network
+    for ever that holds them and is held by them.
+    """
+    known = weakref.WeakMethod(method)
+
+    def call(*args: Any) -> None:
+        if (method := known()) is not None:
+            method(*args)
+
+    return call
 
 
 class OnModule:
@@ -113,8 +129,8 @@ class Backward:
     def __init__(self, parameters: Sequence[torch.nn.Parameter], tell: Callable[[], None]) -> None:
         self._tell, self._waiting = tell, False
         ends = {id(p): p for p in (parameters[0], parameters[-1]) if p.is_leaf}
-        seen, self._ended = uncompiled(self._seen), uncompiled(self._at_end)
-        self._again = uncompiled(lambda: self._queue(self._ended))
+        seen, self._ended = uncompiled(weakly(self._seen)), uncompiled(weakly(self._at_end))
+        self._again = uncompiled(weakly(self._once_more))
         self.handles = [p.register_post_accumulate_grad_hook(seen) for p in ends.values()]
 
     def reset(self) -> None:
@@ -125,6 +141,9 @@ class Backward:
         if not self._waiting:
             self._waiting = True
             self._queue(self._again)
+
+    def _once_more(self) -> None:
+        self._queue(self._ended)
 
     @staticmethod
     def _queue(call: Callable[[], None]) -> None:

@@ -22,7 +22,7 @@ class HuggingFaceCallback(Watching, TrainerCallback):
     """
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(objectives.hf(), options)
+        super().__init__(objectives.hf, options)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         """Watch the optimizer that the Trainer has made."""

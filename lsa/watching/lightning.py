@@ -27,7 +27,7 @@ class LightningCallback(Watching, Callback):  # pyright: ignore[reportGeneralTyp
     """
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(objectives.lightning(), options)
+        super().__init__(objectives.lightning, options)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Watch the optimizers that the module has configured."""

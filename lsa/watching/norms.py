@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from lsa.runtime.errors import InputError
 from lsa.watching.weights import Weights
 
 NAMES = ("gradient_norm", "update_norm", "weight_norm", "update_ratio")  # also of each block
@@ -28,8 +29,16 @@ class Norms:
 
     @property
     def start(self) -> list[Tensor]:
-        """θ before the step."""
-        assert self._start is not None
+        """θ before the step.
+
+        Raises:
+            InputError: It was not kept, since no step has begun.
+        """
+        if self._start is None:
+            raise InputError(
+                "the last optimizer steps before the first; give lsa.watch the optimizers in the "
+                "order in which they step"
+            )
         return self._start[1]
 
     def before(self, step: int) -> None:

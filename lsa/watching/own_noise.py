@@ -25,7 +25,7 @@ from lsa.landscape.noise_scale import diversity
 from lsa.maths.ratios import quotient
 from lsa.maths.sums import square
 from lsa.watching.draws import Draws
-from lsa.watching.hooks import OnModule, uncompiled
+from lsa.watching.hooks import OnModule, uncompiled, weakly
 from lsa.watching.sample_noise import SampleNoise
 from lsa.watching.undisturbed import measuring
 from lsa.watching.weights import Weights
@@ -51,6 +51,7 @@ class OwnNoise:
         self._model, self._weights, self.blocks = model, weights, blocks
         wrapped = isinstance(model, DistributedDataParallel)
         self._processes = torch.distributed.get_world_size(model.process_group) if wrapped else 1
+        self._due: Callable[[], bool] = lambda: False
         self._nodes: list[Any] = []  # torch keeps a hook as long as its node lives
         self._squares: list[list[Tensor]] = [[] for _ in weights.parameters]
         self._marks: list[tuple[int, int]] = []  # of the gradients at the end of the last pass
@@ -85,25 +86,28 @@ class OwnNoise:
                 if due():
                     self._sizes.append(_samples((args, kwargs)))
 
-        def seen(i: int) -> Callable[..., None]:
-            def hook(gradients: tuple[Tensor | None, ...]) -> None:
-                g = gradients[0]
-                if g is not None and due():
-                    self._see_whether_kept()
-                    self._squares[i].append(square(g.detach().to_dense().reshape(-1)))
-
-            return uncompiled(hook)
-
+        self._due = due
         handles = [self._model.register_forward_pre_hook(OnModule(begins), with_kwargs=True)]
         for i, p in enumerate(self._weights.parameters):
             if p.is_leaf and p.requires_grad and not p.is_complex():
                 node: Any = p.view_as(p).grad_fn.next_functions[0][0]  # pyright: ignore
                 self._nodes.append(node)
-                handles.append(node.register_prehook(seen(i)))
+                handles.append(node.register_prehook(self._hook(i)))
         if sampling is not None:
             self._samples = SampleNoise(self._model, self._weights)
             handles += self._samples.attach(sampling)
         return handles
+
+    def _hook(self, i: int) -> Callable[..., None]:
+        """A hook on the node that adds a parameter's gradients up."""
+        see = weakly(self._see)
+        return uncompiled(lambda gradients: see(i, gradients[0]))
+
+    def _see(self, i: int, g: Tensor | None) -> None:
+        """A parameter's gradient of one pass."""
+        if g is not None and self._due():
+            self._see_whether_kept()
+            self._squares[i].append(square(g.detach().to_dense().reshape(-1)))
 
     def _see_whether_kept(self) -> None:
         """Forget the passes before, where a pass begins and they have been thrown away.

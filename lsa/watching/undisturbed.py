@@ -16,8 +16,11 @@ _MEASURING = ContextVar("measuring", default=False)
 
 
 def measuring() -> bool:
-    """Whether a measurement is going on, of whichever watch: its passes are not the training's."""
-    return _MEASURING.get()
+    """Whether a pass is none of the training's: a measurement's, of whichever watch, or one that is
+    transformed (`torch.func`), as for gradients of single samples.
+    """
+    transformed = torch._C._functorch.maybe_current_level()  # pyright: ignore[reportAttributeAccessIssue]
+    return _MEASURING.get() or transformed is not None
 
 
 @contextlib.contextmanager

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import atexit
 import logging
+import threading
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lsa.watching import hooks
+from lsa.runtime.errors import one_line
+from lsa.watching import hooks, opened
 from lsa.watching import norms as norms_
 from lsa.watching.alarm import Alarm
 from lsa.watching.budget import Budget
@@ -51,6 +53,7 @@ class Watch:
 
     Attributes:
         step: Number of the last optimizer step.
+        is_open: Whether it measures; a copy never does, but has what was measured.
     """
 
     def __init__(
@@ -75,9 +78,10 @@ class Watch:
         self._sampling = False  # single samples in the step at hand
         self._handles: list[Any] = []
         self._inner: list[Any] = []  # handles of what a change of the parameters makes anew
-        self._open = True
+        self.is_open = True
         self._inside = inside
         self._look_inside()
+        opened.close_before(self._weights, self._optimizers)
         if self._sees:
             self._handles = [
                 *hooks.attach(self._optimizers, self),
@@ -86,7 +90,9 @@ class Watch:
             self._plan_samples()
         if self._weights.leads:
             self._run("logging", outputs.open, ends=False)
-            atexit.register(self.close)
+            self._lost = weakref.finalize(self, _send_rest, outputs, self._history)
+            self._lost.atexit = False
+        opened.add(self)
 
     @property
     def _sees(self) -> bool:
@@ -157,14 +163,15 @@ class Watch:
 
     def loss(self, value: Any) -> None:
         """Tell the training's loss, where no hook sees it: a plain function in a plain loop."""
-        self._losses.add(value)
+        if self.is_open:
+            self._losses.add(value)
 
     def batch(self, batch: Any) -> None:
         """Tell the batch of a pass, where calls of the model do not say that one begins.
 
         The callback of Lightning does: `training_step` calls the module's parts, or all of it.
         """
-        if self._norms_are_due():
+        if self.is_open and self._norms_are_due():
             self._run("norms", lambda: self._gradients.noise.tell(batch), ends=False)
 
     def _norms_are_due(self) -> bool:
@@ -263,17 +270,47 @@ class Watch:
         Args:
             status: That a run is ended with if it was made here.
         """
-        if not self._open:
+        if not self.is_open:
             return
-        self._open = False
-        atexit.unregister(self.close)
+        self.is_open = False
+        opened.remove(self)
         for handle in [*self._handles, *self._inner]:
             handle.remove()
         if self._weights.leads:
+            self._lost.detach()
             self._run("logging", lambda: self._outputs.close(self._history, status))
+
+    def watches(self, weights: Weights, optimizers: Sequence[Optimizer]) -> bool:
+        """Whether it is of the same training: an optimizer of it, or all that it moves."""
+        same = any(own is other for own in self._optimizers for other in optimizers)
+        return same or {*map(id, self._weights.parameters)} == {*map(id, weights.parameters)}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Of a copy: a watch that is closed, with what was measured."""
+        return {
+            "step": self.step,
+            "_history": self._history,
+            "_alarm": self._alarm,
+            "is_open": False,
+        }
 
     def __enter__(self) -> Watch:
         return self
 
     def __exit__(self, kind: Any, *_: Any) -> None:
         self.close("FINISHED" if kind is None else "FAILED")
+
+
+def _send_rest(outputs: Outputs, history: History) -> None:
+    """Send the rest of a watch whose training is gone, as when a function that trained has ended.
+
+    A thread does, for Python lets go of things in the middle of anything else.
+    """
+    threading.Thread(target=lambda: _quietly(outputs, history), name="lsa-watch-end").start()
+
+
+def _quietly(outputs: Outputs, history: History) -> None:
+    try:
+        outputs.close(history, "FINISHED")
+    except Exception as error:
+        log.warning("watch: the history is not logged: %s", one_line(error))

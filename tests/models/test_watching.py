@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,41 @@ def test_hugging_faces_training_and_its_numbers_are_those_of_a_loop_by_hand(
 
 def perceptron() -> nn.Module:
     return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
+
+
+def test_a_callback_may_be_sent_to_a_process_and_used_again(workplace: Path):
+    ids = torch.randint(50, (16, 12), generator=torch.Generator().manual_seed(2))
+    batches = [{"input_ids": part, "labels": part} for part in ids.split(4)]
+    callback = lsa.watching.HuggingFaceCallback(
+        batches=batches, every=3, budget=None, track=False, strict=True
+    )
+    callback = pickle.loads(pickle.dumps(callback))
+    finetuned(workplace / "a", callback)
+    first = callback.watch
+    twin = pickle.loads(pickle.dumps(callback))
+    assert twin.watch.rows == first.rows
+    finetuned(workplace / "b", twin)
+    numbers = [row["directional_sharpness"] for row in first.rows if "gain" in row]
+    again = [row["directional_sharpness"] for row in twin.watch.rows if "gain" in row]
+    assert len(numbers) == 2 and again == numbers
+
+
+def test_an_interrupted_training_is_watched_no_more_when_the_next_begins(workplace: Path):
+    """As in a notebook, where the second cell makes another network."""
+    transformers = pytest.importorskip("transformers")
+
+    class Interrupts(transformers.TrainerCallback):
+        def on_step_end(self, args, state, control, **given) -> None:
+            raise KeyboardInterrupt
+
+    callback = lsa.watching.HuggingFaceCallback(budget=None, track=False, strict=True)
+    with pytest.raises(KeyboardInterrupt):
+        finetuned(workplace / "a", callback, Interrupts())
+    first = callback.watch
+    assert first is not None and first.is_open
+    finetuned(workplace / "b", callback)
+    assert not first.is_open and len(first.rows) == 1
+    assert callback.watch is not None and len(callback.watch.rows) == 6
 
 
 def fitted(folder: Path, *callbacks: Any, **options: Any) -> Any:

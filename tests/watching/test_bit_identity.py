@@ -45,7 +45,8 @@ def single_samples(model: Any, optimizer: Any, *, scaler: Any = None, **_: Any) 
     return lsa.watch(model, optimizer, scaler=scaler, **options)
 
 
-def two_at_once(model: Any, optimizer: Any, *, loader: Any, **options: Any) -> Any:
+def one_after_the_other(model: Any, optimizer: Any, *, loader: Any, **options: Any) -> Any:
+    """Each takes the place of the one before."""
     stack = contextlib.ExitStack()
     stack.enter_context(everything(model, optimizer, loader=loader, **options))
     stack.enter_context(single_samples(model, optimizer, **options))
@@ -59,8 +60,8 @@ def test_measurements_of_single_samples_change_nothing(case: str):
 
 
 @pytest.mark.parametrize("case", ["plain", "batch norm", "dropout", "amp", "several", "closures"])
-def test_two_watches_change_nothing(case: str):
-    assert CASES[case](two_at_once) == CASES[case](unwatched)
+def test_watches_that_take_anothers_place_change_nothing(case: str):
+    assert CASES[case](one_after_the_other) == CASES[case](unwatched)
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -91,22 +91,22 @@ class Model(nn.Module):
 
 def test_a_watch_does_not_take_the_passes_of_another_for_the_trainings():
     model, (_, x, y) = Model(), setting()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizers = [torch.optim.SGD(model.network[i].parameters(), lr=0.1) for i in (0, 2)]
 
     def objective(model: nn.Module, batch: tuple[Tensor, Tensor]) -> lsa.Terms:
         return lsa.Terms(model(*batch)["loss"] * len(batch[0]), len(batch[0]))
 
     some = [(x[:7], y[:7]), (x[7:14], y[7:14]), (x[14:21], y[14:21])]
     watches = [
-        watched(model, optimizer, batches=some, objective=objective),
-        watched(model, optimizer, measure=["noise_of_samples"]),
-        watched(model, optimizer, batches=some, objective=objective),
+        watched(model, optimizers[0], batches=some, objective=objective),
+        watched(model, optimizers[1], measure=["noise_of_samples"]),
     ]
     for _ in range(3):
-        optimizer.zero_grad()
+        model.zero_grad()
         loss = model(x, y)["loss"]
         loss.backward()
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
     for watch in watches:
         watch.close()
         assert watch.rows[-1]["loss"] == pytest.approx(loss.item())
@@ -284,3 +284,34 @@ def test_weights_that_a_forward_pass_changes_are_not_measured_on(
         step(model, optimizer, x, y)
     assert "gradient_norm" in watch.rows[0] and "probe_loss" not in watch.rows[0]
     assert "probes is off from step 1 on: embedding '0' has max_norm=1" in caplog.text
+
+
+def test_optimizers_in_another_order_than_they_step_in_are_said(caplog: pytest.LogCaptureFixture):
+    model, x, y = setting()
+    first = torch.optim.SGD(model[0].parameters(), lr=0.1)
+    second = torch.optim.SGD(model[2].parameters(), lr=0.1)
+    with watched(model, [second, first], strict=False) as watch:
+        F.cross_entropy(model(x), y).backward()
+        first.step()
+        second.step()
+    assert not watch.rows
+    (line,) = caplog.messages
+    assert "give lsa.watch the optimizers in the order in which they step" in line
+
+
+def test_passes_that_are_transformed_are_none_of_the_trainings():
+    """A loop that looks at gradients of single samples by torch.func."""
+    model, x, y = setting()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def loss(parameters: dict[str, Tensor], one: Tensor, target: Tensor) -> Tensor:
+        return F.cross_entropy(torch.func.functional_call(model, parameters, (one[None],)), target)
+
+    single = torch.func.vmap(torch.func.grad(loss), (None, 0, 0))
+    with watched(model, optimizer, measure=["noise_of_samples"]) as watch:
+        for _ in range(2):
+            each = single(dict(model.named_parameters()), x, y[:, None])
+            step(model, optimizer, x, y)
+            flat = torch.cat([g.detach().flatten(1) for g in each.values()], dim=1).double()
+            trace = float(flat.var(0).sum())
+            assert watch.rows[-1]["noise_trace"] == pytest.approx(trace, rel=1e-4)
