@@ -28,7 +28,7 @@ from lsa.probe import Probe
 from lsa.project import resolve
 from lsa.runtime import heap
 from lsa.runtime.errors import InputError
-from lsa.studies import cost
+from lsa.studies import cost, fitting
 from lsa.training import stability
 
 OPTIONS: dict[str, dict[str, Any]] = {  # few of everything; the others are defaults
@@ -152,12 +152,14 @@ def _plans(options: argparse.Namespace) -> dict[str, Any]:
     found = {}
     for name in names:
         declared = probe.find(name)
-        said = cost.probing(declared, _options(declared, options), rates)
+        chosen = _options(declared, options)
+        said = cost.probing(declared, chosen, rates)
         assert said
         found[name] = {
             "seconds": said.seconds - cost.STEP,
-            "spread": said.spread,
+            "between": [said.least - cost.STEP, said.most - cost.STEP],
             "gigabytes": said.memory / 1e9,
+            "short": fitting.shortfall(declared, chosen, rates, 1e9 * options.gigabytes),
         }
     return found
 

@@ -10,6 +10,7 @@ import typer
 
 from lsa import probe
 from lsa.cli.show import print_result
+from lsa.cli.study import PLAN
 from lsa.probe import outline
 from lsa.runtime import ranks
 from lsa.runtime.errors import InputError
@@ -78,26 +79,28 @@ def _plan(declared: probe.Probe, options: dict[str, Any], source: Any, all_epoch
     """What a probe will take, predicted from a gradient and products measured at its checkpoint."""
     from lsa import project as projects
     from lsa.landscape.derivatives import budget
-    from lsa.studies import cost
+    from lsa.studies import cost, fitting
     from lsa.studies.view import duration
 
     budget.from_environment()
     at = source.landscape
     sizes = source.training.n_samples, source.validation.n_samples
     rates = cost.measured(at, source.theta, *sizes, optimizer=source.recipe.rule.name)
-    predicted = cost.probing(declared, projects.resolve(declared, options, "options"), rates)
+    resolved = projects.resolve(declared, options, "options")
+    predicted = cost.probing(declared, resolved, rates)
     if predicted is None:
         raise InputError(f"probe {declared.name} declares no work; add work=… to its @probe")
     each = " at each checkpoint" if all_epochs else ""
-    least, most = (duration(factor * predicted.seconds) for factor in predicted.spread)
+    least, most = map(duration, (predicted.least, predicted.most))
     between = f" ({least} to {most}, as the checkpoint is)" if least != most else ""
     n = at.n_samples
+    short = fitting.shortfall(declared, resolved, rates, budget.free_memory() + rates.memory)
     return (
         f"{declared.name}: about {duration(predicted.seconds)}{between}{each}, "
         f"peak memory about {predicted.memory / 1e9:.1f} GB\n"
         f"measured here, for {n:,} samples: gradient {rates.gradient * n:.2g} s, "
         f"Hessian product {rates.product * n:.2g} s, "
-        f"covariance product {rates.covariance * n:.2g} s"
+        f"covariance product {rates.covariance * n:.2g} s" + (f"\nnote: {short}" if short else "")
     )
 
 
@@ -127,9 +130,7 @@ def _selectors(declared: probe.Probe) -> list[inspect.Parameter]:
         _parameter("rng_seed", int, "seed of the probe's own randomness", "0"),
         _parameter("device", str, "auto, cpu, cuda, cuda:1, …", "auto"),
         _parameter("trust", str, TRUST, None),
-        _parameter(
-            "plan", bool, "say what time and memory it will take, and measure nothing", None
-        ),
+        _parameter("plan", bool, PLAN, None),
     ]
 
 

@@ -21,6 +21,7 @@ NAME = Annotated[
         help="a name in projects/ or a YAML file", show_default="digits", metavar="PROJECT"
     ),
 ]
+PLAN = "say what time and memory it will take, and measure nothing"
 DEVICE = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")]
 
 
@@ -216,6 +217,7 @@ def mode_graph(
     workers: Annotated[
         int, typer.Option(help="number of processes that run steps side by side")
     ] = 1,
+    plan: Annotated[bool, typer.Option("--plan", help=PLAN)] = False,
 ) -> None:
     """Barriers between all checkpoints of a project: line, aligned, curve, path, and their tree.
 
@@ -225,10 +227,17 @@ def mode_graph(
     from lsa import project as projects
     from lsa.studies import mode_graph as graphs
     from lsa.studies import mode_study, study
+    from lsa.studies import plan as plans
 
     setting = projects.load(name or project or projects.DEFAULT)
     chosen = optimizers.split(",") if optimizers else []
     numbers = _integers(seeds) if seeds else []
+    if plan:
+        steps = mode_study.planned(setting, optimizers=chosen, seeds=numbers)
+        outlook = plans.outlook(setting, steps, device=device)
+        forecast = plans.forecast(setting, outlook, device=device, workers=workers)
+        _print_forecast(outlook, forecast, workers, local=True)
+        return
     with (
         _view({}, 0, workers) as view,
         study.study(

@@ -4,7 +4,7 @@ from lsa.probe.checks import AtMost, Same
 from lsa.probe.declaration import INPUTS, PROBES, Option, Probe, probe
 from lsa.probe.registry import find, modules
 from lsa.probe.result import Curve, Metric, Result, standard_error
-from lsa.probe.work import Sizes, Work, lanczos_rows
+from lsa.probe.work import Sizes, Work, between, lanczos_rows, lanczos_vectors
 from lsa.runtime.progress import Report
 
 __all__ = [
@@ -20,8 +20,10 @@ __all__ = [
     "Same",
     "Sizes",
     "Work",
+    "between",
     "find",
     "lanczos_rows",
+    "lanczos_vectors",
     "modules",
     "probe",
     "standard_error",

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
-BASIS = 100  # vectors that a search holds, by default
+BASIS = 100  # vectors that a search holds at most, by default
+HELD = 10  # beside its basis, products and pairs included
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -19,6 +25,9 @@ class Sizes:
     optimizer: str = ""  # that trained the checkpoint; empty where several are meant
     # Heads, hidden layers and streams whose symmetries are tried, about; 0: no transformer.
     symmetric: float = 0.0
+    apart: int = 0  # blocks more that `layers` makes of layers for queries, keys and values at once
+    kept: bool = True  # the graphs of a product fit into memory, for the next one
+    basis: float = math.inf  # bytes that a search may hold; with fewer vectors it restarts
 
 
 @dataclass(frozen=True)
@@ -33,9 +42,16 @@ class Work:
     curvatures: float = 0.0  # of each sample along a vector
     vectors: int = 0  # of length d held at once
     width: int = 4  # bytes of a number
-    # Factors of the time between which checkpoints lie, where it depends on what is found there.
-    spread: tuple[float, float] = (1.0, 1.0)
     rows: float = 0.0  # of a basis, of length d, from which a vector is made orthogonal
+    # The same where a checkpoint is kinder and where it is harder; None: it depends on no such.
+    least: Work | None = None
+    most: Work | None = None
+
+
+def between(work: Callable[[T], Work], counts: Sequence[T]) -> Work:
+    """The work for the middle one of three counts, with those for the least and the most."""
+    least, usual, most = map(work, counts)
+    return replace(usual, least=least, most=most)
 
 
 def lanczos_rows(products: float) -> float:
@@ -45,3 +61,8 @@ def lanczos_rows(products: float) -> float:
     eight rows more.
     """
     return products * (min(products, BASIS) / 2 + 8)
+
+
+def lanczos_vectors(products: float, at: Sizes, width: int = 4) -> int:
+    """`Work.vectors` of a Lanczos run of so many products, with numbers of so many bytes."""
+    return math.ceil(min(products, BASIS, at.basis / (at.dimension * width))) + HELD

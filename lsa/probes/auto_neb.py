@@ -52,7 +52,7 @@ def _work(
     return Work(
         losses=dense * ((cycles + 4) * at.samples + at.validation),
         gradients=float((curve_steps + cycles * steps * (pivots + most) / 2) * batch_size),
-        vectors=BAND * most,
+        vectors=BAND * (most + 2),  # with both ends
         rows=float(PIVOT * cycles * steps * (pivots + most) / 2 + POINT * (cycles + 4) * dense),
     )
 

@@ -16,7 +16,7 @@ from lsa.landscape.aligning import Moved
 from lsa.landscape.derivatives import batch_norm
 from lsa.maths import bootstrap
 from lsa.maths.paths import polyline
-from lsa.probe import Curve, Metric, Report, Result, Sizes, Work, probe, standard_error
+from lsa.probe import Curve, Metric, Report, Result, Sizes, Work, between, probe, standard_error
 from lsa.runtime.errors import InputError
 
 ROUNDING = 1e-6  # of a loss
@@ -28,14 +28,16 @@ BARRIERS = {"barrier": "linear", "barrier_mean": "mean", "barrier_max": "max"}
 
 def _work(at: Sizes, *, points: int, align: str, **_: Any) -> Work:
     """Both splits at every point of one or two lines."""
-    lines = 2 if align == "weights" else 1
-    return Work(
-        losses=lines * (points * (at.samples + at.validation) - 2 * at.samples),  # with slopes
-        gradients=2.0 * lines * at.samples,
-        rows=ALIGNED * at.symmetric if align == "weights" else 0.0,
-        vectors=4,
-        spread=(1 / lines, 1.0),  # one line where no unit has moved
-    )
+
+    def of(lines: int) -> Work:
+        return Work(
+            losses=lines * (points * (at.samples + at.validation) - 2 * at.samples),  # with slopes
+            gradients=2.0 * lines * at.samples,
+            rows=ALIGNED * at.symmetric if align == "weights" else 0.0,
+            vectors=4,
+        )
+
+    return between(of, (1, 2, 2)) if align == "weights" else of(1)  # one, where no unit has moved
 
 
 def _both_ends(points: int) -> int:

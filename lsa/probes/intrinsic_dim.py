@@ -13,7 +13,7 @@ from torch import Tensor
 from lsa.landscape import Landscape
 from lsa.landscape.subspace_training import Budget, SubspaceTrainer, Trained
 from lsa.maths.crossing import Crossing, crossing, isotonic, search
-from lsa.probe import Curve, Metric, Report, Result, Sizes, Work, probe
+from lsa.probe import Curve, Metric, Report, Result, Sizes, Work, between, probe
 from lsa.runtime.errors import InputError
 
 SMALLEST, RATIO = 8, 4  # the grid of dimensions: 8, 32, 128, … (tuned here)
@@ -28,13 +28,16 @@ def _work(
     largest = min(largest, at.dimension)
     sizes = 1 if d else _most_dimensions(largest, tolerance)
     fewest = 1 if d else min(FEWEST, len(_grid(largest)))
-    trainings = sizes * subspaces
-    return Work(
-        losses=trainings * at.validation,
-        gradients=float(trainings * epochs * at.training),
-        vectors=8,
-        spread=(fewest / sizes, 1.0),
-    )
+
+    def of(tried: int) -> Work:
+        trainings = tried * subspaces
+        return Work(
+            losses=trainings * at.validation,
+            gradients=float(trainings * epochs * at.training),
+            vectors=8,
+        )
+
+    return between(of, (fewest, sizes, sizes))
 
 
 @probe(

@@ -13,7 +13,7 @@ from torch import Tensor
 from lsa.landscape import Landscape
 from lsa.landscape.derivatives import budget
 from lsa.maths.ratios import quotient
-from lsa.maths.spectra import eigenpairs
+from lsa.maths.spectra import counts, eigenpairs
 from lsa.maths.spectra.quadrature import Quadrature, spectral_density
 from lsa.probe import (
     AtMost,
@@ -23,18 +23,15 @@ from lsa.probe import (
     Result,
     Sizes,
     Work,
+    between,
     lanczos_rows,
+    lanczos_vectors,
     probe,
     standard_error,
 )
 from lsa.runtime.errors import InputError
 
 GRID = 211  # points of the density, from −1.05 to 1.05 of the largest |λ|
-PRODUCTS = 38  # of one Lanczos run to both ends, for the estimate of the cost
-UPPER = 13  # of one to the upper end alone
-MOST = 100  # vectors that the search holds, or twice the least where that is more
-HELD = 10  # vectors beside a basis, for the estimate of the cost
-HALVES = 16  # of one each on both halves of the samples, together
 FEWEST = 4  # samples that have halves with an eigenvalue of their own
 
 
@@ -43,31 +40,34 @@ def _work(
     *,
     k: int,
     k_min: int,
+    tol: float,
     density_probes: int,
     density_steps: int,
     split: str,
     bias: str,
     **_: Any,
 ) -> Work:
-    """Products until both ends converge vary; these are typical of trained networks."""
-    products = (ends := PRODUCTS if k_min else UPPER) + density_probes * density_steps
-    rows = lanczos_rows(ends) + density_probes * lanczos_rows(density_steps)
-    if bias == "yes":
-        products, rows = products + HALVES, rows + 2 * lanczos_rows(HALVES / 2)
-    gauss_newton = 0
-    if split == "yes":  # it has two ends of its own, that of G and that of H − G
-        products, gauss_newton = products + PRODUCTS, UPPER + PRODUCTS
-        rows += lanczos_rows(UPPER) + lanczos_rows(PRODUCTS)
-    basis = max(ends, density_steps if density_probes else 0)  # one after the other
-    n = at.samples
-    return Work(
-        gradients=4.0 * n,
-        products=products * n,
-        gauss_newton=gauss_newton * n,
-        curvatures=(1.0 + (k_min > 0) + (split == "yes")) * n,
-        rows=rows,
-        vectors=basis + k + k_min + HELD,
-    )
+    """Lanczos to both ends of H, and for the split of G and of H − G; halves, and the density."""
+    d, n = at.dimension, at.samples
+    splits, halves = int(split == "yes"), int(bias == "yes")
+    one = counts.upper(1, tol, d, near=True), counts.upper(1, tol, d), counts.both(1, 1, tol, d)
+
+    def of(searches: tuple[float, ...]) -> Work:
+        ends, half, top, rest = searches
+        steps = density_probes * density_steps
+        rows = [lanczos_rows(ends), density_probes * lanczos_rows(density_steps)]
+        rows += [2 * halves * lanczos_rows(half)]
+        rows += [splits * lanczos_rows(products) for products in (top, rest)]
+        return Work(
+            gradients=4.0 * n,
+            products=(ends + steps + halves * half + splits * rest) * n,
+            gauss_newton=splits * (top + rest) * n,
+            curvatures=(1.0 + (k_min > 0) + splits) * n,
+            rows=sum(rows),
+            vectors=lanczos_vectors(max(ends, splits * rest), at) + k + k_min,
+        )
+
+    return between(of, list(zip(counts.both(k, k_min, tol, d), *one, strict=True)))
 
 
 @probe(
@@ -142,7 +142,7 @@ def lanczos(
         smallest=k_min,
         tol=tol,
         max_products=max_products,
-        basis=basis(theta, k + k_min),
+        basis=budget.basis(theta, k + k_min),
         report=report,
     )
     metrics, curves, arrays = _ends(landscape, theta, extremes)
@@ -168,26 +168,6 @@ def lanczos(
         curves["density"] = _density(rule)
         arrays |= {"density_nodes": rule.nodes.numpy(), "density_weights": rule.weights.numpy()}
     return Result(metrics, curves, arrays, converged, tuple(notes))
-
-
-def basis(theta: Tensor, pairs: int) -> int:
-    """Most vectors that the search may hold in the free memory; with fewer it restarts more often.
-
-    Args:
-        theta: θ `(d,)`, whose dtype and device the vectors have.
-        pairs: Eigenpairs wanted, which need four vectors more than that.
-
-    Raises:
-        InputError: The memory does not hold these.
-    """
-    room, least = budget.vectors(theta), min(len(theta), pairs + 4)
-    if room < least:
-        raise InputError(
-            f"{pairs} eigenpairs of {len(theta):,} parameters need a basis of {least} vectors, "
-            f"{least * theta.nbytes / 1e9:.1f} GB, and half of the free memory holds {room}; take "
-            "fewer (k=1, k_min=0), parameters of some layers, or a machine with more memory"
-        )
-    return min(room, max(MOST, 2 * least))
 
 
 def _without_condition_number(metrics: dict[str, Metric]) -> list[str]:
@@ -303,6 +283,7 @@ def _bias(
             rng=rng,
             near=pairs.vectors[:, 0],
             tol=tol,
+            basis=budget.basis(theta, 1),
             report=report,
         )
         notes.extend(ends.shortfall("half of the samples"))
@@ -334,6 +315,7 @@ def _split(
             smallest=smallest,
             tol=tol,
             max_products=max_products,
+            basis=budget.basis(theta, 1),
             report=report,
         )
         notes.extend(extremes.shortfall(name))

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from lsa.landscape import Landscape, flatten
 from lsa.landscape.blocks import Slice, SlicedProduct, blocks, owners, parted
-from lsa.maths.spectra import eigenpairs
+from lsa.landscape.derivatives import budget
+from lsa.maths.spectra import counts, eigenpairs
 from lsa.maths.spectra.trace import rademacher
 from lsa.probe import (
     Curve,
@@ -22,16 +23,15 @@ from lsa.probe import (
     Same,
     Sizes,
     Work,
+    between,
     lanczos_rows,
+    lanczos_vectors,
     probe,
     standard_error,
 )
 from lsa.runtime.errors import InputError
 
-# For the cost: products of a Lanczos run to both ends of a block and to the upper one, those of the
-# whole per pair, what a block's product costs of one with H, and how much less or more it may be.
-BOTH, UPPER, PAIR, PART = 15, 13, 5, 0.25
-SPREAD = (0.7, 1.2)
+PART = 0.25  # of a product with H, what one of a block costs on average beside its forward pass
 
 
 class Block(NamedTuple):
@@ -87,6 +87,7 @@ class Search(NamedTuple):
             smallest=smallest,
             tol=self.tol,
             max_products=self.max_products,
+            basis=budget.basis(theta, largest + smallest),
             random=1.0,
             report=lambda done, total, text: self.report(done, total, f"{name}: {text}"),
         )
@@ -95,23 +96,32 @@ class Search(NamedTuple):
         return Block(extremes, landscape.influences(curvatures).double())
 
 
-def _work(at: Sizes, *, depth: int, lower: str, k: int, probes: int, **_: Any) -> Work:
+def _work(
+    at: Sizes, *, depth: int, fused: str, lower: str, tol: float, k: int, probes: int, **_: Any
+) -> Work:
     """A Lanczos run per block and one on the whole.
 
     A product with the first layer's block costs half of one with H, with the last's next to
-    nothing.
+    nothing; without graphs that are kept, each makes a forward pass.
     """
     n = max(1, len(blocks(at.parameters, depth)))
-    each = BOTH if lower == "yes" else UPPER
-    products = n * each * PART + PAIR * k + probes
-    return Work(
-        gradients=3.0 * at.samples,
-        products=products * at.samples,
-        curvatures=(n / 2 + 1) * at.samples,
-        rows=lanczos_rows(each) + lanczos_rows(PAIR * k),  # all blocks together are as long as θ
-        vectors=2 * (BOTH + k),
-        spread=SPREAD,
-    )
+    n += at.apart if fused == "apart" and not depth else 0
+    size = max(1, at.dimension // n)
+    of_block = counts.both(1, int(lower == "yes"), tol, size, near=False)
+    of_whole = counts.upper(k, tol, at.dimension)
+
+    def of(searches: tuple[float, float]) -> Work:
+        each, whole = searches
+        return Work(
+            losses=n * (1 if at.kept else each + 1) * at.samples,
+            gradients=3.0 * at.samples,
+            products=(n * each * PART + whole + probes) * at.samples,
+            curvatures=(n * PART + 1) * at.samples,
+            rows=lanczos_rows(each) + lanczos_rows(whole),  # blocks together are as long as θ
+            vectors=lanczos_vectors(whole, at) + 3 * k,
+        )
+
+    return between(of, list(zip(of_block, of_whole, strict=True)))
 
 
 @probe(

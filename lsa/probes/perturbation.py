@@ -10,7 +10,8 @@ from pydantic import Field
 from torch import Tensor
 
 from lsa.landscape import Landscape
-from lsa.maths.spectra import eigenpairs
+from lsa.landscape.derivatives import budget
+from lsa.maths.spectra import counts, eigenpairs
 from lsa.probe import (
     Curve,
     Metric,
@@ -19,7 +20,9 @@ from lsa.probe import (
     Same,
     Sizes,
     Work,
+    between,
     lanczos_rows,
+    lanczos_vectors,
     probe,
     standard_error,
 )
@@ -28,6 +31,8 @@ from lsa.runtime.errors import InputError
 
 NEAR = 0.05  # of the reach: the step whose finite curvature is reported
 AGREEMENT = 0.01  # relative difference of fitted and computed curvature that is flagged
+# Vectors that slopes in float64 hold, and three directions: for the estimate of the cost.
+FINE, LINES = 20, 6
 PRECISION = 1e-8  # relative rounding error that the fit may have; sets its width
 
 
@@ -39,19 +44,20 @@ class Fit(NamedTuple):
     half_width: float
 
 
-PRODUCTS = 28  # of one Lanczos run to both ends, for the estimate of the cost
-
-
-def _work(at: Sizes, *, points: int, **_: Any) -> Work:
+def _work(at: Sizes, *, points: int, tol: float, **_: Any) -> Work:
     """Lanczos to both ends, three lines of points, and slopes in float64 (twice the price)."""
-    return Work(
-        losses=(3 * points + 8) * at.samples,
-        gradients=20.0 * at.samples,
-        products=PRODUCTS * at.samples,
-        curvatures=3.0 * at.samples,
-        rows=lanczos_rows(PRODUCTS),
-        vectors=2 * PRODUCTS,
-    )
+
+    def of(search: float) -> Work:
+        return Work(
+            losses=(3 * points + 8) * at.samples,
+            gradients=20.0 * at.samples,
+            products=(search + 3) * at.samples,
+            curvatures=3.0 * at.samples,
+            rows=lanczos_rows(search),
+            vectors=max(lanczos_vectors(search, at), FINE) + LINES,
+        )
+
+    return between(of, counts.both(1, 1, tol, at.dimension))
 
 
 @probe(
@@ -107,6 +113,7 @@ def perturbation(
         rng=rng,
         tol=tol,
         max_products=max_products,
+        basis=budget.basis(theta, 2),
         report=report,
     )
     control = torch.randn(len(theta), generator=rng).to(theta)

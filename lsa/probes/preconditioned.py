@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lsa.landscape import Landscape
-from lsa.maths.spectra import eigenpairs
+from lsa.landscape.derivatives import budget
+from lsa.maths.spectra import counts, eigenpairs
 from lsa.probe import (
     Curve,
     Metric,
@@ -22,7 +23,9 @@ from lsa.probe import (
     Same,
     Sizes,
     Work,
+    between,
     lanczos_rows,
+    lanczos_vectors,
     probe,
     standard_error,
 )
@@ -31,23 +34,28 @@ from lsa.training import stability
 from lsa.training.preconditioners import Preconditioner
 from lsa.training.stability import OptimizerState
 
+STATE = 6  # vectors of the optimizer's state, preconditioner and step, for the estimate of the cost
 SHARE = 0.5  # of the sharpness, that one sample carries, from which a note says so
-PRODUCTS = 20  # of one Lanczos run to the upper end, for the estimate of the cost
 
 
-def _work(at: Sizes, **_: Any) -> Work:
+def _work(at: Sizes, *, k: int, tol: float, **_: Any) -> Work:
     """Lanczos on H and P⁻¹H, a product of every mini-batch, and curvatures along three vectors.
 
     For SGD P⁻¹H is H.
     """
-    runs = 1 if at.optimizer == "SGD" else 2
-    return Work(
-        gradients=2.0 * at.samples,
-        products=(runs * PRODUCTS + 1.0) * at.samples,
-        curvatures=3.0 * at.samples,
-        rows=runs * lanczos_rows(PRODUCTS),
-        vectors=2 * PRODUCTS,
-    )
+    raw = counts.upper(k, tol, at.dimension, near=True)
+    felt = counts.Count(0, 0, 0) if at.optimizer == "SGD" else counts.upper(k, tol, at.dimension)
+
+    def of(searches: tuple[float, float]) -> Work:
+        return Work(
+            gradients=2.0 * at.samples,
+            products=(sum(searches) + 1.0) * at.samples,
+            curvatures=3.0 * at.samples,
+            rows=sum(map(lanczos_rows, searches)),
+            vectors=lanczos_vectors(max(searches), at) + 2 * k + STATE,
+        )
+
+    return between(of, list(zip(raw, felt, strict=True)))
 
 
 @probe(
@@ -103,9 +111,8 @@ def preconditioned(
     if not isinstance(optimizer, OptimizerState):
         optimizer = stability.read(optimizer, landscape.own_parameters)
     near = landscape.gradient(theta)
-    find = partial(
-        eigenpairs.top, rng=rng, near=near, tol=tol, max_products=max_products, report=report
-    )
+    limits = {"tol": tol, "max_products": max_products, "basis": budget.basis(theta, k)}
+    find = partial(eigenpairs.top, rng=rng, near=near, report=report, **limits)
     hessian = landscape.hessian(theta)
     ends = find(hessian, k, theta)
     raw, notes = ends.largest, ends.shortfall("H")

@@ -12,6 +12,8 @@ from pydantic import Field
 from torch import Tensor
 
 from lsa.landscape import Landscape, noise_scale
+from lsa.landscape.derivatives import budget
+from lsa.maths.spectra import counts
 from lsa.maths.spectra.eigenpairs import Eigenpairs, Extremes, top
 from lsa.maths.spectra.krylov import Matvec, orthonormal
 from lsa.maths.spectra.moments import ProductMoments, product_moments
@@ -24,17 +26,15 @@ from lsa.probe import (
     Same,
     Sizes,
     Work,
+    between,
     lanczos_rows,
+    lanczos_vectors,
     probe,
     standard_error,
 )
 from lsa.runtime.errors import InputError
 
 BRACKET = 0.1  # width of the bracket of λ_C, relative, above which a note says so
-# Products of a Lanczos run to the upper end, first pair and each further one, as seen for networks
-# trained by SGD and AdamW; H of one of them took twice as many. For the estimate of the cost.
-FIRST, FURTHER = 10, 3
-SPREAD = (0.9, 1.6)
 TOLD = 2.0  # standard errors from which a denominator is told from zero
 OF_C = (  # numbers that C has none of where it is zero
     "noise_ratio",
@@ -49,19 +49,24 @@ OF_C = (  # numbers that C has none of where it is zero
 )
 
 
-def _work(at: Sizes, *, k: int, probes: int, **_: Any) -> Work:
+def _work(at: Sizes, *, k: int, probes: int, tol: float, **_: Any) -> Work:
     """Lanczos on H, on C and on two halves of C, then two products per probe and basis vector."""
     moments = 2 * k + probes if probes else 0
-    search = FIRST + FURTHER * (k - 1)
-    return Work(
-        gradients=17.0 * at.samples,  # with slopes, in their place
-        products=(search + moments) * at.samples,
-        covariance=(search + FIRST + moments + 1) * at.samples,  # whole, two halves
-        curvatures=3.0 * at.samples,
-        rows=2 * lanczos_rows(search) + 2 * lanczos_rows(FIRST),
-        vectors=4 * search,
-        spread=SPREAD,
-    )
+    of_h, of_half = (counts.upper(n, tol, at.dimension, near=True) for n in (k, 1))
+    of_c = counts.upper(k, tol, at.dimension)
+
+    def of(searches: tuple[float, float, float]) -> Work:
+        h, c, half = searches
+        return Work(
+            gradients=17.0 * at.samples,  # with slopes, in their place
+            products=(h + moments) * at.samples,
+            covariance=(c + half + moments + 1) * at.samples,  # both halves are one whole
+            curvatures=3.0 * at.samples,
+            rows=lanczos_rows(h) + lanczos_rows(c) + 2 * lanczos_rows(half),
+            vectors=lanczos_vectors(max(searches), at) + 6 * k,
+        )
+
+    return between(of, list(zip(of_h, of_c, of_half, strict=True)))
 
 
 @probe(
@@ -117,6 +122,7 @@ def sgd_noise(
 
     def search(matvec: Matvec, pairs: int, name: str, near: Tensor | None) -> Extremes:
         options = {"tol": tol, "max_products": max_products, "report": report}
+        options["basis"] = budget.basis(theta, pairs)
         ends = top(matvec, pairs, theta, rng=rng, near=near, **options)
         notes.extend(ends.shortfall(name))
         return ends

@@ -12,22 +12,28 @@ from torch import Tensor
 from lsa.landscape import Landscape, sam
 from lsa.landscape.worst_case import Ascents, Ball, agreeing, height, rise_in, search
 from lsa.maths.ascent import Peak
-from lsa.probe import Curve, Metric, Report, Result, Sizes, Work, probe, standard_error
+from lsa.probe import Curve, Metric, Report, Result, Sizes, Work, between, probe, standard_error
 from lsa.runtime.errors import InputError
 
 FRACTIONS = np.linspace(0, 1, 11)  # of the way to a perturbation at which the rise is shown
-CLIMB, CLIMBS = 15, (4, 40)  # gradients of one ascent, for the estimate of the cost; as seen
+CLIMBS = (
+    4,
+    15,
+    40,
+)  # gradients of an ascent, least, usual and most seen: for the estimate of the cost
 
 
 def _work(at: Sizes, *, probes: int, starts: int, m: int, **_: Any) -> Work:
     """Two balls: ascents (again on batches, if any), two lines of points, and random pairs."""
-    climbs = CLIMB * starts * (2 if m else 1)
-    return Work(
-        losses=2.0 * (2 * len(FRACTIONS) + 2 * probes) * at.samples,
-        gradients=2.0 * (climbs + 6) * at.samples,
-        vectors=16,
-        spread=(CLIMBS[0] / CLIMB, CLIMBS[1] / CLIMB),
-    )
+
+    def of(climb: int) -> Work:
+        return Work(
+            losses=2.0 * (2 * len(FRACTIONS) + 2 * probes) * at.samples,
+            gradients=2.0 * (climb * starts * (2 if m else 1) + 2) * at.samples,
+            vectors=16,
+        )
+
+    return between(of, CLIMBS)
 
 
 @probe(

@@ -12,6 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from lsa.landscape import Landscape
+from lsa.landscape.derivatives import budget
 from lsa.landscape.grid import COLUMNS, Point, grid, point
 from lsa.maths.planes import (
     Plane,
@@ -21,7 +22,7 @@ from lsa.maths.planes import (
     through,
     window,
 )
-from lsa.maths.spectra import eigenpairs
+from lsa.maths.spectra import counts, eigenpairs
 from lsa.probe import (
     Curve,
     Metric,
@@ -29,14 +30,16 @@ from lsa.probe import (
     Result,
     Sizes,
     Work,
+    between,
     lanczos_rows,
+    lanczos_vectors,
     probe,
     standard_error,
 )
 from lsa.probe.options import ODD
 from lsa.runtime.errors import InputError
 
-PRODUCTS = 28  # of one Lanczos run to both ends, for the estimate of the cost
+PLANE = 6  # vectors that a plane without eigenvectors holds, for the estimate of the cost
 MARGIN = 1.5  # side of the grid over the larger span of the points that a plane was laid through
 CHECKPOINT = "checkpoint"  # name of the mark at θ
 
@@ -55,16 +58,22 @@ class View:
     notes: tuple[str, ...] = ()  # what has not converged
 
 
-def _work(at: Sizes, *, points: int, plane: str, **_: Any) -> Work:
+def _work(at: Sizes, *, points: int, plane: str, tol: float, **_: Any) -> Work:
     """One pass a point, and Lanczos to both ends for the Hessian's plane."""
-    products = PRODUCTS * at.samples if plane == "hessian" else 0
-    return Work(
-        losses=float(points**2 * at.samples),
-        gradients=4.0 * at.samples,
-        products=float(products),
-        rows=lanczos_rows(PRODUCTS) if products else 0.0,
-        vectors=2 * PRODUCTS if products else 6,
-    )
+
+    def of(search: float) -> Work:
+        return Work(
+            losses=float(points**2 * at.samples),
+            gradients=float(at.samples),
+            products=search * at.samples,
+            curvatures=2.0 * at.samples,
+            rows=lanczos_rows(search),
+            vectors=lanczos_vectors(search, at) if search else PLANE,
+        )
+
+    if plane != "hessian":
+        return of(0)
+    return between(of, counts.both(1, 1, tol, at.dimension))
 
 
 @probe(work=_work)
@@ -200,7 +209,9 @@ def _hessian(
     landscape: Landscape, theta: Tensor, find: _Lanczos, points: int, extent: float
 ) -> View:
     start = eigenpairs.start_vector(theta, find.rng, landscape.gradient(theta))
-    extremes = eigenpairs.lanczos(landscape.hessian(theta), start, **find._asdict())
+    extremes = eigenpairs.lanczos(
+        landscape.hessian(theta), start, **find._asdict(), basis=budget.basis(theta, 2)
+    )
     lambda_max, lambda_min = extremes.largest.values[0].item(), extremes.smallest.values[0].item()
     if not lambda_max > 0:
         raise InputError(

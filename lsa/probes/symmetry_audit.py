@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lsa.landscape import Landscape, flatten, sam
 from lsa.landscape.copies import duplicate
+from lsa.landscape.derivatives import budget
 from lsa.landscape.equivalents import equivalents
 from lsa.landscape.samples import Samples
 from lsa.landscape.symmetries import Change, function_change, rescaled, rescalings
@@ -21,13 +22,23 @@ from lsa.maths.alignment.permutations import (
     random_permutations,
 )
 from lsa.maths.planes import filter_normalised
-from lsa.maths.spectra import eigenpairs
+from lsa.maths.spectra import counts, eigenpairs
 from lsa.maths.spectra.trace import rademacher
-from lsa.probe import Metric, Report, Result, Sizes, Work, lanczos_rows, probe, standard_error
+from lsa.probe import (
+    Metric,
+    Report,
+    Result,
+    Sizes,
+    Work,
+    between,
+    lanczos_rows,
+    lanczos_vectors,
+    probe,
+    standard_error,
+)
 from lsa.runtime.errors import InputError
 
 MOVED = 0.01  # relative change of a number that counts as one
-PRODUCTS = 11  # of one Lanczos run to the upper end, for the estimate of the cost
 DOUBLE = 2.5  # what float64 costs here, in that of float32 (2.6 on a CPU)
 TRIED = 90  # rows of a basis that trying and changing one part of a transformer costs; as seen
 EPS = 1e-8  # that torch's Adam adds to the root of its second moment
@@ -64,22 +75,26 @@ class Search(NamedTuple):
     notes: list[str]
 
 
-def _work(at: Sizes, *, probes: int, **_: Any) -> Work:
+def _work(at: Sizes, *, probes: int, tol: float, **_: Any) -> Work:
     """Three Lanczos runs, two random means and some gradients on each of four networks.
 
     Of a transformer on five: its heads are rotated, too.
     """
     networks = 5 if at.symmetric else 4
     each = networks * DOUBLE * at.samples
-    return Work(
-        losses=4 * each,
-        gradients=8 * each,
-        products=3 * PRODUCTS * each,
-        curvatures=(3 + 2 * probes) * each,
-        rows=3 * networks * DOUBLE * lanczos_rows(PRODUCTS) + TRIED * at.symmetric,
-        vectors=3 * PRODUCTS + 2 * probes,
-        width=8,
-    )
+
+    def of(search: float) -> Work:
+        return Work(
+            losses=4 * each,
+            gradients=8 * each,
+            products=3 * search * each,
+            curvatures=(3 + 2 * probes) * each,
+            rows=3 * networks * DOUBLE * lanczos_rows(search) + TRIED * at.symmetric,
+            vectors=lanczos_vectors(search, at, 8) + 4 * probes + networks,
+            width=8,
+        )
+
+    return between(of, counts.upper(1, tol, at.dimension))
 
 
 @probe(headline=("lambda_max_rescaled_layers",), work=_work)
@@ -293,6 +308,7 @@ def _top(variant: Variant, scale: Tensor, search: Search) -> Measured:
         carry(search.start),
         largest=1,
         smallest=0,
+        basis=budget.basis(theta, 1),
         **search.options,
     )
     search.notes.extend(extremes.shortfall("an eigenvalue"))

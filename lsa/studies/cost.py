@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,12 +15,12 @@ from torch import Tensor
 from torch.func import grad, vmap
 
 from lsa.landscape import Landscape, consistency, flatten
-from lsa.landscape.blocks import blocks
+from lsa.landscape.blocks import blocks, parted
 from lsa.landscape.derivatives import budget
 from lsa.landscape.samples import Samples
 from lsa.maths.alignment.permutations import permutation_spec
 from lsa.maths.spectra.krylov import orthogonalise
-from lsa.probe import Probe, Sizes
+from lsa.probe import Probe, Sizes, Work
 from lsa.project import Project, Recipe
 from lsa.runtime.errors import InputError
 from lsa.tracking.checkpoint import load_data
@@ -32,8 +33,9 @@ LONG = 4.0  # seconds of them after which one more is not worth it
 PATIENCE = 40.0  # seconds of the round that warms up, after which it stands for all
 ROW = 1 << 22  # numbers of a vector on which the rate of a row is measured
 # The check before a probe, in float64 on a few samples: gradients beside a product, what float64
-# costs, and vectors that it holds. As seen for transformers of 0.8 and 10.7 million parameters.
-CHECKED, DOUBLE, CHECK_VECTORS = 6, 2.5, 6
+# costs, and vectors that it holds (network, θ, direction, product, two gradients and what a third
+# needs). As seen for transformers of 0.8 and 10.7 million parameters.
+CHECKED, DOUBLE, CHECK_VECTORS = 6, 2.5, 9
 BYTES = 4  # of a number, as all is measured in float32
 OPERATORS = 2  # whose graphs a probe may keep at once: H and G, or H and C
 SPARE = 1.5  # times what the first of them may hold: the second finds half as much free
@@ -64,7 +66,8 @@ class Cost:
 
     seconds: float
     memory: int  # bytes of the process at its peak
-    spread: tuple[float, float] = (1.0, 1.0)  # factors of the time, as the checkpoint may be
+    least: float = 0.0  # seconds at a kinder checkpoint, and at a harder one; 0: the same
+    most: float = 0.0
 
 
 def rates(
@@ -117,11 +120,14 @@ def measured(
     samples, spare = landscape.n_samples, landscape.graph_memory
     if landscape.memory is None:
         spare //= workers
-    names = tuple(landscape.unflatten(theta))
-    symmetric = _symmetric(landscape, names)
-    sizes = Sizes(len(theta), samples, training, validation, names, optimizer, symmetric)
     n = min(SAMPLES, samples)
     graphs = landscape.graph_size(theta)
+    sizes = dataclasses.replace(
+        _sizes(landscape, theta, graphs * samples <= spare),
+        training=training,
+        validation=validation,
+        optimizer=optimizer,
+    )
     # As many of the graphs must fit here as will fit there, since a kept one makes a product cheap.
     part = landscape.subset(torch.arange(n)).with_memory(int(spare * n / samples))
     v = torch.randn(len(theta), generator=torch.Generator().manual_seed(0)).to(theta)
@@ -161,6 +167,23 @@ def measured(
         _pass(landscape),
         seconds[-1] / len(rows) * len(theta) / rows.shape[1],
         DOUBLE * few * derived if budget.settings().check else 0.0,
+    )
+
+
+def _sizes(landscape: Landscape, theta: Tensor, kept: bool) -> Sizes:
+    """What a landscape alone says; the graphs of products are kept, or are not."""
+    names = tuple(landscape.unflatten(theta))
+    symmetric, named = _symmetric(landscape, names), blocks(names, 0)
+    return Sizes(
+        len(theta),
+        landscape.n_samples,
+        0,
+        0,
+        names,
+        symmetric=symmetric,
+        apart=len(parted(landscape, theta, named)) - len(named) if symmetric else 0,
+        kept=kept,
+        basis=budget.vectors(theta) * theta.nbytes,
     )
 
 
@@ -227,7 +250,14 @@ def probing(declared: Probe, options: Mapping[str, Any], measured: Rates) -> Cos
     if declared.work is None:
         return None
     work = declared.work(measured.sizes, **options)
-    seconds = (
+    kinds = work.least or work, work, work.most or work
+    least, usual, most = (STEP + measured.check + _worked(kind, measured) for kind in kinds)
+    return Cost(usual, _held(work, measured), least, most)
+
+
+def _worked(work: Work, measured: Rates) -> float:
+    """Seconds of some work."""
+    return (
         work.losses * measured.loss
         + work.gradients * measured.gradient
         + work.products * measured.product
@@ -236,11 +266,14 @@ def probing(declared: Probe, options: Mapping[str, Any], measured: Rates) -> Cos
         + work.curvatures * measured.curvature
         + work.rows * measured.row
     )
+
+
+def _held(work: Work, measured: Rates) -> int:
+    """Bytes of the process at the peak of some work."""
     vectors = work.vectors * measured.sizes.dimension * work.width
     if work.products or work.gauss_newton or work.covariance:
         graphs = measured.graphs * work.width / BYTES
         kept = min(OPERATORS * graphs * measured.sizes.samples, SPARE * measured.spare)
         vectors += int(kept + graphs * measured.chunk)  # and that of a pass in the making
     check = int(CHECK_VECTORS * measured.sizes.dimension + measured.graphs / BYTES) * 8
-    memory = measured.memory + max(vectors, check if measured.check else 0)
-    return Cost(STEP + measured.check + seconds, memory, work.spread)
+    return measured.memory + max(vectors, check if measured.check else 0)

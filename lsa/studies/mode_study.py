@@ -20,6 +20,7 @@ from lsa.reports.artifacts import StoredCurve, artifacts
 from lsa.runtime.errors import InputError
 from lsa.studies.handle import Handle
 from lsa.studies.mode_graph import NAME, Pair, Stored, graph
+from lsa.studies.plan import Planned
 from lsa.studies.schedule import Study
 from lsa.tracking import recording, results, runs
 from lsa.tracking.numbers import flat
@@ -75,6 +76,24 @@ def run(
     if study.opened:
         log(study.opened, result, f"{setting.name}: mode graph")
     return result
+
+
+def planned(
+    setting: Project, *, optimizers: Sequence[str] = (), seeds: Sequence[int] = ()
+) -> list[Planned]:
+    """The steps of `run` with the same options.
+
+    Raises:
+        InputError: As `run`.
+    """
+    subjects = _subjects(setting, optimizers, seeds)
+    trainings = [Planned("train", (name,), seed) for name, seed in subjects]
+    pairs = [
+        Planned(step, (a, b), seed, seed_b)
+        for (a, seed), (b, seed_b) in combinations(subjects, 2)
+        for step in STEPS
+    ]
+    return [*trainings, *pairs]
 
 
 def _subjects(

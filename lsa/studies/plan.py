@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, Literal
@@ -31,11 +31,18 @@ class Planned:
     step: str  # `train`, the probe, or `trajectory.<probe>`
     optimizers: tuple[str, ...]  # two for a pair probe
     seed: int
+    seed_b: int | None = None  # of the second checkpoint, where that has another
 
     @property
     def label(self) -> str:
         """Name of the step in lists."""
         return f"{self.step} {' – '.join(self.optimizers)} seed {self.seed}"
+
+    @property
+    def checkpoints(self) -> list[tuple[str, int]]:
+        """Optimizer and seed of each checkpoint."""
+        seeds = self.seed, self.seed if self.seed_b is None else self.seed_b
+        return list(zip(self.optimizers, seeds, strict=False))
 
 
 @dataclass(frozen=True)
@@ -108,12 +115,19 @@ def run(setting: Project, study: Study) -> None:
 # --- what would run, and what it costs ----------------------------------------------------------
 
 
-def outlook(setting: Project, *, device: str = "auto") -> list[Outlook]:
+def outlook(
+    setting: Project, steps: Iterable[Planned] | None = None, *, device: str = "auto"
+) -> list[Outlook]:
     """Every step of a study and whether it would run, without running any.
 
     `reused`: it has finished with the same options, inputs, data and code. `changed`: it has
     finished, but one of them differs, which is named. `new`: it has not. A step whose checkpoint
     is to be trained again follows it.
+
+    Args:
+        setting: The project.
+        steps: Those that are meant, each after the trainings that it needs; default: all.
+        device: Where they would run.
     """
     device_name = load.device_of(device)
     done = list(runs.finished_steps(setting.name))
@@ -128,7 +142,7 @@ def outlook(setting: Project, *, device: str = "auto") -> list[Outlook]:
         split = None if recipe.origin else load_data(recipe, device_name, trusted)
         if isinstance(split, Data):
             training.initial(recipe, split, trusted)
-    for step in planned(setting):
+    for step in planned(setting) if steps is None else steps:
         subject = " – ".join(step.optimizers)
         old = before.get((step.step, subject, step.seed))
         if step.step == "train" and (listed := setting.registered(subject, step.seed)):
@@ -143,7 +157,7 @@ def outlook(setting: Project, *, device: str = "auto") -> list[Outlook]:
                 models[subject, step.seed] = by_key[key].tags.get("lsa.model_id", "")
             inputs: list[str] = []
         else:
-            inputs = [models.get((optimizer, step.seed), "") for optimizer in step.optimizers]
+            inputs = [models.get(checkpoint, "") for checkpoint in step.checkpoints]
             key, params = _probe(setting, step, inputs, kept)
         if key in by_key and all(inputs):
             outlooks.append(Outlook(step, "reused"))

@@ -306,5 +306,6 @@ def test_the_forecast_holds_between_the_shortest_search_and_the_longest() -> Non
                        tolerance=tolerance)[0])
             for at in range(1, end + 2, 1 + end // 500)
         ]  # fmt: skip
+        assert work.least and work.most and work.most.gradients == work.gradients
         assert max(lengths) <= most + 1
-        assert min(lengths) >= work.spread[0] * most - 1e-9 and work.spread[1] == 1
+        assert min(lengths) >= work.least.gradients / work.gradients * most - 1e-9

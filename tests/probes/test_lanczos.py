@@ -11,9 +11,8 @@ from torch.func import grad, hessian, jacrev, vmap
 
 from lsa.figures.lanczos import draw
 from lsa.landscape import Landscape, flatten
-from lsa.landscape.derivatives import budget
 from lsa.probe import Result
-from lsa.probes.lanczos import basis, lanczos
+from lsa.probes.lanczos import lanczos
 from lsa.runtime.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("global_rng_untouched")
@@ -277,13 +276,3 @@ def test_above_which_no_eigenvalue_lies_is_said(net):
 def test_more_eigenvalues_than_parameters_are_refused(net):
     with pytest.raises(InputError, match="d=92"):
         measure(*net, k=92)
-
-
-def test_a_basis_that_does_not_fit_is_refused_with_what_would(monkeypatch):
-    theta = torch.zeros(1000)
-    monkeypatch.setattr(budget, "free_memory", lambda: 64_000)
-    assert basis(theta, 2) == 8
-    with pytest.raises(InputError, match=r"need a basis of 9 vectors.*k=1, k_min=0"):
-        basis(theta, 5)
-    monkeypatch.setattr(budget, "free_memory", lambda: 1 << 40)
-    assert basis(theta, 5) == 100

@@ -143,7 +143,12 @@ def test_one_command_measures_all_pairs_and_again_only_what_is_new(workplace, ca
     file = workplace / "projects" / "tiny.yaml"
     file.write_text(file.read_text() + PAIRS)
     setting = project.load("tiny")
-    assert app.run(["mode_graph", "tiny", "--seeds", "0,1"]) == 0
+    command = ["mode_graph", "tiny", "--seeds", "0,1"]
+    assert app.run([*command, "--plan"]) == 0
+    planned = capsys.readouterr().out
+    assert re.match(r"16 of 16 steps to run: about \d+ s, peak memory about [\d.]+ GB\n", planned)
+    assert not list(runs.finished_steps("tiny"))
+    assert app.run(command) == 0
     printed = capsys.readouterr().out
     run_id = re.search(r"^run +(\w+)$", printed, re.MULTILINE)[1]
     done = runs.read(run_id)
@@ -158,6 +163,8 @@ def test_one_command_measures_all_pairs_and_again_only_what_is_new(workplace, ca
     assert len(barriers) == 6
     assert done.metrics["mode_graph/path_barrier"] == pytest.approx(np.mean(barriers), rel=1e-6)
     assert f"path_barrier         {done.metrics['mode_graph/path_barrier']:.6g} ± " in printed
+    assert app.run([*command, "--plan"]) == 0
+    assert capsys.readouterr().out == "0 of 16 steps to run\n"
     with study(setting, kind=NAME) as again:
         mode_study.run(setting, again, seeds=[0, 1, 2], optimizers=["sgd"])
     states = [handle.state for handle in again.handles]

@@ -24,6 +24,7 @@ MOST_ON_CARD = 4096
 PASS = 0.125  # of the free memory of a GPU may be taken by one pass
 GRAPHS = 8  # bytes that a product may need per byte that a pass saves; what it keeps: 1.7 to 5
 PIXELS = 1 << 16  # of the images in one pass through convolutions on a CPU
+BASIS = 100  # vectors that a search holds, or twice the least where that is more
 SHARE = 0.5  # of the free memory may hold graphs, on a CPU by a process that uses all of its cores
 # Limit and use of a container or a batch job, in the second and the first version of cgroup.
 LIMITS = (
@@ -188,6 +189,26 @@ def vectors(theta: Tensor) -> int:
     device = theta.device
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
     return int(max(1, SHARE * free // theta.nbytes))
+
+
+def basis(theta: Tensor, pairs: int) -> int:
+    """Most vectors that a search may hold in the free memory; with fewer it restarts more often.
+
+    Args:
+        theta: θ `(d,)`, whose dtype and device the vectors have.
+        pairs: Eigenpairs wanted, which need four vectors more than that.
+
+    Raises:
+        InputError: The memory does not hold these.
+    """
+    room, least = vectors(theta), min(len(theta), pairs + 4)
+    if room < least:
+        raise InputError(
+            f"{pairs} eigenpairs of {len(theta):,} parameters need a basis of {least} vectors, "
+            f"{least * theta.nbytes / 1e9:.1f} GB, and half of the free memory holds {room}; take "
+            "fewer, parameters of some layers, or a machine with more memory"
+        )
+    return min(room, max(BASIS, 2 * least))
 
 
 def free_memory() -> int:

@@ -91,3 +91,13 @@ def test_what_python_configures_comes_before_the_environment(fresh):
     for bad in ({"chunk": 0}, {"memory": -1}, {"layout": "rows"}, {"threads": 3}):
         with pytest.raises(InputError, match=next(iter(bad))):
             budget.configure(**bad)
+
+
+def test_a_basis_that_does_not_fit_is_refused_with_what_would(monkeypatch):
+    theta = torch.zeros(1000)
+    monkeypatch.setattr(budget, "free_memory", lambda: 64_000)
+    assert budget.basis(theta, 2) == 8
+    with pytest.raises(InputError, match=r"need a basis of 9 vectors.*take fewer, parameters"):
+        budget.basis(theta, 5)
+    monkeypatch.setattr(budget, "free_memory", lambda: 1 << 40)
+    assert budget.basis(theta, 5) == 100
