@@ -17,12 +17,14 @@ from lsa.reports.statistics.levels import Level, levels
 from lsa.reports.statistics.matching import ancova, at_common_loss
 from lsa.reports.tables import headline
 
+ALONG, BY_ANCOVA = "along the trajectories", "by ANCOVA"  # methods of a comparison at equal loss
+
 
 @dataclass(frozen=True)
 class Matched:
     """Pairs of optimizers on one number at equal train loss."""
 
-    method: str  # "along the trajectories", "by ANCOVA", or empty: not matched
+    method: str  # ALONG, BY_ANCOVA, or empty: not matched
     text: str = ""  # what was left out, or why there is none
     comparisons: tuple[Comparison, ...] = ()
 
@@ -187,7 +189,7 @@ def match(
         compared, left_out = at_common_loss(losses, numbers)
         text = f"without {'; '.join(left_out)}" if left_out else ""
         pairs = {name: compared.get(name, {}) for name in names}
-        return Matched("along the trajectories", text, tuple(compare(pairs)))
+        return Matched(ALONG, text, tuple(compare(pairs)))
     if scale_of(metric, of) != "ratio":
         return Matched("", "values ≤ 0 have no ratio")
     shared = min((len(by_seed) for by_seed in of.values()), default=0)
@@ -195,7 +197,7 @@ def match(
     if shared < FEWEST or not all(name in losses_at_end for name in of):
         return Matched("", f"no trajectories, and fewer than {FEWEST} seeds with a train loss")
     compared = ancova(of, {name: losses_at_end[name] for name in of})
-    return Matched("by ANCOVA", comparisons=tuple(compared))
+    return Matched(BY_ANCOVA, comparisons=tuple(compared))
 
 
 def scale_of(metric: str, of: dict[str, dict[int, float]]) -> Scale:

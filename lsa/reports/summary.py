@@ -9,7 +9,7 @@ from lsa import probe
 from lsa.figures import words
 from lsa.probe import Same
 from lsa.reports.extent import Extent
-from lsa.reports.findings import Finding, PairFinding
+from lsa.reports.findings import ALONG, Finding, PairFinding
 from lsa.reports.insights import Insight
 from lsa.reports.statistics.comparison import listed
 from lsa.reports.statistics.forecast import MOST, POWER, Forecast, forecast, standardised
@@ -35,12 +35,31 @@ def established(
     """
     points = [f"{finding.name}: {finding.claim}" for finding in claims if finding.established]
     best: dict[str, Finding] = {}
-    for finding in findings:
+    for finding in _once(findings):
         known = best.get(_same(finding.metric))
         if finding.established and (known is None or _strength(finding) > _strength(known)):
             best[_same(finding.metric)] = finding
     points += [sentence(finding) for finding in sorted(best.values(), key=_strength, reverse=True)]
     return points + list(_barriers(pairs))
+
+
+def _once(findings: Iterable[Finding]) -> list[Finding]:
+    """One finding of each pair on a number that two probes measure, such as λ_max and λ_H.
+
+    That is an established one; then one along the trajectories, which needs no model of how the
+    number depends on the loss, as ANCOVA does; then that of the probe which the other refers to.
+    """
+
+    def rank(finding: Finding) -> tuple[bool, bool, bool]:
+        along = finding.matching is not None and finding.matching.method == ALONG
+        return finding.established, along, finding.metric == _same(finding.metric)
+
+    chosen: dict[tuple[str, str, str], Finding] = {}
+    for finding in findings:
+        key = (_same(finding.metric), finding.comparison.a, finding.comparison.b)
+        if key not in chosen or rank(finding) > rank(chosen[key]):
+            chosen[key] = finding
+    return list(chosen.values())
 
 
 def _same(metric: str) -> str:
@@ -69,9 +88,9 @@ def sentence(finding: Finding) -> str:
         much = f"larger by {ends[0]:.3g} for {c.larger} than for {other}"
     low, high = sorted(ends[1:])
     equal = ""
-    if finding.matched is not None:
+    if finding.matching is not None and finding.matched is not None:
         factor = 1 / finding.matched.effect if flipped else finding.matched.effect
-        equal = f", {factor:.3g} times at equal train loss"
+        equal = f", {factor:.3g} times at equal train loss, {finding.matching.method}"
     doubt = f"; {finding.doubt}" if finding.doubt else ""
     return f"The {name} is {much} (95 %: {low:.3g} … {high:.3g}{equal}; {listed(c.seeds)}{doubt})."
 
@@ -119,7 +138,7 @@ def _open(findings: Iterable[Finding]) -> list[Finding]:
     """Findings not established whose difference has the same sign in every comparison."""
     return [
         finding
-        for finding in findings
+        for finding in _once(findings)
         if not finding.established
         and finding.comparison.larger
         and (

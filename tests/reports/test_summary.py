@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from lsa.project import Named, Project
 from lsa.reports import doubts, summary
 from lsa.reports.extent import Extent, compared, extent
-from lsa.reports.findings import Finding
+from lsa.reports.findings import ALONG, BY_ANCOVA, Finding, Matched
 from lsa.reports.measurements import Measurement
 from lsa.reports.statistics.comparison import compare
 from lsa.reports.tables import cell, leading, tables
@@ -114,6 +115,30 @@ def test_findings_are_told_from_the_larger_side_once_for_each_number():
     less = {"sgd": [0.8] * 7, "adamw": [0.9, 0.91, 0.92, 0.9, 0.91, 0.93, 0.9]}
     (said,) = summary.established([], [finding("final/val_accuracy", less)], [])
     assert "validation accuracy is larger by 0.11 for adamw than for sgd" in said
+
+
+def at_equal_loss(found: Finding, method: str, values: dict[str, list[float]]) -> Finding:
+    beside = compare({k: dict(enumerate(v)) for k, v in values.items()}, scale="ratio")
+    return replace(found, matching=Matched(method, comparisons=tuple(beside)))
+
+
+NEAR_TWO = {"sgd": [1.0, 1.1, 0.9, 1.0, 1.05, 0.95, 1.0], "adamw": [2.0] * 7}
+NEAR_FOUR = {"sgd": [0.5, 0.51, 0.49, 0.5, 0.5, 0.5, 0.5], "adamw": [2.0] * 7}  # surer
+SAME = {"sgd": [1.0, 1.1, 0.9, 1.0, 1.05, 0.95, 1.0], "adamw": [1.0] * 7}
+
+
+def test_of_two_names_of_one_number_that_along_the_trajectories_is_told():
+    sharp = at_equal_loss(finding("lanczos/lambda_max", NEAR_TWO), ALONG, NEAR_TWO)
+    other = at_equal_loss(finding("sgd_noise/lambda_h", NEAR_FOUR), BY_ANCOVA, NEAR_FOUR)
+    (said,) = summary.established([], [other, sharp], [])
+    assert said.startswith("The largest curvature λ_max is 2 times as large for adamw as for sgd")
+    assert "2 times at equal train loss, along the trajectories; seeds 0–6)." in said
+    # What is established under one of the two names alone is told by that name and its method.
+    open_one = at_equal_loss(sharp, ALONG, SAME)
+    (said,) = summary.established([], [open_one, other], [])
+    assert "λ_H is 4 times" in said and "at equal train loss, by ANCOVA;" in said
+    known = Extent({"sgd": tuple(range(7)), "adamw": tuple(range(7))})
+    assert "λ_H" not in summary.nearest(known, [sharp, replace(other, matching=open_one.matching)])
 
 
 @pytest.mark.parametrize(
