@@ -137,6 +137,7 @@ def log(opened: recording.Run, result: Result, title: str) -> None:
     opened.metrics(flat(NAME, result.metrics))
     opened.arrays(result.arrays)
     opened.json(result.to_dict(), f"{NAME}.json")
-    results.log_notes(opened, result.notes)
+    about = "Barriers between all checkpoints of the project, and the tree of lowest passes."
+    results.describe(opened, about, result.notes)
     for path, figure in draw.figures(NAME, result, title).items():
         opened.figure(figure, path)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import cycle
 
 from lsa import probe
+from lsa.figures.axes import COLOURS
 from lsa.project import Project
 from lsa.reports import extent, summary
 from lsa.reports.measurements import Measurement, newest
@@ -28,18 +30,20 @@ def bring_up(setting: Project, study: str = "") -> None:
         return
     table = leading(everything)
     trainings = [m for m in everything if m.step == "train"]
+    subjects = dict.fromkeys(m.subject for m in trainings)
+    colours = dict(zip(subjects, cycle(COLOURS), strict=False))  # as in the report
     for training in trainings:
         headlines.bring_up(training.done, _numbers(everything, training))
         own = leading([m for m in everything if m.seed == training.seed])
         rows = [row for row in own.cells if row[0] == training.subject]
         described = _of_training(setting, training)
         text = f"{described}\n\n{_markdown(own.headings, rows)}\n\n{summary.ERRORS}"
-        descriptions.of_training(training.done, study, text)
-    for optimizer in dict.fromkeys(m.subject for m in trainings):
+        descriptions.of_training(training.done, study, text, colours[training.subject])
+    for optimizer, experiment in {m.subject: m.done.experiment for m in trainings}.items():
         rows = [row for row in table.cells if row[0] == optimizer]
         about = f"Checkpoints of {extent.rule(setting, optimizer)}, a version for each training."
         text = f"{about}\n\n{_markdown(table.headings, rows)}\n\n{summary.ERRORS}"
-        descriptions.of_model(setting.name, optimizer, text)
+        descriptions.of_model(setting.name, optimizer, experiment, study, text)
     about = extent.compared(setting, everything)
     text = f"{about}\n\n{_markdown(table.headings, table.cells)}\n\n{summary.ERRORS}"
     for experiment in dict.fromkeys(m.done.experiment for m in trainings):

@@ -142,7 +142,9 @@ def _measure(
                 measured.append(dataclasses.replace(result, arrays={}))  # θ-sized, and not kept
         content = series.content(declared, recipe, kept, measured)
         opened.json(content, ARTIFACT)
-        results.log_notes(opened, content["notes"])
+        about = f"{declared.summary} At every checkpoint that the training kept."
+        converged = all(result.converged for result in measured)
+        results.describe(opened, about, content["notes"], converged=converged)
         drawn = series.drawn(declared, content)
         for path, figure in draw.figures("trajectory", drawn, title).items():
             opened.figure(figure, path)

@@ -10,8 +10,12 @@ from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 from lsa.tracking import views
 from lsa.tracking.headlines import unless_deleted
 from lsa.tracking.registered import registered_name
+from lsa.tracking.registry import ON_THE_WAY
 from lsa.tracking.runs import Done
 from lsa.tracking.store import client
+
+COLOUR = "mlflow.runColor"  # of a run in the UI's charts
+MOST = 5000  # characters that MLflow takes for every kind of description
 
 PAGE = "workflowType=machine_learning"
 TRAININGS = f"{PAGE}&searchFilter={quote(views.TRAININGS)}"
@@ -28,6 +32,15 @@ def links(experiment: str, study: str) -> str:
     return f"{report}{pictures}[All trainings, to compare]({root}/runs?{TRAININGS})"
 
 
+def _whole(text: str, links: str) -> str:
+    """A text and its links; of a text too long for MLflow the first lines, such as rows."""
+    room = MOST - len(links) - 10
+    if len(text) > room:
+        start = text[:room]
+        text = (start.rpartition("\n")[0] or start) + "\n\n…"
+    return f"{text}\n\n{links}"
+
+
 def of_project(experiment: str, study: str, text: str, numbers: Sequence[str]) -> None:
     """Set the description of an experiment, and of the run that holds its report; offer a view.
 
@@ -37,7 +50,7 @@ def of_project(experiment: str, study: str, text: str, numbers: Sequence[str]) -
         text: Markdown.
         numbers: Names of metrics of the trainings, which the view has as columns and pictures.
     """
-    description = f"{text}\n\n{links(experiment, study)}"
+    description = _whole(text, links(experiment, study))
     known = client().get_experiment(experiment)
     wanted = {MLFLOW_RUN_NOTE: description}
     if views.offered():
@@ -47,17 +60,37 @@ def of_project(experiment: str, study: str, text: str, numbers: Sequence[str]) -
             client().set_experiment_tag(experiment, tag, value)
     if study:
         client().set_tag(study, MLFLOW_RUN_NOTE, description)
+    _of_earlier(experiment, known.name)
 
 
-def of_training(training: Done, study: str, text: str) -> None:
+def _of_earlier(experiment: str, name: str) -> None:
+    """Set the description of the experiment that holds the checkpoints on the way, if there is one.
+
+    Args:
+        experiment: Id of the project's.
+        name: Of the project's.
+    """
+    earlier = client().get_experiment_by_name(name + ON_THE_WAY)
+    text = (
+        f"Checkpoints of {name} that trainings kept before their last epoch, for curves during "
+        f"training. The last ones, and all numbers, are in [{name}](#/experiments/{experiment})."
+    )
+    if earlier and earlier.tags.get(MLFLOW_RUN_NOTE) != text:
+        client().set_experiment_tag(earlier.experiment_id, MLFLOW_RUN_NOTE, text)
+
+
+def of_training(training: Done, study: str, text: str, colour: str) -> None:
     """Set the description of a training's run, its model and its version, if the text is new.
 
     Args:
         training: The finished training.
         study: Id of the run with the report; "" for none.
         text: Markdown.
+        colour: Of the run in charts, unless somebody has chosen one.
     """
-    description = f"{text}\n\n{links(training.experiment, study)}"
+    description = _whole(text, links(training.experiment, study))
+    if COLOUR not in training.tags:
+        unless_deleted(training.run_id, lambda: client().set_tag(training.run_id, COLOUR, colour))
     if training.tags.get(MLFLOW_RUN_NOTE) == description:
         return
     address = training.tags.get("lsa.checkpoint", "")
@@ -74,7 +107,15 @@ def of_training(training: Done, study: str, text: str) -> None:
     unless_deleted(training.run_id, write)
 
 
-def of_model(project: str, optimizer: str, text: str) -> None:
-    """Set the description, in Markdown, of the registered model of a project and optimizer."""
-    name = registered_name(project, optimizer)
-    unless_deleted(name, lambda: client().update_registered_model(name, description=text))
+def of_model(project: str, optimizer: str, experiment: str, study: str, text: str) -> None:
+    """Set the description of the registered model of a project and optimizer.
+
+    Args:
+        project: Its name.
+        optimizer: Its name.
+        experiment: Id of the project's.
+        study: Id of the run with the report; "" for none.
+        text: Markdown.
+    """
+    name, description = registered_name(project, optimizer), _whole(text, links(experiment, study))
+    unless_deleted(name, lambda: client().update_registered_model(name, description=description))

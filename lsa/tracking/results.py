@@ -10,6 +10,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 from mlflow.artifacts import download_artifacts
+from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
 from lsa.probe import Probe, Result
 from lsa.runtime.errors import InputError, one_line
@@ -20,6 +21,7 @@ from lsa.tracking.reading import reading
 from lsa.tracking.run import Run
 
 TRAIN = "train"
+MOST = 5000  # characters of a description
 FINAL = "final"  # prefix of a training's last evaluation, on its run and on its checkpoint
 # What reading a file raises that somebody else has written, or that was cut.
 DAMAGE = (AttributeError, KeyError, TypeError, ValueError, EOFError, BadZipFile)
@@ -60,7 +62,7 @@ def log(opened: Run, probe: Probe, result: Result, sources: Sequence[Checkpoint]
         opened.curve(f"{name}/{key}", curve.y, curve.x)
     opened.arrays(result.arrays)
     opened.json(result.to_dict(), f"{name}.json")
-    log_notes(opened, result.notes)
+    describe(opened, probe.summary, result.notes, converged=result.converged)
     opened.tags({"lsa.curves": " ".join(f"{name}/{key}" for key in curves)})
 
 
@@ -69,9 +71,19 @@ def _counts(x: np.ndarray) -> bool:
     return bool((x == np.round(x)).all() and (x >= 0).all() and len(np.unique(x)) == len(x) > 1)
 
 
-def log_notes(opened: Run, notes: Sequence[str]) -> None:
-    """Store notes as tags, in their order."""
-    opened.tags({f"{NOTE}{i}": note for i, note in enumerate(notes)})
+def describe(opened: Run, summary: str, notes: Sequence[str], *, converged: bool = True) -> None:
+    """Store notes as tags, in their order, and what MLflow's UI shows as the description.
+
+    Args:
+        opened: The run.
+        summary: Of what it measures.
+        notes: Of the result.
+        converged: Whether the result has.
+    """
+    said = [*([] if converged else ["Not converged."]), *notes]
+    text = "\n".join([summary, "", *(f"- {note}" for note in said)]).strip()
+    tags = {f"{NOTE}{i}": note for i, note in enumerate(notes)}
+    opened.tags(tags | {MLFLOW_RUN_NOTE: text[:MOST]})
 
 
 def read(run_id: str) -> Result:

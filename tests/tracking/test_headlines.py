@@ -12,11 +12,45 @@ from urllib.parse import unquote
 import mlflow
 
 import lsa
-from lsa import project
+from lsa import probe, project
 from lsa.studies import measure, overview
-from lsa.tracking import headlines, runs, views
+from lsa.tracking import descriptions, headlines, runs, views
 
 BARRIER, ERROR = "auto_neb/barrier", "auto_neb/barrier_se_data"
+
+
+def test_a_training_keeps_the_colour_of_its_optimizer_or_that_which_somebody_chose(trained):
+    client, setting = mlflow.MlflowClient(), project.load("tiny")
+    overview.bring_up(setting)
+    assert runs.read(trained.run_id).tags["mlflow.runColor"] == "#0072B2"  # the report's first
+    client.set_tag(trained.run_id, "mlflow.runColor", "#123456")
+    overview.bring_up(setting)
+    assert runs.read(trained.run_id).tags["mlflow.runColor"] == "#123456"
+
+
+def test_the_experiment_of_earlier_checkpoints_says_where_the_last_ones_are(trained):
+    client = mlflow.MlflowClient()
+    earlier = client.create_experiment("tiny on the way")
+    overview.bring_up(project.load("tiny"))
+    experiment = client.get_run(trained.run_id).info.experiment_id
+    said = client.get_experiment(earlier).tags["mlflow.note.content"]
+    assert said.endswith(f"[tiny](#/experiments/{experiment}).")
+
+
+def test_a_probes_run_says_what_it_measured_and_its_notes(trained):
+    done = lsa.measure("lanczos", lsa.load(trained.run_id), k=1)
+    said = runs.read(done.run_id).tags["mlflow.note.content"].split("\n")
+    assert said[:2] == [probe.find("lanczos").summary, ""]
+    assert said[2:] == [f"- {note}" for note in done.notes] and done.notes
+
+
+def test_a_description_too_long_for_mlflow_keeps_its_links_and_whole_rows(trained):
+    experiment = mlflow.MlflowClient().get_run(trained.run_id).info.experiment_id
+    rows = "\n".join(f"| adamw_{i} | 0.5 ± 0.1 |" for i in range(999))
+    descriptions.of_project(experiment, trained.run_id, f"Many.\n\n{rows}", [])
+    text = runs.read(trained.run_id).tags["mlflow.note.content"]
+    head, links = text.split("\n\n…\n\n")
+    assert 4900 < len(text) <= 5000 and head.endswith("± 0.1 |") and "[Report](" in links
 
 
 def logged(**values: float) -> list:
@@ -79,5 +113,7 @@ def test_what_an_older_version_left_out_follows_and_a_deleted_training_stops_nob
         overview.bring_up(setting)
     tags = client.get_experiment(experiment).tags
     assert views.TAG not in tags and "in pictures" not in tags["mlflow.note.content"]
+    (model,) = client.search_registered_models("name = 'tiny.sgd'")
+    assert "All trainings" in (model.description or "")
     client.delete_run(trained.run_id)
     headlines.put(trained.run_id, logged(barrier=1.0))
