@@ -22,6 +22,8 @@ matplotlib.rcParams.update(
         "axes.spines.right": False,
         "font.size": 10,
         "axes.prop_cycle": cycler(color=COLOURS),
+        "legend.edgecolor": "none",
+        "legend.framealpha": 0.85,  # lines may pass behind it
     }
 )
 

@@ -49,7 +49,7 @@ def _curve(name: str, curve: Curve, title: str) -> Figure:
     if curve.error is not None:
         low, high = curve.y - 2 * curve.error, curve.y + 2 * curve.error
         plot.fill_between(curve.x, low, high, alpha=0.25, label="±2 standard errors")
-        plot.legend(frameon=False)
+        plot.legend()
     name_x(plot, curve.x_name, curve.x_unit)
     plot.set_ylabel(label(name, curve.y_unit))
     return figure

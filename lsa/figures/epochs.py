@@ -34,11 +34,11 @@ def epochs(
     shown = [np.asarray(values, float) for many in by_epoch.values() for values in many]
     heights = [np.array([[xy[0].min()], [level]]) for xy in shown[:1] for level, _ in
                thresholds.values()]  # fmt: skip
-    scale_axes(left, [*shown, *heights])
+    scale_axes(left, [*shown, *heights], ratios=True)
     left.set_xscale("linear")
     left.set_xlabel("epoch")
     left.set_ylabel(y_name)
-    left.legend(frameon=False, fontsize=9)
+    left.legend(fontsize=9)
     for i, many in enumerate(by_loss.values()):
         for losses, values in many:  # a loss may rise, so there is no median against it
             right.plot(losses, values, color=colour(i), linewidth=1, alpha=0.6)

@@ -40,7 +40,7 @@ def _panel(plot: Any, kind: str, result: Result) -> None:
     plot.set_xlabel("alpha (0: A, 1: B); ±2 standard errors")
     plot.set_ylabel("error (%)" if kind == "error" else "loss")
     plot.set_title(_barriers(kind, scale, result), fontsize=9)
-    plot.legend(frameon=False)
+    plot.legend()
 
 
 def _curve(plot: Any, curve: Curve, scale: float, name: str, colour: str, aligned: bool) -> None:

@@ -31,7 +31,7 @@ def draw(result: Result, title: str) -> Figure:
     plot.set_ylabel("validation accuracy")
     plot.margins(x=0.08, y=0.08)
     plot.set_ylim(bottom=0)  # after the margin
-    plot.legend(edgecolor="none", framealpha=0.9, loc="lower right")
+    plot.legend(loc="lower right")
     return figure
 
 

@@ -74,7 +74,7 @@ def _density(panel: Any, result: Result) -> None:
     panel.set_xlim(1.1 * min(nodes.min(), -0.02 * scale), 1.05 * nodes.max())
     panel.set_xlabel("eigenvalue (loss)")
     panel.set_ylabel("density (1/loss)")
-    panel.legend(frameon=False)
+    panel.legend()
 
 
 def _subscript(index: int) -> str:

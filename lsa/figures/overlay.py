@@ -39,7 +39,7 @@ def overlay(
     scale_axes(plot, points)
     name_x(plot, x_name)
     plot.set_ylabel(label(y_name))
-    plot.legend(frameon=False)
+    plot.legend()
     fix_margins(figure, left=0.95, right=0.2, bottom=0.6, top=0.4 if title else 0.15)
     return figure
 
@@ -95,14 +95,21 @@ def draw_levels(
             )
 
 
-def scale_axes(plot: Any, points: Sequence[np.ndarray]) -> None:
-    """Logarithmic axes where the points, each (2, n), span decades."""
+def scale_axes(plot: Any, points: Sequence[np.ndarray], *, ratios: bool = False) -> None:
+    """Logarithmic axes where the points, each (2, n), span decades.
+
+    Args:
+        plot: The axes.
+        points: What is drawn on them.
+        ratios: Whether heights compare as ratios; a factor of 30 between them is then enough.
+    """
     across = np.concatenate([xy[0] for xy in points])
     heights = np.concatenate([xy[1] for xy in points])
     heights = heights[np.isfinite(heights)]
     if across.min() > 0 and across.max() > 30 * across.min():
         make_logarithmic(plot, x=True)
-    if len(heights) and _spans_decades(heights):
+    far = ratios and len(heights) and 0 < 30 * heights.min() < heights.max()
+    if far or (len(heights) and _spans_decades(heights)):
         make_logarithmic(plot, y=True)
         lowest = max(heights[heights > 0].min(), DECADES * heights.max())
         plot.set_ylim(lowest / 2, 2 * heights.max())

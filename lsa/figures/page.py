@@ -32,7 +32,8 @@ summary { cursor: pointer; padding: .3rem 0; }
 .bad { color: var(--bad); font-weight: 600; } .good { color: var(--good); font-weight: 600; }
 @media (max-width: 40rem) { nav ul ul { display: none; } th, td { padding-right: .7rem; } }
 @media print { body { max-width: none; font-size: 10pt; } nav { display: none; }
-  .wide { overflow: visible; } .broad img { min-width: 0; } figure, tr { break-inside: avoid; }
+  .wide { overflow: visible; } table { font-size: 9pt; } td, th { padding-right: .5rem; }
+  .broad img { min-width: 0; } figure, tr { break-inside: avoid; }
   h2, h3 { break-after: avoid; } details::details-content { content-visibility: visible; } }
 """
 
@@ -156,7 +157,7 @@ def _region(label: str) -> str:
 
 def _lines(text: str, *, small: bool = False) -> str:
     """Text with its line breaks, in a heading all but the first line smaller."""
-    escaped = html.escape(text).replace(" ± ", "&nbsp;±&nbsp;")
+    escaped = html.escape(text).replace(" ± ", "&nbsp;±&nbsp;").replace(" … ", "&nbsp;…&nbsp;")
     first, *rest = escaped.splitlines() or [""]
     if small:
         rest = [f"<small>{line.replace('/', '/<wbr>')}</small>" for line in rest]

@@ -41,6 +41,6 @@ def draw(result: Result, title: str) -> Figure:
     panels[1].set_xlim(-near, near)
     panels[1].set_ylim(shown.min() - margin, shown.max() + margin)
     panels[1].set_title(f"fitted curvature {values['curvature_fit']:.4g}", fontsize=10)
-    panels[0].legend(frameon=False)
+    panels[0].legend()
     panels[0].set_title("bands: ±2 standard errors over the samples", fontsize=10)
     return figure

@@ -31,7 +31,7 @@ def draw(result: Result, title: str) -> Figure:
             right.axhline(metrics[name].value, color="k", linestyle=style, linewidth=1, label=text)
     right.set_ylabel("eigenvalue of H (loss)")
     right.set_title("raw")
-    right.legend(frameon=False)
+    right.legend()
     samples = f"±2 standard errors over {metrics['n_samples'].value:g} samples"
     for panel in (left, right):
         panel.axhline(0, color="black", linewidth=0.8)
@@ -56,4 +56,4 @@ def _threshold(panel: Any, limit: Metric, ratio: Metric | None) -> None:
         panel.plot([], [], " ", label=text)
     else:
         panel.axhline(limit.value, color="black", linestyle="--", linewidth=1, label=text)
-    panel.legend(frameon=False)
+    panel.legend()

@@ -27,7 +27,7 @@ def draw(result: Result, title: str) -> Figure:
     left.set_xticks(hessian.x)
     left.set_xlabel(f"index; ±2 standard errors over {result.metrics['n_samples'].value:g} samples")
     left.set_ylabel("eigenvalue")
-    left.legend(frameon=False)
+    left.legend()
 
     noise = result.curves["noise_on_hessian_vector"]
     right.loglog(hessian.y, noise.y, "o", color=A, label="Hessian eigenvectors v")
@@ -39,5 +39,5 @@ def draw(result: Result, title: str) -> Figure:
         right.plot([], [], " ", label=text)
     right.set_xlabel("curvature vᵀHv (loss)")
     right.set_ylabel("gradient noise vᵀCv (loss²)")
-    right.legend(frameon=False)
+    right.legend()
     return figure

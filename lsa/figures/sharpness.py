@@ -41,7 +41,7 @@ def draw(result: Result, title: str) -> Figure:
         panel.set_title(text.format(radius), fontsize=10)
         panel.set_xlabel("share of the perturbation")
         panel.set_ylabel("loss rise")
-        panel.legend(frameon=False)
+        panel.legend()
     text = "± and bands: 2 standard errors over the samples; bands of fixed perturbations"
     figure.supxlabel(text, fontsize=10)
     return figure

@@ -120,4 +120,4 @@ def _distances(plot: Any, result: Result, arrays: dict[str, np.ndarray]) -> None
     value = {name: metric.value for name, metric in result.metrics.items()}
     share, walk = (value[f"{s}_x"] + value[f"{s}_y"] for s in ("explained", "random_walk"))
     plot.set_title(f"plane holds {share:.0%} of the variance; a random walk's {walk:.0%}")
-    plot.legend(frameon=False)
+    plot.legend()

@@ -47,7 +47,7 @@ def draw(result: Result, title: str) -> Figure:
     plot.set_title(f"{title}: the same function with other weights")
     if drawn:
         plot.set_xlabel("factor by which the number moved; ±2 standard errors")
-        plot.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+        plot.legend(loc="upper left", bbox_to_anchor=(1, 1))
     else:
         plot.set_xlabel("this network has no symmetry that is known")
     return figure

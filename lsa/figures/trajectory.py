@@ -32,7 +32,7 @@ def draw(result: Result, title: str) -> Figure:
             panel.set_yscale("log")  # the two may be orders apart
         panel.set_xlabel("epoch (0: initial weights)")
         panel.set_ylabel(label(name, curve.y_unit))
-        panel.legend(frameon=False)
+        panel.legend()
     return figure
 
 

@@ -54,7 +54,7 @@ def draw(column: Column, title: str, alarms: Sequence[int] = ()) -> Figure:
             panel.axvline(step, color="tab:red", linewidth=0.8, linestyle=":", label=name)
         # Above the panel, where no line is.
         position = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 3}
-        panel.legend(frameon=False, fontsize=8, **position)
+        panel.legend(fontsize=8, **position)
     for panel in [*panels][len(groups) :]:
         panel.set_axis_off()
     return figure

@@ -291,5 +291,5 @@ def _run(m: Measurement) -> dict[str, Any]:
         "commit": tags.get("lsa.git.commit", "–")[:10] + dirty,
         "versions": f"lsa {tags.get('lsa.version.lsa')}, torch {tags.get('lsa.version.torch')}",
         "device": f"{tags.get('lsa.device')}, {tags.get('lsa.threads')} thread(s)",
-        "data": m.done.data or "–",
+        "data": m.done.data[:12] or "–",
     }

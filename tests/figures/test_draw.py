@@ -60,6 +60,13 @@ def test_thresholds_are_dashed_in_the_optimizers_colour():
     assert left.get_ylim() == right.get_ylim()
 
 
+@pytest.mark.parametrize(("last", "scale"), [(5.0, "log"), (20.0, "linear"), (-5.0, "linear")])
+def test_a_course_over_decades_is_drawn_by_its_ratios(last, scale):
+    course = {"a": [(np.arange(3.0), np.array([200.0, 150.0, last]))]}
+    left, right = draw.epochs("t", "λ", course, course, {}).axes
+    assert left.get_yscale() == right.get_yscale() == scale
+
+
 def test_barriers_stand_in_their_triangle():
     line, path = {("a", "b"): 1.5, ("a", "c"): 2.5}, {("a", "b"): 0.25, ("b", "c"): 0.0}
     figure = draw.barriers(["a", "b", "c"], line, path, ("line", "path"))
