@@ -218,6 +218,26 @@ def test_a_thousand_checkpoints_by_pointer_and_by_keyboard(many, content, open_p
     page.wait_for_selector("#edge:not([hidden])")
 
 
+COUNTED = """window.begun = new Set();
+HTMLCanvasElement.prototype.getContext = (get => function (kind, ...more) {
+    if (kind.includes('webgl')) begun.add(this);
+    return get.call(this, kind, ...more);
+})(HTMLCanvasElement.prototype.getContext);"""
+
+
+def test_axes_with_few_and_many_numbers_alternate_without_a_new_canvas(many, open_page):
+    page = open_page(many, COUNTED)
+    page.check("#all-shown")
+    page.evaluate("data.points.slice(99).forEach(p => { delete p.numbers['auto_neb/path_loss']; })")
+    drawn = []
+    for name in ("lanczos/lambda_max", "auto_neb/path_loss", "lanczos/lambda_max") * 2:
+        page.select_option("#x", name)
+        page.wait_for_timeout(100)
+        drawn.append((len(page.evaluate(EPOCHS)), page.evaluate("begun.size")))
+    counts, canvases = zip(*drawn, strict=True)
+    assert min(counts) < 200 and max(counts) > 1000 and len(set(canvases)) == 1, drawn
+
+
 # --- surfaces -------------------------------------------------------------------------------------
 
 

@@ -93,9 +93,12 @@ function drawMap() {
     const own = visible.filter(i => data.points[i].optimizer === name);
     traces.push(pointsTrace(own, type, { name: safe(name), marker: { color: colour(name), symbol: symbol(name), size: 11, line: { color: style("--page"), width: 1 } } }));
   }
-  const axis = name => ({ type: state.axes[name].log ? "log" : "linear", ...(everything.length ? whole(name, everything) : { autorange: true }) });
+  // Without a trace of its kind Plotly gives WebGL up, and takes long to begin it again.
+  if (webgl && data.points.length > MANY && type === "scatter") traces.push({ type: "scattergl", x: [null], y: [null], hoverinfo: "skip", showlegend: false });
+  // Margins that no label moves: Plotly would draw all twice.
+  const axis = name => ({ automargin: false, type: state.axes[name].log ? "log" : "linear", ...(everything.length ? whole(name, everything) : { autorange: true }) });
   const view = [x.name, y.name, moving, x.log, y.log].join(" ");
-  Plotly.react("map", traces, layout(words(x.name), words(y.name), { uirevision: view, xaxis: axis("x"), yaxis: axis("y") }), OPTIONS);
+  Plotly.react("map", traces, layout(words(x.name), words(y.name), { uirevision: view, margin: { l: 76, r: 10, t: 10, b: 52 }, xaxis: axis("x"), yaxis: axis("y") }), OPTIONS);
   unread("map");
   $("map").setAttribute("aria-label", `${visible.length} of ${data.points.length} checkpoints: ${words(y.name)} against ${words(x.name)}`);
   markChosen();
@@ -143,7 +146,7 @@ function drawSurface(found, kind) {
   const z = found.grid.loss, flat = z.flat().filter(v => v !== null), low = flat.reduce((a, b) => Math.min(a, b)), high = flat.reduce((a, b) => Math.max(a, b));
   const log = low > 0 && high > 20 * low, scale = v => v === null ? null : log ? Math.log10(v) : v;
   const height = log ? "log₁₀ loss" : "loss";
-  const own = { type: kind, x: found.x, y: found.y, z: z.map(row => row.map(scale)), colorscale: "Viridis", colorbar: { title: { text: height } }, name: "",
+  const own = { type: kind, x: found.x, y: found.y, z: z.map(row => row.map(scale)), colorscale: "Viridis", colorbar: { title: { text: height } }, showscale: kind !== "surface", name: "",
     customdata: z, hovertemplate: "x %{x:.3g}, y %{y:.3g}<br>loss %{customdata:.4g}" };
   const marks = kind === "surface"
     ? { type: "scatter3d", z: found.marks.loss.map(scale) } : { type: "scatter" };
