@@ -18,16 +18,19 @@ from lsa.runtime.errors import InputError
 HALF = (torch.float16, torch.bfloat16)
 Selection = str | Collection[str] | Callable[[str, nn.Parameter], bool]
 """Parameters by name, by glob, or by a predicate of name and parameter."""
+DEEPSPEED = "DeepSpeedEngine"  # a class known by its name, as lsa does not import it
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The network inside of `torch.compile`, DataParallel and DistributedDataParallel.
+    """The network inside of `torch.compile`, DataParallel, DistributedDataParallel and DeepSpeed.
 
     Raises:
-        InputError: A scripted network, or one with parameters that have no shape or no numbers yet.
+        InputError: A scripted network, or one with parameters that have no shape or no numbers yet,
+            or that DeepSpeed's ZeRO has taken apart.
     """
     while True:
         wrapped = isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel)
+        wrapped |= type(model).__name__ == DEEPSPEED
         inner = model.module if wrapped else getattr(model, "_orig_mod", None)
         if not isinstance(inner, nn.Module):
             break
@@ -41,6 +44,11 @@ def unwrapped(model: nn.Module) -> nn.Module:
             raise InputError(
                 f"parameter {name!r} is on the device meta, where there are no numbers; load the "
                 "weights first"
+            )
+        if hasattr(parameter, "ds_status"):
+            raise InputError(
+                f"parameter {name!r} is in parts over the processes (DeepSpeed's ZeRO, stage 3); "
+                "load its checkpoint into the network without DeepSpeed, or shard by fully_shard"
             )
     return model
 

@@ -12,6 +12,7 @@ from tiny import normal, rng, seeded
 from torch import nn
 
 from lsa.landscape import Landscape, flatten
+from lsa.landscape.network import unwrapped
 from lsa.runtime.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("global_rng_untouched")
@@ -146,3 +147,18 @@ def test_modules_that_nest_deeper_than_the_stack_are_refused_in_one_line():
     finally:
         sys.setrecursionlimit(limit)
     assert torch.equal(*products)
+
+
+def test_deepspeeds_engine_is_unwrapped_and_its_parted_parameters_are_refused():
+    class DeepSpeedEngine(nn.Module):
+        """Stands for DeepSpeed's, which holds the network as `module`."""
+
+        def __init__(self, module: nn.Module) -> None:
+            super().__init__()
+            self.module = module
+
+    net = seeded(lambda: nn.Linear(3, 2))
+    assert unwrapped(DeepSpeedEngine(net)) is net
+    net.weight.ds_status = "NOT_AVAILABLE"
+    with pytest.raises(InputError, match=r"'weight' is in parts over the processes .*fully_shard"):
+        unwrapped(DeepSpeedEngine(net))
