@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from lsa.landscape import Landscape
 from lsa.landscape.batches import moved
 from lsa.landscape.copies import whole_gradients
+from lsa.landscape.derivatives.budget import graph_memory
 from lsa.landscape.network import Network, unwrapped
 from lsa.landscape.terms import Objective
 from lsa.landscape.weighing import Loss
@@ -87,6 +88,7 @@ class ProbeSet:
             self._parts = [landscape.with_data(*part) for part in parts]
         else:
             options = {"loss": self._loss, "objective": self._objective, **chosen}
+            options["memory"] = graph_memory(device)  # the batches are the same at every product
             landscape = Landscape(self._model, given, device=device, **options)
             self._given = [landscape.with_data([batch]) for batch in given]
             self._parts = [landscape.with_data([part]) for part in parts]

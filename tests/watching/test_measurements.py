@@ -189,14 +189,14 @@ def test_sharpness_against_the_dense_hessian(name: str):
         model, optimizer, batches=(x, y), measure=["sharpness", "lambda_max"], every=3, strict=True
     )
     exact, checked = Exact(model, x, y), 0
-    converged: list[str] = []
+    errors: list[float] = []
 
     def agree(name: str, row: dict[str, float], wanted: float) -> None:
         value, residual = row[name], row[f"{name}_residual"]
         assert abs(value - wanted) <= residual + 1e-5 * wanted
-        if residual <= TOL * value:
+        if residual <= 0.01 * value:
             assert value == pytest.approx(wanted, rel=2e-3)
-            converged.append(name)
+        errors.append(abs(value / wanted - 1))
 
     def check(*_) -> None:
         nonlocal checked
@@ -222,7 +222,8 @@ def test_sharpness_against_the_dense_hessian(name: str):
         train(model, optimizer, x, y, 30)
     handle.remove()
     assert checked == 10
-    assert len(converged) >= 15, "of 20, each in 7 products"
+    assert sum(error <= TOL for error in errors) >= 18, "of 20, each in 7 products"
+    assert np.median(errors) < TOL / 4
 
 
 def test_batch_sharpness():

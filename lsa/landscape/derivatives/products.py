@@ -44,6 +44,8 @@ Graph = TypeVar("Graph")
 def hessian(parts: Iterable[Part], theta: Tensor, memory: int) -> Matvec:
     """v ↦ H v with H = ∇²L; `(d,)` or `(d, b)`.
 
+    Several parts are summed in float64.
+
     Args:
         parts: Of the split.
         theta: Where.
@@ -59,6 +61,10 @@ def hessian(parts: Iterable[Part], theta: Tensor, memory: int) -> Matvec:
     @torch.enable_grad()
     def product(v: Tensor) -> Tensor:
         columns = v.to(theta.dtype).reshape(len(v), -1).unbind(1)
+        if isinstance(parts, list) and len(parts) == 1:
+            matvec, weight = multiply(0, parts[0]), parts[0].weight
+            made = [matvec(column) * weight for column in columns]
+            return torch.stack(made, 1).reshape(v.shape).to(v.dtype)
         total = torch.zeros(len(columns), len(v), dtype=torch.float64, device=v.device)
         for k, part in enumerate(parts):
             matvec = multiply(k, part)

@@ -4,6 +4,11 @@ Each measurement starts from three vectors of the last one: the top eigenvector,
 searcher. It multiplies them, projects the operator onto them, and adds residuals until the answer
 is good enough (Davidson 1975). A full basis is restarted from its best vectors.
 
+A Ritz value θ with the residual r lies r²/(θ − β) below the eigenvalue at most, where all other
+eigenvalues are below β (Temple's inequality; Parlett, The Symmetric Eigenvalue Problem, §10.5). So
+a search ends long before r is as small as the error that is allowed. β is estimated: it is the
+second Ritz value and its residual.
+
 Another eigenvalue may overtake the top one between two measurements. The old top eigenvector still
 is an eigenvector then, so its residual stays small and does not show it. Therefore the searcher
 makes one step of a power iteration in each measurement, mixed with a new random vector. The stated
@@ -55,9 +60,8 @@ def top(
         matvec: v `(d,)` ↦ A v `(d,)`.
         carried: `(3, d)`: `Top.vectors` of the last measurement, or any to begin with.
         fresh: A random vector `(d,)`, or one that is likely to have a part along a new top vector.
-        tol: Residual allowed, relative to the value.
-        max_products: Most products, at least 4. Where they do not suffice, the residual is larger
-            than `tol` allows.
+        tol: Error allowed, relative to the value: r²/(θ − β), and how far another may exceed θ.
+        max_products: Most products, at least 4. Where they do not suffice, the residual says so.
         space: Of the vectors.
     """
     first, second, searcher = carried
@@ -65,19 +69,31 @@ def top(
     basis = _Basis(matvec, space)
     for v in (first, second, searcher):
         basis.add(v)
-    basis.add(basis.residual_of_last())  # two products in a row show what one hides
+    basis.add(basis.residual(-KEPT))  # two products in a row show what one hides
     while True:
-        value, residual, doubt, worst = basis.state()
-        if max(residual, doubt) <= tol * abs(value) or basis.products >= max_products:
+        state = basis.state()
+        enough = max(state.error, state.doubt) <= tol * abs(state.value)
+        if enough or basis.products >= max_products:
             break
-        if not basis.add(worst()):  # nothing is left to add: the basis holds an invariant space
+        if not basis.add(basis.residual(state.worst)):  # the basis holds an invariant space
             break
-    return Top(value, max(residual, doubt), basis.carried(), basis.products)
+    return Top(state.value, max(state.residual, state.doubt), basis.carried(), basis.products)
 
 
 def _unit(v: Tensor, space: Space) -> Tensor:
     length = math.sqrt(float(space.total(square(v))))
     return v / length if length > 0 else v
+
+
+@dataclass(frozen=True)
+class _State:
+    """What a basis says of the top."""
+
+    value: float  # θ, the largest Ritz value
+    residual: float  # ‖A y − θ y‖
+    error: float  # how far below the eigenvalue θ is, as far as the basis tells
+    doubt: float  # how far another Ritz value may rise above θ
+    worst: int  # the Ritz pair whose residual is to be added
 
 
 class _Basis:
@@ -86,77 +102,71 @@ class _Basis:
     def __init__(self, matvec: Matvec, space: Space) -> None:
         self._matvec, self._space = matvec, space
         self._k = 0
-        self._V = self._W = torch.empty(0)  # (FULL, d), of which k rows are in use
+        self._vectors = self._products = torch.empty(0)  # (FULL, d), of which k rows are in use
         self._T = self._G = torch.zeros(0, 0, dtype=torch.float64)  # V·W and W·W
         self.products = 0
+
+    @property
+    def _V(self) -> Tensor:
+        return self._vectors[: self._k]
+
+    @property
+    def _W(self) -> Tensor:
+        return self._products[: self._k]
 
     def add(self, v: Tensor) -> bool:
         """Multiply the part of a vector outside the basis; False where there is none."""
         if not self._k:
-            self._V, self._W = v.new_empty(FULL, len(v)), v.new_empty(FULL, len(v))
+            self._vectors, self._products = v.new_empty(FULL, len(v)), v.new_empty(FULL, len(v))
         if self._k == FULL:
             self._restart()
-        k, before = self._k, self._length(v)
-        length = before
+        k, V = self._k, self._V
+        own = self._vectors[k].copy_(v)
+        length = before = self._length(own)
         for _ in range(2 if k else 0):
-            v = v - self._space.dots(self._V[:k], v).to(v) @ self._V[:k]
-            length, before_ = self._length(v), length
-            if length > 0.5 * before_:  # else rounding has left a part along the others
+            own.addmv_(V.T, self._space.dots(V, own).to(own), alpha=-1)
+            length, last = self._length(own), length
+            if length > 0.5 * last:  # else rounding has left a part along the others
                 break
         if not length > 1e-6 * before:
             return False
-        torch.div(v, length, out=self._V[k])
-        self._W[k] = self._matvec(self._V[k])
+        product = self._products[k].copy_(self._matvec(own.div_(length)))
         self.products, self._k = self.products + 1, k + 1
-        self._T = self._larger(self._T, self._V)
-        self._G = self._larger(self._G, self._W)
+        self._T = _larger(self._T, self._space.dots(self._V, product).cpu())
+        self._G = _larger(self._G, self._space.dots(self._W, product).cpu())
         return True
 
-    def state(self) -> tuple[float, float, float, Callable[[], Tensor]]:
-        """Top Ritz value, its residual, how far another may exceed it, and the worst residual."""
+    def state(self) -> _State:
+        """Of the Ritz pairs as they are."""
         values, Y = torch.linalg.eigh(self._T)
         lengths = ((Y * (self._G @ Y)).sum(0) - values.square()).clamp_min(0).sqrt()
-        above, residual, doubt, worst = float(values[-1]), float(lengths[-1]), 0.0, len(values) - 1
+        top, residual, doubt, worst = float(values[-1]), float(lengths[-1]), 0.0, len(values) - 1
         for i in range(max(0, len(values) - KEPT), len(values) - 1):
-            reach = float(values[i] + lengths[i]) - above
+            reach = float(values[i] + lengths[i]) - top
             if reach > max(doubt, residual):
                 doubt, worst = reach, i
+        gap = top - float(values[-2] + lengths[-2]) if len(values) > 1 else 0.0
+        error = residual * residual / gap if gap > residual else residual
+        return _State(top, residual, error, doubt, worst)
 
-        return above, residual, doubt, lambda: self._residual(float(values[worst]), Y[:, worst])
-
-    def residual_of_last(self) -> Tensor:
-        """Residual of the third Ritz pair, or of the last where there are fewer."""
+    def residual(self, i: int) -> Tensor:
+        """A y − θ y of a Ritz pair, from the smallest on, or −j: the jth from the top, or the last."""
         values, Y = torch.linalg.eigh(self._T)
-        i = max(0, len(values) - KEPT)
-        return self._residual(float(values[i]), Y[:, i])
-
-    def _residual(self, value: float, y: Tensor) -> Tensor:
-        own, product = (self._joined(rows, y[:, None])[0] for rows in (self._V, self._W))
-        return product.sub_(own, alpha=value)
+        i = max(i, -len(values))
+        y = Y[:, i].to(self._V)
+        return torch.mv(self._W.T, y).addmv_(self._V.T, y, alpha=-float(values[i]))
 
     def carried(self) -> Tensor:
         """The vectors `(3, d)` for the next measurement; zeros where there are fewer."""
         values, Y = torch.linalg.eigh(self._T)
-        values, Y = values.flip(0), Y.flip(1)
-        vectors = torch.zeros_like(self._V[:KEPT])
-        vectors[:2] = self._joined(self._V, Y[:, :2])
+        values, Y = values.flip(0), Y.flip(1).to(self._V)
+        vectors = torch.zeros_like(self._vectors[:KEPT])
+        for vector, y in zip(vectors[:2], Y.T, strict=False):
+            torch.mv(self._V.T, y, out=vector)
         if len(values) > 2:
-            step, own = (self._joined(rows, Y[:, 2:3])[0] for rows in (self._W, self._V))
-            vectors[2] = torch.add(step, own, alpha=SHIFT * abs(float(values[0])))
+            shift = SHIFT * abs(float(values[0]))
+            torch.mv(self._W.T, Y[:, 2], out=vectors[2]).addmv_(self._V.T, Y[:, 2], alpha=shift)
         return vectors
-
-    def _joined(self, rows: Tensor, Y: Tensor) -> Tensor:
-        """Combinations `(m, d)` of vectors, or of products, with weights Y `(k, m)`."""
-        return Y.T.to(rows) @ rows[: self._k]
-
-    def _larger(self, known: Tensor, rows: Tensor) -> Tensor:
-        """Products of the rows in use with those of W, of which the last is new."""
-        k = self._k
-        column = self._space.dots(rows[:k], self._W[k - 1]).cpu()
-        larger = torch.zeros(k, k, dtype=torch.float64)
-        larger[:-1, :-1] = known
-        larger[-1], larger[:, -1] = column, column
-        return larger
 
     def _length(self, v: Tensor) -> float:
         return math.sqrt(float(self._space.total(square(v))))
@@ -164,5 +174,15 @@ class _Basis:
     def _restart(self) -> None:
         values, Y = torch.linalg.eigh(self._T)
         best = Y.flip(1)[:, :KEPT]
-        self._V[:KEPT], self._W[:KEPT] = (self._joined(rows, best) for rows in (self._V, self._W))
+        for rows in (self._vectors, self._products):
+            rows[:KEPT] = best.T.to(rows) @ rows[: self._k]
         self._k, self._T, self._G = KEPT, torch.diag(values.flip(0)[:KEPT]), best.T @ self._G @ best
+
+
+def _larger(known: Tensor, column: Tensor) -> Tensor:
+    """A symmetric matrix with one row and column more."""
+    k = len(column)
+    larger = column.new_zeros(k, k)
+    larger[:-1, :-1] = known
+    larger[-1], larger[:, -1] = column, column
+    return larger

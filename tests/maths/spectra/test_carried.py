@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lsa.maths.spectra.carried import Top, top
 
-D, TOL = 4000, 0.02
+D, TOL = 4000, 0.001
 
 
 def bulk(seed: int) -> Tensor:
