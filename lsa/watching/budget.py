@@ -8,14 +8,15 @@ import time
 from collections.abc import Iterator
 
 TRIAL = 2.0  # steps of the training that a trial may take
+FALL = 0.1  # of the way down to a cheaper measurement that the price then goes; up it goes at once
 FIRST = 2.0  # how much more a first measurement takes than later ones: memory, first calls
 
 
 class Budget:
     """Time that the parts of a watch have taken, against the time of the training.
 
-    What a measurement takes is known from the ones before. The first waits for what a trial, a
-    small piece of its work, lets expect.
+    What a measurement takes is known from the ones before, the longest above all. The first waits
+    for what a trial, a small piece of its work, lets expect.
 
     Args:
         share: Of the training's own time, at most; None: no limit.
@@ -52,8 +53,9 @@ class Budget:
             self.spent += took
             self._begun[part] = self._begun.get(part, 0.0) + took
             if ends:
-                took, before = self._begun.pop(part), self._costs.get(part)
-                self._costs[part] = took if before is None else 0.5 * (before + took)
+                took = self._begun.pop(part)
+                before = self._costs.get(part, took)
+                self._costs[part] = max(took, before + FALL * (took - before))
 
     def stepped(self) -> None:
         """One more step of the training is done."""

@@ -10,11 +10,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lsa.landscape import Landscape
+from lsa.maths import sums
 from lsa.training import stability
 from lsa.watching import spectrum
 from lsa.watching.noise import Noise
 from lsa.watching.probe_set import ProbeSet
-from lsa.watching.profile import profile
+from lsa.watching.profile import Profile, profile
 
 USUAL = ("update", "noise")
 KINDS = (*USUAL, "noise_of_blocks", "sharpness", "lambda_max", "batch_sharpness")
@@ -68,6 +69,7 @@ class Probing:
         blocks = "noise_of_blocks" in kinds
         self._kinds = tuple(k for k in self._kinds if not (blocks and k == "noise"))
         self._noise = Noise(probe_set.spans if blocks else {})
+        self._profile: Profile | None = None
 
     @property
     def passes(self) -> int:
@@ -103,7 +105,7 @@ class Probing:
             theta = landscape.theta
             start = torch.cat([p.reshape(-1).to(theta.dtype) for p in before])
             update = theta - start
-            square = float(update.double() @ update.double())
+            square = float(sums.square(update))
             point = spectrum.Point(
                 landscape.hessian(theta), lambda: landscape.gradient(theta), update
             )
@@ -115,10 +117,15 @@ class Probing:
             }
             work["noise_of_blocks"] = work["noise"]
             if square > 0:
-                work["update"] = lambda: profile(landscape, start, update).numbers(square)
+                work["update"] = lambda: self._profiled(landscape, start, update).numbers(square)
             if not math.isfinite(square):  # the training has diverged
                 return {}
             return numbers(self._kinds, work, tried, noise=noise)
+
+    def _profiled(self, landscape: Landscape, start: Tensor, update: Tensor) -> Profile:
+        """The loss along the step, from where the last one was measured."""
+        self._profile = profile(landscape, start, update, self._profile)
+        return self._profile
 
     def _state(self, landscape: Landscape) -> stability.OptimizerState | None:
         """Of the optimizer that moves all of θ."""

@@ -2,7 +2,8 @@
 
 With φ(s) = L(θ₀ + s u) on fixed data, u the update from θ₀: φ at 0, 1 and ±¼ give slope gᵀu and
 curvature uᵀHu at θ₀. The first s > 0 at which φ(s) is above φ(0) again is the critical factor
-(arXiv 2601.16979, "critical sharpness": there in units of the learning rate).
+(arXiv 2601.16979, "critical sharpness": there in units of the learning rate). It changes little
+from measurement to measurement, so it is looked for where the last one was.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ class Profile:
     curvature_error: float
     change: float  # L(θ₀ + u) − L(θ₀)
     factor: float  # critical factor; nan where the step goes uphill or none is found
+    reach: float  # of the update: ± so far rounding allows to measure the curvature
     passes: int  # forward passes over the data
 
     def numbers(self, update_squared: float) -> Mapping[str, float]:
@@ -60,16 +62,19 @@ class Profile:
         return {name: value for name, value in known.items() if math.isfinite(value)}
 
 
-def profile(landscape: Landscape, start: Tensor, update: Tensor) -> Profile:
+def profile(
+    landscape: Landscape, start: Tensor, update: Tensor, last: Profile | None = None
+) -> Profile:
     """Slope, curvature and critical factor along an update.
 
     Args:
         landscape: L.
         start: θ₀ `(d,)`.
         update: u `(d,)`, not zero.
+        last: Of an earlier update, whose figures are likely to be near.
     """
     with landscape.network.at(start):  # once, rather than for each pass
-        return profile_of(landscape.losses, landscape.influences, start, update)
+        return profile_of(landscape.losses, landscape.influences, start, update, last)
 
 
 def profile_of(
@@ -77,6 +82,7 @@ def profile_of(
     influences: Callable[[Tensor], Tensor] | None,
     start: Tensor,
     update: Tensor,
+    last: Profile | None = None,
 ) -> Profile:
     """The same of losses that are a function of θ.
 
@@ -85,24 +91,24 @@ def profile_of(
         influences: Values of samples ↦ their influences; None: errors are not known.
         start: θ₀.
         update: u.
+        last: Of an earlier update.
     """
-    passes = 0
+    passes, theta = 0, torch.empty_like(start)
 
     def losses(s: float) -> Tensor:
         nonlocal passes
         passes += 1
-        return losses_at(torch.add(start, update, alpha=s)).double()
+        return losses_at(torch.add(start, update, alpha=s, out=theta)).double()
 
     at0, at1 = losses(0.0), losses(1.0)
-    step, rounding = NEAR, _rounding(at0, update.dtype)
+    step, rounding = NEAR if last is None else last.reach, _rounding(at0, update.dtype)
     while True:
         up, down = losses(step), losses(-step)
         second = (up + down - 2 * at0) / step**2
         size, noise = abs(second.mean().item()), rounding / step**2
         if noise <= ROUNDING * size or step >= FAR:
             break
-        step = min(FAR, step * max(2.0, math.sqrt(noise / max(ROUNDING * size, 1e-300))))
-        step = max(step, 1.25) if step > 0.8 else step  # φ(1) is known, and is a point of its own
+        step = _far_enough(max(2 * step, _reach(rounding, size)))
     told = noise <= 0.5 * size
     # The cubic through the four points: its slope at 0 is free of the third derivative.
     middle = (up - down) / (2 * step)
@@ -116,7 +122,7 @@ def profile_of(
 
     known = [(0.0, slope.mean().item()), (1.0, change)]
     known.append((step, (up - at0).mean().item() / step))
-    factor = _crossing(rise, sorted(known)) if known[0][1] < 0 else math.nan
+    factor = _crossing(rise, sorted(known), _guess(last)) if known[0][1] < 0 else math.nan
     return Profile(
         loss=at0.mean().item(),
         slope=slope.mean().item(),
@@ -125,11 +131,32 @@ def profile_of(
         curvature_error=_error(influences, second),
         change=change,
         factor=factor,
+        reach=_far_enough(_reach(rounding, size)),
         passes=passes,
     )
 
 
-def _crossing(rise: Callable[[float], float], known: list[tuple[float, float]]) -> float:
+def _reach(rounding: float, size: float) -> float:
+    """The length at which rounding is half of what is allowed, of a curvature of some size."""
+    return math.sqrt(rounding / max(0.5 * ROUNDING * size, 1e-300))
+
+
+def _far_enough(step: float) -> float:
+    """A length at which the curvature may be measured."""
+    step = min(FAR, max(NEAR, step))
+    return max(step, 1.25) if step > 0.8 else step  # φ(1) is known, and is a point of its own
+
+
+def _guess(last: Profile | None) -> float | None:
+    """Where the critical factor may be: where it was, or out of sight as it was."""
+    if last is None or not last.slope < 0:
+        return None
+    return last.factor if math.isfinite(last.factor) else LONGEST
+
+
+def _crossing(
+    rise: Callable[[float], float], known: list[tuple[float, float]], guess: float | None
+) -> float:
     """The first zero above 0 of a smooth function that is negative at 0.
 
     The next point is the root of the polynomial through the three known points around it; when two
@@ -138,23 +165,27 @@ def _crossing(rise: Callable[[float], float], known: list[tuple[float, float]]) 
     Args:
         rise: The function.
         known: Its values at some points, sorted; the first is 0.
+        guess: Where it may be; None: where the known points say.
 
     Returns:
         nan where there is none up to `LONGEST`.
     """
-    guess, passes = _root(known), 0
+    passes, limit = 0, LONGEST
+    if guess is None or any(value >= 0 for _, value in known):
+        guess, limit = _root(known), 8 * known[-1][0]
     while passes < PASSES:
         far = known[-1][0]
         if far >= LONGEST and all(value < 0 for _, value in known):
             return math.nan
-        s = min(8 * far if guess is None else guess, 8 * far, LONGEST)
+        s = min(8 * far if guess is None else guess, limit, LONGEST)
+        limit = 8 * max(s, far)
         if any(math.isclose(s, point, rel_tol=1e-3) for point, _ in known):
             break
         known, passes = sorted([*known, (s, rise(s))]), passes + 1
         last, guess = guess, _root(known)
         if guess is not None and last == s and abs(guess - s) <= AGREE * guess:
             break
-    return math.nan if guess is None else guess
+    return math.nan if guess is None or guess > LONGEST else guess
 
 
 def _root(known: list[tuple[float, float]]) -> float | None:

@@ -15,7 +15,7 @@ from lsa.maths.spectra.carried import Top, top
 from lsa.training import stability
 from lsa.training.preconditioners import Preconditioner
 
-TOL = 0.02  # error allowed, relative to the eigenvalue, as far as the search tells it
+TOL = 0.01  # error allowed, relative to the eigenvalue, as far as the search tells it
 FIRST, LATER = 30, 7  # products at most, of the first search and of those that carry it on
 
 Matvec = Callable[[Tensor], Tensor]

@@ -150,7 +150,7 @@ class _Basis:
         return _State(top, residual, error, doubt, worst)
 
     def residual(self, i: int) -> Tensor:
-        """A y − θ y of a Ritz pair, from the smallest on, or −j: the jth from the top, or the last."""
+        """A y − θ y of Ritz pair i: 0 is the smallest, −j the jth from the top, or the smallest."""
         values, Y = torch.linalg.eigh(self._T)
         i = max(i, -len(values))
         y = Y[:, i].to(self._V)
