@@ -92,16 +92,16 @@ class Spectrum:
         if name in point.tops:
             return point.tops[name]
         carried, update, space = self._vectors.get(name), point.update, point.space
-        limit = LATER
+        first = carried is None
         if carried is None:
-            limit = FIRST
             drawn = [space.normal(update, self._rng) for _ in "12"]
             carried = torch.stack([point.gradient(), *drawn])
         fresh = space.normal(update, self._rng)
         length = float(space.length(update))
         if length > 0:
             fresh += update * (float(space.length(fresh)) / length)
-        result = top(matvec, carried, fresh, tol=TOL, max_products=limit, space=space)
+        limit = FIRST if first else LATER
+        result = top(matvec, carried, fresh, tol=TOL, max_products=limit, first=first, space=space)
         self._vectors[name], point.tops[name] = result.vectors, result
         return result
 

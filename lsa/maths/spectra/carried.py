@@ -7,7 +7,8 @@ is good enough (Davidson 1975). A full basis is restarted from its best vectors.
 A Ritz value θ with the residual r lies r²/(θ − β) below the eigenvalue at most, where all other
 eigenvalues are below β (Temple's inequality; Parlett, The Symmetric Eigenvalue Problem, §10.5). So
 a search ends long before r is as small as the error that is allowed. β is estimated: it is the
-second Ritz value and its residual.
+second Ritz value and its residual. A first search has not seen the second eigenvalue, so it goes on
+until r is small.
 
 Another eigenvalue may overtake the top one between two measurements. The old top eigenvector still
 is an eigenvector then, so its residual stays small and does not show it. Therefore the searcher
@@ -30,6 +31,7 @@ from lsa.maths.sums import square
 FULL = 8  # vectors of a basis, each kept with its product
 KEPT = 3  # of them, where it is restarted
 FRESH = 0.3  # length of the new vector that the searcher, of length 1, is mixed with
+ROUNDING = 4  # residuals are not below so many roundings of the largest Ritz value
 SHIFT = 0.5  # share of λ_max added to the operator in the searcher's step, away from λ_min
 
 Matvec = Callable[[Tensor], Tensor]
@@ -52,6 +54,7 @@ def top(
     *,
     tol: float,
     max_products: int,
+    first: bool = False,
     space: Space = LOCAL,
 ) -> Top:
     """λ_max of a symmetric operator, from vectors that were near the top before.
@@ -62,17 +65,19 @@ def top(
         fresh: A random vector `(d,)`, or one that is likely to have a part along a new top vector.
         tol: Error allowed, relative to the value: r²/(θ − β), and how far another may exceed θ.
         max_products: Most products, at least 4. Where they do not suffice, the residual says so.
+        first: Whether no measurement was before: then r itself must be small.
         space: Of the vectors.
     """
-    first, second, searcher = carried
+    *pair, searcher = carried
     searcher = _unit(searcher, space) + FRESH * _unit(fresh, space)
     basis = _Basis(matvec, space)
-    for v in (first, second, searcher):
+    for v in (*pair, searcher):
         basis.add(v)
     basis.add(basis.residual(-KEPT))  # two products in a row show what one hides
     while True:
         state = basis.state()
-        enough = max(state.error, state.doubt) <= tol * abs(state.value)
+        error = max(state.residual if first else state.error, state.doubt)
+        enough = error <= tol * abs(state.value)
         if enough or basis.products >= max_products:
             break
         if not basis.add(basis.residual(state.worst)):  # the basis holds an invariant space
@@ -139,7 +144,8 @@ class _Basis:
     def state(self) -> _State:
         """Of the Ritz pairs as they are."""
         values, Y = torch.linalg.eigh(self._T)
-        lengths = ((Y * (self._G @ Y)).sum(0) - values.square()).clamp_min(0).sqrt()
+        rounding = ROUNDING * torch.finfo(self._V.dtype).eps * float(values.abs().max())
+        lengths = ((Y * (self._G @ Y)).sum(0) - values.square()).clamp_min(rounding**2).sqrt()
         top, residual, doubt, worst = float(values[-1]), float(lengths[-1]), 0.0, len(values) - 1
         for i in range(max(0, len(values) - KEPT), len(values) - 1):
             reach = float(values[i] + lengths[i]) - top

@@ -27,7 +27,9 @@ def followed(spectra: list[Tensor], seed: int, hint: Tensor | None = None) -> li
         if hint is not None:
             fresh = fresh / fresh.norm() + hint
         most = 7 if i else 30
-        found.append(top(lambda v, A=values: A * v, carried, fresh, tol=TOL, max_products=most))
+        found.append(
+            top(lambda v, A=values: A * v, carried, fresh, tol=TOL, max_products=most, first=not i)
+        )
         carried = found[-1].vectors
     return found
 
