@@ -138,14 +138,8 @@ def plain(
     return fingerprint(seen, base, *others)
 
 
-def several(attach: Attach) -> dict[str, Any]:
-    """Two optimizers that step one after the other."""
-    model, loader = network(), data()
-    parts = [list(model[0].parameters()), list(model[1:].parameters())]
-    optimizers = [
-        torch.optim.SGD(parts[0], lr=0.05, momentum=0.9),
-        torch.optim.Adam(parts[1], lr=1e-2),
-    ]
+def in_turn(attach: Attach, model: nn.Module, optimizers: list[Any], loader: Any) -> dict[str, Any]:
+    """A training in which every optimizer steps in each step."""
     seed()
     seen, batches = [], stream(loader)
     with attach(model, optimizers, loader=loader):
@@ -159,6 +153,17 @@ def several(attach: Attach) -> dict[str, Any]:
             for optimizer in optimizers:
                 optimizer.step()
     return fingerprint(seen, model, *optimizers)
+
+
+def several(attach: Attach) -> dict[str, Any]:
+    """Two optimizers that step one after the other."""
+    model, loader = network(), data()
+    parts = [list(model[0].parameters()), list(model[1:].parameters())]
+    optimizers = [
+        torch.optim.SGD(parts[0], lr=0.05, momentum=0.9),
+        torch.optim.Adam(parts[1], lr=1e-2),
+    ]
+    return in_turn(attach, model, optimizers, loader)
 
 
 def closures(attach: Attach) -> dict[str, Any]:
@@ -338,19 +343,7 @@ def muon(attach: Attach) -> dict[str, Any]:
     matrices = [p for p in model.parameters() if p.ndim == 2]
     others = [p for p in model.parameters() if p.ndim != 2]
     optimizers = [torch.optim.Muon(matrices, lr=1e-2), torch.optim.AdamW(others, lr=1e-2)]
-    seed()
-    seen, batches = [], stream(loader)
-    with attach(model, optimizers, loader=loader):
-        for _ in range(STEPS):
-            x, y = next(batches)
-            for optimizer in optimizers:
-                optimizer.zero_grad()
-            value = F.cross_entropy(model(x), y)
-            value.backward()
-            seen += [x.sum(), value]
-            for optimizer in optimizers:
-                optimizer.step()
-    return fingerprint(seen, model, *optimizers)
+    return in_turn(attach, model, optimizers, loader)
 
 
 def evaluated(_step: int, model: nn.Module, _: Any) -> torch.Tensor:
