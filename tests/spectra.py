@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
+import scipy.stats
 import torch
 from torch import Tensor
 
@@ -44,3 +46,9 @@ class Counting:
     def __call__(self, v: Tensor) -> Tensor:
         self.calls += 1
         return self.A * v if self.A.ndim == 1 else self.A @ v
+
+
+def interval(estimate: Any, level: float = 0.95) -> tuple[float, float]:
+    """Confidence interval of an estimate, by Student's t with samples − 1 degrees of freedom."""
+    low, high = scipy.stats.t.interval(level, estimate.samples - 1, estimate.value, estimate.error)
+    return float(low), float(high)

@@ -1,4 +1,4 @@
-"""Means over random probe vectors, with their standard errors and intervals."""
+"""Means over random probe vectors, with their standard errors."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import math
 from typing import NamedTuple
 
 import torch
-from scipy.special import stdtrit
 from torch import Tensor
 
 
@@ -16,11 +15,6 @@ class Estimate(NamedTuple):
     value: float
     error: float  # standard error over the probes; nan for a single probe
     samples: int  # independent probes behind the standard error
-
-    def interval(self, level: float = 0.95) -> tuple[float, float]:
-        """Confidence interval by Student's t with samples − 1 degrees of freedom."""
-        half = _quantile(self.samples, level) * self.error if self.samples > 1 else math.inf
-        return self.value - half, self.value + half
 
 
 def mean(x: Tensor) -> Estimate:
@@ -45,7 +39,3 @@ def rademacher(
     """
     bits = torch.randint(0, 2, (dimension,), generator=rng, device=rng.device)
     return (2 * bits - 1).to(dtype=dtype, device=device)
-
-
-def _quantile(samples: int, level: float) -> float:
-    return float(stdtrit(samples - 1, (1 + level) / 2))

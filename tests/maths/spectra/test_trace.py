@@ -1,4 +1,4 @@
-"""Means over probe vectors and their intervals."""
+"""Means over probe vectors and their errors."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=generator(seed), dtype=torch.float64)
 
 
-def test_interval_is_student_t() -> None:
+def test_a_mean_has_the_standard_error_of_its_values() -> None:
     x = normal(7)
-    low, high = mean(x).interval(0.9)
-    expected = scipy.stats.t.interval(0.9, 6, float(x.mean()), float(x.std()) / math.sqrt(7))
-    assert (low, high) == pytest.approx(expected)
-    assert mean(x[:1]).interval() == (-math.inf, math.inf)
+    found = mean(x)
+    assert found.samples == 7
+    assert found.value == pytest.approx(float(x.mean()))
+    assert found.error == pytest.approx(scipy.stats.sem(x.numpy()))
+    assert math.isnan(mean(x[:1]).error)
 
 
 def test_rademacher_is_signs_of_mean_zero() -> None:
