@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 
-from lsa.watching.hooks import Backward
+from lsa.watching.hooks import Backward, scaler_above
 from lsa.watching.own_noise import SAMPLES, OwnNoise
 from lsa.watching.weights import Weights
 
@@ -25,7 +25,7 @@ class Gradients:
 
     Args:
         weights: Whose gradients.
-        scaler: The `GradScaler` in use, or None.
+        scaler: The `GradScaler` in use; None: one is seen when it has an optimizer step.
         noise: Of the gradients that a step adds up.
     """
 
@@ -81,6 +81,8 @@ class Gradients:
             optimizer: About to step.
             kept: Whether they may change while it steps, so that copies are needed.
         """
+        if self._scaler is None and (found := scaler_above()) is not None and found.is_enabled():
+            self._scaler, self._scale = found, found.get_scale()
         scale = getattr(optimizer, "grad_scale", None)  # of one that unscales by itself
         scale = 1.0 if scale is None else float(scale)
         own = type(optimizer).__module__.startswith("torch.optim")

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
+from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
 T = TypeVar("T")
+NEAR = 20  # calls from a GradScaler's to the hooks of the optimizer, at most
 
 
 class Watcher(Protocol):
@@ -72,6 +75,21 @@ def inner_optimizer(optimizer: Any) -> Any:
     while isinstance(inside := getattr(optimizer, "optimizer", None), Optimizer):
         optimizer = inside
     return optimizer
+
+
+def scaler_above() -> Any:
+    """The GradScaler that has the optimizer at hand step; None where there is none.
+
+    Trainers and Accelerate hold it where a user does not see it, and a plain loop need not tell it.
+    """
+    frame, file = sys._getframe(), sys.modules[GradScaler.__module__].__file__
+    for _ in range(NEAR):
+        frame = frame.f_back
+        if frame is None:
+            return None
+        if frame.f_code.co_filename == file:
+            return next((v for v in frame.f_locals.values() if isinstance(v, GradScaler)), None)
+    return None
 
 
 def attach(optimizers: Sequence[Optimizer], watcher: Watcher) -> list[Any]:

@@ -78,7 +78,8 @@ def watch(
         norms: Steps between measurements of norms and angles.
         budget: Share of the training's time that the watch may take; it measures less often where
             it would take more. None: no limit.
-        scaler: The `GradScaler`, if there is one: the gradient's norm before clipping needs it.
+        scaler: What scales the loss, if it is no `GradScaler` of torch's, which is seen when it has
+            the optimizer step: with its `get_scale()`.
         sees_loss: Whether outputs with a `.loss`, and what closures return, tell the training's own
             loss.
         step: Number of the last step that was made before, of a training that goes on.

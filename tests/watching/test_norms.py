@@ -89,14 +89,15 @@ def test_turn_angle_of_steps_that_are_not_all_measured():
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("clip", [None, 0.05])
 @pytest.mark.parametrize("accumulate", [1, 3])
+@pytest.mark.parametrize("told", [False, True])
 def test_gradient_norm_under_scaling_clipping_and_accumulation(
-    fused: bool, clip: float | None, accumulate: int
+    fused: bool, clip: float | None, accumulate: int, told: bool
 ):
     model, x, y = setting()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, fused=fused)
-    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**6, growth_interval=2)
     whole = []
-    with watched(model, optimizer, scaler=scaler) as watch:
+    with watched(model, optimizer, scaler=scaler if told else None) as watch:
         for _ in range(3):
             whole.append(exact_gradient(model, x, y).norm().item())
             optimizer.zero_grad()
@@ -116,10 +117,12 @@ def test_gradient_norm_under_scaling_clipping_and_accumulation(
 def test_a_scale_that_is_not_known_gives_no_norm_before_clipping():
     model, x, y = setting()
     optimizer = torch.optim.SGD(model.parameters(), **SGD)
-    scaler = torch.amp.GradScaler("cpu")
     with watched(model, optimizer) as watch:
-        scaler.scale(F.cross_entropy(model(x), y)).backward()
-        scaler.step(optimizer)
+        (2.0**16 * F.cross_entropy(model(x), y)).backward()
+        for p in model.parameters():
+            assert p.grad is not None
+            p.grad /= 2.0**16
+        optimizer.step()
     assert "gradient_norm_unclipped" not in watch.history
 
 
