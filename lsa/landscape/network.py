@@ -22,7 +22,7 @@ DEEPSPEED = "DeepSpeedEngine"  # a class known by its name, as lsa does not impo
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The network inside of `torch.compile`, DataParallel, DistributedDataParallel and DeepSpeed.
+    """The network inside of `torch.compile`, DataParallel, DistributedDataParallel, DeepSpeed, Fabric.
 
     Raises:
         InputError: A scripted network, or one with parameters that have no shape or no numbers yet,
@@ -32,6 +32,8 @@ def unwrapped(model: nn.Module) -> nn.Module:
         wrapped = isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel)
         wrapped |= type(model).__name__ == DEEPSPEED
         inner = model.module if wrapped else getattr(model, "_orig_mod", None)
+        if type(model).__name__ == "_FabricModule":  # which lets no backward pass but its own
+            inner = model._forward_module
         if not isinstance(inner, nn.Module):
             break
         model = inner

@@ -71,8 +71,13 @@ class OnModule:
 
 
 def inner_optimizer(optimizer: Any) -> Any:
-    """The optimizer inside of Lightning's, Accelerate's and other wrappers."""
+    """The optimizer inside of Lightning's, Accelerate's and other wrappers.
+
+    One that steps by itself and calls hooks, as Lookahead, is none of these.
+    """
     while isinstance(inside := getattr(optimizer, "optimizer", None), Optimizer):
+        if getattr(type(optimizer).step, "hooked", False):
+            break
         optimizer = inside
     return optimizer
 

@@ -49,8 +49,7 @@ class OwnNoise:
 
     def __init__(self, model: nn.Module, weights: Weights, *, blocks: bool = False) -> None:
         self._model, self._weights, self.blocks = model, weights, blocks
-        wrapped = isinstance(model, DistributedDataParallel)
-        self._processes = torch.distributed.get_world_size(model.process_group) if wrapped else 1
+        self._processes = _sharing(_outside(model))
         self._due: Callable[[], bool] = lambda: False
         self._nodes: list[Any] = []  # torch keeps a hook as long as its node lives
         self._squares: list[list[Tensor]] = [[] for _ in weights.parameters]
@@ -84,6 +83,9 @@ class OwnNoise:
         def begins(_module: Any, args: Any, kwargs: Any) -> None:
             if not torch.compiler.is_compiling() and torch.is_grad_enabled() and not measuring():
                 if due():
+                    # Trainers show a model that another wraps, in whose pass this one is.
+                    within = DistributedDataParallel._active_ddp_module
+                    self._processes = max(self._processes, _sharing(within))
                     self._sizes.append(_samples((args, kwargs)))
 
         self._due = due
@@ -208,6 +210,19 @@ class OwnNoise:
         self._passing = self._mixed = False
         if self._samples is not None:
             self._samples.forget()
+
+
+def _outside(model: Any) -> Any:
+    """The outermost wrapper inside of `torch.compile`'s and Fabric's."""
+    for name in ("_orig_mod", "_forward_module") * 2:
+        model = getattr(model, name, model)
+    return model
+
+
+def _sharing(model: Any) -> int:
+    """How many processes average the gradients of a wrapped network; 1 if it is not."""
+    wrapped = isinstance(model, DistributedDataParallel)
+    return torch.distributed.get_world_size(model.process_group) if wrapped else 1
 
 
 def _mark(p: nn.Parameter) -> tuple[int, int]:

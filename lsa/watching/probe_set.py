@@ -124,6 +124,8 @@ def read(batches: Iterable[Any]) -> list[Any]:
     """
     if isinstance(batches, tuple) and all(isinstance(t, Tensor) for t in batches):
         return [batches]
+    if not isinstance(batches, Iterable) or isinstance(batches, str):
+        raise InputError(f"batches={batches!r} holds no batches; give a list of some")
     with undisturbed([], batches):
         taken = [*itertools.islice(batches, MOST)]
     if not taken:

@@ -97,6 +97,7 @@ def watch(
     """
     optimizers = _optimizers(optimizer)
     _check(budget, norms=norms, every=every, log_every=log_every)
+    _check_others(model, alarm=alarm, sink=sink, track=track, scaler=scaler)
     kinds = _kinds(measure, probed=batches is not None)
     probed = None if batches is None else read(batches)
 
@@ -140,6 +141,8 @@ def _inside(
 
 def _kinds(measure: Sequence[str] | None, *, probed: bool) -> Sequence[str]:
     """What is measured beside norms."""
+    if isinstance(measure, str):
+        raise InputError(f"measure={measure!r} is no list; write [{measure!r}]")
     for kind in measure or ():
         if kind not in KINDS:
             raise InputError(f"measure={kind!r} is unknown; choose from {', '.join(KINDS)}")
@@ -154,15 +157,31 @@ def _kinds(measure: Sequence[str] | None, *, probed: bool) -> Sequence[str]:
 def _check(budget: float | None, **intervals: int) -> None:
     """Refuse options out of range."""
     for name, steps in intervals.items():
-        if steps < 1:
-            raise InputError(f"{name}={steps} is no number of steps; choose 1 or more")
+        if not isinstance(steps, int) or steps < 1:
+            raise InputError(f"{name}={steps!r} is no number of steps; choose 1 or more")
     if budget is not None and not 0 < budget <= 1:
         raise InputError(f"budget={budget} is no share of time; choose one above 0, up to 1")
+
+
+def _check_others(model: Any, *, alarm: Any, sink: Any, track: Any, scaler: Any) -> None:
+    """Refuse what is of no use as such."""
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model is a {type(model).__name__}, not a torch.nn.Module")
+    if not isinstance(alarm, int) or alarm < 0:
+        raise InputError(f"alarm={alarm!r} is no number of measurements; choose 0 for none, or 2")
+    if sink is not None and not callable(sink):
+        raise InputError(f"sink={sink!r} cannot be called; give a function (numbers, step)")
+    if not isinstance(track, bool | str):
+        raise InputError(f"track={track!r} is neither True nor False nor a run's ID")
+    if scaler is not None and not hasattr(scaler, "get_scale"):
+        raise InputError(f"scaler={scaler!r} has no get_scale(); leave it out or give a GradScaler")
 
 
 def _optimizers(given: Any) -> list[Optimizer]:
     """The optimizers inside of what was given."""
     listed = given if isinstance(given, Sequence) else [given]
+    if not listed:
+        raise InputError("there is no optimizer; give the one that trains the model")
     optimizers = [hooks.inner_optimizer(optimizer) for optimizer in listed]
     for optimizer in optimizers:
         if not isinstance(optimizer, Optimizer):

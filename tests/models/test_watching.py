@@ -293,6 +293,43 @@ def test_lightning_tells_the_loss_of_all_passes(workplace: Path, passes: int, sc
     assert [row["loss"] for row in callback.watch.rows] == pytest.approx(means, rel=1e-5)
 
 
+def test_fabrics_wrappers_are_seen_through():
+    """Its module lets no backward pass but its own, which a measurement's is not."""
+    fabric = pytest.importorskip("lightning").Fabric(accelerator="cpu", precision="bf16-mixed")
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
+    x, y = torch.randn(24, 4), torch.arange(24) % 3
+    model, optimizer = fabric.setup(network, torch.optim.SGD(network.parameters(), lr=0.1))
+    options: dict[str, Any] = {"budget": None, "track": False, "strict": True}
+    with lsa.watch(model, optimizer, batches=(x, y), every=1, **options) as watch:
+        for _ in range(3):
+            exact = torch.autograd.grad(F.cross_entropy(network(x), y), [*network.parameters()])
+            optimizer.zero_grad()
+            fabric.backward(F.cross_entropy(model(x), y))
+            optimizer.step()
+            length = float(torch.cat([g.flatten() for g in exact]).norm())
+            assert watch.rows[-1]["gradient_norm"] == pytest.approx(length, rel=2e-2)  # bfloat16
+            assert watch.rows[-1]["gain_first_order"] == pytest.approx(0.1 * length**2, rel=4e-2)
+            assert watch.rows[-1]["noise_trace"] > 0
+
+
+def test_lookahead_moves_the_weights_further_than_the_optimizer_that_it_holds():
+    lookahead = pytest.importorskip("pytorch_optimizer").Lookahead
+    torch.manual_seed(0)
+    model = perceptron()
+    optimizer = lookahead(torch.optim.SGD(model.parameters(), lr=0.1), k=2)
+    x, y = torch.randn(24, 4), torch.arange(24) % 3
+    with lsa.watch(model, optimizer, budget=None, track=False, strict=True) as watch:
+        for _ in range(4):
+            before = [p.detach().clone() for p in model.parameters()]
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+            moved = [(p - q).flatten() for p, q in zip(model.parameters(), before, strict=True)]
+            length = float(torch.cat(moved).norm())
+            assert watch.rows[-1]["update_norm"] == pytest.approx(length, rel=1e-5)
+
+
 def test_samples_of_hugging_faces_gpt_2(workplace: Path, caplog: pytest.LogCaptureFixture):
     """Its linear layers are turned, its head is tied, and its positions are all samples'."""
     callback = lsa.watching.HuggingFaceCallback(

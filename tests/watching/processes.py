@@ -42,8 +42,9 @@ def batches() -> list[tuple[torch.Tensor, torch.Tensor]]:
 
 
 def wrapped(kind: str, model: nn.Module) -> nn.Module:
-    if kind == "ddp":
-        return nn.parallel.DistributedDataParallel(model)
+    if kind != "fsdp":
+        model = nn.parallel.DistributedDataParallel(model)
+        return torch.compile(model, backend="aot_eager") if kind == "compiled" else model
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
@@ -67,7 +68,8 @@ def work(rank: int, kind: str, watched: bool, folder: str, port: int) -> None:
     torch.manual_seed(5 + rank)
     random.seed(rank)
     np.random.seed(rank)
-    watch = lsa.watch(model, optimizer, **options) if watched else contextlib.nullcontext()
+    shown = base if kind == "inside" else model  # as trainers show it to their callbacks
+    watch = lsa.watch(shown, optimizer, **options) if watched else contextlib.nullcontext()
     with watch:
         for step in range(STEPS):
             index = torch.arange(BATCH) + 2 * BATCH * step + BATCH * rank

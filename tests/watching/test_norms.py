@@ -210,3 +210,27 @@ def test_bad_input():
     own = torch.optim.SGD(model.parameters(), lr=0.1)
     with pytest.raises(lsa.InputError, match="budget=0 is no share"):
         lsa.watch(model, own, budget=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ({"every": "a"}, "every='a' is no number of steps"),
+        ({"norms": 1.5}, "norms=1.5 is no number of steps"),
+        ({"batches": 5}, "batches=5 holds no batches"),
+        ({"measure": "noise"}, r"write \['noise'\]"),
+        ({"alarm": -1}, "alarm=-1 is no number of measurements"),
+        ({"scaler": 5}, r"scaler=5 has no get_scale\(\)"),
+        ({"sink": 3}, "sink=3 cannot be called"),
+        ({"track": 3}, "track=3 is neither"),
+    ],
+)
+def test_options_that_are_no_such_thing_are_refused(options: dict[str, Any], line: str):
+    model, _, _ = setting()
+    optimizer = torch.optim.SGD(model.parameters(), **SGD)
+    with pytest.raises(lsa.InputError, match=line):
+        lsa.watch(model, optimizer, **({"track": False} | options))
+    with pytest.raises(lsa.InputError, match="there is no optimizer"):
+        lsa.watch(model, [], track=False)
+    with pytest.raises(lsa.InputError, match="model is a NoneType"):
+        lsa.watch(None, optimizer, track=False)  # pyright: ignore[reportArgumentType]

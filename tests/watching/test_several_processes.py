@@ -34,7 +34,7 @@ def outcome(kind: str, watched: str, folder: Path) -> list[dict[str, Any]]:
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
 
-@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+@pytest.mark.parametrize("kind", ["ddp", "inside", "compiled", "fsdp"])
 def test_two_processes(kind: str, tmp_path: Path):
     with_watch = outcome(kind, "yes", tmp_path / "a")
     without = outcome(kind, "no", tmp_path / "b")
@@ -42,7 +42,7 @@ def test_two_processes(kind: str, tmp_path: Path):
         assert {**a, "rows": []} == {**b, "rows": []}
     rows, others = with_watch[0]["rows"], with_watch[1]["rows"]
     assert others == [], "the first process alone keeps and logs"
-    if kind == "ddp":
+    if kind != "fsdp":
         assert [row["step"] for row in rows if "directional_sharpness" in row] == [2, 4]
         assert all("gradient_norm_unclipped" in row for row in rows)
     else:
@@ -70,7 +70,7 @@ def test_two_processes(kind: str, tmp_path: Path):
         assert row["weight_norm"] == pytest.approx(after.norm().item(), rel=1e-5)
         if "gradient_norm_unclipped" in row:
             assert row["gradient_norm_unclipped"] == pytest.approx(norm.item(), rel=1e-4)
-        if kind == "ddp":
+        if kind != "fsdp":
             each = sum(float(g.square().sum()) for g in own)
             signal, trace = estimates(each, float(norm) ** 2, 2, processes.BATCH)
             assert row["noise_trace"] == pytest.approx(trace, rel=1e-3)
