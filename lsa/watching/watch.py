@@ -78,8 +78,7 @@ def watch(
         norms: Steps between measurements of norms and angles.
         budget: Share of the training's time that the watch may take; it measures less often where
             it would take more. None: no limit.
-        scaler: What scales the loss, if it is no `GradScaler` of torch's, which is seen when it has
-            the optimizer step: with its `get_scale()`.
+        scaler: With `get_scale()`, if it is no `GradScaler` of torch's, which is seen by itself.
         sees_loss: Whether outputs with a `.loss`, and what closures return, tell the training's own
             loss.
         step: Number of the last step that was made before, of a training that goes on.
@@ -100,7 +99,6 @@ def watch(
     _check_others(model, alarm=alarm, sink=sink, track=track, scaler=scaler)
     kinds = _kinds(measure, probed=batches is not None)
     probed = None if batches is None else read(batches)
-
     given = {"kinds": kinds, "batches": probed, "loss": loss, "objective": objective}
     return Watch(
         functools.partial(_inside, model, optimizers, scaler, **given),
