@@ -22,7 +22,7 @@ DEEPSPEED = "DeepSpeedEngine"  # a class known by its name, as lsa does not impo
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The network inside of `torch.compile`, DataParallel, DistributedDataParallel, DeepSpeed, Fabric.
+    """The network inside of `torch.compile`, DataParallel, DistributedDataParallel and others.
 
     Raises:
         InputError: A scripted network, or one with parameters that have no shape or no numbers yet,
