@@ -39,10 +39,9 @@ def compare(
     absent = ", ".join(other for other in setting.optimizers if other not in known.trained)
     told = [*findings.findings(measured), *findings.pair_findings(measured)]
     if not told:
-        lacking = absent or "a second optimizer"
-        print(
-            f"nothing to compare yet: project {setting.name} lacks trainings of {lacking}; {again}"
-        )
+        lacking = f"lacks trainings of {absent}; {again}"
+        only = "has one optimizer; add another to its file, then " + again
+        print(f"nothing to compare yet: project {setting.name} {lacking if absent else only}")
         return
     metric = ""
     for finding in told:

@@ -275,12 +275,16 @@ def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]], title: s
 
     # A pipe or a file has no width, so that lines stay whole there.
     console = Console(width=None if sys.stdout.isatty() else 1000)
-    for k, part in enumerate(_parts(_widths([headings, *rows]), console.width)):
+    widths = _widths([headings, *rows])
+    beside = len(widths) == 1 or widths[0] + max(widths[1:]) <= console.width
+    if not beside:
+        widths[0] = max(8, console.width - max(widths[1:]))
+    for k, part in enumerate(_parts(widths, console.width)):
         shown = None if k else title or None
         table = Table(title=shown, title_justify="left", box=box.SIMPLE_HEAD)
         for i in part:
-            # Names are for copying: they are never broken.
-            table.add_column(_cell(headings[i]), overflow="fold", no_wrap=i == 0)
+            # Names are for copying: they are broken only where nothing would stand beside them.
+            table.add_column(_cell(headings[i]), overflow="fold", no_wrap=i == 0 and beside)
         for row in rows:
             table.add_row(*(_cell(row[i]) for i in part))
         console.print(table)

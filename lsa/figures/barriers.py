@@ -9,6 +9,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
+from lsa.figures import words
 from lsa.figures.axes import Decades
 
 CELL = 1.1  # inches
@@ -37,7 +38,8 @@ def barriers(
             if i < j:
                 table[i, j] = upper.get((a, b), np.nan)
                 table[j, i] = lower.get((a, b), np.nan)
-    side, longest = CELL * n, LETTER * max(map(len, names))
+    shown = [words.short(name) for name in names]
+    side, longest = CELL * n, LETTER * max(map(len, shown))
     left, bottom = 0.3 + longest, 0.3 + 0.6 * longest  # where names stand askew
     width, height = left + side + 1.3, bottom + side + 0.6
     figure = Figure(figsize=(width, height), dpi=110)
@@ -53,8 +55,8 @@ def barriers(
             # Dark letters on the bright end of the map, bright ones on the dark end.
             colour = "black" if value > 0.1 * largest else "white"
             plot.text(j, i, f"{value:.3g}", ha="center", va="center", color=colour)
-    plot.set_xticks(range(n), names, rotation=30, ha="right")
-    plot.set_yticks(range(n), names)
+    plot.set_xticks(range(n), shown, rotation=30, ha="right")
+    plot.set_yticks(range(n), shown)
     plot.spines[:].set_visible(False)
     plot.tick_params(length=0)
     plot.set_title(f"above: {kinds[0]}\nbelow: {kinds[1]}", fontsize=10)

@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
+from lsa.figures import words
 from lsa.figures.axes import COLOURS, MARKERS, axes, fix_margins, label, make_logarithmic, name_x
 
 DECADES = 1e-7  # of the largest value, the smallest that a log axis shows
@@ -80,7 +81,7 @@ def draw_seeds(
     if many:
         x, y = _median(many)
         look = {} if marker is None else mark(marker, len(x))
-        plot.plot(x, y, color=colour, linewidth=2, linestyle=style, label=text, **look)
+        plot.plot(x, y, color=colour, linewidth=2, linestyle=style, label=words.short(text), **look)
 
 
 def draw_levels(
@@ -91,7 +92,11 @@ def draw_levels(
         if subject in levels:
             height, text = levels[subject]
             plot.axhline(
-                height, color=colour(i), linestyle=(5 * i, (5, 5)), linewidth=1.2, label=text
+                height,
+                color=colour(i),
+                linestyle=(5 * i, (5, 5)),
+                linewidth=1.2,
+                label=words.short(text, 48),
             )
 
 

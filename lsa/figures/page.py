@@ -25,6 +25,7 @@ nav ul { columns: 14rem; padding-left: 1.2rem; } nav ul ul { columns: auto; }
 table { border-collapse: collapse; } .wide { overflow-x: auto; margin: 1rem 0; }
 th, td { border-bottom: 1px solid var(--line); padding: .35rem 1rem .35rem 0; text-align: left;
   vertical-align: top; overflow-wrap: normal; } thead th { vertical-align: bottom; }
+th { max-width: 16rem; overflow-wrap: break-word; }
 tbody th { font-weight: 600; } small { color: var(--soft); font-weight: 400; }
 figure { margin: 1.5rem 0; } figure img { max-width: 100%; height: auto; display: block; }
 .broad img { min-width: 44rem; } figcaption { color: var(--soft); }

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
+from lsa.figures import words
 from lsa.figures.axes import fix_margins, make_logarithmic
 from lsa.figures.overlay import Numbers, Points, draw_seeds
 
@@ -42,7 +43,7 @@ def profiles(
             draw_seeds(panel, ways.get(way, ()), colour, way, style)
         if bound is not None:
             panel.axhline(bound, color="black", linestyle="--", linewidth=0.8, label="ln C")
-        panel.set_title(pair, fontsize=10)
+        panel.set_title(words.short(pair, 48), fontsize=10)
     heights = np.concatenate(
         [y for ways in pairs.values() for many in ways.values() for _, y in many]
     )

@@ -71,6 +71,12 @@ def quantity(name: str) -> str:
     return QUANTITIES.get(name) or QUANTITIES.get(short) or short.replace("_", " ")
 
 
+def short(name: str, most: int = 32) -> str:
+    """A name that leaves room in a figure: of a long one both ends."""
+    end = most // 3
+    return name if len(name) <= most else f"{name[: most - end - 1]}…{name[-end:]}"
+
+
 def axis(name: str) -> str:
     """Label of a curve's x axis."""
     return AXES.get(name, name.replace("_", " "))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, get_args
 
 import pydantic
@@ -62,4 +63,6 @@ def converted(kind: Any, value: Any, name: str, default: Any, rules: tuple[Any, 
 
 def broken_rule(error: pydantic.ValidationError) -> str:
     """The first rule that a value breaks, as the end of a sentence."""
-    return error.errors()[0]["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    text = error.errors()[0]["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    text = re.sub(r" after validation, not \d+$", "", text)
+    return re.sub(r"^([A-Z]\w*) should have ", lambda kind: f"a {kind[1].lower()} of ", text)

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 import pydantic
-from pydantic import ConfigDict, Field
+from pydantic import AfterValidator, ConfigDict, Field
 
 from lsa.probe.options import broken_rule
 from lsa.project.factories import nearest
 from lsa.runtime.errors import InputError
 
 ELSEWHERE = "elsewhere"  # name of an optimizer's rule where other code did the training
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+
+
+def _name(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", text):
+        raise ValueError("a name of the letters A to z, digits, _ and -, not beginning with _ or -")
+    return text
+
+
+Name = Annotated[str, AfterValidator(_name)]
 # Strict, because `true`, "3" and 3.0 are no counts that anybody means.
 Seed = Annotated[int, Field(ge=0, lt=2**63, strict=True)]  # what torch's generators take
 Count = Annotated[int, Field(ge=0, lt=2**31, strict=True)]
@@ -150,6 +159,9 @@ def first_rule(error: pydantic.ValidationError) -> str:
     path = ".".join(str(part) for part in first["loc"])
     if first["type"] == "missing":
         return f"{path} is missing"
+    if first["loc"][-1:] == ("[key]",):
+        above = ".".join(str(part) for part in first["loc"][:-2])
+        return f"{above}: {first['input']!r} must be {broken_rule(error)}"
     return f"{path}={first['input']!r} must be {broken_rule(error)}"
 
 

@@ -67,6 +67,13 @@ def test_a_course_over_decades_is_drawn_by_its_ratios(last, scale):
     assert left.get_yscale() == right.get_yscale() == scale
 
 
+def test_long_names_leave_room_for_the_lines():
+    name = "rate_" * 30
+    figure = draw.overlay("t", "d", "y", {name: seeds(1)})
+    (text,) = figure.axes[0].get_legend().get_texts()
+    assert 20 < len(text.get_text()) <= 32 and text.get_text().startswith("rate_rate_")
+
+
 def test_barriers_stand_in_their_triangle():
     line, path = {("a", "b"): 1.5, ("a", "c"): 2.5}, {("a", "b"): 0.25, ("b", "c"): 0.0}
     figure = draw.barriers(["a", "b", "c"], line, path, ("line", "path"))

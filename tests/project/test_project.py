@@ -49,6 +49,11 @@ def test_overrides_reach_the_recipe_and_no_others(written):
         (BASE + "trian: {epochs: 3}", "unknown key 'trian'. Did you mean 'train'"),
         (BASE + "train: {epoch: 3}", "unknown key 'train.epoch'. Did you mean 'epochs'"),
         (BASE + "train: {epochs: 0}", "train.epochs=0 must be"),
+        (BASE + "seeds: []", "seeds=[] must be a list of at least 1 item; correct it"),
+        (
+            BASE.replace("sgd:", "größe λ:"),
+            "optimizers: 'größe λ' must be a name of the letters A to z, digits, _ and -",
+        ),
         (BASE + "seeds: [1, 0, 1]", "distinct: a seed given twice is the same training"),
         (BASE + BASE, "has the key 'dataset' twice, in lines"),
         (BASE + "train: {epochs: x}", "train.epochs='x' must be"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import mlflow
 import numpy as np
@@ -66,6 +67,14 @@ def test_a_single_optimizer_is_told_what_lacks(trained, capsys):
     assert capsys.readouterr().out == (
         "nothing to compare yet: project tiny lacks trainings of adamw; run lsa study tiny\n"
     )
+
+
+def test_a_project_of_one_optimizer_is_told_to_have_another(trained, capsys):
+    file = Path("projects/tiny.yaml")
+    lines = [line for line in file.read_text().splitlines() if "adamw" not in line]
+    file.write_text("\n".join(lines))
+    assert app.run(["compare", "tiny"]) == 0
+    assert "has one optimizer; add another to its file, then run" in capsys.readouterr().out
 
 
 def twice() -> list[Measurement]:

@@ -157,6 +157,17 @@ def test_a_table_wider_than_the_terminal_continues_below(capsys, monkeypatch):
     assert sum(line[:1] == ["sgd_momentum"] for line in lines) == 2
 
 
+def test_a_name_longer_than_the_terminal_leaves_room_for_the_numbers(capsys, monkeypatch):
+    name = "a_name_of_more_letters_than_there_are_columns_" * 2
+    with monkeypatch.context() as narrow:
+        narrow.setenv("COLUMNS", "60")
+        narrow.setattr("sys.stdout.isatty", lambda: True)
+        show.print_table(["optimizer", "lambda_max"], [[name, "4.722 ± 1.9"]], "lanczos")
+    text = re.sub(r"\x1b\[\d*m", "", capsys.readouterr().out)
+    assert "4.722 ± 1.9" in text and max(map(len, text.splitlines())) <= 60
+    assert name in re.sub(r"4\.722 ± 1\.9|\s", "", text)  # whole, over several lines
+
+
 def test_a_longer_list_costs_no_more_requests(trained, monkeypatch):
     calls = []
     client = store.client
