@@ -47,8 +47,8 @@ def _row(name: str, metric: Metric, ends: tuple[float, float] | None) -> tuple[s
 
 
 def _figures(name: str, result: Result) -> list[Section]:
-    """The probe's drawing, where matplotlib is installed."""
-    with contextlib.suppress(ModuleNotFoundError):
+    """The probe's drawing, where matplotlib is installed and the result has all that it shows."""
+    with contextlib.suppress(ModuleNotFoundError, KeyError):  # of a step, arrays stay in its run
         from lsa.figures import draw
 
         drawn = draw.figures(name, result, name)

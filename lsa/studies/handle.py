@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any, Literal
 from lsa.probe import Metric, Result
 from lsa.runtime.errors import InputError
 from lsa.studies.calls import Call
+from lsa.tracking import results, runs
 
 # "queued": an engine that waits for a step's inputs by itself has it.
 State = Literal["waiting", "queued", "running", "done", "reused", "unlogged", "failed", "skipped"]
@@ -75,7 +77,12 @@ class Handle:
         return self._result.run_id if self._result else ""
 
     def _repr_html_(self) -> str | None:
-        return self.result._repr_html_() if self.finished and self._result else None
+        if not (self.finished and self._result):
+            return None
+        shown = self._result
+        with contextlib.suppress(InputError, runs.Broken):
+            shown = results.read(shown.run_id)  # with the arrays that its figure is drawn from
+        return shown._repr_html_()
 
     def __repr__(self) -> str:
         return f"<{self.call.label}: {self.state}{self.error and f' ({self.error})'}>"

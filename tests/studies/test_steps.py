@@ -161,6 +161,15 @@ def test_a_notebook_shows_checkpoints_and_studies_as_tables(trained):
     assert "val_loss" in str(handle._repr_html_())
 
 
+def test_a_notebook_shows_a_step_with_the_figure_of_its_run(trained):
+    with lsa.study("tiny") as running:
+        handle = running.step("lanczos", running.step("train", optimizer="sgd"), density_steps=9)
+        assert "density" in handle.result.curves and not handle.result.arrays
+    shown = str(handle._repr_html_())
+    assert "<th scope='row'>lambda_max</th>" in shown and "data:image/png" in shown
+    assert "<th scope='row'>lambda_max</th>" in str(handle.result._repr_html_())
+
+
 def test_steps_with_the_same_key_are_reused(trained):
     recipe = project.load("tiny").recipe("sgd")
     again = train.train(recipe, reuse=True)
