@@ -5,7 +5,7 @@ PIP := $(BIN)/pip --disable-pip-version-check install --quiet $(PIP_OPTIONS)
 
 # What `test-all` runs: the folders and files of these rooms, or everything.
 ROOMS := tests
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 4 --dist worksteal --durations 25 --durations-min 5
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist worksteal --durations 25 --durations-min 5
 
 .PHONY: demo test test-all test-full test-floors check docs mlproject clean
 
@@ -13,7 +13,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 4 --dist worksteal --dura
 demo: .venv/installed
 	$(BIN)/lsa study digits --workers 2
 
-# Four at once also on two cores: tests of real processes wait a good part of their time.
+# Three at once also on two cores: tests of real processes wait a good part of their time.
 test: .venv/installed-dev
 	$(PYTEST) -m "not full"
 

@@ -32,7 +32,7 @@ CUT = re.compile(r"Connection broken|IncompleteRead")  # in the text of what MLf
 # Of a database, to what MLflow sent again since the answer to the first was lost.
 TWICE = re.compile(r"(?i)unique constraint|duplicate (key|entry)")
 NO_ANSWER = re.compile(r"failed with (timeout )?exception|too many \d+ error")
-_silent_until = 0.0
+_silent_until: dict[str, float] = {}  # address of a store → when it is asked again
 T = TypeVar("T")
 
 
@@ -271,15 +271,15 @@ def ask(question: Callable[[], T], otherwise: T, *, anyway: bool = False) -> T:
         otherwise: In place of the answer.
         anyway: Ask also if it did not answer a moment ago.
     """
-    global _silent_until
-    if time.monotonic() < _silent_until and not anyway:
+    uri = mlflow.get_tracking_uri()
+    if time.monotonic() < _silent_until.get(uri, 0.0) and not anyway:
         return otherwise
     try:
         return question()
     except MlflowException as error:
         if not away(error):
             raise
-        _silent_until = time.monotonic() + PAUSE
+        _silent_until[uri] = time.monotonic() + PAUSE
         return otherwise
 
 

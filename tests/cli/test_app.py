@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import yaml
 
 from lsa import probe
 from lsa.cli import app, mlproject
+from lsa.studies import cost
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's and SQLAlchemy's own
 ROOT = Path(__file__).parents[2]
@@ -99,7 +101,7 @@ def test_train_then_probe_from_the_command_line(workplace, capsys):
     assert "models:/tiny.sgd/1" in capsys.readouterr().out
 
 
-def test_a_plan_predicts_and_measures_nothing(workplace, capsys):
+def test_a_plan_predicts_and_measures_nothing(workplace, capsys, monkeypatch):
     options = ["--project", "tiny", "--optimizer", "sgd"]
     app.run(["train", *options])
     capsys.readouterr()
@@ -107,6 +109,9 @@ def test_a_plan_predicts_and_measures_nothing(workplace, capsys):
     out = capsys.readouterr().out
     assert out.startswith("lanczos: about ") and "for 64 samples: gradient" in out
     assert "λ" not in out and "run  " not in out and "as the checkpoint is" not in out
+    measured = cost.measured
+    slow = {"gradient": 0.1, "product": 0.1}  # seconds a sample: the times differ in minutes
+    monkeypatch.setattr(cost, "measured", lambda *a, **k: replace(measured(*a, **k), **slow))
     assert app.run(["sharpness", *options, "--plan"]) == 0
     spread = r"sharpness: about .* \(.* to .*, as the checkpoint is\), peak"
     assert re.match(spread, capsys.readouterr().out)

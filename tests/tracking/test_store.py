@@ -135,6 +135,20 @@ def test_a_server_that_cannot_register_what_is_in_the_store_is_refused_before_a_
     store.client()  # is one server by two addresses
 
 
+def test_a_store_that_does_not_answer_keeps_no_other_from_being_asked(workplace, tmp_path):
+    def no_answer() -> str:
+        raise MlflowException("API request failed with exception: connection refused")
+
+    assert store.ask(no_answer, "silent") == "silent"
+    assert store.ask(lambda: "answer", "silent") == "silent", "it did not, a moment ago"
+    here = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path / 'other.db'}")
+    try:
+        assert store.ask(lambda: "answer", "silent") == "answer"
+    finally:
+        mlflow.set_tracking_uri(here)
+
+
 @pytest.mark.parametrize("name", ["log_batch", "set_tag", "set_terminated", "update_run"])
 def test_what_may_come_twice_is_asked_again_where_an_answer_was_cut_off(monkeypatch, name):
     """A study's own run is not kept in the spool: a cut answer to one of its changes ended it."""
