@@ -105,13 +105,19 @@ def test_a_plan_predicts_and_measures_nothing(workplace, capsys, monkeypatch):
     options = ["--project", "tiny", "--optimizer", "sgd"]
     app.run(["train", *options])
     capsys.readouterr()
+    measured = cost.measured
+
+    def taking(seconds: float) -> None:  # a sample, whatever the machine's speed
+        names = "loss", "gradient", "product", "gauss_newton", "covariance", "curvature", "row"
+        times = dict.fromkeys(names, seconds)
+        monkeypatch.setattr(cost, "measured", lambda *a, **k: replace(measured(*a, **k), **times))
+
+    taking(1e-6)  # the plan's ends round to the same second
     assert app.run(["lanczos", *options, "--density_probes", "0", "--plan"]) == 0
     out = capsys.readouterr().out
     assert out.startswith("lanczos: about ") and "for 64 samples: gradient" in out
     assert "λ" not in out and "run  " not in out and "as the checkpoint is" not in out
-    measured = cost.measured
-    slow = {"gradient": 0.1, "product": 0.1}  # seconds a sample: the times differ in minutes
-    monkeypatch.setattr(cost, "measured", lambda *a, **k: replace(measured(*a, **k), **slow))
+    taking(0.1)  # they differ in minutes
     assert app.run(["sharpness", *options, "--plan"]) == 0
     spread = r"sharpness: about .* \(.* to .*, as the checkpoint is\), peak"
     assert re.match(spread, capsys.readouterr().out)
