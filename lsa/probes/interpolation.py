@@ -106,8 +106,8 @@ def interpolation(
                 line, end = new, other
             else:
                 notes.append(
-                    "the aligned line has the higher barrier, so what is said of it is that of "
-                    "the line as it is"
+                    "the aligned line has the higher barrier, so its numbers are those of the "
+                    "line without alignment"
                 )
         metrics |= {name + suffix: metric for name, metric in _metrics(line, alphas, rng).items()}
         metrics["distance" + suffix] = Metric(_norm(end - theta))

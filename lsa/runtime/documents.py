@@ -50,13 +50,13 @@ def parse_json(text: str, name: str) -> Any:
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{name} is not readable JSON ({_reason(error)}); get it anew") from None
+        raise InputError(f"{name} is not readable JSON ({_reason(error)}); get it again") from None
     level = [content]
     for _ in range(DEPTH):
         level = [child for node in level for child in _children(node)]
         if not level:
             return content
-    raise InputError(f"{name} nests its values more than {DEPTH} deep; get it anew")
+    raise InputError(f"{name} nests its values more than {DEPTH} deep; get it again")
 
 
 def whole_number(text: str) -> int | None:
@@ -190,7 +190,7 @@ def _text(path: Path, name: str, limit: int) -> str:
         with path.open("rb") as file:
             data = file.read(limit + 1)
         if len(data) > limit:
-            raise InputError(f"{name} has more than {limit >> 10} kB; that is none of lsa's")
+            raise InputError(f"{name} has more than {limit >> 10} kB; check what it is")
         return data.decode("utf-8")
     except OSError as error:
         raise InputError(f"{name} cannot be read: {error.strerror or error}; check it") from None

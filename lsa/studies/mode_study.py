@@ -110,7 +110,7 @@ def _subjects(
     subjects = [(name, seed) for name in chosen for seed in dict.fromkeys(seeds or setting.seeds)]
     if len(subjects) < 2:
         raise InputError(
-            f"a mode graph needs at least two checkpoints, here is {len(subjects)}; give more "
+            f"a mode graph of {len(subjects)} checkpoint(s) has no pair; give more "
             "optimizers or seeds"
         )
     return subjects

@@ -87,7 +87,7 @@ def train(
     if isinstance(split, Data):
         device = split.x_train.device
     elif recipe.train.augment.crop or recipe.train.augment.flip:
-        raise InputError("augment takes images as tensors; let the batches of an objective have it")
+        raise InputError("augment takes images as tensors; objectives augment in their batches")
     model = network(recipe, split, trusted).to(device)
     rule = recipe.rule
     optimizer = optimizers.build(rule.name, model.parameters(), trusted=trusted, **rule.options)

@@ -306,6 +306,7 @@ def test_a_host_is_one_however_it_is_spelled(attacked, host, status):
 
 
 @pytest.mark.slow
+@pytest.mark.full
 def test_without_logins_the_same_rules_hold(tmp_path):
     with Served(tmp_path) as served:
         open_ = Attacked(served.port, tmp_path)
