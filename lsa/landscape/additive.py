@@ -57,16 +57,17 @@ def notes(landscape: Landscape, theta: Tensor, drawn: bool) -> tuple[str, ...]:
 def _check_gradients(landscape: Landscape, theta: Tensor) -> None:
     """Check that total and samples have the same gradient; every pass compares their values."""
     try:
-        fine, at = landscape.double(), theta.detach().double()
+        at = theta.detach().double()
+        fine, t = landscape.double(at), at.requires_grad_()
         part = next(iter(fine.data.parts(fine.network)))
-        t = at.requires_grad_()
         with torch.enable_grad(), fine.network.at(t):
             value, losses = part.loss(t), part.losses(t).sum()
-            both = [_slope(v, t) for v in (value, losses)]
+            total = _slope(value, t).mul_(losses.item())
+            summed = _slope(losses, t).mul_(value.item())
     except (RuntimeError, TypeError):  # an operation has no float64
         return
-    total, summed = (g * v.item() for g, v in zip(both, (losses, value), strict=True))
-    if (total - summed).norm() > 1e-3 * max(total.norm(), summed.norm()) + 1e-9 * abs(value.item()):
+    scale = max(total.norm(), summed.norm())
+    if total.sub_(summed).norm() > 1e-3 * scale + 1e-9 * abs(value.item()):
         raise InputError(
             "the gradient of Terms.total is not that of the samples that it is the sum of; compute "
             "one from the other: Terms(samples.sum(), weight, samples)"

@@ -35,19 +35,6 @@ def blocks(names: Iterable[str], depth: int) -> dict[str, list[str]]:
     return members
 
 
-def membership(landscape: Landscape, theta: Tensor, named: Mapping[str, list[str]]) -> Tensor:
-    """Index of the block that each coordinate of θ belongs to, `(d,)` int64.
-
-    Args:
-        landscape: Of the network.
-        theta: θ `(d,)`.
-        named: Block → its parameters, from `blocks`.
-    """
-    index = {name: i for i, members in enumerate(named.values()) for name in members}
-    parts = landscape.unflatten(theta).items()
-    return torch.cat([torch.full((p.numel(),), index[name]) for name, p in parts]).to(theta.device)
-
-
 @dataclass(frozen=True)
 class Slice:
     """A part of θ: parameters, and which of their entries; None: all."""

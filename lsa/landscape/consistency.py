@@ -8,6 +8,7 @@ passes of other sizes, and central differences in float64, which cost two gradie
 from __future__ import annotations
 
 import hashlib
+import math
 from contextlib import AbstractContextManager
 from weakref import WeakKeyDictionary
 
@@ -193,7 +194,8 @@ def _differ(a: float, b: float, dtype: torch.dtype) -> bool:
 def _derivatives(few: Landscape, theta: Tensor) -> tuple[str, ...]:
     """Gradient and Hessian product along a random direction against central differences."""
     try:
-        return _compared(few.double(), theta.detach().double())
+        at = theta.detach().double()
+        return _compared(few.double(at), at)
     except (RuntimeError, TypeError) as error:  # no float64, no double backward, …
         line = first_line(error)
         return (f"gradient and Hessian product are not checked against differences: {line}",)
@@ -201,28 +203,30 @@ def _derivatives(few: Landscape, theta: Tensor) -> tuple[str, ...]:
 
 def _compared(few: Landscape, theta: Tensor) -> tuple[str, ...]:
     v = torch.randn(len(theta), generator=torch.Generator().manual_seed(0), dtype=theta.dtype)
-    v = (v / v.norm()).to(theta.device)
+    v = v.div_(v.norm()).to(theta.device)
     # Products from gradients are such differences themselves, with an error that is measured.
     product, lacking = (None, ()) if few.products == "gradients" else _product(few, theta, v)
     size = max(1.0, theta.norm().item())
     settled = {"slope": False, "product": product is None}
     before: dict[str, Tensor] = {}
     for step in (relative * size for relative in STEPS):
-        (high, g_high), (low, g_low) = (_moved(few, theta + s * v) for s in (step, -step))
-        gradient = (g_high + g_low) / 2
-        if not gradient.isfinite().all() or not (product is None or product.isfinite().all()):
+        # A vector of these may fill the memory by itself, so none is held that is not needed.
+        (high, bend), (low, g_low) = (_moved(few, theta, v, s) for s in (step, -step))
+        length = (bend.norm() + g_low.norm()).item() / 2
+        slope = ((bend @ v + g_low @ v) / 2).reshape(1)
+        bend = bend.sub_(g_low).div_(2 * step)
+        del g_low
+        if not math.isfinite(length) or not (product is None or product.isfinite().all()):
             return lacking  # the probe itself will say so
         # What rounding may add to a difference, generously.
         rounding = 1e3 * torch.finfo(theta.dtype).eps / step
         # Along v a gradient has about |g|/√d: below a part of that, a slope is nothing.
-        usual = gradient.norm().item() / len(theta) ** 0.5
-        slope = (gradient @ v).reshape(1)
+        usual = length / len(theta) ** 0.5
         compared = {
             "slope": (slope, slope.new_tensor([(high - low) / (2 * step)]), usual, abs(high)),
         }
         if product is not None:
-            bend = (g_high - g_low) / (2 * step)
-            compared["product"] = (product, bend, 0.0, gradient.norm().item())
+            compared["product"] = (product, bend, 0.0, length)
         for name, (own, difference, least, magnitude) in compared.items():
             allowed = TOLERANCE * max(own.norm().item(), least) + rounding * magnitude
             settled[name] |= bool((own - difference).norm() <= allowed)
@@ -253,9 +257,9 @@ def _product(few: Landscape, theta: Tensor, v: Tensor) -> tuple[Tensor | None, t
         return None, (f"the Hessian product is not checked: {first_line(error)}",)
 
 
-def _moved(few: Landscape, theta: Tensor) -> tuple[float, Tensor]:
+def _moved(few: Landscape, theta: Tensor, v: Tensor, step: float) -> tuple[float, Tensor]:
     torch.manual_seed(0)
-    return few.loss_and_gradient(theta)
+    return few.loss_and_gradient(theta.add(v, alpha=step))
 
 
 def _wrong(name: str, own: Tensor, difference: Tensor) -> str:

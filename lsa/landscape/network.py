@@ -212,13 +212,16 @@ class Network:
 
     def unflatten(self, theta: Tensor) -> dict[str, Tensor]:
         """θ `(d,)` as named views with the parameters' shapes; in their own precision, if half."""
-        parts = theta.split(self.sizes)
         return {
-            name: p.view(shape).to(dtype if dtype in HALF or self._mixed else p.dtype)
-            for name, p, shape, dtype in zip(
-                self.names, parts, self._shapes, self._dtypes, strict=True
-            )
+            name: p.to(dtype if dtype in HALF or self._mixed else p.dtype)
+            for (name, p), dtype in zip(self.split(theta), self._dtypes, strict=True)
         }
+
+    def split(self, theta: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """Each parameter's name and its part of a vector `(d,)`, a view with its shape."""
+        parts = theta.split(self.sizes)
+        for name, part, shape in zip(self.names, parts, self._shapes, strict=True):
+            yield name, part.view(shape)
 
     @contextmanager
     def at(self, theta: Tensor, *, plain: bool = True) -> Iterator[None]:

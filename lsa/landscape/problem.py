@@ -289,10 +289,19 @@ class Problem:
             )
         return self.changed(network=self._at(theta, names))
 
-    def double(self) -> Self:
-        """The same landscape in float64, for differences that float32 would lose; θ in float64."""
-        model = duplicate(self.model).double()
-        return self.changed(network=Network(model, self.network.names), data=self.data.double())
+    def double(self, theta: Tensor | None = None) -> Self:
+        """The same landscape in float64, for differences that float32 would lose; θ in float64.
+
+        Args:
+            theta: θ `(d,)` in float64. The copy's parameters are views of it and take no memory of
+                their own; default: they are those of the network.
+        """
+        model = duplicate(self.model)
+        if theta is not None:
+            for name, part in self.network.split(theta):
+                model.get_parameter(name).data = part
+        network = Network(model.double(), self.network.names)
+        return self.changed(network=network, data=self.data.double())
 
     @full_float32()
     def recalibrated(self, theta: Tensor) -> Self:

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 from torch.optim import Optimizer
 
 from lsa.landscape import Landscape
-from lsa.landscape.blocks import blocks, membership
+from lsa.landscape.blocks import blocks
+from lsa.maths.spaces import LOCAL
 from lsa.probe import Curve, Metric, Result, Same, Sizes, Work, probe, standard_error
 from lsa.runtime.errors import InputError
 from lsa.training import stability
 from lsa.training.stability import OptimizerState
 
+PIECE = 1 << 22  # numbers that are taken to float64 at once
+
 
 def _work(at: Sizes, **_: Any) -> Work:
     """The gradient, and that of each sample."""
-    return Work(gradients=3.0 * at.samples, vectors=24)  # in float64; with the optimizer's state
+    return Work(gradients=3.0 * at.samples, vectors=16)  # with the optimizer's state in float64
 
 
 @probe(
@@ -56,26 +60,29 @@ def gradient(
     u held still. The length on N samples is biased up: E|∇L_N|² = |∇L|² + tr C/N, with C the
     covariance of the per-sample gradients.
     """
-    g = landscape.gradient(theta).double()
-    norm = g.norm().item()
+    g = landscape.gradient(theta)
+    layers = blocks(landscape.unflatten(theta), 0)
+    pieces = _pieces(landscape, theta, layers)
+    squares = g.new_zeros(len(layers), dtype=torch.float64)
+    for layer, piece in pieces:
+        squares[layer] += _square(g[piece])
+    norm = squares.sum().sqrt().item()
     n_samples = Metric(landscape.n_samples)
     if norm == 0:
         note = "the gradient is 0, so there are no angle and no shares"
         return Result({"gradient_norm": Metric(0.0, "loss"), "n_samples": n_samples}, notes=(note,))
     u, notes = _step(landscape, theta, g, optimizer)
-    angle, normal = (None, None) if u is None else _angle(-g, u, _rounding(theta, u))
+    turn = None if u is None else Turn(g, u, norm, pieces, _rounding(theta, u))
 
-    layers = blocks(landscape.unflatten(theta), 0)
-    of = membership(landscape, theta, layers)
-    parts, across = _slopes(landscape, theta, g, of, normal)
+    parts, across = _slopes(landscape, theta, g, pieces, turn)
     total = parts.sum(1)
     metrics = {"gradient_norm": Metric(norm, "loss", standard_error(total / norm))}
-    if angle is not None:
-        error = standard_error(across * (180 / math.pi / norm)) if normal is not None else {}
-        metrics["update_angle"] = Metric(math.degrees(angle), "°", error)
+    if turn is not None:
+        error = {} if turn.straight else standard_error(across * (180 / math.pi / norm))
+        metrics["update_angle"] = Metric(math.degrees(turn.angle), "°", error)
     metrics["n_samples"] = n_samples
 
-    share = g.new_zeros(len(layers)).index_add_(0, of, g.square()) / norm**2
+    share = squares / norm**2
     # A sample moves |g_b|² by 2 g_b·(gᵢ − g)_b, and the ratio by that less its own share of |g|²'s.
     influences = 2 * (parts - share * total[:, None]) / norm**2
     curve = Curve(
@@ -84,12 +91,29 @@ def gradient(
         "layer",
         _errors(influences),
     )
-    arrays = {
-        "layers.names": np.array(list(layers)),
-        "layers.sizes": of.bincount(minlength=len(layers)).cpu().numpy(),
-    }
+    sizes = np.zeros(len(layers), dtype=np.int64)
+    for layer, piece in pieces:
+        sizes[layer] += piece.stop - piece.start
+    arrays = {"layers.names": np.array(list(layers)), "layers.sizes": sizes}
     notes.append("layers from 1 on: " + ", ".join(layers))
     return Result(metrics, {"share_of_layer": curve}, arrays, notes=tuple(notes))
+
+
+def _pieces(
+    landscape: Landscape, theta: Tensor, layers: Mapping[str, list[str]]
+) -> list[tuple[int, slice]]:
+    """Index of a layer and a piece of θ `(d,)` that belongs to it, one behind the other.
+
+    Sums run in float64 over one piece at a time: a vector like θ in float64 may not fit.
+    """
+    index = {name: i for i, members in enumerate(layers.values()) for name in members}
+    pieces, start = [], 0
+    for name, p in landscape.unflatten(theta).items():
+        end = start + p.numel()
+        cuts = [*range(start, end, PIECE), end]
+        pieces += [(index[name], slice(a, b)) for a, b in pairwise(cuts)]
+        start = end
+    return pieces
 
 
 def _step(
@@ -104,7 +128,7 @@ def _step(
     if not isinstance(optimizer, OptimizerState):
         optimizer = stability.read(optimizer, landscape.own_parameters)
     try:
-        u = optimizer.update(theta, g.to(theta.dtype)).double()
+        u = optimizer.update(theta, g.to(theta.dtype))
     except InputError as error:
         return None, [f"no update_angle: {error}"]
     return (u, []) if u.any() else (None, ["no update_angle: the next step is zero"])
@@ -112,31 +136,70 @@ def _step(
 
 def _rounding(theta: Tensor, u: Tensor) -> float:
     """Relative error of a step: u is a difference of parameters in float64, then of θ's type."""
-    of_difference = torch.finfo(torch.float64).eps * (theta.double().norm() / u.norm()).item()
+    ratio = (LOCAL.length(theta) / LOCAL.length(u)).item()
+    of_difference = torch.finfo(torch.float64).eps * ratio
     return max(torch.finfo(theta.dtype).eps, of_difference)
 
 
-def _angle(a: Tensor, b: Tensor, rounding: float) -> tuple[float, Tensor | None]:
-    """Angle of two vectors in radians, and the unit vector towards which b turns away from a.
+class Turn:
+    """The angle between −g and u in radians, and the direction in which u turns away from −g.
 
-    That is perpendicular to a; None where the angle is 0 or π to rounding.
+    Args:
+        g: Gradient `(d,)`.
+        u: Step `(d,)`.
+        norm: |g|.
+        pieces: Of `_pieces`.
+        rounding: Relative error of the step, below which an angle is 0 or π.
     """
-    e, v = normalize(a, dim=0), normalize(b, dim=0)
-    angle = 2 * math.atan2((e - v).norm().item(), (e + v).norm().item())
-    if math.sin(angle) <= 4 * rounding:
-        return (0.0 if angle < 1 else math.pi), None
-    return angle, normalize(v - (e @ v) * e, dim=0)
+
+    def __init__(
+        self, g: Tensor, u: Tensor, norm: float, pieces: list[tuple[int, slice]], rounding: float
+    ) -> None:
+        self._g, self._u, self._norm = g, u, norm
+        self._length = math.sqrt(sum(_square(u[piece]) for _, piece in pieces))
+        apart = along = self._cosine = 0.0
+        for _, piece in pieces:
+            e, v = self._units(piece)
+            apart, along = apart + _square(e - v), along + _square(e + v)
+            self._cosine += (e @ v).item()
+        self.angle = 2 * math.atan2(math.sqrt(apart), math.sqrt(along))
+        self.straight = math.sin(self.angle) <= 4 * rounding  # then there is no direction
+        if self.straight:
+            self.angle = 0.0 if self.angle < 1 else math.pi
+
+    def _units(self, piece: slice) -> tuple[Tensor, Tensor]:
+        """A piece of the unit vectors along −g and u."""
+        return self._g[piece].double() / -self._norm, self._u[piece].double() / self._length
+
+    def normal(self, piece: slice) -> Tensor:
+        """A piece of the unit vector perpendicular to g, towards u."""
+        e, v = self._units(piece)
+        return v.sub_(e, alpha=self._cosine) / math.sin(self.angle)
+
+
+def _square(piece: Tensor) -> float:
+    return piece.double().square().sum().item()
 
 
 def _slopes(
-    landscape: Landscape, theta: Tensor, g: Tensor, of: Tensor, normal: Tensor | None
+    landscape: Landscape,
+    theta: Tensor,
+    g: Tensor,
+    pieces: list[tuple[int, slice]],
+    turn: Turn | None,
 ) -> tuple[Tensor, Tensor]:
     """Influences of each sample on g_b·g_b of the layers `(N, layers)`, and on g·normal `(N,)`."""
-    n, parts, across = int(of.max()) + 1, [], []
+    n, parts, across = 1 + max(layer for layer, _ in pieces), [], []
     for rows in landscape.sample_gradients(theta):
-        rows = rows.double()
-        parts.append(rows.new_zeros(len(rows), n).index_add_(1, of, rows * g))
-        across.append(rows @ normal if normal is not None else rows.new_zeros(len(rows)))
+        part = rows.new_zeros(len(rows), n, dtype=torch.float64)
+        turned = part.new_zeros(len(rows))
+        for layer, piece in pieces:
+            own = rows[:, piece].double()
+            part[:, layer] += own @ g[piece].double()
+            if turn and not turn.straight:
+                turned += own @ turn.normal(piece)
+        parts.append(part)
+        across.append(turned)
     return landscape.influences(torch.cat(parts)), landscape.influences(torch.cat(across))
 
 

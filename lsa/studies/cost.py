@@ -30,12 +30,11 @@ SAMPLES = 256  # on which the rates are measured
 STEP = 2.0  # seconds of a step beside its arithmetic: checkpoint, logging, figure
 ROUNDS = 5  # of measuring at most
 LONG = 4.0  # seconds of them after which one more is not worth it
-PATIENCE = 40.0  # seconds of the round that warms up, after which it stands for all
 ROW = 1 << 22  # numbers of a vector on which the rate of a row is measured
 # The check before a probe, in float64 on a few samples: gradients beside a product, what float64
-# costs, and vectors that it holds (network, θ, direction, product, two gradients and what a third
-# needs). As seen for transformers of 0.8 and 10.7 million parameters.
-CHECKED, DOUBLE, CHECK_VECTORS = 6, 2.5, 9
+# costs, and vectors that it holds (θ, direction, product, two gradients and what is needed for one
+# more). As seen for transformers of 0.8 and 10.7 million parameters.
+CHECKED, DOUBLE, CHECK_VECTORS = 6, 2.5, 6
 BYTES = 4  # of a number, as all is measured in float32
 OPERATORS = 2  # whose graphs a probe may keep at once: H and G, or H and C
 SPARE = 1.5  # times what the first of them may hold: the second finds half as much free
@@ -206,21 +205,19 @@ def _pass(landscape: Landscape) -> int:
 def _seconds(
     works: Sequence[Callable[[], Any]], clock: Callable[[], float] = time.perf_counter
 ) -> list[float]:
-    """Median seconds of each task over several rounds, after one that warms up, if that is short.
+    """Median seconds of each task over several rounds, after one that warms up.
+
+    A first product builds graphs that are kept, or looks for the step of its differences, which
+    takes the time of several: it says nothing of the next one, however long it took.
 
     In turn, so that a spell in which the machine is slow does not fall on one of them alone. The
     probe will meet such spells as well: with the least of the rounds, what was said was on average
     a tenth below what it took.
     """
+    for work in works:
+        work()
     seconds: list[list[float]] = [[] for _ in works]
     begun = clock()
-    for work, taken in zip(works, seconds, strict=True):
-        before = clock()
-        work()
-        taken.append(clock() - before)
-    if clock() - begun > PATIENCE:
-        return [taken[0] for taken in seconds]
-    seconds, begun = [[] for _ in works], clock()
     for _ in range(ROUNDS):
         for work, taken in zip(works, seconds, strict=True):
             before = clock()

@@ -232,8 +232,11 @@ class OptimizerState:
         twin.step()
         if averaging:
             optimizers.switch(twin, training=False)
-        after = torch.cat([p.detach().reshape(-1) for p in own]).to(theta.device)
-        return (after - theta.double()).to(theta.dtype)
+        u = torch.empty_like(theta)
+        for p, at, part in zip(own, theta.split(sizes), u.split(sizes), strict=True):
+            p.grad = None
+            part.copy_(p.detach().reshape(-1).to(theta.device) - at.double())
+        return u
 
 
 def _local(tensor: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from typing import Any
 
@@ -347,3 +348,26 @@ def test_numbers_are_the_same_with_and_without(monkeypatch):
 def test_without_second_derivatives_a_probe_that_needs_none_goes_on():
     note = said(Applies(Once))
     assert "not checked: an operation of the network has no second derivative" in note
+
+
+def test_while_a_gradient_is_computed_it_holds_five_vectors_in_float64(monkeypatch):
+    """θ, the direction, the product, the other gradient, and where this one is computed."""
+    width = 500
+    with torch.random.fork_rng():
+        model = nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, 2))
+        x = torch.randn(4, width)
+    landscape = Landscape(model, x, torch.tensor([0, 1, 0, 1]))
+    theta, held = landscape.theta, []
+    own = Landscape.loss_and_gradient
+
+    def seen(self: Landscape, at: Tensor) -> tuple[float, Tensor]:
+        gc.collect()
+        tensors = [o for o in gc.get_objects() if issubclass(type(o), Tensor)]
+        found = [t for t in tensors if t.dtype == torch.float64]
+        sizes = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in found}
+        held.append(sum(sizes.values()) / (8 * len(theta)))
+        return own(self, at)
+
+    monkeypatch.setattr(Landscape, "loss_and_gradient", seen)
+    assert consistency.notes(landscape, theta) == ()
+    assert len(held) == 2 and max(held) < 5.2

@@ -109,6 +109,14 @@ def test_a_rate_is_a_median_so_that_neither_a_slow_nor_a_fast_spell_decides():
     assert found == pytest.approx(0.04)
 
 
+def test_a_first_call_is_no_rate_however_long_it_took():
+    """It builds graphs or looks for a step, which the calls that follow do not."""
+    clock = Clock()
+    seconds = iter([90.0, 10.0])
+    (found,) = cost._seconds([lambda: clock.sleep(next(seconds))], clock.perf_counter)
+    assert found == 10
+
+
 def test_a_forecast_prices_what_would_run_and_nothing_else(workplace):
     setting = project.load("tiny")
     outlook = plan.outlook(setting)
