@@ -31,10 +31,11 @@ STEP = 2.0  # seconds of a step beside its arithmetic: checkpoint, logging, figu
 ROUNDS = 5  # of measuring at most
 LONG = 4.0  # seconds of them after which one more is not worth it
 ROW = 1 << 22  # numbers of a vector on which the rate of a row is measured
-# The check before a probe, in float64 on a few samples: gradients beside a product, what float64
-# costs, and vectors that it holds (θ, direction, product, two gradients and what is needed for one
-# more). As seen for transformers of 0.8 and 10.7 million parameters.
-CHECKED, DOUBLE, CHECK_VECTORS = 6, 2.5, 6
+# The check before a probe: losses; then in float64, beside a product, gradients of a few samples,
+# and of a batch those of its total and its samples. Last what float64 costs, and how many vectors
+# are held (θ, direction, product, two gradients and what one more needs). As seen for transformers
+# of 0.8 and 10.7 million parameters.
+CHECKED, COMPARED, ADDED, DOUBLE, CHECK_VECTORS = 4, 2, 2, 1.8, 6
 BYTES = 4  # of a number, as all is measured in float32
 OPERATORS = 2  # whose graphs a probe may keep at once: H and G, or H and C
 SPARE = 1.5  # times what the first of them may hold: the second finds half as much free
@@ -150,8 +151,6 @@ def measured(
         clock,
     )
     loss, gradient, product, gauss_newton, covariance, curvature = (s / n for s in seconds[:-1])
-    few = min(samples, consistency.DERIVED)
-    derived = CHECKED * gradient + (product if landscape.products != "gradients" else 0.0)
     return Rates(
         loss,
         gradient,
@@ -165,7 +164,7 @@ def measured(
         spare,
         _pass(landscape),
         seconds[-1] / len(rows) * len(theta) / rows.shape[1],
-        DOUBLE * few * derived if budget.settings().check else 0.0,
+        _check(landscape, loss, gradient, product) if budget.settings().check else 0.0,
     )
 
 
@@ -200,6 +199,16 @@ def _pass(landscape: Landscape) -> int:
     if isinstance(landscape.data, Samples):
         return min(landscape.chunk, landscape.n_samples)
     return max(count.units for count in landscape.data.batches.counts)
+
+
+def _check(landscape: Landscape, loss: float, gradient: float, product: float) -> float:
+    """Seconds of the check before a probe, from those of its parts per sample."""
+    n, batch = min(landscape.n_samples, consistency.DERIVED), 0
+    if not isinstance(landscape.data, Samples):
+        batch = _pass(landscape)  # is computed as a whole
+        n = max(n, batch)
+    each = COMPARED * gradient + (product if landscape.products != "gradients" else 0.0)
+    return n * CHECKED * loss + DOUBLE * (n * each + batch * ADDED * gradient)
 
 
 def _seconds(
