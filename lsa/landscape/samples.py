@@ -190,8 +190,10 @@ class Samples:
 
         def alone(theta: Tensor, i: Tensor) -> Tensor:
             with network.at(theta):
-                o = given(self.loss, network(x[i].unsqueeze(0)))
-                return self.losses_of(o, y[i].unsqueeze(0))[0]
+                # Not x[i]: under vmap of a gradient it asks for a number, and vmap gives up.
+                one = i.view(1)
+                o = given(self.loss, network(x.index_select(0, one)))
+                return self.losses_of(o, y.index_select(0, one))[0]
 
         return Part(
             alone=alone,

@@ -8,7 +8,12 @@ from torch.autograd import grad
 
 from lsa.landscape.derivatives import sample_gradients
 from lsa.landscape.derivatives.layer_gradients import SampleGradients
-from lsa.landscape.derivatives.modes import Function, differentiable, pull_back
+from lsa.landscape.derivatives.modes import (
+    Function,
+    check_differentiable,
+    differentiable,
+    pull_back,
+)
 from lsa.landscape.derivatives.parts import Part
 from lsa.landscape.derivatives.precision import full_float32
 from lsa.landscape.derivatives.second_order import SecondOrder
@@ -118,8 +123,8 @@ class Traced:
         self._theta = theta.detach().requires_grad_()
         with SecondOrder():
             loss, _, self._outputs = part.traced(self._theta)
-        g = grad(loss, self._outputs, create_graph=True, materialize_grads=True)
-        self._g = [differentiable(part) for part in g]
+        self._g = grad(loss, self._outputs, create_graph=True, materialize_grads=True)
+        check_differentiable(self._g)
         self._w = [torch.zeros_like(o).requires_grad_() for o in self._outputs]
         h = grad(self._outputs, self._theta, self._w, create_graph=True, materialize_grads=True)[0]
         self._h = differentiable(h)

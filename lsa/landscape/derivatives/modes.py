@@ -64,7 +64,8 @@ def double_backward_by_parts(
     if value.requires_grad:
         gradients = grad(value, parts, create_graph=True, materialize_grads=True)
     sizes = [p.numel() for p in parts]
-    curved = [(i, differentiable(g)) for i, g in enumerate(gradients) if g.requires_grad]
+    curved = [(i, g) for i, g in enumerate(gradients) if g.requires_grad]
+    check_differentiable([g for _, g in curved])
 
     def add(v: Tensor, total: Tensor, retain: bool) -> None:
         v_parts = v.split(sizes)
@@ -131,25 +132,34 @@ def pull_back(g: Tensor, at: Tensor, cotangent: Tensor) -> Tensor:
 
 
 def differentiable(g: Tensor) -> Tensor:
-    """g itself, of any shape, if PyTorch marks no part of its graph as differentiable no more.
+    """g itself, of any shape; checked by `check_differentiable`."""
+    check_differentiable([g])
+    return g
+
+
+def check_differentiable(gradients: Sequence[Tensor]) -> None:
+    """Check that PyTorch marks no part of the graphs of gradients as differentiable no more.
 
     PyTorch says so only when it gets there, and `autograd.grad` does not: what
     `once_differentiable` returns is tied to no input, so its part of the derivative would be left
     out in silence.
 
+    Args:
+        gradients: Tensors of any shape. What their graphs share is looked at once.
+
     Raises:
         InputError: It marks one; names it.
     """
-    seen, waiting = set(), [g.grad_fn]
+    seen, waiting = set(), [g.grad_fn for g in gradients]
     while waiting:
         node = waiting.pop()
         if node is None or node in seen:
             continue
-        if any(mark in node.name() for mark in MARKS):
+        name = node.name()
+        if any(mark in name for mark in MARKS):
             raise InputError(
-                f"an operation of the network has no second derivative ({node.name()} in the graph "
+                f"an operation of the network has no second derivative ({name} in the graph "
                 "of its gradient); replace it, or take a probe that needs none: interpolation, …"
             )
         seen.add(node)
         waiting += [following for following, _ in node.next_functions]
-    return g

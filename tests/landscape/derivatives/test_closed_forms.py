@@ -10,6 +10,7 @@ from tiny import normal, rng, seeded
 from torch import nn
 
 from lsa.landscape import Landscape, flatten
+from lsa.landscape.derivatives import sample_gradients
 from lsa.runtime.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("global_rng_untouched")
@@ -73,6 +74,27 @@ def test_gauss_newton_and_residual_curvature_add_up_to_the_hessian(mlp):
     H = matrix(landscape.hessian(theta), theta)
     assert torch.allclose(matrix(landscape.gauss_newton(theta), theta) + R, H, atol=1e-12)
     assert torch.allclose(H, H.T, atol=1e-12)
+
+
+class Curve(nn.Module):
+    """ℓᵢ(w) = yᵢ exp(xᵢ·w) by a parameter of no layer, so that ∇ℓᵢ = ℓᵢ xᵢ."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(normal(4))
+
+    def forward(self, x):
+        return (x @ self.w).exp()
+
+
+@pytest.mark.parametrize("loss", [lambda o, y: (o * y).mean(), lambda o, y: o.dot(y) / len(y)])
+def test_gradients_of_samples_without_a_layer_take_one_pass(loss, monkeypatch):
+    monkeypatch.delattr(sample_gradients, "rows_one_by_one")
+    x, y = normal(9, 4), torch.rand(9, generator=rng(1), dtype=torch.float64)
+    landscape = Landscape(Curve(), x, y, loss)
+    w = landscape.theta
+    wanted = (y * (x @ w).exp())[:, None] * x
+    assert torch.allclose(torch.cat(list(landscape.sample_gradients(w))), wanted, atol=1e-12)
 
 
 def test_covariance_agrees_with_sample_gradients(mlp):
