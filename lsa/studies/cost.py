@@ -29,7 +29,7 @@ from lsa.training.recipes import held_out, landscape_of, network
 SAMPLES = 256  # on which the rates are measured
 STEP = 2.0  # seconds of a step beside its arithmetic: checkpoint, logging, figure
 ROUNDS = 5  # of measuring at most
-LONG = 4.0  # seconds of them after which one more is not worth it
+LONG = 4.0  # seconds of all after which one more is not worth it; of one, before the first counts
 ROW = 1 << 22  # numbers of a vector on which the rate of a row is measured
 # The check before a probe: losses; then in float64, beside a product, gradients of a few samples,
 # and of a batch those of its total and its samples. Last what float64 costs, and how many vectors
@@ -141,6 +141,10 @@ def measured(
     for first in firsts:
         first()
     resident = psutil.Process().memory_info().rss
+    # A first product builds the graphs that are kept, or looks for the step of its differences,
+    # for which it takes ten to twelve gradients, and later ones two.
+    for operator in operators if sizes.kept else operators[:1]:
+        operator(v)
     seconds = _seconds(
         [
             *firsts,
@@ -216,25 +220,25 @@ def _seconds(
 ) -> list[float]:
     """Median seconds of each task over several rounds, after one that warms up.
 
-    A first product builds graphs that are kept, or looks for the step of its differences, which
-    takes the time of several: it says nothing of the next one, however long it took.
-
     In turn, so that a spell in which the machine is slow does not fall on one of them alone. The
     probe will meet such spells as well: with the least of the rounds, what was said was on average
-    a tenth below what it took.
+    a tenth below what it took. A task that takes long is called once. Of a short one the first call
+    says nothing, since the memory that it needs is new then: for a row of a basis, of which a
+    search takes hundreds, it took eight times as long as the second.
     """
-    for work in works:
+
+    def took(work: Callable[[], Any]) -> float:
+        before = clock()
         work()
+        return clock() - before
+
+    first = [took(work) for work in works]
     seconds: list[list[float]] = [[] for _ in works]
-    begun = clock()
     for _ in range(ROUNDS):
-        for work, taken in zip(works, seconds, strict=True):
-            before = clock()
-            work()
-            taken.append(clock() - before)
-        if clock() - begun > LONG:
-            break
-    return [median(taken) for taken in seconds]
+        for work, once, taken in zip(works, first, seconds, strict=True):
+            if once <= LONG and sum(taken) <= LONG / len(works):
+                taken.append(took(work))
+    return [median(taken or [once]) for once, taken in zip(first, seconds, strict=True)]
 
 
 def training(recipe: Recipe, measured: Rates) -> Cost:

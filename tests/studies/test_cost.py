@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 import torch
+from tiny import images
 
 from lsa import probe, project
 from lsa.landscape import Landscape
@@ -109,12 +110,34 @@ def test_a_rate_is_a_median_so_that_neither_a_slow_nor_a_fast_spell_decides():
     assert found == pytest.approx(0.04)
 
 
-def test_a_first_call_is_no_rate_however_long_it_took():
-    """It builds graphs or looks for a step, which the calls that follow do not."""
-    clock = Clock()
-    seconds = iter([90.0, 10.0])
-    (found,) = cost._seconds([lambda: clock.sleep(next(seconds))], clock.perf_counter)
-    assert found == 10
+def test_a_long_task_is_called_once_and_a_short_one_beside_it_again():
+    clock, called = Clock(), []
+    seconds = {"long": iter([90.0]), "short": iter([0.4, 0.05, 0.06, 0.05, 0.05, 0.05])}
+
+    def task(name: str) -> None:
+        called.append(name)
+        clock.sleep(next(seconds[name]))
+
+    works = [lambda: task("long"), lambda: task("short")]
+    assert cost._seconds(works, clock.perf_counter) == pytest.approx([90.0, 0.05])
+    assert called.count("long") == 1 and called.count("short") == 1 + cost.ROUNDS
+
+
+def test_the_rate_of_products_by_differences_is_that_of_two_gradients(monkeypatch):
+    """The first looks for its step, with five times as many. The clock counts gradients."""
+    landscape = Landscape(*images(), products="gradients")
+    evaluations = 0
+    own = Landscape._trained
+
+    def counted(self: Landscape, theta: torch.Tensor) -> torch.Tensor:
+        nonlocal evaluations
+        evaluations += 1
+        return own(self, theta)
+
+    monkeypatch.setattr(Landscape, "_trained", counted)
+    n = landscape.n_samples
+    rates = cost.measured(landscape, landscape.theta, n, n, clock=lambda: float(evaluations))
+    assert rates.product * n == 2
 
 
 def test_a_forecast_prices_what_would_run_and_nothing_else(workplace):
