@@ -16,11 +16,8 @@ from lsa.probe import Curve, Metric, Report, Result, Sizes, Work, between, probe
 from lsa.runtime.errors import InputError
 
 FRACTIONS = np.linspace(0, 1, 11)  # of the way to a perturbation at which the rise is shown
-CLIMBS = (
-    4,
-    15,
-    40,
-)  # gradients of an ascent, least, usual and most seen: for the estimate of the cost
+CLIMBS = (2, 15, 40)  # gradients of an ascent, few, usual and many: for the estimate of the cost
+SAM = 5  # for its step, and how that turns with the gradient: slopes of samples take two
 
 
 def _work(at: Sizes, *, probes: int, starts: int, m: int, **_: Any) -> Work:
@@ -28,8 +25,8 @@ def _work(at: Sizes, *, probes: int, starts: int, m: int, **_: Any) -> Work:
 
     def of(climb: int) -> Work:
         return Work(
-            losses=2.0 * (2 * len(FRACTIONS) + 2 * probes) * at.samples,
-            gradients=2.0 * (climb * starts * (2 if m else 1) + 2) * at.samples,
+            losses=(1.0 + 2 * (2 * (len(FRACTIONS) - 1) + 2 * probes + 1)) * at.samples,
+            gradients=2.0 * (climb * starts * (2 if m else 1) + SAM) * at.samples,
             vectors=16,
         )
 

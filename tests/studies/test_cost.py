@@ -10,6 +10,7 @@ from tiny import images
 
 from lsa import probe, project
 from lsa.landscape import Landscape
+from lsa.landscape.derivatives import budget
 from lsa.maths.spectra import counts
 from lsa.probe import Sizes, Work, between
 from lsa.studies import cost, plan, study
@@ -55,6 +56,29 @@ def test_the_work_of_a_line_is_what_it_evaluates(workplace, monkeypatch):
         study.step("interpolation", *ends, points=9, align="none")
     at = Sizes(dimension=1, samples=64, training=200, validation=100)
     assert declared.work(at, points=9, align="none").losses == seen == 7 * 64 + 9 * 100
+
+
+def test_the_losses_of_sharpness_are_those_that_it_evaluates(monkeypatch):
+    landscape, seen = Landscape(*images()), 0
+
+    def count(name: str) -> None:
+        own = getattr(Landscape, name)
+
+        def counted(self: Landscape, theta: torch.Tensor) -> object:
+            nonlocal seen
+            seen += self.n_samples
+            return own(self, theta)
+
+        monkeypatch.setattr(Landscape, name, counted)
+
+    count("loss")
+    count("losses")
+    monkeypatch.setattr(budget, "_configured", budget.Settings(check=False))
+    declared = probe.find("sharpness")
+    declared(landscape=landscape, theta=landscape.theta, probes=3, starts=1)
+    options = {option.name: option.default for option in declared.options.values()}
+    at = dataclasses.replace(AT, samples=landscape.n_samples)
+    assert declared.work(at, **{**options, "probes": 3, "starts": 1}).losses == seen
 
 
 def test_costs_are_work_times_rates():
