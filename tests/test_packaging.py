@@ -58,8 +58,15 @@ def test_a_wheel_holds_the_stand_in_and_the_projects(wheel):
     assert "lsa/_projects/digits.yaml" in names
 
 
+SHORT = ["train", "--optimizer", "sgd", "--epochs", "1"], "models:/digits.sgd/1"
+LITERAL = ["study", "digits", "--only", "lanczos"], "6 steps: 6 done"
+
+
 @pytest.mark.slow
-def test_a_study_runs_from_the_wheel_in_an_empty_folder(wheel, tmp_path):
+@pytest.mark.parametrize(
+    ("command", "said"), [SHORT, pytest.param(*LITERAL, marks=pytest.mark.full)]
+)
+def test_the_wheel_runs_in_an_empty_folder(wheel, tmp_path, command, said):
     installed, empty = tmp_path / "installed", tmp_path / "empty"
     empty.mkdir()
     options = ["--quiet", "--no-deps", "--no-index", "--target", str(installed)]
@@ -73,8 +80,7 @@ def test_a_study_runs_from_the_wheel_in_an_empty_folder(wheel, tmp_path):
         ).stdout
 
     assert printed("-c", "import lsa; print(lsa.__file__)").startswith(str(installed))
-    out = printed("-m", "lsa", "study", "digits", "--only", "lanczos")
-    assert "6 steps: 6 done" in out and "lambda_max" in out
+    assert said in printed("-m", "lsa", *command)
     assert {path.name for path in empty.iterdir()} == {".lsa", "mlflow.db", "mlruns"}
 
 

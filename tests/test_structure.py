@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import sys
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -40,6 +41,7 @@ ENVIRONMENT = {
 }
 
 
+@cache
 def imports() -> dict[str, set[str]]:
     """Module -> the modules that it imports, lsa's by the file that is loaded."""
     files = {

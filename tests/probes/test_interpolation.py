@@ -179,7 +179,14 @@ def test_the_error_of_a_barrier_is_paired(pair: Pair) -> None:
 
 @pytest.mark.parametrize("n", [50, 200])
 @pytest.mark.parametrize(
-    ("height", "tilt"), [(1.0, 0.0), (0.05, 0.1), (0.05, 0.2), (0.3, 1.0)], ids=str
+    ("height", "tilt"),
+    [
+        pytest.param(1.0, 0.0, marks=pytest.mark.full),
+        (0.05, 0.1),
+        (0.05, 0.2),
+        pytest.param(0.3, 1.0, marks=pytest.mark.full),
+    ],
+    ids=str,
 )
 def test_two_errors_of_a_barrier_cover_it_in_90_percent(
     height: float, tilt: float, n: int, record_property

@@ -221,7 +221,7 @@ def test_a_network_whose_units_are_not_known_says_so():
 @pytest.mark.parametrize("name", [pytest.param("own head", marks=pytest.mark.full), "rotary"])
 def test_a_transformer_is_changed_along_its_own_symmetries(name):
     at = small_transformers.landscape(small_transformers.made(name))
-    found = measure(at, at.theta, probes=2, tol=1e-6, adaptive_rho=0.05)
+    found = measure(at, at.theta, probes=2, tol=1e-4, adaptive_rho=0.05)
     numbers = values(found)
     changes = ("rescaled_layers", "rescaled_units", "permuted", "rotated")
     assert all(numbers[f"function_change_{change}"] < 1e-10 for change in changes)

@@ -135,7 +135,7 @@ def test_by_pointer_and_by_touch(html, open_page, width):
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.full)])
 def test_axe_finds_nothing(html, open_page, scheme):
     page = open_page(html, color_scheme=scheme)
     page.evaluate("openEdge(0)")

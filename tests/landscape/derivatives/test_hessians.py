@@ -83,8 +83,8 @@ def nothing_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (0, {}),
         (60, {}),
-        (60, {"activation": "silu"}),
-        (60, {"recompute": True}),
+        pytest.param(60, {"activation": "silu"}, marks=pytest.mark.full),
+        pytest.param(60, {"recompute": True}, marks=pytest.mark.full),
     ],
     ids=["untrained", "trained", "silu", "checkpointed"],
 )
