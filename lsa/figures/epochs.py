@@ -7,8 +7,16 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from lsa.figures.axes import MARKERS, axes, fix_margins, make_logarithmic
-from lsa.figures.overlay import Points, colour, draw_levels, draw_lines, scale_axes
+from lsa.figures.axes import axes, fix_margins, make_logarithmic
+from lsa.figures.overlay import (
+    Points,
+    colour,
+    draw_legend,
+    draw_levels,
+    draw_lines,
+    scale_axes,
+    shape,
+)
 
 
 def epochs(
@@ -38,15 +46,15 @@ def epochs(
     left.set_xscale("linear")
     left.set_xlabel("epoch")
     left.set_ylabel(y_name)
-    left.legend(fontsize=9)
+    beside = draw_legend(figure, left, fontsize=9)
     for i, many in enumerate(by_loss.values()):
         for losses, values in many:  # a loss may rise, so there is no median against it
             right.plot(losses, values, color=colour(i), linewidth=1, alpha=0.6)
-            last = {"marker": MARKERS[i % len(MARKERS)], "color": colour(i), "markersize": 6}
+            last = {"marker": shape(i), "color": colour(i), "markersize": 6}
             right.plot(losses[-1:], values[-1:], **last)
     make_logarithmic(right, x=True, y=left.get_yscale() == "log")
     right.set_ylim(left.get_ylim())
     right.invert_xaxis()
     right.set_xlabel("train loss (training goes to the right; marks: the last epoch)")
-    fix_margins(figure, left=0.95, right=0.2, bottom=0.6, top=0.45 if title else 0.15)
+    fix_margins(figure, left=0.95, right=0.2 + beside, bottom=0.6, top=0.45 if title else 0.15)
     return figure

@@ -13,6 +13,9 @@ from lsa.figures import words
 from lsa.figures.axes import COLOURS, MARKERS, axes, fix_margins, label, make_logarithmic, name_x
 
 DECADES = 1e-7  # of the largest value, the smallest that a log axis shows
+# Entries of a legend that a panel has room for. More stand beside it, in columns of so many.
+FEW, ROWS = 12, 20
+LETTER, LINE = 0.075, 0.6  # inches of a letter of it there, and of a line with its margins
 Numbers = Sequence[float] | np.ndarray
 Points = tuple[Numbers, Numbers]  # x, y
 
@@ -40,9 +43,34 @@ def overlay(
     scale_axes(plot, points)
     name_x(plot, x_name)
     plot.set_ylabel(label(y_name))
-    plot.legend()
-    fix_margins(figure, left=0.95, right=0.2, bottom=0.6, top=0.4 if title else 0.15)
+    beside = draw_legend(figure, plot)
+    fix_margins(figure, left=0.95, right=0.2 + beside, bottom=0.6, top=0.4 if title else 0.15)
     return figure
+
+
+def draw_legend(figure: Figure, plot: Any, **options: Any) -> float:
+    """A legend in a panel, or at the right of all panels if it has more than `FEW` entries.
+
+    Args:
+        figure: It becomes wider by a legend at its right.
+        plot: The panel whose lines the legend names.
+        **options: Of a legend in the panel.
+
+    Returns:
+        Width of the legend at the right in inches; 0 if there is none.
+    """
+    handles, texts = plot.get_legend_handles_labels()
+    if len(texts) <= FEW:
+        plot.legend(**options)
+        return 0.0
+    columns = -(-len(texts) // ROWS)
+    beside = columns * (LINE + LETTER * max(map(len, texts)))
+    width, height = figure.get_size_inches()
+    figure.set_size_inches(width + beside, height)
+    left = width / (width + beside)
+    look = {"ncols": columns, "fontsize": 8, "borderaxespad": 0.5}
+    figure.legend(handles, texts, loc="upper left", bbox_to_anchor=(left, 1), **look)
+    return beside
 
 
 def draw_lines(plot: Any, lines: Mapping[str, Sequence[Points]], style: str = "-") -> None:
@@ -60,7 +88,12 @@ def mark(i: int, points: int) -> dict[str, Any]:
     """The same subject's marker, about eight times along a line of so many points."""
     every = max(1, points // 8)
     start = (i * every // 3) % every  # beside the markers of the others
-    return {"marker": MARKERS[i % len(MARKERS)], "markersize": 5, "markevery": (start, every)}
+    return {"marker": shape(i), "markersize": 5, "markevery": (start, every)}
+
+
+def shape(i: int) -> str:
+    """Marker of the subject with this index: of one colour, each subject has another."""
+    return MARKERS[(i + i // len(COLOURS)) % len(MARKERS)]
 
 
 def draw_seeds(

@@ -37,6 +37,24 @@ def test_an_overlay_has_a_colour_per_subject_thin_seeds_and_a_bold_median():
     assert texts == ["a", "b", "enough"]
 
 
+def test_thirty_optimizers_are_told_apart_and_all_stand_in_the_legend():
+    names = {f"optimizer_{i}_with_a_long_name_of_its_own": seeds(i + 1, 1) for i in range(30)}
+    thresholds = {name: (50.0, f"{name}: 2/η = 50") for name in names}
+    for figure in (
+        draw.overlay("t", "x", "y", names),
+        draw.epochs("t", "λ", names, names, thresholds),
+    ):
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        (legend,) = figure.legends
+        assert len(legend.get_texts()) in (30, 60) and not figure.axes[0].get_legend()
+        box, page = legend.get_window_extent(), figure.bbox
+        assert page.y0 <= box.y0 and box.y1 <= page.y1 and box.x1 <= page.x1
+        assert all(panel.get_window_extent().x1 <= box.x0 for panel in figure.axes)
+        lines = figure.axes[0].lines[:30]
+        assert len({(line.get_color(), line.get_marker()) for line in lines}) == 30
+
+
 def test_a_single_seed_is_its_own_line():
     (plot,) = draw.overlay("t", "x", "y", {"a": seeds(1, 1)}).axes
     assert len(plot.lines) == 1 and not plot.collections

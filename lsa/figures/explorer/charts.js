@@ -16,7 +16,10 @@ function colour(optimizer) {
   const found = data.colours[data.optimizers.indexOf(optimizer) % data.colours.length];
   return found === "#000000" ? style("--ink") : found;
 }
-function symbol(optimizer) { return data.symbols[data.optimizers.indexOf(optimizer) % data.symbols.length]; }
+function symbol(optimizer) {  // of one colour, each optimizer has another
+  const i = data.optimizers.indexOf(optimizer);
+  return data.symbols[(i + Math.floor(i / data.colours.length)) % data.symbols.length];
+}
 
 function layout(x, y, more = {}) {
   const axis = (title, extra) => ({ title: { text: safe(title) }, gridcolor: style("--line"), zerolinecolor: style("--line"), automargin: true, exponentformat: "e", ...extra });
