@@ -84,6 +84,7 @@ def test_errors_of_a_trace_count_in_the_time_of_a_density(monkeypatch):
     assert equal["value"] == pytest.approx(2 * square[0] / (3 * square[1]))
 
 
+@pytest.mark.full
 def test_paths_are_judged_alike_and_spend_what_they_say(monkeypatch):
     monkeypatch.setattr(paths, "SCHEDULES", ((1, 0.1),))
     x = torch.randn(48, 1, 4, 4, generator=torch.Generator().manual_seed(0))
@@ -136,6 +137,7 @@ def test_a_library_that_fails_or_is_late_is_a_row(monkeypatch):
     assert "no_such_module" in by["absent", 1e-3]["eigenvalues"]
 
 
+@pytest.mark.full
 def test_products_of_language_models_are_measured_against_a_gradient(monkeypatch):
     monkeypatch.setitem(gpt.SHAPES, "tiny", gpt.Shape(1, 8, 2, 6, 16))
     case = language.Case("tiny", 2, 6)
@@ -151,6 +153,7 @@ def test_products_of_language_models_are_measured_against_a_gradient(monkeypatch
     assert [row["size"] for row in grown[::4]] == [3, 6, 12, 24, 1, 2, 4, 8]
 
 
+@pytest.mark.full
 def test_the_benchmark_of_watching_ends(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -166,6 +169,7 @@ def test_the_benchmark_of_watching_ends(
     assert "| mlp | sharpness |" in capsys.readouterr().out
 
 
+@pytest.mark.full
 def test_the_numbers_of_a_watch_are_compared_with_oracles(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(watch_oracles, "STEPS", 3)
     errors: watch_oracles.Errors = {}

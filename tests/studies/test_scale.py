@@ -96,6 +96,7 @@ def report_costs(folder: Path, seeds: int) -> int:
     return asked(lambda: report.report(setting))
 
 
+@pytest.mark.full
 def test_a_report_asks_for_no_run_by_itself(workplace):
     assert report_costs(workplace, 1) == report_costs(workplace, 3) < 40
 

@@ -44,7 +44,7 @@ def exact(model: nn.Module, x: Tensor, y: Tensor) -> tuple[float, float]:
 
 @pytest.mark.parametrize("scaled", [False, True])
 @pytest.mark.parametrize("clip", [None, 0.05])
-@pytest.mark.parametrize("k", [2, 4])
+@pytest.mark.parametrize("k", [2, pytest.param(4, marks=pytest.mark.full)])
 def test_accumulated_passes(k: int, clip: float | None, scaled: bool):
     """At a rate of 0, so that the truth stands still; samples drawn with replacement."""
     model, x, y = setting()

@@ -133,7 +133,7 @@ def watched(model: nn.Module, optimizer: Any, **options: Any) -> Any:
 
 
 @pytest.mark.parametrize("scaled", [False, True])
-@pytest.mark.parametrize("clip", [None, 0.05])
+@pytest.mark.parametrize("clip", [pytest.param(None, marks=pytest.mark.full), 0.05])
 def test_noise_of_a_plain_loop_is_unbiased(clip: float | None, scaled: bool):
     """At a rate of 0, so that the truth stands still; samples drawn with replacement."""
     torch.manual_seed(0)
