@@ -39,5 +39,36 @@ def inner(a: Tensor, b: Tensor) -> Tensor:
     return torch.stack(dots).sum(dtype=torch.float64)
 
 
+def of_step(back: Tensor, now: Tensor, gradient: Tensor | None, last: Tensor | None) -> Tensor:
+    """g·g, u·u, θ·θ, −g·u and u·v of a step from flat vectors, `(5,)` in float64.
+
+    All sums of a piece are taken while it is in the core's cache, so that a vector is read once.
+    Right to 1e-5 of the lengths.
+
+    Args:
+        back: θ before the step; it becomes −u, θ before less θ after.
+        now: θ after it.
+        gradient: g; None: 0.
+        last: −v, of the step before; None: 0.
+    """
+    size = CHUNK * torch.get_num_threads()
+    zero = _single(now.new_zeros(()))
+    sums = [zero] * 5
+    for i in range(0, len(now), size):
+        part = slice(i, i + size)
+        u, theta = back[part].sub_(now[part]), now[part]
+        u, theta = _single(u), _single(theta)
+        g = None if gradient is None else _single(gradient[part])
+        v = None if last is None else _single(last[part])
+        sums += [
+            zero if g is None else torch.dot(g, g),
+            torch.dot(u, u),
+            torch.dot(theta, theta),
+            zero if g is None else torch.dot(g, u),
+            zero if v is None else torch.dot(u, v),
+        ]
+    return torch.stack(sums).view(-1, 5).double().sum(0)
+
+
 def _single(a: Tensor) -> Tensor:
     return a.float() if a.dtype in (torch.float16, torch.bfloat16) else a

@@ -48,12 +48,18 @@ class Stream:
     Args:
         name: Of the run that is made where the caller has none.
         run_id: Of the run; empty: the caller's active one.
+        share: Of the time, that sending may take by itself, however few numbers there are; it is
+            then done less often. None: no limit.
+
+    Attributes:
+        seconds: CPU time that the thread has taken.
+        price: The same for one number, as of the last sending; 0 as long as it is not known.
 
     Raises:
         InputError: The spool cannot be written to.
     """
 
-    def __init__(self, name: str, run_id: str = "") -> None:
+    def __init__(self, name: str, run_id: str = "", share: float | None = None) -> None:
         active = None if run_id else mlflow.active_run()
         token = uuid.uuid4().hex
         given = active.info.run_id if active else run_id or attached.enclosing()
@@ -78,6 +84,8 @@ class Stream:
                 f"{variables.SPOOL} to a folder that can be written"
             ) from None
         self._stop, self._closed, self._why = threading.Event(), False, ""
+        self._share, self._sendings, self._least = share, 0, math.inf
+        self.seconds = self.price = 0.0
         self._thread = threading.Thread(target=self._work, name="lsa-stream", daemon=True)
         self._thread.start()
         atexit.register(self.close)
@@ -131,13 +139,27 @@ class Stream:
 
     def _work(self) -> None:
         """Send until the stream is closed, then to its end."""
-        while not self._stop.wait(PAUSE):
-            self._tried(lambda: send(self.path, self._about))
+        while not self._stop.wait(self._pause()):
+            self._tried(self._send)
         complete = self._tried(lambda: send(self.path, self._about))
         complete = complete and self._tried(lambda: _finish(self.path, self._about))
         self._lock.release()
         if complete:
             shutil.rmtree(self.path, ignore_errors=True)
+
+    def _pause(self) -> float:
+        """Seconds to the next sending."""
+        known = self._share is not None and math.isfinite(self._least)
+        return max(PAUSE, self._least / self._share) if known else PAUSE  # pyright: ignore
+
+    def _send(self) -> None:
+        """Send what is new, and see what that takes; the first one makes the run and connects."""
+        began, sent = time.thread_time(), send(self.path, self._about)
+        now = time.thread_time()
+        self.seconds = now
+        if sent and self._sendings:
+            self._least, self.price = min(self._least, now - began), (now - began) / sent
+        self._sendings += bool(sent)
 
     def _tried(self, work: Callable[[], None]) -> bool:
         """Whether the store has taken it; a store that did not answer just now is not asked."""
@@ -150,8 +172,8 @@ class Stream:
         return done
 
 
-def send(path: Path, about: dict[str, Any]) -> None:
-    """Log all lines of a journal that the store does not have yet."""
+def send(path: Path, about: dict[str, Any]) -> int:
+    """Log all lines of a journal that the store does not have yet; returns how many."""
     journal, marker = path / JOURNAL, path / SENT
     start = _sent(marker, journal)
     with journal.open("rb") as lines:
@@ -159,7 +181,7 @@ def send(path: Path, about: dict[str, Any]) -> None:
         new = lines.read()
     end = new.rfind(b"\n") + 1  # the last line may be in the making
     if not end and about["run_id"]:
-        return
+        return 0
     if not about["run_id"]:
         about["run_id"] = _made(about)
         _write(path, about)
@@ -168,6 +190,7 @@ def send(path: Path, about: dict[str, Any]) -> None:
         client().log_batch(about["run_id"], metrics=metrics[i : i + BATCH])
     with files.replaced(marker) as replaced:
         replaced.write_text(str(start + end))
+    return len(metrics)
 
 
 def _sent(marker: Path, journal: Path) -> int:

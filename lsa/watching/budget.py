@@ -24,13 +24,42 @@ class Budget:
 
     def __init__(self, share: float | None) -> None:
         self.share = share
-        self.spent = 0.0  # seconds, of all parts
+        self._spent = 0.0  # seconds, of all blocks that have ended
         self._costs: dict[str, float] = {}  # of one measurement of each part, as of the last ones
         self._expected: dict[str, float] = {}  # of the first measurement
         self._begun: dict[str, float] = {}  # of the measurement that each part is at
         self._began: float | None = None
         self._steps = 0
-        self._inside = False
+        self._block: float | None = None  # when the block at hand began
+        self._inside = False  # a part's block
+
+    @contextlib.contextmanager
+    def counted(self) -> Iterator[None]:
+        """Count a block's time as the watch's, whatever it is for."""
+        if self._block is not None:  # counted by the block around
+            yield
+            return
+        self._block = time.perf_counter()
+        if self._began is None:
+            self._began = self._block
+        try:
+            yield
+        finally:
+            self._spent, self._block = self.spent, None
+
+    def add(self, seconds: float) -> None:
+        """Count time of the watch that was measured elsewhere."""
+        self._spent += seconds
+
+    @property
+    def spent(self) -> float:
+        """Seconds of the watch."""
+        block = 0.0 if self._block is None else time.perf_counter() - self._block
+        return self._spent + block
+
+    def costs(self, part: str, seconds: float) -> None:
+        """Take what a part costs from where it was measured."""
+        self._costs[part] = seconds
 
     @contextlib.contextmanager
     def timed(self, part: str, *, ends: bool = True) -> Iterator[None]:
@@ -44,13 +73,11 @@ class Budget:
             yield
             return
         began, self._inside = time.perf_counter(), True
-        if self._began is None:
-            self._began = began
         try:
-            yield
+            with self.counted():
+                yield
         finally:
             took, self._inside = time.perf_counter() - began, False
-            self.spent += took
             self._begun[part] = self._begun.get(part, 0.0) + took
             if ends:
                 took = self._begun.pop(part)

@@ -64,7 +64,7 @@ class Gradients:
                 run(SAMPLES, self.noise.take_samples)
 
         self._backward = Backward(self._weights.parameters, ended)
-        return [*self._backward.handles, *self.noise.attach(due, sampling)]
+        return [*self._backward.handles, *self.noise.attach(due, run, sampling)]
 
     def _passed(self) -> None:
         """A backward pass has ended."""

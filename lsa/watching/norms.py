@@ -51,7 +51,7 @@ class Norms:
                 self._remember(number, kept)
             else:
                 self._free.append(kept)
-        buffer = self._free.pop() if self._free else [torch.empty_like(p) for p in now]
+        buffer = self._free.pop() if self._free else [p.new_empty(p.shape) for p in now]
         torch._foreach_copy_(buffer, now)  # pyright: ignore
         self._start = step, buffer
 
@@ -65,27 +65,19 @@ class Norms:
             gradients: Those that the optimizer was given.
             each: Whether products of each parameter are wanted, see `Weights.inner`.
         """
-        now = self._weights.local()
         back = self.start  # −u from here on
-        torch._foreach_sub_(back, now)  # pyright: ignore
         last = self._last[1] if self._last and self._last[0] == step - 1 else None
-        pairs = [(gradients, gradients), (back, back), (now, now), (gradients, back)]
-        if last is not None:
-            pairs.append((back, last))
-        products = self._weights.inner(pairs, each=each)
+        products = self._weights.of_step(back, gradients, last, each=each)
         width = products.shape[1]
-        if last is None:
-            products = torch.cat([products, products.new_full((2, width), math.nan)])
-        else:
-            square = self._last_square
-            if square is not None and width == 1:
-                square = square.sum()[None]
-            if square is None or len(square) != width:
-                square = self._weights.inner([(last, last)], each=each)[0]
-            products = torch.cat([products, square[None]])
+        square = self._last_square if last is not None else products.new_full((width,), math.nan)
+        if square is not None and width == 1:
+            square = square.sum()[None]
+        if last is not None and (square is None or len(square) != width):
+            square = self._weights.inner([(last, last)], each=each)[0]
+        assert square is not None
         self._start = None
         self._remember(step, back, products[1])
-        return products
+        return torch.cat([products, square[None]])
 
     def _remember(self, step: int, back: list[Tensor], square: Tensor | None = None) -> None:
         if self._last is not None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from lsa.watching.budget import Budget
 from lsa.watching.history import History
 from lsa.watching.live import Line
 
 Sink = Callable[[Mapping[str, float], int], None]
 PREFIX = "watch/"
+SENDING = 0.25  # of the budget, that the thread which sends may take
 
 
 class Outputs:
@@ -30,26 +32,36 @@ class Outputs:
         self._log_every, self._every = log_every, every
         self._stream: Any = None
         self._line: Line | None = None
-        self._first = True
+        self._budget = Budget(None)
+        self._last: int | None = None  # step whose numbers went out
+        self._counted = 0.0  # seconds of sending that the budget knows of
 
-    def open(self) -> None:
-        """Find the run, or make one, and start to send."""
+    def open(self, budget: Budget) -> None:
+        """Find the run, or make one, and start to send.
+
+        Args:
+            budget: That sending has a part of.
+        """
+        self._budget = budget
         if self._track:
             from lsa.tracking.stream import Stream  # MLflow takes a second to import
 
-            self._stream = Stream("watch", "" if self._track is True else str(self._track))
+            limit = budget.share
+            share = None if limit is None else SENDING * limit / 2
+            self._stream = Stream("watch", "" if self._track is True else str(self._track), share)
         if self._live:
             self._line = Line.where_seen()
 
     def blocks_are_due(self, step: int) -> bool:
         """Whether the norms of blocks are wanted at a step."""
-        return self._first or step % self._every == 0
+        return self._last is None or step % self._every == 0
 
     def put(self, step: int, row: Mapping[str, float]) -> None:
         """Take the numbers of a step."""
-        wanted = self._first or step % self._log_every == 0 or "probe_loss" in row
-        self._first = False
-        if wanted:
+        interval = self._interval(len(row))
+        passed = self._last is None or step // interval > self._last // interval
+        if passed or "probe_loss" in row:
+            self._last = step
             named = {f"{PREFIX}{name}": value for name, value in row.items()}
             if self._stream is not None:
                 self._stream.put(named, step)
@@ -57,6 +69,24 @@ class Outputs:
                 self._sink(named, step)
         if self._line is not None:
             self._line.show(step, row)
+
+    @property
+    def sends(self) -> bool:
+        """Whether a thread sends numbers to MLflow."""
+        return self._stream is not None
+
+    def _interval(self, numbers: int) -> int:
+        """Steps between those whose norms go out.
+
+        Args:
+            numbers: That go out then.
+        """
+        if self._stream is None:
+            return self._log_every
+        self._budget.add(self._stream.seconds - self._counted)
+        self._counted = self._stream.seconds
+        self._budget.costs("sending", numbers * self._stream.price)
+        return self._budget.interval("sending", self._log_every, SENDING)
 
     def close(self, history: History, status: str) -> None:
         """Send the rest, with the history as a table and a figure."""

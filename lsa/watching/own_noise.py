@@ -51,7 +51,9 @@ class OwnNoise:
         self._model, self._weights, self.blocks = model, weights, blocks
         self._processes = _sharing(_outside(model))
         self._due: Callable[[], bool] = lambda: False
-        self._nodes: list[Any] = []  # torch keeps a hook as long as its node lives
+        self._run: Callable[[str, Callable[[], None]], Any] = lambda _, work: work()
+        self._nodes: list[tuple[int, Any]] = []  # torch keeps a hook as long as its node lives
+        self._hooks: list[Any] = []  # on them, in steps that are due
         self._squares: list[list[Tensor]] = [[] for _ in weights.parameters]
         self._marks: list[tuple[int, int]] = []  # of the gradients at the end of the last pass
         self._passing = False  # a pass has given its first gradient
@@ -70,11 +72,17 @@ class OwnNoise:
         """Whether steps have given numbers."""
         return bool(self._seen)
 
-    def attach(self, due: Callable[[], bool], sampling: Callable[[], bool] | None) -> list[Any]:
+    def attach(
+        self,
+        due: Callable[[], bool],
+        run: Callable[[str, Callable[[], None]], Any],
+        sampling: Callable[[], bool] | None,
+    ) -> list[Any]:
         """Hooks; none do anything in steps that are not `due`.
 
         Args:
             due: Whether the step at hand is measured.
+            run: Does the work of a part.
             sampling: Whether single samples are; None: never.
         """
         if self._weights.sharded:
@@ -88,17 +96,31 @@ class OwnNoise:
                     self._processes = max(self._processes, _sharing(within))
                     self._sizes.append(_samples((args, kwargs)))
 
-        self._due = due
-        handles = [self._model.register_forward_pre_hook(OnModule(begins), with_kwargs=True)]
+        self._due, self._run = due, run
+        handles: list[Any] = [
+            self._model.register_forward_pre_hook(OnModule(begins), with_kwargs=True)
+        ]
         for i, p in enumerate(self._weights.parameters):
             if p.is_leaf and p.requires_grad and not p.is_complex():
                 node: Any = p.view_as(p).grad_fn.next_functions[0][0]  # pyright: ignore
-                self._nodes.append(node)
-                handles.append(node.register_prehook(self._hook(i)))
+                self._nodes.append((i, node))
+        handles.append(self)
         if sampling is not None:
             self._samples = SampleNoise(self._model, self._weights)
             handles += self._samples.attach(sampling)
         return handles
+
+    def listen(self, on: bool) -> None:
+        """Whether gradients are seen: the hooks take some microseconds a parameter in each pass."""
+        if on == bool(self._hooks):
+            return
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = [n.register_prehook(self._hook(i)) for i, n in self._nodes] if on else []
+
+    def remove(self) -> None:
+        """Take the hooks off."""
+        self.listen(False)
 
     def _hook(self, i: int) -> Callable[..., None]:
         """A hook on the node that adds a parameter's gradients up."""
@@ -108,19 +130,26 @@ class OwnNoise:
     def _see(self, i: int, g: Tensor | None) -> None:
         """A parameter's gradient of one pass."""
         if g is not None and self._due():
-            self._see_whether_kept()
-            self._squares[i].append(square(g.detach().to_dense().reshape(-1)))
+            if not self._passing:
+                self._run("norms", self._see_whether_kept)
+            if self._processes > 1 or self._ended > self.dropped:
+                self._run("norms", lambda: self._squares[i].append(_square(g)))
 
     def _see_whether_kept(self) -> None:
         """Forget the passes before, where a pass begins and they have been thrown away.
 
         A step that a training leaves out, as a GradScaler does, has passes that no step adds up.
+        The squares of a first pass are taken when a second one begins: most steps have only one.
         """
-        if self._passing:  # gradients may lie in one memory, and all are written into by one
-            return
-        self._passing = True
+        self._passing = True  # gradients may lie in one memory, and all are written into by one
         parameters = self._weights.parameters
-        if not self._marks or self._marks == [_mark(p) for p in parameters]:
+        if not self._marks:
+            return
+        if self._marks == [_mark(p) for p in parameters]:
+            if not self.several():
+                for i, _ in self._nodes:
+                    if (g := parameters[i].grad) is not None:
+                        self._squares[i] = [_square(g)]
             return
         self._mixed = any(p.grad is not None and bool(p.grad.to_dense().any()) for p in parameters)
         self._squares, self.dropped = [[] for _ in self._squares], self._ended
@@ -145,7 +174,7 @@ class OwnNoise:
         return self._processes > 1 or self._passes() > 1
 
     def _passes(self) -> int:
-        return max(map(len, self._squares))
+        return max(min(1, self._ended - self.dropped), *map(len, self._squares))
 
     def take_samples(self) -> None:
         """Take the squares of single samples at the end of a pass, if it is the step's first."""
@@ -223,6 +252,10 @@ def _sharing(model: Any) -> int:
     """How many processes average the gradients of a wrapped network; 1 if it is not."""
     wrapped = isinstance(model, DistributedDataParallel)
     return torch.distributed.get_world_size(model.process_group) if wrapped else 1
+
+
+def _square(g: Tensor) -> Tensor:
+    return square(g.detach().to_dense().reshape(-1))
 
 
 def _mark(p: nn.Parameter) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -14,6 +15,8 @@ from lsa.maths.spaces import LOCAL, Space
 from lsa.maths.spectra.carried import Top, top
 from lsa.training import stability
 from lsa.training.preconditioners import Preconditioner
+
+log = logging.getLogger("lsa.watch")
 
 TOL = 0.01  # error allowed, relative to the eigenvalue, as far as the search tells it
 FIRST, LATER = 30, 7  # products at most, of the first search and of those that carry it on
@@ -53,6 +56,7 @@ class Spectrum:
     def __init__(self) -> None:
         self._vectors: dict[str, Tensor] = {}
         self._rng = torch.Generator().manual_seed(0)
+        self._said = False
 
     def lambda_max(self, point: Point) -> Mapping[str, float]:
         """λ_max(H) with its residual."""
@@ -64,7 +68,7 @@ class Spectrum:
     ) -> Mapping[str, float]:
         """λ_max(P⁻¹(H + λI)) with its residual, and as a share of the threshold.
 
-        λ_max(H) where P is not known, and as well where P is 1.
+        λ_max(H) where P is not known, with a line that says so, and as well where P is 1.
 
         Args:
             point: Where.
@@ -73,6 +77,7 @@ class Spectrum:
         """
         P = None if state is None else state.preconditioner(theta)
         if state is None or P is None:
+            self._say("several optimizers move the weights" if state is None else state.reason)
             return self.lambda_max(point)
         measured: dict[str, float] = {}
         if state.identity:
@@ -86,6 +91,12 @@ class Spectrum:
         if threshold is not None:
             measured |= {"threshold": threshold[0], "threshold_ratio": felt.value / threshold[0]}
         return measured
+
+    def _say(self, reason: str) -> None:
+        """Say once why there is no preconditioner."""
+        if not self._said:
+            log.warning("watch: lambda_max is measured in place of sharpness: %s", reason)
+        self._said = True
 
     def _top(self, name: str, matvec: Matvec, point: Point) -> Top:
         """The top of an operator, from that of the last measurement or from the gradient."""

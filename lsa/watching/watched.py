@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 import weakref
@@ -19,7 +20,7 @@ from lsa.watching.budget import Budget
 from lsa.watching.gradients import Gradients
 from lsa.watching.history import History
 from lsa.watching.losses import Losses
-from lsa.watching.outputs import Outputs
+from lsa.watching.outputs import SENDING, Outputs
 from lsa.watching.own_noise import SAMPLES
 from lsa.watching.parallel_probing import ParallelProbing
 from lsa.watching.parts import Parts
@@ -46,6 +47,17 @@ class Plan(NamedTuple):
     norms: int  # steps between norms
     every: int  # steps between measurements on the probe set, and of single samples
     samples: bool  # whether single samples are measured
+
+
+def _counted(method: Callable[..., None]) -> Callable[..., None]:
+    """A method whose whole time is the watch's."""
+
+    @functools.wraps(method)
+    def call(self: Watch, *args: Any) -> None:
+        with self._budget.counted():
+            method(self, *args)
+
+    return call
 
 
 class Watch:
@@ -89,7 +101,7 @@ class Watch:
             ]
             self._plan_samples()
         if self._weights.leads:
-            self._run("logging", outputs.open, ends=False)
+            self._run("logging", lambda: outputs.open(budget), ends=False)
             self._lost = weakref.finalize(self, _send_rest, outputs, self._history)
             self._lost.atexit = False
         opened.add(self)
@@ -111,9 +123,11 @@ class Watch:
                 lambda part, work: self._run(part, work, ends=False),
                 self._samples_are_due if self._plan.samples else None,
             )
+            self._gradients.noise.listen(self._norms_are_due())
 
     # --- what the hooks tell ---------------------------------------------------------------------
 
+    @_counted
     def begins(self) -> None:
         """The first optimizer is about to step."""
         step = self._at = self.step + 1
@@ -131,6 +145,7 @@ class Watch:
                 self._run("norms", self._look_inside, ends=False)
             self._run("norms", lambda: self._norms.before(step), ends=False)
 
+    @_counted
     def has_gradients(self, optimizer: Optimizer, loss: Any) -> None:
         """An optimizer has its gradients."""
         self._losses.returned(loss)
@@ -140,6 +155,7 @@ class Watch:
             kept = loss is not None or len(self._optimizers) > 1
             self._run("norms", lambda: take(optimizer, kept=kept), ends=False)
 
+    @_counted
     def ends(self) -> None:
         """The last optimizer has stepped."""
         self.step += 1
@@ -152,6 +168,7 @@ class Watch:
             row |= self._run("norms", self._measure_norms) or {}
             self._next_norms += self._weights.agreed(self._interval())
         self._plan_samples()
+        self._gradients.noise.listen(self._norms_are_due())
         if before is not None and self._trying:
             self._try_probes()
         elif before is not None:
@@ -189,9 +206,10 @@ class Watch:
             self._next_norms = step
 
     def _interval(self) -> int:
-        """Steps to the next measurement of norms, which take half of the budget beside others."""
-        share = 1.0 if self._probes is None else 0.5
-        return self._budget.interval("norms", self._plan.norms, share)
+        """Steps to the next measurement of norms: they have what others leave of the budget."""
+        others = 0.1 if self._probes is None else 0.5
+        others += SENDING if self._outputs.sends and self._probes is None else 0.0
+        return self._budget.interval("norms", self._plan.norms, 1 - others)
 
     def _start(self) -> list[Tensor]:
         """A copy of θ before the step."""

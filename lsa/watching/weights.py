@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lsa.landscape.network import unwrapped
-from lsa.maths.sums import inner, square
+from lsa.maths.sums import inner, of_step, square
 from lsa.runtime.errors import InputError
 
 Block = Callable[[str], str]
@@ -118,7 +119,41 @@ class Weights:
             )
             for a, b in pairs
         ]
-        products = torch.stack(rows)
+        return self._whole(torch.stack(rows))
+
+    def of_step(
+        self,
+        back: Sequence[Tensor],
+        gradients: Sequence[Tensor | None],
+        last: Sequence[Tensor] | None,
+        *,
+        each: bool = True,
+    ) -> Tensor:
+        """g·g, u·u, θ·θ, −g·u and u·v of the step that led to the weights, as `inner` gives them.
+
+        Args:
+            back: θ before the step, which becomes −u.
+            gradients: g.
+            last: −v, of the step before; None: u·v is nan.
+            each: As for `inner`.
+        """
+        now = self.local()
+        if {theta.device.type for theta in now} == {"cpu"}:
+            before = [None] * len(now) if last is None else map(_flat, last)
+            given = (None if g is None else _flat(g) for g in gradients)
+            each_of = zip(map(_flat, back), map(_flat, now), given, before, strict=True)
+            products = self._whole(torch.stack([of_step(*vectors) for vectors in each_of], 1))
+        else:
+            torch._foreach_sub_(back, now)  # pyright: ignore
+            pairs = [(gradients, gradients), (back, back), (now, now), (gradients, back)]
+            pairs.append((back, back if last is None else last))
+            products = self.inner(pairs, each=each)
+        if last is None:
+            products[4] = math.nan
+        return products
+
+    def _whole(self, products: Tensor) -> Tensor:
+        """Products `(pairs, parameters)` summed over the processes that hold shards."""
         for group, columns in self._groups:
             part = products[:, columns]
             dist.all_reduce(part, group=group)

@@ -135,6 +135,21 @@ def test_nothing_is_lost_when_the_store_is_away(
     assert [*sync.sync()] == []
 
 
+def test_sending_is_rarer_where_it_would_take_more_than_its_share(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(stream, "PAUSE", 1e3)
+    opened = stream.Stream("watch", share=1e-5)
+    assert opened._pause() == stream.PAUSE  # nothing is known yet
+    for step in range(3):
+        opened.put({"watch/a": 1.0, "watch/b": 2.0}, step)
+        opened._send()
+        assert (opened.price > 0) == (step > 0)  # the first one makes the run
+    assert opened._pause() == max(stream.PAUSE, opened._least / 1e-5)
+    assert 0 < opened._least <= opened.seconds
+    opened.close()
+
+
 def test_what_was_sent_without_an_answer_is_there_once(
     workplace: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from lsa.watching import budget
@@ -101,3 +103,20 @@ def test_a_first_that_takes_longer_than_expected_is_made_up_for(clock: Clock):
 def test_none_is_no_limit():
     free = Budget(None)
     assert free.allows("probes") and not free.unknown("probes")
+
+
+def test_all_of_a_block_is_the_watchs_and_its_parts_cost_what_they_take(clock: Clock):
+    kept = Budget(0.02)
+    with kept.counted():
+        clock.now += 1.0
+        with kept.timed("norms"):
+            clock.now += 2.0
+            with kept.counted():
+                clock.now += 4.0
+    kept.add(0.5)
+    assert kept.spent == 7.5
+    for _ in range(100):
+        clock.now += STEP
+        kept.stepped()
+    assert kept.training == 99.5
+    assert kept.interval("norms", 1, 0.5) == math.ceil(6.0 / (0.5 * 0.02 * 0.995))

@@ -226,6 +226,22 @@ def test_sharpness_against_the_dense_hessian(name: str):
     assert np.median(errors) < TOL / 4
 
 
+def test_where_there_is_no_preconditioner_lambda_max_is_measured_and_a_line_says_so(
+    caplog: pytest.LogCaptureFixture,
+):
+    model, x, y = setting()
+    optimizer = torch.optim.Rprop(model.parameters(), lr=1e-3)
+    options = {"batches": (x, y), "measure": ["sharpness"], "every": 2}
+    with watched(model, optimizer, strict=True, **options) as watch:
+        train(model, optimizer, x, y, 6)
+    assert [sum(name in row for row in watch.rows) for name in ("lambda_max", "sharpness")] == [
+        3,
+        0,
+    ]
+    (line,) = [r.message for r in caplog.records if "in place of sharpness" in r.message]
+    assert "Rprop" in line
+
+
 def test_batch_sharpness():
     model, x, y = setting()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import lsa
-from lsa.maths.sums import inner
+from lsa.maths.sums import inner, of_step
 from lsa.watching import weights
 
 SGD = {"lr": 0.1, "momentum": 0.9}
@@ -112,6 +112,30 @@ def test_gradient_norm_under_scaling_clipping_and_accumulation(
     given = [min(norm, clip or norm) for norm in whole]
     assert rows.gradient_norm.tolist() == pytest.approx(given, rel=1e-4)
     assert rows.gradient_norm_unclipped.tolist() == pytest.approx(whole, rel=1e-4)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_gradient_norm_of_float16_passes(accumulate: int):
+    """Against the gradients that the optimizer was given; noise too where there are two passes."""
+    model, x, y = setting()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    scaler, given = torch.amp.GradScaler("cpu", init_scale=2.0**12), []
+    with watched(model, optimizer) as watch:
+        for _ in range(10):
+            optimizer.zero_grad()
+            for part, labels in zip(x.chunk(accumulate), y.chunk(accumulate), strict=True):
+                with torch.autocast("cpu", torch.float16):
+                    loss = F.cross_entropy(model(part), labels) / accumulate
+                scaler.scale(loss).backward()
+            scaler.unscale_(optimizer)
+            given.append(
+                math.sqrt(sum(float(p.grad.double().square().sum()) for p in model.parameters()))
+            )
+            scaler.step(optimizer)
+            scaler.update()
+    assert watch.history.gradient_norm.tolist() == pytest.approx(given, rel=1e-4)
+    assert watch.history.gradient_norm_unclipped.tolist() == pytest.approx(given, rel=1e-4)
+    assert all(("noise_trace" in row) == (accumulate > 1) for row in watch.rows)
 
 
 def test_a_scale_that_is_not_known_gives_no_norm_before_clipping():
@@ -234,3 +258,43 @@ def test_options_that_are_no_such_thing_are_refused(options: dict[str, Any], lin
         lsa.watch(model, [], track=False)
     with pytest.raises(lsa.InputError, match="model is a NoneType"):
         lsa.watch(None, optimizer, track=False)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("n", [0, 1, 100_003])
+def test_sums_of_a_step_by_pieces(dtype: torch.dtype, n: int):
+    """A few large numbers among small ones, against float64."""
+    rng = torch.Generator().manual_seed(n)
+    start, g, v, u = (torch.randn(n, generator=rng) for _ in range(4))
+    g[:: max(1, n // 7)] *= 1e3
+    start, g, v = start.to(dtype), g.to(dtype), v.to(dtype)
+    now = (start.double() + 0.01 * u.double()).to(dtype)
+    back = start.clone()
+    found = of_step(back, now, g, v)
+    assert torch.equal(back, start - now)
+    exact = {"g": g.double(), "u": back.double(), "w": now.double(), "v": v.double()}
+    pairs = ("gg", "uu", "ww", "gu", "uv")
+    for value, (a, b) in zip(found.tolist(), pairs, strict=True):
+        scale = float(exact[a].norm() * exact[b].norm())
+        assert value == pytest.approx(float(exact[a] @ exact[b]), abs=1e-5 * scale)
+    found = of_step(start.clone(), now, None, None)
+    assert found[[0, 3, 4]].tolist() == [0, 0, 0]
+
+
+def test_weights_in_another_order_of_memory():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8 * 36, 3))
+    model = model.to(memory_format=torch.channels_last)
+    x, y = torch.randn(16, 3, 8, 8), torch.arange(16) % 3
+    optimizer = torch.optim.SGD(model.parameters(), **SGD)
+    with watched(model, optimizer) as watch:
+        for _ in range(3):
+            before, g = flat(model), exact_gradient(model, x, y)
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+            u = flat(model) - before
+    row = watch.rows[-1]
+    assert row["gradient_norm"] == pytest.approx(g.norm().item(), rel=1e-5)
+    assert row["update_norm"] == pytest.approx(u.norm().item(), rel=1e-5)
+    assert row["update_angle"] == pytest.approx(degrees(-g, u), abs=0.05)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 
 import mlflow
 import pytest
@@ -14,7 +16,7 @@ from torch import nn
 
 import lsa
 from lsa.figures.watch import draw
-from lsa.watching import live
+from lsa.watching import budget, live, outputs
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's and SQLAlchemy's own
 
@@ -65,6 +67,43 @@ def test_a_sink_takes_them_instead(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert [step for step, _ in seen] == [101, 105, 110]
     assert all(name.startswith("watch/") for _, values in seen for name in values)
     assert not [*tmp_path.iterdir()]
+
+
+class Sender:
+    """A stream whose thread takes a second for a number; it does its work at once."""
+
+    price = 1.0
+
+    def __init__(self) -> None:
+        self.seconds, self.steps = 0.0, []
+
+    def put(self, values: Mapping[str, float], step: int) -> None:
+        self.seconds += len(values) * self.price
+        self.steps.append(step)
+
+
+@pytest.mark.parametrize("share", [None, 0.02])
+def test_sending_has_a_part_of_the_budget(share: float | None, monkeypatch: pytest.MonkeyPatch):
+    """It took 3 % of the time that a small network trained for."""
+    now = 0.0
+    monkeypatch.setattr(budget, "time", SimpleNamespace(perf_counter=lambda: now))
+    kept = budget.Budget(share)
+    with kept.counted():
+        now += 1.0
+    given = outputs.Outputs(None, track=False, live=False, log_every=10, every=100)
+    given.open(kept)
+    given._stream = sender = Sender()
+    for step in range(1, 10_001):
+        now += 10.0
+        kept.stepped()
+        if step % 7 == 0:  # whatever norms the budget leaves
+            given.put(step, {"a": 1.0, "b": 2.0})
+    taken = sender.seconds / kept.training
+    if share is None:
+        assert 990 <= len(sender.steps) <= 1000
+    else:
+        assert 0.8 * outputs.SENDING * share < taken <= outputs.SENDING * share
+    assert kept.spent == pytest.approx(1.0 + sender.seconds, abs=4.0)
 
 
 def test_an_error_in_a_training_ends_the_run_of_the_watch_as_failed(workplace: Path):

@@ -89,6 +89,24 @@ def test_a_step_of_one_gradient_gives_none():
     assert all("noise_trace" not in row for row in watch.rows)
 
 
+def test_gradients_are_seen_in_steps_that_are_measured_and_only_there():
+    model, x, y = setting()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    options = {"norms": 4, "budget": None, "track": False, "strict": True}
+    seen = []
+    with lsa.watch(model, optimizer, **options) as watch:
+        for step in range(1, 10):
+            optimizer.zero_grad()
+            for part in (slice(0, 32), slice(32, 64)):
+                (F.cross_entropy(model(x[part]), y[part]) / 2).backward()
+                seen.append((step, bool(watch._gradients.noise._hooks)))
+            optimizer.step()
+        hooks = watch._gradients.noise
+    assert {step for step, hooked in seen if hooked} == {1, 5, 9}
+    assert [row["step"] for row in watch.rows if "noise_trace" in row] == [1, 5, 9]
+    assert not hooks._hooks
+
+
 def test_the_probe_set_is_not_asked_again():
     model, x, y = setting()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

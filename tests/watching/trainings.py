@@ -89,6 +89,7 @@ def plain(
     clip: float | None = None,
     schedule: bool = False,
     scaled: bool = False,
+    half: torch.dtype = torch.bfloat16,
     average: bool = False,
     compiles: bool = False,
     wrap: Callable[[nn.Module], nn.Module] = lambda m: m,
@@ -114,10 +115,7 @@ def plain(
             optimizer.zero_grad(set_to_none=not zeros)
             for _ in range(accumulate):
                 x, y = next(batches)
-                half = (
-                    torch.autocast(DEVICE, torch.bfloat16) if scaled else contextlib.nullcontext()
-                )
-                with half:
+                with torch.autocast(DEVICE, half, enabled=scaled):
                     value = loss(model(x), y) / accumulate
                 scaler.scale(value).backward()
                 seen.append(x.sum())
@@ -430,6 +428,7 @@ CASES: dict[str, Callable[[Attach], dict[str, Any]]] = {
     "accumulation": lambda a: plain(a, nn.BatchNorm2d(4), accumulate=3),
     "clipping": lambda a: plain(a, clip=0.1),
     "amp": lambda a: plain(a, nn.BatchNorm2d(4), scaled=True),
+    "amp, float16": lambda a: plain(a, nn.BatchNorm2d(4), scaled=True, half=torch.float16),
     "amp, clipping": lambda a: plain(a, scaled=True, clip=0.1),
     "fused amp": lambda a: plain(
         a, scaled=True, make=lambda p: torch.optim.AdamW(p, lr=1e-2, fused=True)
