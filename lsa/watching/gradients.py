@@ -46,7 +46,7 @@ class Gradients:
         run: Callable[[str, Callable[[], None]], Any],
         sampling: Callable[[], bool] | None,
     ) -> list[Any]:
-        """Hooks on backward passes.
+        """Hooks, those on backward passes once it listens.
 
         Args:
             due: Whether the step at hand is measured.
@@ -64,7 +64,17 @@ class Gradients:
                 run(SAMPLES, self.noise.take_samples)
 
         self._backward = Backward(self._weights.parameters, ended)
-        return [*self._backward.handles, *self.noise.attach(due, run, sampling)]
+        return [self, *self.noise.attach(due, run, sampling)]
+
+    def listen(self, on: bool) -> None:
+        """Put the hooks of backward passes on, or take them off: they cost every pass some time."""
+        if self._backward is not None:
+            self._backward.listen(on)
+        self.noise.listen(on)
+
+    def remove(self) -> None:
+        """Take the hooks of backward passes off."""
+        self.listen(False)
 
     def _passed(self) -> None:
         """A backward pass has ended."""

@@ -151,10 +151,19 @@ class Backward:
 
     def __init__(self, parameters: Sequence[torch.nn.Parameter], tell: Callable[[], None]) -> None:
         self._tell, self._waiting = tell, False
-        ends = {id(p): p for p in (parameters[0], parameters[-1]) if p.is_leaf}
-        seen, self._ended = uncompiled(weakly(self._seen)), uncompiled(weakly(self._at_end))
+        self._ends = {id(p): p for p in (parameters[0], parameters[-1]) if p.is_leaf}
+        self._hook, self._ended = uncompiled(weakly(self._seen)), uncompiled(weakly(self._at_end))
         self._again = uncompiled(weakly(self._once_more))
-        self.handles = [p.register_post_accumulate_grad_hook(seen) for p in ends.values()]
+        self._handles: list[Any] = []
+
+    def listen(self, on: bool) -> None:
+        """Put the hooks on, or take them off."""
+        if on == bool(self._handles):
+            return
+        for handle in self._handles:
+            handle.remove()
+        ends = self._ends.values() if on else ()
+        self._handles = [p.register_post_accumulate_grad_hook(self._hook) for p in ends]
 
     def reset(self) -> None:
         """Wait for a backward pass again: one that raised never came to its end."""

@@ -25,17 +25,20 @@ class Losses:
         self._model, self._loss, self._looks = model, loss, seen
         self._told: list[Tensor] = []
 
-    def attach(self, run: Callable[[Callable[[], None]], Any]) -> list[Any]:
+    def attach(
+        self, due: Callable[[], bool], run: Callable[[Callable[[], None]], Any]
+    ) -> list[Any]:
         """Hooks on a model whose outputs have a `.loss`, and on a loss that is a module.
 
         Args:
+            due: Whether the loss of the step at hand is wanted.
             run: Does the work of a hook.
         """
 
         def hook(take: Callable[[Any], None]) -> Callable[..., None]:
             def told(_module: Any, _inputs: Any, output: Any) -> None:
                 # Inside of a compiled model it is no part of it.
-                if not torch.compiler.is_compiling() and not measuring():
+                if not torch.compiler.is_compiling() and due() and not measuring():
                     run(lambda: take(output))
 
             return OnModule(told)

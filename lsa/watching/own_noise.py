@@ -104,23 +104,18 @@ class OwnNoise:
             if p.is_leaf and p.requires_grad and not p.is_complex():
                 node: Any = p.view_as(p).grad_fn.next_functions[0][0]  # pyright: ignore
                 self._nodes.append((i, node))
-        handles.append(self)
         if sampling is not None:
             self._samples = SampleNoise(self._model, self._weights)
             handles += self._samples.attach(sampling)
         return handles
 
     def listen(self, on: bool) -> None:
-        """Whether gradients are seen: the hooks take some microseconds a parameter in each pass."""
+        """Put hooks where gradients are added up, or take them off."""
         if on == bool(self._hooks):
             return
         for hook in self._hooks:
             hook.remove()
         self._hooks = [n.register_prehook(self._hook(i)) for i, n in self._nodes] if on else []
-
-    def remove(self) -> None:
-        """Take the hooks off."""
-        self.listen(False)
 
     def _hook(self, i: int) -> Callable[..., None]:
         """A hook on the node that adds a parameter's gradients up."""

@@ -97,7 +97,7 @@ class Watch:
         if self._sees:
             self._handles = [
                 *hooks.attach(self._optimizers, self),
-                *losses.attach(lambda work: self._run("loss", work, ends=False)),
+                *losses.attach(self._may_be_due, lambda work: self._run("loss", work, ends=False)),
             ]
             self._plan_samples()
         if self._weights.leads:
@@ -123,7 +123,7 @@ class Watch:
                 lambda part, work: self._run(part, work, ends=False),
                 self._samples_are_due if self._plan.samples else None,
             )
-            self._gradients.noise.listen(self._norms_are_due())
+            self._gradients.listen(self._norms_are_due())
 
     # --- what the hooks tell ---------------------------------------------------------------------
 
@@ -168,7 +168,7 @@ class Watch:
             row |= self._run("norms", self._measure_norms) or {}
             self._next_norms += self._weights.agreed(self._interval())
         self._plan_samples()
-        self._gradients.noise.listen(self._norms_are_due())
+        self._gradients.listen(self._norms_are_due())
         if before is not None and self._trying:
             self._try_probes()
         elif before is not None:
@@ -193,6 +193,11 @@ class Watch:
 
     def _norms_are_due(self) -> bool:
         return self.step + 1 == self._next_norms and self._parts.are_on("norms")
+
+    def _may_be_due(self) -> bool:
+        """Whether the step at hand may be measured; on the probe set as the budget then is."""
+        probed = self._probes is not None and (self.step + 1) % self._plan.every == 0
+        return probed or self._norms_are_due()
 
     def _samples_are_due(self) -> bool:
         return self._sampling and self._norms_are_due()

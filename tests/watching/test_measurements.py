@@ -289,7 +289,7 @@ class Clock:
         self.now += seconds
 
     def perf_counter(self) -> float:
-        self.passes(0.1)  # what is timed takes time, however small it is
+        self.passes(0.01)  # what is timed takes time, however small it is
         return self.now
 
 
