@@ -25,6 +25,7 @@ from benchmarks import (
     watch,
     watch_oracles,
 )
+from benchmarks.watched_trainings import excess
 from benchmarks.within import within
 from lsa.maths.spectra.quadrature import Quadrature
 
@@ -179,3 +180,16 @@ def test_the_numbers_of_a_watch_are_compared_with_oracles(monkeypatch: pytest.Mo
     assert [row["comparisons"] for row in rows] == [3, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1]
     assert {row["within its residual"] for row in rows} == {"", "1 of 1"}
     assert abs(errors["lambda_max"][0]) < 0.01 and abs(errors["directional_sharpness"][0]) < 0.05
+
+
+def test_the_excess_of_a_watched_training():
+    """A hundredth in every step, two steps more in each hundredth one; a machine that is busy."""
+    rng = torch.Generator().manual_seed(0)
+    moods = 1 + 0.3 * torch.rand(2, 1, 20_000, generator=rng, dtype=torch.float64) ** 3
+    own = torch.zeros(1, 20_000, dtype=torch.float64)
+    own[:, ::100] = 2.0
+    watched = moods[0] * 1.01 + own
+    assert float(excess(watched, own, moods[1])) == pytest.approx(0.03, abs=0.003)
+    assert float(excess(moods[0], 0 * own, moods[1])) == pytest.approx(0.0, abs=0.003)
+    always = torch.full_like(own, 0.5)
+    assert float(excess(1.5 * moods[0], always, moods[1])) == pytest.approx(0.5, abs=0.005)

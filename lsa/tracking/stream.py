@@ -161,7 +161,7 @@ class Stream:
             self._least, self.price = min(self._least, now - began), (now - began) / sent
         self._sendings += bool(sent)
 
-    def _tried(self, work: Callable[[], None]) -> bool:
+    def _tried(self, work: Callable[[], object]) -> bool:
         """Whether the store has taken it; a store that did not answer just now is not asked."""
         try:
             done = store.ask(lambda: work() or True, False)
