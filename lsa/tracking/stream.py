@@ -164,7 +164,7 @@ class Stream:
     def _tried(self, work: Callable[[], object]) -> bool:
         """Whether the store has taken it; a store that did not answer just now is not asked."""
         try:
-            done = store.ask(lambda: work() or True, False)
+            done = store.ask(lambda: bool(work() or True), False)
             self._why = "" if done else self._why or "the store does not answer"
         except Exception as error:  # the thread must live: what comes later may be taken
             failed = isinstance(error, FAILED)
