@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import sqlite3
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             module=lambda item: item.path,
             slow=lambda item: item.get_closest_marker("slow") is not None,
         )
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Name a failed test at once: a run that is stopped by a time limit prints no summary."""
+    if report.failed and "PYTEST_XDIST_WORKER" not in os.environ:
+        reason = report.longreprtext.strip().splitlines()[-1:]
+        print("\nFAILED", report.nodeid, report.when, *reason, file=sys.__stderr__, flush=True)
 
 
 @pytest.fixture(autouse=True, scope="session")

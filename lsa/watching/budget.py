@@ -84,9 +84,9 @@ class Budget:
                 before = self._costs.get(part, took)
                 self._costs[part] = max(took, before + FALL * (took - before))
 
-    def stepped(self) -> None:
-        """One more step of the training is done."""
-        self._steps += 1
+    def has_made(self, steps: int) -> None:
+        """Take how many steps the training has made."""
+        self._steps = steps
 
     @property
     def training(self) -> float:

@@ -20,8 +20,9 @@ NEAR = 20  # calls from a GradScaler's to the hooks of the optimizer, at most
 class Watcher(Protocol):
     """Who is told; no method may raise unless the training shall end."""
 
-    def begins(self) -> None:
-        """The first optimizer is about to step."""
+    def begins(self) -> bool:
+        """The first optimizer is about to step; whether the rest of the step is to be told too."""
+        ...
 
     def has_gradients(self, optimizer: Optimizer, loss: Any) -> None:
         """An optimizer has the gradients that it will use; `loss` is what a closure has given."""
@@ -106,11 +107,15 @@ def attach(optimizers: Sequence[Optimizer], watcher: Watcher) -> list[Any]:
     """
     first, last = optimizers[0], optimizers[-1]
     has_gradients = uncompiled(watcher.has_gradients)  # what calls it may be compiled
+    awake = True
 
     @uncompiled
     def before(optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
+        nonlocal awake
         if optimizer is first:
-            watcher.begins()
+            awake = watcher.begins()
+        if not awake:
+            return None
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
         if not callable(closure):
             has_gradients(optimizer, None)

@@ -81,13 +81,14 @@ class Watch:
         step: int,
         alarm: Alarm,
     ) -> None:
-        self.step = step
+        self.step = self._first = step
         self._optimizers, self._losses = list(optimizers), losses
         self._plan, self._budget, self._parts = plan, budget, Parts(budget, strict=strict)
         self._history, self._outputs, self._alarm = History(), outputs, alarm
         self._at = self._next_norms = step + 1  # the step at hand; the next one with norms
         self._probing = self._trying = False  # after the step at hand; a trial alone
         self._sampling = False  # single samples in the step at hand
+        self._awake, self._wakes = True, self._at  # in the step at hand; the next step with work
         self._handles: list[Any] = []
         self._inner: list[Any] = []  # handles of what a change of the parameters makes anew
         self.is_open = True
@@ -127,9 +128,15 @@ class Watch:
 
     # --- what the hooks tell ---------------------------------------------------------------------
 
+    def begins(self) -> bool:
+        """The first optimizer is about to step; whether there is work in this step."""
+        self._awake = self.step + 1 >= self._wakes
+        if self._awake:
+            self._begin()
+        return self._awake
+
     @_counted
-    def begins(self) -> None:
-        """The first optimizer is about to step."""
+    def _begin(self) -> None:
         step = self._at = self.step + 1
         self._next_norms = max(self._next_norms, step)  # a measurement may have been interrupted
         due = self._probes is not None and step % self._plan.every == 0
@@ -155,11 +162,15 @@ class Watch:
             kept = loss is not None or len(self._optimizers) > 1
             self._run("norms", lambda: take(optimizer, kept=kept), ends=False)
 
-    @_counted
     def ends(self) -> None:
         """The last optimizer has stepped."""
         self.step += 1
-        self._budget.stepped()
+        if self._awake:
+            self._end()
+
+    @_counted
+    def _end(self) -> None:
+        self._budget.has_made(self.step - self._first)
         row: Row = {}
         if self._probing or self.step == self._next_norms:
             self._weights.wait()
@@ -177,10 +188,18 @@ class Watch:
         if row and self._weights.leads:
             self._run("logging", lambda: self._record(row), ends=False)
         self._at = self.step + 1
+        self._wakes = self._next_work()
+
+    def _next_work(self) -> int:
+        """The next step with work: the one before a measurement prepares it."""
+        due = self._next_norms
+        if self._probes is not None or self._plan.samples:
+            due = min(due, (self.step // self._plan.every + 1) * self._plan.every)
+        return due - 1
 
     def loss(self, value: Any) -> None:
         """Tell the training's loss, where no hook sees it: a plain function in a plain loop."""
-        if self.is_open:
+        if self.is_open and self._may_be_due():
             self._losses.add(value)
 
     def batch(self, batch: Any) -> None:

@@ -49,7 +49,7 @@ def train(
     measured, overheads, times = [], [], []
     for step in range(1, steps + 1):
         clock.now += STEP
-        kept.stepped()
+        kept.has_made(step)
         if step % every == 0 and kept.allows("probes"):
             if kept.unknown("probes"):
                 with kept.timed("trial of probes"):
@@ -115,8 +115,7 @@ def test_all_of_a_block_is_the_watchs_and_its_parts_cost_what_they_take(clock: C
                 clock.now += 4.0
     kept.add(0.5)
     assert kept.spent == 7.5
-    for _ in range(100):
-        clock.now += STEP
-        kept.stepped()
+    clock.now += 100 * STEP
+    kept.has_made(100)
     assert kept.training == 99.5
     assert kept.interval("norms", 1, 0.5) == math.ceil(6.0 / (0.5 * 0.02 * 0.995))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import lsa
+from lsa.watching import budget
 from lsa.watching.probing import KINDS
 
 
@@ -142,6 +144,26 @@ def test_weights_that_are_no_numbers_are_not_measured_on():
     assert "lambda_max" in first and math.isfinite(first["gradient_norm"])
     assert all(math.isnan(row["gradient_norm"]) for row in others)
     assert not any("lambda_max" in row or "probe_loss" in row for row in others)
+
+
+def test_steps_without_work_cost_next_to_nothing(monkeypatch: pytest.MonkeyPatch):
+    """From the step before a measurement to the measurement it works, and asks the clock."""
+    model, x, y = setting()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    asked: list[int] = []  # the steps that were made before
+    steps: list[Tensor] = []
+    now = SimpleNamespace(perf_counter=lambda: asked.append(len(steps)) or 1e-3 * len(asked))
+    monkeypatch.setattr(budget, "time", now)
+    with watched(model, optimizer, batches=(x, y), every=10, norms=7) as watch:
+        while len(steps) < 30:
+            optimizer.zero_grad()
+            steps.append(F.cross_entropy(model(x), y))
+            steps[-1].backward()
+            optimizer.step()
+    at = {"gradient_norm": {1, 8, 10, 17, 20, 27, 30}, "probe_loss": {10, 20, 30}}
+    for name, due in at.items():
+        assert {int(s) for s in watch._history.column(name)[0]} == due
+    assert {*asked} == {s - before for s in at["gradient_norm"] for before in (0, 1)}
 
 
 def test_nothing_is_left_of_a_watch_that_is_closed():

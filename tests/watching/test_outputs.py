@@ -95,7 +95,7 @@ def test_sending_has_a_part_of_the_budget(share: float | None, monkeypatch: pyte
     given._stream = sender = Sender()
     for step in range(1, 10_001):
         now += 10.0
-        kept.stepped()
+        kept.has_made(step)
         if step % 7 == 0:  # whatever norms the budget leaves
             given.put(step, {"a": 1.0, "b": 2.0})
     taken = sender.seconds / kept.training
