@@ -67,7 +67,8 @@ def test_a_training_that_is_killed_as_it_logs_leaves_nothing_half_made(tmp_path)
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("times", [1, pytest.param(2, marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("times", [1, 2])
 def test_requests_that_fail_cost_nothing(tmp_path, times):
     network.at_one_request(tmp_path / "one", times * len(network.FAULTS))
 

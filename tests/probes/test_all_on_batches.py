@@ -112,7 +112,13 @@ def both() -> tuple[dict[str, Any], dict[str, Any]]:
     return given(tensors), given(batches)
 
 
-@pytest.mark.parametrize("name", sorted(probe.modules()))
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.full) if name == "symmetry_audit" else name
+        for name in sorted(probe.modules())
+    ],
+)
 def test_the_numbers_of_batches_are_those_of_tensors(name, both):
     if name in REFUSED:
         for place in both:

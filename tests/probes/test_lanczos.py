@@ -227,6 +227,7 @@ def test_a_network_with_dead_units_has_no_more_negative_eigenvalues_than_it_has(
     )
 
 
+@pytest.mark.full
 def test_the_bias_of_few_samples_is_what_the_halves_say(record_property):
     """Data sets of 60 out of 20,000 samples: the mean error of λ_max, and that after correction."""
     with torch.random.fork_rng():

@@ -94,6 +94,7 @@ def test_a_well_specified_model_has_covariance_equal_to_hessian():
     assert found["alignment"].value == pytest.approx(1, abs=0.01)
 
 
+@pytest.mark.full
 def test_the_error_of_the_ratio_is_its_spread_over_draws_of_the_data():
     runs = [measure(*softmax_at_its_truth(1000, seed)).metrics["noise_ratio"] for seed in range(60)]
     spread = torch.tensor([run.value for run in runs]).std().item()
@@ -214,6 +215,7 @@ def test_no_noise_scale_where_the_gradient_is_lost_in_the_noise():
     assert any("not told from zero" in note for note in found.notes)
 
 
+@pytest.mark.full
 def test_a_noise_scale_is_printed_only_where_the_gradient_is_told_from_zero():
     """G = 0 in 60 data sets: at most 5 % print a number; the bound in the note mostly holds."""
     printed = [

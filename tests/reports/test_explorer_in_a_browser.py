@@ -135,7 +135,8 @@ def test_by_pointer_and_by_touch(html, open_page, width):
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
-@pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing(html, open_page, scheme):
     page = open_page(html, color_scheme=scheme)
     page.evaluate("openEdge(0)")
@@ -194,7 +195,9 @@ def many(content):
     return explorer.explorer.page(made)
 
 
-@pytest.mark.parametrize("script, kind", [("", "scattergl"), (NO_WEBGL, "scatter")])
+@pytest.mark.parametrize(
+    "script, kind", [("", "scattergl"), pytest.param(NO_WEBGL, "scatter", marks=pytest.mark.full)]
+)
 def test_a_thousand_checkpoints_by_pointer_and_by_keyboard(many, content, open_page, script, kind):
     page = open_page(many, script)
     page.check("#all-shown")
@@ -252,8 +255,15 @@ def with_surface(content):
     return explorer.explorer.page({**content, "surfaces": surfaces})
 
 
-@pytest.mark.parametrize("kind", ["contour", "surface"])
-@pytest.mark.parametrize("width", [1600, 390])
+@pytest.mark.parametrize(
+    "width, kind",
+    [
+        (1600, "surface"),
+        (390, "contour"),
+        pytest.param(1600, "contour", marks=pytest.mark.full),
+        pytest.param(390, "surface", marks=pytest.mark.full),
+    ],
+)
 def test_a_surface_is_seen_turned_and_read(with_surface, open_page, kind, width):
     page = open_page(with_surface, viewport={"width": width, "height": 900})
     assert page.locator("#surface-shown").is_hidden()

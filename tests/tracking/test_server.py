@@ -230,6 +230,7 @@ def status(address: str, headers: dict[str, str]) -> int:
         return error.code
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_a_study_works_on_postgresql_whose_password_is_nowhere(tmp_path, client):
     (tmp_path / "host").mkdir()

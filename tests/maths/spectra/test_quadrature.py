@@ -312,6 +312,7 @@ def test_two_errors_of_the_effective_rank_cover_it_in_90_percent(
     assert inside >= 90 - 3  # one deviation of 100 draws at 90 %
 
 
+@pytest.mark.full
 def test_two_errors_of_what_the_density_says_cover_it(record_property) -> None:
     """With ten random vectors."""
     spectrum = planted(300)

@@ -100,6 +100,7 @@ def numbers() -> dict[tuple[str, str], float]:
     }
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_ray_computes_what_one_process_computes(workplace, ray):
     """Bit for bit, since both use one thread per step."""
