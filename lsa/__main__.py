@@ -8,7 +8,7 @@ import traceback
 from types import TracebackType
 
 from lsa.cli import app, streams
-from lsa.runtime import heap
+from lsa.runtime import heap, threads
 from lsa.runtime.errors import without_passwords
 from lsa.tracking import settings
 
@@ -17,6 +17,7 @@ def main() -> None:
     """Run the command line and exit with its code."""
     sys.excepthook = _unforeseen
     streams.prepare()
+    threads.sleep_while_waiting()
     heap.keep()
     # A tenth of a start is the search for garbage among what imports make, which all stays.
     gc.set_threshold(50_000, 20, 100)

@@ -30,6 +30,7 @@ HOMES = {
 ENVIRONMENT = {
     "runtime/variables": "lsa's own; no other module names one",
     "runtime/heap": "glibc's",
+    "runtime/threads": "OpenMP's",
     "runtime/ranks": "torchrun's",
     "tracking/attached": "MLflow's: the run and experiment of this process",
     "tracking/settings": "MLflow's: how its client behaves",
