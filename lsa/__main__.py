@@ -17,7 +17,7 @@ def main() -> None:
     """Run the command line and exit with its code."""
     sys.excepthook = _unforeseen
     streams.prepare()
-    threads.sleep_while_waiting()
+    threads.sleep_soon()
     heap.keep()
     # A tenth of a start is the search for garbage among what imports make, which all stays.
     gc.set_threshold(50_000, 20, 100)
