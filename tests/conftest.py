@@ -38,11 +38,11 @@ PATHS = [
 ]
 
 
-gc.disable()  # what is collected stays: to search it took a third of the collection's time
+gc.disable()  # until all tests are collected: the search for garbage took a third of that time
 
 
 def pytest_collection_finish() -> None:
-    """From here on garbage is looked for, but not in what modules and tests are made of."""
+    """Search for garbage from here on, but not among modules and tests, which all stay."""
     gc.enable()
     gc.freeze()
 

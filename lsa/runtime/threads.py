@@ -2,10 +2,12 @@
 
 GNU's OpenMP, with which torch divides its work, has a waiting thread look 300,000 times whether the
 work has come, for milliseconds. Where other programs run as well, it takes the core from the thread
-that it waits for. A Hessian product of a small mlp on two cores took 13 to 16 ms beside one other
-program, and with 3,000 looks 8 to 10 ms; beside two of them 10 to 224 ms, and 8 to 9 ms. On an idle
-machine 3,000 looks take no longer than 300,000; 1,000 took a tenth longer, and none half as long
-again. A user who has set OpenMP's own variables has chosen.
+that it waits for.
+
+On two cores, beside one other program, a Hessian product of a small mlp took 13 to 16 ms, and 8 to
+10 ms with 3,000 looks. Beside two other programs it took 10 to 224 ms, and 8 to 9 ms. On an idle
+machine 3,000 looks took as long as 300,000. 1,000 took a tenth longer, and none took half as long
+again. Where the user has set one of OpenMP's variables, it stays.
 """
 
 from __future__ import annotations

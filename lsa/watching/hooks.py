@@ -21,7 +21,7 @@ class Watcher(Protocol):
     """Who is told; no method may raise unless the training shall end."""
 
     def begins(self) -> bool:
-        """The first optimizer is about to step; whether the rest of the step is to be told too."""
+        """The first optimizer is about to step; False: its gradients need not be told."""
         ...
 
     def has_gradients(self, optimizer: Optimizer, loss: Any) -> None:
