@@ -62,25 +62,38 @@ def run(arguments: Sequence[str]) -> int:
     command = typer.main.get_command(application(wanted))
     with signals.caught():
         try:
-            code = command.main(args=list(arguments), prog_name="lsa", standalone_mode=False)
-            sys.stdout.flush()  # a full disk or a closed pipe is told here, not at the exit
-            return code if isinstance(code, int) else 0
-        except BaseException as error:
+            try:
+                code = command.main(args=list(arguments), prog_name="lsa", standalone_mode=False)
+                sys.stdout.flush()  # a full disk or a closed pipe is told here, not at the exit
+                return code if isinstance(code, int) else 0
+            except BaseException as error:
+                code = _told(error, arguments)
+                if code is None:
+                    raise
+                return code
+        except BaseException as error:  # a signal may also come while another failure is told
             stop = signals.behind(error)
-            if stop:
-                return _stopped(stop)
-            line = _explained(error, arguments)
-            if line is not None:
-                measured = isinstance(error, spool.NotLogged)
-                return _refused(line, EXIT_NOT_LOGGED if measured else EXIT_INPUT)
-            line = failures.explained(error)
-            if line is None and failures.pipe_closed(error):
-                _end_attached("KILLED", "nobody reads what it prints")
-                return EXIT_PIPE
-            if line is None:
-                ranks.speaks_of_failure()  # its traceback will
+            if not stop:
                 raise
-            return _refused(line, EXIT_FAILURE)
+            return _stopped(stop)
+
+
+def _told(error: BaseException, arguments: Sequence[str]) -> int | None:
+    """Say a failure in one line and return the exit code; None for signals and faults of lsa."""
+    if signals.behind(error):
+        return None
+    line = _explained(error, arguments)
+    if line is not None:
+        measured = isinstance(error, spool.NotLogged)
+        return _refused(line, EXIT_NOT_LOGGED if measured else EXIT_INPUT)
+    line = failures.explained(error)
+    if line is not None:
+        return _refused(line, EXIT_FAILURE)
+    if failures.pipe_closed(error):
+        _end_attached("KILLED", "nobody reads what it prints")
+        return EXIT_PIPE
+    ranks.speaks_of_failure()  # its traceback will
+    return None
 
 
 def _being_completed() -> list[str]:

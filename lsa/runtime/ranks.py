@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 # Longest that a rank waits for another which is alive: the first may queue for its step's claim.
 PATIENCE = timedelta(hours=12)
+STORE_ANSWERS = timedelta(seconds=10)
 _met: Any = None  # the store through which the ranks have met
 
 
@@ -123,15 +124,24 @@ def device(name: str) -> str:
 def speaks_of_failure() -> bool:
     """Whether this rank prints the error: only the first rank that fails does.
 
-    Bad input fails on every rank alike, and a rank that dies ends the others.
+    A rank that ends makes `torchrun` stop the others, so whichever fails first must speak.
     """
     if size() == 1:
         return True
-    if _met is None:  # nobody has met: all fail alike
-        return rank() == 0
-    with contextlib.suppress(RuntimeError):
-        return _met.add("lsa.failures", 1) == 1
+    with contextlib.suppress(RuntimeError):  # no store answers any more
+        store = _met or _torchruns()
+        return rank() == 0 if store is None else store.add("lsa.failures", 1) == 1
     return True
+
+
+def _torchruns() -> Any:
+    """The store of `torchrun` itself, which answers before ranks have met; None without one."""
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return None
+    from torch.distributed.rendezvous import rendezvous
+
+    store, _, _ = next(rendezvous("env://", timeout=STORE_ANSWERS))
+    return store
 
 
 @contextlib.contextmanager

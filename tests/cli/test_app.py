@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -79,6 +80,12 @@ def test_bad_input_gets_one_plain_line(workplace, capsys, arguments, message):
     assert app.run(arguments) == 2
     error = capsys.readouterr().err.strip()
     assert message in error and error.startswith("lsa: ") and "\n" not in error
+
+
+def test_a_signal_while_a_failure_is_told_ends_the_command_in_one_line(capsys, monkeypatch):
+    monkeypatch.setattr(app, "_explained", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    assert app.run(["lanczos", "--kk", "1"]) == 128 + signal.SIGTERM
+    assert capsys.readouterr().err == "lsa: stopped by SIGTERM\n"
 
 
 def test_a_missing_database_driver_is_named(workplace, capsys, monkeypatch):

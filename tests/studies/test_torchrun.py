@@ -11,6 +11,7 @@ from pathlib import Path
 import mlflow
 import psutil
 import pytest
+import torch.distributed as dist
 from processes import started
 from two_ranks import on_two_ranks
 
@@ -138,6 +139,25 @@ def test_training_is_not_shared(monkeypatch, capsys):
         assert app.run(["train", *OF_SGD]) == 2
         assert capsys.readouterr().err.startswith(expected)
         assert expected or not capsys.readouterr().err
+
+
+@pytest.mark.parametrize("order", ["01", "10"])
+def test_whichever_rank_fails_first_tells_and_its_end_may_stop_the_others(
+    order, monkeypatch, capsys
+):
+    agent = dist.TCPStore("127.0.0.1", 0, is_master=True)  # pyright: ignore
+    for name, value in {
+        "TORCHELASTIC_RUN_ID": "test",
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(agent.port),
+    }.items():
+        monkeypatch.setenv(name, value)
+    for rank, expected in zip(order, ("lsa: No such option: --kk", ""), strict=True):
+        monkeypatch.setenv("RANK", rank)
+        assert app.run(["lanczos", "--kk", "1"]) == 2
+        assert capsys.readouterr().err.partition(" (")[0].partition(";")[0] == expected
 
 
 @pytest.mark.full
