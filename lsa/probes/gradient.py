@@ -25,7 +25,8 @@ PIECE = 1 << 22  # numbers that are taken to float64 at once
 
 def _work(at: Sizes, **_: Any) -> Work:
     """The gradient, and that of each sample."""
-    return Work(gradients=3.0 * at.samples, vectors=16)  # with the optimizer's state in float64
+    # With the optimizer's state and step in float64.
+    return Work(gradients=3.0 * at.samples, vectors=16, rows=15)
 
 
 @probe(

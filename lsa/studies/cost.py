@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import mmap
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,11 +32,13 @@ STEP = 2.0  # seconds of a step beside its arithmetic: checkpoint, logging, figu
 ROUNDS = 5  # of measuring at most
 LONG = 4.0  # seconds of all after which one more is not worth it; of one, before the first counts
 ROW = 1 << 22  # numbers of a vector on which the rate of a row is measured
-# The check before a probe: losses; then in float64, beside a product, gradients of a few samples,
-# and of a batch those of its total and its samples. Last what float64 costs, and how many vectors
-# are held (θ, direction, product, two gradients and what one more needs). As seen for transformers
-# of 0.8 and 10.7 million parameters.
-CHECKED, COMPARED, ADDED, DOUBLE, CHECK_VECTORS = 4, 2, 2, 1.8, 6
+# The check before a probe: losses and a gradient; then in float64, beside a product, gradients of a
+# few samples, and of a batch those of its total and its samples. Last what float64 costs, how many
+# vectors are held (θ, direction, product, two gradients and what one more needs), and how many rows
+# of a basis take as long as the sums of such vectors. As seen for transformers of 0.8, 10.7 and 124
+# million parameters.
+CHECKED, COMPARED, ADDED, DOUBLE, CHECK_VECTORS, CHECK_ROWS = 3, 2, 2, 1.9, 6, 14
+NEW = 1 << 28  # bytes on which the rate of new memory is measured
 BYTES = 4  # of a number, as all is measured in float32
 OPERATORS = 2  # whose graphs a probe may keep at once: H and G, or H and C
 SPARE = 1.5  # times what the first of them may hold: the second finds half as much free
@@ -58,6 +61,8 @@ class Rates:
     chunk: int = 0  # samples in a pass
     row: float = 0.0  # seconds to make a vector orthogonal to one of a basis
     check: float = 0.0  # seconds of the check before a probe
+    before: int = 0  # bytes of the process before the first gradient
+    new: float = 0.0  # seconds per byte of memory that the process has not had before
 
 
 @dataclass(frozen=True)
@@ -117,6 +122,7 @@ def measured(
         optimizer: That trained the checkpoint.
         clock: Of the seconds; `time.process_time` leaves out what others take on the machine.
     """
+    before, new = psutil.Process().memory_info().rss, _new(clock)
     samples, spare = landscape.n_samples, landscape.graph_memory
     if landscape.memory is None:
         spare //= workers
@@ -155,6 +161,7 @@ def measured(
         clock,
     )
     loss, gradient, product, gauss_newton, covariance, curvature = (s / n for s in seconds[:-1])
+    row = seconds[-1] / len(rows) * len(theta) / rows.shape[1]
     return Rates(
         loss,
         gradient,
@@ -167,9 +174,20 @@ def measured(
         graphs,
         spare,
         _pass(landscape),
-        seconds[-1] / len(rows) * len(theta) / rows.shape[1],
-        _check(landscape, loss, gradient, product) if budget.settings().check else 0.0,
+        row,
+        _check(landscape, loss, gradient, product, row) if budget.settings().check else 0.0,
+        before,
+        new,
     )
+
+
+def _new(clock: Callable[[], float]) -> float:
+    """Seconds per byte of new memory, which the kernel clears page by page as it is written to."""
+    with mmap.mmap(-1, NEW) as block:
+        began = clock()
+        for page in range(0, NEW, mmap.PAGESIZE):
+            block[page] = 1
+        return (clock() - began) / NEW
 
 
 def _sizes(landscape: Landscape, theta: Tensor, kept: bool) -> Sizes:
@@ -205,14 +223,15 @@ def _pass(landscape: Landscape) -> int:
     return max(count.units for count in landscape.data.batches.counts)
 
 
-def _check(landscape: Landscape, loss: float, gradient: float, product: float) -> float:
+def _check(landscape: Landscape, loss: float, gradient: float, product: float, row: float) -> float:
     """Seconds of the check before a probe, from those of its parts per sample."""
     n, batch = min(landscape.n_samples, consistency.DERIVED), 0
     if not isinstance(landscape.data, Samples):
         batch = _pass(landscape)  # is computed as a whole
         n = max(n, batch)
     each = COMPARED * gradient + (product if landscape.products != "gradients" else 0.0)
-    return n * CHECKED * loss + DOUBLE * (n * each + batch * ADDED * gradient)
+    single = n * (CHECKED * loss + gradient) + CHECK_ROWS * row
+    return single + DOUBLE * (n * each + batch * ADDED * gradient)
 
 
 def _seconds(
@@ -260,9 +279,10 @@ def probing(declared: Probe, options: Mapping[str, Any], measured: Rates) -> Cos
     if declared.work is None:
         return None
     work = declared.work(measured.sizes, **options)
-    kinds = work.least or work, work, work.most or work
-    least, usual, most = (STEP + measured.check + _worked(kind, measured) for kind in kinds)
-    return Cost(usual, _held(work, measured), least, most)
+    kinds, memory = (work.least or work, work, work.most or work), _held(work, measured)
+    fixed = STEP + measured.check + measured.new * max(0, memory - measured.before)
+    least, usual, most = (fixed + _worked(kind, measured) for kind in kinds)
+    return Cost(usual, memory, least, most)
 
 
 def _worked(work: Work, measured: Rates) -> float:

@@ -99,8 +99,35 @@ def test_an_older_version_keeps_what_it_can(monkeypatch):
             return 1
 
     monkeypatch.setattr(heap, "_glibc", Older)
+    monkeypatch.setattr(heap, "_keeps", False)
     heap.keep()
     assert now == {heap.TRIM_THRESHOLD: (1 << 31) - 1, heap.MMAP_THRESHOLD: 32 << 20}
+    heap.give_back()  # which it does by itself
+
+
+def test_more_than_a_limit_is_given_back_before_memory_is_counted():
+    resident = """
+import psutil
+from lsa.landscape.derivatives import budget
+resident = lambda: psutil.Process().memory_info().rss
+heap.keep()
+use()
+kept = resident()
+budget.free_memory()
+below = resident()
+heap.KEPT = 1 << 20
+budget.free_memory()
+print(json.dumps([kept - below, kept - resident()]))
+"""
+    below, above = run(resident)
+    assert abs(below) < 0.1 * BLOCK and above > 0.9 * BLOCK
+
+
+def test_who_does_not_keep_gives_nothing_back(monkeypatch):
+    monkeypatch.setattr(heap, "_keeps", False)
+    monkeypatch.setattr(heap, "KEPT", 0)
+    monkeypatch.setattr(heap, "_glibc", lambda: pytest.fail("asked the C library"))
+    heap.give_back()
 
 
 def test_another_c_library_is_left_alone(monkeypatch):

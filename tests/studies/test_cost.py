@@ -99,6 +99,8 @@ def test_costs_are_work_times_rates():
         and found.memory == 500 + 70 * 1000 * 4
     )
     assert (found.seconds - found.least, found.most - found.seconds) == (1000, 4000)
+    grown = cost.probing(declared, {"k": 2}, dataclasses.replace(rates, before=100, new=0.5))
+    assert grown.least - found.least == grown.most - found.most == (found.memory - 100) / 2
     for spare, kept in ((10**6, 2 * 50 * 100), (4000, 6000)):  # the second finds half as much
         graphs = dataclasses.replace(rates, graphs=50.0, spare=spare)
         assert cost.probing(declared, {"k": 2}, graphs).memory == found.memory + kept

@@ -15,7 +15,7 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from lsa.runtime import variables
+from lsa.runtime import heap, variables
 from lsa.runtime.errors import InputError
 
 LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
@@ -213,6 +213,7 @@ def basis(theta: Tensor, pairs: int) -> int:
 
 def free_memory() -> int:
     """Bytes of main memory that may still be taken here, by the machine and by its container."""
+    heap.give_back()
     free = psutil.virtual_memory().available
     for limit, used in LIMITS:
         try:

@@ -206,3 +206,5 @@ def _work(function: Callable[..., Any], *arguments: Any) -> Any:
             if stop:
                 os._exit(stop.exit_code)
             raise
+        finally:
+            heap.give_back()  # another worker's step may need it

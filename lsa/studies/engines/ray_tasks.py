@@ -240,6 +240,8 @@ def _task(
             if stop.exit_code == 128 + signal.SIGINT:  # `cancel`
                 raise KeyboardInterrupt from None
             os._exit(stop.exit_code)  # its machine stops: Ray tries the step again elsewhere
+        finally:
+            heap.give_back()
 
 
 @functools.lru_cache(maxsize=1)
