@@ -9,6 +9,7 @@ from typing import TypeVar
 
 BASIS = 100  # vectors that a search holds at most, by default
 HELD = 10  # beside its basis, products and pairs included
+POINT = 3  # rows, of making a point θ + a·u to evaluate
 
 T = TypeVar("T")
 

@@ -16,7 +16,18 @@ from lsa.landscape.aligning import Moved
 from lsa.landscape.derivatives import batch_norm
 from lsa.maths import bootstrap
 from lsa.maths.paths import polyline
-from lsa.probe import Curve, Metric, Report, Result, Sizes, Work, between, probe, standard_error
+from lsa.probe import (
+    POINT,
+    Curve,
+    Metric,
+    Report,
+    Result,
+    Sizes,
+    Work,
+    between,
+    probe,
+    standard_error,
+)
 from lsa.runtime.errors import InputError
 
 ROUNDING = 1e-6  # of a loss
@@ -29,11 +40,13 @@ BARRIERS = {"barrier": "linear", "barrier_mean": "mean", "barrier_max": "max"}
 def _work(at: Sizes, *, points: int, align: str, **_: Any) -> Work:
     """Both splits at every point of one or two lines."""
 
+    aligning = ALIGNED * at.symmetric if align == "weights" else 0.0
+
     def of(lines: int) -> Work:
         return Work(
             losses=lines * (points * (at.samples + at.validation) - 2 * at.samples),  # with slopes
             gradients=2.0 * lines * at.samples,
-            rows=ALIGNED * at.symmetric if align == "weights" else 0.0,
+            rows=2 * POINT * lines * points + aligning,
             vectors=4,
         )
 

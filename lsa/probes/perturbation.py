@@ -13,6 +13,7 @@ from lsa.landscape import Landscape
 from lsa.landscape.derivatives import budget
 from lsa.maths.spectra import counts, eigenpairs
 from lsa.probe import (
+    POINT,
     Curve,
     Metric,
     Report,
@@ -53,7 +54,7 @@ def _work(at: Sizes, *, points: int, tol: float, **_: Any) -> Work:
             gradients=20.0 * at.samples,
             products=(search + 3) * at.samples,
             curvatures=3.0 * at.samples,
-            rows=lanczos_rows(search),
+            rows=lanczos_rows(search) + POINT * (3 * points + 8),
             vectors=max(lanczos_vectors(search, at), FINE) + LINES,
         )
 

@@ -12,10 +12,22 @@ from torch import Tensor
 from lsa.landscape import Landscape, sam
 from lsa.landscape.worst_case import Ascents, Ball, agreeing, height, rise_in, search
 from lsa.maths.ascent import Peak
-from lsa.probe import Curve, Metric, Report, Result, Sizes, Work, between, probe, standard_error
+from lsa.probe import (
+    POINT,
+    Curve,
+    Metric,
+    Report,
+    Result,
+    Sizes,
+    Work,
+    between,
+    probe,
+    standard_error,
+)
 from lsa.runtime.errors import InputError
 
 FRACTIONS = np.linspace(0, 1, 11)  # of the way to a perturbation at which the rise is shown
+STEP = 6  # rows, of a step of an ascent: sums over θ beside its gradient
 CLIMBS = (2, 15, 40)  # gradients of an ascent, few, usual and many: for the estimate of the cost
 SAM = 5  # for its step, and how that turns with the gradient: slopes of samples take two
 
@@ -24,9 +36,12 @@ def _work(at: Sizes, *, probes: int, starts: int, m: int, **_: Any) -> Work:
     """Two balls: ascents (again on batches, if any), two lines of points, and random pairs."""
 
     def of(climb: int) -> Work:
+        points = 1.0 + 2 * (2 * (len(FRACTIONS) - 1) + 2 * probes + 1)
+        climbs = 2.0 * climb * starts * (2 if m else 1)
         return Work(
-            losses=(1.0 + 2 * (2 * (len(FRACTIONS) - 1) + 2 * probes + 1)) * at.samples,
-            gradients=2.0 * (climb * starts * (2 if m else 1) + SAM) * at.samples,
+            losses=points * at.samples,
+            gradients=(climbs + 2.0 * SAM) * at.samples,
+            rows=STEP * climbs + POINT * points,
             vectors=16,
         )
 

@@ -24,6 +24,7 @@ from lsa.maths.planes import (
 )
 from lsa.maths.spectra import counts, eigenpairs
 from lsa.probe import (
+    POINT,
     Curve,
     Metric,
     Report,
@@ -67,7 +68,7 @@ def _work(at: Sizes, *, points: int, plane: str, tol: float, **_: Any) -> Work:
             gradients=float(at.samples),
             products=search * at.samples,
             curvatures=2.0 * at.samples,
-            rows=lanczos_rows(search),
+            rows=lanczos_rows(search) + POINT * points**2,
             vectors=lanczos_vectors(search, at) if search else PLANE,
         )
 
