@@ -31,6 +31,7 @@ import torch
 import lsa
 from benchmarks.summary import table
 from lsa import project as projects
+from lsa.figures import draw
 from lsa.probe import Curve, Metric, Result, find, probe
 from lsa.project import Project
 from lsa.studies import measure, study
@@ -75,10 +76,9 @@ def tracked(address: str, sizes: list[int], rounds: int) -> Iterator[dict[str, A
         def alone() -> None:
             measure.call_probe(declared, [source], 0, None, {"p": 2.0})
 
-        def draw() -> None:
+        def drawn() -> None:
             result = measure.call_probe(declared, [source], 0, None, {"p": 2.0})
-            for figure in draw.figures("nothing", result, "title").values():
-                draw.png(figure)
+            draw.pictures("nothing", result, "title")
 
         def step(orders: Iterator[int] = orders, size: int = size) -> None:
             measure.measure("nothing", source, reuse=True, p=size + next(orders) / 1000)
@@ -88,8 +88,8 @@ def tracked(address: str, sizes: list[int], rounds: int) -> Iterator[dict[str, A
             "runs in it": size,
             "computing, ms": milliseconds(alone, rounds),
             "tracked step, ms": milliseconds(step, rounds),
-            "of it figure, ms": milliseconds(draw, rounds),
-            "finding it done, ms": milliseconds(lambda: runs.finished(known), rounds),
+            "of it figure, ms": milliseconds(drawn, rounds),
+            "finding it done, ms": milliseconds(lambda: runs.every_finished(known), rounds),
         }
 
 

@@ -19,7 +19,7 @@ from lsa.figures.profiles import inside, profiles
 from lsa.probe import Curve, Result
 
 TONES = 96  # of lines, letters and their smooth edges; more are not told apart
-__all__ = ["barriers", "epochs", "figures", "inside", "overlay", "png", "profiles"]
+__all__ = ["barriers", "epochs", "figures", "inside", "overlay", "pictures", "png", "profiles"]
 
 
 def figures(probe: str, result: Result, title: str) -> dict[str, Figure]:
@@ -33,13 +33,19 @@ def figures(probe: str, result: Result, title: str) -> dict[str, Figure]:
     }
 
 
-def png(figure: Figure) -> bytes:
-    """The figure as a PNG file of few colours, a third of the usual size."""
+def pictures(probe: str, result: Result, title: str) -> dict[str, bytes]:
+    """File name → each of the figures as a PNG file."""
+    return {path: png(drawn, None) for path, drawn in figures(probe, result, title).items()}
+
+
+def png(figure: Figure, tones: int | None = TONES) -> bytes:
+    """The figure as a PNG file; of few colours it has a third of the usual size."""
     drawn, canvas = io.BytesIO(), FigureCanvasAgg(figure)
     canvas.draw()  # once, where `savefig` draws twice
     image = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
-    image = image.quantize(TONES, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
-    image.save(drawn, format="png", optimize=True)
+    if tones:
+        image = image.quantize(tones, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    image.save(drawn, format="png", optimize=tones is not None)
     return drawn.getvalue()
 
 

@@ -90,8 +90,8 @@ def _measure(
         with progress.bar(title) as report:
             result = call_probe(declared, sources, seed, report, resolved, memory=memory)
         results.log(opened, declared, result, sources)
-        for path, figure in draw.figures(name, result, title).items():
-            opened.figure(figure, path)
+        for path, png in draw.pictures(name, result, title).items():
+            opened.picture(png, path)
         for path, page in interactive.pages(name, result, title).items():
             opened.text(page, path)
     return dataclasses.replace(result, run_id=opened.id)

@@ -139,5 +139,5 @@ def log(opened: recording.Run, result: Result, title: str) -> None:
     opened.json(result.to_dict(), f"{NAME}.json")
     about = "Barriers between all checkpoints of the project, and the tree of lowest passes."
     results.describe(opened, about, result.notes)
-    for path, figure in draw.figures(NAME, result, title).items():
-        opened.figure(figure, path)
+    for path, png in draw.pictures(NAME, result, title).items():
+        opened.picture(png, path)

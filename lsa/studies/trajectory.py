@@ -146,8 +146,8 @@ def _measure(
         converged = all(result.converged for result in measured)
         results.describe(opened, about, content["notes"], converged=converged)
         drawn = series.drawn(declared, content)
-        for path, figure in draw.figures("trajectory", drawn, title).items():
-            opened.figure(figure, path)
+        for path, png in draw.pictures("trajectory", drawn, title).items():
+            opened.picture(png, path)
     return series.result(content, opened.id)
 
 

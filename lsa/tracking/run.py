@@ -128,9 +128,9 @@ class Run:
         for file, together in packed.items():
             np.savez(self.entry.file(f"{file}.npz"), **together)  # pyright: ignore[reportArgumentType]
 
-    def figure(self, figure: Any, path: str) -> None:
-        """Store a matplotlib figure."""
-        figure.savefig(self.entry.file(path))
+    def picture(self, png: bytes, path: str) -> None:
+        """Store a picture."""
+        self.entry.file(path).write_bytes(png)
 
     def inputs(self, sources: Sequence[Checkpoint]) -> None:
         """Link the checkpoints that the run measures, and their dataset."""
