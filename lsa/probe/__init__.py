@@ -4,12 +4,11 @@ from lsa.probe.checks import AtMost, Same
 from lsa.probe.declaration import INPUTS, PROBES, Option, Probe, probe
 from lsa.probe.registry import find, modules
 from lsa.probe.result import Curve, Metric, Result, standard_error
-from lsa.probe.work import POINT, Sizes, Work, between, lanczos_rows, lanczos_vectors
+from lsa.probe.work import Sizes, Work, between, lanczos_rows, lanczos_vectors
 from lsa.runtime.progress import Report
 
 __all__ = [
     "INPUTS",
-    "POINT",
     "PROBES",
     "AtMost",
     "Curve",

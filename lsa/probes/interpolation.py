@@ -17,7 +17,6 @@ from lsa.landscape.derivatives import batch_norm
 from lsa.maths import bootstrap
 from lsa.maths.paths import polyline
 from lsa.probe import (
-    POINT,
     Curve,
     Metric,
     Report,
@@ -28,6 +27,7 @@ from lsa.probe import (
     probe,
     standard_error,
 )
+from lsa.probe.work import POINT
 from lsa.runtime.errors import InputError
 
 ROUNDING = 1e-6  # of a loss

@@ -13,7 +13,6 @@ from lsa.landscape import Landscape
 from lsa.landscape.derivatives import budget
 from lsa.maths.spectra import counts, eigenpairs
 from lsa.probe import (
-    POINT,
     Curve,
     Metric,
     Report,
@@ -28,6 +27,7 @@ from lsa.probe import (
     standard_error,
 )
 from lsa.probe.options import ODD
+from lsa.probe.work import POINT
 from lsa.runtime.errors import InputError
 
 NEAR = 0.05  # of the reach: the step whose finite curvature is reported

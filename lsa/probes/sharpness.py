@@ -13,7 +13,6 @@ from lsa.landscape import Landscape, sam
 from lsa.landscape.worst_case import Ascents, Ball, agreeing, height, rise_in, search
 from lsa.maths.ascent import Peak
 from lsa.probe import (
-    POINT,
     Curve,
     Metric,
     Report,
@@ -24,6 +23,7 @@ from lsa.probe import (
     probe,
     standard_error,
 )
+from lsa.probe.work import POINT
 from lsa.runtime.errors import InputError
 
 FRACTIONS = np.linspace(0, 1, 11)  # of the way to a perturbation at which the rise is shown

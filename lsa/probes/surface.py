@@ -24,7 +24,6 @@ from lsa.maths.planes import (
 )
 from lsa.maths.spectra import counts, eigenpairs
 from lsa.probe import (
-    POINT,
     Curve,
     Metric,
     Report,
@@ -38,6 +37,7 @@ from lsa.probe import (
     standard_error,
 )
 from lsa.probe.options import ODD
+from lsa.probe.work import POINT
 from lsa.runtime.errors import InputError
 
 PLANE = 6  # vectors that a plane without eigenvectors holds, for the estimate of the cost
