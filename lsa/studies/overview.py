@@ -30,6 +30,11 @@ def bring_up(setting: Project, study: str = "") -> None:
         return
     table = leading(everything)
     trainings = [m for m in everything if m.step == "train"]
+    experiments = list(dict.fromkeys(m.done.experiment for m in trainings))
+
+    def from_own(experiment: str) -> list[str]:
+        return [experiment, *(e for e in experiments if e != experiment)]
+
     subjects = dict.fromkeys(m.subject for m in trainings)
     colours = dict(zip(subjects, cycle(COLOURS), strict=False))  # as in the report
     for training in trainings:
@@ -38,16 +43,17 @@ def bring_up(setting: Project, study: str = "") -> None:
         rows = [row for row in own.cells if row[0] == training.subject]
         described = _of_training(setting, training)
         text = f"{described}\n\n{_markdown(own.headings, rows)}\n\n{summary.ERRORS}"
-        descriptions.of_training(training.done, study, text, colours[training.subject])
+        own_first, colour = from_own(training.done.experiment), colours[training.subject]
+        descriptions.of_training(training.done, own_first, study, text, colour)
     for optimizer, experiment in {m.subject: m.done.experiment for m in trainings}.items():
         rows = [row for row in table.cells if row[0] == optimizer]
         about = f"Checkpoints of {extent.rule(setting, optimizer)}, a version for each training."
         text = f"{about}\n\n{_markdown(table.headings, rows)}\n\n{summary.ERRORS}"
-        descriptions.of_model(setting.name, optimizer, experiment, study, text)
+        descriptions.of_model(setting.name, optimizer, from_own(experiment), study, text)
     about = extent.compared(setting, everything)
     text = f"{about}\n\n{_markdown(table.headings, table.cells)}\n\n{summary.ERRORS}"
-    for experiment in dict.fromkeys(m.done.experiment for m in trainings):
-        descriptions.of_project(experiment, study, text, table.names)
+    for experiment in experiments:
+        descriptions.of_project(from_own(experiment), study, text, table.names)
 
 
 def _numbers(everything: Sequence[Measurement], training: Measurement) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from urllib.parse import quote
 
@@ -23,13 +24,23 @@ TRAININGS = f"{PAGE}&searchFilter={quote(views.TRAININGS)}"
 PICTURES = f"{PAGE}&compareRunsMode=CHART&viewStateShareKey={views.KEY}"
 
 
-def links(experiment: str, study: str) -> str:
-    """Links to the report, the explorer and the list of trainings with all their numbers."""
+def links(experiments: Sequence[str], study: str) -> str:
+    """Links to the report, the explorer and the list of trainings with all their numbers.
+
+    Args:
+        experiments: Ids of the one whose pages are meant, and of others with trainings of the
+            project, such as those that `mlflow run` has put into `Default`.
+        study: Id of the run with the report; "" for none.
+    """
+    experiment = experiments[0]
     root = f"#/experiments/{experiment}"
     made = f"{root}/runs/{study}/artifacts"
     report = f"[Report]({made}/report.html) · [Explorer]({made}/explorer.html) · " if study else ""
     pictures = f"[Trainings in pictures]({root}/runs?{PICTURES}) · " if views.offered() else ""
-    return f"{report}{pictures}[All trainings, to compare]({root}/runs?{TRAININGS})"
+    several = quote(json.dumps(list(experiments), separators=(",", ":")))
+    together = f"#/compare-experiments/s?experiments={several}&{TRAININGS}"
+    trainings = together if experiments[1:] else f"{root}/runs?{TRAININGS}"
+    return f"{report}{pictures}[All trainings, to compare]({trainings})"
 
 
 def _whole(text: str, links: str) -> str:
@@ -41,16 +52,16 @@ def _whole(text: str, links: str) -> str:
     return f"{text}\n\n{links}"
 
 
-def of_project(experiment: str, study: str, text: str, numbers: Sequence[str]) -> None:
+def of_project(experiments: Sequence[str], study: str, text: str, numbers: Sequence[str]) -> None:
     """Set the description of an experiment, and of the run that holds its report; offer a view.
 
     Args:
-        experiment: Its id.
+        experiments: Its id, and those of others with trainings of the project.
         study: Id of the run with the report; "" for none.
         text: Markdown.
         numbers: Names of metrics of the trainings, which the view has as columns and pictures.
     """
-    description = _whole(text, links(experiment, study))
+    experiment, description = experiments[0], _whole(text, links(experiments, study))
     known = client().get_experiment(experiment)
     wanted = {MLFLOW_RUN_NOTE: description}
     if views.offered():
@@ -79,16 +90,19 @@ def _of_earlier(experiment: str, name: str) -> None:
         client().set_experiment_tag(earlier.experiment_id, MLFLOW_RUN_NOTE, text)
 
 
-def of_training(training: Done, study: str, text: str, colour: str) -> None:
+def of_training(
+    training: Done, experiments: Sequence[str], study: str, text: str, colour: str
+) -> None:
     """Set the description of a training's run, its model and its version, if the text is new.
 
     Args:
         training: The finished training.
+        experiments: Ids of its own and of others with trainings of the project.
         study: Id of the run with the report; "" for none.
         text: Markdown.
         colour: Of the run in charts, unless somebody has chosen one.
     """
-    description = _whole(text, links(training.experiment, study))
+    description = _whole(text, links(experiments, study))
     if COLOUR not in training.tags:
         unless_deleted(training.run_id, lambda: client().set_tag(training.run_id, COLOUR, colour))
     if training.tags.get(MLFLOW_RUN_NOTE) == description:
@@ -107,15 +121,17 @@ def of_training(training: Done, study: str, text: str, colour: str) -> None:
     unless_deleted(training.run_id, write)
 
 
-def of_model(project: str, optimizer: str, experiment: str, study: str, text: str) -> None:
+def of_model(
+    project: str, optimizer: str, experiments: Sequence[str], study: str, text: str
+) -> None:
     """Set the description of the registered model of a project and optimizer.
 
     Args:
         project: Its name.
         optimizer: Its name.
-        experiment: Id of the project's.
+        experiments: Ids of its trainings' and of others with trainings of the project.
         study: Id of the run with the report; "" for none.
         text: Markdown.
     """
-    name, description = registered_name(project, optimizer), _whole(text, links(experiment, study))
+    name, description = registered_name(project, optimizer), _whole(text, links(experiments, study))
     unless_deleted(name, lambda: client().update_registered_model(name, description=description))

@@ -7,12 +7,13 @@ import dataclasses
 import json
 import re
 import zlib
-from urllib.parse import unquote
+from urllib.parse import parse_qs, unquote
 
 import mlflow
 
 import lsa
 from lsa import probe, project
+from lsa.cli import app as cli
 from lsa.studies import measure, overview
 from lsa.tracking import descriptions, headlines, runs, views
 
@@ -47,10 +48,28 @@ def test_a_probes_run_says_what_it_measured_and_its_notes(trained):
 def test_a_description_too_long_for_mlflow_keeps_its_links_and_whole_rows(trained):
     experiment = mlflow.MlflowClient().get_run(trained.run_id).info.experiment_id
     rows = "\n".join(f"| adamw_{i} | 0.5 ± 0.1 |" for i in range(999))
-    descriptions.of_project(experiment, trained.run_id, f"Many.\n\n{rows}", [])
+    descriptions.of_project([experiment], trained.run_id, f"Many.\n\n{rows}", [])
     text = runs.read(trained.run_id).tags["mlflow.note.content"]
     head, links = text.split("\n\n…\n\n")
     assert 4900 < len(text) <= 5000 and head.endswith("± 0.1 |") and "[Report](" in links
+
+
+def test_trainings_in_two_experiments_are_compared_by_one_link(trained, monkeypatch):
+    client = mlflow.MlflowClient()
+    theirs = client.create_run("0").info.run_id  # as `mlflow run` makes it, in `Default`
+    monkeypatch.setenv("MLFLOW_RUN_ID", theirs)
+    assert cli.run(["train", "--project", "tiny", "--optimizer", "adamw"]) == 0
+    overview.bring_up(project.load("tiny"))
+    own = client.get_run(trained.run_id).info.experiment_id
+    for experiment, ids in (("0", ["0", own]), (own, [own, "0"])):
+        note = client.get_experiment(experiment).tags["mlflow.note.content"]
+        (link,) = re.findall(r"\[All trainings, to compare\]\((.*?)\)", note)
+        assert link.startswith("#/compare-experiments/s?")
+        (asked,) = parse_qs(link.partition("?")[2])["experiments"]
+        assert json.loads(asked) == ids
+        searched = client.search_runs(ids, parse_qs(link)["searchFilter"][0])
+        assert {run.info.run_id for run in searched} == {theirs, trained.run_id}
+    assert "compare-experiments" in runs.read(theirs).tags["mlflow.note.content"]
 
 
 def logged(**values: float) -> list:
