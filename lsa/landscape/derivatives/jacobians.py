@@ -38,11 +38,6 @@ def layered(losses: Function, theta: Tensor) -> SampleGradients:
     return gradients
 
 
-def in_rows(losses: Function, theta: Tensor) -> SampleGradients:
-    """The gradients of `layered`, held as one row a sample: a product then only reads them."""
-    return layered(losses, theta).in_rows()
-
-
 @full_float32()
 @torch.enable_grad()
 def second_derivatives(losses: Function, n: int, like: Tensor) -> Tensor:

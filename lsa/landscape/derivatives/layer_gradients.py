@@ -18,6 +18,10 @@ from torch import Tensor
 
 aten = torch.ops.aten
 COLUMNS = 1 << 19  # numbers under the kernels of a convolution that are copied at once
+# Positions of a sample (tokens, pixels of an output) from which on rows are read faster than a and
+# δ are multiplied. On an EPYC both took as long at 8 to 12; a linear layer with one position took a
+# tenth of the time of its rows, with 64 five times as long.
+POSITIONS = 10
 
 
 @dataclass(frozen=True)
@@ -48,11 +52,7 @@ class SampleGradients:
 
     def rows(self) -> Tensor:
         """gᵢ, `(n, d)`."""
-        rows = self.layers[0].held[0].new_zeros(self.n, self.d)
-        for layer in self.layers:
-            each = layer.rows()
-            rows[:, layer.span].unflatten(1, each.shape[1:]).add_(each)
-        return rows
+        return _rows(self.n, self.layers, slice(0, self.d)).values
 
     def grams(self) -> dict[tuple[int, int], Tensor] | None:
         """Products gᵢ·gⱼ `(n, n)` of the part of each parameter, by its (start, stop) in θ.
@@ -66,9 +66,26 @@ class SampleGradients:
             return None
         return {span: gram for span, gram in zip(spans, known, strict=True) if gram is not None}
 
-    def in_rows(self) -> SampleGradients:
-        """The same, held as `rows`."""
-        return SampleGradients(self.n, self.d, [Rows(slice(0, self.d), self.rows())])
+    def faster(self, room: float) -> SampleGradients:
+        """The same, held for fast products in at most `room` bytes, if that is enough for it.
+
+        Layers with many positions are held as rows, neighbours in one tensor.
+        """
+        slow = [layer for layer in self.layers if isinstance(layer, Factors) and layer.slow]
+        as_rows = {id(layer) for layer in self.layers if isinstance(layer, Rows)}
+        for layer in sorted(slow, key=lambda layer: layer.saved_per_number, reverse=True):
+            if self._nbytes(as_rows | {id(layer)}) <= room:
+                as_rows.add(id(layer))
+        layers = [layer for layer in self.layers if id(layer) not in as_rows]
+        runs: list[list[Layer]] = []
+        for layer in sorted(self.layers, key=lambda layer: layer.span.start):
+            if id(layer) in as_rows:
+                if not runs or runs[-1][-1].span.stop < layer.span.start:
+                    runs.append([])
+                runs[-1].append(layer)
+        for run in runs:
+            layers.append(_rows(self.n, run, slice(run[0].span.start, run[-1].span.stop)))
+        return SampleGradients(self.n, self.d, layers)
 
     def split(self, size: int) -> Iterator[SampleGradients]:
         """The same in blocks of at most `size` samples."""
@@ -79,7 +96,26 @@ class SampleGradients:
     @property
     def nbytes(self) -> int:
         """Bytes held; what layers share counts once."""
-        return size(tensor for layer in self.layers for tensor in layer.held)
+        return self._nbytes(set())
+
+    def _nbytes(self, as_rows: set[int]) -> int:
+        """Bytes that would be held with the layers of these ids as rows."""
+        kept = [t for layer in self.layers if id(layer) not in as_rows for t in layer.held]
+        spans = {
+            (layer.span.start, layer.span.stop) for layer in self.layers if id(layer) in as_rows
+        }
+        each = self.layers[0].held[0].element_size()
+        return size(kept) + self.n * each * sum(stop - start for start, stop in spans)
+
+
+def _rows(n: int, layers: Sequence[Layer], span: slice) -> Rows:
+    """The gradients of layers whose parameters lie in a span of θ, as one row a sample."""
+    rows = layers[0].held[0].new_zeros(n, span.stop - span.start)
+    for layer in layers:
+        each = layer.rows()
+        own = rows[:, layer.span.start - span.start : layer.span.stop - span.start]
+        own.unflatten(1, each.shape[1:]).add_(each)
+    return Rows(span, rows)
 
 
 def size(tensors: Iterable[Tensor]) -> int:
@@ -172,6 +208,17 @@ class Factors:
         """Those of some samples."""
         return replace(self, a=self.a[samples], delta=self.delta[samples])
 
+    @property
+    def slow(self) -> bool:
+        """Whether reading rows takes less time than multiplying a and δ."""
+        return self.operation.positions(self.delta) >= POSITIONS
+
+    @property
+    def saved_per_number(self) -> float:
+        """Multiplications that rows would save for each number that they hold more."""
+        more = max(1, self._of_rows - self._of_factors)
+        return self.operation.positions(self.delta) * self._of_rows / more
+
     def smaller(self) -> Layer:
         """The gradients themselves where they are fewer numbers than a and δ."""
         fewer = self._of_rows < self._of_factors
@@ -197,6 +244,10 @@ class Linear:
 
     shape: torch.Size  # of W
 
+    def positions(self, delta: Tensor) -> int:
+        """To how many inputs of a sample W is applied."""
+        return math.prod(delta.shape[1:-1])
+
     def outputs(self, a: Tensor, w: Tensor) -> Tensor:
         """Outputs y for inputs a `(n, …)` and flat weights w `(p,)`."""
         return F.linear(a, w.view(self.shape))
@@ -221,6 +272,10 @@ class Convolution:
 
     shape: torch.Size  # of W
     geometry: tuple  # as `aten.convolution` takes it; the last is the number of groups
+
+    def positions(self, delta: Tensor) -> int:
+        """To how many inputs of a sample W is applied."""
+        return math.prod(delta.shape[2:])
 
     def outputs(self, a: Tensor, w: Tensor) -> Tensor:
         """Outputs y for inputs a `(n, …)` and flat weights w `(p,)`."""

@@ -21,7 +21,7 @@ from torch.func import grad as gradient_of
 from torch.func import vmap
 
 from lsa.landscape.derivatives import budget, sample_gradients
-from lsa.landscape.derivatives.jacobians import Jacobian, Traced, in_rows, jacobian, layered
+from lsa.landscape.derivatives.jacobians import Jacobian, Traced, jacobian, layered
 from lsa.landscape.derivatives.layer_gradients import SampleGradients, size
 from lsa.landscape.derivatives.modes import (
     AddProduct,
@@ -174,13 +174,12 @@ def second_moment(
         memory: Bytes that may be kept.
         samples: N.
         by_layers: Take the gᵢ of each layer as `sample_gradients` does, which then
-            must know them all. Kept as rows where memory holds all of them, else as the layers have
-            them.
+            must know them all. Kept in the form of fast products as far as memory allows.
     """
     gradients: Callable[[int, Part], SampleGradients | Jacobian]
     if by_layers:
-        build = layered if samples * theta.nbytes > memory else in_rows
-        gradients = _Kept(lambda part: build(part.losses, theta), memory, _held)
+        held = _held(memory, samples)
+        gradients = _Kept(lambda part: layered(part.losses, theta), memory, held)
     else:
         gradients = _Kept(lambda part: jacobian(part.losses, theta), memory, _weighed)
 
@@ -340,7 +339,23 @@ def _weighed(build: Callable[[], Graph], most: float = math.inf) -> tuple[Graph,
     return made, bytes_of_graph
 
 
-def _held(build: Callable[[], SampleGradients]) -> tuple[SampleGradients, int]:
-    """Per-sample gradients, and the bytes that they hold."""
-    made = build()
-    return made, made.nbytes
+def _held(
+    memory: int, samples: int
+) -> Callable[[Callable[[], SampleGradients]], tuple[SampleGradients, int]]:
+    """What makes the gradients of a part to be kept, and tells the bytes that they hold.
+
+    Args:
+        memory: Bytes for all parts.
+        samples: Of all parts.
+    """
+    left, missing = memory, samples
+
+    def held(build: Callable[[], SampleGradients]) -> tuple[SampleGradients, int]:
+        nonlocal left, missing
+        made = build()
+        made = made.faster(left * made.n / missing)
+        left -= made.nbytes
+        missing -= made.n
+        return made, made.nbytes
+
+    return held

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -25,11 +27,34 @@ def test_slopes_sums_and_rows_are_those_of_every_sample_alone(name):
     assert sample_gradients.are_exact(of, theta)
     rows = jacrev(of)(theta)
     v, c = torch.randn(len(theta)), torch.randn(N)
-    for held in (found, found.in_rows()):
+    for held in (found, found.faster(math.inf)):
         torch.testing.assert_close(held.rows(), rows)
         torch.testing.assert_close(held.push(v), rows @ v)
         torch.testing.assert_close(held.pull(c), c @ rows)
         torch.testing.assert_close(held.normal(v), (rows @ v) @ rows)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.7])
+@pytest.mark.parametrize("name", KNOWN)
+def test_forms_of_fast_products_keep_to_their_room(name, share):
+    model, shape = KNOWN[name]()
+    found = sample_gradients.of(losses(model, torch.randn(shape)), flatten(model))
+    assert found is not None
+    most = found.faster(math.inf).nbytes
+    room = found.nbytes + share * max(0, most - found.nbytes)
+    held = found.faster(room)
+    assert held.nbytes <= room
+    torch.testing.assert_close(held.rows(), found.rows())
+
+
+def test_layers_are_rows_where_many_positions_share_their_weights():
+    """A layer that is applied to a sample once is multiplied faster than its rows are read."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Flatten(), nn.Linear(4 * 64, 9))
+    found = sample_gradients.of(losses(model, torch.randn(N, 3, 8, 8)), flatten(model))
+    assert found is not None
+    held = found.faster(math.inf)
+    in_rows = {(layer.span.start, layer.span.stop) for layer in held.layers if len(layer.held) == 1}
+    assert in_rows == {(0, 112), (112 + 256 * 9, 112 + 256 * 9 + 9)}
 
 
 def test_what_does_not_depend_on_theta_has_none_and_frozen_parameters_are_left_out():
