@@ -159,7 +159,7 @@ def check_differentiable(gradients: Sequence[Tensor]) -> None:
         if any(mark in name for mark in MARKS):
             raise InputError(
                 f"an operation of the network has no second derivative ({name} in the graph "
-                "of its gradient); replace it, or take a probe that needs none: interpolation, …"
+                "of its gradient), so exact products need another in its place"
             )
         seen.add(node)
         waiting += [following for following, _ in node.next_functions]

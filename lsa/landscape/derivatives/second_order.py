@@ -240,6 +240,12 @@ def _silu(func: Callable, input: Tensor, inplace: bool = False) -> Tensor:
     return func(input, inplace=True) if inplace else smooth.silu(input)
 
 
+def _hard_sigmoid(func: Callable, input: Tensor, inplace: bool = False) -> Tensor:
+    """max(0, min(6, x + 3)) / 6, of which torch has no second derivative (seen in 2.14)."""
+    made = F.relu6(input + 3) / 6
+    return input.copy_(made) if inplace else made
+
+
 def _cross_entropy(
     func: Callable,
     input: Tensor,
@@ -275,6 +281,7 @@ ROUTES: dict[Callable, Callable] = {
     F.rms_norm: _rms_norm,
     F.gelu: _gelu,
     F.silu: _silu,
+    F.hardsigmoid: _hard_sigmoid,
     F.cross_entropy: _cross_entropy,
     torch.max_pool2d: max_pool2d,
     F.max_pool2d: max_pool2d,

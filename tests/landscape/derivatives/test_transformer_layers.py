@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import gradcheck, gradgradcheck
 
 from lsa.landscape.derivatives import attention, cross_entropy
@@ -46,6 +46,8 @@ CASES: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...]]] = {
     ),
     "gelu": (F.gelu, (normal(3, 4),)),
     "silu": (F.silu, (normal(3, 4),)),
+    "hard sigmoid": (lambda x: F.hardsigmoid(3 * x), (normal(3, 4),)),
+    "hard sigmoid, in place": (lambda x: F.hardsigmoid(3 * x, inplace=True), (normal(3, 4),)),
     "cross entropy": (
         lambda z: F.cross_entropy(z, LABELS, reduction="none"),
         (normal(6, 5),),
@@ -85,7 +87,10 @@ def test_both_derivatives_are_those_of_differences(name):
     assert gradgradcheck(routed(function), inputs)
 
 
-@pytest.mark.parametrize("name", [n for n in CASES if "head reads" not in n])
+LACKING = [n for n in CASES if "head reads" in n or "hard sigmoid" in n]  # in torch
+
+
+@pytest.mark.parametrize("name", [n for n in CASES if n not in LACKING])
 def test_values_and_both_derivatives_are_torchs(name):
     function, inputs = CASES[name]
     rng = torch.Generator().manual_seed(3)
@@ -101,6 +106,16 @@ def test_values_and_both_derivatives_are_torchs(name):
 
     for own, theirs in zip(derivatives(routed(function)), derivatives(function), strict=True):
         torch.testing.assert_close(own, theirs, rtol=1e-9, atol=1e-11)
+
+
+def test_hard_sigmoid_and_its_gradient_are_torchs():
+    """Whose sixth is one of float32, in float64 too."""
+    x = torch.cat([normal(40).detach() * 3, torch.tensor([-3.0, 3.0]).double()]).requires_grad_()
+    for f in (F.hardsigmoid, nn.Hardsigmoid(), lambda x: F.hardsigmoid(x + 0, inplace=True)):
+        own, theirs = routed(f)(x), F.hardsigmoid(x)
+        torch.testing.assert_close(own, theirs, rtol=6e-8, atol=0)
+        (g,), (wanted,) = (torch.autograd.grad(y.sum(), x) for y in (own, theirs))
+        torch.testing.assert_close(g, wanted, rtol=6e-8, atol=0)
 
 
 def test_many_classes_of_what_the_head_reads_are_those_of_all_logits():
