@@ -34,7 +34,9 @@ from lsa.training import stability
 from lsa.training.preconditioners import Preconditioner
 from lsa.training.stability import OptimizerState
 
-STATE = 6  # vectors of the optimizer's state, preconditioner and step, for the estimate of the cost
+# Vectors for the estimate of the cost. Two are the optimizer's state. Those in float64 count twice:
+# two of the preconditioner, one of the step and four of a product with P⁻¹H.
+STATE = 16
 SHARE = 0.5  # of the sharpness, that one sample carries, from which a note says so
 
 

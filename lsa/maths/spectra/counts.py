@@ -7,7 +7,8 @@ to the next eigenvalue over the range of those behind.
 
 The spectrum is taken to be like a network's: its eigenvalues fall as 1/k from both ends, so γ = 1/k
 at the upper end, and the lower end is a twentieth of the upper. A kinder network has gaps four
-times as wide and a lower end of 0.3 of the upper, a harder one has gaps four times as narrow.
+times as wide and a lower end of 0.3 of the upper. A harder one has gaps four times as narrow, and
+its gradient is no better a start than a random vector.
 """
 
 from __future__ import annotations
@@ -41,8 +42,9 @@ def upper(k: int, tol: float, dimension: int, *, near: bool = False) -> Count:
         dimension: d.
         near: Whether the start has the gradient of the same loss in it; else tan φ is √d.
     """
-    start = NEAR if near else math.sqrt(dimension)
-    found = (k - 1 + _degree(start / tol, gap / k) for gap in GAPS)
+    far = math.sqrt(dimension)
+    starts = (NEAR, NEAR, far) if near else (far, far, far)
+    found = (k - 1 + _degree(s / tol, gap / k) for s, gap in zip(starts, GAPS, strict=True))
     return _count(found, tol, dimension)
 
 
