@@ -109,15 +109,15 @@ class _Attention(Function):
     ) -> Tensor:
         ctx.causal, ctx.scale = causal, scale
         q_, k_, v_, masks = _flat(q) * scale, _flat(k), _flat(v), _masks(mask, q, k)
-        out = q.new_empty(*q_.shape[:2], v.shape[-1])
-        sums = q.new_empty(*q_.shape[:2], 1)
+        made = q.new_empty(*q.shape[:-1], v.shape[-1])  # no view: it may be changed in place
+        out, sums = made.view(*q_.shape[:2], -1), q.new_empty(*q_.shape[:2], 1)
         for rows, keys, S, _ in _blocks(q_, k_, masks, causal, None, 0):
             most = S.amax(-1, keepdim=True)
             total = S.sub_(most).exp_().sum(-1, keepdim=True)
             out[rows] = torch.bmm(S, v_[keys]).div_(total)
             sums[rows] = total.log_().add_(most)
         ctx.save_for_backward(q, k, v, mask, sums)
-        return out.view(*q.shape[:-1], -1)
+        return made
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple:

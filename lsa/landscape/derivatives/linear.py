@@ -21,7 +21,7 @@ def linear(x: Tensor, w: Tensor, b: Tensor | None, wanted: Wanted) -> Tensor:
     """x Wᵀ + b.
 
     Args:
-        x: Inputs `(…, in)`.
+        x: Inputs `(…, in)` of at least two dimensions.
         w: Weights `(out, in)`.
         b: Bias `(out,)`, or none.
         wanted: Which derivatives of its gradient will be asked for.
@@ -34,7 +34,15 @@ class _Linear(Function):
     def forward(ctx: Any, x: Tensor, w: Tensor, b: Tensor | None, wanted: Wanted) -> Tensor:
         ctx.save_for_backward(x, w)
         ctx.wanted = wanted
-        return F.linear(x, w, b)
+        y = x.new_empty(
+            *x.shape[:-1], len(w)
+        )  # no view of another, so that it may be changed in place
+        rows = x.flatten(0, -2), w.T
+        if b is None:
+            torch.mm(*rows, out=y.view(-1, len(w)))
+        else:
+            torch.addmm(b, *rows, out=y.view(-1, len(w)))
+        return y
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple:

@@ -28,6 +28,7 @@ FEW = (normal(1, 2, 5, 2), normal(1, 2, 5, 2, seed=1), normal(1, 2, 5, 1, seed=2
 CASES: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...]]] = {
     "linear": (F.linear, (normal(2, 3, 4), normal(5, 4, seed=1), normal(5, seed=2))),
     "linear, no bias": (F.linear, (normal(3, 4), normal(5, 4, seed=1))),
+    "linear, no batch": (F.linear, (normal(4), normal(5, 4, seed=1), normal(5, seed=2))),
     "embedding": (
         lambda w: F.embedding(torch.tensor([[0, 2], [2, 1]]), w).tanh(),
         (normal(4, 3),),
@@ -106,6 +107,22 @@ def test_values_and_both_derivatives_are_torchs(name):
 
     for own, theirs in zip(derivatives(routed(function)), derivatives(function), strict=True):
         torch.testing.assert_close(own, theirs, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", [n for n in CASES if n not in (*LACKING, "embedding")])
+def test_outputs_may_be_changed_in_place(name):
+    function, inputs = CASES[name]
+
+    def derivatives(y: Tensor) -> list[Tensor]:
+        first = torch.autograd.grad(y.square().sum(), inputs, create_graph=True)
+        turned = sum(g.square().sum() for g in first)
+        return [*first, *torch.autograd.grad(turned, inputs)]  # pyright: ignore
+
+    own = derivatives(routed(function)(*inputs).add_(1).mul_(2))
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        theirs = derivatives(2 * (function(*inputs) + 1))
+    for a, b in zip(own, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
 
 
 def test_hard_sigmoid_and_its_gradient_are_torchs():
