@@ -112,8 +112,11 @@ class _Attention(Function):
         made = q.new_empty(*q.shape[:-1], v.shape[-1])  # no view: it may be changed in place
         out, sums = made.view(*q_.shape[:2], -1), q.new_empty(*q_.shape[:2], 1)
         for rows, keys, S, _ in _blocks(q_, k_, masks, causal, None, 0):
+            # A query that sees no key has weights and an output of zero, as in torch.
             most = S.amax(-1, keepdim=True)
+            most.masked_fill_(most == -math.inf, 0)
             total = S.sub_(most).exp_().sum(-1, keepdim=True)
+            total.masked_fill_(total == 0, 1)
             out[rows] = torch.bmm(S, v_[keys]).div_(total)
             sums[rows] = total.log_().add_(most)
         ctx.save_for_backward(q, k, v, mask, sums)

@@ -69,7 +69,7 @@ class SecondOrder(TorchFunctionMode):
         return route(func, *args, **kwargs) if route else func(*args, **kwargs)
 
     def _linear(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        if input.ndim < 2:
+        if input.ndim < 2 or weight.ndim != 2:
             return F.linear(input, weight, bias)
         return linear(input, weight, bias, self._wanted_of(weight))
 

@@ -22,12 +22,14 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 LABELS = torch.tensor([2, 0, -100, 4, 1, 3])
 MASK = torch.ones(5, 5, dtype=torch.bool).tril(1)
 ADDED = torch.randn(5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(9))
+UNSEEING = MASK & (torch.arange(5) % 2 == 0)[:, None]
 sdpa = F.scaled_dot_product_attention
 Q = (normal(2, 2, 5, 3), normal(2, 2, 5, 3, seed=1), normal(2, 2, 5, 2, seed=2))
 FEW = (normal(1, 2, 5, 2), normal(1, 2, 5, 2, seed=1), normal(1, 2, 5, 1, seed=2))
 CASES: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...]]] = {
     "linear": (F.linear, (normal(2, 3, 4), normal(5, 4, seed=1), normal(5, seed=2))),
     "linear, no bias": (F.linear, (normal(3, 4), normal(5, 4, seed=1))),
+    "linear, one output": (F.linear, (normal(2, 3, 4), normal(4, seed=1))),
     "linear, no batch": (F.linear, (normal(4), normal(5, 4, seed=1), normal(5, seed=2))),
     "embedding": (
         lambda w: F.embedding(torch.tensor([[0, 2], [2, 1]]), w).tanh(),
@@ -37,6 +39,13 @@ CASES: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...]]] = {
     "causal attention": (lambda *t: sdpa(*t, is_causal=True), Q),
     "masked attention": (lambda *t: sdpa(*t, attn_mask=MASK), Q),
     "attention with an added mask": (lambda *t: sdpa(*t, attn_mask=ADDED, scale=0.3), Q),
+    "attention with queries that see nothing": (lambda *t: sdpa(*t, attn_mask=UNSEEING), Q),
+    "attention with queries that see nothing, an added mask": (
+        lambda *t: sdpa(
+            *t, attn_mask=torch.zeros(5, 5).double().masked_fill(~UNSEEING, -torch.inf)
+        ),
+        Q,
+    ),
     "layer norm": (
         lambda x, w, b: F.layer_norm(x, (6,), w, b, 1e-3),
         (normal(3, 2, 6), normal(6, seed=1), normal(6, seed=2)),
