@@ -53,9 +53,11 @@ class Passes:
 
 
 def _possible_layout(network: Network, x: Tensor) -> str:
-    """Channels last, unless the network takes views that only contiguous images have."""
+    """Channels last, unless the network needs contiguous images, such as for views of them."""
     first, second = budget.LAYOUTS
-    layout = budget.image_layout(network.model, x, first)
+    layout = budget.image_layout(network.model, x)
+    if layout == budget.LAYOUTS[second]:
+        return second
     if layout is not None:
         try:
             with torch.no_grad():

@@ -24,6 +24,7 @@ MOST_ON_CARD = 4096
 PASS = 0.125  # of the free memory of a GPU may be taken by one pass
 GRAPHS = 8  # bytes that a product may need per byte that a pass saves; what it keeps: 1.7 to 5
 PIXELS = 1 << 16  # of the images in one pass through convolutions on a CPU
+FEW_CHANNELS = 16
 BASIS = 100  # vectors that a search holds, or twice the least where that is more
 SHARE = 0.5  # of the free memory may hold graphs, on a CPU by a process that uses all of its cores
 # Limit and use of a container or a batch job, in the second and the first version of cgroup.
@@ -130,14 +131,31 @@ def image_layout(
         x: Inputs `(N, …)`.
         layout: Name of a layout. Default is the process's setting, else `channels_last`: with
             contiguous images an epoch of simple_cnn takes a Xeon 1.3 times as long, most of it in
-            max pooling.
+            max pooling. It is `contiguous` where torch's gradient corrupts memory otherwise.
 
     Returns:
         The layout; None for inputs that are left as they are.
     """
     if x.ndim != 4 or not convolves(model):
         return None
-    return LAYOUTS[layout or settings().layout or next(iter(LAYOUTS))]
+    safe = x.device.type != "cpu" or not any(map(_corrupts, model.modules()))
+    return LAYOUTS[layout or settings().layout or ("channels_last" if safe else "contiguous")]
+
+
+def _corrupts(module: nn.Module) -> bool:
+    """Whether torch's gradient of a layer, with channels last, writes beyond its memory on a CPU.
+
+    That of a 1×1 convolution with a stride and fewer than 16 input channels does, as in the first
+    layers of RepVGG and MobileOne (seen in torch 2.14 with glibc's checks, on images of 96×96 and
+    128×128; not with 16 channels or more, in groups, or with contiguous images).
+    """
+    return (
+        isinstance(module, nn.Conv2d)
+        and module.kernel_size == (1, 1)
+        and max(module.stride) > 1
+        and module.groups == 1
+        and module.in_channels < FEW_CHANNELS
+    )
 
 
 def laid_out(x: Tensor, layout: torch.memory_format | None) -> Tensor:

@@ -313,7 +313,7 @@ def _weighed(build: Callable[[], Graph], most: float = math.inf) -> tuple[Graph,
     storages: set[int] = set()
     bytes_held = 0
 
-    def note(tensor: Tensor) -> Tensor:
+    def note(tensor: Tensor) -> tuple[Tensor, int]:
         nonlocal bytes_held
         held.append(tensor.detach())
         storage = tensor.untyped_storage() if tensor.layout == torch.strided else None
@@ -325,10 +325,20 @@ def _weighed(build: Callable[[], Graph], most: float = math.inf) -> tuple[Graph,
                 f"an exact second derivative takes over {most / 1e9:.2g} GB, half of the memory "
                 "that is free"
             )
-        return held[-1]  # an output itself would hold the node that holds it, for ever
+        # An output itself would hold the node that holds it, for ever.
+        return held[-1], tensor._version
+
+    def unchanged(noted: tuple[Tensor, int]) -> Tensor:
+        """The tensor, with the check that torch leaves out where there are hooks."""
+        tensor, version = noted
+        if tensor._version != version:
+            raise RuntimeError(
+                "a tensor that the gradient needs has been modified by an inplace operation"
+            )
+        return tensor
 
     try:
-        with saved_tensors_hooks(note, lambda tensor: tensor):
+        with saved_tensors_hooks(note, unchanged):
             made = build()
     except RuntimeError as error:
         if "saved tensor hooks" not in str(error):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import psutil
 import pytest
 import torch
+from torch import nn
 
+from lsa.landscape import Landscape
 from lsa.landscape.derivatives import budget
 from lsa.runtime import variables
 from lsa.runtime.errors import InputError
@@ -101,3 +103,23 @@ def test_a_basis_that_does_not_fit_is_refused_with_what_would(monkeypatch):
         budget.basis(theta, 5)
     monkeypatch.setattr(budget, "free_memory", lambda: 1 << 40)
     assert budget.basis(theta, 5) == 100
+
+
+@pytest.mark.parametrize(
+    ("first", "layout"),
+    [
+        (nn.Conv2d(3, 8, 1, stride=2), torch.contiguous_format),
+        (nn.Conv2d(3, 8, (1, 1), stride=(1, 2)), torch.contiguous_format),
+        (nn.Conv2d(3, 8, 1), torch.channels_last),
+        (nn.Conv2d(3, 8, 3, stride=2), torch.channels_last),
+        (nn.Conv2d(3, 3, 1, stride=2, groups=3), torch.channels_last),
+        (nn.Sequential(nn.Conv2d(3, 16, 1), nn.Conv2d(16, 8, 1, stride=2)), torch.channels_last),
+    ],
+)
+def test_images_stay_contiguous_where_a_gradient_corrupts_memory_otherwise(first, layout):
+    model = nn.Sequential(first, nn.Flatten(), nn.LazyLinear(2))
+    x = torch.randn(4, 3, 6, 6)
+    model(x)
+    assert budget.image_layout(model, x) == layout
+    assert budget.image_layout(model, x, "channels_last") == torch.channels_last
+    assert Landscape(model, x, torch.arange(4) % 2).x.is_contiguous(memory_format=layout)

@@ -318,3 +318,22 @@ def test_engine_choices_do_not_change_the_numbers(name):
     base = product(chunk=N, memory=0)
     for options in ({"chunk": 1}, {"chunk": 4}, {"chunk": 4, "memory": 1 << 30}, {"threads": 2}):
         torch.testing.assert_close(product(**options), base, rtol=1e-5, atol=1e-6)
+
+
+def test_a_tensor_that_is_changed_after_its_use_is_no_wrong_product():
+    """PyTorch checks this, except where hooks weigh what a graph saves."""
+
+    class Doubles(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 5), nn.Linear(5, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = torch.tanh(self.a(x))
+            out = self.b(h)
+            h.mul_(2)
+            return out
+
+    at = Landscape(Doubles(), torch.randn(6, 4), torch.arange(6) % 3, products="exact")
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        at.hessian(at.theta)(at.theta)
