@@ -229,9 +229,12 @@ def _compared(few: Landscape, theta: Tensor) -> tuple[str, ...]:
         if product is not None:
             compared["product"] = (product, bend, 0.0, length)
         for name, (own, difference, least, magnitude) in compared.items():
-            allowed = TOLERANCE * max(own.norm().item(), least) + rounding * magnitude
+            allowed, alike = (
+                TOLERANCE * max(t.norm().item(), least) + rounding * magnitude
+                for t in (own, difference)
+            )
             settled[name] |= bool((own - difference).norm() <= allowed)
-            twice = name in before and bool((before[name] - difference).norm() <= allowed)
+            twice = name in before and bool((before[name] - difference).norm() <= alike)
             if twice and not settled[name]:
                 raise InputError(_wrong(name, own, difference))
             before[name] = difference

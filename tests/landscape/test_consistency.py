@@ -86,6 +86,21 @@ def test_a_minimum_without_slope_is_no_fault():
     assert consistency.notes(landscape, torch.zeros(6)) == ()
 
 
+class Sharp(nn.Module):
+    """|w|^(3/2) close to w = 0, where it bends over less than any step of a difference."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.full((8,), 1e-13))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.w.abs() ** 1.5
+
+
+def test_a_bend_sharper_than_all_steps_is_no_fault_but_told():
+    assert "the Hessian product could not be checked" in said(Sharp())
+
+
 # --- planted faults -------------------------------------------------------------------------------
 
 
