@@ -23,7 +23,7 @@ def _case(what: str, verdict: str, *tests: str) -> Case:
     return Case(what, verdict, tests)
 
 
-LIBRARIES, OWN, FORMS, TASKS, LOSSES, MORE_OBJECTIVES, REFUSALS, WRONG = (
+LIBRARIES, OWN, FORMS, TASKS, LOSSES, MORE_OBJECTIVES, REFUSALS, WRONG, BATCHES = (
     f"tests/models/test_{name}.py::test_"
     for name in (
         "libraries",
@@ -33,7 +33,8 @@ LIBRARIES, OWN, FORMS, TASKS, LOSSES, MORE_OBJECTIVES, REFUSALS, WRONG = (
         "further_losses",
         "further_objectives",
         "refused_losses",
-        "wrong_numbers",
+        "wrong_networks",
+        "wrong_batches",
     )
 )
 WEIGHING = "tests/landscape/test_weighing.py::test_"
@@ -41,6 +42,8 @@ OBJECTIVES = "tests/landscape/test_objectives.py::test_"
 CONSISTENCY = "tests/landscape/test_consistency.py::test_"
 LANDSCAPE = "tests/landscape/test_landscape.py::test_"
 LAYERS = "tests/landscape/derivatives/test_layers.py::test_"
+PRODUCTS = "tests/landscape/derivatives/test_products.py::test_"
+TRANSFORMERS = "tests/landscape/derivatives/test_transformer_layers.py::test_"
 RULES = "tests/training/test_collection_rules.py::test_"
 STABILITY = "tests/training/test_stability.py::test_"
 PRECONDITIONED = "tests/probes/test_preconditioned.py::test_"
@@ -157,19 +160,19 @@ CASES = (
     _case("data that change from one reading to the next", REFUSED,
           OBJECTIVES + "data_that_change_are_refused"),
     _case("numbers in batches that change; weights that only later batches show", REFUSED,
-          WRONG + "numbers_in_batches_that_change_are_refused",
-          WRONG + "a_weighing_that_only_later_batches_show_is_refused"),
+          BATCHES + "numbers_in_batches_that_change_are_refused",
+          BATCHES + "a_weighing_that_only_later_batches_show_is_refused"),
     _case("Terms that do not fit: weights with θ inside, a detached total, a mean for a sum",
-          REFUSED, WRONG + "terms_that_do_not_fit_together_are_refused"),
+          REFUSED, BATCHES + "terms_that_do_not_fit_together_are_refused"),
     _case("samples that a layer mixes, in batches; drop_last, replacement", NOTED,
-          WRONG + "samples_that_a_layer_mixes_are_noted_in_batches",
-          WRONG + "what_a_loader_leaves_out_or_repeats_is_noted"),
+          BATCHES + "samples_that_a_layer_mixes_are_noted_in_batches",
+          BATCHES + "what_a_loader_leaves_out_or_repeats_is_noted"),
     _case("class weights or ignored labels in a training_step", NOTED,
-          WRONG + "a_loss_of_batches_that_is_no_sum_over_their_parts_is_noted"),
+          BATCHES + "a_loss_of_batches_that_is_no_sum_over_their_parts_is_noted"),
     _case("an empty batch; a batch without a label that counts", REFUSED,
-          WRONG + "a_batch_that_has_no_loss_is_named"),
+          BATCHES + "a_batch_that_has_no_loss_is_named"),
     _case("Terms.outputs that are not what the loss is computed from", NOTED,
-          WRONG + "outputs_that_the_loss_is_not_computed_from_have_no_gauss_newton_part"),
+          BATCHES + "outputs_that_the_loss_is_not_computed_from_have_no_gauss_newton_part"),
     # precision and packaging
     _case("float16, bfloat16", RIGHT, FORMS + "probes_of_a_network_in_half_precision",
           OWN + "half_precision_is_measured_as_the_network_computes[bfloat16]"),
@@ -207,6 +210,17 @@ CASES = (
           OWN + "a_kernel_without_second_derivatives_is_measured_by_differences"),
     _case("custom Function with wrong derivatives", REFUSED,
           CONSISTENCY + "wrong_derivatives_are_refused_in_one_line"),
+    _case("hard sigmoids, as in MobileNetV3", RIGHT,
+          TRANSFORMERS + "both_derivatives_are_those_of_differences[hard sigmoid",
+          TRANSFORMERS + "hard_sigmoid_and_its_gradient_are_torchs"),
+    _case("operations in place behind a linear layer or attention", RIGHT,
+          TRANSFORMERS + "outputs_may_be_changed_in_place"),
+    _case("a linear layer of a single vector (hypernetworks)", RIGHT,
+          TRANSFORMERS + "values_and_both_derivatives_are_torchs[linear, no batch"),
+    _case("queries that see no key", RIGHT,
+          TRANSFORMERS + "values_and_both_derivatives_are_torchs[attention with queries"),
+    _case("a tensor that is changed after its use", REFUSED,
+          PRODUCTS + "a_tensor_that_is_changed_after_its_use_is_no_wrong_product"),
     _case("cdist, grid_sample: no forward mode", RIGHT,
           WRONG + "an_operation_without_forward_mode_has_curvatures_of_samples"),
     _case("straight-through gradients", REFUSED,
