@@ -24,7 +24,7 @@ MOST_ON_CARD = 4096
 PASS = 0.125  # of the free memory of a GPU may be taken by one pass
 GRAPHS = 8  # bytes that a product may need per byte that a pass saves; what it keeps: 1.7 to 5
 PIXELS = 1 << 16  # of the images in one pass through convolutions on a CPU
-FEW_CHANNELS = 16
+FEW_CHANNELS = 16  # with fewer, the gradient of a strided 1×1 convolution may corrupt memory
 BASIS = 100  # vectors that a search holds, or twice the least where that is more
 SHARE = 0.5  # of the free memory may hold graphs, on a CPU by a process that uses all of its cores
 # Limit and use of a container or a batch job, in the second and the first version of cgroup.

@@ -67,9 +67,10 @@ class SampleGradients:
         return {span: gram for span, gram in zip(spans, known, strict=True) if gram is not None}
 
     def faster(self, room: float) -> SampleGradients:
-        """The same, held for fast products in at most `room` bytes, if that is enough for it.
+        """The same, with layers of many positions as rows, as far as all fits in `room` bytes.
 
-        Layers with many positions are held as rows, neighbours in one tensor.
+        Products are faster with these rows. Rows of parameters that are neighbours in θ lie in one
+        tensor. If the layers hold more than `room` as they are, they stay as they are.
         """
         slow = [layer for layer in self.layers if isinstance(layer, Factors) and layer.slow]
         as_rows = {id(layer) for layer in self.layers if isinstance(layer, Rows)}

@@ -34,9 +34,8 @@ class _Linear(Function):
     def forward(ctx: Any, x: Tensor, w: Tensor, b: Tensor | None, wanted: Wanted) -> Tensor:
         ctx.save_for_backward(x, w)
         ctx.wanted = wanted
-        y = x.new_empty(
-            *x.shape[:-1], len(w)
-        )  # no view of another, so that it may be changed in place
+        # A tensor of its own, no view, since the network may change it in place.
+        y = x.new_empty(*x.shape[:-1], len(w))
         rows = x.flatten(0, -2), w.T
         if b is None:
             torch.mm(*rows, out=y.view(-1, len(w)))

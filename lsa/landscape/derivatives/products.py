@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Generic, TypeVar
 
 import torch
@@ -178,7 +179,7 @@ def second_moment(
     """
     gradients: Callable[[int, Part], SampleGradients | Jacobian]
     if by_layers:
-        held = _held(memory, samples)
+        held = partial(_held, room=memory / samples)
         gradients = _Kept(lambda part: layered(part.losses, theta), memory, held)
     else:
         gradients = _Kept(lambda part: jacobian(part.losses, theta), memory, _weighed)
@@ -349,23 +350,8 @@ def _weighed(build: Callable[[], Graph], most: float = math.inf) -> tuple[Graph,
     return made, bytes_of_graph
 
 
-def _held(
-    memory: int, samples: int
-) -> Callable[[Callable[[], SampleGradients]], tuple[SampleGradients, int]]:
-    """What makes the gradients of a part to be kept, and tells the bytes that they hold.
-
-    Args:
-        memory: Bytes for all parts.
-        samples: Of all parts.
-    """
-    left, missing = memory, samples
-
-    def held(build: Callable[[], SampleGradients]) -> tuple[SampleGradients, int]:
-        nonlocal left, missing
-        made = build()
-        made = made.faster(left * made.n / missing)
-        left -= made.nbytes
-        missing -= made.n
-        return made, made.nbytes
-
-    return held
+def _held(build: Callable[[], SampleGradients], room: float) -> tuple[SampleGradients, int]:
+    """Per-sample gradients in `room` bytes for each sample, and the bytes that they hold."""
+    made = build()
+    made = made.faster(room * made.n)
+    return made, made.nbytes
