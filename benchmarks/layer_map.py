@@ -23,6 +23,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=100, help="of AdamW on this source")
     parser.add_argument("--sequences", type=int, default=8)
     parser.add_argument("--context", type=int, default=64)
+    parser.add_argument("--lower", choices=("yes", "no"), default="no", help="also lower ends")
     parser.add_argument("--figure", type=Path, default=Path("layer-map.png"))
     options = parser.parse_args()
     shape = gpt.SHAPES[options.size]
@@ -33,7 +34,7 @@ def main() -> None:
     product, v = at.hessian(theta), torch.randn(at.dimension, generator=rng)
     gradient, once = seconds(lambda: at.gradient(theta)), seconds(lambda: product(v))
     start = time.process_time()
-    result = layers(at, theta, rng, lambda *_: None, k=1, probes=10, lower="no", tol=0.03)
+    result = layers(at, theta, rng, lambda *_: None, k=1, probes=10, lower=options.lower, tol=0.03)
     took = time.process_time() - start
     print(
         f"{at.dimension} parameters, {int(result.metrics['n_blocks'].value)} blocks, "
