@@ -1,9 +1,9 @@
 """Attention differentiated twice with no T × T matrix in memory.
 
-Heads and queries are taken in blocks that a core's cache holds. What is kept is q, k, v, the output
-and the logarithm of each row's sum; the weights P of a block are computed from them whenever they
-are needed, as fused kernels do (Dao et al. 2022, arXiv 2205.14135, App. B), here for the derivative
-of the gradient too. In one block, with S = s q kᵀ and o' the cotangent of the output:
+Heads and queries are taken in blocks that a core's cache holds. Only q, k and v are kept; the
+weights P of a block are computed from them whenever they are needed, as fused kernels do (Dao et
+al. 2022, arXiv 2205.14135, App. B), here for the derivative of the gradient too. In one block, with
+S = s q kᵀ and o' the cotangent of the output:
 
     P = softmax S,    P' = o' vᵀ,    dS = P ∘ (P' − D),    D = ∑ⱼ P ∘ P',
     dq = s dS k,    dk = s dSᵀ q,    dv = Pᵀ o'.
@@ -55,7 +55,7 @@ class _Block(NamedTuple):
 
     rows: tuple[slice, slice]
     keys: tuple[slice, slice]
-    weights: Tensor  # P, or S where the rows' sums are not known
+    weights: Tensor  # P
     spare: list[Tensor]  # tables as large, to be written to
 
 
@@ -65,7 +65,7 @@ def _flat(t: Tensor) -> Tensor:
 
 
 def _blocks(
-    q: Tensor, k: Tensor, mask: Tensor | None, causal: bool, sums: Tensor | None, spare: int
+    q: Tensor, k: Tensor, mask: Tensor | None, causal: bool, spare: int
 ) -> Iterator[_Block]:
     """The blocks of q `(b, T, h)`, scaled, and k `(b, n, h)`, one by one in the same memory."""
     (heads, t, _), n = q.shape, k.shape[1]
@@ -87,8 +87,11 @@ def _blocks(
             if mask is not None:
                 part = mask[some if len(mask) > 1 else slice(1), start:stop, :seen]
                 S = S.masked_fill_(~part, -math.inf) if part.dtype == torch.bool else S.add_(part)
-            if sums is not None:
-                S.sub_(sums[some, start:stop]).exp_()
+            # Not by the logarithms of the rows' sums: beside a mask of -1e9 they would round away.
+            blind = None if mask is None else S.amax(-1, keepdim=True) == -math.inf
+            torch.softmax(S, -1, out=S)
+            if blind is not None:  # a query that sees no key has weights of zero, as in torch
+                S.masked_fill_(blind, 0)
             yield _Block((some, slice(start, stop)), (some, slice(seen)), S, others)
 
 
@@ -110,16 +113,10 @@ class _Attention(Function):
         ctx.causal, ctx.scale = causal, scale
         q_, k_, v_, masks = _flat(q) * scale, _flat(k), _flat(v), _masks(mask, q, k)
         made = q.new_empty(*q.shape[:-1], v.shape[-1])  # no view: it may be changed in place
-        out, sums = made.view(*q_.shape[:2], -1), q.new_empty(*q_.shape[:2], 1)
-        for rows, keys, S, _ in _blocks(q_, k_, masks, causal, None, 0):
-            # A query that sees no key has weights and an output of zero, as in torch.
-            most = S.amax(-1, keepdim=True)
-            most.masked_fill_(most == -math.inf, 0)
-            total = S.sub_(most).exp_().sum(-1, keepdim=True)
-            total.masked_fill_(total == 0, 1)
-            out[rows] = torch.bmm(S, v_[keys]).div_(total)
-            sums[rows] = total.log_().add_(most)
-        ctx.save_for_backward(q, k, v, mask, sums)
+        out = made.view(*q_.shape[:2], -1)
+        for rows, keys, P, _ in _blocks(q_, k_, masks, causal, 0):
+            out[rows] = torch.bmm(P, v_[keys])
+        ctx.save_for_backward(q, k, v, mask)
         return made
 
     @staticmethod
@@ -137,16 +134,15 @@ class _Gradient(Function):
         k: Tensor,
         v: Tensor,
         mask: Tensor | None,
-        sums: Tensor,
         causal: bool,
         scale: float,
     ) -> tuple:
         ctx.causal, ctx.scale = causal, scale
-        ctx.save_for_backward(g, q, k, v, mask, sums)
+        ctx.save_for_backward(g, q, k, v, mask)
         o, q_, k_, v_ = _flat(g), _flat(q) * scale, _flat(k), _flat(v)
         dq, dk, dv = torch.empty_like(q_), torch.zeros_like(k_), torch.zeros_like(v_)
         masks = _masks(mask, q, k)
-        for rows, keys, P, (dS, spare) in _blocks(q_, k_, masks, causal, sums, 2):
+        for rows, keys, P, (dS, spare) in _blocks(q_, k_, masks, causal, 2):
             dv[keys].add_(torch.bmm(P.mT, o[rows]))
             torch.bmm(o[rows], v_[keys].mT, out=dS)
             _centred(dS, P, spare)
@@ -156,12 +152,12 @@ class _Gradient(Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple:
-        g, q, k, v, mask, sums = ctx.saved_tensors
+        g, q, k, v, mask = ctx.saved_tensors
         if torch.is_grad_enabled():
             math_only = torch.ops.aten._scaled_dot_product_attention_math
             plain = partial(math_only, attn_mask=mask, is_causal=ctx.causal, scale=ctx.scale)
             gradients_ = again(lambda *t: plain(*t)[0], (q, k, v), g, gradients)
-            return *gradients_, None, None, None, None
+            return *gradients_, None, None, None
         o, q_, k_, v_ = _flat(g), _flat(q) * ctx.scale, _flat(k), _flat(v)
         a, b, c = (_flat(t) for t in gradients)
         a = a * ctx.scale  # as q; what is for q is scaled at its end
@@ -169,7 +165,7 @@ class _Gradient(Function):
         to_g, to_q = torch.empty_like(o), torch.empty_like(q_)
         to_k, to_v = torch.zeros_like(k_), torch.zeros_like(v_)
         masks = _masks(mask, q, k)
-        for rows, keys, P, (M, dP, spare) in _blocks(q_, k_, masks, ctx.causal, sums, 3):
+        for rows, keys, P, (M, dP, spare) in _blocks(q_, k_, masks, ctx.causal, 3):
             torch.bmm(aq[rows], kb[keys].mT, out=M)
             M.sub_(torch.mul(P, M, out=spare).sum(-1, keepdim=True))
             torch.bmm(o[rows], v_[keys].mT, out=dP)
@@ -182,7 +178,7 @@ class _Gradient(Function):
             to_q[rows] = torch.bmm(G, k_[keys]).baddbmm_(dS, b[keys]).mul_(ctx.scale)
             to_k[keys].add_(torch.bmm(G.mT, q_[rows]).baddbmm_(dS.mT, a[rows]))
         gradients_ = ((to_g, g), (to_q, q), (to_k, k), (to_v, v))
-        return *(d.view(t.shape) for d, t in gradients_), None, None, None, None
+        return *(d.view(t.shape) for d, t in gradients_), None, None, None
 
 
 def _centred(t: Tensor, P: Tensor, spare: Tensor) -> Tensor:
