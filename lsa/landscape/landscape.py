@@ -218,11 +218,8 @@ class Landscape(Problem):
         self, theta: Tensor, u: Tensor
     ) -> tuple[Tensor, Tensor | None, Tensor]:
         """Results of `per_sample` and of `slopes` along u `(d,)` from one pass, `(N,)` each."""
-        by_layers = self._known_by_layers(theta)
         with self.network.at(_leaf(theta)):
-            losses, wrong, slopes = values.per_sample_and_slopes(
-                self._parts(), theta, u, by_layers=by_layers
-            )
+            losses, wrong, slopes = values.per_sample_and_slopes(self._parts(), theta, u)
         gathered = self.data.gathered
         return gathered(losses), self._gathered(wrong), gathered(slopes)
 
@@ -330,7 +327,7 @@ class Landscape(Problem):
         return self._bound(self._total(second), theta), bound_mean
 
     def _known_by_layers(self, theta: Tensor) -> bool:
-        """Whether `lsa.landscape.derivatives.sample_gradients` has them; tried on a few samples."""
+        """Whether `lsa.landscape.derivatives.sample_gradients` may know them, by a few samples."""
         with self.network.at(_leaf(theta)):
             return sample_gradients.are_exact(self.data.few(self.network, FEW).losses, theta)
 

@@ -106,7 +106,7 @@ def add_gradient(
 
 
 def per_sample_and_slopes(
-    parts: Iterable[Part], theta: Tensor, u: Tensor, *, by_layers: bool
+    parts: Iterable[Part], theta: Tensor, u: Tensor
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """Losses, mistakes and slopes ∇ℓᵢ(θ)·u of each sample, from one pass.
 
@@ -114,15 +114,13 @@ def per_sample_and_slopes(
         parts: Of the data.
         theta: θ `(d,)`.
         u: Direction `(d,)`.
-        by_layers: Whether to take the gradients of each layer, in place of forward mode.
 
     Returns:
         `(N,)` each; None for the mistakes where the targets are no classes.
     """
-    measure = slopes.by_layers if by_layers else slopes.by_any_way
     losses, wrong, sloped = Rows(), Rows(), Rows()
     for part in parts:
-        values, outputs, slope = measure(part.both, theta, u.to(theta.dtype))
+        values, outputs, slope = slopes.by_any_way(part.both, theta, u.to(theta.dtype))
         losses.add(values)
         wrong.add(part.wrong(outputs))
         sloped.add(slope)
@@ -136,12 +134,14 @@ def curvatures(parts: Iterable[Part], theta: Tensor, u: Tensor, *, by_layers: bo
         parts: Of the data.
         theta: θ `(d,)`.
         u: Direction `(d,)`.
-        by_layers: Whether to step along u in each layer by itself, which is cheaper.
+        by_layers: Whether to step along u in each layer by itself where that is right, which is
+            cheaper.
     """
-    measure = sample_curvatures.by_layers if by_layers else sample_curvatures.by_one_step
     curvature = Rows()
     for part in parts:
-        curvature.add(measure(part.losses, theta, u, part.samples))
+        given = part.losses, theta, u, part.samples
+        curved = sample_curvatures.by_layers(*given) if by_layers else None
+        curvature.add(sample_curvatures.by_one_step(*given) if curved is None else curved)
     return curvature.joined()
 
 

@@ -18,14 +18,14 @@ from lsa.landscape.derivatives.convolution import DIMENSIONS, convolution_geomet
 from lsa.landscape.derivatives.jacobians import second_derivatives
 from lsa.landscape.derivatives.layer_gradients import Convolution, Linear
 from lsa.landscape.derivatives.modes import differentiable, pull_back
-from lsa.landscape.derivatives.sample_gradients import LAYERS
+from lsa.landscape.derivatives.sample_gradients import LAYERS, SAME_SAMPLES, drawn_weights
 from lsa.landscape.derivatives.second_order import SecondOrder
 
 Losses = Callable[[Tensor], Tensor]
 
 
 @torch.enable_grad()
-def by_layers(losses: Losses, theta: Tensor, u: Tensor, n: int) -> Tensor:
+def by_layers(losses: Losses, theta: Tensor, u: Tensor, n: int) -> Tensor | None:
     """Curvatures by a step along u of each sample's own, where `sample_gradients` has them.
 
     A layer is linear in its parameters, so at θ + αᵢu it is what it is at θ, and αᵢ times what it
@@ -40,7 +40,8 @@ def by_layers(losses: Losses, theta: Tensor, u: Tensor, n: int) -> Tensor:
         n: Number of samples.
 
     Returns:
-        uᵀ∇²ℓᵢ(θ)u, `(n,)`.
+        uᵀ∇²ℓᵢ(θ)u, `(n,)`. None where the network reorders its samples: slopes of weighted losses
+        are then not those of the losses, weighted.
 
     Raises:
         InputError: An operation has no second derivative.
@@ -49,7 +50,12 @@ def by_layers(losses: Losses, theta: Tensor, u: Tensor, n: int) -> Tensor:
     at = theta.detach().clone()
     with SecondOrder(), _Moved(at, u.detach().to(at).contiguous(), alpha):
         values = losses(at)
+    weights = drawn_weights(values)
+    (weighted,) = grad(values, alpha, weights, retain_graph=True, materialize_grads=True)
     (slopes,) = grad(values.sum(), alpha, create_graph=True, materialize_grads=True)
+    wanted = weights * slopes.detach()
+    if not (weighted - wanted).abs().max() <= SAME_SAMPLES * wanted.abs().max():
+        return None
     return pull_back(differentiable(slopes), alpha, torch.ones_like(slopes))
 
 

@@ -22,22 +22,6 @@ from lsa.runtime.errors import InputError
 AGREEMENT = 1e-3  # of a gradient and its way through the outputs, relative; rounding is far below
 
 
-def layered(losses: Function, theta: Tensor) -> SampleGradients:
-    """Per-sample gradients at θ in the layers' own form.
-
-    Args:
-        losses: θ `(d,)` ↦ ℓᵢ(θ) `(n,)`, of independent samples.
-        theta: θ.
-
-    Raises:
-        ValueError: `sample_gradients` does not know a layer: a caller asks it first.
-    """
-    gradients = sample_gradients.of(losses, theta)
-    if gradients is None:
-        raise ValueError("these gradients are not known by layers")
-    return gradients
-
-
 @full_float32()
 @torch.enable_grad()
 def second_derivatives(losses: Function, n: int, like: Tensor) -> Tensor:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
 from typing import Generic, TypeVar
 
 import torch
@@ -22,7 +21,7 @@ from torch.func import grad as gradient_of
 from torch.func import vmap
 
 from lsa.landscape.derivatives import budget, sample_gradients
-from lsa.landscape.derivatives.jacobians import Jacobian, Traced, jacobian, layered
+from lsa.landscape.derivatives.jacobians import Jacobian, Traced, jacobian
 from lsa.landscape.derivatives.layer_gradients import SampleGradients, size
 from lsa.landscape.derivatives.modes import (
     AddProduct,
@@ -56,7 +55,7 @@ def hessian(parts: Iterable[Part], theta: Tensor, memory: int) -> Matvec:
         InputError: From the first product, where the graph of a pass would not fit in the memory
             that is free.
     """
-    multiply = _graphs(lambda part: double_backward(part.loss, theta), theta, memory)
+    multiply = _graphs(lambda _, part: double_backward(part.loss, theta), theta, memory)
 
     @full_float32()
     @torch.enable_grad()
@@ -91,7 +90,7 @@ def hessian_by_parts(parts: Iterable[Part], theta: Tensor, memory: int, network:
         InputError: From the first product, where an operation has no second derivative, or the
             graph of a pass would not fit in the memory that is free.
     """
-    add = _graphs(lambda part: _by_parts(part, theta, network), theta, memory)
+    add = _graphs(lambda _, part: _by_parts(part, theta, network), theta, memory)
 
     @full_float32()
     @torch.enable_grad()
@@ -146,7 +145,7 @@ def gauss_newton(parts: Iterable[Part], theta: Tensor, memory: int) -> Matvec:
         memory: Bytes that may be kept.
     """
 
-    def build(part: Part) -> Jacobian | Traced:
+    def build(_: int, part: Part) -> Jacobian | Traced:
         outputs = part.outputs
         return Traced(part, theta) if outputs is None else Jacobian(outputs, theta)
 
@@ -174,15 +173,28 @@ def second_moment(
         theta: Where.
         memory: Bytes that may be kept.
         samples: N.
-        by_layers: Take the gᵢ of each layer as `sample_gradients` does, which then
-            must know them all. Kept in the form of fast products as far as memory allows.
+        by_layers: Take the gᵢ of each layer as `sample_gradients` does where it knows them. Kept in
+            the form of fast products as far as memory allows.
     """
-    gradients: Callable[[int, Part], SampleGradients | Jacobian]
-    if by_layers:
-        held = partial(_held, room=memory / samples)
-        gradients = _Kept(lambda part: layered(part.losses, theta), memory, held)
-    else:
-        gradients = _Kept(lambda part: jacobian(part.losses, theta), memory, _weighed)
+    known: dict[int, bool] = {}  # part ↦ whether its gradients are known by layers
+
+    def build(k: int, part: Part) -> SampleGradients | Jacobian:
+        found = None
+        if known.get(k, by_layers):
+            found = sample_gradients.of(part.losses, theta, check=k not in known)
+            known[k] = found is not None
+        return jacobian(part.losses, theta) if found is None else found
+
+    def weighed(
+        make: Callable[[], SampleGradients | Jacobian],
+    ) -> tuple[SampleGradients | Jacobian, int]:
+        made, size = _weighed(make)
+        if isinstance(made, Jacobian):
+            return made, size
+        made = made.faster(memory / samples * made.n)
+        return made, made.nbytes
+
+    gradients = _Kept(build, memory, weighed)
 
     @full_float32()
     @torch.enable_grad()
@@ -230,11 +242,12 @@ def sample_rows(part: Part, theta: Tensor, size: int, *, by_layers: bool) -> Ite
         part: Some samples.
         theta: θ `(d,)`.
         size: Most rows of a block.
-        by_layers: Take them from the layers, which must be known; else by `vmap` over samples that
-            can be parted, or one by one.
+        by_layers: Take them from the layers, where these are known; else by `vmap` over samples
+            that can be parted, or one by one.
     """
-    if by_layers:
-        yield from (block.rows() for block in layered(part.losses, theta).split(size))
+    known = sample_gradients.of(part.losses, theta) if by_layers else None
+    if known is not None:
+        yield from (block.rows() for block in known.split(size))
         return
     indices = torch.arange(part.samples, device=theta.device).split(size)
     if part.alone is not None:
@@ -274,7 +287,7 @@ class _Kept(Generic[Graph]):
 
     def __init__(
         self,
-        build: Callable[[Part], Graph],
+        build: Callable[[int, Part], Graph],
         memory: int,
         weighed: Callable[[Callable[[], Graph]], tuple[Graph, int]],
     ) -> None:
@@ -286,8 +299,8 @@ class _Kept(Generic[Graph]):
         if k in self._graphs:
             return self._graphs[k]
         if self._left <= 0 and self._known:
-            return self._build(part)
-        made, size = self._weighed(lambda: self._build(part))
+            return self._build(k, part)
+        made, size = self._weighed(lambda: self._build(k, part))
         self._known = True
         self._left -= size
         if self._left >= 0:
@@ -299,7 +312,7 @@ class _Kept(Generic[Graph]):
         return k in self._graphs
 
 
-def _graphs(build: Callable[[Part], Graph], theta: Tensor, memory: int) -> _Kept[Graph]:
+def _graphs(build: Callable[[int, Part], Graph], theta: Tensor, memory: int) -> _Kept[Graph]:
     """Graphs of parts, of which each must fit in the memory that is free where θ lies."""
     return _Kept(build, memory, lambda made: _weighed(made, budget.room(theta.device)))
 
@@ -348,10 +361,3 @@ def _weighed(build: Callable[[], Graph], most: float = math.inf) -> tuple[Graph,
     bytes_of_graph = size(held)
     held.clear()  # the graph's nodes hold the hook, and it this list
     return made, bytes_of_graph
-
-
-def _held(build: Callable[[], SampleGradients], room: float) -> tuple[SampleGradients, int]:
-    """Per-sample gradients in `room` bytes for each sample, and the bytes that they hold."""
-    made = build()
-    made = made.faster(room * made.n)
-    return made, made.nbytes

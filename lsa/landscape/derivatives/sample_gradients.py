@@ -2,7 +2,9 @@
 
 Calls of layers are recorded on the way forward; the backward pass, which computes no gradient of
 a weight, brings the gradients at their outputs. What is made of both is in
-`lsa.landscape.derivatives.layer_gradients`.
+`lsa.landscape.derivatives.layer_gradients`. A second backward pass, in which each loss has a
+weight, shows that row i of each layer belongs to sample i: a network may reorder its samples, as
+one of experts does.
 """
 
 from __future__ import annotations
@@ -32,19 +34,23 @@ from lsa.landscape.derivatives.modes import gradient
 
 Losses = Callable[[Tensor], Tensor]  # θ `(d,)` ↦ ℓᵢ(θ) `(n,)`
 AGREEMENT = 1e-3  # relative, between gradients that differ by rounding alone
+SAME_SAMPLES = (
+    1e-2  # relative, above which a number has not the weight of its sample; half precision
+)
 
 
-def of(losses: Losses, theta: Tensor) -> SampleGradients | None:
-    """The gradients at θ of losses of independent samples, one pass forward and one back.
+def of(losses: Losses, theta: Tensor, *, check: bool = True) -> SampleGradients | None:
+    """The gradients at θ of losses of independent samples, one pass forward and two back.
 
     Args:
         losses: θ `(d,)` ↦ ℓᵢ(θ) `(n,)`.
         theta: θ.
+        check: False: the same losses were given before, and need no second backward pass.
 
     Returns:
         The gradients `(n, d)` in the layers' own form. None where a parameter enters otherwise
         than as weight or bias of a layer of `LAYERS`, or where a layer's inputs do not have the
-        samples along their first dimension.
+        samples along their first dimension, in the order of the losses.
     """
     at = theta.detach().clone()
     with torch.enable_grad(), _Recording(at) as recording:
@@ -53,9 +59,16 @@ def of(losses: Losses, theta: Tensor) -> SampleGradients | None:
     calls, n = recording.calls, len(values)
     if recording.refused or not total.requires_grad:
         return None
-    torch.autograd.grad(total, recording.token, allow_unused=True)
+    for call in calls:  # a network may take derivatives in its forward pass
+        call.delta, call.lengths = None, ()
+    torch.autograd.grad(total, recording.token, allow_unused=True, retain_graph=check)
     if any(c.outputs != n or len(c.a) != n or c.a._version != c.version for c in calls):
         return None
+    if check:
+        weights = drawn_weights(values)
+        torch.autograd.grad(values, recording.token, weights, allow_unused=True)
+        if not all(call.has_rows_of_samples(weights) for call in calls):
+            return None
     layers = [
         layer(span, call.delta)
         for call in calls
@@ -63,6 +76,12 @@ def of(losses: Losses, theta: Tensor) -> SampleGradients | None:
         for span, layer in call.parameters
     ]
     return SampleGradients(n, len(theta), layers) if layers else None
+
+
+def drawn_weights(losses: Tensor) -> Tensor:
+    """A weight from 1 to 2 for each of some losses `(n,)`, always the same."""
+    drawn = 1 + torch.rand(len(losses), generator=torch.Generator().manual_seed(0))
+    return drawn.to(losses)
 
 
 def one_by_one(losses: Losses, theta: Tensor) -> SampleGradients:
@@ -95,7 +114,7 @@ def are_exact(losses: Losses, theta: Tensor) -> bool:
     t = theta.detach().requires_grad_()
     with torch.enable_grad():
         values = losses(t)
-        weights = torch.linspace(1, 2, len(values)).to(values)
+        weights = drawn_weights(values)
         (wanted,) = torch.autograd.grad(values @ weights, t)
     return bool((gradients.pull(weights) - wanted).norm() <= AGREEMENT * wanted.norm())
 
@@ -116,10 +135,23 @@ class _Call:
     outputs: int  # along the first dimension
     parameters: list[tuple[slice, Callable[[slice, Tensor], Layer]]]
     delta: Tensor | None = None  # None as long as no loss is seen to depend on the outputs
+    lengths: tuple[Tensor, ...] = ()  # of the rows of δ, of each backward pass
 
     def keep(self, delta: Tensor) -> None:
-        """Take the δ of the backward pass."""
-        self.delta = delta.detach()
+        """Take the δ of a backward pass, and of a second one no more than its lengths."""
+        if self.delta is None:
+            self.delta = delta.detach()
+        self.lengths += (torch.linalg.vector_norm(delta, dim=(*range(1, delta.ndim),)),)
+
+    def has_rows_of_samples(self, weights: Tensor) -> bool:
+        """Whether row i of δ is of loss i alone, whose weight the second backward pass had."""
+        if self.delta is None:
+            return True
+        if len(self.lengths) != 2:
+            return False
+        before, after = self.lengths
+        wanted = before * weights.to(before)
+        return bool(((after - wanted).abs() <= SAME_SAMPLES * wanted).all())
 
 
 class _Recording(TorchFunctionMode):

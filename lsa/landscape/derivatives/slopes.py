@@ -12,30 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.func import jvp
-from torch.utils._pytree import tree_map
 
 from lsa.landscape.derivatives import jacobians
 
 Both = Callable[[Tensor], tuple[Tensor, Any]]
-
-
-def by_layers(both: Both, theta: Tensor, u: Tensor) -> tuple[Tensor, Any, Tensor]:
-    """Slopes by the gradients of each layer, which `sample_gradients` must know.
-
-    A backward pass without weight gradients, and then one operation a layer: less than the two
-    that forward mode makes of every operation (simple_cnn: 2.5 forward passes
-    for 3.4, on another day 3.2 for 3.5).
-    """
-    seen: list[Any] = []
-
-    def losses(t: Tensor) -> Tensor:
-        seen[:] = both(t)
-        return seen[0]
-
-    slopes = jacobians.layered(losses, theta).push(u)
-    values, outputs = seen
-    outputs = tree_map(lambda t: t.detach() if isinstance(t, Tensor) else t, outputs)
-    return values.detach(), outputs, slopes
 
 
 def by_any_way(both: Both, theta: Tensor, u: Tensor) -> tuple[Tensor, Any, Tensor]:

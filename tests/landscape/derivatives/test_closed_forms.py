@@ -113,11 +113,8 @@ def test_covariance_agrees_with_sample_gradients(mlp):
     assert C.trace().item() == pytest.approx(identity.item(), rel=1e-10)
 
 
-@pytest.mark.parametrize("known", [True, False])
-def test_one_pass_gives_losses_errors_and_slopes(mlp, monkeypatch, known):
+def test_one_pass_gives_losses_errors_and_slopes(mlp):
     landscape, theta = mlp
-    assert landscape._known_by_layers(theta)
-    monkeypatch.setattr(landscape, "_known_by_layers", lambda theta: known)
     u = torch.randn(len(theta), generator=torch.Generator().manual_seed(3)).to(theta)
     losses, wrong, slopes = landscape.per_sample_and_slopes(theta, u)
     expected, expected_wrong = landscape.per_sample(theta)
