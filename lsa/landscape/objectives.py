@@ -28,6 +28,10 @@ from lsa.runtime.errors import InputError
 
 __all__ = ["hf", "lightning", "per_token", "supervised", "weighted"]
 
+BY_HAND = (
+    "training_step of a module with automatic_optimization=False steps the optimizer itself; give "
+    "loss= or objective="
+)
 IGNORED = -100  # label that `F.cross_entropy` and Hugging Face leave out
 AGREEMENT = {torch.float64: 1e-8, torch.float32: 1e-4}  # of two ways to the same loss; else 3e-2
 
@@ -238,9 +242,14 @@ def lightning(size: Callable[[Any], int] | None = None) -> Objective:
 
     Args:
         size: `batch → n`, the samples of a batch; default: the length of its first tensor.
+
+    Raises:
+        InputError: From a batch, where the module steps its optimizers by itself.
     """
 
     def objective(model: nn.Module, batch: Any) -> Terms:
+        if not getattr(model, "automatic_optimization", True):
+            raise InputError(BY_HAND)
         out = model.training_step(batch, 0)  # pyright: ignore[reportCallIssue]
         loss = out["loss"] if isinstance(out, Mapping) else out
         n = (

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
 from lsa.landscape.terms import Objective
-from lsa.watching.watch import watch
+from lsa.watching.watch import WITHOUT_BATCHES, watch
 from lsa.watching.watched import Watch
+
+log = logging.getLogger("lsa.watch")
 
 
 class Watching:
@@ -27,16 +30,35 @@ class Watching:
     def __init__(self, objective: Callable[[], Objective], options: dict[str, Any]) -> None:
         self._objective, self._options = objective, options
 
-    def _begin(self, model: Any, optimizers: Any, **known: Any) -> None:
-        """Watch, with what the trainer is known to do and what the user has asked for."""
+    def _begin(self, model: Any, optimizers: Any, *, refusal: str = "", **known: Any) -> None:
+        """Watch, with what the trainer is known to do and what the user has asked for.
+
+        Args:
+            model: That is trained.
+            optimizers: Of the trainer.
+            refusal: Why the trainer's objective cannot be measured; "" where it can.
+            **known: Options, unless the user gives others.
+        """
         if self.watch is not None:  # of a training that was interrupted
             self.watch.close()
         options = known | self._options
         if "batches" in options and not {"loss", "objective"} & options.keys():
-            options["objective"] = self._objective()
+            if refusal:
+                log.warning("watch: nothing is measured on batches: %s", refusal)
+                options = _without_batches(options)
+            else:
+                options["objective"] = self._objective()
         self.watch = watch(model, optimizers, **options)
 
     def _end(self, status: str = "FINISHED") -> None:
         """Close the watch."""
         if self.watch is not None:
             self.watch.close(status)
+
+
+def _without_batches(options: dict[str, Any]) -> dict[str, Any]:
+    """Options of a watch that measures nothing on batches."""
+    measure = options.get("measure")
+    if measure is not None and not isinstance(measure, str):
+        measure = [kind for kind in measure if kind in WITHOUT_BATCHES]
+    return {k: v for k, v in options.items() if k != "batches"} | {"measure": measure}

@@ -13,6 +13,9 @@ from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
+from lsa.runtime.errors import InputError
+from lsa.watching.undisturbed import in_measurement
+
 T = TypeVar("T")
 NEAR = 20  # calls from a GradScaler's to the hooks of the optimizer, at most
 
@@ -104,6 +107,9 @@ def attach(optimizers: Sequence[Optimizer], watcher: Watcher) -> list[Any]:
     One step goes from the first optimizer's beginning to the last one's end. An optimizer that is
     given a closure (LBFGS, SAM, Lightning) has its gradients when the closure has run for the first
     time, so the closure is wrapped to tell.
+
+    Raises:
+        InputError: From a step that an objective makes while it is measured, which changes nothing.
     """
     first, last = optimizers[0], optimizers[-1]
     has_gradients = uncompiled(watcher.has_gradients)  # what calls it may be compiled
@@ -112,6 +118,10 @@ def attach(optimizers: Sequence[Optimizer], watcher: Watcher) -> list[Any]:
     @uncompiled
     def before(optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
         nonlocal awake
+        if in_measurement():
+            raise InputError(
+                "the objective steps the training's optimizer; give one that only computes a loss"
+            )
         if optimizer is first:
             awake = watcher.begins()
         if not awake:

@@ -20,7 +20,8 @@ class LightningCallback(Watching, Callback):  # pyright: ignore[reportGeneralTyp
 
     Args:
         **options: Of `lsa.watch`. With `batches`, the objective is the module's `training_step`
-            (`lsa.objectives.lightning()`), unless another is given.
+            (`lsa.objectives.lightning()`), unless another is given; a module that optimizes by hand
+            needs another.
 
     Attributes:
         watch: The `Watch`, once the training has begun.
@@ -37,6 +38,7 @@ class LightningCallback(Watching, Callback):  # pyright: ignore[reportGeneralTyp
             trainer.optimizers,
             scaler=getattr(trainer.precision_plugin, "scaler", None),
             step=trainer.global_step,
+            refusal="" if pl_module.automatic_optimization else objectives.BY_HAND,
             # Told below: a closure returns the last pass's part of an accumulated step.
             sees_loss=not pl_module.automatic_optimization,
             **({} if run is None else {"track": run}),

@@ -15,6 +15,11 @@ from torch import Tensor
 _MEASURING = ContextVar("measuring", default=False)
 
 
+def in_measurement() -> bool:
+    """Whether a measurement is being made, of whichever watch."""
+    return _MEASURING.get()
+
+
 def measuring() -> bool:
     """Whether a pass is none of the training's: a measurement's, of whichever watch, or one that is
     transformed (`torch.func`), as for gradients of single samples.

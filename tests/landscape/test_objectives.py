@@ -250,6 +250,22 @@ def test_physics_informed_losses_differentiate_by_the_inputs():
     )
 
 
+def test_a_lightning_module_that_optimizes_by_hand_is_refused():
+    """Its training_step would step the optimizer of the user."""
+
+    class Module(nn.Linear):
+        automatic_optimization = False
+
+        def training_step(self, batch, index):
+            raise AssertionError("nothing of it may run")
+
+    with torch.random.fork_rng():
+        model = Module(4, 3)
+    landscape = Landscape(model, [torch.ones(5, 4)], objective=objectives.lightning())
+    with pytest.raises(InputError, match="steps the optimizer itself; give loss= or objective="):
+        landscape.loss(landscape.theta)
+
+
 def test_draws_make_a_random_network_one_fixed_function():
     class Noisy(nn.Module):
         def __init__(self) -> None:

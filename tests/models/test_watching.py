@@ -166,7 +166,7 @@ def test_an_interrupted_training_is_watched_no_more_when_the_next_begins(workpla
     assert callback.watch is not None and len(callback.watch.rows) == 6
 
 
-def fitted(folder: Path, *callbacks: Any, **options: Any) -> Any:
+def fitted(folder: Path, *callbacks: Any, module: Any = None, **options: Any) -> Any:
     lightning = pytest.importorskip("lightning")
 
     class Module(lightning.LightningModule):
@@ -185,14 +185,14 @@ def fitted(folder: Path, *callbacks: Any, **options: Any) -> Any:
     x, y = torch.randn(64, 4, generator=torch.Generator().manual_seed(0)), torch.arange(64) % 3
     data = torch.utils.data.TensorDataset(x, y)
     loader = torch.utils.data.DataLoader(data, batch_size=8, shuffle=True)
-    module = Module()
+    made = (module or Module)()
     trainer = lightning.Trainer(
         max_epochs=1, accelerator="cpu", enable_progress_bar=False, enable_model_summary=False,
         enable_checkpointing=False, default_root_dir=folder, callbacks=[*callbacks],
         log_every_n_steps=2, **{"logger": False, "gradient_clip_val": 0.5} | options,
     )  # fmt: skip
-    trainer.fit(module, loader)
-    return module, loader
+    trainer.fit(made, loader)
+    return made, loader
 
 
 def test_lightning(workplace: Path):
@@ -291,6 +291,48 @@ def test_lightning_tells_the_loss_of_all_passes(workplace: Path, passes: int, sc
     means = torch.tensor(losses).view(-1, passes).mean(1).tolist()
     assert len(means) == 8 // passes
     assert [row["loss"] for row in callback.watch.rows] == pytest.approx(means, rel=1e-5)
+
+
+@pytest.mark.parametrize("given", ["nothing", "loss"])
+def test_lightning_modules_that_optimize_by_hand_are_measured_by_a_loss_alone(
+    workplace: Path, given: str, caplog: pytest.LogCaptureFixture
+):
+    """Their training_step steps the optimizer."""
+    lightning = pytest.importorskip("lightning")
+
+    class Module(lightning.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.automatic_optimization = False
+            self.net = perceptron()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.net(x)
+
+        def training_step(self, batch: Any, index: int) -> torch.Tensor:
+            optimizer = self.optimizers()
+            loss = F.cross_entropy(self(batch[0]), batch[1])
+            self.manual_backward(loss)
+            optimizer.step()
+            optimizer.zero_grad()
+            return loss
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.Adam(self.parameters(), lr=1e-2)
+
+    kinds = ["update", "noise", "noise_of_blocks"]
+    options: dict[str, Any] = {"measure": kinds, "every": 3, "budget": None, "track": False}
+    options |= {"loss": F.cross_entropy} if given == "loss" else {}
+    _, loader = fitted(workplace)
+    callback = lsa.watching.LightningCallback(batches=[*loader], strict=True, **options)
+    watched, _ = fitted(workplace, callback, module=Module, gradient_clip_val=None)
+    alone, _ = fitted(workplace, module=Module, gradient_clip_val=None)
+    for a, b in zip(watched.state_dict().values(), alone.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+    assert callback.watch.step == 8 and len(callback.watch.rows) == 8
+    measured = [row["step"] for row in callback.watch.rows if "probe_loss" in row]
+    assert measured == ([3, 6] if given == "loss" else [])
+    assert ("nothing is measured on batches: training_step" in caplog.text) == (given != "loss")
 
 
 def test_fabrics_wrappers_are_seen_through():

@@ -87,6 +87,33 @@ def test_measurements_that_raise_change_nothing(case: str, caplog: pytest.LogCap
     assert any("no such batch" in r.message for r in caplog.records)
 
 
+@pytest.mark.parametrize("case", ["plain", "several", "closures"])
+def test_an_objective_that_steps_the_optimizer_changes_nothing(
+    case: str, caplog: pytest.LogCaptureFixture
+):
+    watches = []
+
+    def stepping(model: Any, optimizer: Any, *, loader: Any, **_: Any) -> Any:
+        last = optimizer[-1] if isinstance(optimizer, list) else optimizer
+
+        def objective(model: nn.Module, batch: Any) -> lsa.Terms:
+            loss = nn.functional.cross_entropy(model(batch[0]), batch[1])
+            last.step(lambda: loss)
+            return lsa.Terms(loss * len(batch[0]), len(batch[0]))
+
+        watches.append(
+            lsa.watch(
+                model, optimizer, batches=loader, objective=objective, every=2, budget=None,
+                track=False,
+            )
+        )  # fmt: skip
+        return watches[0]
+
+    assert CASES[case](stepping) == CASES[case](unwatched)
+    assert watches[0].step == 7
+    assert "the objective steps the training's optimizer" in caplog.text
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_norms_change_nothing(case: str):
     assert CASES[case](norms_alone) == CASES[case](unwatched)
