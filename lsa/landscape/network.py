@@ -328,13 +328,22 @@ class Network:
     @contextmanager
     def evaluating(self) -> Iterator[None]:
         """Evaluation mode for a network that is the caller's own."""
-        if not self.keeps_mode:
+        with evaluation(self.model) if self.keeps_mode else contextlib.nullcontext():
             yield
-            return
-        flags = [(module, module.training) for module in self.model.modules()]
-        self.model.eval()
-        try:
-            yield
-        finally:
-            for module, training in flags:
-                module.training = training
+
+
+@contextmanager
+def evaluation(model: nn.Module) -> Iterator[None]:
+    """Within the block the flags of a caller's network say evaluation; afterwards what they said.
+
+    Neither `eval()` nor `train()` is called: a class may do more in them, as layers of LoRA do that
+    merge their weights, and that is not undone by flags.
+    """
+    flags = [(module, module.training) for module in model.modules()]
+    try:
+        for module, _ in flags:
+            module.training = False
+        yield
+    finally:
+        for module, training in flags:
+            module.training = training

@@ -30,6 +30,7 @@ from lsa.landscape import noise_scale
 from lsa.landscape.batches import moved
 from lsa.landscape.derivatives.hessians import HessianProduct
 from lsa.landscape.derivatives.precision import full_float32
+from lsa.landscape.network import evaluation
 from lsa.landscape.noise_scale import NoiseScale
 from lsa.landscape.terms import Objective, Terms
 from lsa.maths.differences import Differences
@@ -206,21 +207,17 @@ class ParallelLandscape:
 
     @contextmanager
     def _at(self, theta: Tensor) -> Iterator[None]:
-        """Within the block the network is at θ, in `eval()` mode; afterwards as it was."""
-        flags = [(module, module.training) for module in self._model.modules()]
+        """Within the block the network is at θ, in evaluation mode; afterwards as it was."""
         kept = [p.grad for p in self._parameters]
-        self._model.eval()
         self._put(theta)
         self._forget()
         try:
-            with full_float32(), torch.random.fork_rng([]):
+            with evaluation(self._model), full_float32(), torch.random.fork_rng([]):
                 yield
         finally:
             self._put(self.theta)
             for p, gradient in zip(self._parameters, kept, strict=True):
                 p.grad = gradient
-            for module, training in flags:
-                module.training = training
 
     @torch.no_grad()
     def _put(self, theta: Tensor) -> None:

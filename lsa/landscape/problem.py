@@ -259,6 +259,11 @@ class Problem:
         """The same landscape whose graphs may hold so many bytes."""
         return self.changed(memory=memory)
 
+    def _duplicate(self) -> nn.Module:
+        """A copy of the network; in evaluation mode, if the network is the caller's own."""
+        model = duplicate(self.model)
+        return model.eval() if self.network.keeps_mode else model
+
     def _at(self, theta: Tensor, names: Collection[str] | None = None) -> Network:
         """A copy of the network with θ for its parameters; θ of the new one are those named."""
         model = duplicate(self.model)
@@ -296,7 +301,7 @@ class Problem:
             theta: θ `(d,)` in float64. The copy's parameters are views of it and take no memory of
                 their own; default: they are those of the network.
         """
-        model = duplicate(self.model)
+        model = self._duplicate()
         if theta is not None:
             for name, part in self.network.split(theta):
                 model.get_parameter(name).data = part
@@ -329,7 +334,7 @@ class Problem:
         """
         if not batch_norm.layers(self.model):
             return self
-        model = duplicate(self.model)
+        model = self._duplicate()
         batch_norm.use_batches(model)
         network = Network(model, self.network.names)
         if isinstance(self.data, Batched):

@@ -129,6 +129,50 @@ def test_a_restriction_to_nothing_is_refused(mlp, names, message):
         mlp[0].restricted(mlp[1], names)
 
 
+class Merging(nn.Linear):
+    """Like layers of LoRA, whose weight holds the adapter's part while they are evaluated."""
+
+    def __init__(self) -> None:
+        super().__init__(4, 2)
+        self.a, self.b = nn.Parameter(torch.randn(1, 4)), nn.Parameter(torch.randn(2, 1))
+        self.weight.requires_grad_(False)
+        self.merged = False
+
+    def train(self, mode: bool = True) -> Merging:
+        """Merge, or take the part out again."""
+        super().train(mode)
+        if self.merged == mode:
+            self.weight.data += (-1 if mode else 1) * self.b @ self.a
+            self.merged = not mode
+        return self
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The layer, and the adapter where it is not merged."""
+        return super().forward(x) + (0 if self.merged else x @ self.a.T @ self.b.T)
+
+
+def test_a_network_that_is_not_copied_is_evaluated_by_flags_alone():
+    model = seeded(lambda: nn.Sequential(Merging(), nn.Dropout(0.5)))
+    x, y = normal(9, 4), torch.arange(9) % 2
+    landscape = Landscape(model, x, y, copy=False)
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    exact = torch.autograd.grad(
+        F.cross_entropy(model[0](x), y), [p for p in model.parameters()][1:]
+    )
+    found = landscape.gradient(landscape.theta)
+    assert torch.allclose(found, torch.cat([g.flatten() for g in exact]))
+    assert not model[0].merged and all(m.training for m in model.modules())
+    assert all(torch.equal(before[name], t) for name, t in model.state_dict().items())
+
+
+def test_copies_of_a_network_that_is_not_copied_itself_are_evaluated_too():
+    model = seeded(lambda: nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 2)))
+    landscape = Landscape(model.train(), normal(9, 4), torch.arange(9) % 2, copy=False)
+    theta = landscape.theta
+    assert landscape.double().loss(theta) == pytest.approx(landscape.loss(theta))
+    assert landscape.restricted(theta, ["0.bias"]).loss(theta[32:40]) == landscape.loss(theta)
+
+
 def test_modules_that_nest_deeper_than_the_stack_are_refused_in_one_line():
     flat = seeded(lambda: nn.Linear(2, 2))
     deep: nn.Module = flat

@@ -305,6 +305,37 @@ def computed_weights(attach: Attach) -> dict[str, Any]:
     return fingerprint(seen, model, optimizer)
 
 
+class Merging(nn.Linear):
+    """Like layers of LoRA: the weight holds the adapter's part while `eval()` is on."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs)
+        self.weight.requires_grad_(False)
+        self.a = nn.Parameter(0.1 * torch.randn(2, inputs))
+        self.b = nn.Parameter(0.1 * torch.randn(outputs, 2))
+        self.merged = False
+
+    def train(self, mode: bool = True) -> Merging:
+        super().train(mode)
+        if self.merged == mode:
+            self.weight.data += (-1 if mode else 1) * self.b @ self.a
+            self.merged = not mode
+        return self
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) + (0 if self.merged else x @ self.a.T @ self.b.T)
+
+
+def adapters(attach: Attach) -> dict[str, Any]:
+    """Layers that do more in `eval()` and `train()` than to set a flag."""
+    torch.manual_seed(0)
+    layers = [Merging(64, 12), Merging(12, 3)]
+    model, loader = nn.Sequential(nn.Flatten(), layers[0], nn.Tanh(), layers[1]).to(DEVICE), data()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    found = in_turn(attach, model, [optimizer], loader)
+    return found | {"merged": [layer.merged for layer in layers]}
+
+
 def lookups(attach: Attach, **options: Any) -> dict[str, Any]:
     """An embedding whose gradient is sparse, or weighed by how often a row is read."""
     torch.manual_seed(0)
@@ -456,6 +487,7 @@ CASES: dict[str, Callable[[Attach], dict[str, Any]]] = {
     "own hooks": with_hooks,
     "two models": two_models,
     "computed weights": computed_weights,
+    "adapters": adapters,
     "sparse": lambda a: lookups(a, sparse=True),
     "by frequency": lambda a: lookups(a, scale_grad_by_freq=True),
     "muon": muon,
