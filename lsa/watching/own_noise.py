@@ -12,6 +12,7 @@ samples of its batch are kK = B gradients of b = 1 (`lsa.watching.sample_noise`)
 
 from __future__ import annotations
 
+import weakref
 from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -52,8 +53,9 @@ class OwnNoise:
         self._processes = _sharing(_outside(model))
         self._due: Callable[[], bool] = lambda: False
         self._run: Callable[[str, Callable[[], None]], Any] = lambda _, work: work()
-        self._nodes: list[tuple[int, Any]] = []  # torch keeps a hook as long as its node lives
+        self._leaves: list[tuple[int, nn.Parameter]] = []
         self._hooks: list[Any] = []  # on them, in steps that are due
+        self._pass: tuple[int, bool] = (-1, False)  # of autograd; whether it adds to `.grad`
         self._squares: list[list[Tensor]] = [[] for _ in weights.parameters]
         self._marks: list[tuple[int, int]] = []  # of the gradients at the end of the last pass
         self._passing = False  # a pass has given its first gradient
@@ -100,10 +102,11 @@ class OwnNoise:
         handles: list[Any] = [
             self._model.register_forward_pre_hook(OnModule(begins), with_kwargs=True)
         ]
-        for i, p in enumerate(self._weights.parameters):
-            if p.is_leaf and p.requires_grad and not p.is_complex():
-                node: Any = p.view_as(p).grad_fn.next_functions[0][0]  # pyright: ignore
-                self._nodes.append((i, node))
+        self._leaves = [
+            (i, p)
+            for i, p in enumerate(self._weights.parameters)
+            if p.is_leaf and p.requires_grad and not p.is_complex()
+        ]
         if sampling is not None:
             self._samples = SampleNoise(self._model, self._weights)
             handles += self._samples.attach(sampling)
@@ -115,20 +118,27 @@ class OwnNoise:
             return
         for hook in self._hooks:
             hook.remove()
-        self._hooks = [n.register_prehook(self._hook(i)) for i, n in self._nodes] if on else []
+        self._hooks = [p.register_hook(self._hook(i, p)) for i, p in self._leaves] if on else []
 
-    def _hook(self, i: int) -> Callable[..., None]:
-        """A hook on the node that adds a parameter's gradients up."""
-        see = weakly(self._see)
-        return uncompiled(lambda gradients: see(i, gradients[0]))
+    def _hook(self, i: int, p: nn.Parameter) -> Callable[..., None]:
+        """A hook on a parameter, whose node in the graph is not kept: it would keep its shape."""
+        see, known = weakly(self._see), weakref.ref(p)
+        return uncompiled(lambda g: see(i, known(), g))
 
-    def _see(self, i: int, g: Tensor | None) -> None:
+    def _see(self, i: int, p: nn.Parameter | None, g: Tensor) -> None:
         """A parameter's gradient of one pass."""
-        if g is not None and self._due():
+        if p is not None and self._due() and self._adds_up(p):
             if not self._passing:
                 self._run("norms", self._see_whether_kept)
             if self._processes > 1 or self._ended > self.dropped:
                 self._run("norms", lambda: self._squares[i].append(_square(g)))
+
+    def _adds_up(self, p: nn.Parameter) -> bool:
+        """Whether the pass at hand adds to `.grad`; that of `torch.autograd.grad` does not."""
+        number = torch._C._current_graph_task_id()
+        if number != self._pass[0]:
+            self._pass = number, _is_added(p)
+        return self._pass[1]
 
     def _see_whether_kept(self) -> None:
         """Forget the passes before, where a pass begins and they have been thrown away.
@@ -142,7 +152,7 @@ class OwnNoise:
             return
         if self._marks == [_mark(p) for p in parameters]:
             if not self.several():
-                for i, _ in self._nodes:
+                for i, _ in self._leaves:
                     if (g := parameters[i].grad) is not None:
                         self._squares[i] = [_square(g)]
             return
@@ -247,6 +257,15 @@ def _sharing(model: Any) -> int:
     """How many processes average the gradients of a wrapped network; 1 if it is not."""
     wrapped = isinstance(model, DistributedDataParallel)
     return torch.distributed.get_world_size(model.process_group) if wrapped else 1
+
+
+def _is_added(p: nn.Parameter) -> bool:
+    """Whether autograd is about to add to a parameter's `.grad`."""
+    try:
+        node = torch.autograd.graph.get_gradient_edge(p).node
+        return torch._C._will_engine_execute_node(node)  # pyright: ignore[reportAttributeAccessIssue]
+    except RuntimeError:  # torch's way to say that the gradient is returned
+        return False
 
 
 def _square(g: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -43,7 +44,7 @@ class Weights:
         self, model: nn.Module, optimizers: Sequence[Optimizer], block: Block = block_of
     ) -> None:
         self._moved = _moved_by(optimizers)
-        named, moved = dict(unwrapped(model).named_parameters()), {*self._moved}
+        named, moved = dict(unwrapped(model).named_parameters()), {p for p, *_ in self._moved}
         chosen = {name: p for name, p in named.items() if id(p) in moved}
         if not chosen:
             raise InputError(
@@ -57,7 +58,9 @@ class Weights:
         self._groups = _shard_groups(model, self.parameters)
 
     def have_changed(self, optimizers: Sequence[Optimizer]) -> bool:
-        """Whether the optimizers move other parameters now: added ones, frozen or thawed ones."""
+        """Whether the optimizers move other parameters now: added, frozen or thawed ones, or of
+        another form.
+        """
         return _moved_by(optimizers) != self._moved
 
     @property
@@ -177,10 +180,11 @@ class Weights:
         return dict(zip(self.blocks, sums.unbind(1), strict=True))
 
 
-def _moved_by(optimizers: Sequence[Optimizer]) -> list[int]:
-    """The ids of the parameters that optimizers move."""
+def _moved_by(optimizers: Sequence[Optimizer]) -> list[tuple[Any, ...]]:
+    """The ids of the parameters that optimizers move, with what `p.data = …` may change of them."""
     groups = (group for o in optimizers for group in o.param_groups)
-    return [id(p) for group in groups for p in group["params"] if p.requires_grad]
+    moved = (p for group in groups for p in group["params"] if p.requires_grad)
+    return [(id(p), p.shape, p.dtype, p.device) for p in moved]
 
 
 def _local(tensor: Tensor) -> Tensor:

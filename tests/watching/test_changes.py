@@ -61,6 +61,21 @@ def test_other_parameters_than_at_first_are_followed(way: str):
     assert "lambda_max" in last and "noise_trace" in last
 
 
+def test_a_parameter_that_grows_is_measured_as_it_then_is():
+    """By `.data = …`, as tables of tokens do."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(10, 4), nn.Flatten(), nn.Linear(12, 3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    ids, y = torch.randint(10, (24, 3)), torch.arange(24) % 3
+    with watched(model, optimizer, batches=(ids, y), measure=[*KINDS, "noise_of_samples"]) as watch:
+        step(model, optimizer, ids, y)
+        model[0].weight.data = torch.cat([model[0].weight.data, torch.ones(2, 4)])
+        norms = [step(model, optimizer, ids + 2, y) for _ in range(2)]
+    assert [row["gradient_norm"] for row in watch.rows[1:]] == pytest.approx(norms, rel=1e-5)
+    assert watch.rows[-1]["update_norm"] == pytest.approx(0.1 * norms[-1], rel=1e-4)
+    assert "lambda_max" in watch.rows[-1] and "noise_trace" in watch.rows[-1]
+
+
 def test_gradients_that_are_used_as_they_are_made():
     model, x, y = setting()
     optimizers = {p: torch.optim.SGD([p], lr=0.1) for p in [*model.parameters()][::-1]}

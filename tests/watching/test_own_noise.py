@@ -89,6 +89,26 @@ def test_a_step_of_one_gradient_gives_none():
     assert all("noise_trace" not in row for row in watch.rows)
 
 
+def test_gradients_that_a_training_asks_for_itself_are_none_that_a_step_adds_up():
+    """By `torch.autograd.grad`, before, between and after the passes, as a penalty does."""
+    rows = []
+    for asks in (False, True):
+        model, x, y = setting()
+        parameters = [*model.parameters()]
+        optimizer = torch.optim.SGD(parameters, lr=0.1)
+        with lsa.watch(model, optimizer, budget=None, track=False, strict=True) as watch:
+            for part in (slice(0, 32), slice(32, 64)):
+                loss = F.cross_entropy(model(x[part]), y[part]) / 2
+                if asks:
+                    torch.autograd.grad(loss, parameters, retain_graph=True)
+                loss.backward(retain_graph=True)
+                if asks:
+                    torch.autograd.grad(loss, parameters)
+            optimizer.step()
+        rows.append({k: v for k, v in watch.rows[0].items() if k != "overhead"})
+    assert rows[0]["noise_trace"] > 0 and rows[0] == rows[1]
+
+
 def test_gradients_are_seen_in_steps_that_are_measured_and_only_there():
     model, x, y = setting()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

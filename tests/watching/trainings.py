@@ -366,6 +366,30 @@ def lookups(attach: Attach, **options: Any) -> dict[str, Any]:
     return fingerprint(seen, model, *optimizers)
 
 
+def grown(attach: Attach) -> dict[str, Any]:
+    """A table that gets new rows by `.data = …`."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(20, 6), nn.Flatten(), nn.Linear(24, 3)).to(DEVICE)
+    ids, y = torch.randint(20, (96, 4)), torch.randint(3, (96,))
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(ids, y), batch_size=16)
+    table, optimizer = model[0].weight, torch.optim.SGD(model.parameters(), lr=1e-2)
+    seed()
+    seen, batches = [], stream(loader)
+    with attach(model, optimizer, loader=loader):
+        for step in range(STEPS):
+            if step in (3, 4):
+                table.data = torch.cat([table.data, table.data[:2] + step])
+            for _ in range(2):
+                x, targets = next(batches)
+                value = F.cross_entropy(model((x + step) % len(table)), targets) / 2
+                value.backward()
+                seen.append(value.item())
+                del value  # whose graph would keep the old shape
+            optimizer.step()
+            optimizer.zero_grad()
+    return fingerprint(seen, model, optimizer)
+
+
 def muon(attach: Attach) -> dict[str, Any]:
     """Muon for matrices, AdamW for all else."""
     model, loader = network(), data()
@@ -490,6 +514,7 @@ CASES: dict[str, Callable[[Attach], dict[str, Any]]] = {
     "adapters": adapters,
     "sparse": lambda a: lookups(a, sparse=True),
     "by frequency": lambda a: lookups(a, scale_grad_by_freq=True),
+    "grown": grown,
     "muon": muon,
     "compiled step": lambda a: plain(a, nn.BatchNorm2d(4), compiles=True),
     "compiled step, sgd": lambda a: plain(
