@@ -1,8 +1,9 @@
-"""Kernels that can be differentiated twice, in place of the fused ones."""
+"""Kernels that can be differentiated twice, in place of fused and compiled ones."""
 
 from __future__ import annotations
 
 import contextlib
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -36,6 +37,20 @@ def plain_kernels(recurrent: bool = False, normed: bool = False) -> Iterator[Non
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+
+
+@contextmanager
+def eager() -> Iterator[None]:
+    """Within the block what `torch.compile` has compiled runs as it is written.
+
+    Compiled code has no second derivatives, and each new kind of pass would be compiled: of the few
+    times that torch does so for a function, none would be left for the training.
+    """
+    if "torch._dynamo" not in sys.modules:  # nothing is compiled, and its import takes a second
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
 
 
 class _PlainWeightNorm(TorchFunctionMode):

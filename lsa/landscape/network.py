@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from lsa.landscape.kernels import norms_weights, plain_kernels
+from lsa.landscape.kernels import eager, norms_weights, plain_kernels
 from lsa.runtime.errors import InputError
 
 HALF = (torch.float16, torch.bfloat16)
@@ -229,8 +229,8 @@ class Network:
 
         A block inside of another leaves its θ there: activation checkpointing runs layers again in
         the backward pass, which must be in the same outermost block. Attention and recurrent layers
-        use kernels that can be differentiated twice; those that the network trains with, where the
-        outermost block is not `plain`.
+        use kernels that can be differentiated twice, and nothing is compiled; where the outermost
+        block is not `plain`, all is as the network trains.
 
         Raises:
             InputError: Inside of `torch.inference_mode()`, where gradients are silently zero.
@@ -245,10 +245,10 @@ class Network:
             self._put(self._views(theta))
             yield
             return
-        kernels = contextlib.nullcontext()
-        if plain:
-            kernels = plain_kernels(self._recurrent, self._normed)
-        with self.evaluating(), kernels:
+        with self.evaluating(), contextlib.ExitStack() as kernels:
+            if plain:
+                kernels.enter_context(eager())
+                kernels.enter_context(plain_kernels(self._recurrent, self._normed))
             try:
                 self._inside, self._plain = True, plain
                 self._put(self._views(theta))

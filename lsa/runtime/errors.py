@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 LONGEST = 1000  # characters of a message
+SHORT = 200  # of one in passing
 
 
 class InputError(ValueError):
@@ -30,6 +31,17 @@ def first_line(error: BaseException) -> str:
 def one_line(error: BaseException) -> str:
     """An error's whole message on one line, or its type where it has none."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def brief(error: BaseException) -> str:
+    """An error in one short line: lsa's own message is one, of others the first line's beginning.
+
+    Those of torch go on with advice and with stacks of Python.
+    """
+    if isinstance(error, InputError):
+        return str(error)
+    line = plain(first_line(error))
+    return line if len(line) <= SHORT else f"{line[: SHORT - 2]} …"
 
 
 def plain(text: str) -> str:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from typing import TypeVar
 
-from lsa.runtime.errors import one_line
+from lsa.runtime.errors import brief
 from lsa.watching.budget import Budget
 
 log = logging.getLogger("lsa.watch")
@@ -47,5 +47,5 @@ class Parts:
             if self._strict:
                 raise
             self._off.add(part)
-            log.warning("watch: %s is off from step %d on: %s", part, step, one_line(error))
+            log.warning("watch: %s is off from step %d on: %s", part, step, brief(error))
             return None

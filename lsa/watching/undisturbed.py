@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lsa.landscape.kernels import eager
+
 _MEASURING = ContextVar("measuring", default=False)
 
 
@@ -33,7 +35,8 @@ def undisturbed(tensors: list[Tensor], *sources: Any) -> Iterator[None]:
     """A block after which random states and the contents of some tensors are as before it.
 
     Random states are those of torch (CPU and every GPU in use), NumPy and Python, and of the
-    generators that DataLoaders and their samplers hold. Gradients are on within, autocast is off.
+    generators that DataLoaders and their samplers hold. Gradients are on within, autocast is off,
+    and what is compiled runs as it is written.
 
     Args:
         tensors: Copied before and written back where something has written into them.
@@ -50,6 +53,7 @@ def undisturbed(tensors: list[Tensor], *sources: Any) -> Iterator[None]:
         with contextlib.ExitStack() as stack:
             stack.enter_context(torch.random.fork_rng(cards))
             stack.enter_context(torch.enable_grad())
+            stack.enter_context(eager())
             for device in devices:
                 stack.enter_context(torch.autocast(device, enabled=False))
             yield

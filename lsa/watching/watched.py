@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lsa.runtime.errors import one_line
+from lsa.runtime.errors import brief
 from lsa.watching import hooks, opened
 from lsa.watching import norms as norms_
 from lsa.watching.alarm import Alarm
@@ -355,4 +355,4 @@ def _quietly(outputs: Outputs, history: History) -> None:
     try:
         outputs.close(history, "FINISHED")
     except Exception as error:
-        log.warning("watch: the history is not logged: %s", one_line(error))
+        log.warning("watch: the history is not logged: %s", brief(error))

@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from lsa.runtime import failures
-from lsa.runtime.errors import LONGEST, InputError, without_passwords
+from lsa.runtime.errors import LONGEST, SHORT, InputError, brief, without_passwords
 
 
 @pytest.mark.parametrize(
@@ -41,6 +41,15 @@ def test_a_message_is_one_printable_line_of_bounded_length():
     message = str(InputError("a\nb\x1b[2J\x07 \u202e" + "x" * 10**6 + " and what to do"))
     assert message.isprintable() and message.startswith("a b\\x1b[2J\\x07 \\u202e")
     assert len(message) < LONGEST + 10 and message.endswith("and what to do")
+
+
+def test_of_the_message_of_another_library_the_first_line_is_shown():
+    assert brief(RuntimeError("\nwhat\nadvice\n  a stack")) == "what"
+    assert brief(KeyError()) == "KeyError"
+    long = brief(ValueError("a " * 10**4))
+    assert long.startswith("a a") and long.endswith(" …") and len(long) == SHORT
+    own = InputError("a value " * 40)
+    assert brief(own) == str(own)
 
 
 def test_an_error_travels_between_processes():

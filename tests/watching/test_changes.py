@@ -268,6 +268,30 @@ def test_a_compiled_step_has_the_numbers_of_a_plain_one():
         assert "lambda_max" in plain and compiled == pytest.approx(plain, rel=1e-3, abs=1e-6)
 
 
+def test_measurements_compile_nothing():
+    """Torch compiles a function for a few kinds of inputs, and may then raise for another."""
+    found = []
+    for measured in (False, True):
+        torch._dynamo.reset()
+        model, x, y = setting()
+        compiled: list[int] = []
+
+        def backend(graph, inputs, compiled=compiled):
+            compiled.append(len(inputs[-1]))
+            return graph.forward
+
+        model.compile(fullgraph=True, dynamic=False, backend=backend)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        with watched(
+            model, optimizer, batches=(x, y) if measured else None, measure=KINDS * measured
+        ) as watch:
+            norms = [step(model, optimizer, x[:n], y[:n]) for n in (8, 12, 16, 20, 24, 23, 22)]
+        assert ("lambda_max" in watch.rows[-1]) == measured
+        found.append((norms, len(compiled)))
+    torch._dynamo.reset()
+    assert found[0] == found[1] and found[0][1] == 7
+
+
 @pytest.mark.parametrize("where", ["measurement", "step"])
 def test_a_training_that_is_interrupted_and_goes_on_is_measured(
     where: str, monkeypatch: pytest.MonkeyPatch

@@ -188,6 +188,28 @@ def test_a_compiled_network_is_measured_as_it_trains():
     assert calls and off.norm() < 1e-3 * product.norm()
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # of views of θ; torch's own
+@pytest.mark.parametrize("products", ["exact", "gradients"])
+def test_a_network_compiled_in_place_runs_so_for_differences_of_gradients_alone(products: str):
+    """Compiled code has no second derivatives."""
+    model, ids = made(60)
+    calls: list[int] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> object:
+        calls.append(1)
+        return graph.forward
+
+    model.compile(backend=backend)
+    found = landscape(model, ids, products=products, copy=False)
+    exact, at = truth(model, ids)
+    v = torch.randn(len(at), generator=torch.Generator().manual_seed(0))
+    product = exact.hessian(at)(v.double())
+    off = found.hessian(found.theta)(v).double() - product
+    assert off.norm() < 1e-3 * product.norm()
+    found.losses(found.theta)
+    assert bool(calls) == (products == "gradients")
+
+
 def test_what_would_not_fit_is_by_gradients_and_says_so(monkeypatch):
     model, ids = made()
     at = landscape(model, ids)
