@@ -18,6 +18,7 @@ from lsa.landscape.weighing import Loss
 from lsa.runtime.errors import InputError
 from lsa.training import stability
 from lsa.watching import probing, spectrum
+from lsa.watching.evaluation import evaluation, seeded
 from lsa.watching.probe_set import parts_of
 from lsa.watching.probing import Tried, numbers
 from lsa.watching.profile import profile_of
@@ -74,7 +75,8 @@ class ParallelProbing:
         self._batches = batches
         self._model, self._kinds = model, tuple(kinds)
         given = F.cross_entropy if loss is None else loss
-        self._objective = objective or objectives.supervised(given)
+        self._objective = seeded(objective or objectives.supervised(given))
+        self._half: torch.dtype | None = None  # in which the network computes, if it does
         self._spectrum, self._optimizers = spectrum.Spectrum(), optimizers
         self._landscapes: list[ParallelLandscape] = []  # on the batches, and on equal parts
 
@@ -91,6 +93,8 @@ class ParallelProbing:
                     self._landscapes.append(
                         ParallelLandscape(self._model, batches, self._objective)
                     )
+                whole = self._landscapes[0]
+                self._half = evaluation(self._model, lambda: whole.loss(whole.theta)).half
 
     def try_pass(self) -> None:
         """Make one forward pass."""
@@ -137,7 +141,9 @@ class ParallelProbing:
                 "sharpness": lambda: self._spectrum.sharpness(point, theta, self._state()),
             }
             if square > 0:
-                work["update"] = lambda: profile_of(losses, None, start, update).numbers(square)
+                work["update"] = lambda: profile_of(
+                    losses, None, start, update, half=self._half
+                ).numbers(square)
             if not math.isfinite(square):  # the training has diverged
                 return {}
             return numbers(self._kinds, work, tried, noise=noise)

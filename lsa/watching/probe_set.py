@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -17,12 +19,15 @@ from lsa.landscape.batches import moved
 from lsa.landscape.copies import whole_gradients
 from lsa.landscape.derivatives.budget import graph_memory
 from lsa.landscape.network import Network, unwrapped
+from lsa.landscape.objectives import supervised
 from lsa.landscape.terms import Objective
 from lsa.landscape.weighing import Loss
 from lsa.runtime.errors import InputError
+from lsa.watching.evaluation import evaluation, seeded
 from lsa.watching.undisturbed import undisturbed
 from lsa.watching.weights import Weights
 
+log = logging.getLogger("lsa.watch")
 MOST = 8  # batches that are read
 PARTS = 8  # equal parts of them, whose gradients tell the noise
 
@@ -58,6 +63,7 @@ class ProbeSet:
         self._batches = batches
         self._loss: Loss = F.cross_entropy if loss is None else loss
         self._objective = objective
+        self.half: torch.dtype | None = None  # in which the network computes, if it does
         self._landscape: Landscape | None = None
         self._parts: list[Landscape] = []
         self._given: list[Landscape] = []
@@ -73,9 +79,42 @@ class ProbeSet:
             yield
 
     def ready(self) -> None:
-        """Make the landscapes, where the model is now; once."""
+        """Make the landscapes, where the model is now; once.
+
+        Raises:
+            InputError: L is another function at every pass.
+        """
         if self._landscape is not None:
             return
+        landscape = self._made()
+        losses: list[float] = []
+
+        def run() -> None:
+            losses.append(landscape.loss(landscape.theta))
+
+        seen = evaluation(self._model, run)
+        self.half = seen.half
+        if seen.draws:
+            log.warning(
+                "watch: the network draws random numbers when it is evaluated; on batches= it is "
+                "measured with the same ones at every pass"
+            )
+            self._objective = seeded(self._objective or supervised(self._loss))
+            landscape = self._made()
+            run()
+        run()
+        first, second = losses[-2:]
+        alike = math.isclose(first, second, rel_tol=1e-2 if seen.half else 1e-5)
+        if not alike and math.isfinite(first + second):
+            raise InputError(
+                f"two passes over batches= give the losses {first:.6g} and {second:.6g}, so there "
+                "is no L: the network or the objective keeps a state from pass to pass; let each "
+                "pass start anew, or leave out batches="
+            )
+        self._landscape = landscape
+
+    def _made(self) -> Landscape:
+        """L on all batches; those on parts of them are made beside it."""
         device = next(self._model.parameters()).device
         given = [moved(batch, device) for batch in self._batches]
         pairs = self._objective is None and all(_is_pair(batch) for batch in given)
@@ -92,7 +131,7 @@ class ProbeSet:
             landscape = Landscape(self._model, given, device=device, **options)
             self._given = [landscape.with_data([batch]) for batch in given]
             self._parts = [landscape.with_data([part]) for part in parts]
-        self._landscape = landscape
+        return landscape
 
     def landscape(self) -> Landscape:
         """L on all batches, of the network as it is now."""

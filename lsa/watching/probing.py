@@ -77,10 +77,9 @@ class Probing:
         return sum(PASSES[kind] for kind in self._kinds)
 
     def ready(self) -> None:
-        """Prepare the probe set and make a first pass, which takes longer than later ones."""
+        """Prepare the probe set; its first passes take longer than later ones."""
         with self._probe_set.undisturbed():
             self._probe_set.ready()
-        self.try_pass()
 
     def try_pass(self) -> None:
         """Make one forward pass."""
@@ -124,7 +123,8 @@ class Probing:
 
     def _profiled(self, landscape: Landscape, start: Tensor, update: Tensor) -> Profile:
         """The loss along the step, from where the last one was measured."""
-        self._profile = profile(landscape, start, update, self._profile)
+        half = self._probe_set.half
+        self._profile = profile(landscape, start, update, self._profile, half=half)
         return self._profile
 
     def _state(self, landscape: Landscape) -> stability.OptimizerState | None:

@@ -4,6 +4,10 @@ With φ(s) = L(θ₀ + s u) on fixed data, u the update from θ₀: φ at 0, 1 a
 curvature uᵀHu at θ₀. The first s > 0 at which φ(s) is above φ(0) again is the critical factor
 (arXiv 2601.16979, "critical sharpness": there in units of the learning rate). It changes little
 from measurement to measurement, so it is looked for where the last one was.
+
+In half precision, points between θ₀ and θ₀ + u are rounded, and so are losses: differences of them
+are rounding. There slope and curvature are derivatives, which cost about as much, and no critical
+factor is looked for.
 """
 
 from __future__ import annotations
@@ -30,9 +34,9 @@ class Profile:
     """Figures of one step; the errors are standard errors over the samples of the probe set."""
 
     loss: float  # L(θ₀)
-    slope: float  # gᵀu (loss)
+    slope: float  # gᵀu (loss); nan where it is not told from rounding, as the next two
     slope_error: float
-    curvature: float  # uᵀHu (loss); nan where it is not told from rounding
+    curvature: float  # uᵀHu (loss)
     curvature_error: float
     change: float  # L(θ₀ + u) − L(θ₀)
     factor: float  # critical factor; nan where the step goes uphill or none is found
@@ -50,20 +54,27 @@ class Profile:
         known = {
             "probe_loss": self.loss,
             "directional_sharpness": self.curvature / update_squared,
-            "directional_sharpness_se_data": self.curvature_error / update_squared,
             "gain_first_order": -self.slope,
-            "gain_first_order_se_data": self.slope_error,
             "gain_second_order": -expected,
             "gain": -self.change,
             "critical_factor": self.factor,
         }
+        if math.isfinite(self.curvature):
+            known["directional_sharpness_se_data"] = self.curvature_error / update_squared
+        if math.isfinite(self.slope):
+            known["gain_first_order_se_data"] = self.slope_error
         if abs(expected) > 2 * error:  # else the quotient is noise
             known["gain_ratio"] = self.change / expected
         return {name: value for name, value in known.items() if math.isfinite(value)}
 
 
 def profile(
-    landscape: Landscape, start: Tensor, update: Tensor, last: Profile | None = None
+    landscape: Landscape,
+    start: Tensor,
+    update: Tensor,
+    last: Profile | None = None,
+    *,
+    half: torch.dtype | None = None,
 ) -> Profile:
     """Slope, curvature and critical factor along an update.
 
@@ -72,9 +83,33 @@ def profile(
         start: θ₀ `(d,)`.
         update: u `(d,)`, not zero.
         last: Of an earlier update, whose figures are likely to be near.
+        half: Half precision in which the network computes; None: it computes in none.
     """
     with landscape.network.at(start):  # once, rather than for each pass
+        if half is not None:
+            return _by_derivatives(landscape, start, update, half)
         return profile_of(landscape.losses, landscape.influences, start, update, last)
+
+
+def _by_derivatives(
+    landscape: Landscape, start: Tensor, update: Tensor, half: torch.dtype
+) -> Profile:
+    """The same in half precision, in which θ₀ and θ₀ + u are no rounded points."""
+    at0, _, slopes = landscape.per_sample_and_slopes(start, update)
+    curved = landscape.curvatures(start, update)
+    change = (landscape.losses(start + update).double() - at0.double()).mean().item()
+    noise = _rounding(at0.double(), torch.finfo(half).eps) / math.sqrt(3)
+    return Profile(
+        loss=at0.double().mean().item(),
+        slope=slopes.double().mean().item(),
+        slope_error=_error(landscape.influences, slopes.double()),
+        curvature=curved.double().mean().item(),
+        curvature_error=_error(landscape.influences, curved.double()),
+        change=_told(change, noise),
+        factor=math.nan,
+        reach=NEAR,
+        passes=9,
+    )
 
 
 def profile_of(
@@ -83,6 +118,8 @@ def profile_of(
     start: Tensor,
     update: Tensor,
     last: Profile | None = None,
+    *,
+    half: torch.dtype | None = None,
 ) -> Profile:
     """The same of losses that are a function of θ.
 
@@ -92,6 +129,7 @@ def profile_of(
         start: θ₀.
         update: u.
         last: Of an earlier update.
+        half: Half precision in which the losses are computed; what it hides is left out.
     """
     passes, theta = 0, torch.empty_like(start)
 
@@ -101,7 +139,9 @@ def profile_of(
         return losses_at(torch.add(start, update, alpha=s, out=theta)).double()
 
     at0, at1 = losses(0.0), losses(1.0)
-    step, rounding = NEAR if last is None else last.reach, _rounding(at0, update.dtype)
+    fine = torch.float64 if update.dtype == torch.float64 else torch.float32
+    rounding = _rounding(at0, torch.finfo(half or fine).eps)
+    step = NEAR if last is None else last.reach
     while True:
         up, down = losses(step), losses(-step)
         second = (up + down - 2 * at0) / step**2
@@ -109,12 +149,13 @@ def profile_of(
         if noise <= ROUNDING * size or step >= FAR:
             break
         step = _far_enough(max(2 * step, _reach(rounding, size)))
-    told = noise <= 0.5 * size
     # The cubic through the four points: its slope at 0 is free of the third derivative.
     middle = (up - down) / (2 * step)
     cubic = (at1 - at0 - second / 2 - middle) / (1 - step**2)
     slope = middle - cubic * step**2
     change = (at1 - at0).mean().item()
+    # Of the six roundings in `rounding`, that of a difference has two.
+    known_slope = _told(slope.mean().item(), rounding / (math.sqrt(12) * step))
 
     def rise(s: float) -> float:
         """φ(s) − φ(0) over s."""
@@ -122,14 +163,15 @@ def profile_of(
 
     known = [(0.0, slope.mean().item()), (1.0, change)]
     known.append((step, (up - at0).mean().item() / step))
-    factor = _crossing(rise, sorted(known), _guess(last)) if known[0][1] < 0 else math.nan
+    downhill = known_slope < 0 and half is None
+    factor = _crossing(rise, sorted(known), _guess(last)) if downhill else math.nan
     return Profile(
         loss=at0.mean().item(),
-        slope=slope.mean().item(),
+        slope=known_slope,
         slope_error=_error(influences, slope),
-        curvature=second.mean().item() if told else math.nan,
+        curvature=_told(second.mean().item(), noise),
         curvature_error=_error(influences, second),
-        change=change,
+        change=_told(change, rounding / math.sqrt(3)),
         factor=factor,
         reach=_far_enough(_reach(rounding, size)),
         passes=passes,
@@ -224,10 +266,14 @@ def _roots(a: float, b: float, c: float) -> list[float]:
     return [n / d for n, d in ((q, a), (c, q)) if d != 0]
 
 
-def _rounding(losses: Tensor, dtype: torch.dtype) -> float:
+def _rounding(losses: Tensor, eps: float) -> float:
     """Standard deviation of √6 roundings of the mean of some losses."""
-    eps = torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps
     return math.sqrt(6) * eps * losses.square().mean().sqrt().item() / math.sqrt(len(losses))
+
+
+def _told(value: float, noise: float) -> float:
+    """A number; nan where it is not told from rounding."""
+    return value if noise <= 0.5 * abs(value) else math.nan
 
 
 def _error(influences: Callable[[Tensor], Tensor] | None, values: Tensor) -> float:

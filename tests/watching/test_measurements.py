@@ -6,6 +6,7 @@ import copy
 import functools
 import math
 import re
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from torch.nn.utils import parameters_to_vector
 import lsa
 from benchmarks.watch_oracles import crossing
 from lsa.watching import budget
-from lsa.watching.profile import profile
+from lsa.watching.profile import profile, profile_of
 from lsa.watching.spectrum import TOL
 
 
@@ -144,9 +145,69 @@ def test_any_length_of_the_update_is_measured():
     landscape = lsa.Landscape(model, x, y)
     start = landscape.theta
     u = torch.randn(len(start), generator=torch.Generator().manual_seed(1))
+    each = Exact(model, x, y).gradients(start.double())
+    slope = float(each.mean(0) @ (u / u.norm()).double())
     for length in np.geomspace(1e-6, 1, 60):
         found = profile(landscape, start, float(length) * u / u.norm())
-        assert math.isfinite(found.slope) and math.isfinite(found.change)
+        for value, truth in ((found.slope, slope), (found.change, slope)):
+            known = math.isfinite(value)
+            assert known or length < 1e-4
+            if known and length < 0.01:  # where the curvature is 1 % of it
+                rel = 1 if length < 1e-4 else 0.1
+                assert value == pytest.approx(float(length) * truth, rel=rel)
+
+
+class Autocast(nn.Module):
+    """A network that computes in bfloat16 by itself, as Accelerate has it do."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return self.inner(x).float()
+
+
+@pytest.mark.parametrize("objective", [None, lsa.objectives.supervised()])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, None])
+def test_along_the_update_in_half_precision(dtype: torch.dtype | None, objective: Any):
+    """Curvature and slope are of the size of the rounding of a loss; errors are told."""
+    model, x, y = setting()
+    model = Autocast(model) if dtype is None else model.to(dtype)
+    x = x if dtype is None else x.to(dtype)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    exact = Exact(model.inner if isinstance(model, Autocast) else model, x, y)
+    options: dict[str, Any] = {"batches": (x, y), "measure": ["update"], "every": 1}
+    with watched(model, optimizer, objective=objective, strict=True, **options) as watch:
+        at = train(model, optimizer, x, y, 4, batch=64)
+    for row, start, end in zip(watch.rows, at[:-1], at[1:], strict=True):
+        u = end - start
+        H, each = exact.hessian(start), exact.gradients(start)
+        assert row["directional_sharpness"] == pytest.approx(float(u @ H @ u / (u @ u)), rel=0.03)
+        assert row["gain_first_order"] == pytest.approx(-float(each.mean(0) @ u), rel=0.02)
+        error = float((each @ u).std()) / math.sqrt(len(x))
+        assert row["gain_first_order_se_data"] == pytest.approx(error, rel=0.03)
+        change = float(exact.loss(end) - exact.loss(start))
+        assert row.get("gain", -change) == pytest.approx(-change, rel=0.5)
+        assert "critical_factor" not in row
+
+
+def test_losses_in_half_precision_hide_what_is_smaller():
+    """Of losses that are a function of θ alone, as where the network is spread over processes."""
+    model, x, y = setting()
+    exact = Exact(model, x, y)
+    start = parameters_to_vector(model.parameters()).detach()
+    u = -exact.gradients(start.double()).mean(0).float()
+
+    def losses(theta: Tensor) -> Tensor:
+        return exact.loss(theta.double()).bfloat16().double()[None]
+
+    short = profile_of(losses, None, start, 0.1 * u, half=torch.bfloat16)
+    assert not any(map(math.isfinite, (short.curvature, short.factor)))
+    assert "directional_sharpness_se_data" not in short.numbers(1.0)
+    long = profile_of(losses, None, start, 3 * u, half=torch.bfloat16)
+    assert long.slope == pytest.approx(3 * float(u @ -u), rel=0.5)
 
 
 def test_noise_scale_of_the_probe_set_is_unbiased():

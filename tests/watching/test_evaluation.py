@@ -1,0 +1,102 @@
+"""Networks that are no fixed function in evaluation mode, and the precision they compute in."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import lsa
+from lsa.watching.evaluation import evaluation
+
+
+class Random(nn.Module):
+    """Dropout that stays on, with the random numbers of some library."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.source = nn.Linear(5, 32), nn.Linear(32, 3), source
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.a(x))
+        if self.source == "torch":
+            return self.b(F.dropout(h, 0.5))
+        if self.source == "numpy":
+            return self.b(h * (1 + float(np.random.rand())))
+        return self.b(h * (1 + random.random()))
+
+
+class Counting(Random):
+    """It keeps a state from pass to pass."""
+
+    calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.b(torch.tanh(self.a(x))) * (1 + 0.1 * self.calls)
+
+
+def data() -> tuple[Tensor, Tensor]:
+    return torch.randn(64, 5, generator=torch.Generator().manual_seed(1)), torch.arange(64) % 3
+
+
+def watched(model: nn.Module, lr: float, **options: Any) -> tuple[list[dict[str, float]], Any]:
+    x, y = data()
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+    given = {"batches": (x, y), "budget": None, "track": False, "every": 1} | options
+    with lsa.watch(model, optimizer, **given) as watch:
+        for _ in range(2):
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+    return watch.rows, torch.get_rng_state()
+
+
+@pytest.mark.parametrize("source", ["torch", "numpy", "python"])
+def test_every_pass_draws_the_same_numbers(source: str, caplog: pytest.LogCaptureFixture):
+    """Of so small a step the fall is the slope: without fixed draws it is their noise."""
+    rows, _ = watched(Random(source), lr=1e-2, measure=["update", "sharpness"], strict=True)
+    for row in rows:
+        assert row["gain"] == pytest.approx(row["gain_first_order"], rel=0.05)
+        assert 0 < abs(row["directional_sharpness"]) < 10
+        assert abs(row["gain_first_order"]) < 0.1
+    (line,) = caplog.messages
+    assert "the network draws random numbers when it is evaluated" in line
+
+
+def test_the_objective_draws():
+    def objective(model: nn.Module, batch: Any) -> lsa.Terms:
+        x, y = batch
+        return lsa.objectives.supervised()(model, (x + torch.randn_like(x), y))
+
+    rows, _ = watched(Random("none").eval(), lr=1e-2, objective=objective, measure=["update"])
+    assert rows[0]["gain"] == pytest.approx(rows[0]["gain_first_order"], rel=0.1)
+
+
+def test_a_network_with_a_state_is_not_measured_on_batches(caplog: pytest.LogCaptureFixture):
+    rows, _ = watched(Counting("none"), lr=1e-2)
+    assert "probe_loss" not in rows[-1] and "gradient_norm" in rows[-1]
+    (line,) = caplog.messages
+    assert "two passes over batches= give the losses" in line and "keeps a state" in line
+
+
+def test_the_precision_of_a_pass():
+    model = nn.Sequential(nn.Linear(5, 4), nn.Linear(4, 3))
+    x, _ = data()
+
+    def half() -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return model(x)
+
+    assert evaluation(model, lambda: model(x)) == (None, False)
+    assert evaluation(model, half) == (torch.bfloat16, False)
+    assert evaluation(model, lambda: torch.rand(2)) == (None, True)
+    model[1].half()
+    assert evaluation(model, lambda: None).half == torch.float16
+    assert not any(m._forward_hooks for m in model.modules())
