@@ -11,9 +11,15 @@ from torch import Tensor, nn
 from lsa.watching.hooks import OnModule
 from lsa.watching.undisturbed import measuring
 
+TOLD, RETURNED, OUTPUTS, MODULE = range(4)  # where a loss is seen; the first is believed first
+
 
 class Losses:
     """Losses of the passes of one step; their mean is the step's.
+
+    The loop knows its loss best, then its closure, the outputs of the model, and a loss that is a
+    module, which may be one of several terms. So of these only one is taken. What hooks see must be
+    one loss for each backward pass.
 
     Args:
         model: Whose outputs may have a `.loss`, which is the step's.
@@ -23,7 +29,8 @@ class Losses:
 
     def __init__(self, model: nn.Module, loss: Any = None, *, seen: bool = True) -> None:
         self._model, self._loss, self._looks = model, loss, seen
-        self._told: list[Tensor] = []
+        self._told: dict[int, list[Tensor]] = {}
+        self._complete = False  # the passes that the step was made from are over
 
     def attach(
         self, due: Callable[[], bool], run: Callable[[Callable[[], None]], Any]
@@ -47,38 +54,55 @@ class Losses:
         if self._looks:
             handles.append(self._model.register_forward_hook(hook(self._seen)))
         if isinstance(self._loss, nn.Module):
-            handles.append(self._loss.register_forward_hook(hook(self._own)))
+            take = hook(lambda value: self._own(value, MODULE))
+            handles.append(self._loss.register_forward_hook(take))
         return handles
 
     def returned(self, value: Any) -> None:
-        """What a closure has returned."""
+        """What a closure has returned, which the optimizer may call again."""
         if self._looks:
-            self.add(value)
+            self._add(value, RETURNED)
+
+    def complete(self) -> None:
+        """The step has its gradients: other passes of it are of other weights."""
+        self._complete = True
 
     def add(self, loss: Any) -> None:
-        """A loss, as the loop tells it; anything else is ignored."""
-        if isinstance(loss, int | float):
-            loss = torch.tensor(float(loss))
-        if isinstance(loss, Tensor) and loss.numel() == 1:
-            self._told.append(loss.detach().reshape(()))
+        """A loss, as the loop tells it; what is no number is ignored."""
+        self._add(loss, TOLD)
+
+    def _add(self, loss: Any, source: int) -> None:
+        if not isinstance(loss, Tensor):
+            loss = loss.item() if hasattr(loss, "item") else loss
+            if not isinstance(loss, int | float):
+                return
+            loss = torch.tensor(float(loss), device="cpu")
+        if loss.numel() == 1:
+            self._told.setdefault(source, []).append(loss.detach().reshape(()))
 
     def _seen(self, output: Any) -> None:
-        self._own(output.get("loss") if isinstance(output, dict) else getattr(output, "loss", None))
+        value = output.get("loss") if isinstance(output, dict) else getattr(output, "loss", None)
+        self._own(value, OUTPUTS)
 
-    def _own(self, value: Any) -> None:
-        if torch.is_grad_enabled() and isinstance(value, Tensor):
-            self.add(value)
+    def _own(self, value: Any, source: int) -> None:
+        if torch.is_grad_enabled() and isinstance(value, Tensor) and not self._complete:
+            self._add(value, source)
 
-    def mean(self, dropped: int = 0) -> Tensor | None:
-        """The mean of those since the last call, in float64; None where there was none.
+    def mean(self, passes: int, dropped: int = 0) -> Tensor | None:
+        """The mean of those since the last call, in float64; None where it is not known.
 
         Args:
+            passes: Backward passes that the step was made from; 0 where they were not counted.
             dropped: How many of the first are of passes that no step has used.
         """
-        told, self._told = self._told, []
+        source = min(self._told, default=MODULE)
+        told = self._told.get(source, [])
+        self.forget()
         told = told[dropped:] if dropped < len(told) else told
+        if source in (OUTPUTS, MODULE) and len(told) != (passes or 1):
+            return None
         return torch.stack(told).double().mean() if told else None
 
     def forget(self) -> None:
         """Let go of those of a step that is not measured."""
-        self._told = []
+        self._told, self._complete = {}, False

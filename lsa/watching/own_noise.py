@@ -70,6 +70,11 @@ class OwnNoise:
         self._each: Tensor | None = None  # squares of single samples, by parameter
 
     @property
+    def passes(self) -> int:
+        """Backward passes whose gradients the step uses; 0 where they were not counted."""
+        return self._ended - self.dropped
+
+    @property
     def known(self) -> bool:
         """Whether steps have given numbers."""
         return bool(self._seen)

@@ -156,6 +156,8 @@ class Watch:
     def has_gradients(self, optimizer: Optimizer, loss: Any) -> None:
         """An optimizer has its gradients."""
         self._losses.returned(loss)
+        if len(self._optimizers) == 1:
+            self._losses.complete()
         if self._norms_are_due():
             take = self._gradients.take
             # What one optimizer was given may be gone when the next one steps.
@@ -243,7 +245,8 @@ class Watch:
         blocks = self._outputs.blocks_are_due(self.step)
         products = self._norms.after(self.step, self._gradients.given(), each=blocks)
         row: Row = {"learning_rate": float(self._optimizers[0].param_groups[0]["lr"])}
-        loss = self._losses.mean(self._gradients.noise.dropped)
+        noise = self._gradients.noise
+        loss = self._losses.mean(noise.passes, noise.dropped)
         if loss is not None:
             row["loss"] = loss.item()
         row |= norms_.numbers(products.sum(1).tolist())
