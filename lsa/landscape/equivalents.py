@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from lsa.landscape.landscape import Landscape
-from lsa.landscape.recognition import symmetries
-from lsa.landscape.symmetries import ROUNDING, TRIAL
+from lsa.landscape.recognition import rounding, symmetries
+from lsa.landscape.symmetries import TRIAL
 from lsa.maths.alignment.random_moves import random_moves
 from lsa.maths.alignment.symmetries import (
     HeadMove,
@@ -58,7 +58,8 @@ def equivalents(
     moves = random_moves(plain, rng, stretch=0.0)
     still = {name: unmoved(part) for name, part in plain.parts.items()}
     mixing = [h for h in plain.heads if h.mixes_scores or h.mixes_values]
-    units = [s for s in plain.spaces if _is_homogeneous(landscape, theta, s)]
+    most = rounding(landscape, theta)
+    units = [s for s in plain.spaces if _is_homogeneous(landscape, theta, s, most)]
 
     def linear(
         parts: list[Space | Heads], changes: Mapping[str, Move]
@@ -127,8 +128,15 @@ def _turn_of(move: Move, still: Move) -> Move:
     return still._replace(qk=move.qk, ov=move.ov)
 
 
-def _is_homogeneous(landscape: Landscape, theta: Tensor, space: Space) -> bool:
-    """Whether units may be scaled where they are made, and unscaled where they are read."""
+def _is_homogeneous(landscape: Landscape, theta: Tensor, space: Space, most: float) -> bool:
+    """Whether units may be scaled where they are made, and unscaled where they are read.
+
+    Args:
+        landscape: In float64.
+        theta: Where it is tried, `(d,)`.
+        space: The units.
+        most: Relative change of a loss that is none.
+    """
     if space.norms or not any(p.reads for p in space.axes):
         return False
     before = landscape.losses(theta) if landscape.has_samples else None
@@ -141,7 +149,7 @@ def _is_homogeneous(landscape: Landscape, theta: Tensor, space: Space) -> bool:
         else:
             gap = (landscape.losses(other) - before).abs().max().item()
             scale = before.abs().max().item()
-        if not gap <= ROUNDING * scale:
+        if not gap <= most * scale:
             return False
     return True
 

@@ -54,13 +54,25 @@ def symmetries(landscape: Landscape, theta: Tensor) -> Symmetries:
             f"the network's attribute symmetries is a {type(declared).__name__}; give "
             "lsa.maths.alignment.symmetries.Symmetries"
         )
-    tried = _tried(double, theta, declared, SINGLE if flow.single_precision else ROUNDING)
+    tried = _tried(double, theta, declared, _rounding(flow))
     if not tried.parts:
         raise InputError(
             "no symmetry of this network was recognised"
             + "".join(f"; {line}" for line in tried.left_out)
         )
     return tried
+
+
+def rounding(landscape: Landscape, theta: Tensor) -> float:
+    """Relative change of an output at θ `(d,)` that is none, for a landscape in float64."""
+    try:
+        return _rounding(recorded(landscape, theta))
+    except InputError:  # it cannot be recorded
+        return ROUNDING
+
+
+def _rounding(flow: Dataflow) -> float:
+    return SINGLE if flow.single_precision else ROUNDING
 
 
 def recorded(landscape: Landscape, theta: Tensor) -> Dataflow:

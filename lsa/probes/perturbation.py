@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
@@ -35,6 +36,9 @@ AGREEMENT = 0.01  # relative difference of fitted and computed curvature that is
 # Vectors that slopes in float64 hold, and three directions: for the estimate of the cost.
 FINE, LINES = 20, 6
 PRECISION = 1e-8  # relative rounding error that the fit may have; sets its width
+FLAT = 1e-4  # of λ_max: a curvature below is taken for 0, which float32 could not tell from it
+# Over that of float64: where the network computes in float32 inside, narrow fits are rounding.
+WIDTHS = (1, 30, 1e3, 3e4, 1e6)
 
 
 class Fit(NamedTuple):
@@ -97,9 +101,10 @@ def perturbation(
     Eigenvectors point downhill (gᵀv ≤ 0), which fixes their sign.
 
     curvature_fit is that of the parabola with the slopes of the loss at both ends of the narrowest
-    interval that rounding in float64 allows: wider ones hold kinks of ReLU and max-pooling. It must
-    equal λ_max within 1 %, or the result is not converged. curvature_finite is the second
-    difference over a step of 5 % of ε*, such as an optimizer makes.
+    interval that rounding allows: wider ones hold kinks of ReLU and max-pooling. It starts from
+    float64's, and is wider where the network computes in float32 inside: until two fits agree, or
+    one with vᵀHv. It must equal λ_max within 1 %, or the result is not converged. curvature_finite
+    is the second difference over a step of 5 % of ε*, such as an optimizer makes.
 
     loss_rise is the mean rise at ±ε*, which is `rise` for a quadratic; asymmetry is half the
     difference of the rises at the two ends over that mean. ε* is each checkpoint's own, shorter
@@ -134,7 +139,7 @@ def perturbation(
         curves[f"loss_along_{name}"] = _curve(unit, rises)
         curvature = (v.double() @ hessian(v).double()).item()
         slope = (gradient.double() @ v.double()).item()
-        fit = _fit(fine, theta.double(), v.double(), lambda_max)
+        fit = _fit(fine, theta.double(), v.double(), curvature, lambda_max)
         bend = standard_error(landscape.influences(landscape.curvatures(theta, v)))
         metrics |= _described(
             name, fit, curvature, bend, slope, landscape.influences(landscape.slopes(theta, v))
@@ -143,7 +148,7 @@ def perturbation(
             metrics |= _shape(rises) | _at_step(landscape, theta, v, step, base)
             metrics |= _finite(fine, theta.double(), v, NEAR * reach)
             metrics["lambda_max"] = Metric(lambda_max, "loss", bend)
-            notes += _verdict(fit, lambda_max)
+            notes += _verdict(fit, curvature, lambda_max)
         if name == "bottom":
             metrics["lambda_min"] = Metric(ends.smallest.values[0].item(), "loss", bend)
     arrays["losses"] = base.mean().item() + np.stack([curves[c].y for c in curves])
@@ -208,16 +213,30 @@ def _curve(unit: Tensor, rises: Tensor) -> Curve:
     )
 
 
-def _fit(landscape: Landscape, theta: Tensor, v: Tensor, lambda_max: float) -> Fit:
-    """Slope and curvature at 0 of the parabola that has the loss's slopes at ±half_width."""
+def _fit(
+    landscape: Landscape, theta: Tensor, v: Tensor, curvature: float, lambda_max: float
+) -> Fit:
+    """Slope and curvature at 0 of the parabola that has the loss's slopes at ±half_width.
+
+    Of widths that grow, the first whose curvature agrees with vᵀHv; else the first that agrees
+    with the next; else the widest, which has the least rounding.
+    """
 
     def slope(eps: float) -> float:
         return (landscape.gradient(theta + eps * v) @ v).item()
 
-    rounding = torch.finfo(theta.dtype).eps * max(1.0, abs(slope(0.0)))
-    half = rounding / PRECISION / lambda_max
-    left, right = slope(-half), slope(half)
-    return Fit((left + right) / 2, (right - left) / (2 * half), half)
+    def agree(a: float, b: float) -> bool:
+        return abs(a - b) <= AGREEMENT * max(abs(a), FLAT * lambda_max)
+
+    narrowest = torch.finfo(theta.dtype).eps * max(1.0, abs(slope(0.0))) / PRECISION / lambda_max
+    fits: list[Fit] = []
+    for half in (narrowest * width for width in WIDTHS):
+        left, right = slope(-half), slope(half)
+        fits.append(Fit((left + right) / 2, (right - left) / (2 * half), half))
+        if agree(fits[-1].curvature, curvature):
+            return fits[-1]
+    pairs = (a for a, b in pairwise(fits) if a.curvature and agree(a.curvature, b.curvature))
+    return next(pairs, fits[-1])
 
 
 def _finite(landscape: Landscape, theta: Tensor, v: Tensor, eps: float) -> dict[str, Metric]:
@@ -253,11 +272,14 @@ def _shape(rises: Tensor) -> dict[str, Metric]:
     return metrics | {"asymmetry": Metric(asymmetry.item(), "", standard_error(influences))}
 
 
-def _verdict(fit: Fit, lambda_max: float) -> list[str]:
+def _verdict(fit: Fit, curvature: float, lambda_max: float) -> list[str]:
     off = abs(fit.curvature - lambda_max) / lambda_max
     if off <= AGREEMENT:
         return []
+    cause = f"the loss has kinks within ε=±{fit.half_width:.2g}, or part of it is in half precision"
+    if abs(fit.curvature - curvature) <= AGREEMENT * abs(fit.curvature):
+        cause = "λ_max is not converged"
     return [
         f"the fitted curvature {fit.curvature:.4g} differs from λ_max={lambda_max:.4g} by "
-        f"{off:.1%}: the loss has kinks within ε=±{fit.half_width:.2g}, or λ_max is not converged"
+        f"{off:.1%}: {cause}"
     ]

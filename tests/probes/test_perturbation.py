@@ -104,6 +104,7 @@ def test_eigenvectors_that_have_not_converged_are_flagged():
     landscape = Landscape(model, x, x[:, :1], nn.functional.mse_loss)
     found = measure(landscape, torch.zeros(30, dtype=torch.float64), max_products=3)
     assert not found.converged and any("not converged in 3" in note for note in found.notes)
+    assert not any("kinks" in note for note in found.notes)  # the loss is a parabola
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +122,44 @@ def test_between_kinks_a_relu_network_has_the_curvature_of_its_hessian_in_float3
     assert v["curvature_fit"] == pytest.approx(v["lambda_max"], rel=1e-3)
     assert v["slope_fit"] == pytest.approx(v["slope"], abs=1e-5)
     assert found.converged
+
+
+class RMSNorm(nn.Module):
+    """As Hugging Face's: whatever its inputs are, their size is computed in `inside`."""
+
+    def __init__(self, inside: torch.dtype) -> None:
+        super().__init__()
+        self.inside = inside
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = x.to(self.inside)
+        return (z * torch.rsqrt(z.square().mean(-1, keepdim=True) + 1e-6)).to(x.dtype)
+
+
+class Linear(nn.Linear):
+    """Its weights are rounded, too: a narrow step moves nothing at all."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x.float(), self.weight.float(), self.bias.float()).to(x.dtype)
+
+
+def normed(linear: type[nn.Linear], inside: torch.dtype) -> tuple[Landscape, Tensor]:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(linear(6, 8), nn.Tanh(), RMSNorm(inside), linear(8, 3)).double()
+    x = torch.randn(20, 6, generator=generator(1), dtype=torch.float64)
+    return Landscape(model, x, torch.arange(20) % 3), flatten(model)
+
+
+@pytest.mark.parametrize("linear", [nn.Linear, Linear])
+def test_a_network_that_computes_in_float32_inside_has_the_curvatures_of_its_twin(linear):
+    found = measure(*normed(linear, torch.float32))
+    v, twin = values(found), values(measure(*normed(nn.Linear, torch.float64)))
+    assert found.converged and not found.notes
+    for name in ("curvature_fit", "curvature_fit_bottom", "curvature_fit_random"):
+        exact = twin[name.replace("_fit", "")]
+        assert v[name] == pytest.approx(exact, rel=1e-2), name
+    assert twin["curvature_fit"] == pytest.approx(twin["lambda_max"], rel=1e-4)
 
 
 def test_losses_are_those_of_the_shifted_parameters(relu_net):

@@ -218,6 +218,19 @@ def test_a_network_whose_units_are_not_known_says_so():
     assert found.metrics["lambda_max"].value > 0
 
 
+class Float32ReLU(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.float().relu().to(x.dtype)
+
+
+def test_units_whose_activation_is_computed_in_float32_can_be_rescaled():
+    model = seeded(lambda: nn.Sequential(nn.Linear(4, 6), Float32ReLU(), nn.Linear(6, 3)))
+    x = torch.linspace(-1, 1, 40, dtype=torch.float64).view(10, 4)
+    found = measure(Landscape(model, x, torch.arange(10) % 3), flatten(model))
+    assert "parts that can be rescaled: units of 0.weight" in found.notes
+    assert found.metrics["lambda_max_permuted"].value == pytest.approx(1, abs=1e-3)
+
+
 @pytest.mark.parametrize("name", [pytest.param("own head", marks=pytest.mark.full), "rotary"])
 def test_a_transformer_is_changed_along_its_own_symmetries(name):
     at = small_transformers.landscape(small_transformers.made(name))
