@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from lsa.landscape.batches import fingerprint
+from lsa.landscape.network import HALF
 from lsa.landscape.terms import Objective, Terms
 from lsa.landscape.weighing import (
     Loss,
@@ -34,6 +35,7 @@ BY_HAND = (
 )
 IGNORED = -100  # label that `F.cross_entropy` and Hugging Face leave out
 AGREEMENT = {torch.float64: 1e-8, torch.float32: 1e-4}  # of two ways to the same loss; else 3e-2
+ALIKE = {torch.float64: 1e-12, torch.float32: 1e-6}  # where a part may have been added; else 3e-2
 
 
 def called(model: nn.Module, inputs: Any) -> Any:
@@ -139,7 +141,9 @@ def per_token(*, ignore_index: int = IGNORED, shift: bool = True) -> Objective:
     """Cross entropy per token: L is the mean over all tokens of the data set that count.
 
     Batches are mappings with `labels` `(n, T)`, or pairs (token ids, labels); without labels the
-    ids are their own. The network gives logits `(n, T, C)`, or an output with `.logits`.
+    ids are their own, except where an `attention_mask` `(n, T)` is 0: padding does not count, nor
+    what is predicted from it. The network gives logits `(n, T, C)`, or an output with `.logits`;
+    those in half precision are raised to float32.
 
     Args:
         ignore_index: Label of tokens that do not count.
@@ -150,8 +154,8 @@ def per_token(*, ignore_index: int = IGNORED, shift: bool = True) -> Objective:
     """
 
     def objective(model: nn.Module, batch: Any) -> Terms:
-        if isinstance(batch, Mapping) and "labels" not in batch:
-            batch = {**batch, "labels": batch["input_ids"]}
+        if isinstance(batch, Mapping) and "labels" not in batch and "input_ids" in batch:
+            batch = {**batch, "labels": _own_labels(batch, ignore_index, shift)}
         elif isinstance(batch, Tensor):
             batch = (batch, batch)
         inputs, y = _parted(batch)
@@ -162,15 +166,35 @@ def per_token(*, ignore_index: int = IGNORED, shift: bool = True) -> Objective:
     return objective
 
 
+def _own_labels(batch: Mapping[str, Tensor], ignored: int, shift: bool) -> Tensor:
+    """Token ids `(n, T)` as their own labels, without those that are padding or follow padding."""
+    ids, mask = batch["input_ids"], batch.get("attention_mask")
+    if mask is None or mask.shape != ids.shape:
+        return ids
+    counted = mask != 0
+    if shift:
+        counted[:, 1:] &= mask[:, :-1] != 0
+    return ids.masked_fill(~counted, ignored)
+
+
 def tokens(logits: Tensor, labels: Tensor, *, ignore_index: int, shift: bool) -> Terms:
     """Cross entropy per sequence, with the number of tokens that count as its weight.
 
     Args:
-        logits: `(n, T, C)`.
+        logits: `(n, T, C)`. Those in half precision are raised to float32, as Hugging Face does.
         labels: `(n, T)`, int64.
         ignore_index: Label of tokens that do not count.
         shift: Whether the logits at a position predict the label at the next one.
+
+    Raises:
+        InputError: Logits and labels do not fit together.
     """
+    if logits.ndim != 3 or logits.shape[:2] != labels.shape:
+        raise InputError(
+            f"the logits have shape {tuple(logits.shape)}, the labels {tuple(labels.shape)}; they "
+            "must be (n, T, C) and (n, T)"
+        )
+    logits = _raised(logits)
     if shift:
         logits, labels = logits[:, :-1], labels[:, 1:]
     each = F.cross_entropy(
@@ -180,20 +204,28 @@ def tokens(logits: Tensor, labels: Tensor, *, ignore_index: int, shift: bool) ->
     return Terms(sums.sum(), weights.sum(), sums, weights, outputs=logits)
 
 
+def _raised(logits: Tensor) -> Tensor:
+    """Logits in float32 at least."""
+    return logits.float() if logits.dtype in HALF else logits
+
+
 def hf() -> Objective:
     """A Hugging Face model with its own loss: `model(**batch).loss`, batches with `labels`.
 
     The loss is a mean whose weights the model does not tell. It is compared with the means that
     there are: per token with and without shift, per sample with class labels, squared errors.
+    Logits in half precision are raised to float32.
 
     Raises:
-        InputError: From a batch, where the loss is none of these.
+        InputError: From a batch, where the loss is none of these, is not finite, or contains an
+            auxiliary loss, such as that of a mixture of experts' router.
     """
     kind: list[int] = []  # which of the candidates it is
 
     def objective(model: nn.Module, batch: Any) -> Terms:
         output = model(**batch)
-        if not hasattr(output, "logits") or "labels" not in batch:
+        known = hasattr(output, "logits") and getattr(output, "loss", None) is not None
+        if not known or "labels" not in batch:
             names = output if isinstance(output, Mapping) else [type(output).__name__]
             raise InputError(
                 f"{type(model).__name__} gives {', '.join(names)} for batches of "
@@ -201,28 +233,62 @@ def hf() -> Objective:
                 "an objective of your own, which knows what model(**batch).loss is a mean over"
             )
         terms = _candidates(output.logits, batch["labels"])
-        if not kind:
-            kind[:] = [i for i, t in enumerate(terms) if _agrees(t, output.loss)][:1]
-        if not kind or not (torch.is_grad_enabled() or _agrees(terms[kind[0]], output.loss)):
-            raise InputError(
-                f"the loss of {type(model).__name__} is {float(output.loss):.6g}, which is neither "
-                "a mean over tokens nor one over samples; give an objective that returns lsa.Terms"
-            )
+        if kind and (torch.is_grad_enabled() or not output.loss.isfinite()):
+            return terms[kind[0]]
+        # The model's loss may be in another precision than its logits.
+        told = _candidates(output.logits.to(output.loss.dtype), batch["labels"])
+        if float(told[0].weight) == 0:  # the model's mean over nothing
+            return terms[kind[0] if kind else 0]
+        auxiliary = _auxiliary(output)
+        alike = [i for i, t in enumerate(told) if _agrees(t, output.loss, bool(auxiliary))]
+        kind[:] = kind or alike[:1]
+        if not kind or kind[0] not in alike:
+            raise InputError(_refusal(type(model).__name__, output.loss, auxiliary))
         return terms[kind[0]]
 
     return objective
 
 
-def _agrees(terms: Terms, loss: Tensor) -> bool:
-    """Whether terms have the mean that a model says; those without weight have none."""
-    if float(terms.weight) == 0:
-        return True
+def _auxiliary(output: Any) -> list[str]:
+    """Names of losses beside the main one that are not 0, as a mixture of experts has."""
+    return [
+        name
+        for name, value in (output if isinstance(output, Mapping) else vars(output)).items()
+        if name != "loss" and name.endswith("loss") and isinstance(value, Tensor) and value.any()
+    ]
+
+
+def _agrees(terms: Terms, loss: Tensor, closely: bool) -> bool:
+    """Whether terms have the mean that a model says."""
     own, mean = float(loss), float(terms.total / terms.weight)
-    return abs(mean - own) <= AGREEMENT.get(loss.dtype, 3e-2) * max(abs(own), 1e-6)
+    within = (ALIKE if closely else AGREEMENT).get(loss.dtype, 3e-2)
+    return abs(mean - own) <= within * max(abs(own), 1e-6)
+
+
+def _refusal(name: str, loss: Tensor, auxiliary: list[str]) -> str:
+    if not loss.isfinite():
+        return (
+            f"the loss of {name} is {float(loss)}, which tells no mean; look at the model's own "
+            "loss: model(**batch).loss must be finite"
+        )
+    if auxiliary:
+        return (
+            f"the loss of {name} is {float(loss):.6g} and contains {' and '.join(auxiliary)}, "
+            "which is no mean over tokens; leave it out (model.config.output_router_logits = "
+            "False), or give an objective that returns lsa.Terms with it"
+        )
+    return (
+        f"the loss of {name} is {float(loss):.6g}, which is neither a mean over tokens nor one "
+        "over samples; give an objective that returns lsa.Terms"
+    )
 
 
 def _candidates(logits: Tensor, labels: Tensor) -> list[Terms]:
+    logits = _raised(logits)
     if logits.ndim == 3 and labels.ndim == 2 and not labels.is_floating_point():
+        # Trained tokens that a prompt of peft's puts before the data have no label.
+        before = max(0, logits.shape[1] - labels.shape[1])
+        labels = F.pad(labels, (before, 0), value=IGNORED)
         return [tokens(logits, labels, ignore_index=IGNORED, shift=s) for s in (True, False)]
     if labels.is_floating_point():
         flat = logits.reshape(labels.shape) if logits.numel() == labels.numel() else logits

@@ -157,6 +157,142 @@ def test_per_token_is_the_mean_over_all_tokens_however_they_are_cut(shift, ends)
     )
 
 
+@pytest.mark.parametrize("shift", [True, False])
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_per_token_without_labels_leaves_padding_out_on_either_side(shift, side):
+    ids = torch.randint(1, 7, (4, 6), generator=rng(2))
+    lengths = torch.tensor([6, 4, 3, 5])
+    places = torch.arange(6)
+    mask = (places < lengths[:, None]) if side == "right" else (places >= 6 - lengths[:, None])
+    model = seeded(Bigrams)
+    batch = {"input_ids": ids.masked_fill(~mask, 0), "attention_mask": mask.long()}
+    landscape = Landscape(model, [batch], objective=objectives.per_token(shift=shift))
+    texts = [row[keep][None] for row, keep in zip(ids, mask, strict=True)]
+    pairs = [(model(t[:, :-1]), t[:, 1:]) if shift else (model(t), t) for t in texts]
+    each = [F.cross_entropy(f[0], y[0], reduction="none") for f, y in pairs]
+    assert landscape.loss(landscape.theta) == pytest.approx(torch.cat(each).mean().item())
+    full = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    found, plain = (
+        Landscape(model, [b], objective=objectives.per_token(shift=shift)).loss(flatten(model))
+        for b in (full, {"input_ids": ids})
+    )
+    assert found == plain
+
+
+def test_per_token_takes_logits_in_half_precision_as_numbers_in_float32():
+    ids = torch.randint(1, 7, (4, 6), generator=rng(2))
+    model = seeded(Bigrams).bfloat16()
+    landscape = Landscape(model, [{"input_ids": ids}], objective=objectives.per_token())
+    logits = model(ids)[:, :-1].float()
+    loss = F.cross_entropy(logits.transpose(1, 2), ids[:, 1:])
+    assert landscape.loss(landscape.theta) == pytest.approx(loss.item(), rel=1e-6)
+
+
+def test_per_token_refuses_logits_that_do_not_fit_the_labels():
+    batch = (IDS, IDS[:, :-1])
+    with pytest.raises(InputError, match=r"the logits have shape \(4, 6, 7\), the labels \(4, 5\)"):
+        landscape = Landscape(seeded(Bigrams), [batch], objective=objectives.per_token())
+        landscape.loss(landscape.theta)
+
+
+class Output(UserDict):
+    """As Hugging Face's: its values are attributes, too."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self.data[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+
+class Bigrams(nn.Module):
+    """Logits `(n, T, C)` of the next token from the present one alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(7, 7)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        return self.table(input_ids)
+
+
+class OwnLoss(nn.Module):
+    """A causal model as Hugging Face makes it, which computes its own loss in float32.
+
+    Args:
+        auxiliary: Added to the loss.
+        told: Named in the output and not added.
+        before: Trained tokens before the data, as prompt tuning has.
+    """
+
+    def __init__(self, auxiliary: float = 0.0, told: float = 0.0, before: int = 0) -> None:
+        super().__init__()
+        self.inner, self.auxiliary, self.told = Bigrams(), auxiliary, told
+        self.prompt = nn.Parameter(torch.randn(before, 7))
+
+    def forward(self, input_ids: Tensor, labels: Tensor) -> Output:
+        scores = self.inner(input_ids)
+        before = self.prompt.to(scores).expand(len(scores), -1, -1)
+        scores = torch.cat([before, scores], 1)
+        labels = F.pad(labels, (before.shape[1], 0), value=-100)
+        loss = F.cross_entropy(scores[:, :-1].float().transpose(1, 2), labels[:, 1:])
+        extra = scores.float().square().mean()
+        loss, parts = loss + self.auxiliary * extra, {}
+        if self.auxiliary or self.told:
+            parts = {"aux_loss": extra}
+        return Output(loss=loss, logits=scores, **parts)
+
+
+IDS = torch.randint(1, 7, (4, 6), generator=torch.Generator().manual_seed(2))
+
+
+def own_loss(**options: Any) -> tuple[nn.Module, list]:
+    return seeded(lambda: OwnLoss(**options)), [{"input_ids": IDS, "labels": IDS}]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_hugging_face_model_in_half_precision(dtype):
+    model, data = own_loss()
+    model = model.to(dtype)
+    landscape = Landscape(model, data, objective=objectives.hf())
+    loss = model(**data[0]).loss
+    assert landscape.loss(landscape.theta) == pytest.approx(loss.item(), rel=1e-6)
+    own = torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, [*model.parameters()])])
+    found = landscape.gradient(landscape.theta)
+    assert (found - own).norm() < 2e-2 * own.norm()
+
+
+@pytest.mark.parametrize("size", [1e-5, 1e-2, 1.0])
+def test_an_auxiliary_loss_of_a_hugging_face_model_is_refused_however_small(size):
+    model, data = own_loss(auxiliary=size)
+    with pytest.raises(InputError, match="contains aux_loss, which is no mean over tokens; leave"):
+        Landscape(model, data, objective=objectives.hf()).loss(flatten(model))
+
+
+def test_an_auxiliary_loss_that_is_no_part_of_the_loss_may_be_told():
+    model, data = own_loss(told=1.0)
+    landscape = Landscape(model, data, objective=objectives.hf())
+    assert landscape.loss(landscape.theta) == pytest.approx(model(**data[0]).loss.item())
+
+
+def test_trained_tokens_before_the_data_have_no_label():
+    model, data = own_loss(before=3)
+    landscape = Landscape(model, data, objective=objectives.hf())
+    loss = model(**data[0]).loss
+    assert landscape.loss(landscape.theta) == pytest.approx(loss.item())
+    own = torch.autograd.grad(loss, list(model.parameters()))
+    found = landscape.gradient(landscape.theta)
+    torch.testing.assert_close(found, torch.cat([g.reshape(-1) for g in own]))
+
+
+def test_a_hugging_face_model_whose_loss_is_not_finite_is_told_so():
+    model, data = own_loss()
+    with torch.no_grad():
+        model.get_parameter("inner.table.weight").fill_(torch.nan)
+    with pytest.raises(InputError, match="the loss of OwnLoss is nan, which tells no mean"):
+        Landscape(model, data, objective=objectives.hf()).loss(flatten(model))
+
+
 def penalised(model: nn.Module, batch: Any) -> Terms:
     x, y = batch
     each = F.cross_entropy(model(x), y, reduction="none")

@@ -202,6 +202,50 @@ def test_a_mixture_of_experts():
     assert (found.hessian(theta)(v).double() - product).norm() < 1e-2 * product.norm()
 
 
+@pytest.mark.parametrize(("coefficient", "contained"), [(0.0, False), (1e-5, True), (1.0, True)])
+def test_the_auxiliary_loss_of_a_router_is_refused_where_the_loss_contains_it(
+    coefficient, contained
+):
+    model = transformer("Mixtral").float()
+    model.config.output_router_logits = True
+    model.router_aux_loss_coef = coefficient
+    data = [{"input_ids": IDS, "labels": IDS}]
+    landscape = Landscape(model, data, objective=objectives.hf())
+    if contained:
+        with pytest.raises(InputError, match="contains aux_loss, which is no mean over tokens"):
+            landscape.loss(landscape.theta)
+    else:
+        assert landscape.loss(landscape.theta) == pytest.approx(model(**data[0]).loss.item())
+    model.config.output_router_logits = False  # as the line says
+    landscape = Landscape(model, data, objective=objectives.hf())
+    assert landscape.loss(landscape.theta) == pytest.approx(model(**data[0]).loss.item())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_language_model_in_half_precision(dtype):
+    model = transformer("Llama").to(dtype)
+    data = [{"input_ids": IDS, "labels": IDS}]
+    for objective in (objectives.hf(), objectives.per_token()):
+        landscape = Landscape(model, data, objective=objective)
+        assert landscape.loss(landscape.theta) == pytest.approx(
+            model(**data[0]).loss.item(), rel=1e-4
+        )
+
+
+def test_prompt_tuning():
+    peft = pytest.importorskip("peft")
+    config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
+    base = transformer("Llama")
+    model = made(lambda: peft.get_peft_model(base, config))
+    data = [{"input_ids": IDS, "labels": IDS, "attention_mask": torch.ones_like(IDS)}]
+    landscape = Landscape(model, data, objective=objectives.hf())
+    loss = model(**data[0]).loss
+    trained = [p for p in model.parameters() if p.requires_grad]
+    own = torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, trained)])
+    assert landscape.loss(landscape.theta) == pytest.approx(loss.item(), rel=1e-6)
+    torch.testing.assert_close(landscape.gradient(landscape.theta), own, rtol=1e-4, atol=1e-8)
+
+
 def test_the_adapters_of_a_frozen_model_alone():
     peft = pytest.importorskip("peft")
     config = peft.LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj", "v_proj"])
