@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lsa.landscape import Landscape, consistency, flatten
 from lsa.landscape.derivatives import budget
+from lsa.landscape.terms import Terms
 from lsa.probe import find
 from lsa.runtime.errors import InputError
 from lsa.training import data, models
@@ -76,6 +77,34 @@ class InFloat32(nn.Module):
 
 def test_a_layer_that_computes_in_float32_is_no_fault():
     assert said(InFloat32()) == ""
+
+
+class WeightsInFloat32(nn.Module):
+    """Weights and all, as a network whose forward pass casts them."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.inner = Planted(nn.Identity())
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights = {name: p.float() for name, p in self.inner.named_parameters()}
+        return torch.func.functional_call(self.inner, weights, x.float())
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_loss_in_float32_is_no_fault_although_small_steps_do_not_move_it(seed):
+    x, y = torch.linspace(-1, 1, 24).view(4, 6), torch.arange(4) % 3
+    landscape = Landscape(WeightsInFloat32(seed), x, y)
+    assert consistency.notes(landscape, landscape.theta) == ()
+
+    def own(model: nn.Module, batch: Any) -> Terms:  # as Hugging Face computes it
+        logits = model(batch[0]).float()
+        return Terms(F.cross_entropy(logits, batch[1]) * len(logits), len(logits))
+
+    landscape = Landscape(landscape.model.get_submodule("inner"), [(x, y)], objective=own)
+    assert consistency.notes(landscape, landscape.theta) == (consistency.UNITS,)
 
 
 def test_a_minimum_without_slope_is_no_fault():
