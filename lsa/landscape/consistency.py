@@ -241,6 +241,7 @@ def _compared(few: Landscape, theta: Tensor) -> tuple[str, ...]:
                 raise InputError(_wrong(name, own, difference))
             before[name] = difference
         if all(settled.values()):
+            _check_slopes(few, theta, v, slope.item(), usual)
             return lacking
     unsettled = " and ".join(
         {"slope": "gradient", "product": "Hessian product"}[k] for k, v in settled.items() if not v
@@ -249,6 +250,43 @@ def _compared(few: Landscape, theta: Tensor) -> tuple[str, ...]:
         *lacking,
         f"the {unsettled} could not be checked: differences of any step disagree with each other, "
         "so the loss has kinks or jumps at this checkpoint",
+    )
+
+
+def _check_slopes(few: Landscape, theta: Tensor, v: Tensor, near: float, usual: float) -> None:
+    """Check that slopes of samples have the gradient's as their mean.
+
+    They come from forward mode, which knows nothing of hooks on the way back.
+
+    Args:
+        few: Some samples in float64.
+        theta: θ `(d,)`.
+        v: Direction `(d,)`.
+        near: Mean slope of the loss on both sides of θ, by its gradient; at a kink not that at θ.
+        usual: A slope below a part of which none is told.
+
+    Raises:
+        InputError: They have another.
+    """
+    torch.manual_seed(0)
+    try:
+        mean = few.slopes(theta, v).mean().item()
+    except torch.OutOfMemoryError:
+        raise
+    except (InputError, RuntimeError):  # a probe that needs none may still be right
+        return
+
+    def alike(slope: float) -> bool:
+        return abs(mean - slope) <= TOLERANCE * max(abs(slope), usual)
+
+    torch.manual_seed(0)
+    if alike(near) or alike(slope := (few.gradient(theta) @ v).item()):
+        return
+    raise InputError(
+        f"slopes of samples are not those of the gradient: along a random direction their mean is "
+        f"{mean:.4g}, the gradient gives {slope:.4g}; replace hooks that change gradients by a "
+        f"custom function with backward and jvp, or measure all the same with "
+        f"{variables.CONSISTENCY}=off"
     )
 
 

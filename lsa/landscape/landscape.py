@@ -253,6 +253,7 @@ class Landscape(Problem):
             ),
             "was asked for" if self.products == "gradients" else "",
             lambda line: self.remarks.update(hessian=line),
+            lambda line: self.remarks.update(exact=line),
         )
 
     def _trained(self, theta: Tensor) -> Tensor:
@@ -346,7 +347,8 @@ class Landscape(Problem):
         Raises:
             InputError: Nor can they be had by differences.
         """
-        for by_layers in dict.fromkeys((self._known_by_layers(theta), False)):
+        ways = () if "exact" in self.remarks else (self._known_by_layers(theta), False)
+        for by_layers in dict.fromkeys(ways):
             try:
                 with self.network.at(_leaf(theta)):
                     curved = values.curvatures(self._parts(), theta, u, by_layers=by_layers)

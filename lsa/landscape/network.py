@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from lsa.landscape.copies import evaluation_flags, whole_gradients
 from lsa.landscape.kernels import eager, norms_weights, plain_kernels
 from lsa.runtime.errors import InputError
 
@@ -334,16 +335,16 @@ class Network:
 
 @contextmanager
 def evaluation(model: nn.Module) -> Iterator[None]:
-    """Within the block the flags of a caller's network say evaluation; afterwards what they said.
+    """Within the block a caller's network has the flags of evaluation; afterwards its own.
 
-    Neither `eval()` nor `train()` is called: a class may do more in them, as layers of LoRA do that
-    merge their weights, and that is not undone by flags.
+    Embeddings then have the gradients of L, as those of a copy have.
     """
-    flags = [(module, module.training) for module in model.modules()]
+    kept = [(module, module.training) for module in model.modules()]
     try:
-        for module, _ in flags:
-            module.training = False
-        yield
+        for module, training in evaluation_flags(model):
+            module.training = training
+        with whole_gradients(model):
+            yield
     finally:
-        for module, training in flags:
+        for module, training in kept:
             module.training = training

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from lsa.landscape import batches, objectives, shared
 from lsa.landscape.batched import Batched
-from lsa.landscape.copies import duplicate, prepared
+from lsa.landscape.copies import check_lengths, duplicate, prepared
 from lsa.landscape.derivatives import batch_norm, budget, hessians
 from lsa.landscape.derivatives.precision import full_float32
 from lsa.landscape.network import Network, Selection, selected, unwrapped
@@ -76,9 +76,11 @@ class Problem:
         shared.check_distinct(model)
         views = shared.views_of_parameters(model)
         if copy:
-            model = prepared(model).to(where).eval()
+            model = prepared(model).to(where)
             for name, parameter in model.named_parameters():
                 parameter.requires_grad_(name in names)
+        else:
+            check_lengths(model)
         self.views = {attribute: shared.kept(model, attribute) for attribute in views}
         compiled = not copy and getattr(wrapper, "_orig_mod", None) is model
         self.network = Network(
@@ -243,7 +245,7 @@ class Problem:
 
     def with_model(self, model: nn.Module) -> Self:
         """The same data and loss with a copy of another model of the same architecture."""
-        model = prepared(unwrapped(model)).to(self.device).eval()
+        model = prepared(unwrapped(model)).to(self.device)
         names = {name for name, p in model.named_parameters() if p.requires_grad}
         kept = [name for name in self.network.names if name in names]
         return self.changed(network=Network(model, kept))
@@ -260,18 +262,17 @@ class Problem:
         return self.changed(memory=memory)
 
     def _duplicate(self) -> nn.Module:
-        """A copy of the network; in evaluation mode, if the network is the caller's own."""
-        model = duplicate(self.model)
-        return model.eval() if self.network.keeps_mode else model
+        """A copy of the network; prepared, if the network is the caller's own."""
+        return prepared(self.model) if self.network.keeps_mode else duplicate(self.model)
 
     def _at(self, theta: Tensor, names: Collection[str] | None = None) -> Network:
         """A copy of the network with θ for its parameters; θ of the new one are those named."""
-        model = duplicate(self.model)
+        model = self._duplicate()
         chosen = self.network.names if names is None else names
         with torch.no_grad():
             for name, value in self.unflatten(theta).items():
                 model.get_parameter(name).copy_(value).requires_grad_(name in chosen)
-        return Network(model.eval(), [n for n in self.network.names if n in chosen])
+        return Network(model, [n for n in self.network.names if n in chosen])
 
     def restricted(self, theta: Tensor, names: Collection[str]) -> Self:
         """L as a function of the named parameters alone, the others fixed at θ.

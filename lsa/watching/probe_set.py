@@ -16,7 +16,6 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from lsa.landscape import Landscape
 from lsa.landscape.batches import moved
-from lsa.landscape.copies import whole_gradients
 from lsa.landscape.derivatives.budget import graph_memory
 from lsa.landscape.network import Network, unwrapped
 from lsa.landscape.objectives import supervised
@@ -75,7 +74,8 @@ class ProbeSet:
         Raises:
             InputError: A forward pass changes weights.
         """
-        with undisturbed([*self._model.buffers()]), whole_gradients(self._model):
+        _check_lengths(self._model)
+        with undisturbed([*self._model.buffers()]):
             yield
 
     def ready(self) -> None:
@@ -150,6 +150,20 @@ class ProbeSet:
         """A landscape with the buffers that the network has now, which are put back after use."""
         network = Network(self._model, landscape.network.names, keeps_mode=True)
         return landscape.changed(network=network)
+
+
+def _check_lengths(model: nn.Module) -> None:
+    """Check that no embedding has a `max_norm`, which is no part of L: a step goes beyond it.
+
+    Raises:
+        InputError: One has.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.max_norm is not None:
+            raise InputError(
+                f"embedding {name!r} has max_norm={module.max_norm:g}, by which a forward pass "
+                "changes weights; leave out batches="
+            )
 
 
 def read(batches: Iterable[Any]) -> list[Any]:

@@ -151,10 +151,11 @@ class Merging(nn.Linear):
         return super().forward(x) + (0 if self.merged else x @ self.a.T @ self.b.T)
 
 
-def test_a_network_that_is_not_copied_is_evaluated_by_flags_alone():
+@pytest.mark.parametrize("copy", [True, False])
+def test_a_network_is_evaluated_by_flags_alone(copy):
     model = seeded(lambda: nn.Sequential(Merging(), nn.Dropout(0.5)))
     x, y = normal(9, 4), torch.arange(9) % 2
-    landscape = Landscape(model, x, y, copy=False)
+    landscape = Landscape(model, x, y, copy=copy)
     before = {name: t.clone() for name, t in model.state_dict().items()}
     exact = torch.autograd.grad(
         F.cross_entropy(model[0](x), y), [p for p in model.parameters()][1:]

@@ -201,7 +201,7 @@ CASES = (
     _case("EmbeddingBag", DIFFERENCES, OWN + "an_embedding_bag_is_measured_by_differences"),
     _case("max_norm that holds", RIGHT, OWN + "max_norm_that_holds_is_left_out_of_the_loss"),
     _case("padding_idx, pad tokens averaged in", RIGHT,
-          OWN + "a_padding_row_is_part_of_the_loss"),
+          OWN + "options_of_an_embedding_are_none_of_the_loss"),
     _case("batch norm in eval", RIGHT,
           LAYERS + "batch_norm_and_dropout_make_one_fixed_function"),
     _case("batch norm without statistics", REFUSED,

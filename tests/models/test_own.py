@@ -187,16 +187,23 @@ def test_a_network_is_right_and_stays_as_it_was(name, way):
         assert torch.equal(value, before[key]), key
 
 
-def test_a_padding_row_is_part_of_the_loss():
-    """torch leaves its gradient out, so that training leaves the row; L depends on it."""
+@pytest.mark.parametrize("copy", [True, False])
+@pytest.mark.parametrize("products", ["exact", "gradients"])
+@pytest.mark.parametrize(
+    "options", [{"padding_idx": 0}, {"sparse": True, "scale_grad_by_freq": True, "max_norm": 9.0}]
+)
+def test_options_of_an_embedding_are_none_of_the_loss(options, copy, products):
+    """torch leaves a padding row's gradient out, so that training leaves it; L depends on it."""
     ids = IDS * (IDS > 3)
-    model, plain = seeded(lambda: Embedded(padding_idx=0)), seeded(Embedded)
+    model, plain = seeded(lambda: Embedded(**options)), seeded(Embedded)
     plain.load_state_dict(model.state_dict())
-    theta, exact = flatten(model), Landscape(plain, ids, Y)
-    found = Landscape(model, ids, Y)
-    assert torch.equal(found.gradient(theta), exact.gradient(theta))
-    assert torch.equal(found.hessian(theta)(theta), exact.hessian(theta)(theta))
-    assert model.words.padding_idx == 0
+    exact = Landscape(plain, ids, Y, products=products)
+    found = Landscape(model, ids, Y, copy=copy, products=products)
+    theta, v = flatten(model), torch.linspace(-1, 1, found.dimension, dtype=torch.float64)
+    torch.testing.assert_close(found.gradient(theta), exact.gradient(theta))
+    torch.testing.assert_close(found.hessian(theta)(v), exact.hessian(theta)(v))
+    torch.testing.assert_close(found.slopes(theta, v), exact.slopes(theta, v))
+    assert {name: getattr(model.words, name) for name in options} == options
 
 
 def test_an_embedding_bag_is_measured_by_differences():

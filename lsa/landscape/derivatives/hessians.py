@@ -12,6 +12,8 @@ from lsa.landscape.derivatives.modes import Matvec
 from lsa.maths.differences import Derivative, Differences
 from lsa.runtime.errors import InputError, first_line
 
+SAME = 1e-2  # of exact products and differences, relative
+
 
 class HessianProduct:
     """v ↦ Hv, `(d,)` or `(d, b)`, and what its error is.
@@ -21,6 +23,7 @@ class HessianProduct:
         differences: Of gradients, made when they are needed.
         why: Why products shall be by differences; empty: only if the exact one is refused.
         remark: Called with a line on the error whenever that is known anew.
+        wrong: Called with a line where exact products are not those of the gradient's differences.
     """
 
     def __init__(
@@ -29,8 +32,10 @@ class HessianProduct:
         differences: Callable[[], Differences],
         why: str,
         remark: Callable[[str], None],
+        wrong: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._exact, self._make, self._why, self._remark = exact, differences, why, remark
+        self._wrong, self._compared = wrong, False
         self._differences: Differences | None = None
         self._tried = False  # the exact product, with success
 
@@ -60,15 +65,33 @@ class HessianProduct:
     def measured(self, v: Tensor) -> Derivative:
         """Hv for one vector `(d,)` as well as it can be had, and its error.
 
-        Exactly where that fits; else by four gradients.
+        Exactly where that fits; else by four gradients. Where products are by differences, the
+        first exact one is compared with them: a kernel's second derivative may be wrong.
         """
         if self._exact:
             try:
-                return Derivative(self._exact(v), 0.0)
+                product = self._exact(v)
             except products.UNKNOWN as error:
                 refusal(error)
                 self._exact = None
+            else:
+                if not self._why or self._compared or self._is_right(product, v):
+                    return Derivative(product, 0.0)
+                self._exact = None
         return self._noted(self._made().measured(v), v)
+
+    def _is_right(self, product: Tensor, v: Tensor) -> bool:
+        """Whether an exact product along v is what differences give."""
+        found = self._made().derivative(v)
+        self._compared = True
+        apart, size = float((product - found.value).norm()), float(found.value.norm())
+        if apart <= SAME * size + 10 * found.error:
+            return True
+        self._wrong(
+            f"exact second derivatives of this network are {apart / size:.1%} off differences of "
+            "its gradient, and are not used"
+        )
+        return False
 
     def _column(self, v: Tensor) -> Tensor:
         return self._noted(self._made().derivative(v), v).value

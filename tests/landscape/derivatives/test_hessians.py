@@ -277,3 +277,89 @@ def test_a_gradient_leaves_what_lies_outside_of_theta_alone():
     at.gradient(at.theta)
     assert torch.equal(model.get_parameter("head.weight").grad, torch.ones(11, 16))
     assert model.get_parameter("qkv.weight").grad is None
+
+
+class Squared(torch.autograd.Function):
+    """x² with a right gradient, whose own derivative misses a term, as of a kernel by hand."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.save_for_forward(x)
+        return x.square()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return gradients[0] * 2 * x.detach()
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return tangents[0] * 2 * x
+
+
+class OfKernel(nn.Sequential):
+    """A layer of such a kernel."""
+
+    def __init__(self, function: Any) -> None:
+        super().__init__(nn.Linear(4, 6), nn.Linear(6, 3))
+        self.function = function
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self[1](self.function(self[0](input)))
+
+
+def test_exact_products_that_differences_belie_are_not_used():
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        kernel, plain = (OfKernel(f).double() for f in (Squared.apply, torch.square))
+        kernel.load_state_dict(plain.state_dict())
+        x, y = torch.randn(20, 4).double(), torch.arange(20) % 3
+    with pytest.raises(InputError, match="Hessian product is not the derivative of the gradient"):
+        lsa.lanczos(Landscape(kernel, x, y), k=1, density_probes=0)
+    options = {"k": 1, "density_probes": 0, "split": "no"}
+    found = lsa.lanczos(Landscape(kernel, x, y, products="gradients"), **options)
+    exact = lsa.lanczos(Landscape(plain, x, y), **options)
+    wanted = exact["lambda_max"]
+    assert found["lambda_max"].value == pytest.approx(wanted.value, rel=1e-4)
+    assert found["lambda_max"].errors["data"] == pytest.approx(wanted.errors["data"], rel=1e-3)
+    assert any("exact second derivatives of this network are" in note for note in found.notes)
+
+
+def test_slopes_that_are_not_the_gradients_are_refused():
+    """A hook puts in the gradient of a fixed point, of which forward mode knows nothing."""
+
+    class FixedPoint(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.last = nn.Linear(4, 4), nn.Linear(4, 3)
+
+        def step(self, z: Tensor, x: Tensor) -> Tensor:
+            return torch.tanh(0.5 * self.inner(z) + x)
+
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.no_grad():
+                z = x
+                for _ in range(60):
+                    z = self.step(z, x)
+            if not torch.is_grad_enabled():
+                return self.last(z)
+            start = z.detach().requires_grad_()
+            made = self.step(start, x)
+
+            def solved(g: Tensor) -> Tensor:
+                total = g
+                for _ in range(60):
+                    total = g + torch.autograd.grad(made, start, total, retain_graph=True)[0]
+                return total
+
+            z = made.clone()
+            z.register_hook(solved)
+            return self.last(z)
+
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        model, x, y = FixedPoint().double(), torch.randn(12, 4).double(), torch.arange(12) % 3
+    with pytest.raises(InputError, match="slopes of samples are not those of the gradient"):
+        lsa.lanczos(Landscape(model, x, y, products="gradients"), k=1, density_probes=0)
