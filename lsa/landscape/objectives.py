@@ -6,7 +6,8 @@ batches.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -33,6 +34,7 @@ BY_HAND = (
     "training_step of a module with automatic_optimization=False steps the optimizer itself; give "
     "loss= or objective="
 )
+LOGS = ("log", "log_dict")
 IGNORED = -100  # label that `F.cross_entropy` and Hugging Face leave out
 AGREEMENT = {torch.float64: 1e-8, torch.float32: 1e-4}  # of two ways to the same loss; else 3e-2
 ALIKE = {torch.float64: 1e-12, torch.float32: 1e-6}  # where a part may have been added; else 3e-2
@@ -304,7 +306,8 @@ def _candidates(logits: Tensor, labels: Tensor) -> list[Terms]:
 def lightning(size: Callable[[Any], int] | None = None) -> Objective:
     """A Lightning module's own `training_step(batch, index)`, a mean over the batch's samples.
 
-    Terms of single samples are not known, so the unit is the batch.
+    Terms of single samples are not known, so the unit is the batch. What the step logs by
+    `self.log` and `self.log_dict` is left out.
 
     Args:
         size: `batch → n`, the samples of a batch; default: the length of its first tensor.
@@ -316,7 +319,8 @@ def lightning(size: Callable[[Any], int] | None = None) -> Objective:
     def objective(model: nn.Module, batch: Any) -> Terms:
         if not getattr(model, "automatic_optimization", True):
             raise InputError(BY_HAND)
-        out = model.training_step(batch, 0)  # pyright: ignore[reportCallIssue]
+        with _silent(model):
+            out = model.training_step(batch, 0)  # pyright: ignore[reportCallIssue]
         loss = out["loss"] if isinstance(out, Mapping) else out
         n = (
             size(batch)
@@ -326,6 +330,20 @@ def lightning(size: Callable[[Any], int] | None = None) -> Objective:
         return Terms(loss * n, n)
 
     return objective
+
+
+@contextlib.contextmanager
+def _silent(module: nn.Module) -> Iterator[None]:
+    """Within the block a Lightning module logs nothing: its means are those of the training."""
+    held = vars(module)
+    own = {name: held[name] for name in LOGS if name in held}
+    held.update(dict.fromkeys(LOGS, lambda *_, **__: None))
+    try:
+        yield
+    finally:
+        for name in LOGS:
+            held.pop(name, None)
+        held.update(own)
 
 
 def drawn(objective: Objective, model: nn.Module, batch: Any, index: int, draws: int) -> Terms:

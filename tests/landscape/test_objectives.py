@@ -402,6 +402,32 @@ def test_a_lightning_module_that_optimizes_by_hand_is_refused():
         landscape.loss(landscape.theta)
 
 
+def test_a_lightning_module_logs_nothing_while_it_is_measured():
+    logged: list[str] = []
+
+    class Module(nn.Linear):
+        def log(self, name: str, value: object) -> None:
+            logged.append(name)
+
+        def log_dict(self, values: dict) -> None:
+            logged.extend(values)
+
+        def training_step(self, batch, index):
+            loss = self(batch).square().mean()
+            self.log("loss", loss)
+            self.log_dict({"two": loss})
+            return loss
+
+    with torch.random.fork_rng():
+        model = Module(4, 3)
+    model.log_dict = own = logged.extend  # pyright: ignore[reportAttributeAccessIssue]
+    terms = objectives.lightning()(model, torch.ones(5, 4))
+    assert terms.weight == 5 and not logged
+    assert model.log_dict is own or model.log_dict == own
+    model.training_step(torch.ones(5, 4), 0)
+    assert logged == ["loss", "two"]
+
+
 def test_draws_make_a_random_network_one_fixed_function():
     class Noisy(nn.Module):
         def __init__(self) -> None:
