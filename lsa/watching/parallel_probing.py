@@ -88,7 +88,7 @@ class ParallelProbing:
     def ready(self) -> None:
         """Make the landscapes, once."""
         if not self._landscapes:
-            with undisturbed([*self._model.buffers()]):
+            with undisturbed(self._model, self._objective):
                 for batches in (self._batches, parts_of(self._batches)):
                     self._landscapes.append(
                         ParallelLandscape(self._model, batches, self._objective)
@@ -98,7 +98,7 @@ class ParallelProbing:
 
     def try_pass(self) -> None:
         """Make one forward pass."""
-        with undisturbed([*self._model.buffers()]):
+        with undisturbed(self._model, self._objective):
             landscape = self._now()[0]
             landscape.loss(landscape.theta)
 
@@ -122,7 +122,7 @@ class ParallelProbing:
             noise: Whether the whole gradient's noise is measured here.
         """
         self.ready()
-        with undisturbed([*self._model.buffers()]):
+        with undisturbed(self._model, self._objective):
             landscape, parts = self._now()
             theta, space = landscape.theta, landscape.space
             start = torch.cat([p.reshape(-1).to(theta.dtype) for p in before])

@@ -23,6 +23,7 @@ from lsa.landscape.terms import Objective
 from lsa.landscape.weighing import Loss
 from lsa.runtime.errors import InputError
 from lsa.watching.evaluation import evaluation, seeded
+from lsa.watching.kept import kept_generators
 from lsa.watching.undisturbed import undisturbed
 from lsa.watching.weights import Weights
 
@@ -63,6 +64,7 @@ class ProbeSet:
         self._loss: Loss = F.cross_entropy if loss is None else loss
         self._objective = objective
         self.half: torch.dtype | None = None  # in which the network computes, if it does
+        self._holders = self._model, self._loss, objective
         self._landscape: Landscape | None = None
         self._parts: list[Landscape] = []
         self._given: list[Landscape] = []
@@ -75,7 +77,7 @@ class ProbeSet:
             InputError: A forward pass changes weights.
         """
         _check_lengths(self._model)
-        with undisturbed([*self._model.buffers()]):
+        with undisturbed(*self._holders):
             yield
 
     def ready(self) -> None:
@@ -179,7 +181,7 @@ def read(batches: Iterable[Any]) -> list[Any]:
         return [batches]
     if not isinstance(batches, Iterable) or isinstance(batches, str):
         raise InputError(f"batches={batches!r} holds no batches; give a list of some")
-    with undisturbed([], batches):
+    with undisturbed(), kept_generators(batches):
         taken = [*itertools.islice(batches, MOST)]
     if not taken:
         raise InputError("batches= gives no batch; give a list of at least one")

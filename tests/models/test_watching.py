@@ -335,6 +335,48 @@ def test_lightning_modules_that_optimize_by_hand_are_measured_by_a_loss_alone(
     assert ("nothing is measured on batches: training_step" in caplog.text) == (given != "loss")
 
 
+def test_metrics_of_a_lightning_training_are_those_of_its_own_passes(workplace: Path):
+    """A scheduler that waits for one of them does not see the measurements."""
+    lightning = pytest.importorskip("lightning")
+    torchmetrics = pytest.importorskip("torchmetrics")
+
+    class Module(lightning.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net, self.steps, self.seen = perceptron(), 0, []
+            self.accuracy = torchmetrics.Accuracy("multiclass", num_classes=3)
+            self.values = torchmetrics.CatMetric()  # whose state is a list
+
+        def training_step(self, batch: Any, index: int) -> torch.Tensor:
+            outputs = self.net(batch[0])
+            loss = F.cross_entropy(outputs, batch[1])
+            self.accuracy(outputs, batch[1])
+            self.values.update(loss.detach())
+            self.steps += 1
+            self.seen.append(loss.item())
+            self.log("accuracy", self.accuracy, on_step=False, on_epoch=True)
+            self.log_dict({"loss": loss, "steps": float(self.steps)}, on_step=False, on_epoch=True)
+            return loss
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.Adam(self.parameters(), lr=1e-2)
+
+    class Said(lightning.Callback):
+        def on_train_epoch_end(self, trainer, module) -> None:
+            found = {k: float(v) for k, v in trainer.callback_metrics.items()}
+            told.append((found, module.steps, module.seen, module.values.compute().tolist()))
+
+    told: list[Any] = []
+    fitted(workplace, Said(), module=Module)
+    batches = [(x, torch.arange(8) % 3) for x in torch.linspace(-1, 1, 64).view(2, 8, 4)]
+    callback = lsa.watching.LightningCallback(
+        batches=batches, every=2, budget=None, track=False, strict=True
+    )
+    fitted(workplace, callback, Said(), module=Module)
+    assert told[0] == told[1] and told[0][1] == 8 and {"accuracy", "loss"} <= told[0][0].keys()
+    assert sum("probe_loss" in row for row in callback.watch.rows) == 4
+
+
 def test_fabrics_wrappers_are_seen_through():
     """Its module lets no backward pass but its own, which a measurement's is not."""
     fabric = pytest.importorskip("lightning").Fabric(accelerator="cpu", precision="bf16-mixed")
