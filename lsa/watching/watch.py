@@ -58,8 +58,8 @@ def watch(
             ...  # the training loop, as it is
         watch.history  # a DataFrame
 
-    Measurements leave weights, buffers, gradients and random states as they are. On several
-    processes the first one measures and logs; shards of weights are measured by all.
+    Measurements leave weights, buffers, attributes of modules, gradients and random states as they
+    are. On several processes the first one measures and logs; all measure shards of weights.
 
     Args:
         model: That is trained; wrapped by DDP, FSDP or `torch.compile` or not.
