@@ -161,12 +161,13 @@ class Backward:
     """Tells when a backward pass has ended and all gradients are there, reduced ones too.
 
     A hook on a parameter asks autograd to call back at its end, and from there once more: the
-    reductions of DistributedDataParallel end in between.
+    reductions of DistributedDataParallel end in between. All parameters have the hook, for a pass
+    may use any of them; those after the first do next to nothing.
     """
 
     def __init__(self, parameters: Sequence[torch.nn.Parameter], tell: Callable[[], None]) -> None:
         self._tell, self._waiting = tell, False
-        self._ends = {id(p): p for p in (parameters[0], parameters[-1]) if p.is_leaf}
+        self._parameters = [p for p in parameters if p.is_leaf]
         self._hook, self._ended = uncompiled(weakly(self._seen)), uncompiled(weakly(self._at_end))
         self._again = uncompiled(weakly(self._once_more))
         self._handles: list[Any] = []
@@ -177,8 +178,8 @@ class Backward:
             return
         for handle in self._handles:
             handle.remove()
-        ends = self._ends.values() if on else ()
-        self._handles = [p.register_post_accumulate_grad_hook(self._hook) for p in ends]
+        some = [p for p in self._parameters if p.requires_grad] if on else []
+        self._handles = [p.register_post_accumulate_grad_hook(self._hook) for p in some]
 
     def reset(self) -> None:
         """Wait for a backward pass again: one that raised never came to its end."""

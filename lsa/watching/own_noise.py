@@ -191,13 +191,13 @@ class OwnNoise:
         if self._samples is not None and not self.several() and self._passed and self._passed[0]:
             self._each = self._samples.squares(self._passed[0])
 
-    def numbers(self, total: Tensor | None, scale: float) -> Mapping[str, float]:
+    def numbers(self, total: Tensor | None, scale: float | Tensor) -> Mapping[str, float]:
         """Noise of the step at hand, and over those measured; nothing where it is not known.
 
         Args:
             total: |ḡ|² before clipping, of a loss that is scaled, `(parameters,)`; or their sum,
                 `(1,)`, where neither blocks nor samples are asked for.
-            scale: Of the loss, by a GradScaler.
+            scale: Of the loss, `(parameters,)` where it differs.
         """
         passes, squares, sizes = self._passes(), self._squares, self._passed
         n, sampled = passes * self._processes, self._each
