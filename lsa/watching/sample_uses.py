@@ -39,6 +39,10 @@ class Products(NamedTuple):
         """∑ cᵢ."""
         return self.delta.flatten(0, 1).mT @ self.a.flatten(0, 1)
 
+    def along(self, r: Tensor) -> Tensor:
+        """∑ cᵢ r, without ∑ cᵢ."""
+        return self.delta.flatten(0, 1).mT @ (self.a.flatten(0, 1) @ r.to(self.a.dtype))
+
 
 class Lookups(NamedTuple):
     """Weights of a table of which some rows are read."""
@@ -58,6 +62,13 @@ class Lookups(NamedTuple):
         sums = self.delta.new_zeros(self.entries, self.delta.shape[2])
         return sums.index_add_(0, self.ids.flatten(), self.delta.flatten(0, 1))
 
+    def along(self, r: Tensor) -> Tensor:
+        """∑ cᵢ r, without ∑ cᵢ."""
+        sums = self.delta.new_zeros(self.entries)
+        return sums.index_add_(
+            0, self.ids.flatten(), (self.delta @ r.to(self.delta.dtype)).flatten()
+        )
+
 
 class Convolved(NamedTuple):
     """Weights of a convolution."""
@@ -74,6 +85,10 @@ class Convolved(NamedTuple):
         """∑ cᵢ."""
         return self.operation.gradient(self.a, self.delta).view(self.operation.shape)
 
+    def along(self, r: Tensor) -> Tensor:
+        """∑ cᵢ r."""
+        return self.total().float() @ r
+
 
 class Few(NamedTuple):
     """Parameters so small that the cᵢ are kept themselves: biases, scales."""
@@ -87,6 +102,10 @@ class Few(NamedTuple):
     def total(self) -> Tensor:
         """∑ cᵢ."""
         return self.values.sum(0)
+
+    def along(self, r: Tensor) -> Tensor:
+        """∑ cᵢ r, the last dimension of the parameter being that of r."""
+        return self.total().float().view(-1, len(r)) @ r
 
 
 Use = Products | Lookups | Convolved | Few

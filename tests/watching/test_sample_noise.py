@@ -247,3 +247,69 @@ def test_bad_input():
         lsa.watch(model, optimizer, measure=["sharpness"])
     with pytest.raises(lsa.InputError, match="choose from update, noise"):
         lsa.watch(model, optimizer, measure=["hessian"])
+
+
+class Positions(nn.Module):
+    """Layers that see samples or positions first, with dropout between them."""
+
+    def __init__(self, *, turned: bool) -> None:
+        super().__init__()
+        self.e, self.mix, self.drop = nn.Embedding(20, 8), nn.Linear(8, 8), nn.Dropout(0.3)
+        self.head, self.turned = nn.Linear(8, 3), turned
+
+    def forward(self, ids: Tensor) -> Tensor:
+        h = self.drop(torch.tanh(self.mix(self.e(ids.T if self.turned else ids))))
+        return self.head(h.mean(0 if self.turned else 1))
+
+
+@pytest.mark.parametrize("turned", [True, False])
+def test_positions_are_not_taken_for_samples_where_both_are_as_many(
+    turned: bool, caplog: pytest.LogCaptureFixture
+):
+    torch.manual_seed(0)
+    model, ids, y = Positions(turned=turned), torch.randint(20, (N, N)), torch.arange(N) % 3
+    weights = Weights(model, [torch.optim.SGD(model.parameters(), lr=0.1)])
+    samples = SampleNoise(model, weights)
+    handles = samples.attach(lambda: True)
+    F.cross_entropy(model(ids), y).backward()
+    state = torch.get_rng_state()
+    found = samples.squares(N)
+    assert torch.equal(state, torch.get_rng_state())
+    left = [name for name, v in zip(weights.names, found, strict=True) if math.isnan(v)]
+    assert left == (["e.weight", "mix.weight", "mix.bias"] if turned else [])
+    assert len(caplog.messages) == turned
+    assert all("positions before samples" in line for line in caplog.messages)
+    for handle in handles:
+        handle.remove()
+
+
+def test_positions_where_the_network_is_not_called_as_a_whole():
+    torch.manual_seed(0)
+    model, ids = Positions(turned=True), torch.randint(20, (N, N))
+    samples = SampleNoise(model, Weights(model, [torch.optim.SGD(model.parameters(), lr=0.1)]))
+    handles = samples.attach(lambda: True)
+    model.forward(ids).sum().backward()
+    with pytest.raises(lsa.InputError, match=f"{N} samples and as many positions"):
+        samples.squares(N)
+    for handle in handles:
+        handle.remove()
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_penalty_that_begins_later_is_no_noise(name: str, caplog: pytest.LogCaptureFixture):
+    torch.manual_seed(0)
+    model, x, y = SETTINGS[name][0]()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    options: dict[str, Any] = {"measure": ["noise_of_samples"], "every": 1, "budget": None}
+    with lsa.watch(model, optimizer, track=False, strict=True, **options) as watch:
+        for step in range(5):
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(x), y)
+            if step in (2, 3):
+                loss = loss + 0.1 * sum(p.square().sum() for p in model.parameters())
+            loss.backward()
+            optimizer.step()
+    found = [row.get("noise_trace") for row in watch.rows]
+    assert found[2:4] == [None, None]
+    assert found[1] == pytest.approx(found[0]) and found[4] == pytest.approx(found[0])
+    assert sum("no longer the sum over the samples" in line for line in caplog.messages) == 1
