@@ -42,18 +42,24 @@ class Norms:
         return self._start[1]
 
     def before(self, step: int) -> None:
-        """Keep the weights before a step; and the last update, if the step before was kept too."""
+        """Keep the weights before a step."""
         now = self._weights.local()
-        if self._start is not None:
-            number, kept = self._start
-            if number == step - 1:
-                torch._foreach_sub_(kept, now)  # pyright: ignore
-                self._remember(number, kept)
-            else:
-                self._free.append(kept)
+        if self._start is not None:  # of a step that has not ended
+            self._free.append(self._start[1])
         buffer = self._free.pop() if self._free else [p.new_empty(p.shape) for p in now]
         torch._foreach_copy_(buffer, now)  # pyright: ignore
         self._start = step, buffer
+
+    def ends(self, step: int) -> None:
+        """Keep the update of a step that is not measured, for the angle to the next.
+
+        Taken here and not when the next begins: a training may change weights between steps.
+        """
+        if self._start is not None and self._start[0] == step:
+            back = self._start[1]
+            torch._foreach_sub_(back, self._weights.local())  # pyright: ignore
+            self._start = None
+            self._remember(step, back)
 
     def after(self, step: int, gradients: list[Tensor | None], *, each: bool = True) -> Tensor:
         """Products of a step, `(6, parameters)`: g·g, u·u, θ·θ, −g·u, u·v and v·v.

@@ -180,6 +180,8 @@ class Watch:
         if self.step == self._next_norms:
             row |= self._run("norms", self._measure_norms) or {}
             self._next_norms += self._weights.agreed(self._interval())
+        elif self.step == self._next_norms - 1:
+            self._run("norms", lambda: self._norms.ends(self.step), ends=False)
         self._plan_samples()
         self._gradients.listen(self._norms_are_due())
         if before is not None and self._trying:

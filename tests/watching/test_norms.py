@@ -70,19 +70,25 @@ def test_every_number_of_a_step():
             assert row.turn_angle == pytest.approx(degrees(updates[i - 1], u), abs=0.05)
 
 
-def test_turn_angle_of_steps_that_are_not_all_measured():
+@pytest.mark.parametrize("clamped", [False, True])
+def test_turn_angle_of_steps_that_are_not_all_measured(clamped: bool):
+    """Also where weights are changed between the steps, as those of a critic are clamped."""
     model, x, y = setting()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
-    at = [flat(model)]
+    updates = []
     with watched(model, optimizer, norms=3) as watch:
         for _ in range(8):
+            before = flat(model)
             optimizer.zero_grad()
             F.cross_entropy(model(x), y).backward()
             optimizer.step()
-            at.append(flat(model))
+            updates.append(flat(model) - before)
+            if clamped:
+                for p in model.parameters():
+                    p.detach().clamp_(-0.1, 0.1)
     assert list(watch.history.step) == [1, 4, 7]
     for step, angle in zip((4, 7), watch.history.turn_angle[1:], strict=True):
-        exact = degrees(at[step - 1] - at[step - 2], at[step] - at[step - 1])
+        exact = degrees(updates[step - 2], updates[step - 1])
         assert angle == pytest.approx(exact, abs=0.05)
 
 
