@@ -88,7 +88,7 @@ class Losses:
         if torch.is_grad_enabled() and isinstance(value, Tensor) and not self._complete:
             self._add(value, source)
 
-    def mean(self, passes: int, dropped: int = 0) -> Tensor | None:
+    def mean(self, passes: int = 0, dropped: int = 0) -> Tensor | None:
         """The mean of those since the last call, in float64; None where it is not known.
 
         Args:

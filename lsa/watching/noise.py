@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lsa.landscape import Landscape, noise_scale
+from lsa.runtime.errors import InputError
 
 AGREEMENT = 1e-3  # relative, of |∇L|² from the products of samples with that of autograd
 SHOWN = (  # of each block
@@ -38,18 +39,28 @@ class Noise:
     def measure(
         self, landscape: Landscape, parts: Sequence[Landscape], theta: Tensor
     ) -> dict[str, float]:
-        """Numbers; none where there are fewer than three parts, or parts of different size.
+        """Numbers; none where there are parts of different size.
 
         Args:
             landscape: L on the probe set.
             parts: L on parts of it.
             theta: Where.
+
+        Raises:
+            InputError: One sample, or fewer than three parts.
         """
+        if landscape.n_samples < 2:
+            raise InputError("batches= hold one sample, which has no noise; give two or more")
         grams = self._of_samples(landscape, theta)
         size, n = 1, landscape.n_samples
         if grams is None:
             sizes = {part.n_samples for part in parts}
-            if len(parts) < 3 or len(sizes) != 1:
+            if len(parts) < 3:
+                raise InputError(
+                    f"batches= are {len(parts)} to the network, whose noise takes three or more; "
+                    "give more samples"
+                )
+            if len(sizes) != 1:
                 return {}
             size = sizes.pop()
             n = len(parts) * size

@@ -214,7 +214,7 @@ class OwnNoise:
                 if not self._draws.alike([sum(of) for of in zip(*whole, strict=True)]):
                     return {}
                 sums = [sum(of) for of in passed]
-                each = torch.tensor(sums, dtype=torch.float64) * passes / scale**2
+                each = torch.tensor(sums, dtype=torch.float64, device="cpu") * passes / scale**2
                 each = each if len(total) > 1 else each.sum()[None]
             elif sampled is not None and b > 1:
                 each = sampled * b / scale**2
@@ -314,6 +314,6 @@ def averaged(seen: deque[tuple[float, float]], samples: int) -> Mapping[str, flo
     """
     if len(seen) < LEAST:
         return {}
-    trace, signal = torch.tensor(list(seen), dtype=torch.float64).T
+    trace, signal = torch.tensor(list(seen), dtype=torch.float64, device="cpu").T
     scale = quotient(trace, signal)
     return scale.named("noise_scale") | diversity(scale, samples).named("gradient_diversity")

@@ -130,7 +130,7 @@ class ParallelProbing:
             square = float(space.length(update)) ** 2
 
             def losses(at: Tensor) -> Tensor:
-                return torch.tensor([landscape.loss(at)], dtype=torch.float64)
+                return torch.tensor([landscape.loss(at)], dtype=torch.float64, device="cpu")
 
             point = spectrum.Point(
                 landscape.hessian(theta), lambda: landscape.gradient(theta), update, space

@@ -24,6 +24,7 @@ class Parts:
     def __init__(self, budget: Budget, *, strict: bool) -> None:
         self._budget, self._strict = budget, strict
         self._off: set[str] = set()
+        self._causes: set[str] = set()  # that were said
 
     def are_on(self, *parts: str) -> bool:
         """Whether none of these has failed."""
@@ -47,5 +48,8 @@ class Parts:
             if self._strict:
                 raise
             self._off.add(part)
-            log.warning("watch: %s is off from step %d on: %s", part, step, brief(error))
+            cause = brief(error)
+            if cause not in self._causes:  # several parts fail of one
+                log.warning("watch: %s is off from step %d on: %s", part, step, cause)
+            self._causes.add(cause)
             return None

@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import logging
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -94,7 +94,10 @@ class ProbeSet:
         def run() -> None:
             losses.append(landscape.loss(landscape.theta))
 
-        seen = evaluation(self._model, run)
+        try:
+            seen = evaluation(self._model, run)
+        except InputError as error:
+            raise self._explained(error) from error
         self.half = seen.half
         if seen.draws:
             log.warning(
@@ -114,6 +117,16 @@ class ProbeSet:
                 "pass start anew, or leave out batches="
             )
         self._landscape = landscape
+
+    def _explained(self, error: InputError) -> InputError:
+        """The error of a first pass; of a Hugging Face model on its own batches what to give."""
+        own = self._objective is None and hasattr(self._model, "config")
+        if not own or not any(isinstance(batch, Mapping) for batch in self._batches):
+            return error
+        return InputError(
+            f"{error}; for the loss of {type(self._model).__name__} itself give "
+            "objective=lsa.objectives.hf()"
+        )
 
     def _made(self) -> Landscape:
         """L on all batches; those on parts of them are made beside it."""

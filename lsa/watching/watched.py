@@ -89,6 +89,8 @@ class Watch:
         self._probing = self._trying = False  # after the step at hand; a trial alone
         self._sampling = False  # single samples in the step at hand
         self._awake, self._wakes = True, self._at  # in the step at hand; the next step with work
+        self._begun = 0  # times that the first optimizer has begun in the step at hand
+        self._repeats = 0  # steps in a row in which it began more than once; -1: that was said
         self._handles: list[Any] = []
         self._inner: list[Any] = []  # handles of what a change of the parameters makes anew
         self.is_open = True
@@ -106,6 +108,12 @@ class Watch:
             self._lost = weakref.finalize(self, _send_rest, outputs, self._history)
             self._lost.atexit = False
         opened.add(self)
+        if self._weights.outside and self._weights.leads:
+            log.warning(
+                "watch: %d of the parameters that the optimizers move are not in the model and so "
+                "in no number; give a module that holds all of them",
+                self._weights.outside,
+            )
 
     @property
     def _sees(self) -> bool:
@@ -130,6 +138,7 @@ class Watch:
 
     def begins(self) -> bool:
         """The first optimizer is about to step; whether there is work in this step."""
+        self._begun += 1
         self._awake = self.step + 1 >= self._wakes
         if self._awake:
             self._begin()
@@ -167,8 +176,26 @@ class Watch:
     def ends(self) -> None:
         """The last optimizer has stepped."""
         self.step += 1
+        self._count()
         if self._awake:
             self._end()
+
+    def _count(self) -> None:
+        """See whether the first optimizer steps as often as the last, as in most steps it does.
+
+        A GradScaler leaves out single steps of one of them.
+        """
+        begun, self._begun = self._begun, 0
+        if self._repeats >= 0:
+            self._repeats = self._repeats + 1 if begun > 1 else 0
+        if self._repeats > 1:
+            self._repeats = -1
+            if self._weights.leads:
+                log.warning(
+                    "watch: the first optimizer makes %d steps for one of the last, and norms are "
+                    "those of its last one; give each optimizer a watch of its own",
+                    begun,
+                )
 
     @_counted
     def _end(self) -> None:
@@ -246,7 +273,8 @@ class Watch:
     def _measure_norms(self) -> Row:
         blocks = self._outputs.blocks_are_due(self.step)
         products = self._norms.after(self.step, self._gradients.given(), each=blocks)
-        row: Row = {"learning_rate": float(self._optimizers[0].param_groups[0]["lr"])}
+        rate = self._optimizers[0].param_groups[0].get("lr")
+        row: Row = {} if rate is None else {"learning_rate": float(rate)}
         noise = self._gradients.noise
         loss = self._losses.mean(noise.passes, noise.dropped)
         if loss is not None:
@@ -324,6 +352,11 @@ class Watch:
         for handle in [*self._handles, *self._inner]:
             handle.remove()
         if self._weights.leads:
+            if self.step == self._first and self._gradients.noise.passes and status == "FINISHED":
+                log.warning(
+                    "watch: backward passes and no step of the optimizer were seen; methods other "
+                    "than step() call no hooks, so give the optimizer whose step() is called"
+                )
             self._lost.detach()
             self._run("logging", lambda: self._outputs.close(self._history, status))
 

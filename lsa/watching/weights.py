@@ -51,10 +51,11 @@ class Weights:
                 f"{type(optimizers[0]).__name__} moves none of the model's {len(named)} "
                 "parameters; give the model whose parameters the optimizer was made for"
             )
+        self.outside = len(moved) - len(chosen)  # parameters moved that are not the model's
         self.names, self.parameters = list(chosen), list(chosen.values())
         blocks = [block(name) for name in self.names]
         self.blocks = list(dict.fromkeys(blocks))
-        self._of = torch.tensor([self.blocks.index(b) for b in blocks])
+        self._of = torch.tensor([self.blocks.index(b) for b in blocks], device="cpu")
         self._groups = _shard_groups(model, self.parameters)
 
     def have_changed(self, optimizers: Sequence[Optimizer]) -> bool:
@@ -215,7 +216,9 @@ def _sums(pairs: Sequence[tuple[Sequence[Tensor | None], Sequence[Tensor | None]
     for a, b in pairs:
         known = tuple(i for i, x in enumerate(a) if x is not None and b[i] is not None)
         sums.append(inner(joined(a, known), joined(b, known)) if known else None)
-    zero = next((f for f in sums if f is not None), torch.zeros((), dtype=torch.float64))
+    zero = next(
+        (f for f in sums if f is not None), torch.zeros((), dtype=torch.float64, device="cpu")
+    )
     return torch.stack([torch.zeros_like(zero) if f is None else f for f in sums])[:, None]
 
 
