@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from lsa.landscape.batches import Batch, Batches, Count, cloned
+from lsa.landscape.batches import Batch, Batches, Count, cloned, original
 from lsa.landscape.derivatives import batch_norm
 from lsa.landscape.derivatives.parts import Part
 from lsa.landscape.network import Network
@@ -210,11 +210,12 @@ class Batched:
         """
         if self._writes != [False]:
             content = cloned(content)
+        given = original(content)
 
         def evaluate() -> Terms:
             if self.draws:
-                return drawn(self._objective, network.runner, content, index, self.draws)
-            return self._objective(network.runner, content)
+                return drawn(self._objective, network.runner, given, index, self.draws)
+            return self._objective(network.runner, given)
 
         made = network.evaluated(evaluate)
         if not self._writes:
@@ -271,7 +272,7 @@ class Batched:
         """Estimate the network's batch-norm statistics anew from all batches."""
         with torch.no_grad(), batch_norm.cumulating(network.model):
             for batch in self.batches:
-                self._objective(network.model, cloned(batch.content))
+                self._objective(network.model, original(cloned(batch.content)))
 
     def double(self) -> Batched:
         """The same batches in float64."""

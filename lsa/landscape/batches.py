@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+from collections import UserDict
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import register_pytree_node, tree_leaves, tree_map
 from torch.utils.data import DataLoader, RandomSampler, WeightedRandomSampler
 
 from lsa.runtime.errors import InputError
@@ -161,12 +162,43 @@ class Batches:
         return self._chosen
 
 
+class Kept(dict):
+    """The values of a `UserDict`, such as a Hugging Face `BatchEncoding`, and the rest of it.
+
+    A pytree, which a `UserDict` is not.
+    """
+
+    def __init__(self, values: Any, rest: UserDict) -> None:
+        super().__init__(values)
+        self.rest = rest
+
+
+register_pytree_node(
+    Kept,
+    lambda kept: ([*kept.values()], ([*kept], kept.rest)),
+    lambda values, form: Kept(zip(form[0], values, strict=True), form[1]),
+)
+
+
+def original(content: Any) -> Any:
+    """A batch as its objective gets it: each `Kept` is what it was made of, with its methods."""
+    if isinstance(content, Kept):
+        made = copy.copy(content.rest)
+        made.data = {key: original(value) for key, value in content.items()}
+        return made
+    if type(content) is dict:
+        return {key: original(value) for key, value in content.items()}
+    if type(content) in (tuple, list):
+        return type(content)(original(value) for value in content)
+    return content
+
+
 def moved(content: Any, device: torch.device, double: bool = False) -> Any:
     """A batch on a device.
 
     Args:
-        content: A pytree of tensors and NumPy arrays. Mappings come back as dicts, arrays as
-            tensors; values of other types are kept.
+        content: A pytree of tensors and NumPy arrays. Mappings come back as dicts, a `UserDict` as
+            a dict that `original` undoes, arrays as tensors; values of other types are kept.
         device: Where the tensors go.
         double: Whether floating-point tensors become float64.
     """
@@ -179,12 +211,24 @@ def moved(content: Any, device: torch.device, double: bool = False) -> Any:
         content = content.to(device)  # pyright: ignore[reportCallIssue, reportArgumentType]
         return content.double() if double and content.data.is_floating_point() else content
     if isinstance(content, Mapping):
-        return {key: moved(value, device, double) for key, value in content.items()}
+        values = {key: moved(value, device, double) for key, value in content.items()}
+        return Kept(values, rest) if (rest := _rest(content)) is not None else values
     if isinstance(content, tuple) and hasattr(content, "_fields"):
         return type(content)(*(moved(value, device, double) for value in content))
     if isinstance(content, tuple | list):
         return type(content)(moved(value, device, double) for value in content)
     return content.to(device) if hasattr(content, "to") else content
+
+
+def _rest(content: Mapping) -> UserDict | None:
+    """What a `UserDict` is beside its values; None of another mapping."""
+    if isinstance(content, Kept):
+        return content.rest
+    if not isinstance(content, UserDict):
+        return None
+    rest = copy.copy(content)
+    rest.data = {}
+    return rest
 
 
 def cloned(content: Any) -> Any:

@@ -27,7 +27,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from lsa.landscape import noise_scale
-from lsa.landscape.batches import moved
+from lsa.landscape.batches import moved, original
 from lsa.landscape.derivatives.hessians import HessianProduct
 from lsa.landscape.derivatives.precision import full_float32
 from lsa.landscape.network import evaluation
@@ -121,7 +121,7 @@ class ParallelLandscape:
         device = self.theta.device
         for _, number in zip_longest(range(turns), own):
             batch = moved(contents[next(iter(wanted)) if number is None else number], device)
-            terms = self._objective(self._model, batch)
+            terms = self._objective(self._model, original(batch))
             yield terms, 0.0 if number is None else 1 / weight
 
     def _counted(self) -> list[float]:

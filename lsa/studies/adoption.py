@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lsa import project as projects
-from lsa.landscape.batches import Batches
+from lsa.landscape.batches import Batches, original
 from lsa.probe import Metric, Result
 from lsa.project import Recipe
 from lsa.runtime import provenance
@@ -326,4 +326,4 @@ def _computed(source: Checkpoint, model: nn.Module) -> Tensor:
         return model(split.x_train[:FEW].to(device)).double().cpu()
     first = next(iter(Batches(split.train, device)))
     objective = recipes.objective_of(source.recipe, source.trusted)
-    return objective(model, first.content).total.double().cpu()
+    return objective(model, original(first.content)).total.double().cpu()

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lsa.landscape.batches import Batches
+from lsa.landscape.batches import Batches, original
 from lsa.landscape.terms import Objective, Terms, checked, unit_weights
 from lsa.runtime.errors import InputError
 
@@ -72,7 +72,7 @@ def _step(
     def closure() -> Any:
         nonlocal empty
         optimizer.zero_grad()
-        terms = checked(objective(model, content))
+        terms = checked(objective(model, original(content)))
         weight = unit_weights(terms).sum()
         if empty := not bool(weight > 0):
             return terms.total.detach() * 0

@@ -14,7 +14,7 @@ from tiny import N, images, ragged, rng, seeded
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from lsa.landscape import Landscape, flatten, objectives
+from lsa.landscape import Landscape, consistency, flatten, objectives
 from lsa.landscape.terms import Terms
 from lsa.runtime.errors import InputError
 
@@ -71,6 +71,53 @@ def test_batches_of_any_kind_give_the_mean_over_all_samples(name):
         lambda f: F.cross_entropy(f(x), y),
         lambda f: F.cross_entropy(f(x), y, reduction="none"),
     )
+
+
+class Encoding(UserDict):
+    """As the BatchEncoding of Hugging Face: values are attributes, and it moves itself."""
+
+    def __init__(self, data: Any, encodings: Any = None) -> None:
+        super().__init__(data)
+        self.encodings = encodings
+
+    def __getattr__(self, name: str) -> Any:
+        return self.__dict__["data"][name]
+
+    def to(self, device: str) -> Encoding:
+        return Encoding({k: v.to(device) for k, v in self.data.items()}, self.encodings)
+
+
+def by_methods(model: nn.Module, batch: Any) -> Terms:
+    """An objective for a batch as a tokenizer makes it."""
+    batch = batch.to("cpu")
+    assert len(batch.encodings) >= len(batch.x)
+    each = F.cross_entropy(model(batch.x), batch.labels, reduction="none")
+    return Terms(each.sum(), len(each), each)
+
+
+def test_a_batch_of_a_kind_of_its_own_keeps_its_methods_in_an_objective():
+    model, x, y = images()
+    data = [Encoding({"x": a, "labels": b}, [*range(len(a))]) for a, b in cut(x, y, 3, 9)]
+    landscape = Landscape(model, data, objective=by_methods)
+    agree(
+        landscape,
+        flatten(model),
+        lambda f: F.cross_entropy(f(x), y),
+        lambda f: F.cross_entropy(f(x), y, reduction="none"),
+    )
+    assert consistency.notes(landscape, landscape.theta) == ()
+    some = torch.tensor([0, 4, 5])
+    few = landscape.subset(some)
+    assert few.loss(few.theta) == pytest.approx(F.cross_entropy(model(x[some]), y[some]).item())
+    nested = [(batch, batch.labels) for batch in data]
+
+    def paired(model: nn.Module, batch: Any) -> Terms:
+        assert type(batch[0]) is Encoding
+        return by_methods(model, batch[0])
+
+    found = Landscape(model, nested, objective=paired)
+    assert found.loss(found.theta) == landscape.loss(landscape.theta)
+    assert all(type(batch) is Encoding and len(batch) == 2 for batch in data)  # the caller's own
 
 
 def test_arrays_are_taken_like_tensors():
