@@ -56,6 +56,23 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return model
 
 
+def _other_names(model: nn.Module, names: list[str]) -> str:
+    """What trained tied parameters are called here, of those meant by the name of a second use.
+
+    Args:
+        model: The network.
+        names: Names and globs that match no first name.
+    """
+    first = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
+    again = {
+        name: first[id(p)]
+        for name, p in model.named_parameters(remove_duplicate=False)
+        if first.get(id(p), name) != name
+    }
+    meant = [name for glob in names for name in fnmatch.filter(again, glob)]
+    return "; ".join(f"{name} is tied to {again[name]}: give that name" for name in meant)
+
+
 def selected(model: nn.Module, selection: Selection | None) -> list[str]:
     """Names of the parameters that θ is made of: those that are trained, or a selection of them.
 
@@ -74,7 +91,7 @@ def selected(model: nn.Module, selection: Selection | None) -> list[str]:
         if unmatched or not patterns:
             raise InputError(
                 f"no parameter is named {', '.join(unmatched) or 'by the empty selection'}; "
-                f"choose from {', '.join(named)}"
+                + (_other_names(model, unmatched) or f"choose from {', '.join(named)}")
             )
         chosen = [n for n in named if any(fnmatch.fnmatchcase(n, p) for p in patterns)]
     if not chosen:

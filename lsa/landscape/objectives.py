@@ -24,6 +24,8 @@ from lsa.landscape.weighing import (
     given,
     joined,
     mean_over_samples,
+    of_samples,
+    rows,
     weighing,
 )
 from lsa.runtime.errors import InputError
@@ -77,6 +79,7 @@ def supervised(loss: Loss = F.cross_entropy) -> Objective:
     known = weighing(loss)
     tried: dict[tuple, Weighing] = {}  # by the targets that it was tried on
     differ: list[Any] = []  # outputs and targets of samples of all batches that differ most
+    several: list[bool] = []  # which of their leaves have a row for each sample
 
     def objective(model: nn.Module, batch: Any) -> Terms:
         inputs, y = _parted(batch)
@@ -85,14 +88,21 @@ def supervised(loss: Loss = F.cross_entropy) -> Objective:
         if known is None and not (tried and torch.is_grad_enabled()):
             mark = fingerprint(y)
             if mark not in tried:
-                differ[:] = joined(differ, [_detached(outputs), y])
-                tried[mark] = mean_over_samples(loss, *differ)
+                several[:] = several or of_samples(outputs, y, lambda: _fewer(model, inputs, y))
+                differ[:] = joined(differ, [_detached(outputs), y], several)
+                tried[mark] = mean_over_samples(loss, differ[0], differ[1], several)
         how = known or next(iter(tried.values()))
         sums, weights = how.sums(outputs, y), how.weights(y)
         total = len(sums) if weights is None else weights.sum()
         return Terms(sums.sum(), total, sums, weights, outputs=outputs)
 
     return objective
+
+
+def _fewer(model: nn.Module, inputs: Any, y: Any) -> Any:
+    """Outputs without the last sample."""
+    n = len(tree_leaves(y)[0])
+    return called(model, rows(inputs, slice(0, n - 1), n))
 
 
 def _detached(outputs: Any) -> Any:

@@ -21,6 +21,7 @@ from lsa.landscape.weighing import (
     differing,
     given,
     mean_over_samples,
+    of_samples,
     weighing,
 )
 from lsa.runtime.errors import InputError
@@ -89,8 +90,13 @@ class Samples:
             theta = network.flat().to(self.x.device)
             with torch.no_grad(), network.at(theta):
                 outputs = given(self.loss, network(self.x[some]))
+                several = of_samples(
+                    outputs,
+                    self.y[some],
+                    lambda: given(self.loss, network(self.x[some[:-1]])),
+                )
             self.one_tensor = isinstance(outputs, Tensor)
-            self.how = mean_over_samples(self.loss, outputs, self.y[some])
+            self.how = mean_over_samples(self.loss, outputs, self.y[some], several)
 
     def counts(self, i: int) -> bool:
         """Whether sample i has any weight."""

@@ -46,15 +46,40 @@ def given(loss: Loss, outputs: Any) -> Any:
     return outputs.logits if module.startswith("torch.") and hasattr(outputs, "logits") else outputs
 
 
-def rows(tree: Any, which: Any, n: int) -> Any:
+def rows(tree: Any, which: Any, n: int, several: list[bool] | None = None) -> Any:
     """Some of the samples of a pytree.
 
     Args:
         tree: Tensors `(n, …)`, and values that all samples share, which are kept.
         which: Indices or a slice.
         n: Number of samples.
+        several: Of each leaf, whether it has a row for each sample; default: by its length.
     """
-    return tree_map(lambda t: t[which] if _has(t, n) else t, tree)
+    leaves, form = tree_flatten(tree)
+    several = [_has(leaf, n) for leaf in leaves] if several is None else several
+    parts = [leaf[which] if s else leaf for leaf, s in zip(leaves, several, strict=True)]
+    return tree_unflatten(parts, form)
+
+
+def of_samples(outputs: Any, y: Any, fewer: Callable[[], Any]) -> list[bool]:
+    """Of each leaf of outputs and targets, whether it has a row for each sample.
+
+    What all samples share, such as prototypes, may be as long by chance.
+
+    Args:
+        outputs: Of the network, a pytree.
+        y: Targets, a pytree of `(n, …)`.
+        fewer: Gives the outputs without the last sample; asked where there is a doubt.
+    """
+    n = len(tree_leaves(y)[0])
+    long = [_has(leaf, n) for leaf in tree_leaves(outputs)]
+    if n > 1 and sum(long) > 1:
+        try:
+            less = tree_leaves(fewer())
+            long = [a and _has(b, n - 1) for a, b in zip(long, less, strict=True)]
+        except (RuntimeError, ValueError, IndexError, TypeError):  # a batch that cannot be cut
+            pass
+    return long + [_has(leaf, n) for leaf in tree_leaves(y)]
 
 
 def _has(leaf: Any, n: int) -> bool:
@@ -142,13 +167,14 @@ def _refusal(outputs: Tensor, y: Tensor, ignored: int, error: Exception) -> str:
 # --- other losses, by trying ----------------------------------------------------------------------
 
 
-def mean_over_samples(loss: Loss, outputs: Any, y: Any) -> Weighing:
+def mean_over_samples(loss: Loss, outputs: Any, y: Any, several: list[bool]) -> Weighing:
     """The weighing of a loss that is a mean over samples, tried on some that differ.
 
     Args:
         loss: Of the whole batch.
         outputs: Of the network for these samples, a pytree of `(n, …)`.
         y: Their targets.
+        several: From `of_samples`.
 
     Raises:
         InputError: Samples alone, or two halves, have another mean than all together; the loss
@@ -156,7 +182,6 @@ def mean_over_samples(loss: Loss, outputs: Any, y: Any) -> Weighing:
     """
     outputs = tree_map(lambda t: t.detach() if isinstance(t, Tensor) else t, outputs)
     n = len(tree_leaves(y)[0])
-    several = [_has(leaf, n) for leaf in tree_leaves((outputs, y))]
     alone = Weighing(functools.partial(_one_by_one, loss, several), lambda _: None)
     with torch.enable_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of shapes that do not fit, which are refused below
@@ -179,7 +204,7 @@ def mean_over_samples(loss: Loss, outputs: Any, y: Any) -> Weighing:
         return alone
     cuts = {"each alone": range(1, n), "two parts": [max(1, n // 3)]}
     for name, cut in cuts.items():
-        mean = _mean(loss, outputs, y, [0, *cut, n])
+        mean = _mean(loss, (outputs, y), [0, *cut, n], several)
         if not _agree(together.item(), mean, together.dtype):
             raise InputError(
                 f"the loss of {n} samples together is {together.item():.6g}, the mean of {name} "
@@ -217,7 +242,7 @@ def leaves(value: Tensor) -> dict[int, Tensor]:
     return known
 
 
-def _mean(loss: Loss, outputs: Any, y: Any, ends: list[int]) -> float:
+def _mean(loss: Loss, both: Any, ends: list[int], several: list[bool]) -> float:
     """Mean over samples of the losses of the parts between the ends."""
     total, n = 0.0, ends[-1]
     for start, end in itertools.pairwise(ends):
@@ -225,7 +250,7 @@ def _mean(loss: Loss, outputs: Any, y: Any, ends: list[int]) -> float:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                value = loss(rows(outputs, part, n), rows(y, part, n))
+                value = loss(*rows(both, part, n, several))
         except (RuntimeError, ValueError, IndexError, TypeError) as error:
             line = first_line(error)
             raise InputError(
@@ -261,27 +286,31 @@ def _one_by_one(loss: Loss, several: list[bool], outputs: Any, y: Any) -> Tensor
         return torch.stack([alone(*sample) for sample in zip(*parted, strict=True)])
 
 
-def joined(before: list[Any], batch: list[Any]) -> list[Any]:
-    """Outputs and targets of samples that differ most, of those before and of a batch."""
-    chosen = _most_different(batch)
+def joined(before: list[Any], batch: list[Any], several: list[bool]) -> list[Any]:
+    """Outputs and targets of samples that differ most, of those before and of a batch.
+
+    Args:
+        before: Of the batches before; empty for the first.
+        batch: Outputs and targets.
+        several: From `of_samples`.
+    """
+    chosen = _most_different(batch, several)
     if not before:
         return chosen
     leaves, form = tree_flatten(chosen)
-    others = tree_leaves(before)
-    n, m = (len(tree_leaves(part[1])[0]) for part in (chosen, before))
     try:
         both = [
-            torch.cat([old, new]) if _has(old, m) and _has(new, n) else new
-            for old, new in zip(others, leaves, strict=True)
+            torch.cat([old, new]) if s else new
+            for old, new, s in zip(tree_leaves(before), leaves, several, strict=True)
         ]
-        return _most_different(tree_unflatten(both, form))
+        return _most_different(tree_unflatten(both, form), several)
     except (RuntimeError, ValueError):  # of other shapes
         return chosen
 
 
-def _most_different(batch: list[Any]) -> list[Any]:
+def _most_different(batch: list[Any], several: list[bool]) -> list[Any]:
     n = len(tree_leaves(batch[1])[0])
-    return rows(batch, differing(batch[1]).to(tree_leaves(batch[0])[0].device), n)
+    return rows(batch, differing(batch[1]).to(tree_leaves(batch[0])[0].device), n, several)
 
 
 def differing(y: Any, most: int = TRIED) -> Tensor:

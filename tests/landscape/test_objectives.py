@@ -340,6 +340,19 @@ def test_a_hugging_face_model_whose_loss_is_not_finite_is_told_so():
         Landscape(model, data, objective=objectives.hf()).loss(flatten(model))
 
 
+@pytest.mark.parametrize("chosen", ["head.weight", ["head.*"]])
+def test_a_tied_parameter_asked_for_by_its_second_name_is_told_by_its_first(chosen):
+    batches = [(IDS, IDS)]
+    with pytest.raises(InputError, match=r"head\.weight is tied to embed\.weight: give that name"):
+        Landscape(seeded(Language), batches, objective=objectives.per_token(), parameters=chosen)
+    model = seeded(Language)
+    model.get_parameter("attend.out_proj.bias").requires_grad_(False)
+    with pytest.raises(InputError, match=r"out_proj\.bias; choose from embed\.weight, "):
+        Landscape(
+            model, batches, objective=objectives.per_token(), parameters="attend.out_proj.bias"
+        )
+
+
 def penalised(model: nn.Module, batch: Any) -> Terms:
     x, y = batch
     each = F.cross_entropy(model(x), y, reduction="none")

@@ -213,3 +213,34 @@ def test_targets_that_a_cross_entropy_refuses_are_named(targets, line):
     landscape = Landscape(model, torch.randn(20, 3, generator=rng()), targets)
     with pytest.raises(InputError, match=line):
         landscape.loss(landscape.theta)
+
+
+class Prototypes(nn.Module):
+    """Outputs `(n, 4)` and k prototypes `(k, 4)`, which all samples share."""
+
+    def __init__(self, k: int) -> None:
+        super().__init__()
+        self.linear, self.prototypes = nn.Linear(6, 4), nn.Parameter(torch.randn(k, 4))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.linear(x), self.prototypes
+
+
+@pytest.mark.parametrize("k", [4, 7, 8, 10, 12])
+@pytest.mark.parametrize("size", [None, 4, 5, 12])
+def test_an_output_that_all_samples_share_may_be_as_long_as_they_are(k, size):
+    x, y = torch.randn(12, 6, generator=rng(3)).double(), torch.arange(12) % k
+    model = seeded(lambda: Prototypes(k))
+
+    def loss(outputs: tuple[Tensor, Tensor], y: Tensor) -> Tensor:
+        return F.cross_entropy(-torch.cdist(*outputs), y)
+
+    data = (x, y) if size is None else ([*zip(x.split(size), y.split(size), strict=True)],)
+    landscape = Landscape(model, *data, loss=loss)
+    scores = -torch.cdist(*model(x))
+    each = F.cross_entropy(scores, y, reduction="none")
+    assert landscape.loss(landscape.theta) == pytest.approx(each.mean().item())
+    torch.testing.assert_close(landscape.losses(landscape.theta), each.detach())
+    own = torch.autograd.grad(each.mean(), [*model.parameters()])
+    found = landscape.gradient(landscape.theta)
+    torch.testing.assert_close(found, torch.cat([g.reshape(-1) for g in own]))
