@@ -338,7 +338,7 @@ class Landscape(Problem):
 
         Their mean is uᵀHu; their spread gives its standard error over the data. They take about as
         long as two gradients where all parameters are those of layers that are known. Where an
-        operation has no second derivative they are differences of slopes, and `remarks` says so.
+        operation has no third derivative they are differences of slopes, and `remarks` says so.
 
         Args:
             theta: θ `(d,)`.
@@ -361,7 +361,8 @@ class Landscape(Problem):
         result = slopes.derivative(u).value
         self.remarks["curvatures"] = (
             "curvatures of samples are by differences of slopes, as an operation of the network "
-            f"has no second derivative; two steps differed by {slopes.error:.1e} of them"
+            "has no third derivative, or no second; two steps differed by "
+            f"{slopes.error:.1e} of them"
         )
         return result
 

@@ -88,3 +88,30 @@ def test_a_landscape_takes_the_way_that_its_network_has(monkeypatch):
         plain.curvatures(flatten(inner), u), again.curvatures(flatten(inner), u)
     )
     assert taken == ["by_layers"] * 2 + ["by_one_step"] * 2
+
+
+class Normed(nn.Module):
+    """Instance norm, of which torch has two derivatives, behind a scale of no layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.linspace(1, 2, 3).double().view(3, 1, 1))
+        self.first, self.norm = nn.Conv2d(1, 3, 3).double(), nn.InstanceNorm2d(3)
+        self.last = nn.Linear(3 * 4, 2).double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(self.first(x).tanh() * self.scale)
+        return self.last(nn.functional.adaptive_avg_pool2d(h.tanh(), 2).flatten(1))
+
+
+def test_without_a_third_derivative_samples_have_differences_and_a_remark_that_is_true():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, x = Normed(), torch.randn(6, 1, 6, 6).double()
+        landscape = Landscape(model, x, torch.arange(6) % 2)
+        u = torch.randn(landscape.dimension).double()
+    theta = landscape.theta
+    found = landscape.curvatures(theta, u)
+    assert found.mean().item() == pytest.approx((u @ landscape.hessian(theta)(u)).item(), rel=1e-6)
+    assert "has no third derivative, or no second" in landscape.remarks["curvatures"]
+    assert "hessian" not in landscape.remarks  # exact
