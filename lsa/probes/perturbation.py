@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lsa.landscape import Landscape
 from lsa.landscape.derivatives import budget
+from lsa.landscape.float64 import in_float64
 from lsa.maths.spectra import counts, eigenpairs
 from lsa.probe import (
     Curve,
@@ -112,6 +113,7 @@ def perturbation(
     length for all; its default was chosen here. The random direction is the control:
     its curvature is tr H/d on average. A residual of `tol` changes an eigenvalue by its square.
     """
+    in_float64(landscape)  # which the fits need, after the search
     hessian, gradient = landscape.hessian(theta), landscape.gradient(theta)
     ends = eigenpairs.lanczos(
         hessian,

@@ -13,6 +13,7 @@ from lsa.landscape import Landscape, flatten, sam
 from lsa.landscape.copies import duplicate
 from lsa.landscape.derivatives import budget
 from lsa.landscape.equivalents import equivalents
+from lsa.landscape.float64 import in_float64
 from lsa.landscape.samples import Samples
 from lsa.landscape.symmetries import Change, function_change, rescaled, rescalings
 from lsa.maths.alignment.permutations import (
@@ -148,7 +149,7 @@ def symmetry_audit(
     All in float64, so that what moves is no rounding. Standard errors of a factor are first-order
     and paired: the same samples and random vectors stand on both sides of it.
     """
-    double = landscape.double()
+    double = in_float64(landscape)
     original = Variant(double, theta.double(), lambda v: v)
     notes: list[str] = []
     d = len(theta)

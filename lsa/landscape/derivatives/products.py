@@ -60,7 +60,7 @@ def hessian(parts: Iterable[Part], theta: Tensor, memory: int) -> Matvec:
     @full_float32()
     @torch.enable_grad()
     def product(v: Tensor) -> Tensor:
-        columns = v.to(theta.dtype).reshape(len(v), -1).unbind(1)
+        columns = [c.contiguous() for c in v.to(theta.dtype).reshape(len(v), -1).unbind(1)]
         if isinstance(parts, list) and len(parts) == 1:
             matvec, weight = multiply(0, parts[0]), parts[0].weight
             made = [matvec(column) * weight for column in columns]
@@ -105,6 +105,7 @@ def hessian_by_parts(parts: Iterable[Part], theta: Tensor, memory: int, network:
         for k, part in itertools.chain([first], several, rows):
             multiply, last = add(k, part), None if add.holds(k) else totals[-1]
             for total, column in zip(totals, columns, strict=True):
+                column = column.contiguous()  # which some kernels ask of a cotangent
                 multiply(column, total if own is None else own, total is not last)
                 if own is None:
                     total.mul_(part.weight)

@@ -337,3 +337,51 @@ def test_a_tensor_that_is_changed_after_its_use_is_no_wrong_product():
     at = Landscape(Doubles(), torch.randn(6, 4), torch.arange(6) % 3, products="exact")
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         at.hessian(at.theta)(at.theta)
+
+
+class Demanding(torch.autograd.Function):
+    """z² with derivatives that, as some kernels do, take contiguous cotangents alone."""
+
+    @staticmethod
+    def forward(ctx, z):  # pyright: ignore
+        ctx.save_for_backward(z)
+        return z**2
+
+    @staticmethod
+    def backward(ctx, *cotangents):  # pyright: ignore
+        (z,) = ctx.saved_tensors
+        return Slope.apply(z, *cotangents)
+
+
+class Slope(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, z, cotangent):  # pyright: ignore
+        ctx.save_for_backward(z, cotangent)
+        return 2 * z * cotangent
+
+    @staticmethod
+    def backward(ctx, *cotangents):  # pyright: ignore
+        z, cotangent = ctx.saved_tensors
+        assert cotangents[0].is_contiguous(), "expected contiguous cotangents"
+        return 2 * cotangents[0] * cotangent, 2 * z * cotangents[0]
+
+
+class Squares(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.linspace(1, 2, 6).double().view(2, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ Demanding.apply(self.w).T  # pyright: ignore
+
+
+@pytest.mark.parametrize("batches", [False, True])
+def test_a_vector_may_be_a_column_of_others(batches):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        x, y, v = torch.randn(5, 3).double(), torch.arange(5) % 2, torch.randn(6, 2).double()
+    at = Landscape(Squares(), [(x, y)]) if batches else Landscape(Squares(), x, y)
+    product = at.hessian(at.theta, exact=True)
+    wanted = hessian(lambda t: F.cross_entropy(x @ t.view(2, 3).square().T, y))(at.theta) @ v
+    torch.testing.assert_close(product(v), wanted)
+    torch.testing.assert_close(product(v[:, 0]), wanted[:, 0])
