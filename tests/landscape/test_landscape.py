@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from dense import matrix
 from tiny import normal, rng, seeded
-from torch import nn
+from torch import Tensor, nn
 
 from lsa.landscape import Landscape, flatten
 from lsa.landscape.network import unwrapped
@@ -207,3 +207,32 @@ def test_deepspeeds_engine_is_unwrapped_and_its_parted_parameters_are_refused():
     net.weight.ds_status = "NOT_AVAILABLE"
     with pytest.raises(InputError, match=r"'weight' is in parts over the processes .*fully_shard"):
         unwrapped(DeepSpeedEngine(net))
+
+
+class Autocast(nn.Module):
+    """Its outputs are in bfloat16, whatever θ is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(5, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return self.last(torch.tanh(self.first(x)))
+
+
+def test_a_network_whose_outputs_are_in_half_precision_has_gradients_of_samples():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, x, y = Autocast(), torch.randn(12, 5), torch.arange(12) % 3
+    landscape = Landscape(model, x, y)
+    found = torch.cat([*landscape.sample_gradients(landscape.theta)])
+
+    def loss(theta: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        a, b, c, d = theta.split([40, 8, 24, 3])
+        hidden = F.linear(x, a.view(8, 5), b).tanh()
+        return F.cross_entropy(F.linear(hidden, c.view(3, 8), d), y)
+
+    each = torch.func.vmap(torch.func.grad(loss), (None, 0, 0))(landscape.theta, x, y)
+    assert found.dtype == torch.float32
+    assert (found - each).norm() < 2e-2 * each.norm()

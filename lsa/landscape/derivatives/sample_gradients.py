@@ -116,7 +116,7 @@ def are_exact(losses: Losses, theta: Tensor) -> bool:
         values = losses(t)
         weights = drawn_weights(values)
         (wanted,) = torch.autograd.grad(values @ weights, t)
-    return bool((gradients.pull(weights) - wanted).norm() <= AGREEMENT * wanted.norm())
+    return bool((gradients.pull(weights.to(wanted)) - wanted).norm() <= AGREEMENT * wanted.norm())
 
 
 # --- what a pass records -------------------------------------------------------------------------
