@@ -49,7 +49,8 @@ def notes(landscape: Landscape, theta: Tensor, drawn: bool) -> tuple[str, ...]:
         _check_gradients(landscape, theta)
     if not drawn and _mixed(landscape, data, theta):
         remarks = (*remarks, MIXED)
-    if not drawn and not landscape.has_samples and _cut_matters(landscape, data, theta):
+    whole = not drawn and not data.draws  # else the parts would draw other numbers
+    if whole and not landscape.has_samples and _cut_matters(landscape, data, theta):
         remarks = (*remarks, CUT)
     return remarks
 

@@ -162,6 +162,15 @@ def test_a_loss_of_batches_that_is_no_sum_over_their_parts_is_noted():
     assert "depends on how they are cut" not in per_batch(F.cross_entropy)
 
 
+def test_parts_that_draw_other_numbers_are_not_blamed_on_the_cut():
+    def noisy(model: nn.Module, batch: Any) -> lsa.Terms:
+        x, y = batch
+        return lsa.Terms(len(y) * F.cross_entropy(model(x + torch.randn_like(x)), y), len(y))
+
+    landscape = lsa.Landscape(mlp(), loader(), objective=noisy, draws=2)
+    assert "depends on how they are cut" not in notes(landscape)
+
+
 @pytest.mark.parametrize("kind", ["no sample", "no label"])
 def test_a_batch_that_has_no_loss_is_named(kind):
     def objective(model: nn.Module, batch: Any) -> lsa.Terms:
