@@ -28,7 +28,7 @@ from lsa.landscape.weighing import (
     rows,
     weighing,
 )
-from lsa.runtime.errors import InputError
+from lsa.runtime.errors import InputError, first_line
 
 __all__ = ["hf", "lightning", "per_token", "supervised", "weighted"]
 
@@ -244,6 +244,8 @@ def hf() -> Objective:
                 f"{', '.join(batch)}; hf() takes models with logits and batches with labels: give "
                 "an objective of your own, which knows what model(**batch).loss is a mean over"
             )
+        if not kind:
+            _check_fit(output.logits, batch["labels"])
         terms = _candidates(output.logits, batch["labels"])
         if kind and (torch.is_grad_enabled() or not output.loss.isfinite()):
             return terms[kind[0]]
@@ -259,6 +261,21 @@ def hf() -> Objective:
         return terms[kind[0]]
 
     return objective
+
+
+def _check_fit(logits: Tensor, labels: Tensor) -> None:
+    """Check that there is a loss that takes logits with labels.
+
+    Raises:
+        InputError: There is none.
+    """
+    try:
+        _candidates(logits.detach(), labels)
+    except (RuntimeError, ValueError, IndexError) as error:
+        raise InputError(
+            f"logits {tuple(logits.shape)} and labels {tuple(labels.shape)} fit no loss that hf() "
+            f"knows ({first_line(error)}); give an objective that returns lsa.Terms"
+        ) from error
 
 
 def _auxiliary(output: Any) -> list[str]:

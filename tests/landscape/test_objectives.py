@@ -332,6 +332,28 @@ def test_trained_tokens_before_the_data_have_no_label():
     torch.testing.assert_close(found, torch.cat([g.reshape(-1) for g in own]))
 
 
+class Segments(nn.Module):
+    """Its loss is of logits that it has made larger."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(1, 3, 2, stride=2)
+
+    def forward(self, pixel_values: Tensor, labels: Tensor) -> Output:
+        logits = self.layer(pixel_values)
+        large = F.interpolate(logits, labels.shape[1:], mode="bilinear")
+        return Output(loss=F.cross_entropy(large, labels), logits=logits)
+
+
+def test_logits_that_do_not_fit_the_labels_are_told_in_one_line():
+    data = [{"pixel_values": torch.ones(2, 1, 8, 8).double(), "labels": torch.ones(2, 8, 8).long()}]
+    line = r"logits \(2, 3, 4, 4\) and labels \(2, 8, 8\) fit no loss that hf\(\) knows"
+    model = seeded(Segments)
+    with pytest.raises(InputError, match=line) as caught:
+        Landscape(model, data, objective=objectives.hf()).loss(flatten(model))
+    assert "\n" not in str(caught.value)
+
+
 def test_a_hugging_face_model_whose_loss_is_not_finite_is_told_so():
     model, data = own_loss()
     with torch.no_grad():
