@@ -6,8 +6,10 @@ import contextlib
 import copy
 from collections.abc import Iterator
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_leaves
 
 from lsa.runtime.errors import InputError
@@ -63,15 +65,27 @@ def evaluation_flags(model: nn.Module) -> list[tuple[nn.Module, bool]]:
     without numbers tells which modules it leaves in training.
     """
     modules = [*model.modules()]
+    flags = _evaluated.get(model, [])
+    if len(flags) != len(modules):
+        flags = _evaluated[model] = _flags(model)
+    return [*zip(modules, flags, strict=True)]
+
+
+_evaluated: WeakKeyDictionary[nn.Module, list[bool]] = WeakKeyDictionary()
+
+
+def _flags(model: nn.Module) -> list[bool]:
+    if isinstance(model, DistributedDataParallel):  # whose copy would open connections
+        return [False, *_flags(model.module)]
+    plain = [False for _ in model.modules()]
     own = nn.Module
-    if all(type(m).train is own.train and type(m).eval is own.eval for m in modules):
-        return [(module, False) for module in modules]
+    if all(type(m).train is own.train and type(m).eval is own.eval for m in model.modules()):
+        return plain
     try:
         empty = {id(t): t.detach().to("meta") for t in _tensors(model)}
-        twin = copy.deepcopy(model, empty).eval()
-        return [(m, t.training) for m, t in zip(modules, twin.modules(), strict=True)]
+        return [twin.training for twin in copy.deepcopy(model, empty).eval().modules()]
     except Exception:  # it does something that needs numbers
-        return [(module, False) for module in modules]
+        return plain
 
 
 def check_lengths(model: nn.Module) -> None:

@@ -338,7 +338,8 @@ class Landscape(Problem):
 
         Their mean is uᵀHu; their spread gives its standard error over the data. They take about as
         long as two gradients where all parameters are those of layers that are known. Where an
-        operation has no third derivative they are differences of slopes, and `remarks` says so.
+        operation has no third derivative, or a wrong second one, they are differences of slopes,
+        and `remarks` says so.
 
         Args:
             theta: θ `(d,)`.
@@ -359,9 +360,10 @@ class Landscape(Problem):
             lambda t: self.slopes(t, u.to(theta.dtype)), theta, name="the curvature of each sample"
         )
         result = slopes.derivative(u).value
+        lacks = "an operation of the network has no third derivative, or no second"
+        why = "exact second derivatives are wrong" if "exact" in self.remarks else lacks
         self.remarks["curvatures"] = (
-            "curvatures of samples are by differences of slopes, as an operation of the network "
-            "has no third derivative, or no second; two steps differed by "
+            f"curvatures of samples are by differences of slopes, as {why}; two steps differed by "
             f"{slopes.error:.1e} of them"
         )
         return result

@@ -23,7 +23,7 @@ class Evaluation(NamedTuple):
     draws: bool  # random numbers of torch, NumPy or Python
 
 
-def evaluation(model: nn.Module, run: Callable[[], Any]) -> Evaluation:
+def seen_in(model: nn.Module, run: Callable[[], Any]) -> Evaluation:
     """See what a forward pass does.
 
     Weights in float32 do not tell the precision: Accelerate has the network compute in bfloat16

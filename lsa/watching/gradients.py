@@ -16,6 +16,7 @@ from lsa.watching.weights import Weights
 
 SCALED = 1024.0  # a gradient that shrinks so much was scaled rather than clipped
 WHOLE = 3e-6  # relative, of a quotient of two lengths, as rounding leaves it
+OTHERS = 10  # steps in a row without such a quotient, after which no scaling by hand is assumed
 
 
 class Gradients:
@@ -48,6 +49,7 @@ class Gradients:
         self._scalers: list[Any] = [scaler] * len(weights.parameters)
         self._scales = [1.0] * len(weights.parameters)  # of that g
         self._wholes = 0  # steps in a row in which g was divided by a whole number
+        self._others = 0  # and by another one
         self._by_hand = False  # the training does that
         self._unscaled = 1.0  # by what g was divided by hand; nan: not known
         self._sampling: Callable[[], bool] = lambda: False
@@ -187,12 +189,14 @@ class Gradients:
             ratio: |g| at the end of the backward pass over that which the optimizers were given.
         """
         more = max(ratio, 1 / ratio)
-        whole = more > 1.5 and abs(more - round(more)) <= WHOLE * more
+        whole = more > 1.5 and abs(more - round(more)) <= WHOLE * min(more, 100)
         self._wholes = self._wholes + 1 if whole else 0
-        self._by_hand |= self._wholes > 1
+        known = whole or abs(more - 1) <= WHOLE
+        self._others = 0 if known else self._others + 1
+        self._by_hand = (self._by_hand or self._wholes > 1) and self._others < OTHERS
         scaled = any(scaler is not None for scaler in self._scalers)
         hidden = ratio > SCALED and not scaled
-        if self._by_hand and (whole or abs(more - 1) <= WHOLE):
+        if self._by_hand and known:
             self._unscaled = ratio
         else:
             self._unscaled = math.nan if self._by_hand or whole or hidden else 1.0

@@ -84,6 +84,9 @@ def _of(value: Any, seen: dict[int, Any]) -> Iterator[Restore]:
     if isinstance(value, Tensor):
         if value.numel() <= LARGE:
             yield from _of_tensor(value)
+    elif isinstance(value, np.ndarray):
+        if value.size <= LARGE and value.flags.writeable and not value.dtype.hasobject:
+            yield functools.partial(np.copyto, value, value.copy())
     elif isinstance(value, GENERATORS):
         yield from _of_generator(value)
     elif isinstance(value, nn.Module):
@@ -148,7 +151,8 @@ def _of_container(container: Any) -> Restore:
         if not same:
             container.clear()
             if isinstance(container, dict):
-                dict.update(container, own)  # a Counter's own would count them
+                for key, value in own:  # the update() of a Counter would count them
+                    container[key] = value
             elif isinstance(container, set):
                 container.update(own)
             else:

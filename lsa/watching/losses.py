@@ -73,7 +73,7 @@ class Losses:
 
     def _add(self, loss: Any, source: int) -> None:
         if not isinstance(loss, Tensor):
-            loss = loss.item() if hasattr(loss, "item") else loss
+            loss = loss.item() if getattr(loss, "size", None) == 1 else loss
             if not isinstance(loss, int | float):
                 return
             loss = torch.tensor(float(loss), device="cpu")

@@ -18,8 +18,8 @@ from lsa.landscape.weighing import Loss
 from lsa.runtime.errors import InputError
 from lsa.training import stability
 from lsa.watching import probing, spectrum
-from lsa.watching.evaluation import evaluation, seeded
-from lsa.watching.probe_set import parts_of
+from lsa.watching.evaluation import seeded, seen_in
+from lsa.watching.probe_set import parts_of, refuse_max_norm
 from lsa.watching.probing import Tried, numbers
 from lsa.watching.profile import profile_of
 from lsa.watching.undisturbed import undisturbed
@@ -72,6 +72,7 @@ class ParallelProbing:
             raise InputError(
                 "the optimizers move some of the sharded weights only; leave out batches="
             )
+        refuse_max_norm(model)
         self._batches = batches
         self._model, self._kinds = model, tuple(kinds)
         given = F.cross_entropy if loss is None else loss
@@ -94,7 +95,7 @@ class ParallelProbing:
                         ParallelLandscape(self._model, batches, self._objective)
                     )
                 whole = self._landscapes[0]
-                self._half = evaluation(self._model, lambda: whole.loss(whole.theta)).half
+                self._half = seen_in(self._model, lambda: whole.loss(whole.theta)).half
 
     def try_pass(self) -> None:
         """Make one forward pass."""

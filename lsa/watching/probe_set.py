@@ -22,7 +22,7 @@ from lsa.landscape.objectives import supervised
 from lsa.landscape.terms import Objective
 from lsa.landscape.weighing import Loss
 from lsa.runtime.errors import InputError
-from lsa.watching.evaluation import evaluation, seeded
+from lsa.watching.evaluation import seeded, seen_in
 from lsa.watching.kept import kept_generators
 from lsa.watching.undisturbed import undisturbed
 from lsa.watching.weights import Weights
@@ -76,7 +76,7 @@ class ProbeSet:
         Raises:
             InputError: A forward pass changes weights.
         """
-        _check_lengths(self._model)
+        refuse_max_norm(self._model)
         with undisturbed(*self._holders):
             yield
 
@@ -95,7 +95,7 @@ class ProbeSet:
             losses.append(landscape.loss(landscape.theta))
 
         try:
-            seen = evaluation(self._model, run)
+            seen = seen_in(self._model, run)
         except InputError as error:
             raise self._explained(error) from error
         self.half = seen.half
@@ -167,7 +167,7 @@ class ProbeSet:
         return landscape.changed(network=network)
 
 
-def _check_lengths(model: nn.Module) -> None:
+def refuse_max_norm(model: nn.Module) -> None:
     """Check that no embedding has a `max_norm`, which is no part of L: a step goes beyond it.
 
     Raises:

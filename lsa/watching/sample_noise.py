@@ -134,7 +134,7 @@ class SampleNoise:
         args, kwargs = given
         self._seen = seen = []
         try:
-            with undisturbed([*self._model.buffers()]), torch.no_grad():
+            with undisturbed(self._model), torch.no_grad():
                 torch.manual_seed(0)
                 self._model(*args, **kwargs)
         finally:

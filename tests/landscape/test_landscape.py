@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 
 import pytest
@@ -151,11 +152,11 @@ class Merging(nn.Linear):
         return super().forward(x) + (0 if self.merged else x @ self.a.T @ self.b.T)
 
 
-@pytest.mark.parametrize("copy", [True, False])
-def test_a_network_is_evaluated_by_flags_alone(copy):
+@pytest.mark.parametrize("copied", [True, False])
+def test_a_network_is_evaluated_by_flags_alone(copied):
     model = seeded(lambda: nn.Sequential(Merging(), nn.Dropout(0.5)))
     x, y = normal(9, 4), torch.arange(9) % 2
-    landscape = Landscape(model, x, y, copy=copy)
+    landscape = Landscape(model, x, y, copy=copied)
     before = {name: t.clone() for name, t in model.state_dict().items()}
     exact = torch.autograd.grad(
         F.cross_entropy(model[0](x), y), [p for p in model.parameters()][1:]
@@ -164,6 +165,15 @@ def test_a_network_is_evaluated_by_flags_alone(copy):
     assert torch.allclose(found, torch.cat([g.flatten() for g in exact]))
     assert not model[0].merged and all(m.training for m in model.modules())
     assert all(torch.equal(before[name], t) for name, t in model.state_dict().items())
+
+
+def test_what_evaluation_does_to_the_flags_is_asked_once(monkeypatch):
+    """With a copy of the network without numbers, which is not made at every pass."""
+    model = seeded(lambda: nn.Sequential(Merging(), nn.Dropout(0.5)))
+    landscape = Landscape(model, normal(9, 4), torch.arange(9) % 2, copy=False)
+    first = landscape.loss(landscape.theta)
+    monkeypatch.setattr(copy, "deepcopy", lambda *_: pytest.fail("copied again"))
+    assert landscape.loss(landscape.theta) == first
 
 
 def test_copies_of_a_network_that_is_not_copied_itself_are_evaluated_too():

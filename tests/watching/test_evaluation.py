@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import lsa
-from lsa.watching.evaluation import evaluation
+from lsa.watching.evaluation import seen_in
 
 
 class Random(nn.Module):
@@ -94,9 +94,9 @@ def test_the_precision_of_a_pass():
         with torch.autocast("cpu", torch.bfloat16):
             return model(x)
 
-    assert evaluation(model, lambda: model(x)) == (None, False)
-    assert evaluation(model, half) == (torch.bfloat16, False)
-    assert evaluation(model, lambda: torch.rand(2)) == (None, True)
+    assert seen_in(model, lambda: model(x)) == (None, False)
+    assert seen_in(model, half) == (torch.bfloat16, False)
+    assert seen_in(model, lambda: torch.rand(2)) == (None, True)
     model[1].half()
-    assert evaluation(model, lambda: None).half == torch.float16
+    assert seen_in(model, lambda: None).half == torch.float16
     assert not any(m._forward_hooks for m in model.modules())

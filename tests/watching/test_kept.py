@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import random
-from collections import Counter, deque
+from collections import Counter, OrderedDict, deque
 from types import SimpleNamespace
 from typing import Any
 
@@ -47,6 +47,7 @@ class Holding(nn.Module):
         self.hidden, self.pair = torch.zeros(size), (torch.zeros(size), torch.ones(size))
         self.n, self.seen, self.last = 0, [], deque([1.0], maxlen=1)
         self.table, self.kinds, self.counts = {"a": [0.0]}, {1}, Counter("a")
+        self.order, self.array = OrderedDict(a=1.0), np.zeros(2)
         self.generators, self.child = generators(), nn.Tanh()
 
     def forward(self, x: Tensor, *_: Any) -> Tensor:
@@ -55,11 +56,14 @@ class Holding(nn.Module):
         noise = sum(drawn(self.generators)) + self.n + len(self.seen) + float(self.hidden.sum())
         noise += sum(map(float, [*self.pair[0], *self.last, *self.table["a"], *self.kinds]))
         noise += float(self.centre.sum() + self.count) + len(self.table) + self.counts["a"]
+        noise += sum(self.order.values()) + float(self.array.sum())
         self.centre = 0.9 * self.centre + found
         self.count += 1
         self.hidden = self.hidden + found
         self.pair[0].add_(found)
         self.n += 1
+        self.order["b"], self.array[0] = self.n, self.n
+        self.order.move_to_end("a")
         self.seen.append(found)
         self.last.append(float(found.sum()))
         self.table["a"].append(self.n)

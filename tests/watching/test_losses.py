@@ -143,3 +143,13 @@ def test_where_passes_are_not_counted_one_call_is_the_loss(calls: int):
             torch.stack(values).sum().backward()
             optimizer.step()
     assert watch.rows[1].get("loss") == (pytest.approx(values[0].item()) if calls == 1 else None)
+
+
+def test_what_is_no_number_is_no_loss():
+    model = WithLoss()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with lsa.watch(model, optimizer, track=False, budget=None) as watch:
+        model(X, Y)["loss"].backward()
+        watch.loss(np.ones(2))
+        optimizer.step(lambda: np.ones(2))
+    assert len(watch.rows) == 1 and watch.rows[0]["gradient_norm"] > 0

@@ -30,8 +30,8 @@ def by_layers(losses: Losses, theta: Tensor, u: Tensor, n: int) -> Tensor | None
 
     A layer is linear in its parameters, so at θ + αᵢu it is what it is at θ, and αᵢ times what it
     is at u. The loss of a sample then depends on its own αᵢ alone, and two reverse passes give all
-    d²ℓᵢ/dαᵢ². Neither computes the gradient of a weight: six operations of a layer's kind, where
-    a gradient makes three.
+    d²ℓᵢ/dαᵢ². A third, of weighted losses, checks the order of the samples. None of them computes
+    the gradient of a weight.
 
     Args:
         losses: θ `(d,)` ↦ ℓᵢ(θ) `(n,)`.

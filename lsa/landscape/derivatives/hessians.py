@@ -87,9 +87,10 @@ class HessianProduct:
         apart, size = float((product - found.value).norm()), float(found.value.norm())
         if apart <= SAME * size + 10 * found.error:
             return True
+        off = apart / max(size, float(product.norm()))
         self._wrong(
-            f"exact second derivatives of this network are {apart / size:.1%} off differences of "
-            "its gradient, and are not used"
+            f"exact second derivatives of this network are {off:.1%} off differences of its "
+            "gradient, and are not used"
         )
         return False
 
