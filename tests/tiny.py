@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +35,34 @@ class PerPosition(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.last(torch.tanh(self.first(x))).transpose(1, 2)
+
+
+def cut(x: Any, y: Any, *ends: int) -> list[tuple[Any, Any]]:
+    """Batches of unequal size."""
+    return [(x[i:j], y[i:j]) for i, j in itertools.pairwise([0, *ends, len(x)])]
+
+
+class Merging(nn.Linear):
+    """Like layers of LoRA: the weight holds the adapter's part while `eval()` is on."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs)
+        self.weight.requires_grad_(False)
+        self.a = nn.Parameter(0.1 * torch.randn(2, inputs))
+        self.b = nn.Parameter(0.1 * torch.randn(outputs, 2))
+        self.merged = False
+
+    def train(self, mode: bool = True) -> Merging:
+        """Merge, or take the part out again."""
+        super().train(mode)
+        if self.merged == mode:
+            self.weight.data += (-1 if mode else 1) * self.b @ self.a
+            self.merged = not mode
+        return self
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The layer, and the adapter where it is not merged."""
+        return super().forward(input) + (0 if self.merged else input @ self.a.T @ self.b.T)
 
 
 def images() -> tuple[nn.Module, Tensor, Tensor]:

@@ -250,7 +250,9 @@ def hf() -> Objective:
         if kind and (torch.is_grad_enabled() or not output.loss.isfinite()):
             return terms[kind[0]]
         # The model's loss may be in another precision than its logits.
-        told = _candidates(output.logits.to(output.loss.dtype), batch["labels"])
+        alone = _raised(output.logits).dtype != output.loss.dtype
+        cast = output.logits.to(output.loss.dtype)
+        told = _candidates(cast, batch["labels"]) if alone else terms
         if float(told[0].weight) == 0:  # the model's mean over nothing
             return terms[kind[0] if kind else 0]
         auxiliary = _auxiliary(output)

@@ -34,9 +34,9 @@ LONG = 4.0  # seconds of all after which one more is not worth it; of one, befor
 ROW = 1 << 22  # numbers of a vector on which the rate of a row is measured
 # The check before a probe: losses and a gradient; then in float64, beside a product, gradients of a
 # few samples, slopes, which take as long as one, and of a batch those of its total and its samples.
-# Last what float64 costs, how many vectors are held (θ, direction, product, two gradients and what
-# one more needs), and how many rows of a basis take as long as the sums of such vectors. As seen
-# for transformers of 0.8, 10.7 and 124 million parameters.
+# Then what float64 costs. It holds six vectors: θ, direction, product, two gradients and what one
+# more needs. Sums of such vectors take as long as so many rows of a basis. As seen for transformers
+# of 0.8, 10.7 and 124 million parameters.
 CHECKED, COMPARED, ADDED, DOUBLE, CHECK_VECTORS, CHECK_ROWS = 3, 3, 2, 1.9, 6, 14
 NEW = 1 << 28  # bytes on which the rate of new memory is measured
 BYTES = 4  # of a number, as all is measured in float32

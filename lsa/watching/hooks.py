@@ -157,6 +157,16 @@ def _telling(closure: Callable[[], Any], tell: Callable[[Any], None]) -> Callabl
     return told
 
 
+def take_off(handles: Sequence[Any], parameters: Sequence[Tensor]) -> None:
+    """Take hooks off parameters: torch would call into an empty table at every backward pass."""
+    for handle in handles:
+        handle.remove()
+    for p in parameters:
+        for table in ("_backward_hooks", "_post_accumulate_grad_hooks"):
+            if getattr(p, table) is not None and not getattr(p, table):
+                setattr(p, table, None)
+
+
 class Backward:
     """Tells when a backward pass has ended and all gradients are there, reduced ones too.
 
@@ -176,8 +186,7 @@ class Backward:
         """Put the hooks on, or take them off."""
         if on == bool(self._handles):
             return
-        for handle in self._handles:
-            handle.remove()
+        take_off(self._handles, self._parameters)
         some = [p for p in self._parameters if p.requires_grad] if on else []
         self._handles = [p.register_post_accumulate_grad_hook(self._hook) for p in some]
 

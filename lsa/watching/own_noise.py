@@ -26,7 +26,7 @@ from lsa.landscape.noise_scale import diversity
 from lsa.maths.ratios import quotient
 from lsa.maths.sums import square
 from lsa.watching.draws import Draws
-from lsa.watching.hooks import OnModule, uncompiled, weakly
+from lsa.watching.hooks import OnModule, take_off, uncompiled, weakly
 from lsa.watching.sample_noise import SampleNoise
 from lsa.watching.undisturbed import measuring
 from lsa.watching.weights import Weights
@@ -121,8 +121,7 @@ class OwnNoise:
         """Put hooks where gradients are added up, or take them off."""
         if on == bool(self._hooks):
             return
-        for hook in self._hooks:
-            hook.remove()
+        take_off(self._hooks, [p for _, p in self._leaves])
         self._hooks = [p.register_hook(self._hook(i, p)) for i, p in self._leaves] if on else []
 
     def _hook(self, i: int, p: nn.Parameter) -> Callable[..., None]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from dense import matrix
-from tiny import normal, rng, seeded
+from tiny import Merging, normal, rng, seeded
 from torch import Tensor, nn
 
 from lsa.landscape import Landscape, flatten
@@ -130,31 +130,9 @@ def test_a_restriction_to_nothing_is_refused(mlp, names, message):
         mlp[0].restricted(mlp[1], names)
 
 
-class Merging(nn.Linear):
-    """Like layers of LoRA, whose weight holds the adapter's part while they are evaluated."""
-
-    def __init__(self) -> None:
-        super().__init__(4, 2)
-        self.a, self.b = nn.Parameter(torch.randn(1, 4)), nn.Parameter(torch.randn(2, 1))
-        self.weight.requires_grad_(False)
-        self.merged = False
-
-    def train(self, mode: bool = True) -> Merging:
-        """Merge, or take the part out again."""
-        super().train(mode)
-        if self.merged == mode:
-            self.weight.data += (-1 if mode else 1) * self.b @ self.a
-            self.merged = not mode
-        return self
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The layer, and the adapter where it is not merged."""
-        return super().forward(x) + (0 if self.merged else x @ self.a.T @ self.b.T)
-
-
 @pytest.mark.parametrize("copied", [True, False])
 def test_a_network_is_evaluated_by_flags_alone(copied):
-    model = seeded(lambda: nn.Sequential(Merging(), nn.Dropout(0.5)))
+    model = seeded(lambda: nn.Sequential(Merging(4, 2), nn.Dropout(0.5)))
     x, y = normal(9, 4), torch.arange(9) % 2
     landscape = Landscape(model, x, y, copy=copied)
     before = {name: t.clone() for name, t in model.state_dict().items()}
@@ -169,7 +147,7 @@ def test_a_network_is_evaluated_by_flags_alone(copied):
 
 def test_what_evaluation_does_to_the_flags_is_asked_once(monkeypatch):
     """With a copy of the network without numbers, which is not made at every pass."""
-    model = seeded(lambda: nn.Sequential(Merging(), nn.Dropout(0.5)))
+    model = seeded(lambda: nn.Sequential(Merging(4, 2), nn.Dropout(0.5)))
     landscape = Landscape(model, normal(9, 4), torch.arange(9) % 2, copy=False)
     first = landscape.loss(landscape.theta)
     monkeypatch.setattr(copy, "deepcopy", lambda *_: pytest.fail("copied again"))

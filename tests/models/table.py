@@ -39,6 +39,7 @@ LIBRARIES, OWN, FORMS, TASKS, LOSSES, MORE_OBJECTIVES, REFUSALS, WRONG, BATCHES 
 )
 WEIGHING = "tests/landscape/test_weighing.py::test_"
 OBJECTIVES = "tests/landscape/test_objectives.py::test_"
+TOKENS = "tests/landscape/test_token_objectives.py::test_"
 CONSISTENCY = "tests/landscape/test_consistency.py::test_"
 LANDSCAPE = "tests/landscape/test_landscape.py::test_"
 LAYERS = "tests/landscape/derivatives/test_layers.py::test_"
@@ -65,7 +66,7 @@ CASES = (
           LIBRARIES + "language_models_by_their_own_loss_and_per_token"),
     _case("labels −100 of ragged length, more than one pass", RIGHT,
           LIBRARIES + "language_models_by_their_own_loss_and_per_token",
-          OBJECTIVES + "per_token_is_the_mean_over_all_tokens_however_they_are_cut"),
+          TOKENS + "per_token_is_the_mean_over_all_tokens_however_they_are_cut"),
     _case("BERT, ViT", RIGHT, LIBRARIES + "classifiers_by_their_own_loss"),
     _case("LoRA on a frozen Llama", RIGHT, LIBRARIES + "the_adapters_of_a_frozen_model_alone"),
     _case("Mixtral", RIGHT, LIBRARIES + "a_mixture_of_experts"),

@@ -376,3 +376,20 @@ def test_passes_that_are_transformed_are_none_of_the_trainings():
             flat = torch.cat([g.detach().flatten(1) for g in each.values()], dim=1).double()
             trace = float(flat.var(0).sum())
             assert watch.rows[-1]["noise_trace"] == pytest.approx(trace, rel=1e-4)
+
+
+def test_in_steps_that_are_not_measured_parameters_have_no_hooks():
+    """Torch calls into a table of hooks at every backward pass, be it empty."""
+    model, x, y = setting()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    own = next(model.parameters())
+    seen: list[Tensor] = []
+    handle = own.register_hook(seen.append)
+    with watched(model, optimizer, norms=3):
+        for _ in range(2):
+            step(model, optimizer, x, y)
+        for p in model.parameters():
+            assert p._post_accumulate_grad_hooks is None
+            assert (p._backward_hooks is None) == (p is not own)
+    assert len(seen) == 2
+    handle.remove()

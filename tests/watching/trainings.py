@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from tiny import Merging
 from torch import nn
 
 STEPS = 7
@@ -303,27 +304,6 @@ def computed_weights(attach: Attach) -> dict[str, Any]:
             seen += [x.sum(), value]
             optimizer.step()
     return fingerprint(seen, model, optimizer)
-
-
-class Merging(nn.Linear):
-    """Like layers of LoRA: the weight holds the adapter's part while `eval()` is on."""
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__(inputs, outputs)
-        self.weight.requires_grad_(False)
-        self.a = nn.Parameter(0.1 * torch.randn(2, inputs))
-        self.b = nn.Parameter(0.1 * torch.randn(outputs, 2))
-        self.merged = False
-
-    def train(self, mode: bool = True) -> Merging:
-        super().train(mode)
-        if self.merged == mode:
-            self.weight.data += (-1 if mode else 1) * self.b @ self.a
-            self.merged = not mode
-        return self
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return super().forward(x) + (0 if self.merged else x @ self.a.T @ self.b.T)
 
 
 def adapters(attach: Attach) -> dict[str, Any]:
