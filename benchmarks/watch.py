@@ -71,6 +71,10 @@ def _of_network(name: str, x: Tensor, y: Tensor) -> list[dict[str, Any]]:
         ways[kind] = lambda m, o, p, kind=kind: lsa.watch(
             m, o, every=1, norms=10**9, measure=[kind], **alone, **p
         )
+    for kind in ("update", "sharpness"):
+        ways[f"{kind}, half as many samples"] = lambda m, o, p, kind=kind: lsa.watch(
+            m, o, every=1, norms=10**9, measure=[kind], **alone, **_halved(p)
+        )
     trainings = {way: _training(name, x, y, attach) for way, attach in ways.items()}
     took: dict[str, list[float]] = {way: [] for way in ways}
     for round_ in range(ROUNDS[name] + 1):  # the first warms up
@@ -98,6 +102,11 @@ def _of_network(name: str, x: Tensor, y: Tensor) -> list[dict[str, Any]]:
             }
         )
     return found
+
+
+def _halved(probe: dict[str, Any]) -> dict[str, Any]:
+    """The same with half of each batch."""
+    return {**probe, "batches": [tuple(t[: len(t) // 2] for t in b) for b in probe["batches"]]}
 
 
 def _seconds(device: torch.device) -> float:
