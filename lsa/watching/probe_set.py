@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import itertools
 import logging
 import math
@@ -182,7 +183,9 @@ def refuse_max_norm(model: nn.Module) -> None:
 
 
 def read(batches: Iterable[Any]) -> list[Any]:
-    """The batches of a probe set: at most eight are read.
+    """Copies of the batches of a probe set: at most eight are read.
+
+    A training may shuffle its data in place, or a loader fill the same tensors again.
 
     Args:
         batches: Any iterable of them, or one pair of tensors.
@@ -191,14 +194,33 @@ def read(batches: Iterable[Any]) -> list[Any]:
         InputError: There is none.
     """
     if isinstance(batches, tuple) and all(isinstance(t, Tensor) for t in batches):
-        return [batches]
+        return [_copied(batches)]
     if not isinstance(batches, Iterable) or isinstance(batches, str):
         raise InputError(f"batches={batches!r} holds no batches; give a list of some")
     with undisturbed(), kept_generators(batches):
-        taken = [*itertools.islice(batches, MOST)]
+        taken = [_copied(batch) for batch in itertools.islice(batches, MOST)]
     if not taken:
         raise InputError("batches= gives no batch; give a list of at least one")
     return taken
+
+
+def _copied(batch: Any) -> Any:
+    """A copy of a batch; of what lets no copy be made, itself."""
+    memo: dict[int, Any] = {}
+    for t in _tensors(batch):  # deepcopy takes all of the memory that a tensor is a view of
+        memo[id(t)] = t.detach().clone().requires_grad_(t.requires_grad)
+    try:
+        return copy.deepcopy(batch, memo)
+    except Exception:  # of an object of another library, which may raise anything
+        return batch
+
+
+def _tensors(content: Any) -> Iterator[Tensor]:
+    if isinstance(content, Tensor):
+        yield content
+    elif isinstance(content, Mapping | list | tuple):
+        for part in content.values() if isinstance(content, Mapping) else content:
+            yield from _tensors(part)
 
 
 def _is_pair(batch: Any) -> bool:

@@ -153,7 +153,9 @@ class SampleNoise:
             if p.grad is None or math.isnan(length):
                 continue
             g = p.grad.detach().to_dense().float()
-            r = torch.randn(g.shape[-1], generator=_generator(), device="cpu").to(g.device)
+            r = torch.randn(g.shape[-1], generator=_generator(), dtype=g.dtype, device="cpu").to(
+                g.device
+            )
             total = sum(use.along(r).float().flatten() for use in of)
             assert isinstance(total, Tensor)
             scale = max(float(g.norm()), 0.01 * length)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -198,3 +199,43 @@ def test_another_default_device(measure: list[str], passes: int):
         rows.append([{k: v for k, v in row.items() if k != "overhead"} for row in watch.rows])
     assert rows[0] == rows[1]
     assert ("noise_trace" in rows[0][0]) == (passes == 2 or measure == ["noise_of_samples"])
+
+
+@pytest.mark.parametrize("way", ["shuffled", "filled again"])
+def test_batches_are_those_that_were_given(way: str):
+    """Also where the training shuffles its data in place, or a loader fills the same tensors."""
+    model, x, y = network(), X.clone(), Y.clone()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+
+    def filled() -> Iterator[tuple[Tensor, Tensor]]:
+        for i in range(2):
+            yield x.copy_(X.roll(i)), y
+
+    batches = (x[:8], y[:8]) if way == "shuffled" else filled()
+    given = [(X[:8], Y[:8])] if way == "shuffled" else [(X, Y), (X.roll(1), Y)]
+    losses = [F.cross_entropy(model(a), b).item() for a, b in given]
+    with lsa.watch(model, optimizer, batches=batches, strict=True, **QUIET) as watch:
+        x.mul_(2)
+        F.cross_entropy(model(X), Y).backward()
+        optimizer.param_groups[0]["lr"] = 1e-3
+        optimizer.step()
+    assert watch.rows[0]["probe_loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+
+
+def test_another_default_precision():
+    rows = []
+    try:
+        for dtype in (torch.float32, torch.float64):
+            torch.set_default_dtype(dtype)
+            model = network().float()
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+            options = {"measure": ["noise_of_samples"], "strict": True, **QUIET}
+            with lsa.watch(model, optimizer, **options) as watch:
+                for _ in range(3):
+                    optimizer.zero_grad()
+                    F.cross_entropy(model(X.float()), Y).backward()
+                    optimizer.step()
+            rows.append("noise_trace" in watch.rows[-1])
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert rows == [True, True]
