@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 
-from lsa.watching.hooks import Backward, scaler_above
+from lsa.watching.hooks import Backward, scaler_above, steps_of
 from lsa.watching.own_noise import SAMPLES, OwnNoise
 from lsa.watching.weights import Weights
 
@@ -43,7 +43,9 @@ class Gradients:
         self._changes = False  # the same, of the step at hand
         self._square: Tensor | None = None  # |g|² at the end of backward, by parameter or whole
         self._taken = [False] * len(weights.parameters)
-        self._closed = False  # all are taken: what comes is none of the step's, as of a closure
+        self._by: Optimizer | None = None  # which has taken its own last
+        self.closed = False  # all are taken: what comes is none of the step's, as of a closure
+        self._late: Optimizer | None = None  # which may make its gradients itself
         self._apart = False  # optimizers take theirs between passes, or with scalers of their own
         self._told = scaler
         self._scalers: list[Any] = [scaler] * len(weights.parameters)
@@ -60,6 +62,7 @@ class Gradients:
         due: Callable[[], bool],
         run: Callable[[str, Callable[[], None]], Any],
         sampling: Callable[[], bool] | None,
+        interrupted: Callable[[], None],
     ) -> list[Any]:
         """Hooks, those on backward passes once it listens.
 
@@ -67,14 +70,20 @@ class Gradients:
             due: Whether the step at hand is measured.
             run: Does the work of a part at the end of a pass.
             sampling: Whether its single samples are; None: never.
+            interrupted: Is told when a pass begins and the step that took gradients has raised.
         """
         if sampling is not None:
-            self._sampling = lambda: sampling() and not self._closed
+            self._sampling = lambda: sampling() and not self.closed
         if self._weights.sharded:  # whose gradients are put in place past these hooks
             return []
 
         def counts() -> bool:
-            return not self._closed and due()
+            return not self.closed and due()
+
+        def begins() -> bool:
+            if self.closed and self._by is not None and not steps_of(self._by):
+                interrupted()
+            return counts()
 
         def ended() -> None:
             if counts():
@@ -84,7 +93,7 @@ class Gradients:
 
         self._backward = Backward(self._weights.parameters, ended)
         given = None if sampling is None else self._sampling
-        return [self, *self.noise.attach(counts, run, given)]
+        return [self, *self.noise.attach(counts, begins, run, given)]
 
     def listen(self, on: bool) -> None:
         """Put the hooks of backward passes on, or take them off: they cost every pass some time."""
@@ -106,6 +115,8 @@ class Gradients:
         if self._square is not None and any(self._taken):  # what is taken is as it was
             self._square = self._merged(before, self._square)
         self._read_scales([i for i, taken in enumerate(self._taken) if not taken])
+        if self._late is not None:
+            self.take(self._late, kept=True)
 
     def _merged(self, before: Tensor | None, now: Tensor) -> Tensor | None:
         """Squares of what is taken as they were, else as they are; None where only sums are."""
@@ -122,12 +133,14 @@ class Gradients:
                 scales[id(scaler)] = float(scaler.get_scale())
             self._scales[i] = scales[id(scaler)]
 
-    def take(self, optimizer: Optimizer, *, kept: bool) -> None:
+    def take(self, optimizer: Optimizer, *, kept: bool, closure: bool = False) -> None:
         """Take the gradients that an optimizer will use.
 
         Args:
             optimizer: About to step.
             kept: Whether they may change while it steps, so that copies are needed.
+            closure: Whether a closure has made them. One that computes the loss alone leaves the
+                backward pass to the optimizer, and they are taken again when that ends.
         """
         own = [self._index.get(id(p)) for group in optimizer.param_groups for p in group["params"]]
         chosen = [i for i in own if i is not None]
@@ -139,11 +152,12 @@ class Gradients:
         plain = type(optimizer).__module__.startswith("torch.optim")
         kept = kept or not plain or isinstance(optimizer, LBFGS) or scale != 1
         gradients = self._weights.gradients()
+        self._late = optimizer if closure and not self.noise.passes else None
         for i in chosen:
-            self._taken[i] = True
+            self._taken[i] = self._late is None
             if (g := gradients[i]) is not None:
                 self._given[i] = g / scale if scale != 1 else g.clone() if kept else g
-        self._closed = all(self._taken)
+        self.closed, self._by = all(self._taken), optimizer
         # Unscaling leaves no mark in torch's counts of writes.
         scaled = any(scaler is not None for scaler in self._scalers)
         self._changes |= scaled or self._now() != self._marks
@@ -223,7 +237,7 @@ class Gradients:
     def forget(self) -> None:
         """Let the gradients go: the next step has others."""
         self._given = [None] * len(self._given)
-        self._taken, self._closed = [False] * len(self._taken), False
+        self._taken, self.closed, self._late = [False] * len(self._taken), False, None
         self._changed, self._changes = self._changes, False
         self._square, self._unscaled = None, 1.0
         self.noise.forget()

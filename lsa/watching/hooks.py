@@ -18,6 +18,7 @@ from lsa.watching.undisturbed import in_measurement
 
 T = TypeVar("T")
 NEAR = 20  # calls from a GradScaler's to the hooks of the optimizer, at most
+STEPS = sys.modules[Optimizer.__module__].__file__  # where torch goes through hooks of steps
 
 
 class Watcher(Protocol):
@@ -27,7 +28,7 @@ class Watcher(Protocol):
         """The first optimizer is about to step; False: its gradients need not be told."""
         ...
 
-    def has_gradients(self, optimizer: Optimizer, loss: Any) -> None:
+    def has_gradients(self, optimizer: Optimizer, loss: Any, *, closure: bool) -> None:
         """An optimizer has the gradients that it will use; `loss` is what a closure has given."""
 
     def ends(self) -> None:
@@ -101,6 +102,48 @@ def scaler_above() -> Any:
     return None
 
 
+def steps_of(optimizer: Optimizer) -> int:
+    """How many of an optimizer's steps are being made by this thread, one within the other."""
+    frame, found = sys._getframe(), 0
+    while frame is not None:
+        code = frame.f_code
+        if code.co_filename == STEPS and "wrapper" in code.co_name:
+            found += frame.f_locals.get("self") is optimizer
+        frame = frame.f_back
+    return found
+
+
+def _is_part(optimizer: Optimizer) -> bool:
+    """Whether the step at hand is a part of one that is told already.
+
+    A class may call the `step()` of its base class, and torch has put its hooks on both where an
+    optimizer of the base class was ever made.
+    """
+    own = (vars(c).get("step") for c in type(optimizer).__mro__)
+    return sum(hasattr(step, "hooked") for step in own) > 1 and steps_of(optimizer) > 1
+
+
+class _StepHook:
+    """A hook of an optimizer; torch raises where one is taken off while it goes through them.
+
+    So a hook that is removed within a step stays and does nothing.
+    """
+
+    def __init__(self, optimizer: Optimizer, register: Any, call: Callable[..., Any]) -> None:
+        self._optimizer, self._call = optimizer, call
+        self._handle = register(optimizer, uncompiled(self._called))
+
+    def _called(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
+        off = self._call is None or (not in_measurement() and _is_part(optimizer))
+        return None if off else self._call(optimizer, args, kwargs)  # pyright: ignore
+
+    def remove(self) -> None:
+        """Take it off."""
+        self._call = None
+        if not steps_of(self._optimizer):
+            self._handle.remove()
+
+
 def attach(optimizers: Sequence[Optimizer], watcher: Watcher) -> list[Any]:
     """Hooks on some optimizers that step one after the other; their handles have `remove()`.
 
@@ -115,7 +158,6 @@ def attach(optimizers: Sequence[Optimizer], watcher: Watcher) -> list[Any]:
     has_gradients = uncompiled(watcher.has_gradients)  # what calls it may be compiled
     awake = True
 
-    @uncompiled
     def before(optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
         nonlocal awake
         if in_measurement():
@@ -127,34 +169,45 @@ def attach(optimizers: Sequence[Optimizer], watcher: Watcher) -> list[Any]:
         if not awake:
             return None
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
-        if not callable(closure):
-            has_gradients(optimizer, None)
+        if not callable(closure) or isinstance(closure, torch.nn.Module):
+            has_gradients(optimizer, None, closure=False)
             return None
-        told = _telling(closure, lambda loss: has_gradients(optimizer, loss))
+        told = _Telling(closure, lambda loss: has_gradients(optimizer, loss, closure=True))
         if "closure" in kwargs:
             return args, {**kwargs, "closure": told}
         return (args[0], told, *args[2:]), kwargs
 
-    @uncompiled
     def after(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         watcher.ends()
 
-    handles = [o.register_step_pre_hook(before) for o in optimizers]
-    return [*handles, last.register_step_post_hook(after)]
+    handles = [_StepHook(o, Optimizer.register_step_pre_hook, before) for o in optimizers]
+    return [*handles, _StepHook(last, Optimizer.register_step_post_hook, after)]
 
 
-def _telling(closure: Callable[[], Any], tell: Callable[[Any], None]) -> Callable[[], Any]:
-    """A closure that tells what it has returned when it was first called."""
-    called: list[bool] = []
+class _Telling:
+    """A closure that tells what it has returned when it was first called.
 
-    def told() -> Any:
-        loss = closure()
-        if not called:
-            called.append(True)
+    In all else it is the closure: optimizers call some with arguments, and look at attributes.
+    """
+
+    def __init__(self, closure: Callable[..., Any], tell: Callable[[Any], None]) -> None:
+        vars(self).update(__wrapped__=closure, _tell=tell)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What the closure returns."""
+        loss = self.__wrapped__(*args, **kwargs)
+        tell = vars(self).pop("_tell", None)
+        if tell is not None:
             tell(loss)
         return loss
 
-    return told
+    def __getattr__(self, name: str) -> Any:
+        """An attribute of the closure."""
+        return getattr(vars(self)["__wrapped__"], name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute of the closure."""
+        setattr(self.__wrapped__, name, value)
 
 
 def take_off(handles: Sequence[Any], parameters: Sequence[Tensor]) -> None:

@@ -82,6 +82,7 @@ class OwnNoise:
     def attach(
         self,
         due: Callable[[], bool],
+        calls: Callable[[], bool],
         run: Callable[[str, Callable[[], None]], Any],
         sampling: Callable[[], bool] | None,
     ) -> list[Any]:
@@ -89,6 +90,7 @@ class OwnNoise:
 
         Args:
             due: Whether the step at hand is measured.
+            calls: The same, asked when the network is called.
             run: Does the work of a part.
             sampling: Whether single samples are; None: never.
         """
@@ -97,7 +99,7 @@ class OwnNoise:
 
         def begins(_module: Any, args: Any, kwargs: Any) -> None:
             if not torch.compiler.is_compiling() and torch.is_grad_enabled() and not measuring():
-                if due():
+                if calls():
                     # Trainers show a model that another wraps, in whose pass this one is.
                     within = DistributedDataParallel._active_ddp_module
                     self._processes = max(self._processes, _sharing(within))

@@ -53,9 +53,9 @@ def _counted(method: Callable[..., None]) -> Callable[..., None]:
     """A method whose whole time is the watch's."""
 
     @functools.wraps(method)
-    def call(self: Watch, *args: Any) -> None:
+    def call(self: Watch, *args: Any, **kwargs: Any) -> None:
         with self._budget.counted():
-            method(self, *args)
+            method(self, *args, **kwargs)
 
     return call
 
@@ -131,6 +131,7 @@ class Watch:
                 self._norms_are_due,
                 lambda part, work: self._run(part, work, ends=False),
                 self._samples_are_due if self._plan.samples else None,
+                self._begin_anew,
             )
             self._gradients.listen(self._norms_are_due())
 
@@ -147,6 +148,8 @@ class Watch:
     @_counted
     def _begin(self) -> None:
         step = self._at = self.step + 1
+        if self._gradients.closed:
+            self._begin_anew()
         self._next_norms = max(self._next_norms, step)  # a measurement may have been interrupted
         due = self._probes is not None and step % self._plan.every == 0
         self._probing = due and self._parts.are_on("norms", "probes")
@@ -161,17 +164,22 @@ class Watch:
                 self._run("norms", self._look_inside, ends=False)
             self._run("norms", lambda: self._norms.before(step), ends=False)
 
+    def _begin_anew(self) -> None:
+        """Forget what belongs to a step that has raised: another batch may take its place."""
+        self._gradients.forget()
+        self._losses.forget()
+
     @_counted
-    def has_gradients(self, optimizer: Optimizer, loss: Any) -> None:
+    def has_gradients(self, optimizer: Optimizer, loss: Any, *, closure: bool) -> None:
         """An optimizer has its gradients."""
         self._losses.returned(loss)
         if len(self._optimizers) == 1:
             self._losses.complete()
         if self._norms_are_due():
-            take = self._gradients.take
+            take = functools.partial(self._gradients.take, optimizer, closure=closure)
             # What one optimizer was given may be gone when the next one steps.
-            kept = loss is not None or len(self._optimizers) > 1
-            self._run("norms", lambda: take(optimizer, kept=kept), ends=False)
+            kept = closure or len(self._optimizers) > 1
+            self._run("norms", lambda: take(kept=kept), ends=False)
 
     def ends(self) -> None:
         """The last optimizer has stepped."""
