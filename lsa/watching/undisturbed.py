@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import threading
 from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from lsa.landscape.kernels import eager
 from lsa.watching.kept import kept
 
+_ALONE = threading.RLock()  # two threads would put back what the other has set for its measurement
 _MEASURING = ContextVar("measuring", default=False)
 
 
@@ -40,6 +42,12 @@ def undisturbed(*holders: Any) -> Iterator[None]:
     Args:
         *holders: Modules and functions, of which `kept` says what is put back.
     """
+    with _ALONE, _undisturbed(*holders):
+        yield
+
+
+@contextlib.contextmanager
+def _undisturbed(*holders: Any) -> Iterator[None]:
     cards = [i for i in range(torch.cuda.device_count())] if torch.cuda.is_initialized() else []
     of_python, of_numpy = random.getstate(), np.random.get_state()
     devices = {"cpu", *("cuda" for _ in cards[:1])}

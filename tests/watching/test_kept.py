@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import random
+import threading
 from collections import Counter, OrderedDict, deque
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 import lsa
 from lsa.watching.kept import kept, kept_generators
+from lsa.watching.undisturbed import undisturbed
 
 
 def generators() -> dict[str, Any]:
@@ -289,3 +291,19 @@ def test_a_watched_training_keeps_what_its_modules_hold(way: str):
         weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
         assert len(watch.rows) == 6
     assert torch.equal(*weights)
+
+
+def test_one_thread_measures_at_a_time():
+    """Else each would put back what the other has set: flags of torch, random states."""
+    entered = threading.Event()
+
+    def measure() -> None:
+        with undisturbed():
+            entered.set()
+
+    other = threading.Thread(target=measure)
+    with undisturbed(), undisturbed():
+        other.start()
+        assert not entered.wait(0.1)
+    assert entered.wait(10)
+    other.join()
