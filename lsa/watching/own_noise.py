@@ -189,7 +189,10 @@ class OwnNoise:
 
     def take_samples(self) -> None:
         """Take the squares of single samples at the end of a pass, if it is the step's first."""
-        if self._samples is not None and not self.several() and self._passed and self._passed[0]:
+        if self._samples is None or self.several():
+            return
+        self._samples.refuse()
+        if self._passed and self._passed[0]:
             self._each = self._samples.squares(self._passed[0])
 
     def numbers(self, total: Tensor | None, scale: float | Tensor) -> Mapping[str, float]:

@@ -55,10 +55,14 @@ class SampleNoise:
         """Hooks on layers; none do anything in steps that are not `due`."""
 
         def begins(_module: nn.Module, args: Any, kwargs: Any) -> None:
+            if torch.compiler.is_compiling():
+                return
             if self._left is None and not measuring() and due() and torch.is_grad_enabled():
                 self._given = args, kwargs
 
         def called(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+            if torch.compiler.is_compiling():  # where a hook would be a part of what is compiled
+                return
             if self._seen is not None and len(inputs) == 1:
                 self._seen.append((module, inputs[0]))
             if measuring() or not due() or not torch.is_grad_enabled():
@@ -83,9 +87,8 @@ class SampleNoise:
             samples: Of the pass.
 
         Raises:
-            InputError: A network of which single samples are not known.
+            InputError: No layer tells single samples, or it is not known which dimension they are.
         """
-        self._refuse()
         calls, checked = self._calls, self._left is not None
         self.forget()
         turned = set() if checked else self._turned(calls, samples)
@@ -173,9 +176,13 @@ class SampleNoise:
                 name,
             )
 
-    def _refuse(self) -> None:
-        """Say why single samples are not known, if they are not."""
-        if self._compiled:
+    def refuse(self) -> None:
+        """Check that single samples may be known.
+
+        Raises:
+            InputError: The network is compiled, or batch norm mixes them.
+        """
+        if self._compiled or self._model._compiled_call_impl is not None:
             raise InputError("a compiled network hides single samples; measure 'noise' on batches=")
         if any(isinstance(m, _BatchNorm) and m.training for m in self._model.modules()):
             raise InputError(

@@ -315,3 +315,22 @@ def test_a_penalty_that_begins_later_is_no_noise(name: str, caplog: pytest.LogCa
     assert found[2:4] == [None, None]
     assert found[1] == pytest.approx(found[0]) and found[4] == pytest.approx(found[0])
     assert sum("no longer the sum over the samples" in line for line in caplog.messages) == 1
+
+
+@pytest.mark.parametrize("compiled", ["whole", "first"])
+def test_what_is_compiled_in_place_stays_whole(compiled: str, caplog: pytest.LogCaptureFixture):
+    """Hooks of the watch are no part of what is compiled, which must not be in pieces here."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 3))
+    (model if compiled == "whole" else model[0]).compile(backend="eager", fullgraph=True)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    options = {"measure": ["noise_of_samples"], "every": 1, "budget": None, "track": False}
+    with lsa.watch(model, optimizer, **options) as watch:
+        for _ in range(2):
+            optimizer.zero_grad()
+            F.cross_entropy(model(torch.ones(6, 5)), torch.arange(6) % 3).backward()
+            optimizer.step()
+    torch._dynamo.reset()
+    assert ("noise_trace" in watch.rows[-1]) == (compiled == "first")
+    line = "a compiled network hides" if compiled == "whole" else "leaves out 0.weight, 0.bias"
+    assert line in caplog.text
