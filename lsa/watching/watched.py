@@ -160,7 +160,7 @@ class Watch:
         if self._probing:  # with all that belongs to the step
             self._next_norms = min(self._next_norms, step)
         if self._probing or step in (self._next_norms - 1, self._next_norms):
-            if self._weights.have_changed(self._optimizers):
+            if self._weights.have_changed(self._optimizers, inside=self._probing):
                 self._run("norms", self._look_inside, ends=False)
             self._run("norms", lambda: self._norms.before(step), ends=False)
 

@@ -43,8 +43,10 @@ class Weights:
     def __init__(
         self, model: nn.Module, optimizers: Sequence[Optimizer], block: Block = block_of
     ) -> None:
+        self._model = unwrapped(model)
+        named = dict(self._model.named_parameters())
         self._moved = _moved_by(optimizers)
-        named, moved = dict(unwrapped(model).named_parameters()), {p for p, *_ in self._moved}
+        moved = {p for p, *_ in self._moved}
         chosen = {name: p for name, p in named.items() if id(p) in moved}
         if not chosen:
             raise InputError(
@@ -58,10 +60,20 @@ class Weights:
         self._of = torch.tensor([self.blocks.index(b) for b in blocks], device="cpu")
         self._groups = _shard_groups(model, self.parameters)
 
-    def have_changed(self, optimizers: Sequence[Optimizer]) -> bool:
+    def have_changed(self, optimizers: Sequence[Optimizer], *, inside: bool = False) -> bool:
         """Whether the optimizers move other parameters now: added, frozen or thawed ones, or of
         another form.
+
+        Args:
+            optimizers: Of the training.
+            inside: Whether to see as well that the model has the same ones, which may have been
+                replaced under the same names; not of shards, which FSDP2 puts in and out.
         """
+        if inside and not self._groups:
+            now = dict(self._model.named_parameters())
+            pairs = zip(self.names, self.parameters, strict=True)
+            if any(now.get(name) is not p for name, p in pairs):
+                return True
         return _moved_by(optimizers) != self._moved
 
     @property

@@ -237,3 +237,38 @@ def test_a_watch_that_is_closed_within_a_step(kind: str, first: bool):
         optimizer.step()
     assert not watches[0].is_open
     assert len(watches[0].rows) == 2
+
+
+@pytest.mark.parametrize("way", ["all", "last"])
+def test_parameters_that_the_model_has_no_more(way: str, caplog: pytest.LogCaptureFixture):
+    """The optimizer goes on moving those that were replaced, so no step is one of the model's."""
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with watched(model, optimizer, batches=(X, Y), every=2, strict=False) as watch:
+        for i in range(4):
+            if i == 2 and way == "all":
+                model.load_state_dict(
+                    {k: v + 1 for k, v in model.state_dict().items()}, assign=True
+                )
+            if i == 2 and way == "last":
+                model[2] = nn.Linear(8, 3)
+            optimizer.zero_grad()
+            backward(model, i)
+            before = model[0].weight.detach().clone()
+            optimizer.step()
+    if way == "all":
+        assert "SGD moves none of the model's 4 parameters" in caplog.text
+        assert watch.rows[-1]["step"] == 3
+    else:
+        moved = float((model[0].weight.detach() - before).norm())
+        assert 0 < watch.rows[-1]["update_norm/0"] < 2 * moved
+        assert "update_norm/2" not in watch.rows[-1]
+        expected = watch.rows[-1]["gain_second_order"]
+        assert watch.rows[-1]["gain"] == pytest.approx(expected, rel=0.1)
+
+
+def test_a_network_without_shapes_yet_is_told_in_one_line():
+    model = nn.Sequential(nn.LazyLinear(8), nn.Linear(8, 3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(lsa.InputError, match="has no shape yet; run the network once"):
+        watched(model, optimizer)
