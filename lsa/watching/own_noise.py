@@ -25,6 +25,7 @@ from torch.utils._pytree import tree_leaves
 from lsa.landscape.noise_scale import diversity
 from lsa.maths.ratios import quotient
 from lsa.maths.sums import square
+from lsa.runtime.errors import InputError
 from lsa.watching.draws import Draws
 from lsa.watching.hooks import OnModule, take_off, uncompiled, weakly
 from lsa.watching.sample_noise import SampleNoise
@@ -33,6 +34,7 @@ from lsa.watching.weights import Weights
 
 WINDOW = 50  # measured steps over which the scale is averaged
 LEAST = 8  # of them
+MEANS = ("allreduce_hook", "fp16_compress_hook", "bf16_compress_hook")  # torch's, by processes
 SAMPLES = "noise_of_samples"  # the kind of measurement
 
 
@@ -50,7 +52,8 @@ class OwnNoise:
 
     def __init__(self, model: nn.Module, weights: Weights, *, blocks: bool = False) -> None:
         self._model, self._weights, self.blocks = model, weights, blocks
-        self._processes = _sharing(_outside(model))
+        self._processes, self._shared = 1, None
+        self._see_wrapper(_outside(model))
         self._due: Callable[[], bool] = lambda: False
         self._run: Callable[[str, Callable[[], None]], Any] = lambda _, work: work()
         self._leaves: list[tuple[int, nn.Parameter]] = []
@@ -101,8 +104,7 @@ class OwnNoise:
             if not torch.compiler.is_compiling() and torch.is_grad_enabled() and not measuring():
                 if calls():
                     # Trainers show a model that another wraps, in whose pass this one is.
-                    within = DistributedDataParallel._active_ddp_module
-                    self._processes = max(self._processes, _sharing(within))
+                    self._see_wrapper(DistributedDataParallel._active_ddp_module)
                     self._sizes.append(_samples((args, kwargs)))
 
         self._due, self._run = due, run
@@ -118,6 +120,12 @@ class OwnNoise:
             self._samples = SampleNoise(self._model, self._weights)
             handles += self._samples.attach(sampling)
         return handles
+
+    def _see_wrapper(self, model: Any) -> None:
+        """See how many processes average the gradients of a network that may be wrapped."""
+        if isinstance(model, DistributedDataParallel):
+            self._processes = torch.distributed.get_world_size(model.process_group)
+            self._shared = model
 
     def listen(self, on: bool) -> None:
         """Put hooks where gradients are added up, or take them off."""
@@ -202,6 +210,9 @@ class OwnNoise:
             total: |ḡ|² before clipping, of a loss that is scaled, `(parameters,)`; or their sum,
                 `(1,)`, where neither blocks nor samples are asked for.
             scale: Of the loss, `(parameters,)` where it differs.
+
+        Raises:
+            InputError: A hook of DistributedDataParallel gives another gradient than the mean.
         """
         passes, squares, sizes = self._passes(), self._squares, self._passed
         n, sampled = passes * self._processes, self._each
@@ -213,6 +224,7 @@ class OwnNoise:
                 return {}
             total, b = total.cpu() / scale**2, int(sizes[0] or 0)
             if n > 1:
+                _refuse_other_means(self._shared)
                 passed = [[float(s) for s in of] for of in squares]
                 whole = [of for of in passed if len(of) == passes]  # with a gradient in every pass
                 if not self._draws.alike([sum(of) for of in zip(*whole, strict=True)]):
@@ -262,10 +274,19 @@ def _outside(model: Any) -> Any:
     return model
 
 
-def _sharing(model: Any) -> int:
-    """How many processes average the gradients of a wrapped network; 1 if it is not."""
-    wrapped = isinstance(model, DistributedDataParallel)
-    return torch.distributed.get_world_size(model.process_group) if wrapped else 1
+def _refuse_other_means(model: DistributedDataParallel | None) -> None:
+    """Check that the processes' gradients are averaged, by torch's plain hooks if by any.
+
+    Raises:
+        InputError: They are compressed, or averaged over some of the processes.
+    """
+    for hook, _ in () if model is None else model._comm_hooks:
+        if getattr(hook, "__name__", None) not in MEANS:
+            raise InputError(
+                f"{getattr(hook, '__name__', hook)} puts the processes' gradients together, which "
+                "may be another one than their mean and then tells no noise; measure 'noise' on "
+                "batches="
+            )
 
 
 def _is_added(p: nn.Parameter) -> bool:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 
 import lsa
 from lsa.watching.draws import Draws
@@ -197,3 +200,34 @@ def test_equal_draws_are_never_said_to_differ():
             draws = Draws()
             lengths = 1 + rng.chisquare(3, size=(300, passes))
             assert all(draws.alike(row.tolist()) for row in lengths)
+
+
+@pytest.mark.parametrize("compresses", [False, True])
+def test_hooks_by_which_processes_exchange_gradients(
+    compresses: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    """One that compresses gives another gradient than the mean, of which no noise follows."""
+
+    def compressed(_state: Any, bucket: Any) -> Any:
+        done = torch.futures.Future()
+        done.set_result(0.8 * bucket.buffer())
+        return done
+
+    compressed.__annotations__.clear()  # which torch would read
+    hook = compressed if compresses else default_hooks.allreduce_hook
+    store = f"file://{tmp_path}/store"
+    torch.distributed.init_process_group("gloo", store, rank=0, world_size=1)
+    try:
+        model = nn.parallel.DistributedDataParallel(nn.Linear(5, 3))
+        model.register_comm_hook(None, hook)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        with lsa.watch(model, optimizer, budget=None, track=False) as watch:
+            for _ in range(2):
+                optimizer.zero_grad()
+                for _ in range(2):
+                    (F.cross_entropy(model(torch.randn(6, 5)), torch.arange(6) % 3) / 2).backward()
+                optimizer.step()
+    finally:
+        torch.distributed.destroy_process_group()
+    assert ("noise_trace" in watch.rows[-1]) == (not compresses)
+    assert ("compressed puts the processes' gradients together" in caplog.text) == compresses
