@@ -30,13 +30,22 @@ class Watching:
     def __init__(self, objective: Callable[[], Objective], options: dict[str, Any]) -> None:
         self._objective, self._options = objective, options
 
-    def _begin(self, model: Any, optimizers: Any, *, refusal: str = "", **known: Any) -> None:
+    def _begin(
+        self,
+        model: Any,
+        optimizers: Any,
+        *,
+        refusal: str = "",
+        converted: Callable[[Any], Any] | None = None,
+        **known: Any,
+    ) -> None:
         """Watch, with what the trainer is known to do and what the user has asked for.
 
         Args:
             model: That is trained.
             optimizers: Of the trainer.
             refusal: Why the trainer's objective cannot be measured; "" where it can.
+            converted: A batch of the loader ↦ the batch that the model is given; None: the same.
             **known: Options, unless the user gives others.
         """
         if self.watch is not None:  # of a training that was interrupted
@@ -47,13 +56,19 @@ class Watching:
                 log.warning("watch: nothing is measured on batches: %s", refusal)
                 options = _without_batches(options)
             else:
-                options["objective"] = self._objective()
+                options["objective"] = _of_converted(self._objective(), converted)
         self.watch = watch(model, optimizers, **options)
 
     def _end(self, status: str = "FINISHED") -> None:
         """Close the watch."""
         if self.watch is not None:
             self.watch.close(status)
+
+
+def _of_converted(objective: Objective, converted: Callable[[Any], Any] | None) -> Objective:
+    if converted is None:
+        return objective
+    return lambda model, batch: objective(model, converted(batch))
 
 
 def _without_batches(options: dict[str, Any]) -> dict[str, Any]:

@@ -39,6 +39,7 @@ class LightningCallback(Watching, Callback):  # pyright: ignore[reportGeneralTyp
             scaler=getattr(trainer.precision_plugin, "scaler", None),
             step=trainer.global_step,
             refusal="" if pl_module.automatic_optimization else objectives.BY_HAND,
+            converted=trainer.precision_plugin.convert_input,  # to float64 or half precision
             # Told below: a closure returns the last pass's part of an accumulated step.
             sees_loss=not pl_module.automatic_optimization,
             **({} if run is None else {"track": run}),

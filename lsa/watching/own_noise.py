@@ -200,6 +200,11 @@ class OwnNoise:
         if self._samples is None or self.several():
             return
         self._samples.refuse()
+        if not (self._sizes or self._told):
+            raise InputError(
+                "no call of the network is seen, as where it is compiled inside of another, or its "
+                "parts are called; measure 'noise' on batches="
+            )
         if self._passed and self._passed[0]:
             self._each = self._samples.squares(self._passed[0])
 

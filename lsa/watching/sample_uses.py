@@ -131,11 +131,19 @@ def _product(u: Use, v: Use) -> Tensor:
         u, v = v, u
     if isinstance(u, Lookups) and isinstance(v, Products):
         chosen = v.delta.gather(2, u.ids[:, None].expand(-1, v.delta.shape[1], -1))
-        return ((v.a @ u.delta.mT) * chosen).sum(dtype=torch.float64)
+        a, delta = _alike(v.a, u.delta)
+        return ((a @ delta.mT) * chosen).sum(dtype=torch.float64)
     if isinstance(u, Products) and isinstance(v, Products) and not (u is v and _wide(u)):
-        return ((u.a @ v.a.mT) * (u.delta @ v.delta.mT)).sum(dtype=torch.float64)
+        (a, b), (delta, other) = _alike(u.a, v.a), _alike(u.delta, v.delta)
+        return ((a @ b.mT) * (delta @ other.mT)).sum(dtype=torch.float64)
     a, b = u.rows().flatten(1), v.rows().flatten(1)
     return (a * b).sum(dtype=torch.float64)
+
+
+def _alike(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Two tensors in the wider of their precisions: autocast leaves embeddings in float32."""
+    dtype = torch.promote_types(a.dtype, b.dtype)
+    return a.to(dtype), b.to(dtype)
 
 
 def _wide(u: Products) -> bool:

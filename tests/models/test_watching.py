@@ -216,6 +216,17 @@ def test_lightning(workplace: Path):
     assert (before > 0.5).any()
 
 
+@pytest.mark.parametrize("precision", ["64-true", "bf16-true"])
+def test_lightning_converts_the_batches(precision: str, workplace: Path):
+    """As it does those of the training, whose network is in that precision as a whole."""
+    _, loader = fitted(workplace)
+    options = {"every": 4, "budget": None, "track": False, "strict": True}
+    callback = lsa.watching.LightningCallback(batches=[*loader], **options)
+    fitted(workplace, callback, precision=precision)
+    assert callback.watch is not None
+    assert callback.watch.rows[-1]["directional_sharpness"] > 0
+
+
 def test_lightnings_training_and_its_numbers_are_those_of_a_loop_by_hand(workplace: Path):
     """With accumulation and clipping."""
     lightning = pytest.importorskip("lightning")

@@ -334,3 +334,29 @@ def test_what_is_compiled_in_place_stays_whole(compiled: str, caplog: pytest.Log
     assert ("noise_trace" in watch.rows[-1]) == (compiled == "first")
     line = "a compiled network hides" if compiled == "whole" else "leaves out 0.weight, 0.bias"
     assert line in caplog.text
+
+
+def test_a_tied_table_under_autocast():
+    """Its uses are then in two precisions."""
+    torch.manual_seed(0)
+    model, x, y = sentences(True)
+    weights = Weights(model, [torch.optim.SGD(model.parameters(), lr=0.1)])
+    samples = SampleNoise(model, weights)
+    samples.attach(lambda: True)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = F.cross_entropy(model(x), y)
+    loss.backward()
+    i = weights.names.index("tokens.weight")
+    found, wanted = samples.squares(N)[i], exact(model, x, y)[i]
+    assert float(found) == pytest.approx(float(wanted), rel=0.02)
+
+
+def test_a_network_whose_parts_are_called_is_told(caplog: pytest.LogCaptureFixture):
+    model, x, y = rows(nn.Linear(5, 3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    options = {"measure": ["noise_of_samples"], "every": 1, "budget": None, "track": False}
+    with lsa.watch(model, optimizer, **options) as watch:
+        F.cross_entropy(model[0](x), y).backward()
+        optimizer.step()
+    assert "noise_trace" not in watch.rows[0]
+    assert "no call of the network is seen" in caplog.text
