@@ -15,6 +15,7 @@ import contextlib
 import json
 import logging
 import math
+import os
 import shutil
 import threading
 import time
@@ -71,7 +72,9 @@ class Stream:
             "token": token,
             "status": "KILLED",  # of a run of its own, if nobody closes the stream
         }
-        self.path = spool.folder() / f"{name}-{token[:8]}{spool.STREAM}"
+        self._process = os.getpid()
+        folder = spool.folder().absolute()  # the caller may go to another one
+        self.path = folder / f"{name}-{token[:8]}{spool.STREAM}"
         try:
             (self.path / FILES).mkdir(parents=True)
             self._lock = FileLock(self.path / spool.LOCK, thread_local=False)
@@ -95,6 +98,13 @@ class Stream:
         """ID of the run; empty until the stream has made one."""
         return self._about["run_id"]
 
+    @property
+    def is_open(self) -> bool:
+        """Whether it takes numbers; in a process that was forked off it does not: only this one's
+        thread sends.
+        """
+        return not self._closed and self._process == os.getpid()
+
     def put(self, values: Mapping[str, float], step: int) -> None:
         """Queue numbers to be logged at a step; those that are not finite are left out."""
         now = int(time.time() * 1000)
@@ -103,7 +113,7 @@ class Stream:
             for name, value in values.items()
             if math.isfinite(value)
         ]
-        if lines and not self._closed:
+        if lines and self.is_open:
             self._journal.write("\n".join(lines) + "\n")
             self._journal.flush()
 
@@ -119,7 +129,7 @@ class Stream:
         Args:
             status: That a run of the stream's own is ended with.
         """
-        if self._closed:
+        if not self.is_open:
             return
         self._closed = True
         atexit.unregister(self.close)

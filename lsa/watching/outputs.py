@@ -92,7 +92,7 @@ class Outputs:
         """Send the rest, with the history as a table and a figure."""
         if self._line is not None:
             self._line.close()
-        if self._stream is None:
+        if self._stream is None or not self._stream.is_open:
             return
         try:
             if history:

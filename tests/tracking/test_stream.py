@@ -302,3 +302,34 @@ def test_each_name_is_taken_once_and_no_more_changed_than_must_be():
         else:
             assert taken == name or not name or len(name) > 250
     assert len(set(changed)) == len(NAMES)
+
+
+def test_a_process_that_goes_to_another_folder_delivers(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (workplace / "elsewhere").mkdir()
+    with mlflow.start_run() as run:
+        made = stream.Stream("watch")
+        made.put({"a": 1.0}, 1)
+        monkeypatch.chdir(workplace / "elsewhere")
+        made.put({"a": 2.0}, 2)
+        made.close()
+    assert logged(run.info.run_id, "a") == [(1, 1.0), (2, 2.0)]
+    assert not made.path.exists()
+
+
+def test_a_process_that_is_forked_off_sends_nothing(workplace: Path):
+    """It has no thread that sends; its end, or that of a block, is not the training's."""
+    with mlflow.start_run() as run:
+        made = stream.Stream("watch")
+        made.put({"a": 1.0}, 1)
+        child = os.fork()
+        if not child:
+            made.put({"a": 7.0}, 2)
+            began = time.monotonic()
+            made.close()
+            os._exit(time.monotonic() - began > 1)
+        assert os.waitpid(child, 0)[1] == 0
+        made.put({"a": 2.0}, 2)
+        made.close()
+    assert logged(run.info.run_id, "a") == [(1, 1.0), (2, 2.0)]
