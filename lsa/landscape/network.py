@@ -149,7 +149,7 @@ class Network:
             for name, buffer in module._buffers.items()
             if buffer is not None
         ]
-        self._versions = [buffer._version for _, _, buffer, _ in self._buffers]
+        self._versions = [_version(buffer) for _, _, buffer, _ in self._buffers]
         self.keeps_mode = keeps_mode
         self.keeps_others = any(
             p.requires_grad and id(p) not in position for p in model.parameters()
@@ -329,7 +329,7 @@ class Network:
 
     def _restore_buffers(self) -> None:
         for i, (module, name, buffer, kept) in enumerate(self._buffers):
-            if module._buffers.get(name) is not buffer or buffer._version != self._versions[i]:
+            if module._buffers.get(name) is not buffer or _version(buffer) != self._versions[i]:
                 self.written = self.written or self._name(module, name)
                 if self._inside:  # perhaps of a transform, in which no older tensor may change
                     module._buffers[name] = kept.clone()
@@ -337,7 +337,7 @@ class Network:
                 with torch.no_grad():
                     buffer.copy_(kept)
                 module._buffers[name] = buffer
-                self._versions[i] = buffer._version
+                self._versions[i] = _version(buffer)
 
     def _name(self, module: nn.Module, buffer: str) -> str:
         prefix = next(name for name, m in self.model.named_modules() if m is module)
@@ -365,3 +365,8 @@ def evaluation(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in kept:
             module.training = training
+
+
+def _version(buffer: Tensor) -> int:
+    """Grows where something writes into a buffer; one made in inference mode is never written."""
+    return 0 if buffer.is_inference() else buffer._version

@@ -239,3 +239,30 @@ def test_another_default_precision():
     finally:
         torch.set_default_dtype(torch.float32)
     assert rows == [True, True]
+
+
+class WithBuffer(nn.Module):
+    """Makes a buffer in its first pass, as caches of positions are made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = network()
+        self.register_buffer("shift", None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The outputs, shifted."""
+        if self.shift is None:
+            self.shift = torch.full((3,), 0.5)
+        return self.inner(x) + self.shift
+
+
+def test_a_buffer_that_is_made_in_inference_mode():
+    model = WithBuffer()
+    with torch.inference_mode():
+        model(X)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with lsa.watch(model, optimizer, batches=(X, Y), strict=True, **QUIET) as watch:
+        wanted = F.cross_entropy(model(X), Y).item()
+        backward(model)
+        optimizer.step()
+    assert watch.rows[0]["probe_loss"] == pytest.approx(wanted, rel=1e-6)
