@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from pathlib import Path
 from typing import Annotated, Any
@@ -232,6 +234,21 @@ def train_params(recipe: Recipe) -> dict[str, Any]:
         "schedule": recipe.train.schedule.name,
     }
     return described | budget | rule
+
+
+def form(recipe: Recipe) -> str:
+    """Fingerprint of what decides a training and is no parameter of its run.
+
+    That is the options of data, network, loss and schedule, augmentation, clipping and averages.
+    Left out is what changes no training: measurements during it, and which checkpoints are kept.
+    """
+    beside = {"epochs", "batch_size", "checkpoint_every", "noise_scale", "watch"}
+    # Without defaults, so that a new key with one changes nothing.
+    content = recipe.train.model_dump(exclude=beside, exclude_defaults=True)
+    for name in ("dataset", "model", "loss", "objective"):
+        part = getattr(recipe, name)
+        content[name] = part and part.model_dump()
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def folders() -> list[Path]:

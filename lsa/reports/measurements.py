@@ -60,17 +60,18 @@ def measured(setting: Project) -> list[Measurement]:
 def nothing_measured(setting: Project) -> InputError:
     """The error for a project without a measurement."""
     return InputError(
-        f"nothing of project {setting.name} is measured in {store.uri()}; run lsa study "
-        f"{setting.name}"
+        f"nothing of project {setting.name} is measured in {store.uri()} as its file says now; run "
+        f"lsa study {setting.reference}"
     )
 
 
 def newest(setting: Project, done: Sequence[Done] | None = None) -> list[Measurement]:
     """The project's measurements, like `measured`; an empty list if there are none.
 
-    A training counts if its options are the project's. A probe counts if it measured a training
-    that counts, with the options that the project gives for it, if any. So a run that somebody
-    started by hand with another rate is no part of a comparison.
+    A training counts if its options are the project's as the file gives them now. A probe counts if
+    it measured a training that counts; of those that the project lists with its options, samples
+    and random numbers. So neither a run that somebody started by hand with another rate nor one of
+    an earlier state of the file is part of a comparison.
 
     Args:
         setting: The project.
@@ -128,9 +129,13 @@ def _on_trainings(
     """Runs of probes as the project has them, with the trainings that they measured, one or two."""
     known = {m.done.run_id: m for m in trainings}
     options = functools.cache(functools.partial(_options, setting))
+    samples = str(setting.landscape.samples)
     for run in done:
         wanted = options(run.tags["lsa.step"])
-        if "checkpoint_c" in run.params or not (wanted is None or _agree(run, wanted)):
+        listed = wanted is not None
+        if listed and not (_agree(run, wanted) and run.tags.get(runs.SAMPLES, samples) == samples):
+            continue
+        if "checkpoint_c" in run.params:
             continue  # what was measured of three checkpoints is of neither one nor a pair
         ids = [run.params[k] for k in ("checkpoint", "checkpoint_b") if k in run.params]
         of = [known[run_id] for run_id in ids if run_id in known]
@@ -139,20 +144,30 @@ def _on_trainings(
 
 
 def _as_given(setting: Project, run: Done) -> bool:
-    """Whether a training has the options that the project gives now."""
+    """Whether a training has the options that the project gives now.
+
+    Of trainings by other code and of earlier versions, only the parameters are known.
+    """
     optimizer, seed = run.tags.get("optimizer", ""), int(run.tags.get("seed", "-1"))
     if optimizer not in setting.optimizers or seed not in setting.seeds:
         return False
-    return _agree(run, project.train_params(setting.recipe(optimizer, seed)))
+    recipe = setting.recipe(optimizer, seed)
+    wanted = project.train_params(recipe)
+    if "optimizer.name" in run.params:  # one option more or less is another optimizer
+        given = {name for name in run.params if name.startswith("optimizer.")}
+        if given != {name for name in wanted if name.startswith("optimizer.")}:
+            return False
+    form = project.form(recipe)
+    return _agree(run, wanted) and run.tags.get(runs.FORM, form) == form
 
 
 def _options(setting: Project, step: str) -> Mapping[str, object] | None:
-    """The project's options for a probe; None of one that it does not list, which may have any."""
+    """What a study gives to a probe; None of one that the project does not list: it may have any."""
     name = step.removeprefix(TRAJECTORY)
     sections = [setting.trajectory] if name != step else [setting.probes, setting.pairs]
     if not any(name in section for section in sections):
         return None
-    return setting.options(probe.find(name), trajectory=name != step)
+    return {**setting.options(probe.find(name), trajectory=name != step), "rng_seed": 0}
 
 
 def _agree(run: Done, wanted: Mapping[str, object]) -> bool:
@@ -212,5 +227,6 @@ def check_alike(step: str, runs: list[Done]) -> None:
             name = differing[0]
             raise InputError(
                 f"{step} was measured with {name}={first.get(name)} and with "
-                f"{name}={setting.get(name)}; run lsa study to measure all alike"
+                f"{name}={setting.get(name)}; measure all alike again, or list {step} in the "
+                "project and run lsa study"
             )

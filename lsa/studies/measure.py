@@ -18,7 +18,7 @@ from lsa.probe import Probe, Result, find
 from lsa.runtime import arguments, modes, ranks
 from lsa.runtime.errors import InputError
 from lsa.studies import partial, progress, steps
-from lsa.tracking import recording, registered, registry, results, settings, store
+from lsa.tracking import recording, registered, registry, results, runs, settings, store
 from lsa.tracking.checkpoint import Checkpoint
 
 
@@ -70,6 +70,7 @@ def _measure(
     title = steps.title(name, *(s.recipe for s in sources))
     tags = steps.step_tags(name, recipe) | {"lsa.key": key, "lsa.ranks": ranks.size()}
     tags |= {f"lsa.input.{i}": s.model_id for i, s in zip("abc", sources, strict=False)}
+    tags |= {runs.SAMPLES: recipe.landscape.samples}
     device = sources[0].device
     with (
         recording.run(title, experiment=recipe.project, tags=tags, device=device) as opened,

@@ -16,7 +16,7 @@ from lsa.runtime.errors import InputError
 from lsa.studies import load, progress, steps
 from lsa.studies.watched import Watched
 from lsa.tracking import checkpoint as checkpoints
-from lsa.tracking import recording, registered, registry, results, serial, settings, store
+from lsa.tracking import recording, registered, registry, results, runs, serial, settings, store
 from lsa.tracking.checkpoint import Checkpoint
 from lsa.tracking.numbers import flat
 from lsa.training import recipes
@@ -74,7 +74,7 @@ def _train(
     trusted: Collection[str],
 ) -> Result:
     name = steps.title("train", recipe)
-    tags = steps.step_tags("train", recipe) | {"lsa.key": key}
+    tags = steps.step_tags("train", recipe) | {"lsa.key": key, runs.FORM: project.form(recipe)}
     with (
         recording.run(
             name,

@@ -125,7 +125,7 @@ def _measure(
     step, recipe = STEP + declared.name, final.recipe
     title = steps.title(f"{declared.name} along", recipe)
     tags = steps.step_tags(step, recipe) | {"lsa.key": key, "lsa.input.a": final.model_id}
-    tags |= {"lsa.ranks": ranks.size()}
+    tags |= {"lsa.ranks": ranks.size(), runs.SAMPLES: recipe.landscape.samples}
     with recording.run(title, experiment=recipe.project, tags=tags, device=final.device) as opened:
         opened.params(measure.probe_params([final], resolved, seed))
         opened.inputs([dataclasses.replace(final, model_id=model_id) for _, model_id in kept])

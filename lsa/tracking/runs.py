@@ -23,6 +23,8 @@ from lsa.tracking.store import client, experiments, quoted, shown, uri
 _LATEST = ["attributes.start_time DESC"]
 PAGE = 1000  # runs or models of one search
 PARAM = "lsa.param."  # + name of a parameter: a tag that holds its value, not as it was typed
+FORM = "lsa.form"  # tag of a training: `project.form` of its recipe
+SAMPLES = "lsa.samples"  # tag of a measurement: the samples that were asked for, a number or all
 NOT_FINITE = "lsa.not_finite."  # + name of the metric: a tag that holds its value
 
 

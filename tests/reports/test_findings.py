@@ -197,3 +197,53 @@ def test_measurements_with_other_options_are_not_compared(seven_seeds):
 def test_nothing_measured_is_said(workplace, capsys):
     assert app.run(["compare", "tiny"]) == 2
     assert "nothing of project tiny is measured" in capsys.readouterr().err
+
+
+def edited(old: str, new: str) -> None:
+    """Change the project's file."""
+    file = Path("projects/tiny.yaml")
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("hidden: [16]", "hidden: [4]"),
+        ("train_limit: 200", "train_limit: 100"),
+        ("batch_size: 50}", "batch_size: 50, clip_norm: 0.1}"),
+        ("batch_size: 50}", "batch_size: 50, schedule: {name: constant, warmup_epochs: 1}}"),
+        ("lr: 0.1}", "lr: 0.1, momentum: 0.9}"),
+    ],
+)
+def test_a_training_of_another_state_of_the_file_does_not_count(trained, old, new):
+    assert [m.step for m in measured(project.load("tiny"))] == ["train"]
+    edited(old, new)
+    with pytest.raises(InputError, match="as its file says now"):
+        measured(project.load("tiny"))
+
+
+def test_what_changes_no_training_does_not_matter(trained):
+    edited("batch_size: 50}", "batch_size: 50, checkpoint_every: 1, noise_scale: false}")
+    assert [m.step for m in measured(project.load("tiny"))] == ["train"]
+
+
+def test_an_option_that_the_file_has_no_more_is_another_optimizer(seven_seeds):
+    options = {"optimizer.name": "SGD", "optimizer.lr": 0.1}
+    log("train", "sgd", 0, {"final/train_loss": 0.5}, **options)
+    log("train", "sgd", 0, {"final/train_loss": 0.7}, **options, **{"optimizer.momentum": 0.9})
+    (counts,) = (
+        m for m in measured(seven_seeds) if (m.step, m.subject, m.seed) == ("train", "sgd", 0)
+    )
+    assert counts.numbers == {"final/train_loss": 0.5}
+
+
+def test_a_measurement_by_hand_with_other_samples_or_random_numbers_does_not_count(
+    trained, capsys
+):
+    assert app.run(["lanczos", "--project", "tiny", "--optimizer", "sgd"]) == 0
+    own = [m.done.run_id for m in measured(project.load("tiny"))]
+    for given in (["--samples", "32"], ["--rng-seed", "7"]):
+        assert app.run(["lanczos", "--project", "tiny", "--optimizer", "sgd", *given]) == 0
+        assert [m.done.run_id for m in measured(project.load("tiny"))] == own
