@@ -35,6 +35,7 @@ def study(
         typer.Option(
             help="number of steps that run side by side",
             show_default="1; with ray one per CPU of the cluster",
+            min=1,
         ),
     ] = None,
     only: Annotated[
@@ -82,7 +83,7 @@ def study(
             print(printable(f"{step.state:8} {step.planned.label}{why}"))
     engine_maker, beside = None, 1 if workers is None else workers
     shared = os.cpu_count() or 1 if engine == "ray" and workers is None else beside
-    forecast = plan.forecast(setting, outlook, device=device, workers=max(1, shared))
+    forecast = plan.forecast(setting, outlook, device=device, workers=shared)
     if engine == "ray" and not dry_run:
         engine_maker, beside = _ray(full_setting.name, address, forecast.peaks, device, workers)
     _print_forecast(outlook, forecast, beside, local=engine_maker is None)
@@ -113,8 +114,6 @@ def _ray(
     """What makes a study's Ray engine, and how many steps then run side by side."""
     from lsa.studies.engines import ray_tasks
 
-    if workers is not None and workers < 1:
-        raise InputError(f"workers={workers} must be at least 1")
     offered = ray_tasks.connect(address)
 
     def demand(kind: str) -> ray_tasks.Demand:
@@ -215,7 +214,7 @@ def mode_graph(
     ] = None,
     device: DEVICE = "auto",
     workers: Annotated[
-        int, typer.Option(help="number of processes that run steps side by side")
+        int, typer.Option(help="number of processes that run steps side by side", min=1)
     ] = 1,
     plan: Annotated[bool, typer.Option("--plan", help=PLAN)] = False,
 ) -> None:

@@ -5,6 +5,7 @@ Nothing here reads a checkpoint's files, so that what only asks waits for no tor
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -116,10 +117,16 @@ def resolve(reference: str) -> str:
     )
 
 
-def find(project: str, optimizer: str, seed: int) -> str:
+def find(project: str, optimizer: str, seed: int, reference: str = "") -> str:
     """The address of the newest registered checkpoint of a project, optimizer and seed.
 
     Those of deleted trainings do not count.
+
+    Args:
+        project: Its name.
+        optimizer: As the project names it.
+        seed: Of the training.
+        reference: What a command line calls the project, a path perhaps; its name by default.
 
     Raises:
         InputError: There is none; says what there is and the command that makes one.
@@ -142,7 +149,10 @@ def find(project: str, optimizer: str, seed: int) -> str:
     raise InputError(
         f"no checkpoint with project={project}, optimizer={optimizer}, seed={seed} in {where()}; "
         f"there is {', '.join(existing[:12]) or 'none of this project'}; make one with: "
-        f"lsa train --project {project} --optimizer {optimizer} --seed {seed}"
+        + shlex.join(
+            ["lsa", "train", "--project", reference or project, "--optimizer", optimizer]
+            + ["--seed", str(seed)]
+        )
     )
 
 
@@ -172,7 +182,8 @@ def locate(
         )
     setting = projects.load(name or projects.DEFAULT)
     recipe = setting.recipe(optimizer, seed)
-    return find(setting.name, optimizer, recipe.seed), projects.trusted_by(recipe)
+    address = find(setting.name, optimizer, recipe.seed, setting.reference)
+    return address, projects.trusted_by(recipe)
 
 
 def training(address: str) -> str:

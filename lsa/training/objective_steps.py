@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lsa.landscape.batches import Batches, original
 from lsa.landscape.terms import Objective, Terms, checked, unit_weights
 from lsa.runtime.errors import InputError
+from lsa.training import optimizers
 
 
 def epoch(
@@ -67,14 +68,12 @@ def _step(
 ) -> Tensor | None:
     """One step: total, weight, penalty and gradient norm `(4,)` at the first evaluation."""
     first: list[Tensor] = []
-    empty = False
 
     def closure() -> Any:
-        nonlocal empty
         optimizer.zero_grad()
         terms = checked(objective(model, original(content)))
         weight = unit_weights(terms).sum()
-        if empty := not bool(weight > 0):
+        if not bool(weight > 0):
             return terms.total.detach() * 0
         loss = _loss(terms, weight)
         loss.backward()
@@ -88,12 +87,7 @@ def _step(
             nn.utils.clip_grad_norm_(parameters, clip_norm)
         return loss
 
-    optimizer.step(closure)
-    if not first and not empty:
-        raise InputError(
-            f"{type(optimizer).__name__}.step does not call the closure that it is given, so "
-            "there is no gradient; let it do so first, as those of torch.optim do"
-        )
+    optimizers.step(optimizer, closure)
     return first[0] if first else None
 
 

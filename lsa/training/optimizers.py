@@ -25,6 +25,31 @@ FUSED = ("SGD", "Adam", "AdamW")  # of `torch.optim`, whose CPU kernels too upda
 FORMS = {"fused", "foreach", "capturable", "differentiable"}  # options by which a user chooses
 
 
+def step(optimizer: Optimizer, closure: Callable[[], Any]) -> None:
+    """One step by a closure that computes the gradient.
+
+    Raises:
+        InputError: The optimizer does not call it, and may have failed for want of a gradient.
+    """
+    called = False
+
+    def noted() -> Any:
+        nonlocal called
+        called = True
+        return closure()
+
+    try:
+        optimizer.step(noted)
+    except Exception:
+        if called:
+            raise
+    if not called:
+        raise InputError(
+            f"{type(optimizer).__name__}.step does not call the closure that it is given, so "
+            "there is no gradient; let it do so first, as those of torch.optim do"
+        )
+
+
 def build(
     name: str,
     parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]],

@@ -16,8 +16,7 @@ from lsa.landscape.derivatives.budget import cache_size
 from lsa.landscape.terms import Objective
 from lsa.probe import Report
 from lsa.project import Recipe
-from lsa.runtime.errors import InputError
-from lsa.training import losses
+from lsa.training import losses, optimizers
 from lsa.training.data import Data, Streams
 
 
@@ -105,7 +104,7 @@ def take_step(
         no classes.
 
     Raises:
-        InputError: The optimizer evaluates nothing.
+        InputError: The optimizer does not call its closure.
     """
     first: list[tuple[Tensor, list[Tensor]]] = []
 
@@ -132,12 +131,7 @@ def take_step(
             nn.utils.clip_grad_norm_(parameters, limit)
         return loss
 
-    loop.optimizer.step(closure)
-    if not first:
-        raise InputError(
-            f"{type(loop.optimizer).__name__}.step does not call the closure that it is given, so "
-            "there is no gradient; let it do so first, as those of torch.optim do"
-        )
+    optimizers.step(loop.optimizer, closure)
     return first[0]
 
 

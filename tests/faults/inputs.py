@@ -92,6 +92,8 @@ COMMANDS = [
         "study digits --only nope",
         "study digits --workers x",
         "study digits --workers 0 --only x",
+        "study digits --workers 0 --dry-run",
+        "mode_graph digits --workers 0 --plan",
         "report nope",
         "compare nope",
         "compare digits",

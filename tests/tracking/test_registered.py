@@ -138,3 +138,10 @@ print({{"torch", "matplotlib"}} & set(sys.modules))
     )
     said = done.stdout.splitlines()
     assert said[-1] == "set()" and "k=2" in done.stdout and "models:/tiny.sgd/1" in done.stdout
+
+
+def test_the_command_that_makes_a_checkpoint_names_the_project_as_it_was_given(workplace):
+    (workplace / "projects" / "tiny.yaml").rename(workplace / "my own.yaml")
+    (workplace / "my own.yaml").write_text("name: tiny\n" + (workplace / "my own.yaml").read_text())
+    with pytest.raises(InputError, match=r"--project 'my own\.yaml' --optimizer sgd --seed 0"):
+        registered.locate(None, "my own.yaml", "sgd", None)

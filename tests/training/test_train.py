@@ -107,8 +107,15 @@ def test_figures_of_steps_in_which_a_parameter_has_no_gradient():
     assert found == pytest.approx([(4 * 1 + 2 * 4) / 6, 4 / 6, (4 * 5 + 2 * 2) / 6])
 
 
-def test_an_optimizer_that_evaluates_nothing_is_refused_in_a_line(split, monkeypatch):
-    monkeypatch.setattr(torch.optim.SGD, "step", lambda self, closure=None: None)
+@pytest.mark.parametrize(
+    "step",
+    [
+        lambda self, closure=None: None,
+        lambda self, closure=None: self.param_groups[0]["params"][0].grad.zero_(),  # of None
+    ],
+)
+def test_an_optimizer_that_evaluates_nothing_is_refused_in_a_line(split, monkeypatch, step):
+    monkeypatch.setattr(torch.optim.SGD, "step", step)
     with pytest.raises(InputError, match=r"SGD.step does not call the closure"):
         next(train(recipe("sgd"), split))
 
