@@ -112,7 +112,14 @@ class Split(Section):
     logged with every number. `all` takes the whole split.
     """
 
-    samples: Positive | Literal["all"] = 2048
+    samples: int | Literal["all"] = 2048
+
+    @pydantic.field_validator("samples", mode="before")
+    @classmethod
+    def _counted(cls, given: Any) -> Any:
+        if given != "all" and (type(given) is not int or not 1 <= given < 2**31):
+            raise ValueError("a whole number from 1 to 2147483647, or all")
+        return given
 
 
 class Origin(Section):

@@ -19,7 +19,7 @@ from lsa import project as projects
 from lsa.landscape.batches import Batches, original
 from lsa.probe import Metric, Result
 from lsa.project import Recipe
-from lsa.runtime import provenance
+from lsa.runtime import arguments, provenance
 from lsa.runtime.errors import InputError, first_line
 from lsa.studies import load, steps
 from lsa.tracking import (
@@ -156,6 +156,9 @@ def adopt(
     trusted = projects.trusted_by(recipe)
     network = recipes.network(recipe, load_data(recipe, device, trusted), trusted)
     weights = foreign.fitted(content.weights, network, prefix)
+    if rule:  # names what there is
+        named = recipe.rule
+        optimizers.build(named.name, network.parameters(), trusted=trusted, **named.options)
     state = content.optimizer if rule and content.optimizer else {}
     return _registered(_checkpoint(recipe, epoch, weights, state, device))
 
@@ -172,8 +175,9 @@ def _recipe(
     """The description that rebuilds the landscape.
 
     Raises:
-        InputError: A part that breaks a rule of project files.
+        InputError: A part that breaks a rule of project files, or an epoch below 0.
     """
+    epoch = arguments.whole_number("epoch", epoch)
     named = {
         section: {"name": part} if isinstance(part, str) else dict(part)
         for section, part in parts.items()

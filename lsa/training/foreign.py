@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from lsa.runtime.errors import InputError, one_line
@@ -158,7 +159,7 @@ def fitted(
         prefix: To be taken away; found where None.
 
     Raises:
-        InputError: The names are not those of the network, or more than one prefix fits.
+        InputError: The names or shapes are not those of the network, or several prefixes fit.
     """
     tied = _tied(model)
 
@@ -191,7 +192,22 @@ def fitted(
             f"the weights have {strange[0]!r}, which the factory's network has not; give the "
             "factory, with the options, that made the network"
         )
+    _check_shapes(chosen, model)
     return chosen
+
+
+def _check_shapes(weights: Mapping[str, Any], model: nn.Module) -> None:
+    """Refuse weights of a network of another size; lazy layers have none yet."""
+    for name, own in model.state_dict().items():
+        given = weights[name]
+        if not (isinstance(own, Tensor) and isinstance(given, Tensor)) or is_lazy(own):
+            continue
+        if given.shape != own.shape:
+            raise InputError(
+                f"the weights' {name!r} has the shape {tuple(given.shape)}, and the factory's "
+                f"network's {tuple(own.shape)}; give the factory, with the options, that made the "
+                "network"
+            )
 
 
 def _tied(model: nn.Module) -> dict[str, list[str]]:

@@ -139,10 +139,12 @@ def _check(
         refusals = (RuntimeError, ValueError, TypeError, AssertionError, IndexError)
         if factories.is_own(name) and not isinstance(error, refusals):
             raise
-        message = factories.one_line(error)
+        message, kind, mend = factories.one_line(error), "", "choose another model or image size"
+        if dtype.is_floating_point and dtype != torch.float32:
+            kind = f"{str(dtype).removeprefix('torch.')} "
+            mend = "networks are trained in float32: give the inputs in it too"
         raise InputError(
-            f"model {name} does not take inputs of shape {shape}: {message}; choose another model "
-            "or image size."
+            f"model {name} does not take {kind}inputs of shape {shape}: {message}; {mend}."
         ) from error
     if classes is None:
         model.train()

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lsa.landscape import Landscape
 from lsa.landscape.terms import Objective
-from lsa.project import Recipe
+from lsa.project import Recipe, factories
+from lsa.runtime.errors import InputError
 from lsa.training import losses, models
 from lsa.training.data import Data, Streams
 
@@ -33,11 +35,55 @@ def network(recipe: Recipe, split: Data | Streams, trusted: Collection[str] = ()
         input_shape=tuple(x.shape[1:]),
         classes=split.classes,
         seed=seed,
-        dtype=torch.float32 if x.is_floating_point() else x.dtype,
+        # A network that other code trained may get another precision with its weights.
+        dtype=torch.float32 if recipe.origin and x.is_floating_point() else x.dtype,
         logits=split.classes > 0 and recipe.loss.name == losses.DEFAULT,
         trusted=trusted,
         **named.options,
     )
+
+
+def check_fit(recipe: Recipe, split: Data, model: nn.Module, trusted: Collection[str]) -> None:
+    """Try the loss on a few samples, and whether there are images to augment.
+
+    Args:
+        recipe: Names them.
+        split: The data.
+        model: The network before its training, on the CPU.
+        trusted: Packages whose factories may be imported.
+
+    Raises:
+        InputError: They do not fit each other.
+    """
+    augment, shape = recipe.train.augment, tuple(split.x_train.shape[1:])
+    if (augment.crop or augment.flip) and len(shape) != 3:
+        raise InputError(
+            f"augment takes images of shape (channels, height, width), and an input of "
+            f"{recipe.dataset.name} has the shape {shape}; leave augment out"
+        )
+    label, loss = f"loss {recipe.loss.name}", loss_of(recipe, trusted)
+    model.eval()
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.filterwarnings(
+            "error", "Using a target size"
+        )  # torch's, of a loss that broadcasts
+        for n in (2, 3):  # what broadcasts by chance at one size does not at the other
+            x, y = split.x_train[:n].cpu(), split.y_train[:n].cpu()
+            outputs = model(x)
+            try:
+                value = loss(outputs, y)
+            except (RuntimeError, ValueError, TypeError, IndexError, UserWarning) as error:
+                shapes = tuple(getattr(outputs, "shape", ())), tuple(y.shape)
+                raise InputError(
+                    f"{label} does not take outputs {shapes[0]} with targets {shapes[1]}: "
+                    f"{factories.one_line(error)}; choose a loss that fits the data"
+                ) from error
+            if not isinstance(value, Tensor) or value.ndim:
+                kind = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+                raise InputError(
+                    f"{label} returns {kind}; it must return a scalar, the mean over the batch"
+                )
+    model.train()
 
 
 def loss_of(recipe: Recipe, trusted: Collection[str] = ()) -> losses.Loss:

@@ -229,7 +229,17 @@ class OptimizerState:
                 optimizers.switch(twin, training=True)
         for p, slope in zip(own, gradient.split(sizes), strict=True):
             p.grad = slope.view_as(p).to(p, copy=True)  # some optimizers write into it
-        twin.step()
+        evaluations = 0
+
+        def closure() -> Tensor:
+            """The gradient is there already."""
+            nonlocal evaluations
+            evaluations += 1
+            return theta.new_zeros(())
+
+        twin.step(closure)
+        if evaluations > 1:
+            raise RuntimeError("it evaluates the loss more than once")
         if averaging:
             optimizers.switch(twin, training=False)
         u = torch.empty_like(theta)

@@ -23,7 +23,7 @@ from lsa.project import Recipe
 from lsa.runtime.errors import Diverged, InputError
 from lsa.training import data, losses, objective_steps, optimizers, schedules
 from lsa.training.data import Data, Streams
-from lsa.training.recipes import loss_of, network, objective_of
+from lsa.training.recipes import check_fit, loss_of, network, objective_of
 from lsa.training.steps import Loop, averaged, means, pass_size, take_step
 
 STATE = {"epoch", "model", "optimizer", "rng", "base_lr"}  # what `Epoch.state` holds
@@ -45,12 +45,17 @@ def initial(recipe: Recipe, split: Data | Streams, trusted: Collection[str] = ()
     """Epoch, weights and optimizer state before the first step, as `Epoch.state` names them.
 
     The learning rate is that of the first step; in `Epoch.state` it is that of the last.
+
+    Raises:
+        InputError: The recipe names something that does not exist or does not fit.
     """
     model = network(recipe, split, trusted)
     rule = recipe.rule
     optimizer = optimizers.build(rule.name, model.parameters(), trusted=trusted, **rule.options)
     for group in optimizer.param_groups:
         group["lr"] *= _schedule(recipe, split, trusted)(0)
+    if isinstance(split, Data):
+        check_fit(recipe, split, model, trusted)
     return {"epoch": 0, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
 
 
@@ -187,9 +192,16 @@ def _figures(
     """Metrics of an epoch that has ended.
 
     Raises:
-        Diverged: The loss or a gradient is not finite.
+        InputError: The loss or a gradient is not finite, since the data is not.
+        Diverged: It is not finite for another reason.
     """
     if not math.isfinite(loss + norm):
+        split = loop.split
+        if isinstance(split, Data) and not all(map(_finite, (split.x_train, split.y_train))):
+            raise InputError(
+                f"dataset {loop.recipe.dataset.name} has inputs or targets that are not finite, so "
+                f"the loss is {loss:.3g}; mend them"
+            )
         raise Diverged(
             f"training of {loop.recipe.optimizer} diverged in epoch {number} (loss {loss:.3g}); "
             f"lower its learning rate (now {loop.base[0]:g})"
@@ -202,6 +214,10 @@ def _figures(
         "train/learning_rate": loop.optimizer.param_groups[0]["lr"],
     }
     return {name: value for name, value in metrics.items() if math.isfinite(value)}
+
+
+def _finite(tensor: Tensor) -> bool:
+    return bool(torch.isfinite(tensor).all())
 
 
 def _epoch(loop: Loop, split: Data, number: int) -> dict[str, float]:

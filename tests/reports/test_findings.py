@@ -239,9 +239,7 @@ def test_an_option_that_the_file_has_no_more_is_another_optimizer(seven_seeds):
     assert counts.numbers == {"final/train_loss": 0.5}
 
 
-def test_a_measurement_by_hand_with_other_samples_or_random_numbers_does_not_count(
-    trained, capsys
-):
+def test_a_measurement_by_hand_with_other_samples_or_random_numbers_does_not_count(trained, capsys):
     assert app.run(["lanczos", "--project", "tiny", "--optimizer", "sgd"]) == 0
     own = [m.done.run_id for m in measured(project.load("tiny"))]
     for given in (["--samples", "32"], ["--rng-seed", "7"]):

@@ -99,7 +99,7 @@ def test_a_factory_that_makes_another_network_is_refused(parts):
     model, _ = trained(parts, lr=0.01)
     with pytest.raises(InputError, match="gives other outputs"):
         lsa.register(model, **NAMED | {"factory": {"name": f"{NAME}:line", "act": "relu"}})
-    with pytest.raises(InputError, match="do not fit"):
+    with pytest.raises(InputError, match="has the shape .* give the factory, with the options"):
         lsa.register(model, **NAMED | {"factory": {"name": f"{NAME}:line", "width": 9}})
     with pytest.raises(InputError, match="project='a b' must"):
         lsa.register(model, **NAMED | {"project": "a b"})
@@ -232,11 +232,17 @@ def test_the_shell_adopts_a_file_and_measures_it_by_its_run(parts, workplace: Pa
     assert app.run([*measured, "--trust", NAME]) == 0
     found = printed(capsys.readouterr().out)
     assert found == pytest.approx(sharpest(parts, model), rel=1e-4)
+    wide = ["--factory", f"{{name: '{NAME}:line', width: 9}}"]
     for arguments, message in (
         (["adopt", "b.pt", *factory, *named], "there is no file b.pt"),
         (["adopt", "a.pt", "--factory", "{name", *named], "not readable YAML"),
         (["adopt", "a.pt", "--factory", f"{NAME}:nothing", *named], "no class or function"),
         (["adopt", "models:/none/1", *factory, *named], "no checkpoint at models:/none/1"),
+        (["adopt", "a.pt", *wide, *named], "'0.weight' has the shape (8, 1), and the factory's"),
+        (["adopt", "a.pt", *factory, *named, "--epoch", "-5"], "epoch=-5 must be a whole number"),
+        (["adopt", "a.pt", *factory, *named, "--rule", "AdamWW"], "unknown optimizer 'AdamWW'"),
+        (["adopt", "a.pt", *factory, *named, "--rule", "{name: SGD, lrr: 1}"], "no option 'lrr'"),
+        (["adopt", "a.pt", *factory, *named, "--samples", "many"], "landscape.samples='many' must"),
     ):
         assert app.run(arguments) == 2
         error = capsys.readouterr().err.strip()

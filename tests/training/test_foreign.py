@@ -115,6 +115,9 @@ def test_weights_of_another_network_do_not_fit():
     deeper = nn.Sequential(*network(), nn.Linear(1, 1))
     with pytest.raises(InputError, match=r"the weights have '3.weight', which the factory's"):
         foreign.fitted(deeper.state_dict(), network())
+    weights["2.weight"] = weights["2.weight"].flatten()
+    with pytest.raises(InputError, match=r"the weights' '2.weight' has the shape"):
+        foreign.fitted(weights, network())
 
 
 def test_two_prefixes_that_fit_are_a_question():

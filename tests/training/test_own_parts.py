@@ -15,7 +15,7 @@ from torch import nn
 from lsa.project import Project, Recipe, trusted_by
 from lsa.runtime.errors import InputError
 from lsa.training import data, losses, schedules
-from lsa.training.train import Epoch, train
+from lsa.training.train import Epoch, initial, train
 
 PARTS = """
 import numpy as np
@@ -44,6 +44,22 @@ def quartic(outputs, targets, scale=1.0):
 
 def quartic_of(scale=1.0):
     return lambda outputs, targets: quartic(outputs, targets, scale)
+
+def parts(outputs, targets):
+    return (outputs - targets).square()
+
+def flat_waves():
+    (x, y), (x_val, y_val) = waves()
+    return (x, y[:, 0]), (x_val, y_val[:, 0])
+
+def double(dtype=torch.float64):
+    (x, y), held_out = waves()
+    return (x.to(dtype), y.to(dtype)), held_out
+
+def holes():
+    (x, y), held_out = waves()
+    x[5] = float("nan")
+    return (x, y), held_out
 
 def halving(epochs, every=1):
     return lambda step: 0.5 ** (step // every) if epochs else 0.0
@@ -94,6 +110,40 @@ def test_tokens_reach_a_model_as_integers():
     at = recipe(dataset=dataset, model=model, loss={"name": "cross_entropy"})
     epochs = epochs_of(at)
     assert "train/accuracy" in epochs[-1].metrics and split_of(at).classes == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"loss": {"name": f"{NAME}:parts"}}, r"returns shape \(2, 1\); it must return a scalar"),
+        ({"loss": {"name": "NLLLoss"}}, r"does not take outputs \(2, 1\) with targets \(2, 1\): "),
+        (
+            {"dataset": {"name": f"{NAME}:flat_waves"}},
+            r"targets \(2,\): .*different to the input size",
+        ),
+        ({"dataset": {"name": f"{NAME}:double"}}, "does not take float64 inputs .* in float32"),
+        ({"train": {"augment": {"flip": True}}}, r"an input of .*waves has the shape \(1,\)"),
+    ],
+)
+def test_parts_that_do_not_fit_are_told_before_the_training(changes, said):
+    at = recipe(**changes)
+    with pytest.raises(InputError, match=said):
+        initial(at, split_of(at), [NAME])
+
+
+def test_a_loss_that_broadcasts_by_chance_at_one_size_is_told():
+    at = recipe(
+        dataset={"name": f"{NAME}:tokens"},  # three classes
+        model={"name": f"{NAME}:reader"},
+        loss={"name": "MSELoss"},
+    )
+    with pytest.raises(InputError, match=r"does not take outputs \(2, 3\) with targets \(2,\)"):
+        initial(at, split_of(at), [NAME])
+
+
+def test_data_that_is_not_finite_is_no_divergence():
+    with pytest.raises(InputError, match="holes has inputs or targets that are not finite"):
+        epochs_of(recipe(dataset={"name": f"{NAME}:holes"}))
 
 
 @pytest.mark.parametrize("name", [f"{NAME}:waves", f"{NAME}:halving", f"{NAME}:quartic"])

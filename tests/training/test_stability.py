@@ -76,6 +76,30 @@ def test_the_next_step_is_that_of_the_real_optimizer(name, options):
         torch.testing.assert_close(u, flat(parameters) - before, rtol=1e-12, atol=1e-15)
 
 
+class Strict(torch.optim.SGD):
+    """An optimizer that must have a closure, as that of one's own may."""
+
+    def step(self, closure):  # pyright: ignore
+        """One step."""
+        assert closure() is not None
+        return super().step()
+
+
+def test_the_next_step_of_an_optimizer_that_needs_a_closure():
+    parameters, _, _ = stepped("SGD", 0)
+    found = kept(parameters, Strict(parameters, lr=0.1))
+    g = torch.linspace(-1, 2, 10, dtype=torch.float64)
+    torch.testing.assert_close(found.update(flat(parameters), g), -0.1 * g, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("name", ["SAM", "LBFGS"])
+def test_what_evaluates_the_loss_again_makes_no_step_from_a_gradient(name):
+    parameters, _, _ = stepped("SGD", 0)
+    found = kept(parameters, optimizers.build(name, parameters, lr=0.1))
+    with pytest.raises(InputError, match=f"{name} makes no step .*evaluates the loss more"):
+        found.update(flat(parameters), torch.ones(10).double())
+
+
 def test_the_preconditioner_of_adam_is_that_of_a_hand_run_adam():
     """v ← β₂v + (1−β₂)g², P = (1−β₁ᵗ)(√(v/(1−β₂ᵗ)) + ε); and the step is −η P⁻¹m, m undivided."""
     beta1, beta2, eps, lr = 0.8, 0.95, 1e-3, 0.01
