@@ -162,7 +162,7 @@ def _as_given(setting: Project, run: Done) -> bool:
 
 
 def _options(setting: Project, step: str) -> Mapping[str, object] | None:
-    """What a study gives to a probe; None of one that the project does not list: it may have any."""
+    """What a study gives to a probe; None of one that it does not list: any will do."""
     name = step.removeprefix(TRAJECTORY)
     sections = [setting.trajectory] if name != step else [setting.probes, setting.pairs]
     if not any(name in section for section in sections):

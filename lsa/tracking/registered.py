@@ -149,10 +149,8 @@ def find(project: str, optimizer: str, seed: int, reference: str = "") -> str:
     raise InputError(
         f"no checkpoint with project={project}, optimizer={optimizer}, seed={seed} in {where()}; "
         f"there is {', '.join(existing[:12]) or 'none of this project'}; make one with: "
-        + shlex.join(
-            ["lsa", "train", "--project", reference or project, "--optimizer", optimizer]
-            + ["--seed", str(seed)]
-        )
+        f"lsa train --project {shlex.quote(reference or project)} --optimizer {optimizer} "
+        f"--seed {seed}"
     )
 
 
