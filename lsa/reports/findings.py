@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -242,7 +243,7 @@ def pair_findings(measurements: Sequence[Measurement]) -> list[PairFinding]:
     """Every headline number of the pair probes: its mean, and of a barrier whether there is one.
 
     A barrier is a largest height and therefore never below 0: only what exceeds 0 by two standard
-    errors counts as a barrier at a seed.
+    errors counts as a barrier at a seed, and nothing where they are not known.
 
     Raises:
         InputError: Measurements that are not alike: other options or samples.
@@ -256,7 +257,7 @@ def pair_findings(measurements: Sequence[Measurement]) -> list[PairFinding]:
         if metric.partition("/")[2].startswith("barrier"):
             known = values(measurements, f"{metric}_se_data")
             errors = {
-                subject: {seed: 2 * known.get(subject, {}).get(seed, 0.0) for seed in by_seed}
+                subject: {seed: 2 * known.get(subject, {}).get(seed, math.nan) for seed in by_seed}
                 for subject, by_seed in of.items()
             }
         results += [

@@ -11,6 +11,7 @@ there.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -288,7 +289,7 @@ def indefinite_hessians(lambda_min: BySeed, errors: BySeed, residuals: BySeed) -
         return Insight(name, claim, missing="it has no measured λ_min")
     beyond = {
         optimizer: {
-            seed: 2 * errors.get(optimizer, {}).get(seed, 0.0)
+            seed: 2 * errors.get(optimizer, {}).get(seed, math.nan)
             + residuals.get(optimizer, {}).get(seed, 0.0)
             for seed in by_seed
         }

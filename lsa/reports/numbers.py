@@ -6,15 +6,15 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from lsa.reports.statistics.comparison import interval
+from lsa.reports.statistics.comparison import interval, middle
 
 
 def written(runs: Sequence[Mapping[str, float]], name: str) -> str:
     """A number of one checkpoint or pair, over its seeds, with what is known of its error.
 
     ± is half the width of a 95 % interval: over several seeds Student's t of their mean, of one
-    seed two standard errors, of each source that it has. Where not all seeds are finite, their
-    median stands alone. The residual of an eigenvalue bounds the error of
+    seed two standard errors, of each source that it has. Where not all seeds are finite, the median
+    of those known stands alone. The residual of an eigenvalue bounds the error of
     its search, and stands where it is a hundredth of ± or more.
     """
     values = [run[name] for run in runs if name in run]
@@ -28,7 +28,7 @@ def written(runs: Sequence[Mapping[str, float]], name: str) -> str:
     if len(values) > 1:
         finite = int(np.isfinite(values).sum())
         if finite < len(values):
-            return f"median {np.median(values):.4g} ({finite} of {len(values)} finite)"
+            return f"median {middle(np.array(values)):.4g} ({finite} of {len(values)} finite)"
         mean, _, high = interval(np.array(values))
         return f"{mean:.4g} ± {_rounded(high - mean)}{_residual(runs, name, high - mean)}"
     low, high = (runs[0].get(f"{name}_{end}") for end in ("low", "high"))

@@ -64,9 +64,8 @@ def check_fit(recipe: Recipe, split: Data, model: nn.Module, trusted: Collection
     label, loss = f"loss {recipe.loss.name}", loss_of(recipe, trusted)
     model.eval()
     with torch.no_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.filterwarnings(
-            "error", "Using a target size"
-        )  # torch's, of a loss that broadcasts
+        # torch's warning of a loss that broadcasts
+        warnings.filterwarnings("error", "Using a target size")
         for n in (2, 3):  # what broadcasts by chance at one size does not at the other
             x, y = split.x_train[:n].cpu(), split.y_train[:n].cpu()
             outputs = model(x)

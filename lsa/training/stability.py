@@ -231,7 +231,7 @@ class OptimizerState:
             p.grad = slope.view_as(p).to(p, copy=True)  # some optimizers write into it
         evaluations = 0
 
-        def closure() -> Tensor:
+        def closure() -> Any:
             """The gradient is there already."""
             nonlocal evaluations
             evaluations += 1

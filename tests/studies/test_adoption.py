@@ -99,7 +99,7 @@ def test_a_factory_that_makes_another_network_is_refused(parts):
     model, _ = trained(parts, lr=0.01)
     with pytest.raises(InputError, match="gives other outputs"):
         lsa.register(model, **NAMED | {"factory": {"name": f"{NAME}:line", "act": "relu"}})
-    with pytest.raises(InputError, match="has the shape .* give the factory, with the options"):
+    with pytest.raises(InputError, match=r"has the shape .* give the factory, with the options"):
         lsa.register(model, **NAMED | {"factory": {"name": f"{NAME}:line", "width": 9}})
     with pytest.raises(InputError, match="project='a b' must"):
         lsa.register(model, **NAMED | {"project": "a b"})

@@ -107,8 +107,8 @@ def compare(
     little at these sizes (84 % for 95 % at n = 5, simulated).
 
     A pair without a common seed, or with a value that is not finite (a search that ended without
-    its number), is not compared: leaving out such seeds would favour one of the two. It still
-    counts in the adjustment.
+    its number) or has no ratio, is not compared: leaving out such seeds would favour one of the
+    two. It still counts in the adjustment.
 
     Args:
         values: Optimizer → seed → value.
@@ -117,7 +117,7 @@ def compare(
         level: Of the family.
 
     Raises:
-        InputError: Fewer than two optimizers, or a value that is not positive has no ratio.
+        InputError: Fewer than two optimizers.
     """
     if len(values) < 2:
         raise InputError(f"{len(values)} optimizer(s) measured; a comparison needs two")
@@ -148,9 +148,6 @@ def paired(
 
     Returns:
         The common seeds, the differences `(n,)`, and the reason why there are none, or "".
-
-    Raises:
-        InputError: A value that is not positive has no ratio.
     """
     seeds = tuple(sorted(values[a].keys() & values[b].keys()))
     if not seeds:
@@ -161,9 +158,8 @@ def paired(
             if not math.isfinite(value):
                 return seeds, np.zeros(0), f"{name} has the value {value:g} at seed {seed}"
             if scale == "ratio" and value <= 0:
-                raise InputError(
-                    f"{name} has the value {value:g}; it must be positive to have a ratio"
-                )
+                why = f"{name} has the value {value:g} at seed {seed}, which has no ratio"
+                return seeds, np.zeros(0), why
     x, y = (np.array([values[name][seed] for seed in seeds], dtype=float) for name in (a, b))
     return seeds, np.log(x) - np.log(y) if scale == "ratio" else x - y, ""
 
@@ -213,3 +209,9 @@ def interval(d: np.ndarray, confidence: float = 0.95) -> tuple[float, float, flo
         return mean, math.nan, math.nan
     half = float(stdtrit(n - 1, (1 + confidence) / 2) * d.std(ddof=1) / math.sqrt(n))
     return mean, mean - half, mean + half
+
+
+def middle(values: np.ndarray) -> float:
+    """Median of the values that are known, infinite ones too; nan where none is."""
+    known = values[~np.isnan(values)]
+    return float(np.median(known)) if len(known) else math.nan

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.special import bdtrc
 
-from lsa.reports.statistics.comparison import FEWEST, LEVEL, holm, interval, listed
+from lsa.reports.statistics.comparison import FEWEST, LEVEL, holm, interval, listed, middle
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Level:
 
     subject: str
     seeds: tuple[int, ...]
-    mean: float
+    mean: float  # the median of those known where not all seeds are finite
     low: float  # 95 % t interval of the mean; nan with fewer than two seeds
     high: float
     side: str = ""  # "above 0" or "below 0": what was tested; empty: nothing
@@ -32,6 +32,8 @@ class Level:
     p_adjusted: float = math.nan  # Holm over the subjects
     family: int = 1
     established: bool = False
+    finite: int = 0  # seeds at which the number is
+    unknown: int = 0  # seeds at which its error is not known, so that it is on no side
 
     @property
     def every(self) -> bool:
@@ -44,6 +46,8 @@ class Level:
         n = len(self.seeds)
         if n < 2:
             text = f"{self.subject}: {self.mean:.3g}, {listed(self.seeds)} alone"
+        elif self.finite < n:
+            text = f"{self.subject}: median {self.mean:.3g} ({self.finite} of {n} finite)"
         else:
             text = f"{self.subject}: mean {self.mean:.3g} (95 %: {self.low:.3g} … {self.high:.3g})"
         if self.side and n < 2:
@@ -51,6 +55,7 @@ class Level:
             text += f"; {where} on the only seed"
         elif self.side:
             text += f", {self.side} beyond its error at {self.beyond} of {n} seeds"
+            text += f" (not known at {self.unknown})" * bool(self.unknown)
             adjusted = f" ({self.p_adjusted:.2g} adjusted)" if self.family > 1 else ""
             text += f", sign test p = {self.p:.2g}{adjusted}"
         return text if n < 2 else f"{text}, {listed(self.seeds)}"
@@ -79,7 +84,8 @@ def levels(
 
     Args:
         values: Optimizer or pair → seed → value.
-        errors: The same → what the number must be beyond zero by; None: nothing is tested.
+        errors: The same → what the number must be beyond zero by, nan where that is not known;
+            None: nothing is tested.
         side: "above 0" or "below 0".
         level: Of the family of all subjects.
     """
@@ -88,14 +94,19 @@ def levels(
     for subject, by_seed in values.items():
         seeds = tuple(sorted(by_seed))
         numbers = np.array([by_seed[seed] for seed in seeds], dtype=float)
-        mean = interval(numbers)
+        finite = int(np.isfinite(numbers).sum())
+        if finite == len(numbers):
+            mean = interval(numbers)
+        else:
+            mean = middle(numbers), math.nan, math.nan
         if errors is None:
-            judged.append(Level(subject, seeds, *mean))
+            judged.append(Level(subject, seeds, *mean, finite=finite))
             continue
         margins = np.array([errors[subject][seed] for seed in seeds], dtype=float)
         beyond = int((sign * numbers > margins).sum())
         p = float(bdtrc(beyond - 1, len(seeds), 0.5)) if len(seeds) > 1 else math.nan
-        judged.append(Level(subject, seeds, *mean, side, beyond, p))
+        unknown = int(np.isnan(margins).sum())
+        judged.append(Level(subject, seeds, *mean, side, beyond, p, finite=finite, unknown=unknown))
     adjusted = holm([level_of.p for level_of in judged])
     return [
         level_of if errors is None else _judged(level_of, p, len(judged), level)

@@ -154,13 +154,16 @@ def test_seeds_are_listed(seeds, text):
     assert listed(seeds) == text
 
 
-@pytest.mark.parametrize(
-    ("values", "scale", "message"),
-    [
-        ({"a": {0: 1.0}}, "ratio", "needs two"),
-        ({"a": {0: -1.0}, "b": {0: 1.0}}, "ratio", "a has the value -1; it must be positive"),
-    ],
-)
-def test_refusals(values, scale, message):
-    with pytest.raises(InputError, match=message):
-        compare(values, scale=scale)
+def test_one_optimizer_is_refused():
+    with pytest.raises(InputError, match="needs two"):
+        compare({"a": {0: 1.0}})
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0])
+def test_a_pair_without_a_ratio_hinders_no_other(value):
+    values = {name: dict.fromkeys(range(7), float(i + 1)) for i, name in enumerate("abc")}
+    values["a"][3] = value
+    found = {(c.a, c.b): c for c in compare(values)}
+    assert f"a has the value {value:g} at seed 3, which has no ratio" in found["a", "b"].verdict
+    assert not found["a", "b"].established and found["b", "c"].family == 3
+    assert found["b", "c"].established

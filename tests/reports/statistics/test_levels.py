@@ -37,6 +37,22 @@ def test_a_number_below_zero_must_be_so_by_its_error():
     assert not found.established and found.beyond == 0
 
 
+def test_without_an_error_a_number_is_on_no_side():
+    values, errors = {"a": dict.fromkeys(range(8), 1e-9)}, dict.fromkeys(range(8), 0.0)
+    (found,) = levels(values, {"a": errors | dict.fromkeys(range(6), math.nan)})
+    assert (found.beyond, found.unknown, found.established) == (2, 6, False)
+    assert "beyond its error at 2 of 8 seeds (not known at 6)" in found.statement
+
+
+def test_what_is_not_finite_has_a_median_and_no_mean():
+    values = {"a": dict(enumerate([math.nan, math.inf, 1.0, 1.0, 3.0, 1.0, 1.0, 1.0]))}
+    (found,) = levels(values, {"a": dict.fromkeys(range(8), 0.1)})
+    assert found.mean == 1.0 and math.isnan(found.low) and found.beyond == 7
+    assert "a: median 1 (6 of 8 finite), above 0 beyond its error at 7 of 8" in found.statement
+    (alone,) = levels({"a": {0: math.nan}})
+    assert alone.statement == "a: nan, seed 0 alone"
+
+
 @pytest.mark.parametrize(("seeds", "verdict"), [(1, False), (5, False), (6, True)])
 def test_few_seeds_establish_nothing(seeds, verdict):
     (found,) = levels(
