@@ -23,6 +23,14 @@ NAME = Annotated[
 ]
 PLAN = "say what time and memory it will take, and measure nothing"
 DEVICE = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")]
+WORKERS = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option(
+        help="number of steps that run side by side",
+        show_default="1; with ray one per CPU of the cluster",
+        min=1,
+    ),
+]
 
 
 def study(
@@ -30,14 +38,7 @@ def study(
     *,
     project: PROJECT = None,
     device: DEVICE = "auto",
-    workers: Annotated[
-        Optional[int],  # noqa: UP045
-        typer.Option(
-            help="number of steps that run side by side",
-            show_default="1; with ray one per CPU of the cluster",
-            min=1,
-        ),
-    ] = None,
+    workers: WORKERS = None,
     only: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(help="run these probes alone: lanczos,sgd_noise", show_default="all"),

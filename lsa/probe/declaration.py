@@ -143,6 +143,9 @@ class Probe:
         except NotFinite as error:
             named = self._culprit(given)
             raise InputError("; ".join(named)) if named else error from None
+        if not isinstance(result, Result):
+            kind = type(result).__name__
+            raise TypeError(f"probe {self.name!r} returns a {kind}; return lsa.Result({{…}})")
         if not all(math.isfinite(metric.value) for metric in result.metrics.values()):
             doubts = (*doubts, *self._culprit(given))
         return result, (*doubts, *self._remarks(given))
@@ -211,6 +214,15 @@ class Probe:
         return self.doc.splitlines()[0]
 
 
+# Names that lsa itself has beside a probe's.
+COMMANDS = {
+    "adopt", "checkpoints", "compare", "doctor", "explore", "mlproject", "mode_graph", "probes",
+    "register", "report", "server", "show", "study", "sync", "train",
+}  # fmt: skip
+SELECTORS = {
+    "dataset", "device", "help", "model", "n_samples", "name", "plan", "project", "reuse",
+    "rng_seed", "samples", "trust",
+}  # fmt: skip
 PROBES: dict[str, Probe] = {}
 
 
@@ -245,8 +257,8 @@ def probe(
 
     Raises:
         TypeError: At import, when the declaration is not a probe's: no docstring, an unknown
-            input, an option without default, help or a plain type, a name taken elsewhere, names
-            that are not in a tuple, or metrics to compare that are not in the headline.
+            input, an option without default, help or a plain type, a name taken elsewhere or by
+            lsa, names that are not in a tuple, or metrics to compare that are not in the headline.
     """
 
     def register(function: Callable) -> Callable:
@@ -280,6 +292,8 @@ def _read(function: Callable) -> tuple[str, Callable, tuple[str, ...], dict[str,
     name = function.__name__
     if not inspect.getdoc(function):
         raise TypeError(f"probe {name!r} has no docstring; it is the help text, so write one")
+    if name in COMMANDS:
+        raise TypeError(f"probe {name!r} has the name of a command of lsa; rename it")
     hints = typing.get_type_hints(function, include_extras=True)
     inputs, options = [], {}
     for parameter in inspect.signature(function).parameters.values():
@@ -292,7 +306,19 @@ def _read(function: Callable) -> tuple[str, Callable, tuple[str, ...], dict[str,
             inputs.append(parameter.name)
         else:
             options[parameter.name] = _option(name, parameter, hints.get(parameter.name))
+    along = not {"theta_b", "theta_init"} & {*inputs}  # its command has --epochs then
+    if taken := next((o for o in options if _is_taken(o) or (along and o == "epochs")), None):
+        raise TypeError(
+            f"probe {name!r}: option {taken!r} has a name that every probe has already, as an "
+            "input, an option or a parameter of its run; rename it"
+        )
     return name, function, tuple(inputs), options
+
+
+def _is_taken(option: str) -> bool:
+    """Whether an input, an option of every probe or a parameter of its run has this name."""
+    stem = option.removesuffix("_b").removesuffix("_c")
+    return stem in ("optimizer", "seed", "checkpoint") or option in {*SELECTORS, *INPUTS}
 
 
 def _option(name: str, parameter: inspect.Parameter, hint: Any) -> Option:

@@ -9,7 +9,9 @@ from typing import Annotated, Literal
 
 import pytest
 
+from lsa.cli.app import application
 from lsa.probe import PROBES, Metric, Option, Result, probe, registry
+from lsa.probe.declaration import COMMANDS
 from lsa.runtime.errors import InputError
 
 
@@ -72,9 +74,33 @@ def help_not_text(theta, *, a: Annotated[int, 3] = 1) -> Result:
     ...
 
 
+def study(theta) -> Result:
+    """Doc."""
+    ...
+
+
+def selector(theta, *, seed_b: Annotated[int, "x"] = 1) -> Result:
+    """Doc."""
+    ...
+
+
+def input_again(theta, *, rng: Annotated[int, "x"] = 1) -> Result:
+    """Doc."""
+    ...
+
+
+def epochs_twice(theta, *, epochs: Annotated[int, "x"] = 1) -> Result:
+    """Doc."""
+    ...
+
+
 @pytest.mark.parametrize(
     ("function", "message"),
     [
+        (study, "'study' has the name of a command"),
+        (selector, "option 'seed_b' has a name that every probe has"),
+        (input_again, "option 'rng' has a name"),
+        (epochs_twice, "option 'epochs' has a name"),
         (undocumented, "no docstring"),
         (unknown_input, "unknown input 'weights'"),
         (no_default, "needs a default"),
@@ -103,6 +129,23 @@ def test_what_a_report_would_pass_over_is_refused_at_import(given, message):
 
     with pytest.raises(TypeError, match=message):
         probe(**given)(bump)
+
+
+def test_every_command_of_lsa_is_a_name_that_no_probe_may_have():
+    named = (
+        c.name or getattr(c.callback, "__name__", "") for c in application().registered_commands
+    )
+    assert {*named} - {*registry.modules()} <= COMMANDS
+
+
+def test_what_is_no_result_is_told_to_whoever_wrote_the_probe():
+    @probe()
+    def plain(theta):
+        """Doc."""
+        return {"rise": 1.0}
+
+    with pytest.raises(TypeError, match=r"'plain' returns a dict; return lsa.Result"):
+        registry.find("plain")(theta=None)
 
 
 def test_unknown_probes_are_answered_with_the_nearest():
