@@ -66,7 +66,7 @@ def load(name: str, base: type, trusted: Collection[str]) -> Callable[..., Any]:
             "their classes are taken."
         )
     try:
-        with _folder_of_the_user():
+        with beside_the_user():
             module = importlib.import_module(module_name)
     except ImportError as error:
         raise InputError(f"{name!r} cannot be imported: {error}; install or correct it.") from error
@@ -83,7 +83,7 @@ def load(name: str, base: type, trusted: Collection[str]) -> Callable[..., Any]:
 
 
 @contextlib.contextmanager
-def _folder_of_the_user() -> Iterator[None]:
+def beside_the_user() -> Iterator[None]:
     """Modules beside the user too, as for `python -m`: the command `lsa` does not look there."""
     folder = str(Path.cwd())
     if folder in sys.path or "" in sys.path:

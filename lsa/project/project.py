@@ -14,7 +14,7 @@ from pydantic_core import PydanticCustomError
 
 from lsa import probe
 from lsa.probe.options import converted
-from lsa.project.factories import nearest, package, permission
+from lsa.project.factories import is_own, nearest, package, permission
 from lsa.project.sections import (
     ELSEWHERE,
     Name,
@@ -262,14 +262,24 @@ def trusted_by(recipe: Recipe) -> tuple[str, ...]:
 
     Naming them there is trusting them: the packages to run, the dataset to be fetched.
     """
-    named = [recipe.model, recipe.rule, recipe.dataset, recipe.loss, recipe.train.schedule]
-    named += [recipe.objective] if recipe.objective else []
-    packages = dict.fromkeys(package(part.name) for part in named if ":" in part.name)
+    packages = dict.fromkeys(package(name) for name in _constructors(recipe) if ":" in name)
     dataset = recipe.dataset
     return (
         *packages,
         *([] if ":" in dataset.name else [permission(dataset.name, dataset.options)]),
     )
+
+
+def own_modules(recipe: Recipe) -> list[str]:
+    """Modules outside lsa and torch that a recipe names."""
+    names = {name.partition(":")[0] for name in _constructors(recipe) if is_own(name)}
+    return sorted(names)
+
+
+def _constructors(recipe: Recipe) -> list[str]:
+    named = [recipe.model, recipe.rule, recipe.dataset, recipe.loss, recipe.train.schedule]
+    named += [recipe.objective] if recipe.objective else []
+    return [part.name for part in named]
 
 
 def _locate(name: str) -> Path:

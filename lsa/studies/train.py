@@ -10,7 +10,7 @@ from typing import Any
 from lsa import project
 from lsa.probe import Metric, Result
 from lsa.project import Recipe
-from lsa.project.factories import permission
+from lsa.project.factories import beside_the_user, permission
 from lsa.runtime import files, modes, provenance
 from lsa.runtime.errors import InputError
 from lsa.studies import load, progress, steps
@@ -182,12 +182,15 @@ def _checkpoint(
 
 
 def train_key(recipe: Recipe, data_hash: str, device: str) -> str:
-    """Key of a training's step.
+    """Key of a training's step. The modules of one's own that the recipe names are code of it.
 
     Args:
         recipe: Of the training.
         data_hash: Fingerprint of its data.
         device: Where it computes; numbers differ between devices.
     """
-    content = {"recipe": recipe.model_dump(), "data": data_hash, "device": device}
+    content: dict[str, Any] = {"recipe": recipe.model_dump(), "data": data_hash, "device": device}
+    if named := project.own_modules(recipe):
+        with beside_the_user():
+            content["own"] = {module: provenance.foreign_hash(module) for module in named}
     return steps.step_key("train", "lsa.training.train", content)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import mlflow
 import pytest
@@ -73,6 +74,21 @@ def test_a_state_of_another_layout_only_costs_its_epochs(workplace, content):
     file.parent.mkdir(parents=True)
     serial.save(content, file)
     assert "lsa.resumed_from" not in runs.read(train.train(recipe).run_id).tags
+
+
+def test_a_module_of_ones_own_is_code_of_the_training(workplace, monkeypatch):
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p not in ("", str(workplace))])
+    file = workplace / "net_of_mine.py"
+    named = {"name": "net_of_mine:make"}
+    recipe = project.load("tiny").recipe("sgd")
+    recipe = recipe.model_copy(update={"model": project.Named.model_validate(named)})
+    keys = []
+    for text in ("tanh", "tanh  # with a remark", "relu"):
+        file.write_text(f"def make():\n    return torch.{text}\n")
+        keys.append(train.train_key(recipe, "", "cpu"))
+    assert keys[0] == keys[1] != keys[2]
+    file.unlink()
+    assert train.train_key(recipe, "", "cpu") not in keys  # what is not there is told elsewhere
 
 
 def test_failures_end_the_run_failed_with_the_reason(workplace):
