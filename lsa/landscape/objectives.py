@@ -26,6 +26,7 @@ from lsa.landscape.weighing import (
     mean_over_samples,
     of_samples,
     rows,
+    separate,
     weighing,
 )
 from lsa.runtime.errors import InputError, first_line
@@ -83,7 +84,7 @@ def supervised(loss: Loss = F.cross_entropy) -> Objective:
 
     def objective(model: nn.Module, batch: Any) -> Terms:
         inputs, y = _parted(batch)
-        outputs = given(loss, _answer(model, inputs))
+        outputs = separate(given(loss, _answer(model, inputs)))
         # The first pass over the data, without gradients, tries the loss on every batch.
         if known is None and not (tried and torch.is_grad_enabled()):
             mark = fingerprint(y)
@@ -135,7 +136,7 @@ def weighted(loss: Loss, weights: Callable[[Any], Tensor]) -> Objective:
 
     def objective(model: nn.Module, batch: Any) -> Terms:
         inputs, y = _parted(batch)
-        outputs = called(model, inputs)
+        outputs = separate(called(model, inputs))
         each, w = loss(outputs, y), weights(batch)
         if each.ndim != 1 or each.shape != w.shape:
             raise InputError(

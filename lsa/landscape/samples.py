@@ -22,6 +22,7 @@ from lsa.landscape.weighing import (
     given,
     mean_over_samples,
     of_samples,
+    separate,
     weighing,
 )
 from lsa.runtime.errors import InputError
@@ -190,7 +191,7 @@ class Samples:
             return losses_of(o), o
 
         def traced(theta: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
-            o = outputs(theta)
+            o = separate(outputs(theta))
             leaves = [t for t in tree_leaves(o) if isinstance(t, Tensor) and t.requires_grad]
             return loss_of(o), losses_of(o), leaves
 

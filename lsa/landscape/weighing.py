@@ -46,6 +46,27 @@ def given(loss: Loss, outputs: Any) -> Any:
     return outputs.logits if module.startswith("torch.") and hasattr(outputs, "logits") else outputs
 
 
+def separate(outputs: Any) -> Any:
+    """Outputs none of which is made from another, where a network returns several.
+
+    A code and what is decoded from it lie on one way: the loss's derivative by the code alone, as
+    the Gauss–Newton part needs it, is that by a view of it.
+
+    Args:
+        outputs: Of the network, a pytree.
+    """
+    leaves, form = tree_flatten(outputs)
+    if sum(isinstance(leaf, Tensor) for leaf in leaves) < 2:
+        return outputs
+
+    def own(leaf: Any) -> Any:
+        viewed = isinstance(leaf, Tensor) and leaf.requires_grad
+        viewed = viewed and leaf.layout == torch.strided and not leaf.is_nested
+        return leaf.view_as(leaf) if viewed else leaf
+
+    return tree_unflatten([own(leaf) for leaf in leaves], form)
+
+
 def rows(tree: Any, which: Any, n: int, several: list[bool] | None = None) -> Any:
     """Some of the samples of a pytree.
 
