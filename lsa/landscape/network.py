@@ -150,6 +150,7 @@ class Network:
             if buffer is not None
         ]
         self._versions = [_version(buffer) for _, _, buffer, _ in self._buffers]
+        self._silent: set[int] | None = None  # see `_written_silently`; None: not seen yet
         self.keeps_mode = keeps_mode
         self.keeps_others = any(
             p.requires_grad and id(p) not in position for p in model.parameters()
@@ -182,7 +183,7 @@ class Network:
         given = tree_map(lambda t: t.clone() if isinstance(t, Tensor) else t, inputs)
         outputs = self.evaluated(lambda: self.runner(*given))
         if self._writes is None:
-            self._writes = any(t._version for t in tree_leaves(given) if isinstance(t, Tensor))
+            self._writes = any(_version(t) for t in tree_leaves(given) if isinstance(t, Tensor))
         return outputs
 
     def outputs(self, theta: Tensor, x: Any) -> Any:
@@ -201,7 +202,10 @@ class Network:
         """
         with torch.enable_grad() if self._differentiates else contextlib.nullcontext():
             try:
-                return function()
+                result = function()
+                if self._silent is None:
+                    self._silent = self._written_silently()
+                return result
             except RuntimeError as error:
                 if "does not require grad" not in str(error):
                     raise
@@ -329,7 +333,8 @@ class Network:
 
     def _restore_buffers(self) -> None:
         for i, (module, name, buffer, kept) in enumerate(self._buffers):
-            if module._buffers.get(name) is not buffer or _version(buffer) != self._versions[i]:
+            written = _version(buffer) != self._versions[i] or i in (self._silent or ())
+            if written or module._buffers.get(name) is not buffer:
                 self.written = self.written or self._name(module, name)
                 if self._inside:  # perhaps of a transform, in which no older tensor may change
                     module._buffers[name] = kept.clone()
@@ -338,6 +343,21 @@ class Network:
                     buffer.copy_(kept)
                 module._buffers[name] = buffer
                 self._versions[i] = _version(buffer)
+
+    def _written_silently(self) -> set[int]:
+        """Buffers that the first pass changed and that torch counts no change of.
+
+        `F.batch_norm` does so with the statistics that it is given.
+        """
+        return {
+            i
+            for i, (module, name, buffer, kept) in enumerate(self._buffers)
+            if module._buffers.get(name) is buffer
+            and _version(buffer) == self._versions[i]
+            and buffer.ndim == 1
+            and buffer.is_floating_point()
+            and not torch.allclose(buffer, kept, rtol=0, atol=0, equal_nan=True)
+        }
 
     def _name(self, module: nn.Module, buffer: str) -> str:
         prefix = next(name for name, m in self.model.named_modules() if m is module)
