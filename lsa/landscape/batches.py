@@ -273,10 +273,15 @@ def cut(inputs: Any, targets: Any, size: int) -> list[tuple[Any, Any]]:
         size: Samples per batch; the last one may have fewer.
 
     Raises:
-        InputError: Their tensors are not equally long.
+        InputError: There are no tensors, or they are not equally long.
     """
     both = moved((inputs, targets), torch.device("cpu"))
-    lengths = {len(t) for t in tree_leaves(both) if isinstance(t, Tensor)}
+    lengths = {len(t) for t in tree_leaves(both) if isinstance(t, Tensor) and t.ndim}
+    if not lengths:
+        raise InputError(
+            "inputs and targets hold no tensors with samples along their first dimension; give "
+            "tensors (N, …), or batches"
+        )
     if len(lengths) != 1:
         raise InputError(
             f"inputs and targets have {sorted(lengths)} samples; give as many of each, or batches"

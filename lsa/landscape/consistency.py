@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from weakref import WeakKeyDictionary
 
 import torch
@@ -55,9 +56,10 @@ def notes(landscape: Landscape, theta: Tensor) -> tuple[str, ...]:
     content = theta.detach().cpu().contiguous().view(torch.uint8).numpy()
     key = hashlib.blake2b(content.tobytes(), digest_size=16).digest()
     if key not in known:
-        few = landscape.subset(_chosen(landscape))
         with _own_random_state(landscape.device):
-            reach.check_untouched(few, theta)
+            with _told("the loss cannot be evaluated on the first of the data"):
+                few = landscape.subset(_chosen(landscape))
+                reach.check_untouched(few, theta)
             reach.check_views(few.model, landscape.views)
             fixed, drawn = _fixed(few, theta)
             # Passes of another size draw other random numbers, from the same seed too.
@@ -69,8 +71,25 @@ def notes(landscape: Landscape, theta: Tensor) -> tuple[str, ...]:
             derived = few.subset(torch.arange(min(DERIVED, few.n_samples)))
             slopes = _derivatives(derived, theta, drawn)
             units = () if landscape.has_samples else (UNITS,)
-            known[key] = (*units, *fixed, *mean, *slopes, *_idle(few, landscape, theta))
+            with _told("the loss cannot be differentiated"):
+                idle = _idle(few, landscape, theta)
+            known[key] = (*units, *fixed, *mean, *slopes, *idle)
     return known[key]
+
+
+@contextmanager
+def _told(what: str) -> Iterator[None]:
+    """Within the block an error of the network or the objective is told in one line."""
+    try:
+        yield
+    except (InputError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        kind, line = type(error).__name__, first_line(error)
+        raise InputError(
+            f"{what} ({kind}: {line}); the same pass in your own loop, with loss.backward(), shows "
+            "where"
+        ) from error
 
 
 def _idle(few: Landscape, landscape: Landscape, theta: Tensor) -> tuple[str, ...]:

@@ -26,9 +26,12 @@ def unwrapped(model: nn.Module) -> nn.Module:
     """The network inside of `torch.compile`, DataParallel, DistributedDataParallel and others.
 
     Raises:
-        InputError: A scripted network, or one with parameters that have no shape or no numbers yet,
+        InputError: No network, a scripted one, or one with parameters that have no shape or no numbers yet,
             or that DeepSpeed's ZeRO has taken apart.
     """
+    if not isinstance(model, nn.Module):
+        kind = model.__name__ if isinstance(model, type) else f"a {type(model).__name__}"
+        raise InputError(f"the model is {kind}; give a network, an instance of torch.nn.Module")
     while True:
         wrapped = isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel)
         wrapped |= type(model).__name__ == DEEPSPEED

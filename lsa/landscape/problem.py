@@ -96,7 +96,7 @@ class Problem:
         """Tensors as they shall lie, in passes of their size.
 
         Raises:
-            InputError: They are sparse or nested, so that no samples can be taken from them.
+            InputError: They are sparse, nested or one number, so that no samples can be taken.
         """
         for name, t in (("inputs", x), ("targets", y)):
             if t.layout != torch.strided or t.is_nested:
@@ -105,6 +105,8 @@ class Problem:
                     f"{name} are a {kind} tensor, from which samples cannot be taken; give "
                     "batches: Landscape(model, [(inputs, targets), …])"
                 )
+            if not t.ndim:
+                raise InputError(f"{name} are one number; give a tensor (N, …), N samples")
         x, y = (t.clone() if t.is_inference() else t for t in (x, y))
         x = self.passes.laid_out(self.network, x)
         return Samples(x, y, self.loss_function, self.passes.size(self.network, x))

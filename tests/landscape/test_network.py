@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 import torch.nn.functional as F
 from tiny import rng, seeded
 from torch import Tensor, nn
 
 import lsa
+from lsa.runtime.errors import InputError
 
 X = torch.randn(10, 4, generator=rng()).double()
 Y = torch.arange(10) % 3
@@ -37,3 +39,45 @@ def test_statistics_that_a_function_writes_are_put_back():
     notes = lsa.lanczos(landscape, k=1, density_probes=0).notes
     assert any("changes its buffer 'mean'" in note for note in notes)
     assert not model.mean.any()
+
+
+class Overwrites(nn.Module):
+    """Writes into what its gradient needs, so that no training is possible either."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 5), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.first(x))
+        h.mul_(2)
+        return self.last(h)
+
+
+@pytest.mark.parametrize("batches", [False, True])
+@pytest.mark.parametrize(
+    ("make", "x", "line"),
+    [
+        (lambda: nn.Linear(5, 3), X, "cannot be evaluated.*shapes cannot be multiplied"),
+        (lambda: nn.Linear(4, 3), X.long(), "cannot be evaluated.*must have the same dtype"),
+        (Overwrites, X, "cannot be differentiated.*modified by an inplace operation"),
+    ],
+)
+def test_an_error_of_the_network_is_told_in_one_line(make, x, line, batches):
+    data = ([(x, Y)],) if batches else (x, Y)
+    with pytest.raises(InputError, match=line) as told:
+        lsa.lanczos(lsa.Landscape(seeded(make), *data), k=1)
+    assert told.value.__cause__ is not None  # torch's own traceback is not lost
+
+
+@pytest.mark.parametrize("model", [None, "gpt2", nn.Linear, lambda x: x])
+def test_what_is_no_network_is_refused(model):
+    with pytest.raises(InputError, match="give a network, an instance of torch.nn.Module"):
+        lsa.Landscape(model, X, Y)
+
+
+def test_inputs_without_samples_are_refused():
+    with pytest.raises(InputError, match="inputs are one number"):
+        lsa.Landscape(seeded(lambda: nn.Linear(4, 3)), X.sum(), Y)
+    with pytest.raises(InputError, match="hold no tensors"):
+        lsa.Landscape(seeded(lambda: nn.Linear(4, 3)), X.tolist(), Y.tolist())

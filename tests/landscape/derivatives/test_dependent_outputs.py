@@ -33,7 +33,9 @@ def loss(outputs: tuple[Tensor, Tensor], x: Tensor) -> Tensor:
 
 
 def each(outputs: tuple[Tensor, Tensor], x: Tensor) -> Tensor:
-    return torch.stack([loss((o[None], c[None]), t[None]) for o, c, t in zip(*outputs, x, strict=True)])
+    return torch.stack(
+        [loss((o[None], c[None]), t[None]) for o, c, t in zip(*outputs, x, strict=True)]
+    )
 
 
 def truth(model: nn.Module, seeds: list[int]) -> Tensor:
