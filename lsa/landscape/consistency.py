@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lsa.landscape import additive, reach
 from lsa.landscape.derivatives import budget
-from lsa.landscape.landscape import Landscape
+from lsa.landscape.landscape import SINGLY, Landscape
 from lsa.landscape.network import HALF
 from lsa.landscape.samples import Samples
 from lsa.landscape.weighing import REMEDY, differing
@@ -276,7 +276,8 @@ def _compared(few: Landscape, theta: Tensor, drawn: bool) -> tuple[str, ...]:
 def _check_slopes(few: Landscape, theta: Tensor, v: Tensor, near: float, usual: float) -> None:
     """Check that slopes of samples have the gradient's as their mean.
 
-    They come from forward mode, which knows nothing of hooks on the way back.
+    They come from forward mode, which knows nothing of hooks on the way back; where it is wrong,
+    a remark has them come from single gradients.
 
     Args:
         few: Some samples in float64.
@@ -288,20 +289,34 @@ def _check_slopes(few: Landscape, theta: Tensor, v: Tensor, near: float, usual: 
     Raises:
         InputError: They have another.
     """
-    torch.manual_seed(0)
-    try:
-        mean = few.slopes(theta, v).mean().item()
-    except torch.OutOfMemoryError:
-        raise
-    except (InputError, RuntimeError):  # a probe that needs none may still be right
-        return
 
-    def alike(slope: float) -> bool:
+    def mean_slope() -> float | None:
+        torch.manual_seed(0)
+        try:
+            return few.slopes(theta, v).mean().item()
+        except torch.OutOfMemoryError:
+            raise
+        except (InputError, RuntimeError):  # a probe that needs none may still be right
+            return None
+
+    def alike(mean: float, slope: float) -> bool:
         return abs(mean - slope) <= TOLERANCE * max(abs(slope), usual)
 
-    torch.manual_seed(0)
-    if alike(near) or alike(slope := (few.gradient(theta) @ v).item()):
+    mean = mean_slope()
+    if mean is None or alike(mean, near):
         return
+    torch.manual_seed(0)
+    slope = (few.gradient(theta) @ v).item()
+    if alike(mean, slope):
+        return
+    few.remarks[SINGLY] = (
+        "slopes of samples take a backward pass for each: forward mode is not the gradient's, as "
+        "where hooks change gradients"
+    )
+    singly = mean_slope()
+    if singly is not None and alike(singly, slope):
+        return
+    del few.remarks[SINGLY]
     raise InputError(
         f"slopes of samples are not those of the gradient: along a random direction their mean is "
         f"{mean:.4g}, the gradient gives {slope:.4g}; replace hooks that change gradients by a "
@@ -328,18 +343,16 @@ def _moved(few: Landscape, theta: Tensor, v: Tensor, step: float) -> tuple[float
 
 def _wrong(name: str, own: Tensor, difference: Tensor) -> str:
     """Both differences agree with each other and not with autograd."""
-    rest = (
-        "backward of a custom function (or take a detach() away), or measure all the same with "
-        f"{variables.CONSISTENCY}=off"
-    )
+    custom = "backward of a custom function (or take a detach() away)"
     if name == "slope":
         return (
             f"the gradient is not that of the loss: along a random direction it gives "
             f"{own.item():.4g}, differences of the loss give {difference.item():.4g}; mend the "
-            f"{rest}"
+            f"{custom}, or measure all the same with {variables.CONSISTENCY}=off"
         )
     off = ((own - difference).norm() / difference.norm()).item()
     return (
         f"the Hessian product is not the derivative of the gradient: it is off by "
-        f"{off:.1%} along a random direction; mend the double {rest}"
+        f"{off:.1%} along a random direction; give products='gradients', which takes the gradient "
+        f"alone, or mend the double {custom}"
     )

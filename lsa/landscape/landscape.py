@@ -30,6 +30,7 @@ from lsa.runtime.errors import InputError
 BatchGradient = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 FEW = 8  # samples on which the gradients of layers are tried
+SINGLY = "slopes"  # remark of a landscape whose samples need a backward pass each
 GRADIENTS = 1 << 26  # numbers that a block of per-sample gradients may hold
 
 
@@ -206,7 +207,8 @@ class Landscape(Problem):
         by_layers = self._known_by_layers(theta)
         for part, n in self.data.blocks(self.network, size):
             with full_float32(), self.network.at(_leaf(theta)):
-                for rows in products.sample_rows(part, theta.detach(), size, by_layers=by_layers):
+                given = part, theta.detach(), size
+                for rows in products.sample_rows(*given, by_layers=by_layers, singly=self._singly):
                     yield self.data.gathered(rows, n)
 
     def slopes(self, theta: Tensor, u: Tensor) -> Tensor:
@@ -219,7 +221,9 @@ class Landscape(Problem):
     ) -> tuple[Tensor, Tensor | None, Tensor]:
         """Results of `per_sample` and of `slopes` along u `(d,)` from one pass, `(N,)` each."""
         with self.network.at(_leaf(theta)):
-            losses, wrong, slopes = values.per_sample_and_slopes(self._parts(), theta, u)
+            losses, wrong, slopes = values.per_sample_and_slopes(
+                self._parts(), theta, u, singly=self._singly
+            )
         gathered = self.data.gathered
         return gathered(losses), self._gathered(wrong), gathered(slopes)
 
@@ -280,7 +284,8 @@ class Landscape(Problem):
         """v ↦ G(θ)v with G = 1/N ∑ᵢ Jᵢᵀ ∇²ℓᵢ Jᵢ, the positive part of H (Schraudolph 2002).
 
         Raises:
-            InputError: An objective's outputs are not what its loss is computed from.
+            InputError: An objective's outputs are not what its loss is computed from; from the
+                first product, where derivatives of the outputs are not the gradient's.
         """
         if isinstance(self.data, Batched):
             with self.network.at(_leaf(theta)):
@@ -319,6 +324,7 @@ class Landscape(Problem):
             self.graph_memory,
             samples=self.n_samples,
             by_layers=self._known_by_layers(theta),
+            singly=self._singly,
         )
 
         def bound_mean() -> Tensor:
@@ -326,6 +332,11 @@ class Landscape(Problem):
                 return self.data.total(mean())
 
         return self._bound(self._total(second), theta), bound_mean
+
+    @property
+    def _singly(self) -> bool:
+        """Whether slopes of samples take a backward pass for each; `consistency` finds out."""
+        return SINGLY in self.remarks
 
     def _known_by_layers(self, theta: Tensor) -> bool:
         """Whether `lsa.landscape.derivatives.sample_gradients` may know them, by a few samples."""
@@ -348,7 +359,8 @@ class Landscape(Problem):
         Raises:
             InputError: Nor can they be had by differences.
         """
-        ways = () if "exact" in self.remarks else (self._known_by_layers(theta), False)
+        wrong = "exact" in self.remarks or self._singly
+        ways = () if wrong else (self._known_by_layers(theta), False)
         for by_layers in dict.fromkeys(ways):
             try:
                 with self.network.at(_leaf(theta)):
@@ -361,7 +373,7 @@ class Landscape(Problem):
         )
         result = slopes.derivative(u).value
         lacks = "an operation of the network has no third derivative, or no second"
-        why = "exact second derivatives are wrong" if "exact" in self.remarks else lacks
+        why = "exact second derivatives are wrong" if wrong else lacks
         self.remarks["curvatures"] = (
             f"curvatures of samples are by differences of slopes, as {why}; two steps differed by "
             f"{slopes.error:.1e} of them"
@@ -372,7 +384,8 @@ class Landscape(Problem):
     def gauss_newton_curvatures(self, theta: Tensor, u: Tensor) -> Tensor:
         """Per-sample (Jᵢu)ᵀ∇²ℓᵢ(Jᵢu) `(N,)` along u `(d,)`, the curvature that G has."""
         with self.network.at(_leaf(theta)):
-            return self.data.gathered(values.gauss_newton_curvatures(self._parts(), theta, u))
+            curved = values.gauss_newton_curvatures(self._parts(), theta, u, by_graph=self._singly)
+            return self.data.gathered(curved)
 
 
 def _leaf(theta: Tensor) -> Tensor:

@@ -26,8 +26,8 @@ def unwrapped(model: nn.Module) -> nn.Module:
     """The network inside of `torch.compile`, DataParallel, DistributedDataParallel and others.
 
     Raises:
-        InputError: No network, a scripted one, or one with parameters that have no shape or no numbers yet,
-            or that DeepSpeed's ZeRO has taken apart.
+        InputError: No network, a scripted one, or one with parameters that have no shape or no
+            numbers yet, or that DeepSpeed's ZeRO has taken apart.
     """
     if not isinstance(model, nn.Module):
         kind = model.__name__ if isinstance(model, type) else f"a {type(model).__name__}"

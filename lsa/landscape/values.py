@@ -106,7 +106,7 @@ def add_gradient(
 
 
 def per_sample_and_slopes(
-    parts: Iterable[Part], theta: Tensor, u: Tensor
+    parts: Iterable[Part], theta: Tensor, u: Tensor, *, singly: bool = False
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """Losses, mistakes and slopes ∇ℓᵢ(θ)·u of each sample, from one pass.
 
@@ -114,13 +114,15 @@ def per_sample_and_slopes(
         parts: Of the data.
         theta: θ `(d,)`.
         u: Direction `(d,)`.
+        singly: By one backward pass for each sample.
 
     Returns:
         `(N,)` each; None for the mistakes where the targets are no classes.
     """
     losses, wrong, sloped = Rows(), Rows(), Rows()
+    way = slopes.by_single_gradients if singly else slopes.by_any_way
     for part in parts:
-        values, outputs, slope = slopes.by_any_way(part.both, theta, u.to(theta.dtype))
+        values, outputs, slope = way(part.both, theta, u.to(theta.dtype))
         losses.add(values)
         wrong.add(part.wrong(outputs))
         sloped.add(slope)
@@ -145,34 +147,39 @@ def curvatures(parts: Iterable[Part], theta: Tensor, u: Tensor, *, by_layers: bo
     return curvature.joined()
 
 
-def gauss_newton_curvatures(parts: Iterable[Part], theta: Tensor, u: Tensor) -> Tensor:
+def gauss_newton_curvatures(
+    parts: Iterable[Part], theta: Tensor, u: Tensor, *, by_graph: bool = False
+) -> Tensor:
     """Per-sample curvatures (Jᵢu)ᵀ∇²ℓᵢ(Jᵢu) of the Gauss–Newton part, `(N,)`.
 
     Args:
         parts: Of the data.
         theta: θ `(d,)`.
         u: Direction `(d,)`.
+        by_graph: Not by forward mode.
     """
     curvature = Rows()
     for part in parts:
-        curvature.add(_curved(part, theta, u.to(theta.dtype)))
+        curvature.add(_curved(part, theta, u.to(theta.dtype), by_graph))
     return curvature.joined()
 
 
-def _curved(part: Part, theta: Tensor, u: Tensor) -> Tensor:
+def _curved(part: Part, theta: Tensor, u: Tensor, by_graph: bool) -> Tensor:
     if part.outputs is None or part.losses_of is None:
         return jacobians.traced_curvatures(part, theta, u)
     with torch.no_grad():
         outputs = part.outputs(theta)
-    moved = _moved(part.outputs, theta, u)
+    moved = _moved(part.outputs, theta, u, by_graph)
     losses_of = part.losses_of
     return jacobians.second_derivatives(
         lambda alpha: losses_of(outputs + alpha * moved), part.samples, theta
     )
 
 
-def _moved(outputs: modes.Function, theta: Tensor, u: Tensor) -> Tensor:
+def _moved(outputs: modes.Function, theta: Tensor, u: Tensor, by_graph: bool) -> Tensor:
     """Derivative of the outputs along u; by a graph where an operation has no forward mode."""
+    if by_graph:
+        return jacobians.Jacobian(outputs, theta).push(u)
     try:
         return modes.directional_derivative(outputs, theta.detach(), u)
     except torch.OutOfMemoryError:

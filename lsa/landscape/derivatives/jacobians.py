@@ -19,6 +19,7 @@ from lsa.landscape.derivatives.precision import full_float32
 from lsa.landscape.derivatives.second_order import SecondOrder
 from lsa.runtime.errors import InputError
 
+ADJOINT = 1e-2  # of ⟨Jᵀw, v⟩, relative to its usual size; rounding is far below
 AGREEMENT = 1e-3  # of a gradient and its way through the outputs, relative; rounding is far below
 
 
@@ -45,19 +46,45 @@ def second_derivatives(losses: Function, n: int, like: Tensor) -> Tensor:
     return pull_back(differentiable(second), w, torch.ones_like(second))
 
 
-def jacobian(losses: Function, theta: Tensor) -> SampleGradients | Jacobian:
-    """The Jacobian of losses as a graph; as rows where a gradient has no derivative.
+def jacobian(losses: Function, theta: Tensor, *, check: bool = True) -> SampleGradients | Jacobian:
+    """The Jacobian of losses as a graph; as rows where a gradient has no derivative, or a wrong one.
 
     Args:
         losses: θ `(d,)` ↦ ℓᵢ(θ) `(n,)`.
         theta: θ.
+        check: False: a graph of the same network was checked before.
     """
     try:
-        return Jacobian(losses, theta)
+        made = Jacobian(losses, theta)
+        if not check or is_adjoint(made, theta):
+            return made
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, InputError):
-        return sample_gradients.one_by_one(losses, theta)
+        pass
+    return sample_gradients.one_by_one(losses, theta)
+
+
+def is_adjoint(jacobian: Jacobian | Traced, theta: Tensor) -> bool:
+    """Whether J v is that of Jᵀw, which is autograd's gradient: ⟨w, J v⟩ = ⟨Jᵀw, v⟩.
+
+    It is not where a hook or a custom function computes gradients of which no derivative is right,
+    as in deep equilibrium networks.
+
+    Args:
+        jacobian: A Jacobian as a graph.
+        theta: θ `(d,)`.
+    """
+    rng = torch.Generator().manual_seed(0)
+    v = torch.randn(len(theta), generator=rng).to(theta)
+    pushed = jacobian.push(v)
+    steps = pushed if isinstance(pushed, list) else [pushed]
+    w = [torch.randn(s.shape, generator=rng, dtype=v.dtype).to(s) for s in steps]
+    pulled = jacobian.pull(w if isinstance(pushed, list) else w[0])
+    by_push = sum(float((a.conj() * s).real.sum()) for a, s in zip(w, steps, strict=True))
+    by_pull = float(pulled @ v)
+    allowed = ADJOINT * float(pulled.norm())  # ⟨Jᵀw, v⟩ is about as large
+    return not abs(by_push - by_pull) > allowed
 
 
 class Jacobian:
@@ -112,6 +139,10 @@ class Traced:
         """J v, one tensor for each output."""
         return [*grad(self._h, self._w, v, retain_graph=True, materialize_grads=True)]
 
+    def pull(self, w: list[Tensor]) -> Tensor:
+        """Jᵀ w, `(d,)`, of one tensor for each output."""
+        return grad(self._outputs, self._theta, w, retain_graph=True, materialize_grads=True)[0]
+
     def curved(self, v: Tensor) -> Tensor:
         """Jᵀ∇²L J v, `(d,)`."""
         steps = self.push(v)
@@ -120,9 +151,7 @@ class Traced:
             return torch.zeros_like(v)
         g, m = zip(*pairs, strict=True)
         curved = grad(g, self._outputs, m, retain_graph=True, materialize_grads=True)
-        return grad(self._outputs, self._theta, curved, retain_graph=True, materialize_grads=True)[
-            0
-        ]
+        return self.pull([*curved])
 
 
 @full_float32()

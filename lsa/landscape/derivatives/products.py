@@ -21,7 +21,7 @@ from torch.func import grad as gradient_of
 from torch.func import vmap
 
 from lsa.landscape.derivatives import budget, sample_gradients
-from lsa.landscape.derivatives.jacobians import Jacobian, Traced, jacobian
+from lsa.landscape.derivatives.jacobians import Jacobian, Traced, is_adjoint, jacobian
 from lsa.landscape.derivatives.layer_gradients import SampleGradients, size
 from lsa.landscape.derivatives.modes import (
     AddProduct,
@@ -146,9 +146,18 @@ def gauss_newton(parts: Iterable[Part], theta: Tensor, memory: int) -> Matvec:
         memory: Bytes that may be kept.
     """
 
+    checked: list[bool] = []
+
     def build(_: int, part: Part) -> Jacobian | Traced:
         outputs = part.outputs
-        return Traced(part, theta) if outputs is None else Jacobian(outputs, theta)
+        made = Traced(part, theta) if outputs is None else Jacobian(outputs, theta)
+        if not checked and not is_adjoint(made, theta):
+            raise InputError(
+                "there is no Gauss–Newton part: derivatives of the outputs are not those of the "
+                "gradient, as where hooks or custom functions change gradients"
+            )
+        checked.append(True)
+        return made
 
     linearised = _Kept(build, memory, _weighed)
 
@@ -165,7 +174,13 @@ def gauss_newton(parts: Iterable[Part], theta: Tensor, memory: int) -> Matvec:
 
 
 def second_moment(
-    parts: Iterable[Part], theta: Tensor, memory: int, *, samples: int, by_layers: bool
+    parts: Iterable[Part],
+    theta: Tensor,
+    memory: int,
+    *,
+    samples: int,
+    by_layers: bool,
+    singly: bool = False,
 ) -> tuple[Matvec, Callable[[], Tensor]]:
     """v ↦ 1/N ∑ᵢ gᵢ gᵢᵀ v over the per-sample gradients gᵢ = ∇ℓᵢ(θ), v `(d,)`, and their mean.
 
@@ -176,7 +191,9 @@ def second_moment(
         samples: N.
         by_layers: Take the gᵢ of each layer as `sample_gradients` does where it knows them. Kept in
             the form of fast products as far as memory allows.
+        singly: Else by one backward pass for each sample, where a graph of the gradient is wrong.
     """
+    checked: list[bool] = []  # whether a graph of the gradients was seen to be right
     known: dict[int, bool] = {}  # part ↦ whether its gradients are known by layers
 
     def build(k: int, part: Part) -> SampleGradients | Jacobian:
@@ -184,7 +201,13 @@ def second_moment(
         if known.get(k, by_layers):
             found = sample_gradients.of(part.losses, theta, check=k not in known)
             known[k] = found is not None
-        return jacobian(part.losses, theta) if found is None else found
+        if found is not None:
+            return found
+        if singly:
+            return sample_gradients.one_by_one(part.losses, theta)
+        made = jacobian(part.losses, theta, check=not checked)
+        checked[:] = [True] if isinstance(made, Jacobian) else []
+        return made
 
     def weighed(
         make: Callable[[], SampleGradients | Jacobian],
@@ -236,7 +259,9 @@ def _recorded(product: Matvec, parts: Iterable[Part], theta: Tensor) -> Matvec:
     return replayed(product, theta.device) if isinstance(parts, list) else product
 
 
-def sample_rows(part: Part, theta: Tensor, size: int, *, by_layers: bool) -> Iterator[Tensor]:
+def sample_rows(
+    part: Part, theta: Tensor, size: int, *, by_layers: bool, singly: bool = False
+) -> Iterator[Tensor]:
     """Per-sample gradients of a part in blocks of at most `size` rows `(n, d)`.
 
     Args:
@@ -245,13 +270,14 @@ def sample_rows(part: Part, theta: Tensor, size: int, *, by_layers: bool) -> Ite
         size: Most rows of a block.
         by_layers: Take them from the layers, where these are known; else by `vmap` over samples
             that can be parted, or one by one.
+        singly: Not by `vmap`.
     """
     known = sample_gradients.of(part.losses, theta) if by_layers else None
     if known is not None:
         yield from (block.rows() for block in known.split(size))
         return
     indices = torch.arange(part.samples, device=theta.device).split(size)
-    if part.alone is not None:
+    if part.alone is not None and not singly:
         try:
             each = vmap(gradient_of(part.alone), in_dims=(None, 0))
             yield from [each(theta, index) for index in indices]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.func import jvp
 
-from lsa.landscape.derivatives import jacobians
+from lsa.landscape.derivatives import jacobians, sample_gradients
 
 Both = Callable[[Tensor], tuple[Tensor, Any]]
 
@@ -28,6 +28,14 @@ def by_any_way(both: Both, theta: Tensor, u: Tensor) -> tuple[Tensor, Any, Tenso
         with torch.no_grad():
             values, outputs = both(theta.detach())
         return values, outputs, jacobians.jacobian(lambda t: both(t)[0], theta).push(u)
+
+
+def by_single_gradients(both: Both, theta: Tensor, u: Tensor) -> tuple[Tensor, Any, Tensor]:
+    """Slopes by a backward pass for each sample, for networks that have no other right way."""
+    with torch.no_grad():
+        values, outputs = both(theta.detach())
+    rows = sample_gradients.rows_one_by_one(lambda t: both(t)[0], theta, 1)
+    return values, outputs, torch.cat([row @ u for row in rows])
 
 
 def by_forward_mode(both: Both, theta: Tensor, u: Tensor) -> tuple[Tensor, Any, Tensor]:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from tiny import normal, seeded
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
@@ -327,39 +328,88 @@ def test_exact_products_that_differences_belie_are_not_used():
     assert any("exact second derivatives of this network are" in note for note in found.notes)
 
 
-def test_slopes_that_are_not_the_gradients_are_refused():
-    """A hook puts in the gradient of a fixed point, of which forward mode knows nothing."""
+class FixedPoint(nn.Module):
+    """A hook puts in the gradient of a fixed point, of which forward mode knows nothing.
 
-    class FixedPoint(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.inner, self.last = nn.Linear(4, 4), nn.Linear(4, 3)
+    Args:
+        unrolled: Differentiate the iteration itself, which is the truth.
+    """
 
-        def step(self, z: Tensor, x: Tensor) -> Tensor:
-            return torch.tanh(0.5 * self.inner(z) + x)
+    def __init__(self, unrolled: bool = False) -> None:
+        super().__init__()
+        self.inner, self.last = nn.Linear(4, 4), nn.Linear(4, 3)
+        self.unrolled = unrolled
 
-        def forward(self, x: Tensor) -> Tensor:
-            with torch.no_grad():
-                z = x
-                for _ in range(60):
-                    z = self.step(z, x)
-            if not torch.is_grad_enabled():
-                return self.last(z)
-            start = z.detach().requires_grad_()
-            made = self.step(start, x)
+    def step(self, z: Tensor, x: Tensor) -> Tensor:
+        return torch.tanh(0.5 * self.inner(z) + x)
 
-            def solved(g: Tensor) -> Tensor:
-                total = g
-                for _ in range(60):
-                    total = g + torch.autograd.grad(made, start, total, retain_graph=True)[0]
-                return total
+    def solved(self, x: Tensor) -> Tensor:
+        z = x
+        for _ in range(60):
+            z = self.step(z, x)
+        return z
 
-            z = made.clone()
-            z.register_hook(solved)
+    def forward(self, x: Tensor) -> Tensor:
+        if self.unrolled:
+            return self.last(self.solved(x))
+        with torch.no_grad():
+            z = self.solved(x)
+        if not torch.is_grad_enabled():
             return self.last(z)
+        start = z.detach().requires_grad_()
+        made = self.step(start, x)
 
-    with torch.random.fork_rng([]):
-        torch.manual_seed(0)
-        model, x, y = FixedPoint().double(), torch.randn(12, 4).double(), torch.arange(12) % 3
-    with pytest.raises(InputError, match="slopes of samples are not those of the gradient"):
-        lsa.lanczos(Landscape(model, x, y, products="gradients"), k=1, density_probes=0)
+        def backward(g: Tensor) -> Tensor:
+            total = g
+            for _ in range(60):
+                total = g + torch.autograd.grad(made, start, total, retain_graph=True)[0]
+            return total
+
+        z = made.clone()
+        z.register_hook(backward)
+        return self.last(z)
+
+
+def test_slopes_come_from_single_gradients_where_a_hook_solves_for_the_gradient():
+    x, y = normal(12, 4), torch.arange(12) % 3
+    landscape = Landscape(seeded(FixedPoint), x, y, products="gradients")
+    truth = Landscape(seeded(lambda: FixedPoint(unrolled=True)), x, y)
+    theta = truth.theta
+    u = torch.linspace(-1, 1, len(theta), dtype=theta.dtype)
+    torch.testing.assert_close(landscape.slopes(theta, u), truth.slopes(theta, u))
+    torch.testing.assert_close(landscape.covariance(theta)(u), truth.covariance(theta)(u))
+    with pytest.raises(InputError, match="there is no Gauss–Newton part"):
+        landscape.gauss_newton(theta)(u)
+
+    found = lsa.lanczos(landscape, k=1, k_min=0, density_probes=0)
+    wanted = lsa.lanczos(truth, k=1, k_min=0, density_probes=0)["lambda_max"]
+    assert found["lambda_max"].value == pytest.approx(wanted.value, rel=1e-5)
+    assert found["lambda_max"].errors["data"] == pytest.approx(wanted.errors["data"], rel=1e-3)
+    rows = torch.cat([*landscape.sample_gradients(theta)])
+    torch.testing.assert_close(rows @ u, truth.slopes(theta, u))
+
+
+class MeansByProduct(nn.Module):
+    """Forward mode of torch's product over indices is wrong (torch 2.14)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 6), nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        index = torch.tensor([0, 0, 1, 2, 2, 2]).expand(len(x), 6)
+        ones = torch.ones(len(x), 3, dtype=x.dtype)
+        return self.last(ones.scatter_reduce(1, index, torch.tanh(self.first(x)), "prod"))
+
+
+def test_a_forward_mode_that_is_wrong_is_not_used():
+    x, y = normal(10, 4), torch.arange(10) % 3
+    landscape = Landscape(seeded(MeansByProduct), x, y)
+    theta = landscape.theta
+    found = lsa.lanczos(landscape, k=1, k_min=0, density_probes=0)
+    assert any("slopes of samples take a backward pass for each" in note for note in found.notes)
+    u = torch.linspace(-1, 1, len(theta), dtype=theta.dtype)
+    rows = torch.cat([*landscape.sample_gradients(theta)])
+    torch.testing.assert_close(landscape.slopes(theta, u), rows @ u)
+    curved = landscape.gauss_newton_curvatures(theta, u).mean()
+    torch.testing.assert_close(curved, u @ landscape.gauss_newton(theta)(u))
