@@ -47,7 +47,7 @@ def second_derivatives(losses: Function, n: int, like: Tensor) -> Tensor:
 
 
 def jacobian(losses: Function, theta: Tensor, *, check: bool = True) -> SampleGradients | Jacobian:
-    """The Jacobian of losses as a graph; as rows where a gradient has no derivative, or a wrong one.
+    """The Jacobian of losses as a graph; as rows where a gradient has no derivative or a wrong one.
 
     Args:
         losses: θ `(d,)` ↦ ℓᵢ(θ) `(n,)`.
@@ -77,10 +77,18 @@ def is_adjoint(jacobian: Jacobian | Traced, theta: Tensor) -> bool:
     """
     rng = torch.Generator().manual_seed(0)
     v = torch.randn(len(theta), generator=rng).to(theta)
-    pushed = jacobian.push(v)
-    steps = pushed if isinstance(pushed, list) else [pushed]
-    w = [torch.randn(s.shape, generator=rng, dtype=v.dtype).to(s) for s in steps]
-    pulled = jacobian.pull(w if isinstance(pushed, list) else w[0])
+
+    def drawn(like: Tensor) -> Tensor:
+        return torch.randn(like.shape, generator=rng).to(like)
+
+    if isinstance(jacobian, Traced):
+        steps = jacobian.push(v)
+        w = [drawn(step) for step in steps]
+        pulled = jacobian.pull(w)
+    else:
+        steps = [jacobian.push(v)]
+        w = [drawn(steps[0])]
+        pulled = jacobian.pull(w[0])
     by_push = sum(float((a.conj() * s).real.sum()) for a, s in zip(w, steps, strict=True))
     by_pull = float(pulled @ v)
     allowed = ADJOINT * float(pulled.norm())  # ⟨Jᵀw, v⟩ is about as large
