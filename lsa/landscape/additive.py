@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from lsa.landscape.batched import Batched
-from lsa.landscape.network import HALF
+from lsa.landscape.network import HALF, Converts
 from lsa.landscape.terms import Terms, unit_sums, unit_weights
 from lsa.landscape.weighing import rows
 from lsa.runtime.errors import InputError
@@ -65,7 +65,7 @@ def _check_gradients(landscape: Landscape, theta: Tensor) -> None:
             value, losses = part.loss(t), part.losses(t).sum()
             total = _slope(value, t).mul_(losses.item())
             summed = _slope(losses, t).mul_(value.item())
-    except (RuntimeError, TypeError):  # an operation has no float64
+    except (RuntimeError, TypeError, Converts):  # an operation has no float64
         return
     scale = max(total.norm(), summed.norm())
     if total.sub_(summed).norm() > 1e-3 * scale + 1e-9 * abs(value.item()):

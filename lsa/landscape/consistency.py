@@ -19,7 +19,7 @@ from torch import Tensor
 from lsa.landscape import additive, reach
 from lsa.landscape.derivatives import budget
 from lsa.landscape.landscape import SINGLY, Landscape
-from lsa.landscape.network import HALF
+from lsa.landscape.network import HALF, Converts
 from lsa.landscape.samples import Samples
 from lsa.landscape.weighing import REMEDY, differing
 from lsa.runtime import variables
@@ -181,7 +181,7 @@ def _agree_in_double(few: Landscape, theta: Tensor, size: int) -> bool:
     try:
         fine, at = few.double(), theta.detach().double()
         return not _differ(_seeded(fine, at), _seeded(fine.in_chunks(size), at), at.dtype)
-    except (RuntimeError, TypeError):  # an operation has no float64
+    except (RuntimeError, TypeError, Converts):  # an operation has no float64
         return False
 
 
@@ -215,7 +215,7 @@ def _derivatives(few: Landscape, theta: Tensor, drawn: bool) -> tuple[str, ...]:
     try:
         at = theta.detach().double()
         return _compared(few.double(at), at, drawn)
-    except (RuntimeError, TypeError) as error:  # no float64, no double backward, …
+    except (RuntimeError, TypeError, Converts) as error:  # no float64, no double backward, …
         line = first_line(error)
         return (f"gradient and Hessian product are not checked against differences: {line}",)
 

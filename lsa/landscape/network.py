@@ -22,6 +22,10 @@ Selection = str | Collection[str] | Callable[[str, nn.Parameter], bool]
 DEEPSPEED = "DeepSpeedEngine"  # a class known by its name, as lsa does not import it
 
 
+class Converts(InputError):
+    """A network converts its own parameters while it runs."""
+
+
 def unwrapped(model: nn.Module) -> nn.Module:
     """The network inside of `torch.compile`, DataParallel, DistributedDataParallel and others.
 
@@ -204,10 +208,12 @@ class Network:
             InputError: It asks for a gradient by a tensor that needs none here.
         """
         with torch.enable_grad() if self._differentiates else contextlib.nullcontext():
+            before = [v.dtype for v in self._values]
             try:
                 result = function()
                 if self._silent is None:
                     self._silent = self._written_silently()
+                self._check_precision(before)
                 return result
             except RuntimeError as error:
                 if "does not require grad" not in str(error):
@@ -222,6 +228,19 @@ class Network:
             self._put([self._leaf(v) for v in self._values])
         self._differentiates = True
         return self.evaluated(function)
+
+    def _check_precision(self, before: list[torch.dtype]) -> None:
+        """Check that a pass left the values in the precision in which they were put in.
+
+        Raises:
+            Converts: It converted one, whose gradient then is not θ's.
+        """
+        for name, value, dtype in zip(self.names, self._values, before, strict=False):
+            if value.dtype != dtype:
+                raise Converts(
+                    f"the forward pass converts its own parameter {name!r} to {value.dtype}, so "
+                    "its gradient is lost; give the network in that precision"
+                )
 
     def _leaf(self, value: Tensor) -> Tensor:
         """A value that can be differentiated by, where the network does so itself."""

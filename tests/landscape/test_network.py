@@ -81,3 +81,31 @@ def test_inputs_without_samples_are_refused():
         lsa.Landscape(seeded(lambda: nn.Linear(4, 3)), X.sum(), Y)
     with pytest.raises(InputError, match="hold no tensors"):
         lsa.Landscape(seeded(lambda: nn.Linear(4, 3)), X.tolist(), Y.tolist())
+
+
+class Router(nn.Module):
+    """Converts its own layer in every pass, as that of Switch Transformer does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.gate, self.last = nn.Linear(4, 5), nn.Linear(5, 1), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.first(x))
+        self.gate = self.gate.to(torch.float32)
+        return self.last(h * torch.sigmoid(self.gate(h.float())).to(h.dtype))
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")
+def test_a_layer_that_converts_itself_is_measured_in_its_own_precision():
+    x = X.float()
+    landscape = lsa.Landscape(seeded(Router).float(), x, Y)
+    found = lsa.lanczos(landscape, k=1, k_min=0, density_probes=0)
+    assert any("converts its own parameter 'gate.weight'" in note for note in found.notes)
+    model = seeded(Router).float()
+    parameters = [*model.parameters()]
+    F.cross_entropy(model(x), Y).backward()
+    gradient = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
+    torch.testing.assert_close(landscape.gradient(landscape.theta), gradient)
+    with pytest.raises(InputError, match="converts its own parameter 'gate"):
+        lsa.lanczos(lsa.Landscape(seeded(Router), X, Y), k=1)
