@@ -1,4 +1,4 @@
-"""How a network is evaluated: in which precision, and whether it draws random numbers."""
+"""How a network is evaluated: in which precision, with random numbers, with kinks."""
 
 from __future__ import annotations
 
@@ -10,10 +10,23 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lsa.landscape.network import HALF
 from lsa.landscape.terms import Objective, Terms
+
+# Operations of torch whose derivative jumps. `max` and `clamp` are often used where no kink is, as
+# in a softmax by hand; a network that is taken for one with kinks is only measured more slowly.
+KINKS = {
+    "relu", "leaky_relu", "_prelu_kernel", "rrelu_with_noise", "rrelu_with_noise_functional",
+    "threshold", "hardtanh", "relu6", "hardsigmoid", "softshrink", "hardshrink", "abs", "clamp",
+    "clamp_min", "clamp_max", "maximum", "minimum", "max", "min", "amax", "amin", "aminmax",
+    "median", "nanmedian", "kthvalue", "topk", "max_pool2d", "max_pool2d_with_indices",
+    "max_pool3d_with_indices", "adaptive_max_pool2d", "adaptive_max_pool3d",
+    "fractional_max_pool2d", "fractional_max_pool3d", "mkldnn_max_pool2d", "mkldnn_max_pool3d",
+}  # fmt: skip
+SMOOTH = {"elu": 1.0}  # operations without a kink at this value of their first option alone
 
 
 class Evaluation(NamedTuple):
@@ -21,6 +34,7 @@ class Evaluation(NamedTuple):
 
     half: torch.dtype | None  # the coarsest half precision of weights or outputs of modules
     draws: bool  # random numbers of torch, NumPy or Python
+    kinks: bool  # operations whose derivative jumps
 
 
 def seen_in(model: nn.Module, run: Callable[[], Any]) -> Evaluation:
@@ -34,11 +48,27 @@ def seen_in(model: nn.Module, run: Callable[[], Any]) -> Evaluation:
         run: Makes a pass.
     """
     found = {p.dtype for p in model.parameters()}
-    before = _states()
-    with _outputs_of(model, lambda output: found.update(_dtypes(output))):
+    before, operations = _states(), _Operations()
+    with _outputs_of(model, lambda output: found.update(_dtypes(output))), operations:
         run()
     half = max((d for d in found if d in HALF), key=lambda d: torch.finfo(d).eps, default=None)
-    return Evaluation(half, before != _states())
+    return Evaluation(half, before != _states(), operations.kinks)
+
+
+class _Operations(TorchDispatchMode):
+    """A block in which operations of torch are seen, also those inside of functions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kinks = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call an operation."""
+        name = func._schema.name.partition("::")[2].rstrip("_")
+        if not self.kinks and args and isinstance(args[0], Tensor) and args[0].is_floating_point():
+            bent = name in SMOOTH and args[1:2] not in ((), (SMOOTH[name],))
+            self.kinks = bent or name in KINKS
+        return func(*args, **(kwargs or {}))
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ from lsa.watching import probing, spectrum
 from lsa.watching.evaluation import seeded, seen_in
 from lsa.watching.probe_set import parts_of, refuse_max_norm
 from lsa.watching.probing import Tried, numbers
-from lsa.watching.profile import profile_of
+from lsa.watching.profile import Derivatives, Profile, profile_of
 from lsa.watching.undisturbed import undisturbed
 from lsa.watching.weights import Weights
 
@@ -78,6 +78,7 @@ class ParallelProbing:
         given = F.cross_entropy if loss is None else loss
         self._objective = seeded(objective or objectives.supervised(given))
         self._half: torch.dtype | None = None  # in which the network computes, if it does
+        self._kinks = False  # whether it has some
         self._spectrum, self._optimizers = spectrum.Spectrum(), optimizers
         self._landscapes: list[ParallelLandscape] = []  # on the batches, and on equal parts
 
@@ -95,7 +96,8 @@ class ParallelProbing:
                         ParallelLandscape(self._model, batches, self._objective)
                     )
                 whole = self._landscapes[0]
-                self._half = seen_in(self._model, lambda: whole.loss(whole.theta)).half
+                seen = seen_in(self._model, lambda: whole.loss(whole.theta))
+                self._half, self._kinks = seen.half, seen.kinks
 
     def try_pass(self) -> None:
         """Make one forward pass."""
@@ -141,10 +143,17 @@ class ParallelProbing:
                 "lambda_max": lambda: self._spectrum.lambda_max(point),
                 "sharpness": lambda: self._spectrum.sharpness(point, theta, self._state()),
             }
+
+            def profiled() -> Profile:
+                slope = math.nan
+                if self._kinks:  # the curvature is left out
+                    slope = float(space.dot(landscape.gradient(start), update))
+                means = torch.tensor([[slope], [math.nan]], dtype=torch.float64, device="cpu")
+                given = Derivatives(*means) if self._kinks else None
+                return profile_of(losses, None, start, update, half=self._half, derivatives=given)
+
             if square > 0:
-                work["update"] = lambda: profile_of(
-                    losses, None, start, update, half=self._half
-                ).numbers(square)
+                work["update"] = lambda: profiled().numbers(square)
             if not math.isfinite(square):  # the training has diverged
                 return {}
             return numbers(self._kinds, work, tried, noise=noise)

@@ -65,6 +65,7 @@ class ProbeSet:
         self._loss: Loss = F.cross_entropy if loss is None else loss
         self._objective = objective
         self.half: torch.dtype | None = None  # in which the network computes, if it does
+        self.kinks = False  # whether the network has some
         self._holders = self._model, self._loss, objective
         self._landscape: Landscape | None = None
         self._parts: list[Landscape] = []
@@ -99,7 +100,7 @@ class ProbeSet:
             seen = seen_in(self._model, run)
         except InputError as error:
             raise self._explained(error) from error
-        self.half = seen.half
+        self.half, self.kinks = seen.half, seen.kinks
         if seen.draws:
             log.warning(
                 "watch: the network draws random numbers when it is evaluated; on batches= it is "

@@ -15,7 +15,7 @@ from lsa.training import stability
 from lsa.watching import spectrum
 from lsa.watching.noise import Noise
 from lsa.watching.probe_set import ProbeSet
-from lsa.watching.profile import Profile, profile
+from lsa.watching.profile import DERIVED, Profile, profile
 
 USUAL = ("update", "noise")
 KINDS = (*USUAL, "noise_of_blocks", "sharpness", "lambda_max", "batch_sharpness")
@@ -74,7 +74,9 @@ class Probing:
     @property
     def passes(self) -> int:
         """Forward passes that a first measurement is worth, at most."""
-        return sum(PASSES[kind] for kind in self._kinds)
+        derived = self._probe_set.half is not None or self._probe_set.kinks
+        more = DERIVED if derived and "update" in self._kinds else 0
+        return sum(PASSES[kind] for kind in self._kinds) + more
 
     def ready(self) -> None:
         """Prepare the probe set; its first passes take longer than later ones."""
@@ -123,8 +125,8 @@ class Probing:
 
     def _profiled(self, landscape: Landscape, start: Tensor, update: Tensor) -> Profile:
         """The loss along the step, from where the last one was measured."""
-        half = self._probe_set.half
-        self._profile = profile(landscape, start, update, self._profile, half=half)
+        how = {"half": self._probe_set.half, "kinks": self._probe_set.kinks}
+        self._profile = profile(landscape, start, update, self._profile, **how)
         return self._profile
 
     def _state(self, landscape: Landscape) -> stability.OptimizerState | None:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import lsa
+from benchmarks import gpt
 from lsa.watching.evaluation import seen_in
 
 
@@ -94,9 +95,30 @@ def test_the_precision_of_a_pass():
         with torch.autocast("cpu", torch.bfloat16):
             return model(x)
 
-    assert seen_in(model, lambda: model(x)) == (None, False)
-    assert seen_in(model, half) == (torch.bfloat16, False)
-    assert seen_in(model, lambda: torch.rand(2)) == (None, True)
+    assert seen_in(model, lambda: model(x)) == (None, False, False)
+    assert seen_in(model, half) == (torch.bfloat16, False, False)
+    assert seen_in(model, lambda: torch.rand(2)) == (None, True, False)
     model[1].half()
     assert seen_in(model, lambda: None).half == torch.float16
     assert not any(m._forward_hooks for m in model.modules())
+
+
+@pytest.mark.parametrize(
+    "bent",
+    [F.relu, F.leaky_relu, F.selu, torch.abs, lambda x: x.clamp(min=0), lambda x: x.max(1)[0]],
+)
+def test_kinks_are_seen_also_in_functions(bent: Any):
+    model, x = nn.Linear(5, 4), torch.randn(3, 5)
+    assert seen_in(model, lambda: bent(model(x))).kinks
+    with torch.no_grad():
+        assert seen_in(model, lambda: F.max_pool2d(model(x)[None], 2)).kinks
+
+
+def test_smooth_networks_have_no_kinks():
+    shape = gpt.Shape(1, 8, 2, 6, 16)
+    model, ids = gpt.build(shape), torch.randint(16, (2, 7))
+    assert not seen_in(model, lambda: gpt.mean_loss(model, ids)).kinks
+    x, whole = torch.randn(3, 5), torch.randint(9, (3, 4))
+    for smooth in (F.elu, F.gelu, F.silu, F.softplus, lambda x: F.smooth_l1_loss(x, x + 1)):
+        assert not seen_in(model, lambda smooth=smooth: smooth(x)).kinks
+    assert not seen_in(model, lambda: whole.clamp(max=3).max()).kinks

@@ -51,9 +51,9 @@ NOISE = re.compile("noise|gradient_(squared|diversity)")
 watched = functools.partial(lsa.watch, budget=None, track=False)
 
 
-def setting(width: int = 10) -> tuple[nn.Module, Tensor, Tensor]:
+def setting(width: int = 10, bend: type[nn.Module] = nn.Tanh) -> tuple[nn.Module, Tensor, Tensor]:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(5, width), nn.Tanh(), nn.Linear(width, 3))
+    model = nn.Sequential(nn.Linear(5, width), bend(), nn.Linear(width, 3))
     x = torch.randn(64, 5)
     return model, x, (x @ torch.randn(5, 3)).argmax(1)
 
@@ -83,9 +83,10 @@ MAKERS = {
 }
 
 
+@pytest.mark.parametrize("bend", [nn.Tanh, nn.ReLU])
 @pytest.mark.parametrize("name", MAKERS)
-def test_along_the_update(name: str):
-    model, x, y = setting()
+def test_along_the_update(name: str, bend: type[nn.Module]):
+    model, x, y = setting(bend=bend)
     optimizer = MAKERS[name](model.parameters())
     watch = watched(model, optimizer, batches=(x, y), measure=["update"], every=1, strict=True)
     exact = Exact(model, x, y)
@@ -96,10 +97,11 @@ def test_along_the_update(name: str):
         u = end - start
         H, each = exact.hessian(start), exact.gradients(start)
         slope, curvature = float(each.mean(0) @ u), float(u @ H @ u)
-        # The fourth derivative is left: within 1 % of the largest curvature that u could have.
+        # The fourth derivative is left: within 1 % of the largest curvature that u could have. With
+        # kinks there are derivatives, which leave none.
         scale = float(torch.linalg.matrix_norm(H, 2) * (u @ u))
         assert row["directional_sharpness"] * float(u @ u) == pytest.approx(
-            curvature, abs=0.01 * scale, rel=0.01
+            curvature, abs=(0.01 if bend is nn.Tanh else 1e-5) * scale, rel=0.01
         )
         assert row["probe_loss"] == pytest.approx(float(exact.loss(start)), rel=1e-6)
         change = float(exact.loss(end) - exact.loss(start))
