@@ -54,7 +54,7 @@ def test_a_step_takes_a_part_of_a_gpu(monkeypatch):
     [
         (["--engine", "ray"], "pip install 'loss-landscape-analysis[ray]'"),
         (["--address", "auto"], "add engine=ray"),
-        (["--engine", "ray", "--workers", "0"], "workers=0 must be at least 1"),
+        (["--engine", "ray", "--workers", "0"], "'--workers': Input should be greater than"),
     ],
 )
 def test_what_cannot_be_is_told_in_one_line(workplace, monkeypatch, capsys, options, line):
