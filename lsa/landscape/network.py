@@ -376,7 +376,7 @@ class Network:
             for i, (module, name, buffer, kept) in enumerate(self._buffers)
             if module._buffers.get(name) is buffer
             and _version(buffer) == self._versions[i]
-            and buffer.ndim == 1
+            and (buffer.ndim == 1 and buffer.layout == torch.strided)
             and buffer.is_floating_point()
             and not torch.allclose(buffer, kept, rtol=0, atol=0, equal_nan=True)
         }

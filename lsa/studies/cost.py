@@ -20,7 +20,7 @@ from lsa.landscape.blocks import blocks, parted
 from lsa.landscape.derivatives import budget
 from lsa.landscape.samples import Samples
 from lsa.maths.alignment.permutations import permutation_spec
-from lsa.maths.spectra.krylov import orthogonalise
+from lsa.maths.spectra.krylov import Matvec, orthogonalise
 from lsa.probe import Probe, Sizes, Work
 from lsa.project import Project, Recipe
 from lsa.runtime.errors import InputError
@@ -138,7 +138,9 @@ def measured(
     part = landscape.subset(torch.arange(n)).with_memory(int(spare * n / samples))
     v = torch.randn(len(theta), generator=torch.Generator().manual_seed(0)).to(theta)
     rows = torch.stack([v[:ROW]] * 4) / len(theta) ** 0.5
-    operators = part.hessian(theta), part.gauss_newton(theta), part.covariance(theta, centred=False)
+    product = part.hessian(theta)
+    gauss_newton_product = _or(part.gauss_newton(theta), product)
+    operators = product, gauss_newton_product, part.covariance(theta, centred=False)
     firsts: list[Callable[[], Any]] = [
         lambda: part.loss(theta),
         lambda: part.gradient(theta)[0].item(),
@@ -160,12 +162,12 @@ def measured(
         ],
         clock,
     )
-    loss, gradient, product, gauss_newton, covariance, curvature = (s / n for s in seconds[:-1])
+    loss, gradient, hessian, gauss_newton, covariance, curvature = (s / n for s in seconds[:-1])
     row = seconds[-1] / len(rows) * len(theta) / rows.shape[1]
     return Rates(
         loss,
         gradient,
-        product,
+        hessian,
         gauss_newton,
         covariance,
         curvature,
@@ -175,10 +177,28 @@ def measured(
         spare,
         _pass(landscape),
         row,
-        _check(landscape, loss, gradient, product, row) if budget.settings().check else 0.0,
+        _check(landscape, loss, gradient, hessian, row) if budget.settings().check else 0.0,
         before,
         new,
     )
+
+
+def _or(first: Matvec, other: Matvec) -> Matvec:
+    """The first product; the other where it is refused, as probes then leave it out."""
+    taken: list[Matvec] = []
+
+    def product(v: Tensor) -> Tensor:
+        if not taken:
+            try:
+                result = first(v)
+            except InputError:
+                taken.append(other)
+            else:
+                taken.append(first)
+                return result
+        return taken[0](v)
+
+    return product
 
 
 def _new(clock: Callable[[], float]) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -27,6 +29,13 @@ class Statistics(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = F.batch_norm(self.first(x), self.mean, self.variance, training=True)  # pyright: ignore
         return self.last(h)
+
+
+def test_sparse_buffers_are_looked_at_by_nobody():
+    model = seeded(lambda: nn.Linear(4, 3)).double()
+    model.register_buffer("mask", torch.zeros(4).to_sparse())
+    landscape = lsa.Landscape(model, [(X, Y)], copy=False)
+    assert math.isfinite(landscape.loss(landscape.theta))
 
 
 def test_statistics_that_a_function_writes_are_put_back():

@@ -13,6 +13,7 @@ from lsa.landscape import Landscape
 from lsa.landscape.derivatives import budget
 from lsa.maths.spectra import counts
 from lsa.probe import Sizes, Work, between
+from lsa.runtime.errors import InputError
 from lsa.studies import cost, plan, study
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's and SQLAlchemy's own
@@ -164,6 +165,16 @@ def test_the_rate_of_products_by_differences_is_that_of_two_gradients(monkeypatc
     n = landscape.n_samples
     rates = cost.measured(landscape, landscape.theta, n, n, clock=lambda: float(evaluations))
     assert rates.product * n == 2
+
+
+def test_where_there_is_no_gauss_newton_part_a_hessian_product_is_its_price(monkeypatch):
+    def refused(*_):
+        raise InputError("there is no Gauss–Newton part")
+
+    monkeypatch.setattr(Landscape, "gauss_newton", lambda *_: refused)
+    landscape = Landscape(*images())
+    rates = cost.measured(landscape, landscape.theta, landscape.n_samples, 1)
+    assert rates.gauss_newton == pytest.approx(rates.product, rel=1.0)
 
 
 def test_a_forecast_prices_what_would_run_and_nothing_else(workplace):

@@ -19,7 +19,8 @@ from lsa.landscape.derivatives.precision import full_float32
 from lsa.landscape.derivatives.second_order import SecondOrder
 from lsa.runtime.errors import InputError
 
-ADJOINT = 1e-2  # of ⟨Jᵀw, v⟩, relative to its usual size; rounding is far below
+ADJOINT = 1e-2  # of ⟨Jᵀw, v⟩, relative to its usual size; rounding of float32 is far below
+ROUNDINGS = 20  # of a product, where those of half precision are more
 AGREEMENT = 1e-3  # of a gradient and its way through the outputs, relative; rounding is far below
 
 
@@ -81,18 +82,19 @@ def is_adjoint(jacobian: Jacobian | Traced, theta: Tensor) -> bool:
     def drawn(like: Tensor) -> Tensor:
         return torch.randn(like.shape, generator=rng).to(like)
 
-    if isinstance(jacobian, Traced):
-        steps = jacobian.push(v)
-        w = [drawn(step) for step in steps]
-        pulled = jacobian.pull(w)
-    else:
-        steps = [jacobian.push(v)]
-        w = [drawn(steps[0])]
-        pulled = jacobian.pull(w[0])
+    def pushed(v: Tensor) -> list[Tensor]:
+        return jacobian.push(v) if isinstance(jacobian, Traced) else [jacobian.push(v)]
+
+    steps = pushed(v)
+    w = [drawn(step) for step in steps]
+    pulled = jacobian.pull(w) if isinstance(jacobian, Traced) else jacobian.pull(w[0])
     by_push = sum(float((a.conj() * s).real.sum()) for a, s in zip(w, steps, strict=True))
     by_pull = float(pulled @ v)
-    allowed = ADJOINT * float(pulled.norm())  # ⟨Jᵀw, v⟩ is about as large
-    return not abs(by_push - by_pull) > allowed
+    # A product with 3 v is rounded anew, so it differs from 3 J v by what rounding leaves.
+    apart = [(b / 3 - s).abs().square().sum() for b, s in zip(pushed(3 * v), steps, strict=True)]
+    rounding = float(sum(apart)) ** 0.5
+    usual = float(pulled.norm())  # ⟨Jᵀw, v⟩ is about as large
+    return not abs(by_push - by_pull) > max(ADJOINT * usual, ROUNDINGS * rounding)
 
 
 class Jacobian:

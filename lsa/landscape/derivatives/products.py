@@ -193,20 +193,21 @@ def second_moment(
             the form of fast products as far as memory allows.
         singly: Else by one backward pass for each sample, where a graph of the gradient is wrong.
     """
-    checked: list[bool] = []  # whether a graph of the gradients was seen to be right
+    graph = False if singly else None  # whether a graph of the gradients is right; None: not seen
     known: dict[int, bool] = {}  # part ↦ whether its gradients are known by layers
 
     def build(k: int, part: Part) -> SampleGradients | Jacobian:
+        nonlocal graph
         found = None
         if known.get(k, by_layers):
             found = sample_gradients.of(part.losses, theta, check=k not in known)
             known[k] = found is not None
         if found is not None:
             return found
-        if singly:
+        if graph is False:
             return sample_gradients.one_by_one(part.losses, theta)
-        made = jacobian(part.losses, theta, check=not checked)
-        checked[:] = [True] if isinstance(made, Jacobian) else []
+        made = jacobian(part.losses, theta, check=graph is None)
+        graph = isinstance(made, Jacobian)
         return made
 
     def weighed(

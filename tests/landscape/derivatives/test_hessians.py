@@ -389,6 +389,21 @@ def test_slopes_come_from_single_gradients_where_a_hook_solves_for_the_gradient(
     torch.testing.assert_close(rows @ u, truth.slopes(theta, u))
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_rounding_of_half_precision_is_no_wrong_derivative(seed: int):
+    """Of ⟨w, Jv⟩, whose error reaches 2.6 % of the usual size in deep networks."""
+
+    def make() -> nn.Module:
+        inner = [nn.Sequential(nn.Tanh(), nn.LayerNorm(32), nn.Linear(32, 32)) for _ in range(5)]
+        return nn.Sequential(nn.Linear(20, 32), *inner, nn.Linear(32, 5))
+
+    x, y = (normal(64, 20) + 2 + seed).bfloat16(), torch.arange(64) % 5
+    landscape = Landscape(seeded(make).bfloat16(), x, y)
+    u = torch.ones_like(landscape.theta)
+    assert landscape.gauss_newton(landscape.theta)(u) @ u > 0
+    assert (landscape.covariance(landscape.theta)(u) @ u) > 0
+
+
 class MeansByProduct(nn.Module):
     """Forward mode of torch's product over indices is wrong (torch 2.14)."""
 
