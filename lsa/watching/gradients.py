@@ -62,7 +62,7 @@ class Gradients:
         due: Callable[[], bool],
         run: Callable[[str, Callable[[], None]], Any],
         sampling: Callable[[], bool] | None,
-        interrupted: Callable[[], None],
+        interrupted: Callable[[Optimizer], None],
     ) -> list[Any]:
         """Hooks, those on backward passes once it listens.
 
@@ -70,7 +70,8 @@ class Gradients:
             due: Whether the step at hand is measured.
             run: Does the work of a part at the end of a pass.
             sampling: Whether its single samples are; None: never.
-            interrupted: Is told when a pass begins and the step that took gradients has raised.
+            interrupted: Is told when a pass begins after an optimizer has taken the last gradients
+                and while it does not step: its step has raised, unless others follow.
         """
         if sampling is not None:
             self._sampling = lambda: sampling() and not self.closed
@@ -82,7 +83,7 @@ class Gradients:
 
         def begins() -> bool:
             if self.closed and self._by is not None and not steps_of(self._by):
-                interrupted()
+                interrupted(self._by)
             return counts()
 
         def ended() -> None:

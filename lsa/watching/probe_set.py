@@ -208,7 +208,8 @@ def read(batches: Iterable[Any]) -> list[Any]:
 def _copied(batch: Any) -> Any:
     """A copy of a batch; of what lets no copy be made, itself."""
     memo: dict[int, Any] = {}
-    for t in _tensors(batch):  # deepcopy takes all of the memory that a tensor is a view of
+    held = [*_tensors(batch)]  # of a mapping that makes them when asked, too: ids are used again
+    for t in held:  # deepcopy takes all of the memory that a tensor is a view of
         memo[id(t)] = t.detach().clone().requires_grad_(t.requires_grad)
     try:
         return copy.deepcopy(batch, memo)

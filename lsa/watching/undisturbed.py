@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import threading
 from collections.abc import Iterator
@@ -16,6 +17,8 @@ from lsa.landscape.kernels import eager
 from lsa.watching.kept import kept
 
 _ALONE = threading.RLock()  # two threads would put back what the other has set for its measurement
+if hasattr(os, "register_at_fork"):  # in a child nobody would ever release it
+    os.register_at_fork(after_in_child=_ALONE._at_fork_reinit)  # pyright: ignore
 _MEASURING = ContextVar("measuring", default=False)
 
 

@@ -131,7 +131,7 @@ class Watch:
                 self._norms_are_due,
                 lambda part, work: self._run(part, work, ends=False),
                 self._samples_are_due if self._plan.samples else None,
-                self._begin_anew,
+                self._interrupted,
             )
             self._gradients.listen(self._norms_are_due())
 
@@ -163,6 +163,11 @@ class Watch:
             if self._weights.have_changed(self._optimizers, inside=self._probing):
                 self._run("norms", self._look_inside, ends=False)
             self._run("norms", lambda: self._norms.before(step), ends=False)
+
+    def _interrupted(self, optimizer: Optimizer) -> None:
+        """A pass begins after an optimizer has taken the last gradients of the step."""
+        if optimizer is self._optimizers[-1]:
+            self._begin_anew()
 
     def _begin_anew(self) -> None:
         """Forget what belongs to a step that has raised: another batch may take its place."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -34,6 +36,50 @@ def backward(model: nn.Module, i: int) -> Tensor:
     loss = F.cross_entropy(model(X[i::3]), Y[i::3])
     loss.backward()
     return loss
+
+
+def test_a_pass_between_the_steps_of_two_optimizers_takes_nothing_away():
+    """The first moves all parameters, so that it has taken the last gradient there is."""
+    model = network()
+    every = torch.optim.SGD(model.parameters(), lr=0.1)
+    last = torch.optim.SGD(model[2].parameters(), lr=0.01)
+    with watched(model, [every, last]) as watch:
+        every.zero_grad()
+        backward(model, 0)
+        first = [p.grad.clone() for p in model[0].parameters()]
+        every.step()
+        last.zero_grad()
+        backward(model, 1)
+        second = [p.grad.clone() for p in model[2].parameters()]
+        last.step()
+    wanted = torch.cat([g.flatten() for g in (*first, *second)]).norm().item()
+    assert watch.rows[0]["gradient_norm"] == pytest.approx(wanted, rel=1e-5)
+
+
+FORKED = """
+import os, signal, threading, time
+from lsa.watching.undisturbed import undisturbed
+
+begun = threading.Event()
+
+def hold():
+    with undisturbed():
+        begun.set()
+        time.sleep(1)
+
+threading.Thread(target=hold).start()
+begun.wait()
+if not os.fork():
+    signal.alarm(20)
+    with undisturbed():
+        os._exit(0)
+raise SystemExit(os.waitstatus_to_exitcode(os.wait()[1]))
+"""
+
+
+@pytest.mark.full
+def test_a_child_that_is_forked_off_within_a_measurement_may_measure():
+    assert subprocess.run([sys.executable, "-c", FORKED], timeout=60).returncode == 0
 
 
 class Centred(torch.optim.SGD):
