@@ -135,9 +135,9 @@ def foreign_hash(module: str) -> str:
     """`code_hash` of a module of somebody's own; empty for one without Python source."""
     try:
         path = _source(module)
-    except (ImportError, ValueError):  # told where it is imported
+        return code_hash(module) if path and path.suffix == ".py" else ""
+    except (ImportError, ValueError, SyntaxError):  # told where it is imported
         return ""
-    return code_hash(module) if path and path.suffix == ".py" else ""
 
 
 def _collect(module: str, seen: dict[str, bytes]) -> None:

@@ -57,9 +57,10 @@ def train(
     device_name = load.device_of(device)
     trusted = (*trusted, permission(recipe.dataset.name, recipe.dataset.options))
     split = checkpoints.load_data(recipe, device_name, trusted)
-    key = train_key(recipe, split.hash, device_name)
-    # Wrong options fail here, before anything is tracked as running.
+    # Wrong options fail here, before anything is tracked as running, and packages that are not
+    # trusted before the key looks at their modules.
     training.initial(recipe, split, trusted)
+    key = train_key(recipe, split.hash, device_name)
     return steps.once(
         key, lambda: _train(recipe, split, key, device_name, resume, trusted), reuse=reuse
     )

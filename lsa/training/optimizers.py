@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lsa.project import factories
-from lsa.runtime.errors import InputError
+from lsa.runtime.errors import InputError, first_line
 from lsa.training.muon import Muon
 from lsa.training.sharpness_aware import SAM
 
@@ -29,9 +29,9 @@ def step(optimizer: Optimizer, closure: Callable[[], Any]) -> None:
     """One step by a closure that computes the gradient.
 
     Raises:
-        InputError: The optimizer does not call it, and may have failed for want of a gradient.
+        InputError: The optimizer does not call it, or has failed before.
     """
-    called = False
+    called, name = False, f"{type(optimizer).__name__}.step"
 
     def noted() -> Any:
         nonlocal called
@@ -40,13 +40,20 @@ def step(optimizer: Optimizer, closure: Callable[[], Any]) -> None:
 
     try:
         optimizer.step(noted)
-    except Exception:
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
         if called:
             raise
+        raise InputError(
+            f"{name} fails before it has called the closure that makes the gradient "
+            f"({type(error).__name__}: {first_line(error)}); let it call the closure first, as "
+            "those of torch.optim do"
+        ) from error
     if not called:
         raise InputError(
-            f"{type(optimizer).__name__}.step does not call the closure that it is given, so "
-            "there is no gradient; let it do so first, as those of torch.optim do"
+            f"{name} does not call the closure that it is given, so there is no gradient; let it "
+            "do so first, as those of torch.optim do"
         )
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
+import random
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -49,7 +53,7 @@ def check_fit(recipe: Recipe, split: Data, model: nn.Module, trusted: Collection
     Args:
         recipe: Names them.
         split: The data.
-        model: The network before its training, on the CPU.
+        model: The network before its training, on the CPU; a copy of it is tried.
         trusted: Packages whose factories may be imported.
 
     Raises:
@@ -62,8 +66,8 @@ def check_fit(recipe: Recipe, split: Data, model: nn.Module, trusted: Collection
             f"{recipe.dataset.name} has the shape {shape}; leave augment out"
         )
     label, loss = f"loss {recipe.loss.name}", loss_of(recipe, trusted)
-    model.eval()
-    with torch.no_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+    model = copy.deepcopy(model).eval()
+    with torch.no_grad(), _own_random_states(), warnings.catch_warnings():
         # torch's warning of a loss that broadcasts
         warnings.filterwarnings("error", "Using a target size")
         for n in (2, 3):  # what broadcasts by chance at one size does not at the other
@@ -82,7 +86,18 @@ def check_fit(recipe: Recipe, split: Data, model: nn.Module, trusted: Collection
                 raise InputError(
                     f"{label} returns {kind}; it must return a scalar, the mean over the batch"
                 )
-    model.train()
+
+
+@contextlib.contextmanager
+def _own_random_states() -> Iterator[None]:
+    """A block after which the generators of torch, NumPy and Python are as before."""
+    of_python, of_numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        random.setstate(of_python)
+        np.random.set_state(of_numpy)
 
 
 def loss_of(recipe: Recipe, trusted: Collection[str] = ()) -> losses.Loss:

@@ -14,6 +14,7 @@ where an eigenvalue of this P⁻¹(H + λI) passes 1.
 from __future__ import annotations
 
 import functools
+import inspect
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -229,17 +230,7 @@ class OptimizerState:
                 optimizers.switch(twin, training=True)
         for p, slope in zip(own, gradient.split(sizes), strict=True):
             p.grad = slope.view_as(p).to(p, copy=True)  # some optimizers write into it
-        evaluations = 0
-
-        def closure() -> Any:
-            """The gradient is there already."""
-            nonlocal evaluations
-            evaluations += 1
-            return theta.new_zeros(())
-
-        twin.step(closure)
-        if evaluations > 1:
-            raise RuntimeError("it evaluates the loss more than once")
+        _step_from_gradients(twin, own)
         if averaging:
             optimizers.switch(twin, training=False)
         u = torch.empty_like(theta)
@@ -247,6 +238,34 @@ class OptimizerState:
             p.grad = None
             part.copy_(p.detach().reshape(-1).to(theta.device) - at.double())
         return u
+
+
+def _step_from_gradients(optimizer: Optimizer, parameters: Sequence[Tensor]) -> None:
+    """A step from the gradients that the parameters have.
+
+    Raises:
+        RuntimeError: It evaluates the loss more than once, or at other weights, as SAM does.
+    """
+
+    def state() -> list[Any]:
+        """Sums, which change when the weights or the gradients do."""
+        both = [t for p in parameters for t in (p.detach(), p.grad)]
+        return [None if t is None else t.sum().item() for t in both]
+
+    before, evaluations = state(), 0
+
+    def closure() -> Any:
+        """The gradient is there already."""
+        nonlocal evaluations
+        evaluations += 1
+        if evaluations > 1:
+            raise RuntimeError("it evaluates the loss more than once")
+        if state() != before:
+            raise RuntimeError("it evaluates the loss at other weights, or without the gradient")
+        return parameters[0].new_zeros(())
+
+    takes_closure = len(inspect.signature(optimizer.step).parameters) > 0
+    optimizer.step(*[closure] * takes_closure)
 
 
 def _local(tensor: Tensor) -> Tensor:

@@ -85,6 +85,20 @@ def test_a_parameter_is_updated_in_one_pass_as_torch_does_by_default(name, optio
     torch.testing.assert_close(ours, wanted, rtol=1e-5, atol=1e-6)
 
 
+class Failing(torch.optim.SGD):
+    """Asks for an option that it has not."""
+
+    def step(self, closure=None):
+        """One step."""
+        return self.param_groups[0]["rho"]
+
+
+def test_what_fails_before_its_closure_is_told_with_the_cause():
+    theta = nn.Parameter(torch.ones(1))
+    with pytest.raises(InputError, match=r"Failing.step fails before .*KeyError: 'rho'"):
+        optimizers.step(Failing([theta], lr=0.1), lambda: torch.zeros(()))
+
+
 def test_lbfgs_solves_a_quadratic_in_one_step():
     A = torch.diag(torch.tensor([1.0, 10.0, 100.0], dtype=torch.float64))
     theta = nn.Parameter(torch.ones(3, dtype=torch.float64))

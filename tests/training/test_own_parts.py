@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import random
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -35,6 +37,19 @@ def short():
 
 def line(width=8):
     return nn.Sequential(nn.Linear(1, width), nn.Tanh(), nn.Linear(width, 1))
+
+class Counting(nn.Linear):
+    def __init__(self):
+        super().__init__(1, 1)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls += 1
+        np.random.rand()
+        return super().forward(x)
+
+def counting():
+    return Counting()
 
 def reader(classes):
     return nn.Sequential(nn.Embedding(7, 4), nn.Flatten(), nn.Linear(20, classes))
@@ -139,6 +154,14 @@ def test_a_loss_that_broadcasts_by_chance_at_one_size_is_told():
     )
     with pytest.raises(InputError, match=r"does not take outputs \(2, 3\) with targets \(2,\)"):
         initial(at, split_of(at), [NAME])
+
+
+def test_a_training_begins_where_nothing_was_tried():
+    """Neither counters of the network nor the generators of NumPy and Python have moved."""
+    at = recipe(model={"name": f"{NAME}:counting"})
+    of_numpy, of_python = np.random.get_state()[1].tolist(), random.getstate()  # pyright: ignore
+    assert initial(at, split_of(at), [NAME])["model"]["calls"] == 1  # a built network is tried
+    assert (np.random.get_state()[1].tolist(), random.getstate()) == (of_numpy, of_python)  # pyright: ignore
 
 
 def test_data_that_is_not_finite_is_no_divergence():

@@ -100,6 +100,41 @@ def test_what_evaluates_the_loss_again_makes_no_step_from_a_gradient(name):
         found.update(flat(parameters), torch.ones(10).double())
 
 
+class Bare(torch.optim.SGD):
+    """An optimizer of one's own whose step takes nothing."""
+
+    def step(self):  # pyright: ignore
+        """One step."""
+        return super().step()
+
+
+class TwoSteps(torch.optim.SGD):
+    """SAM with one evaluation: from the gradient at hand up, from that of the closure down."""
+
+    def step(self, closure):  # pyright: ignore
+        """One step."""
+        with torch.no_grad():
+            for p in self.param_groups[0]["params"]:
+                p.add_(p.grad, alpha=0.1)
+        self.zero_grad()
+        closure()
+        return super().step()
+
+
+def test_the_next_step_of_an_optimizer_that_takes_no_closure():
+    parameters, _, _ = stepped("SGD", 0)
+    found = kept(parameters, Bare(parameters, lr=0.1))
+    g = torch.linspace(-1, 2, 10, dtype=torch.float64)
+    torch.testing.assert_close(found.update(flat(parameters), g), -0.1 * g, rtol=1e-12, atol=1e-15)
+
+
+def test_a_closure_at_other_weights_is_no_gradient_of_these():
+    parameters, _, _ = stepped("SGD", 0)
+    found = kept(parameters, TwoSteps(parameters, lr=0.1))
+    with pytest.raises(InputError, match=r"TwoSteps makes no step .*at other weights"):
+        found.update(flat(parameters), torch.ones(10).double())
+
+
 def test_the_preconditioner_of_adam_is_that_of_a_hand_run_adam():
     """v ← β₂v + (1−β₂)g², P = (1−β₁ᵗ)(√(v/(1−β₂ᵗ)) + ε); and the step is −η P⁻¹m, m undivided."""
     beta1, beta2, eps, lr = 0.8, 0.95, 1e-3, 0.01

@@ -26,13 +26,13 @@ class Level:
     mean: float  # the median of those known where not all seeds are finite
     low: float  # 95 % t interval of the mean; nan with fewer than two seeds
     high: float
+    finite: int  # seeds at which the number is
     side: str = ""  # "above 0" or "below 0": what was tested; empty: nothing
     beyond: int = 0  # seeds at which the number is on that side beyond its own error
     p: float = math.nan  # exact one-sided sign test
     p_adjusted: float = math.nan  # Holm over the subjects
     family: int = 1
     established: bool = False
-    finite: int = 0  # seeds at which the number is
     unknown: int = 0  # seeds at which its error is not known, so that it is on no side
 
     @property
@@ -100,13 +100,13 @@ def levels(
         else:
             mean = middle(numbers), math.nan, math.nan
         if errors is None:
-            judged.append(Level(subject, seeds, *mean, finite=finite))
+            judged.append(Level(subject, seeds, *mean, finite))
             continue
         margins = np.array([errors[subject][seed] for seed in seeds], dtype=float)
         beyond = int((sign * numbers > margins).sum())
         p = float(bdtrc(beyond - 1, len(seeds), 0.5)) if len(seeds) > 1 else math.nan
         unknown = int(np.isnan(margins).sum())
-        judged.append(Level(subject, seeds, *mean, side, beyond, p, finite=finite, unknown=unknown))
+        judged.append(Level(subject, seeds, *mean, finite, side, beyond, p, unknown=unknown))
     adjusted = holm([level_of.p for level_of in judged])
     return [
         level_of if errors is None else _judged(level_of, p, len(judged), level)
