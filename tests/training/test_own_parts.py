@@ -17,6 +17,7 @@ from torch import nn
 from lsa.project import Project, Recipe, trusted_by
 from lsa.runtime.errors import InputError
 from lsa.training import data, losses, schedules
+from lsa.training.recipes import check_fit, network
 from lsa.training.train import Epoch, initial, train
 
 PARTS = """
@@ -156,12 +157,22 @@ def test_a_loss_that_broadcasts_by_chance_at_one_size_is_told():
         initial(at, split_of(at), [NAME])
 
 
+def generators() -> list[Any]:
+    return [
+        torch.get_rng_state().tolist(),
+        str(np.random.get_state(legacy=False)),
+        random.getstate(),
+    ]
+
+
 def test_a_training_begins_where_nothing_was_tried():
     """Neither counters of the network nor the generators of NumPy and Python have moved."""
     at = recipe(model={"name": f"{NAME}:counting"})
-    of_numpy, of_python = np.random.get_state()[1].tolist(), random.getstate()  # pyright: ignore
-    assert initial(at, split_of(at), [NAME])["model"]["calls"] == 1  # a built network is tried
-    assert (np.random.get_state()[1].tolist(), random.getstate()) == (of_numpy, of_python)  # pyright: ignore
+    split = split_of(at)
+    model = network(at, split, [NAME])
+    calls, states = model.state_dict()["calls"].clone(), generators()
+    check_fit(at, split, model, [NAME])
+    assert model.state_dict()["calls"] == calls and generators() == states and model.training
 
 
 def test_data_that_is_not_finite_is_no_divergence():
