@@ -96,6 +96,7 @@ class ParallelProbing:
                         ParallelLandscape(self._model, batches, self._objective)
                     )
                 whole = self._landscapes[0]
+                whole.loss(whole.theta)  # counts the samples, which is no part of L
                 seen = seen_in(self._model, lambda: whole.loss(whole.theta))
                 self._half, self._kinks = seen.half, seen.kinks
 

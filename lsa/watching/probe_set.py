@@ -97,6 +97,7 @@ class ProbeSet:
             losses.append(landscape.loss(landscape.theta))
 
         try:
+            run()  # counts the samples, which is no part of L
             seen = seen_in(self._model, run)
         except InputError as error:
             raise self._explained(error) from error
@@ -109,7 +110,7 @@ class ProbeSet:
             self._objective = seeded(self._objective or supervised(self._loss))
             landscape = self._made()
             run()
-        run()
+            run()
         first, second = losses[-2:]
         alike = math.isclose(first, second, rel_tol=1e-2 if seen.half else 1e-5)
         if not alike and math.isfinite(first + second):

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 import lsa
 from benchmarks import gpt
 from lsa.watching.evaluation import seen_in
+from lsa.watching.probe_set import ProbeSet
+from lsa.watching.weights import Weights
 
 
 class Random(nn.Module):
@@ -112,6 +114,15 @@ def test_kinks_are_seen_also_in_functions(bent: Any):
     assert seen_in(model, lambda: bent(model(x))).kinks
     with torch.no_grad():
         assert seen_in(model, lambda: F.max_pool2d(model(x)[None], 2)).kinks
+
+
+def test_what_lsa_counts_of_an_objective_is_no_kink():
+    model, ids = gpt.build(gpt.Shape(1, 8, 2, 6, 16)), torch.randint(16, (2, 7))
+    weights = Weights(model, [torch.optim.SGD(model.parameters(), lr=0.1)])
+    given = {"objective": lsa.objectives.per_token(shift=False)}
+    probe_set = ProbeSet(model, weights, [(ids[:, :-1], ids[:, 1:])], **given)
+    probe_set.ready()
+    assert not probe_set.kinks
 
 
 def test_smooth_networks_have_no_kinks():
