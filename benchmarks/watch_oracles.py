@@ -312,10 +312,10 @@ def main() -> None:
         [
             "# Numbers of a watched training against oracles",
             f"`python -m benchmarks.watch_oracles` on {described('cpu')}",
-            "An MLP, a CNN with GELU, and one with ReLU and max pooling, on handwritten digits "
-            f"({', '.join(count())} parameters), SGD with momentum and AdamW, {STEPS} steps of "
-            f"{BATCH} samples each with clipping, measured in float32 on {PROBE} others at every "
-            "third step. All oracles are in float64.",
+            "Three networks on handwritten digits: an MLP, a CNN with GELU, and one with ReLU and "
+            f"max pooling ({', '.join(count())} parameters). SGD with momentum and AdamW make "
+            f"{STEPS} steps of {BATCH} samples each, with clipping. Every third step is measured "
+            f"in float32 on {PROBE} other samples. All oracles are in float64.",
             table(rows(found, inside)),
             "Errors are relative: curvatures and gains near zero have large ones. The eigenvalues "
             "are of ten measurements in a row, with seven products each at most after the first; "

@@ -139,7 +139,7 @@ def measured(
     v = torch.randn(len(theta), generator=torch.Generator().manual_seed(0)).to(theta)
     rows = torch.stack([v[:ROW]] * 4) / len(theta) ** 0.5
     product = part.hessian(theta)
-    gauss_newton_product = _or(part.gauss_newton(theta), product)
+    gauss_newton_product = _unless_refused(part.gauss_newton(theta), product)
     operators = product, gauss_newton_product, part.covariance(theta, centred=False)
     firsts: list[Callable[[], Any]] = [
         lambda: part.loss(theta),
@@ -183,7 +183,7 @@ def measured(
     )
 
 
-def _or(first: Matvec, other: Matvec) -> Matvec:
+def _unless_refused(first: Matvec, other: Matvec) -> Matvec:
     """The first product; the other where it is refused, as probes then leave it out."""
     taken: list[Matvec] = []
 

@@ -85,9 +85,18 @@ class Strict(torch.optim.SGD):
         return super().step()
 
 
-def test_the_next_step_of_an_optimizer_that_needs_a_closure():
+class Bare(torch.optim.SGD):
+    """An optimizer of one's own whose step takes nothing."""
+
+    def step(self):  # pyright: ignore
+        """One step."""
+        return super().step()
+
+
+@pytest.mark.parametrize("made", [Strict, Bare])
+def test_the_next_step_of_an_optimizer_with_and_without_a_closure(made):
     parameters, _, _ = stepped("SGD", 0)
-    found = kept(parameters, Strict(parameters, lr=0.1))
+    found = kept(parameters, made(parameters, lr=0.1))
     g = torch.linspace(-1, 2, 10, dtype=torch.float64)
     torch.testing.assert_close(found.update(flat(parameters), g), -0.1 * g, rtol=1e-12, atol=1e-15)
 
@@ -98,14 +107,6 @@ def test_what_evaluates_the_loss_again_makes_no_step_from_a_gradient(name):
     found = kept(parameters, optimizers.build(name, parameters, lr=0.1))
     with pytest.raises(InputError, match=f"{name} makes no step .*evaluates the loss more"):
         found.update(flat(parameters), torch.ones(10).double())
-
-
-class Bare(torch.optim.SGD):
-    """An optimizer of one's own whose step takes nothing."""
-
-    def step(self):  # pyright: ignore
-        """One step."""
-        return super().step()
 
 
 class TwoSteps(torch.optim.SGD):
@@ -119,13 +120,6 @@ class TwoSteps(torch.optim.SGD):
         self.zero_grad()
         closure()
         return super().step()
-
-
-def test_the_next_step_of_an_optimizer_that_takes_no_closure():
-    parameters, _, _ = stepped("SGD", 0)
-    found = kept(parameters, Bare(parameters, lr=0.1))
-    g = torch.linspace(-1, 2, 10, dtype=torch.float64)
-    torch.testing.assert_close(found.update(flat(parameters), g), -0.1 * g, rtol=1e-12, atol=1e-15)
 
 
 def test_a_closure_at_other_weights_is_no_gradient_of_these():
